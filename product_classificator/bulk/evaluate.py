@@ -1,0 +1,72 @@
+"""Turns a run and a labelled table into scores on products that the run has not learned from.
+
+A product counts as seen when its text or its photo is that of a product in the run's train or valid part, by the same
+rule that keeps near-identical products together in the split. So judging a run on its own table judges its test part.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from product_classificator.catalog.read import Catalog
+from product_classificator.catalog.splits import load_split, text_keys
+from product_classificator.classificator import Classificator
+from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed
+from product_classificator.errors import DataError
+from product_classificator.evaluation import Evaluation, evaluate
+from product_classificator.runs import Run
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Scores on held-back products, and how many products were left out because the run had seen them."""
+
+    evaluation: Evaluation
+    scored: int
+    seen: int
+    set_aside: int
+
+
+def evaluate_run(
+    run: Run,
+    catalog: Catalog,
+    *,
+    classificator: Classificator | None = None,
+    store: str | Path | None = None,
+    on_chunk: Callable[[EmbeddedChunk], None] | None = None,
+) -> Heldout:
+    """Scores a run on the products of a catalog that it has not learned from.
+
+    Args:
+        run: the run.
+        catalog: products with the characteristics of the run, or some of them.
+        classificator: `None`: loaded from the run.
+        store: folder of embeddings to use and fill; `None`: the run's.
+        on_chunk: called after each chunk of embedded products.
+
+    Raises:
+        DataError: every product of the catalog was seen in training, or no characteristic is the run's.
+    """
+    classificator = classificator or Classificator.from_run(run.folder)
+    names = [name for name in catalog.columns.characteristics if name in classificator.labels]
+    if not names:
+        raise DataError(f"the table must hold a characteristic of the run: it tells {', '.join(classificator.labels)}")
+    encoder = classificator.encoder
+    embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
+    texts, embeddings = catalog.texts(), embedded.embeddings
+    split, keys = load_split(run.split)
+    learned = np.isin(split.part, ("train", "valid"))
+    seen = np.zeros(len(catalog), dtype=bool)
+    for name, found in (("text_key", text_keys(texts)), ("image_key", embedded.image_keys)):
+        known = keys[name][learned]
+        seen |= np.isin(found, known[known != 0])
+    usable = embeddings.has_image | embeddings.has_text
+    rows = np.flatnonzero(usable & ~seen)
+    if not len(rows):
+        raise DataError("an honest score needs unseen products: the run has learned from every product of the table")
+    predictions = classificator.bundle.predict(embeddings.take(rows), texts.take(rows), names)
+    truth = catalog.truth()
+    evaluation = evaluate(predictions, {name: truth[name][rows] for name in names})
+    return Heldout(evaluation, len(rows), int((usable & seen).sum()), int((~usable).sum()))

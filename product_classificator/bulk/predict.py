@@ -1,0 +1,196 @@
+"""Turns a run and a table into a file of predictions: one row a product, in the order of the table, resumable.
+
+Work goes chunk by chunk into parts beside the output (`<file>.parts/`), each renamed into place when it is whole. A
+killed run goes on after the last part; the parts are joined at the end and removed. Parts of another table, run or
+setting are not mixed in: their state file differs, and the work begins anew.
+"""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from product_classificator.catalog.read import Catalog
+from product_classificator.classificator import Classificator
+from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed_chunks
+from product_classificator.errors import DataError
+from product_classificator.files import replacing, write_text
+from product_classificator.types import Predictions, Strings
+
+logger = logging.getLogger(__name__)
+
+FORMATS = (".parquet", ".csv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class BulkSummary:
+    """What a bulk prediction did.
+
+    Attributes:
+        rows: rows in the file.
+        resumed: how many of them an interrupted call had left.
+        flaws: status -> number of rows, for every status but "ok", most frequent first.
+    """
+
+    rows: int
+    resumed: int
+    flaws: Mapping[str, int]
+
+
+def predict_to_file(
+    classificator: Classificator,
+    catalog: Catalog,
+    out: str | Path,
+    *,
+    top_k: int = 1,
+    store: EmbeddingStore | None = None,
+    on_chunk: Callable[[EmbeddedChunk], None] | None = None,
+) -> BulkSummary:
+    """Writes the predictions of a catalog to a parquet, CSV or JSON lines file.
+
+    Columns: the id; for each characteristic `<name>` and `<name>_probability`, with `top_k` above 1 also `<name>_2`,
+    `<name>_2_probability`, ...; `status`: "ok", or what is wrong with the row. A product with neither photo nor text
+    has nulls and a status that begins with "set_aside:".
+
+    Args:
+        classificator: what predicts.
+        catalog: the products.
+        out: the file; its ending says the format. An existing file is replaced when the new one is whole.
+        top_k: how many labels of each characteristic, 1 or more.
+        store: embeddings to use and fill.
+        on_chunk: called after each chunk.
+
+    Raises:
+        DataError: the ending is unknown, `top_k` is below 1, or the folder of `out` is not there.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in FORMATS:
+        raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {out.name}")
+    if top_k < 1:
+        raise DataError(f"top_k must be 1 or more, got {top_k}")
+    if not out.parent.is_dir():
+        raise DataError(f"the folder of the output must be there: make {out.parent} first")
+    parts = out.with_name(out.name + ".parts")
+    resumed = _resume(parts, _state(classificator, catalog, top_k))
+    row = resumed
+    for chunk in embed_chunks(catalog, classificator.encoder, store, first_row=resumed):
+        predictions = classificator.bundle.predict(chunk.embeddings, chunk.texts)
+        table = _table(predictions, chunk.status, catalog.columns.id, top_k)
+        with replacing(parts / f"{row:012d}-{row + table.num_rows:012d}.parquet") as temporary:
+            pq.write_table(table, temporary)
+        row += table.num_rows
+        if on_chunk:
+            on_chunk(chunk)
+    if not row:
+        raise DataError(f"there is nothing to predict: {catalog.table.name} has no rows")
+    flaws = _join(parts, out)
+    shutil.rmtree(parts)
+    return BulkSummary(row, resumed, flaws)
+
+
+def _state(classificator: Classificator, catalog: Catalog, top_k: int) -> str:
+    """Names everything that decides the output, but for the bytes of photos."""
+    source = Path(catalog.table.name)
+    digest = blake2b(digest_size=16)
+    if source.is_file():
+        stat = source.stat()
+        digest.update(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    else:
+        for value in catalog.texts():
+            digest.update(value.encode("utf-8", "replace") + b"\0")
+        digest.update("\0".join(catalog.ids).encode("utf-8", "replace"))
+    facts = {
+        "table": digest.hexdigest(),
+        "images": None if catalog.images is None else str(catalog.images.path),
+        "columns": asdict(catalog.columns),
+        "encoder": classificator.encoder.fingerprint,
+        "bundle": classificator.bundle.digest,
+        "top_k": top_k,
+    }
+    return json.dumps(facts, indent=1, ensure_ascii=False)
+
+
+def _resume(parts: Path, state: str) -> int:
+    """Readies the folder of parts and returns how many rows are already in it."""
+    if parts.exists():
+        state_file = parts / "state.json"
+        if not state_file.exists() or state_file.read_text(encoding="utf-8") != state:
+            logger.warning("%s is of another table, run or setting: starting anew", parts)
+            shutil.rmtree(parts)
+    parts.mkdir(exist_ok=True)
+    for leftover in parts.glob(".*.tmp"):
+        leftover.unlink()
+    write_text(parts / "state.json", state)
+    row = 0
+    for path in _parts(parts):
+        begin, end = (int(number) for number in path.stem.split("-"))
+        if begin != row:
+            raise DataError(f"parts must follow one another: row {row} is missing in {parts}; delete the folder")
+        row = end
+    return row
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-*.parquet"))
+
+
+def _table(predictions: Predictions, status: Strings, id_name: str, top_k: int) -> pa.Table:
+    is_known = predictions.is_known
+    columns: dict[str, pa.Array] = {id_name: pa.array(predictions.ids, pa.string())}
+    for name in predictions.characteristics:
+        ranked = predictions.top(name, top_k)
+        for rank in range(min(top_k, len(predictions.labels[name]))):
+            column = name if rank == 0 else f"{name}_{rank + 1}"
+            found = [labels[rank] if labels else (None, None) for labels in ranked]
+            columns[column] = pa.array([label for label, _ in found], pa.string())
+            columns[f"{column}_probability"] = pa.array([p for _, p in found], pa.float32())
+    columns["status"] = pa.array(np.where(is_known, status, "set_aside:" + status.astype(object)), pa.string())
+    return pa.table(columns)
+
+
+def _join(parts: Path, out: Path) -> dict[str, int]:
+    """Writes the parts as one file and returns how often each status but "ok" occurs."""
+    status: Counter[str] = Counter()
+
+    def tables() -> Iterator[pa.Table]:
+        for path in _parts(parts):
+            table = pq.read_table(path)
+            status.update(table["status"].to_pylist())
+            yield table
+
+    with replacing(out) as temporary:
+        _WRITERS[out.suffix.lower()](tables(), temporary)
+    return {name: n for name, n in status.most_common() if name != "ok"}
+
+
+def _write_arrow(open_writer: Callable[..., Any], tables: Iterator[pa.Table], path: Path) -> None:
+    first = next(tables)
+    with open_writer(path, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
+
+
+def _write_json_lines(tables: Iterator[pa.Table], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for table in tables:
+            for row in table.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+_WRITERS: dict[str, Callable[[Iterator[pa.Table], Path], None]] = {
+    ".parquet": partial(_write_arrow, pq.ParquetWriter),
+    ".csv": partial(_write_arrow, pa.csv.CSVWriter),
+    ".jsonl": _write_json_lines,
+}

@@ -1,0 +1,234 @@
+"""Turns a table and its photos into a checked `Catalog`: which column is what, and products in batches.
+
+A catalog reads nothing but the header when it is made; ids, labels and texts are read when asked for, in Arrow or
+NumPy form. Texts stay raw here: encoders and heads prepare them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from product_classificator.catalog.images import ImageSource, open_images
+from product_classificator.catalog.tables import Table, open_table
+from product_classificator.errors import DataError, nearest
+from product_classificator.types import Strings, Truth, strings
+
+PUBLISHED_CHARACTERISTICS = (
+    "category",
+    "sub_category",
+    "isadult",
+    "sex",
+    "season",
+    "age_restrictions",
+    "fragility",
+)
+_ID_GUESSES = ("nm", "id", "sku", "product_id", "item_id", "offer_id", "nm_id", "article")
+_TEXT_GUESSES = ("title", "name", "text", "description")
+_UNKNOWN_LABELS = ("", "nan", "none", "null", "<na>")
+_READ_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the table is what.
+
+    Attributes:
+        id: the product id; photos are found by it unless `photo` is given.
+        text: the columns that are joined to the text, in this order; empty for photos only.
+        characteristics: the columns with labels.
+        photo: the column of photo file names, if photos are not found by id.
+    """
+
+    id: str
+    text: tuple[str, ...] = ()
+    characteristics: tuple[str, ...] = ()
+    photo: str | None = None
+
+
+@dataclass(frozen=True)
+class Products:
+    """A batch of consecutive rows of a catalog, the first of them number `first_row`.
+
+    Ids and raw texts are "" where the table has none; `photos` are file names, `None` where photos are found by id.
+    """
+
+    first_row: int
+    ids: list[str]
+    texts: list[str]
+    photos: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Texts(Sequence[str]):
+    """Texts of products kept as Arrow memory: a Python string exists only while it is looked at."""
+
+    def __init__(self, array: pa.ChunkedArray) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[str]: ...
+    def __getitem__(self, key: int | slice) -> str | list[str]:
+        found = self._array[key]
+        result: str | list[str] = found.to_pylist() if isinstance(key, slice) else found.as_py()
+        return result
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._array.chunks:
+            for start in range(0, len(chunk), 4096):
+                yield from chunk.slice(start, 4096).to_pylist()
+
+    def take(self, rows: np.ndarray) -> "Texts":
+        """Returns the texts of `rows`, in that order."""
+        return Texts(pa.chunked_array([self._array.cast(pa.large_string()).take(pa.array(rows)).combine_chunks()]))
+
+
+class Catalog:
+    """Products of a table with their photos; made by `read_catalog`."""
+
+    def __init__(self, table: Table, columns: Columns, images: ImageSource | None) -> None:
+        self.table = table
+        self.columns = columns
+        self.images = images
+
+    @cached_property
+    def ids(self) -> Strings:
+        """(n,) product ids, "" where the table has none."""
+        parts = [pc.fill_null(batch.column(0), "") for batch in self.table.batches([self.columns.id], _READ_ROWS)]
+        return strings([value.strip() for part in parts for value in part.to_pylist()])
+
+    @cached_property
+    def _n_products(self) -> int:
+        return sum(batch.num_rows for batch in self.table.batches([self.columns.id], _READ_ROWS))
+
+    def __len__(self) -> int:
+        return self._n_products
+
+    def batches(self, size: int, first_row: int = 0) -> Iterator[Products]:
+        """Yields the products from `first_row` on, at most `size` at a time, in the order of the table."""
+        columns = self.columns
+        names = list(dict.fromkeys([columns.id, *columns.text, *([columns.photo] if columns.photo else [])]))
+        row = 0
+        for batch in self.table.batches(names, size):
+            skipped = min(max(first_row - row, 0), batch.num_rows)
+            if skipped < batch.num_rows:
+                yield self._products(batch.slice(skipped), row + skipped)
+            row += batch.num_rows
+
+    def _products(self, batch: pa.RecordBatch, first_row: int) -> Products:
+        ids = [(value or "").strip() for value in batch.column(self.columns.id).to_pylist()]
+        texts = _joined(batch, self.columns.text).to_pylist()
+        photo = self.columns.photo
+        photos = batch.column(photo).to_pylist() if photo else [None] * len(ids)
+        return Products(first_row, ids, texts, [name if name is None else name.strip() for name in photos])
+
+    def photo_bytes(self, product_id: str, photo: str | None) -> bytes:
+        """Reads the file of a product's photo.
+
+        Raises:
+            PhotoError: the product has no photo that may be read; its `reason` says why.
+        """
+        if self.images is None:
+            raise DataError("this catalog has no photos: give read_catalog(..., images=...)")
+        return self.images.read(photo or "") if self.columns.photo else self.images.read_by_id(product_id)
+
+    def texts(self) -> Texts:
+        """Returns the joined raw texts of all products."""
+        batches = self.table.batches(list(dict.fromkeys(self.columns.text)), _READ_ROWS)
+        if not self.columns.text:
+            return Texts(pa.chunked_array([pa.array([""] * len(self), pa.string())]))
+        return Texts(pa.chunked_array([_joined(batch, self.columns.text) for batch in batches], pa.string()))
+
+    def truth(self) -> Truth:
+        """Returns for each characteristic the (n,) labels; blank, "nan", "none" and "null" are unknown (`None`)."""
+        names = list(self.columns.characteristics)
+        batches = list(self.table.batches(names, _READ_ROWS))
+        return {name: _labels(pa.chunked_array([b.column(name) for b in batches], pa.string())) for name in names}
+
+
+def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Array:
+    """Joins text columns by line breaks, skipping empty ones."""
+    # Not pyarrow's binary_join_element_wise: of rows whose values are all null it loses some (seen in 26.0.1).
+    values = [batch.column(column).to_pylist() for column in columns]
+    stripped = ([value.strip() for value in row if value] for row in zip(*values, strict=True))
+    texts = ["\n".join(filter(None, row)) for row in stripped] if columns else [""] * batch.num_rows
+    return pa.array(texts, pa.string())
+
+
+def _labels(array: pa.ChunkedArray) -> Strings:
+    encoded = pc.utf8_trim_whitespace(array).combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    names = [None if name.lower() in _UNKNOWN_LABELS else name for name in encoded.dictionary.to_pylist()]
+    labels: Strings = strings([*names, None])[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
+    return labels
+
+
+def read_catalog(
+    table: str | Path | pd.DataFrame,
+    images: str | Path | ImageSource | None = None,
+    *,
+    id: str | None = None,  # noqa: A002 - the word of the command line, too
+    text: str | Sequence[str] | None = None,
+    characteristics: Sequence[str] | None = None,
+    photo: str | None = None,
+) -> Catalog:
+    """Opens a table of products and their photos.
+
+    Args:
+        table: a parquet, CSV/TSV or JSON lines file, or a DataFrame.
+        images: a folder or zip with photos, or what `open_images` gave; `None`: text only.
+        id: the column of ids; guessed among nm, id, sku, ... if not given.
+        text: one or several text columns, joined; empty for photos only. `None`: title, name, text and description,
+            as far as they are there.
+        characteristics: the columns with labels; `None`: the published seven, as far as they are there.
+        photo: the column of photo file names; `None`: photos are found by id (`<id>.jpg`, `.png`, ...).
+
+    Raises:
+        DataError: the table or photos cannot be read, or a column is not there (the nearest one is named).
+    """
+    opened = open_table(table)
+    have = opened.columns
+    source = open_images(images) if isinstance(images, str | Path) else images
+    if text is None:
+        text = _guess(have, _TEXT_GUESSES)
+    chosen = Columns(
+        id=id if id is not None else _guess_id(opened),
+        text=(text,) if isinstance(text, str) else tuple(text),
+        characteristics=_guess(have, PUBLISHED_CHARACTERISTICS) if characteristics is None else tuple(characteristics),
+        photo=photo,
+    )
+    for name in (chosen.id, *chosen.text, *chosen.characteristics, *([photo] if photo else [])):
+        if name not in have:
+            raise DataError(f"{opened.name} has no column {name!r}: {nearest(name, have)}")
+    if source is None and photo is not None:
+        raise DataError(f"a column of photo names ({photo!r}) needs photos: say where they are (images)")
+    if source is None and not chosen.text:
+        raise DataError(f"products need a photo or a text: name the text columns or the photos. {nearest('', have)}")
+    return Catalog(opened, chosen, source)
+
+
+def _guess(have: Sequence[str], guesses: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in guesses if name in have)
+
+
+def _guess_id(table: Table) -> str:
+    found = _guess(table.columns, _ID_GUESSES)
+    if not found:
+        raise DataError(
+            f"name the column of product ids: {table.name} has none of {', '.join(_ID_GUESSES)}. "
+            f"{nearest('id', table.columns)}"
+        )
+    return found[0]

@@ -1,0 +1,227 @@
+"""Turns a table file or a DataFrame into a stream of record batches whose columns are all strings.
+
+Everything is a string because ids, texts and labels are: `1`, `1.0` and `true` mean the same in every format. Only
+the asked columns are read, a batch at a time; a million rows never stand in memory as Python objects. The cost: CSV
+and JSON lines are parsed again on every pass.
+"""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from product_classificator.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_CSV_BLOCK_BYTES = 8 << 20
+
+
+class Table(Protocol):
+    """A table that can be streamed any number of times."""
+
+    name: str
+    columns: list[str]
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        """Yields batches of at most `size` rows; every column is a string array with nulls."""
+
+
+def open_table(source: str | Path | pd.DataFrame) -> Table:
+    """Opens a parquet, CSV/TSV or JSON lines file, or a DataFrame.
+
+    Raises:
+        DataError: there is no such file, its format is unknown, or it cannot be read as what its name says.
+    """
+    if isinstance(source, pd.DataFrame):
+        return _FrameTable(source)
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"a table must be a file or a DataFrame: there is no file {path}")
+    formats: dict[str, Callable[[Path], Table]] = {
+        ".parquet": _ParquetTable,
+        ".pq": _ParquetTable,
+        ".csv": _CsvTable,
+        ".tsv": _CsvTable,
+        ".jsonl": _JsonLinesTable,
+        ".ndjson": _JsonLinesTable,
+    }
+    if path.suffix.lower() not in formats:
+        raise DataError(f"a table must end in one of {', '.join(formats)}, got {path.name}")
+    try:
+        return formats[path.suffix.lower()](path)
+    except (pa.ArrowException, OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def as_strings(array: pa.Array) -> pa.Array:
+    """Casts any scalar column to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null.
+
+    Raises:
+        DataError: the column holds lists or structs.
+    """
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = array.type
+    if pa.types.is_nested(kind):
+        raise DataError(f"a column must hold plain values, found {kind}: flatten it to text first")
+    if pa.types.is_floating(kind):
+        array = pc.if_else(pc.is_finite(array), array, None)
+        whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**53))
+        integers = pc.cast(pc.if_else(whole, array, 0.0), pa.int64())
+        return pc.if_else(whole, pc.cast(integers, pa.string()), pc.cast(array, pa.string()))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        values = [None if value is None else value.decode("utf-8", "replace") for value in array.to_pylist()]
+        return pa.array(values, pa.string())
+    return pc.cast(array, pa.string())
+
+
+def _stringify(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    arrays = []
+    for column in columns:
+        try:
+            arrays.append(as_strings(batch.column(column)))
+        except (DataError, pa.ArrowException) as error:
+            raise DataError(f"column {column!r} cannot be used: {error}") from error
+    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
+
+
+class _FrameTable:
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.name = "DataFrame"
+        self.columns = [str(column) for column in frame.columns]
+        self._frame = frame.set_axis(self.columns, axis=1)
+        repeated = sorted({column for column in self.columns if self.columns.count(column) > 1})
+        if repeated:
+            raise DataError(f"column names must differ, found twice: {repeated}")
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(self._frame), size):
+            part = self._frame.iloc[start : start + size]
+            yield pa.RecordBatch.from_arrays([_series(part[column]) for column in columns], names=list(columns))
+
+
+def _series(series: pd.Series) -> pa.Array:
+    """Returns a column of a DataFrame as strings; a column of mixed objects goes value by value."""
+    try:
+        array = pa.Array.from_pandas(series)
+    except pa.ArrowException:
+        known = series.notna()
+        array = pa.array([str(value) if ok else None for value, ok in zip(series, known, strict=True)], pa.string())
+    try:
+        return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
+    except DataError as error:
+        raise DataError(f"column {series.name!r} cannot be used: {error}") from error
+
+
+class _ParquetTable:
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        with pq.ParquetFile(path) as file:
+            self.columns: list[str] = list(file.schema_arrow.names)
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        try:
+            with pq.ParquetFile(self._path) as file:
+                for batch in file.iter_batches(batch_size=size, columns=list(columns), use_threads=False):
+                    yield _stringify(batch, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self._path} is damaged: {error}") from error
+
+
+class _CsvTable:
+    """CSV with a header; the delimiter and the encoding (UTF-8, else Windows-1251) are found from its beginning."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        with path.open("rb") as file:
+            sample = file.read(1 << 20)
+        if not sample.strip():
+            raise DataError(f"{path} is empty: a CSV table needs a header")
+        self._encoding = _encoding(sample)
+        if self._encoding != "utf-8":
+            logger.warning("%s is not UTF-8: read as %s", path, self._encoding)
+        with path.open(encoding=self._encoding + ("-sig" if self._encoding == "utf-8" else ""), newline="") as text:
+            header = text.readline()
+            self._delimiter = max("\t;|,", key=header.count)
+            text.seek(0)
+            self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter))
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        broken = 0
+
+        def skip(row: pa.csv.InvalidRow) -> str:
+            nonlocal broken
+            broken += 1
+            return "skip"
+
+        try:
+            reader = pa.csv.open_csv(
+                self._path,
+                pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES, encoding=self._encoding),
+                pa.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=skip),
+                pa.csv.ConvertOptions(
+                    column_types=dict.fromkeys(columns, pa.string()),
+                    include_columns=list(dict.fromkeys(columns)),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                ),
+            )
+            for block in reader:
+                for start in range(0, block.num_rows, size):
+                    yield block.slice(start, size).select(list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self._path} cannot be read as CSV ({self._encoding}): {error}") from error
+        if broken:
+            logger.warning("%s: %d lines without the header's number of columns were left out", self._path, broken)
+
+
+def _encoding(sample: bytes) -> str:
+    try:
+        # The sample may end inside a character: its last three bytes are not judged.
+        sample[:-3].decode("utf-8") if len(sample) > 3 else sample.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return "utf-8" if error.end >= len(sample) - 3 and len(sample) > 3 else "cp1251"
+    return "utf-8"
+
+
+class _JsonLinesTable:
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        first: dict[str, None] = {}
+        for record in islice(self._records(), 1000):
+            first.update(dict.fromkeys(record))
+        if not first:
+            raise DataError(f"{path} holds no JSON objects: one object a line is expected")
+        self.columns = list(first)
+
+    def _records(self) -> Iterator[dict[str, object]]:
+        with self._path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{self._path}, line {number} is not JSON: {error}") from error
+                if not isinstance(record, dict):
+                    raise DataError(f"{self._path}, line {number} must be a JSON object, got {line[:40].strip()!r}")
+                yield record
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        records = self._records()
+        while chunk := list(islice(records, size)):
+            arrays = [_series(pd.Series([row.get(name) for row in chunk], dtype=object, name=name)) for name in columns]
+            yield pa.RecordBatch.from_arrays(arrays, names=list(columns))

@@ -1,0 +1,42 @@
+"""The command line: every command opens what it is given, calls one verb, and prints what a person needs next.
+
+Exit codes: 0 done, 1 bad data or artefact (a message, no traceback), 2 wrong usage, 130 interrupted.
+"""
+
+import logging
+import sys
+
+import typer
+
+from product_classificator.cli import commands, demo
+from product_classificator.errors import ProductClassificatorError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Tells a product's category, sex, season and other characteristics from its photo and its text.",
+)
+for command in (
+    commands.train,
+    commands.evaluate,
+    commands.predict,
+    commands.classify,
+    commands.embed,
+    commands.info,
+    demo.demo,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except ProductClassificatorError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; what was finished is kept, the same command goes on from there", err=True)
+        sys.exit(130)

@@ -1,0 +1,212 @@
+"""The commands. What is heavy to import is imported by the command that needs it, so that `--help` is quick."""
+
+import json
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from product_classificator.cli.options import (
+    MAX_PIXELS,
+    Channels,
+    ChannelsOpt,
+    CharacteristicsOpt,
+    IdOpt,
+    ImagesOpt,
+    LikeRunTextOpt,
+    MaxPixelsOpt,
+    PhotoOpt,
+    Recipe,
+    RunArg,
+    Source,
+    StoreOpt,
+    TableArg,
+    TextOpt,
+    names,
+    open_catalog,
+    open_catalog_like,
+)
+from product_classificator.errors import ArtifactError
+
+
+def train(
+    table: TableArg,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; made if it is not there.")],
+    images: ImagesOpt = None,
+    characteristics: CharacteristicsOpt = None,
+    text: TextOpt = None,
+    id_: IdOpt = None,
+    photo: PhotoOpt = None,
+    channels: ChannelsOpt = Channels.rgb,
+    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="See `info encoders`.")] = None,
+    recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How the heads are fitted.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
+    store: StoreOpt = None,
+) -> None:
+    """Train heads on a table of products and report how well they do on held-back ones."""
+    from product_classificator.cli import console
+    from product_classificator.training import read_settings, train_heads
+
+    changes = {"encoder": encoder, "seed": seed, "heads.recipe": recipe and recipe.value}
+    settings = read_settings(config, changes)
+    source = Source(table, images, id_, text, photo, channels, max_pixels)
+    catalog = open_catalog(source, names(characteristics))
+    console.print_columns(catalog)
+    with console.training_watch(len(catalog)) as watch:
+        training = train_heads(catalog, out, settings, store=store, watch=watch)
+    console.out.print(f"\nTest part of {table.name}, {settings.heads.recipe} recipe, seed {settings.seed}")
+    console.print_scores(training.evaluation)
+    console.print_left_out(training.fitted.left_out)
+    photos = f" --images {shlex.quote(str(images))}" if images else ""
+    console.log.print(
+        f"report: {training.run.report / 'report.md'}\n"
+        f"next:   product-classificator predict {shlex.quote(str(out))} {shlex.quote(str(table))}{photos} "
+        "--out predictions.parquet",
+        soft_wrap=True,
+    )
+
+
+def evaluate(
+    run: RunArg,
+    table: TableArg,
+    images: ImagesOpt = None,
+    text: LikeRunTextOpt = None,
+    id_: IdOpt = None,
+    photo: PhotoOpt = None,
+    channels: ChannelsOpt = Channels.rgb,
+    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    json_: Annotated[Path | None, typer.Option("--json", help="File for the scores.")] = None,
+    store: StoreOpt = None,
+) -> None:
+    """Score a run on labelled products; those it has learned from are left out."""
+    from product_classificator.bulk import evaluate_run
+    from product_classificator.cli import console
+    from product_classificator.evaluation import evaluation_json
+    from product_classificator.files import write_text
+    from product_classificator.runs import Run
+
+    opened = Run.load(run)
+    source = Source(table, images, id_, text, photo, channels, max_pixels)
+    catalog = open_catalog_like(opened.columns, source, list(opened.columns.characteristics))
+    with console.product_progress(len(catalog)) as progress:
+        heldout = evaluate_run(opened, catalog, store=store, on_chunk=progress.on_chunk)
+    console.log.print(
+        f"{heldout.scored} products scored; {heldout.seen} left out, for the run has learned from them or from "
+        f"near-identical ones; {heldout.set_aside} with neither photo nor text"
+    )
+    console.print_scores(heldout.evaluation)
+    if json_ is not None:
+        write_text(json_, json.dumps(evaluation_json(heldout.evaluation), ensure_ascii=False, indent=2))
+
+
+def predict(
+    run: RunArg,
+    table: TableArg,
+    out: Annotated[Path, typer.Option("--out", help="File to write: .parquet, .csv or .jsonl.")],
+    images: ImagesOpt = None,
+    text: LikeRunTextOpt = None,
+    id_: IdOpt = None,
+    photo: PhotoOpt = None,
+    channels: ChannelsOpt = Channels.rgb,
+    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 1,
+    store: StoreOpt = None,
+) -> None:
+    """Predict the characteristics of every product of a table; an interrupted call goes on where it stopped."""
+    from product_classificator.bulk import predict_to_file
+    from product_classificator.classificator import Classificator
+    from product_classificator.cli import console
+    from product_classificator.embeddings import EmbeddingStore
+    from product_classificator.runs import Run
+
+    source = Source(table, images, id_, text, photo, channels, max_pixels)
+    catalog = open_catalog_like(Run.load(run).columns, source, [])
+    classificator = Classificator.from_run(run)
+    embeddings = EmbeddingStore(store, classificator.encoder) if store else None
+    with console.product_progress(len(catalog)) as progress:
+        summary = predict_to_file(
+            classificator, catalog, out, top_k=top_k, store=embeddings, on_chunk=progress.on_chunk
+        )
+    taken_over = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
+    console.log.print(f"{summary.rows} rows in {out}{taken_over}")
+    console.print_counts("rows with a flaw", summary.flaws)
+
+
+def classify(
+    run: RunArg,
+    image: Annotated[Path | None, typer.Option("--image", help="File of the photo.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Text of the product.")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 3,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Classify one product from its photo, its text, or both."""
+    if image is None and not text:
+        raise typer.BadParameter("a product needs a photo or a text: give --image, --text or both")
+    from product_classificator.classificator import Classificator
+    from product_classificator.cli import console
+
+    predictions = Classificator.from_run(run).predict(
+        None if text is None else [text], None if image is None else [image]
+    )
+    if not json_:
+        console.print_products(predictions, top_k=top_k)
+        return
+    found = {
+        name: [{"label": label, "probability": round(share, 6)} for label, share in predictions.top(name, top_k)[0]]
+        for name in predictions.characteristics
+    }
+    typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+def embed(
+    table: TableArg,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store; an existing one is continued.")],
+    images: ImagesOpt = None,
+    text: TextOpt = None,
+    id_: IdOpt = None,
+    photo: PhotoOpt = None,
+    channels: ChannelsOpt = Channels.rgb,
+    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    encoder: Annotated[str, typer.Option("--encoder", help="See `info encoders`.")] = "lite",
+) -> None:
+    """Embed products into a store that training and prediction can use; an interrupted call goes on."""
+    from product_classificator.cli import console
+    from product_classificator.embeddings import EmbeddingStore, embed_chunks
+    from product_classificator.encoders import load_encoder
+
+    catalog = open_catalog(Source(table, images, id_, text, photo, channels, max_pixels), [])
+    console.print_columns(catalog)
+    loaded = load_encoder(encoder)
+    store = EmbeddingStore(out, loaded)
+    status: Counter[str] = Counter()
+    encoded = 0
+    with console.product_progress(len(catalog)) as progress:
+        for chunk in embed_chunks(catalog, loaded, store):
+            progress.on_chunk(chunk)
+            status.update(chunk.status)
+            encoded += chunk.encoded
+    console.log.print(f"{encoded} products encoded now, {status.total() - encoded} known or repeated; store: {out}")
+    console.print_counts("rows with a flaw", {name: n for name, n in status.most_common() if name != "ok"})
+
+
+def info(
+    what: Annotated[str, typer.Argument(metavar="RUN|STORE|encoders", help="A run, a store, or the word `encoders`.")],
+) -> None:
+    """Describe a run, a store, or the encoders."""
+    from product_classificator.cli import console
+    from product_classificator.encoders import ENCODERS
+
+    path = Path(what)
+    if what == "encoders":
+        for name, description in ENCODERS.items():
+            console.out.print(f"[bold]{name}[/bold]  {description}")
+    elif (path / "run.json").is_file():
+        console.print_run(path)
+    elif (path / "store.json").is_file():
+        console.print_store(path)
+    else:
+        raise ArtifactError(f"info describes a run, a store, or the word `encoders`: {what} is none of them")

@@ -1,0 +1,161 @@
+"""What the command line shows: progress, tables, bars. Nothing here computes a result."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from product_classificator.catalog import Catalog
+from product_classificator.embeddings import EmbeddedChunk, read_store_facts
+from product_classificator.evaluation import Evaluation
+from product_classificator.heads import EpochFacts, HeadBundle
+from product_classificator.runs import Run
+from product_classificator.training import Watch
+from product_classificator.types import Predictions
+
+out = Console(highlight=False)
+"""Results go here (stdout)."""
+
+log = Console(stderr=True, highlight=False)
+"""Progress, sentences and errors go here (stderr)."""
+
+_BAR_WIDTH = 20
+
+
+class ProductProgress:
+    """A progress bar over products: rate, time left, and how many rows are flawed or came from the store."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._flawed = self._known = 0
+        self._first_row: int | None = None
+        self._task = progress.add_task("products", total=total, rate=0.0, notes="")
+
+    def on_chunk(self, chunk: EmbeddedChunk) -> None:
+        """Counts a chunk."""
+        n = len(chunk.embeddings)
+        self._flawed += int((chunk.status != "ok").sum())
+        self._known += n - chunk.encoded
+        done = chunk.first_row + n
+        if self._first_row is None:
+            self._first_row = chunk.first_row
+        notes = [f"{self._known} known"] if self._known else []
+        notes += [f"{self._flawed} with a flaw"] if self._flawed else []
+        rate = (done - self._first_row) / max(self._progress.tasks[0].elapsed or 0.0, 1e-3)
+        self._progress.update(self._task, completed=done, rate=rate, notes=", ".join(notes))
+
+
+@contextmanager
+def product_progress(total: int) -> Iterator[ProductProgress]:
+    """Shows a progress bar while the block runs."""
+    columns = (
+        TextColumn("  "),
+        BarColumn(_BAR_WIDTH * 2),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f}/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[notes]}"),
+    )
+    with Progress(*columns, console=log) as progress:
+        yield ProductProgress(progress, total)
+
+
+@contextmanager
+def training_watch(total: int) -> Iterator[Watch]:
+    """Shows the stages of a training: a sentence each, a bar while products are embedded, a line an epoch."""
+    with product_progress(total) as products:
+
+        def on_epoch(facts: EpochFacts) -> None:
+            log.print(
+                f"   epoch {facts.epoch:>2}  loss {facts.train_loss:.3f}  "
+                f"validation macro-F1 {facts.mean_valid_macro_f1:.3f}  {facts.seconds:.1f} s"
+            )
+
+        yield Watch(lambda sentence: log.print(f"[bold]{escape(sentence)}[/bold]"), products.on_chunk, on_epoch)
+
+
+def print_columns(catalog: Catalog) -> None:
+    """Says which column is taken as what."""
+    columns = catalog.columns
+    text = ", ".join(columns.text) or "none (photos only)"
+    photos = "none (text only)" if catalog.images is None else f"by {columns.photo or columns.id}"
+    log.print(escape(f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}"))
+
+
+def print_scores(evaluation: Evaluation) -> None:
+    """Prints macro-F1, its interval, accuracy and support of each characteristic."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("characteristic", "macro-F1", "95 % interval", "accuracy", "products", "labels", "not trained"):
+        table.add_column(name, justify="left" if name == "characteristic" else "right")
+    for name, score in evaluation.characteristics.items():
+        low_high = "-" if score.interval is None else f"{score.interval[0]:.3f} - {score.interval[1]:.3f}"
+        table.add_row(
+            name,
+            _number(score.macro_f1),
+            low_high,
+            _number(score.accuracy),
+            str(score.n),
+            str(len(score.labels)),
+            str(score.unknown_labels),
+        )
+    table.add_section()
+    table.add_row("mean", _number(evaluation.mean_macro_f1), style="bold")
+    out.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def print_products(predictions: Predictions, titles: Sequence[str] | None = None, top_k: int = 3) -> None:
+    """Prints the most probable labels of each product with bars."""
+    for row in range(len(predictions)):
+        if titles:
+            out.print(f"[bold]{escape(titles[row])}[/bold]", soft_wrap=True)
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name in predictions.characteristics:
+            for rank, (label, probability) in enumerate(predictions.top(name, top_k)[row]):
+                bar = "█" * round(probability * _BAR_WIDTH)
+                first = "" if rank else escape(name)
+                table.add_row(first, escape(label), f"{bar:<{_BAR_WIDTH}} {probability:4.0%}", style="dim" * (rank > 0))
+        out.print(table)
+        out.print()
+
+
+def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
+    """Says how many labels of each characteristic were too rare to be trained."""
+    if left_out:
+        counts = ", ".join(f"{name} {len(labels)}" for name, labels in left_out.items())
+        log.print(escape(f"labels with too few products to be trained (listed in the report): {counts}"))
+
+
+def print_counts(title: str, counts: Mapping[str, int]) -> None:
+    """Prints reasons and how often each occurred; nothing if there are none."""
+    if counts:
+        log.print(escape(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items())))
+
+
+def print_run(folder: Path) -> None:
+    """Describes a run."""
+    run = Run.load(folder)
+    out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}"))
+    out.print(escape(f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}"))
+    for name, labels in HeadBundle.load(run.bundle).labels.items():
+        shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+        out.print(f"  [bold]{escape(name)}[/bold] ({len(labels)} labels): {escape(shown)}", soft_wrap=True)
+
+
+def print_store(folder: Path) -> None:
+    """Describes a store of embeddings."""
+    facts = read_store_facts(folder)
+    parts = list((folder / "parts").glob("*.parquet"))
+    products = sum(pq.read_metadata(part).num_rows for part in parts)
+    out.print(escape(f"Store {folder}: {products} products in {len(parts)} parts, encoder {facts['encoder']}"))
+    out.print(f"image part {facts['image_dim']}-d, text part {facts['text_dim']}-d, fingerprint {facts['fingerprint']}")

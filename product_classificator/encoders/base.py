@@ -1,0 +1,37 @@
+"""The door every encoder stands behind: raw images and texts in, unit vectors out."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from PIL import Image
+
+from product_classificator.types import Floats
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns photos and texts into embeddings; how it prepares them is its own business.
+
+    Attributes:
+        name: what `load_encoder` was asked for.
+        fingerprint: names weights and preparation: two encoders agree iff their fingerprints do.
+        image_dim: length of an image vector.
+        text_dim: length of a text vector.
+    """
+
+    name: str
+    fingerprint: str
+    image_dim: int
+    text_dim: int
+
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """Shrinks an RGB image to what the encoder needs; preparing twice changes nothing.
+
+        Callers may do this early, in other threads, so that big photos do not wait in memory.
+        """
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Returns the (n, image_dim) float32 vectors of RGB images, prepared or not; rows have unit length."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Returns the (n, text_dim) float32 vectors of raw texts; rows have unit length."""

@@ -1,0 +1,25 @@
+"""From predictions and truth to a report: macro-F1 with intervals, the confusions, the pictures.
+
+The room knows neither encoders nor heads, so it also judges a rival's predictions.
+"""
+
+from product_classificator.evaluation.metrics import (
+    CharacteristicScore,
+    Confusion,
+    Evaluation,
+    LabelScore,
+    evaluate,
+)
+from product_classificator.evaluation.report import RunFacts, evaluation_json, markdown_table, write_report
+
+__all__ = [
+    "CharacteristicScore",
+    "Confusion",
+    "Evaluation",
+    "LabelScore",
+    "RunFacts",
+    "evaluate",
+    "evaluation_json",
+    "markdown_table",
+    "write_report",
+]

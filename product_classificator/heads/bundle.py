@@ -1,0 +1,242 @@
+"""Keeps fitted heads: what turns embeddings and texts into predictions, as a folder without any pickle.
+
+The folder holds `weights.safetensors`, `words.json` and, written last, `manifest.json` with the sha256 of the other
+two. It is written under a temporary name and renamed, so a bundle is there whole or not at all. Loading reads these
+three names only and believes nothing: the manifest is checked field by field, files against their sha256, weights
+against the shapes that the manifest calls for.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from product_classificator.errors import ArtifactError, DataError, nearest
+from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
+from product_classificator.heads.words import WordBag, WordRows
+from product_classificator.types import Embeddings, Floats, Predictions
+
+FORMAT = 1
+MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
+_IDF = "bag.idf"
+_ROWS_PER_STEP = 8192
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    recipe: str
+    image_dim: int
+    text_dim: int
+    n_words: int
+    hidden: int
+    dropout: float
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    encoder_fingerprint: str
+    labels: dict[str, list[str]]
+    temperatures: list[float]
+    network: _Shape
+    facts: dict[str, Any]
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class HeadBundle:
+    """Fitted heads of all characteristics.
+
+    Attributes:
+        network: gives the logits of all characteristics.
+        bag: the words it knows.
+        labels: characteristic -> labels, in the order of the probability columns.
+        encoder_fingerprint: only embeddings of this encoder can be judged.
+        temperatures: what the logits of each characteristic are divided by, so that probabilities mean something.
+        facts: how the heads were trained; JSON values.
+    """
+
+    network: Network
+    bag: WordBag
+    labels: Mapping[str, tuple[str, ...]]
+    encoder_fingerprint: str
+    temperatures: tuple[float, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def image_dim(self) -> int:
+        """Width of the image part, 0 if photos are not used."""
+        return self.network.shape.image_dim
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the text part, 0 if texts are not used."""
+        return self.network.shape.text_dim
+
+    @property
+    def digest(self) -> str:
+        """Names what decides predictions: weights, words, labels and temperatures."""
+        known = json.dumps([dict(self.labels), self.bag.words, self.temperatures, self.encoder_fingerprint])
+        digest = hashlib.sha256(known.encode())
+        for name, weight in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + weight.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def predict(
+        self, embeddings: Embeddings, texts: Sequence[str], characteristics: Sequence[str] | None = None
+    ) -> Predictions:
+        """Tells the characteristics of products.
+
+        Args:
+            embeddings: of n products, made by the encoder that the heads were trained on.
+            texts: (n,) their raw texts.
+            characteristics: which to tell; all by default.
+
+        Raises:
+            ArtifactError: the embeddings were made by another encoder.
+            DataError: a characteristic is unknown, or texts and embeddings differ in length.
+        """
+        wanted = tuple(self.labels) if characteristics is None else tuple(characteristics)
+        self._check(embeddings, texts, wanted)
+        is_known = np.zeros(len(embeddings), dtype=bool)
+        is_known |= embeddings.has_image & (self.image_dim > 0)
+        is_known |= embeddings.has_text & (self.text_dim > 0)
+        probabilities = {name: np.full((len(texts), len(self.labels[name])), np.nan, np.float32) for name in wanted}
+        places = {name: (i, span) for i, (name, span) in enumerate(zip(self.labels, self.network.shape.spans))}
+        known = np.flatnonzero(is_known)
+        for start in range(0, len(known), _ROWS_PER_STEP):
+            rows = known[start : start + _ROWS_PER_STEP]
+            logits = logits_of(self.network, embeddings.take(rows), self.bag.rows([texts[row] for row in rows]))
+            for name in wanted:
+                i, span = places[name]
+                probabilities[name][rows] = torch.softmax(logits[:, span] / self.temperatures[i], 1).numpy()
+        return Predictions(embeddings.ids, {name: self.labels[name] for name in wanted}, probabilities, is_known)
+
+    def _check(self, embeddings: Embeddings, texts: Sequence[str], wanted: Sequence[str]) -> None:
+        if embeddings.fingerprint != self.encoder_fingerprint:
+            raise ArtifactError(
+                f"heads judge only embeddings of the encoder they were trained on, {self.encoder_fingerprint!r}; "
+                f"these were made by {embeddings.fingerprint!r}: embed again with that encoder, or fit new heads"
+            )
+        if len(texts) != len(embeddings):
+            raise DataError(f"every product needs one text: {len(embeddings)} embeddings, {len(texts)} texts")
+        for name in wanted:
+            if name not in self.labels:
+                raise DataError(f"the heads know no characteristic {name!r}: {nearest(name, self.labels)}")
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the bundle as a new folder, or in place of an older bundle there.
+
+        Raises:
+            ArtifactError: `folder` exists and is not a bundle.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
+            raise ArtifactError(f"a bundle is saved as a folder of its own, but {folder} holds other things")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        parts = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            self._write(parts)
+            if folder.exists():
+                shutil.rmtree(folder)
+            parts.chmod(0o755)
+            parts.replace(folder)
+        except BaseException:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+
+    def _write(self, folder: Path) -> None:
+        weights = {name: weight.contiguous() for name, weight in self.network.state_dict().items()}
+        save_file({**weights, _IDF: torch.from_numpy(self.bag.idf)}, folder / WEIGHTS)
+        (folder / WORDS).write_text(json.dumps(self.bag.words, ensure_ascii=False), encoding="utf-8")
+        shape = asdict(self.network.shape)
+        del shape["n_labels"]
+        manifest = _Manifest(
+            format=FORMAT,
+            encoder_fingerprint=self.encoder_fingerprint,
+            labels={name: list(names) for name, names in self.labels.items()},
+            temperatures=list(self.temperatures),
+            network=_Shape(**shape),
+            facts=dict(self.facts),
+            sha256={name: _sha256((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
+        )
+        (folder / MANIFEST).write_text(
+            json.dumps(manifest.model_dump(), ensure_ascii=False, indent=1), encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "HeadBundle":
+        """Reads a bundle.
+
+        Raises:
+            ArtifactError: the folder is no bundle, is damaged, or was written by a newer version.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        weights_bytes, words_bytes = (_read_checked(folder, name, manifest) for name in (WEIGHTS, WORDS))
+        n_labels = tuple(len(names) for names in manifest.labels.values())
+        try:
+            weights = load(weights_bytes)
+            idf: Floats = weights.pop(_IDF).numpy()
+            bag = WordBag(json.loads(words_bytes), idf)
+            shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
+            with torch.random.fork_rng(devices=[]):
+                network = make_network(shape)
+            network.load_state_dict(weights)
+        except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
+        return cls(
+            network.eval(),
+            bag,
+            {name: tuple(names) for name, names in manifest.labels.items()},
+            manifest.encoder_fingerprint,
+            tuple(manifest.temperatures),
+            manifest.facts,
+        )
+
+
+def logits_of(network: Network, embeddings: Embeddings, words: WordRows) -> Tensor:
+    """Returns (n, all labels) logits of products, without dropout."""
+    network.eval()
+    steps = [np.arange(i, min(i + _ROWS_PER_STEP, len(embeddings))) for i in range(0, len(embeddings), _ROWS_PER_STEP)]
+    with torch.inference_mode():
+        return torch.cat([network(Batch.of(embeddings, words, rows, network.shape)) for rows in steps])
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        number = found.get("format") if isinstance(found, dict) else None
+        if isinstance(number, int) and number > FORMAT:
+            raise ArtifactError(
+                f"{folder} has format {number}, this version reads up to {FORMAT}: upgrade product_classificator"
+            )
+        return _Manifest.model_validate(found)
+    except (ValueError, ValidationError) as error:
+        raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
+
+
+def _read_checked(folder: Path, name: str, manifest: _Manifest) -> bytes:
+    path = folder / name
+    content = path.read_bytes() if path.is_file() else b""
+    if _sha256(content) != manifest.sha256.get(name):
+        raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle anew")
+    return content

@@ -1,0 +1,402 @@
+"""Turns embeddings, texts and known labels into a bundle of heads.
+
+All characteristics are fitted together. An unknown label costs nothing: it is masked. Rare labels weigh as much as
+common ones in macro-F1, so the joint recipe adds `prior_strength` x the log frequency of each label to the logits
+while training (balanced softmax, Ren et al. 2020; Menon et al. 2021), and leaves it away in use. The weights of the
+epoch with the best validation macro-F1 are kept, as a copy. Validation products choose that epoch and the
+temperatures, nothing else; test products are never read.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from itertools import compress
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+from torch.nn import functional
+
+from product_classificator.errors import DataError
+from product_classificator.heads.bundle import HeadBundle, logits_of
+from product_classificator.heads.network import RECIPES, Batch, Network, NetworkShape, Recipe, make_network
+from product_classificator.heads.words import WordBag, WordRows
+from product_classificator.types import PARTS, Embeddings, Rows, Split, Truth
+
+logger = logging.getLogger(__name__)
+
+Codes = npt.NDArray[np.int64]
+"""(n, characteristics) number of each product's label, -1 where it is unknown."""
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How heads are fitted.
+
+    Attributes:
+        recipe: "joint" (one network over photo, text and words) or "published" (the heads of the 2024 system).
+        min_products_per_label: labels of fewer products are treated as unknown.
+        max_epochs: passes over the training part; the published recipe has 15.
+        patience: epochs without a better validation macro-F1 after which fitting stops.
+        batch_size: products per step.
+        learning_rate: of the hidden layer and the labels.
+        words_learning_rate: of the words branch.
+        weight_decay: of the hidden layer and the labels.
+        hidden: width of the hidden layer.
+        dropout: share of hidden units silenced in training.
+        modality_dropout: share of training products whose photo is hidden, and share whose text is.
+        word_dropout: share of the words of a training text that are hidden.
+        label_smoothing: share of the probability spread over all labels.
+        prior_strength: 0 favours the common labels as the data do, 1 treats all labels alike.
+        max_words: limit of the vocabulary; 0 turns the words branch off.
+        seed: of weights, order and dropout.
+    """
+
+    recipe: Recipe = "joint"
+    min_products_per_label: int = 10
+    max_epochs: int = 20
+    patience: int = 6
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    words_learning_rate: float = 0.02
+    weight_decay: float = 0.01
+    hidden: int = 512
+    dropout: float = 0.5
+    modality_dropout: float = 0.1
+    word_dropout: float = 0.1
+    label_smoothing: float = 0.0
+    prior_strength: float = 0.5
+    max_words: int = 100_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise DataError(f"recipe must be one of {RECIPES}, got {self.recipe!r}")
+        for name in ("min_products_per_label", "max_epochs", "patience", "batch_size", "hidden"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "words_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise DataError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("dropout", "modality_dropout", "word_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DataError(f"{name} must be a share from 0 to below 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "prior_strength", "max_words"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @classmethod
+    def published(cls, seed: int = 0) -> "HeadSettings":
+        """Returns the architecture and schedule of the 2024 system."""
+        return cls(
+            recipe="published",
+            max_epochs=15,
+            patience=15,
+            hidden=1024,
+            dropout=0.2,
+            weight_decay=0,
+            modality_dropout=0,
+            word_dropout=0,
+            prior_strength=0,
+            max_words=0,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class EpochFacts:
+    """What one epoch did.
+
+    Attributes:
+        epoch: number from 1.
+        train_loss: mean loss of a training step, summed over characteristics.
+        valid_macro_f1: characteristic -> macro-F1 on the validation part; absent where it has no label there.
+        mean_valid_macro_f1: their mean, which chooses the epoch.
+        seconds: time the epoch took.
+    """
+
+    epoch: int
+    train_loss: float
+    valid_macro_f1: Mapping[str, float]
+    mean_valid_macro_f1: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FittedHeads:
+    """What a training leaves: the bundle of the best epoch, and how it came about.
+
+    Attributes:
+        bundle: heads with the weights of `best_epoch`.
+        history: one entry per epoch that was run.
+        best_epoch: number from 1.
+        left_out: characteristic -> label -> number of products, for labels that were treated as unknown.
+    """
+
+    bundle: HeadBundle
+    history: tuple[EpochFacts, ...]
+    best_epoch: int
+    left_out: Mapping[str, Mapping[str, int]]
+
+
+def fit_heads(
+    embeddings: Embeddings,
+    texts: Sequence[str],
+    truth: Truth,
+    split: Split,
+    settings: HeadSettings = HeadSettings(),
+    *,
+    on_epoch: Callable[[EpochFacts], None] | None = None,
+) -> FittedHeads:
+    """Fits heads for all characteristics of `truth`.
+
+    Args:
+        embeddings: of n products.
+        texts: (n,) their raw texts.
+        truth: characteristic -> (n,) labels.
+        split: of the same n products in the same order.
+        settings: how to fit.
+        on_epoch: called after each epoch, for progress.
+
+    Raises:
+        DataError: rows do not belong together, or nothing can be learned: no characteristic has two labels with
+            enough products, or a part has no labelled product.
+    """
+    _check_rows(embeddings, texts, truth, split)
+    labels, left_out = _labels_to_learn(truth, split, settings.min_products_per_label)
+    codes = _codes(truth, labels)
+    uses_image, uses_text = bool(embeddings.has_image.any()), bool(embeddings.has_text.any())
+    usable = (embeddings.has_image | embeddings.has_text) & (codes >= 0).any(1)
+    train, valid = (rows[usable[rows]] for rows in (split.rows("train"), split.rows("valid")))
+    for part, rows in (("train", train), ("valid", valid)):
+        if not len(rows):
+            raise DataError(f"the {part} part has no product with a label and a photo or text: check the split")
+    bag = WordBag.fit([texts[row] for row in train], max_words=settings.max_words)
+    shape = NetworkShape(
+        recipe=settings.recipe,
+        image_dim=embeddings.image.shape[1] if uses_image else 0,
+        text_dim=embeddings.text.shape[1] if uses_text else 0,
+        n_words=len(bag),
+        n_labels=tuple(len(names) for names in labels.values()),
+        hidden=settings.hidden,
+        dropout=settings.dropout,
+    )
+    seen = np.concatenate([train, valid])
+    words = bag.rows([texts[row] for row in seen])
+    material = _Material(embeddings.take(seen), words, codes[seen], len(train), tuple(labels))
+    # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network, history, best_epoch = _fit_network(shape, material, settings, on_epoch or (lambda _: None))
+    facts = {
+        "settings": asdict(settings),
+        "products": {part: len(split.rows(part)) for part in PARTS},
+        "best_epoch": best_epoch,
+        "history": [asdict(epoch) for epoch in history],
+        "left_out": left_out,
+    }
+    bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, _temperatures(network, material), facts)
+    return FittedHeads(bundle, tuple(history), best_epoch, left_out)
+
+
+def _check_rows(embeddings: Embeddings, texts: Sequence[str], truth: Truth, split: Split) -> None:
+    n = len(embeddings)
+    found = {"texts": len(texts), "split": len(split.ids)} | {name: len(column) for name, column in truth.items()}
+    wrong = {name: length for name, length in found.items() if length != n}
+    if wrong:
+        raise DataError(f"every input must have one row per product: there are {n} embeddings, but {wrong}")
+    if not np.array_equal(embeddings.ids, split.ids):
+        raise DataError("embeddings and split must hold the same products in the same order: make the split anew")
+
+
+def _labels_to_learn(
+    truth: Truth, split: Split, minimum: int
+) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
+    """Returns the labels to learn of each trainable characteristic, and the labels left out with their counts."""
+    in_parts, in_train = split.part != "", split.part == "train"
+    labels, left_out = {}, {}
+    for name, column in truth.items():
+        counts = Counter(label for label in column[in_parts] if label is not None)
+        trained = set(column[in_train])
+        kept = tuple(sorted(label for label, count in counts.items() if count >= minimum and label in trained))
+        if len(kept) >= 2:
+            labels[name] = kept
+        else:
+            logger.warning("%s is left out: it has %d label(s) with %d products or more", name, len(kept), minimum)
+            kept = ()
+        rest = {label: count for label, count in sorted(counts.items()) if label not in kept}
+        if rest or not kept:
+            left_out[name] = rest
+    if not labels:
+        raise DataError(
+            f"a characteristic needs two labels with at least {minimum} products each, "
+            f"found none among {list(truth)}: add products or lower min_products_per_label"
+        )
+    return labels, left_out
+
+
+def _codes(truth: Truth, labels: Mapping[str, Sequence[str]]) -> Codes:
+    columns = []
+    for name, names in labels.items():
+        number = {label: i for i, label in enumerate(names)}
+        columns.append(np.fromiter((number.get(label, -1) for label in truth[name]), np.int64, len(truth[name])))
+    return np.stack(columns, 1)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """Training products, then validation products, row-aligned."""
+
+    embeddings: Embeddings
+    words: WordRows
+    codes: Codes
+    n_train: int
+    characteristics: tuple[str, ...]
+
+    @property
+    def valid(self) -> Rows:
+        return np.arange(self.n_train, len(self.codes))
+
+
+def _fit_network(
+    shape: NetworkShape, material: _Material, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
+) -> tuple[Network, list[EpochFacts], int]:
+    network = make_network(shape)
+    _standardise(network, material)
+    priors = _log_priors(material, shape, settings.prior_strength)
+    optimizers = _optimizers(network, settings)
+    history: list[EpochFacts] = []
+    best, best_weights = -1, deepcopy(network.state_dict())
+    for epoch in range(1, settings.max_epochs + 1):
+        started = time.perf_counter()
+        loss = _run_epoch(network, material, priors, optimizers, settings)
+        scores = _valid_macro_f1(network, material)
+        mean = float(np.mean(list(scores.values())))
+        history.append(EpochFacts(epoch, loss, scores, mean, time.perf_counter() - started))
+        on_epoch(history[-1])
+        if best < 0 or mean > history[best].mean_valid_macro_f1:
+            best, best_weights = epoch - 1, deepcopy(network.state_dict())
+        if epoch - 1 - best >= settings.patience:
+            break
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            if settings.recipe == "joint":
+                group["lr"] = group["initial_lr"] * (1 - epoch / settings.max_epochs)
+    network.load_state_dict(best_weights)
+    return network.eval(), history, best + 1
+
+
+def _standardise(network: Network, material: _Material) -> None:
+    if network.shape.recipe == "published":
+        return
+    means, scales = [], []
+    train = material.embeddings.take(np.arange(material.n_train))
+    for part, has, used in (
+        (train.image, train.has_image, network.shape.image_dim),
+        (train.text, train.has_text, network.shape.text_dim),
+    ):
+        seen = part[has][:, :used]
+        means.append(seen.mean(0) if len(seen) else np.zeros(used, np.float32))
+        scales.append(seen.std(0) + 1e-6 if len(seen) else np.ones(used, np.float32))
+    network.standardise(torch.from_numpy(np.concatenate(means)), torch.from_numpy(np.concatenate(scales)))
+
+
+def _log_priors(material: _Material, shape: NetworkShape, strength: float) -> Tensor:
+    """Returns (all labels,) what is added to the logits while training."""
+    counts = [
+        np.bincount(column[column >= 0], minlength=k)
+        for column, k in zip(material.codes[: material.n_train].T, shape.n_labels, strict=True)
+    ]
+    return torch.from_numpy(
+        np.concatenate([strength * np.log(np.maximum(c, 1) / max(c.sum(), 1)) for c in counts]).astype(np.float32)
+    )
+
+
+def _optimizers(network: Network, settings: HeadSettings) -> list[torch.optim.Optimizer]:
+    words = [weight for name, weight in network.named_parameters() if name == "words.weight"]
+    others = [weight for name, weight in network.named_parameters() if name != "words.weight"]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    ]
+    if words and words[0].numel():
+        optimizers.append(torch.optim.SparseAdam(words, lr=settings.words_learning_rate))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def _run_epoch(
+    network: Network,
+    material: _Material,
+    priors: Tensor,
+    optimizers: Sequence[torch.optim.Optimizer],
+    settings: HeadSettings,
+) -> float:
+    network.train()
+    losses = []
+    for rows in torch.randperm(material.n_train).split(settings.batch_size):
+        batch = _with_gaps(Batch.of(material.embeddings, material.words, rows.numpy(), network.shape), settings)
+        loss = _loss(network(batch) + priors, torch.from_numpy(material.codes[rows.numpy()]), network.shape, settings)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def _with_gaps(batch: Batch, settings: HeadSettings) -> Batch:
+    """Hides some photos, texts and words, never both parts of a product."""
+    if not settings.modality_dropout and not settings.word_dropout:
+        return batch
+    draw = torch.rand(batch.has_image.shape)
+    both = batch.has_image & batch.has_text
+    has_image = batch.has_image & ~(both & (draw < settings.modality_dropout))
+    has_text = batch.has_text & ~(both & (draw > 1 - settings.modality_dropout))
+    words = batch.words.copy()
+    words.data *= (torch.rand(words.nnz) >= settings.word_dropout).numpy()
+    return Batch(batch.image, batch.text, has_image, has_text, words)
+
+
+def _loss(logits: Tensor, codes: Tensor, shape: NetworkShape, settings: HeadSettings) -> Tensor:
+    """Returns the sum over characteristics of the mean cross-entropy over products whose label is known."""
+    known = compress(zip(shape.spans, codes.T, strict=True), (codes >= 0).any(0).tolist())
+    return torch.stack(
+        [
+            functional.cross_entropy(logits[:, span], column, ignore_index=-1, label_smoothing=settings.label_smoothing)
+            for span, column in known
+        ]
+    ).sum()
+
+
+def _valid_logits(network: Network, material: _Material) -> Tensor:
+    valid = material.valid
+    return logits_of(network, material.embeddings.take(valid), material.words[valid])
+
+
+def _valid_macro_f1(network: Network, material: _Material) -> dict[str, float]:
+    logits, codes = _valid_logits(network, material), material.codes[material.valid]
+    scores = {}
+    for name, span, column in zip(material.characteristics, network.shape.spans, codes.T, strict=True):
+        known = column >= 0
+        if known.any():
+            predicted = logits[:, span].argmax(1).numpy()[known]
+            scores[name] = float(f1_score(column[known], predicted, average="macro", zero_division=0))
+    return scores
+
+
+def _temperatures(network: Network, material: _Material) -> tuple[float, ...]:
+    """Returns for each characteristic the temperature under which its validation labels are the most likely."""
+    logits, codes = _valid_logits(network, material), torch.from_numpy(material.codes[material.valid])
+    candidates = np.geomspace(0.25, 4, 33).tolist()
+    best = []
+    for span, column in zip(network.shape.spans, codes.T, strict=True):
+        known = column >= 0
+        losses = [float(functional.cross_entropy(logits[known][:, span] / t, column[known])) for t in candidates]
+        best.append(float(candidates[int(np.argmin(losses))]) if known.any() else 1.0)
+    return tuple(best)

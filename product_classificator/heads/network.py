@@ -1,0 +1,147 @@
+"""Turns image part, text part and words of products into logits: the networks of the two recipes.
+
+Both networks answer one row of logits for all characteristics, label after label; `spans` says which columns belong
+to which. The joint network shares one hidden layer between all characteristics, so that rare labels profit from the
+common ones, and adds a linear model of words, which sees what a sentence vector blurs (brand, "pack of 2", sizes).
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from product_classificator.heads.words import WordRows
+from product_classificator.types import Embeddings, Rows
+
+Recipe = Literal["joint", "published"]
+RECIPES: tuple[Recipe, ...] = ("joint", "published")
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What fixes the shapes of a network's weights.
+
+    Attributes:
+        recipe: which network.
+        image_dim: width of the image part, 0 if photos are not used.
+        text_dim: width of the text part, 0 if texts are not used.
+        n_words: columns of the words branch, 0 for none.
+        n_labels: number of labels of each characteristic.
+        hidden: width of the hidden layer.
+        dropout: share of hidden units silenced in training.
+    """
+
+    recipe: Recipe
+    image_dim: int
+    text_dim: int
+    n_words: int
+    n_labels: tuple[int, ...]
+    hidden: int
+    dropout: float
+
+    @property
+    def spans(self) -> list[slice]:
+        """Columns of the logits of each characteristic."""
+        return [slice(start, stop) for start, stop in pairwise(accumulate(self.n_labels, initial=0))]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Products as tensors: image (n, d_i), text (n, d_t) float32; has_image, has_text (n, 1) bool; words (n, w) CSR."""
+
+    image: Tensor
+    text: Tensor
+    has_image: Tensor
+    has_text: Tensor
+    words: WordRows
+
+    @classmethod
+    def of(cls, embeddings: Embeddings, words: WordRows, rows: Rows, shape: NetworkShape) -> "Batch":
+        """Returns the products of `rows`, without the parts that the network does not use."""
+        return cls(
+            torch.from_numpy(embeddings.image[rows, : shape.image_dim]),
+            torch.from_numpy(embeddings.text[rows, : shape.text_dim]),
+            torch.from_numpy(embeddings.has_image[rows][:, None]),
+            torch.from_numpy(embeddings.has_text[rows][:, None]),
+            words[rows],
+        )
+
+
+class JointNetwork(nn.Module):
+    """One hidden layer over both parts for all characteristics, plus a linear model of the words."""
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.image_dim + shape.text_dim
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.missing_image = nn.Parameter(torch.zeros(shape.image_dim))
+        self.missing_text = nn.Parameter(torch.zeros(shape.text_dim))
+        self.trunk = nn.Sequential(
+            nn.Dropout(shape.dropout / 2), nn.Linear(width, shape.hidden), nn.ReLU(), nn.Dropout(shape.dropout)
+        )
+        self.labels = nn.Linear(shape.hidden, sum(shape.n_labels))
+        self.words = nn.EmbeddingBag(shape.n_words, sum(shape.n_labels), mode="sum", sparse=True)
+        nn.init.zeros_(self.words.weight)
+
+    def standardise(self, mean: Tensor, scale: Tensor) -> None:
+        """Sets the mean and scale, (d_i + d_t,) each, that inputs are freed from."""
+        self.mean, self.scale = mean, scale
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns (n, all labels) logits."""
+        parts = (torch.cat([batch.image, batch.text], 1) - self.mean) / self.scale
+        image, text = parts.split([self.shape.image_dim, self.shape.text_dim], 1)
+        seen = torch.cat(
+            [
+                torch.where(batch.has_image, image, self.missing_image),
+                torch.where(batch.has_text, text, self.missing_text),
+            ],
+            1,
+        )
+        logits: Tensor = self.labels(self.trunk(seen))
+        return logits + self._of_words(batch.words) * batch.has_text if self.shape.n_words else logits
+
+    def _of_words(self, words: WordRows) -> Tensor:
+        columns, starts = torch.from_numpy(words.indices), torch.from_numpy(words.indptr[:-1])
+        logits: Tensor = self.words(columns, starts, per_sample_weights=torch.from_numpy(words.data))
+        return logits
+
+
+class PublishedNetwork(nn.Module):
+    """The published heads: for each characteristic its own hidden layer over both parts, nothing shared.
+
+    The published system is `torchvision.ops.MLP(d, [1024, k], dropout=0.2)`, which also has the dropout after the
+    last layer; it is kept.
+    """
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.image_dim + shape.text_dim
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, shape.hidden),
+                nn.ReLU(),
+                nn.Dropout(shape.dropout),
+                nn.Linear(shape.hidden, n_labels),
+                nn.Dropout(shape.dropout),
+            )
+            for n_labels in shape.n_labels
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns (n, all labels) logits."""
+        parts = torch.cat([batch.image, batch.text], 1)
+        return torch.cat([head(parts) for head in self.heads], 1)
+
+
+Network = JointNetwork | PublishedNetwork
+
+
+def make_network(shape: NetworkShape) -> Network:
+    """Returns a fresh network, its weights drawn from torch's global generator."""
+    return JointNetwork(shape) if shape.recipe == "joint" else PublishedNetwork(shape)

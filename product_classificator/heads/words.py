@@ -1,0 +1,74 @@
+"""Turns texts into sparse rows of weighted words: what the words branch of the heads reads.
+
+A row is the tf-idf of the words and neighbouring word pairs of a text (1 + log of the count, times the rarity of the
+word among the training texts), of unit length. Words seen in fewer than two training texts cannot tell products apart
+and are dropped; so are the rarest beyond a limit, which bounds the memory of the heads.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.preprocessing import normalize
+
+from product_classificator.text import words_of
+from product_classificator.types import Floats
+
+WordRows: TypeAlias = csr_matrix
+"""(n, words) float32 sparse rows of unit length; a row without known words is empty."""
+
+
+def grams_of(text: str) -> list[str]:
+    """Returns the words of a text, then its pairs of neighbours.
+
+    >>> grams_of("Кружка, 0.3 л")
+    ['кружка', '0.3', 'л', 'кружка 0.3', '0.3 л']
+    """
+    words = words_of(text)
+    return [*words, *(f"{left} {right}" for left, right in zip(words, words[1:], strict=False))]
+
+
+class WordBag:
+    """The words that heads know, and how rare each is.
+
+    Attributes:
+        words: the vocabulary; its order is the order of columns.
+        idf: (words,) float32 rarity of each word: log((1 + n) / (1 + n with the word)) + 1.
+    """
+
+    def __init__(self, words: Sequence[str], idf: Floats) -> None:
+        self.words = tuple(words)
+        self.idf = idf
+        self._counter = CountVectorizer(analyzer=grams_of, vocabulary=self.words) if self.words else None
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], min_texts: int = 2, max_words: int = 100_000) -> "WordBag":
+        """Learns the words of training texts.
+
+        Args:
+            texts: training texts only: those of validation and test must stay unseen.
+            min_texts: words of fewer texts are dropped.
+            max_words: of the rest, at most so many are kept, those of most texts first.
+        """
+        if not any(words_of(text) for text in texts):
+            return cls((), np.empty(0, dtype=np.float32))
+        counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
+        counts = counter.fit_transform(texts)
+        n_texts = np.bincount(counts.indices, minlength=counts.shape[1])
+        common = np.flatnonzero(n_texts >= min_texts)
+        kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
+        idf = np.log((1 + len(texts)) / (1 + n_texts[kept])) + 1
+        return cls(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32))
+
+    def rows(self, texts: Sequence[str]) -> WordRows:
+        """Returns the (n, words) sparse float32 rows of texts."""
+        if self._counter is None:
+            return csr_matrix((len(texts), 0), dtype=np.float32)
+        counts = self._counter.transform(texts)
+        weights = ((1 + np.log(counts.data)) * self.idf[counts.indices]).astype(np.float32)
+        return normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape), copy=False)

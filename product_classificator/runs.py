@@ -1,0 +1,85 @@
+"""A run: the folder that a training leaves, and what it says of itself.
+
+`bundle/` holds the heads, `report/` the report, `split.parquet` which product was in which part, `embeddings/` the
+store (unless another one was named), and `run.json`, written last, how it was made.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from product_classificator.catalog.read import Columns
+from product_classificator.errors import ArtifactError
+from product_classificator.files import write_text
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        folder: where it lies.
+        encoder: name for `load_encoder`.
+        columns: the table's columns it was trained on, the defaults for new tables.
+        settings: the resolved settings, as they could stand in a TOML file.
+        facts: versions, date, machine.
+    """
+
+    folder: Path
+    encoder: str
+    columns: Columns
+    settings: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> Path:
+        """Folder of the heads."""
+        return self.folder / "bundle"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.folder / "report"
+
+    @property
+    def split(self) -> Path:
+        """File of the split."""
+        return self.folder / "split.parquet"
+
+    @property
+    def store(self) -> Path:
+        """Folder of the embeddings, unless the training was given another one."""
+        return self.folder / "embeddings"
+
+    def save(self) -> None:
+        """Writes `run.json`; a run without it is unfinished."""
+        facts = {"format": _FORMAT, **asdict(self)}
+        del facts["folder"]
+        write_text(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Run":
+        """Opens a finished run.
+
+        Raises:
+            ArtifactError: the folder is not a run, is unfinished, or of a newer version.
+        """
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            known = "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"
+            raise ArtifactError(f"{folder} is not a finished run (no run.json): {known}") from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{folder / 'run.json'} is damaged ({error}): train again") from error
+        try:
+            if facts["format"] != _FORMAT:
+                raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
+            columns = facts["columns"]
+            chosen = Columns(columns["id"], tuple(columns["text"]), tuple(columns["characteristics"]), columns["photo"])
+            return cls(folder, facts["encoder"], chosen, facts["settings"], facts["facts"])
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error

@@ -1,0 +1,182 @@
+"""Turns a catalog into a run: embeddings, a split without leaks, fitted heads, and a report on the test part.
+
+The test part is used once, after the heads are final. Whatever was computed stays: embeddings lie in the store before
+the heads are fitted, so a training that is interrupted goes on from there.
+"""
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from product_classificator.catalog.read import Catalog
+from product_classificator.catalog.splits import (
+    Keys,
+    group_products,
+    save_split,
+    split_products,
+    text_keys,
+    without_placeholders,
+)
+from product_classificator.embeddings import EmbeddedCatalog, EmbeddedChunk, EmbeddingStore, count_statuses, embed
+from product_classificator.encoders import Encoder, load_encoder
+from product_classificator.errors import DataError
+from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
+from product_classificator.heads import EpochFacts, FittedHeads, fit_heads
+from product_classificator.runs import Run
+from product_classificator.training.settings import TrainSettings, resolved
+from product_classificator.types import PARTS, Bools, Split, Strings, Truth, strings
+
+logger = logging.getLogger(__name__)
+
+_VERSIONS_OF = ("product_classificator", "torch", "numpy", "scikit-learn", "pyarrow", "pillow")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of a training's progress.
+
+    Attributes:
+        on_stage: called with one sentence when a stage begins.
+        on_chunk: called after each chunk of embedded products.
+        on_epoch: called after each epoch of the heads.
+    """
+
+    on_stage: Callable[[str], None] = logger.info
+    on_chunk: Callable[[EmbeddedChunk], None] | None = None
+    on_epoch: Callable[[EpochFacts], None] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training leaves: the run's folder and how well it does on the test part."""
+
+    run: Run
+    evaluation: Evaluation
+    fitted: FittedHeads = field(repr=False)
+
+
+def train_heads(
+    catalog: Catalog,
+    out: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    encoder: Encoder | None = None,
+    store: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Training:
+    """Trains heads on a catalog and writes the run into a folder.
+
+    Args:
+        catalog: products with at least one characteristic.
+        out: folder of the run; made if it is not there.
+        settings: `None`: the defaults.
+        encoder: `None`: loads the one that `settings` names.
+        store: folder of embeddings to use and fill; `None`: `<out>/embeddings`.
+        watch: who is told of the progress.
+
+    Raises:
+        DataError: the catalog has no characteristics, or too little is known to train on.
+        ArtifactError: the store holds the vectors of another encoder.
+    """
+    settings, watch, began = settings or TrainSettings(), watch or Watch(), time.monotonic()
+    if not catalog.columns.characteristics:
+        raise DataError("training needs characteristics: name the columns that hold labels")
+    encoder = encoder or load_encoder(settings.encoder)
+    run = Run(Path(out), encoder.name, catalog.columns, resolved(settings), _facts())
+    run.folder.mkdir(parents=True, exist_ok=True)
+
+    watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
+    opened = EmbeddingStore(store or run.store, encoder)
+    embedded = embed(catalog, encoder, opened, on_chunk=watch.on_chunk)
+
+    watch.on_stage("Splitting into train, valid and test; near-identical products stay together")
+    texts, truth = catalog.texts(), catalog.truth()
+    reasons, usable = _set_aside(embedded, catalog.ids)
+    keys = {"text_key": text_keys(texts), "image_key": embedded.image_keys}
+    keys = {name: without_placeholders(values) for name, values in keys.items()}
+    split = _split(catalog.ids, keys, truth, usable, settings)
+    save_split(split, keys, run.split)
+
+    watch.on_stage("Fitting the heads")
+    fitted = fit_heads(embedded.embeddings, texts, truth, split, settings.heads, on_epoch=watch.on_epoch)
+    fitted.bundle.save(run.bundle)
+
+    watch.on_stage("Judging them on the test part")
+    rows = split.rows("test")
+    predictions = fitted.bundle.predict(embedded.embeddings.take(rows), texts.take(rows))
+    evaluation = evaluate(predictions, {name: truth[name][rows] for name in predictions.labels}, seed=settings.seed)
+    facts = _report_facts(run, settings, split, fitted)
+    facts = replace(
+        facts,
+        set_aside=count_statuses(reasons),
+        row_reasons=count_statuses(embedded.status[usable]),
+        duration_s=time.monotonic() - began,
+    )
+    write_report(run.report, evaluation, facts)
+    run.save()
+    return Training(run, evaluation, fitted)
+
+
+def _set_aside(embedded: EmbeddedCatalog, ids: Strings) -> tuple[Strings, Bools]:
+    """Returns why products are set aside ("ok" for the others), and which (n,) are usable.
+
+    Set aside is a product with neither photo nor text, and one whose id came before.
+    """
+    found = embedded.embeddings.has_image | embedded.embeddings.has_text
+    reasons = np.where(found, "ok", embedded.status).astype(object)
+    _, first = np.unique(ids.astype(str), return_index=True)
+    repeated = np.ones(len(ids), dtype=bool)
+    repeated[first] = False
+    reasons[repeated & found & (ids != "")] = "duplicate_id"
+    return strings(reasons), reasons == "ok"
+
+
+def _split(ids: Strings, keys: dict[str, Keys], truth: Truth, usable: Bools, settings: TrainSettings) -> Split:
+    return split_products(
+        ids,
+        group_products(keys.values()),
+        truth,
+        usable,
+        valid_share=settings.split.valid_share,
+        test_share=settings.split.test_share,
+        seed=settings.seed,
+    )
+
+
+def _facts() -> dict[str, Any]:
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
+    }
+
+
+def _report_facts(run: Run, settings: TrainSettings, split: Split, fitted: FittedHeads) -> RunFacts:
+    return RunFacts(
+        title=f"Run {run.folder.name}",
+        encoder=run.encoder,
+        recipe=resolved(settings)["heads"],
+        seed=settings.seed,
+        products={part: len(split.rows(part)) for part in PARTS},
+        left_out_labels=fitted.left_out,
+        split_on="the words of their text, or the bytes of their photo",
+        history=[
+            {
+                "epoch": epoch.epoch,
+                "train_loss": epoch.train_loss,
+                "valid_macro_f1": epoch.mean_valid_macro_f1,
+                "characteristics": epoch.valid_macro_f1,
+            }
+            for epoch in fitted.history
+        ],
+        best_epoch=fitted.best_epoch,
+        versions=run.facts["versions"],
+        created=run.facts["created"],
+    )

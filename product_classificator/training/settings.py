@@ -1,0 +1,92 @@
+"""The settings of a training: one frozen dataclass per stage, TOML for files.
+
+A file holds `encoder` and `seed`, then the tables `[split]` and `[heads]` with the fields of `SplitSettings` and
+`HeadSettings`; what it leaves out keeps its default.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from product_classificator.errors import DataError, nearest
+from product_classificator.heads import HeadSettings
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How products are dealt out: shares of all products, each above 0, together under 1."""
+
+    valid_share: float = 0.15
+    test_share: float = 0.15
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides the result of a training.
+
+    Attributes:
+        encoder: name for `load_encoder`.
+        seed: of the split and of the heads.
+        split: shares of the parts.
+        heads: how the heads are fitted.
+    """
+
+    encoder: str = "lite"
+    seed: int = 0
+    split: SplitSettings = field(default_factory=SplitSettings)
+    heads: HeadSettings = field(default_factory=HeadSettings)
+
+
+def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> TrainSettings:
+    """Reads settings from a TOML file and applies changes, as given on a command line, on top.
+
+    Args:
+        path: the file; `None`: the defaults.
+        changes: dotted names and their values, e.g. `{"heads.recipe": "published"}`; `None` values change nothing.
+
+    Raises:
+        DataError: the file cannot be read, a name is unknown (the nearest is named), or a value breaks a rule.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise DataError(f"settings must be a TOML file: {path} cannot be read: {error}") from error
+    for name, value in (changes or {}).items():
+        if value is not None:
+            *tables, key = name.split(".")
+            table = values
+            for part in tables:
+                table = table.setdefault(part, {})
+            table[key] = value
+    _check_names(values, TrainSettings(), "")
+    heads = values.get("heads", {})
+    base = HeadSettings.published() if heads.get("recipe") == "published" else HeadSettings()
+    values["heads"] = {**asdict(base), "seed": values.get("seed", 0), **heads}
+    try:
+        return TypeAdapter(TrainSettings).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"setting {where}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _check_names(values: Mapping[str, Any], default: Any, table: str) -> None:
+    known = {item.name: getattr(default, item.name) for item in fields(default)}
+    for name, value in values.items():
+        if name not in known:
+            raise DataError(f"there is no setting {table + name!r}: {nearest(name, known)}")
+        if is_dataclass(known[name]):
+            if not isinstance(value, Mapping):
+                raise DataError(f"[{table + name}] must be a table of settings, got {value!r}")
+            _check_names(value, known[name], f"{table}{name}.")
+
+
+def resolved(settings: TrainSettings) -> dict[str, Any]:
+    """Returns all settings, the defaults too, as plain values."""
+    return asdict(settings)

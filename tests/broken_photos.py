@@ -1,0 +1,277 @@
+"""Makes a zip of photos that are broken, hostile or merely odd, with what must be said about each.
+
+Every entry is named `<id>.<extension>` unless its name is what is odd about it. "ok" photos must be read.
+"""
+
+import io
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, features
+
+RED, WHITE = (200, 30, 40), (255, 255, 255)
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
+    """Returns a photo with noise, so that it does not shrink to a few bytes when it is packed."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def packed(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_that_claims(width: int, height: int, body: bytes = b"\0") -> bytes:
+    """Returns a PNG whose header claims a size (grey, 8 bits) and whose pixels are `body`."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(body)) + png_chunk(b"IEND", b"")
+
+
+def png_with(*chunks: bytes) -> bytes:
+    """Returns a good PNG with more chunks right after its header."""
+    good = packed(photo(), "PNG")
+    return good[:33] + b"".join(chunks) + good[33:]
+
+
+def jpeg_with_exif(exif: bytes) -> bytes:
+    good = packed(photo(), "JPEG")
+    segment = b"Exif\0\0" + exif
+    return good[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + good[2:]
+
+
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = value
+    return exif
+
+
+def animation(kind: str) -> bytes:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in (RED, WHITE, (0, 0, 255))]
+    return packed(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
+
+
+def _odd() -> dict[str, bytes]:
+    """File name -> photos that are odd and must be read."""
+    grey16 = Image.fromarray(np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16))
+    fractions = Image.fromarray(np.linspace(0, 1, 32 * 48, dtype=np.float32).reshape(32, 48))
+    palette = photo("P")
+    made = {
+        "jpeg-plain.jpg": packed(photo(), "JPEG"),
+        "jpeg-extension.jpeg": packed(photo(), "JPEG"),
+        "jpeg-upper-case.JPG": packed(photo(), "JPEG"),
+        "jpeg-progressive.jpg": packed(photo(), "JPEG", progressive=True),
+        "jpeg-cmyk.jpg": packed(photo("CMYK"), "JPEG"),
+        "jpeg-grey.jpg": packed(photo("L"), "JPEG"),
+        "jpeg-mpo.jpg": packed(photo(), "MPO", save_all=True, append_images=[photo()]),
+        "jpeg-rotated.jpg": packed(photo(), "JPEG", exif=orientation(6)),
+        "jpeg-bad-icc.jpg": packed(photo(), "JPEG", icc_profile=b"this is no profile"),
+        "jpeg-bad-exif.jpg": jpeg_with_exif(b"II*\0\xff\xff\xff\x7fgarbage"),
+        "jpeg-exif-not-tiff.jpg": jpeg_with_exif(b"nonsense nonsense"),
+        "jpeg-exif-cut.jpg": jpeg_with_exif(orientation(3).tobytes()[6:20]),
+        "jpeg-exif-orientation-99.jpg": packed(photo(), "JPEG", exif=orientation(99)),
+        "jpeg-junk-after-end.jpg": packed(photo(), "JPEG") + b"junk" * 100,
+        "jpeg-one-pixel.jpg": packed(photo(size=(1, 1)), "JPEG"),
+        "png-named-jpg.jpg": packed(photo(), "PNG"),
+        "png-16-bit.png": packed(grey16, "PNG"),
+        "png-la.png": packed(photo("LA"), "PNG"),
+        "png-rgba.png": packed(photo("RGBA"), "PNG"),
+        "png-1-bit.png": packed(photo("1"), "PNG"),
+        "png-palette.png": packed(palette, "PNG"),
+        "png-palette-transparent-index.png": packed(palette, "PNG", transparency=3),
+        "png-palette-transparent-bytes.png": packed(palette, "PNG", transparency=bytes(range(256))),
+        "png-rgb-transparent-colour.png": packed(photo(), "PNG", transparency=(1, 2, 3)),
+        "png-grey-transparent-level.png": packed(photo("L"), "PNG", transparency=7),
+        "png-bad-icc.png": png_with(png_chunk(b"iCCP", b"x\0\0not zlib")),
+        "png-bad-apng.png": png_with(png_chunk(b"acTL", struct.pack(">II", 0, 0))),
+        "png-animated.png": animation("PNG"),
+        "png-very-long-and-thin.png": packed(photo(size=(4000, 1)), "PNG"),
+        "webp-lossy.webp": packed(photo(), "WEBP"),
+        "webp-rgba.webp": packed(photo("RGBA"), "WEBP", lossless=True),
+        "webp-animated.webp": animation("WEBP"),
+        "gif-plain.gif": packed(palette, "GIF"),
+        "gif-animated.gif": animation("GIF"),
+        "gif-transparent.gif": packed(palette, "GIF", transparency=5),
+        "bmp-plain.bmp": packed(photo(), "BMP"),
+        "tiff-plain.tiff": packed(photo(), "TIFF"),
+        "tiff-rotated.tif": packed(photo(), "TIFF", exif=orientation(6)),
+        "tiff-cmyk.tif": packed(photo("CMYK"), "TIFF", compression="tiff_lzw"),
+        "tiff-ycbcr.tif": packed(photo("YCbCr"), "TIFF"),
+        "tiff-16-bit.tif": packed(grey16, "TIFF"),
+        "tiff-32-bit.tif": packed(grey16.convert("I"), "TIFF"),
+        "tiff-fractions.tif": packed(fractions, "TIFF"),
+        "Сумка-женская.jpg": packed(photo(), "JPEG"),
+        "with space, comma.jpg": packed(photo(), "JPEG"),
+        "with.dots.in.id.jpg": packed(photo(), "JPEG"),
+        "sub/folder/in-a-folder.jpg": packed(photo(), "JPEG"),
+        "windows\\in-a-windows-folder.jpg": packed(photo(), "JPEG"),
+    }
+    if features.check("avif"):
+        made["avif-plain.avif"] = packed(photo(), "AVIF")
+    return made
+
+
+def _broken() -> dict[str, tuple[bytes, str]]:
+    """File name -> photos that are broken, and the reason."""
+    jpeg, png, webp = (packed(photo(size=(96, 96)), kind) for kind in ("JPEG", "PNG", "WEBP"))
+    gif, tiff, bmp = (packed(photo("P", (96, 96)), kind) for kind in ("GIF", "TIFF", "BMP"))
+    noise = np.random.default_rng(1).bytes(5000)
+    lzw = packed(photo(size=(96, 96)), "TIFF", compression="tiff_lzw")
+    return {
+        "empty.jpg": (b"", "empty"),
+        "one-byte.jpg": (b"\xff", "unreadable"),
+        "jpeg-cut-at-90.jpg": (jpeg[: len(jpeg) * 9 // 10], "truncated"),
+        "jpeg-cut-at-50.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "jpeg-only-header.jpg": (jpeg[: jpeg.index(b"\xff\xda") + 14], "truncated"),
+        "jpeg-cut-in-header.jpg": (jpeg[:100], "unreadable"),
+        "jpeg-only-magic.jpg": (jpeg[:4], "unreadable"),
+        "jpeg-zero-size.jpg": (_jpeg_of_size(jpeg, 0, 0), "unreadable"),
+        "jpeg-claims-65000-square.jpg": (_jpeg_of_size(jpeg, 65000, 65000), "too_large"),
+        "png-cut-at-90.png": (png[: len(png) * 9 // 10], "truncated"),
+        "png-cut-at-50.png": (png[: len(png) // 2], "truncated"),
+        "png-only-header.png": (png[:33], "unreadable"),
+        "png-cut-in-header.png": (png[:20], "unreadable"),
+        "png-only-magic.png": (png[:8], "unreadable"),
+        "png-zero-size.png": (png_that_claims(0, 0), "unreadable"),
+        "png-claims-2-billion.png": (png_that_claims(2**31 - 1, 2**31 - 1), "too_large"),
+        "png-claims-60-million.png": (png_that_claims(10_000, 6_000), "too_large"),
+        "png-claims-100-million.png": (png_that_claims(10_000, 10_000), "too_large"),
+        "png-bomb.png": (png_that_claims(20_000, 20_000, bytes(20_001 * 2_000)), "too_large"),
+        "png-huge-text.png": (png_with(png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(30 << 20)))), "unreadable"),
+        "png-wrong-chunk-crc.png": (png[:29] + b"\0\0\0\0" + png[33:], "unreadable"),
+        "png-bad-pixels.png": (png[:60] + b"\xff" * 200 + png[260:], "unreadable"),
+        "webp-cut-at-90.webp": (webp[: len(webp) * 9 // 10], "truncated"),
+        "webp-cut-at-50.webp": (webp[: len(webp) // 2], "truncated"),
+        "webp-only-magic.webp": (webp[:12], "unreadable"),
+        "gif-cut-at-90.gif": (gif[: len(gif) * 9 // 10], "truncated"),
+        "gif-cut-at-50.gif": (gif[: len(gif) // 2], "truncated"),
+        "gif-only-magic.gif": (gif[:6], "unreadable"),
+        "gif-claims-65000-square.gif": (gif[:6] + struct.pack("<HH", 65000, 65000) + gif[10:], "too_large"),
+        "bmp-cut-at-50.bmp": (bmp[: len(bmp) // 2], "truncated"),
+        "tiff-cut-at-50.tif": (tiff[: len(tiff) // 2], "truncated"),
+        "tiff-lzw-bad-pixels.tif": (lzw[:40] + b"\xff" * 400 + lzw[440:], "unreadable"),
+        "tiff-broken-ifd.tif": (b"II*\0\x08\0\0\0\xff\xff" + noise[:200], "unreadable"),
+        "tiff-ifd-nowhere.tif": (b"MM\0*\x7f\xff\xff\xff", "unreadable"),
+        "random.jpg": (noise, "unreadable"),
+        "zeros.jpg": (bytes(1000), "unreadable"),
+        "text.jpg": ("Фото нет".encode(), "unreadable"),
+        "html.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "unreadable"),
+        "pdf.jpg": (b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n", "unreadable"),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "unreadable"),
+        "svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "unreadable"),
+        "xpm.png": (b'/* XPM */\nstatic char *x[] = {"1 1 1 1","a c #fff","a"};', "unreadable"),
+        "ppm.jpg": (packed(photo(), "PPM"), "unreadable"),
+        "tga.jpg": (packed(photo(), "TGA"), "unreadable"),
+        "zip.jpg": (b"PK\x05\x06" + bytes(18), "unreadable"),
+    }
+
+
+def _jpeg_of_size(jpeg: bytes, width: int, height: int) -> bytes:
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
+
+
+def _rename(name: bytes, to: bytes) -> Callable[[bytes], bytes]:
+    return lambda archive: archive.replace(name, to)
+
+
+def _in_entry(name: bytes, local: tuple[int, bytes], central: tuple[int, bytes]) -> Callable[[bytes], bytes]:
+    """Overwrites (offset, bytes) in the local and in the central header of an entry."""
+
+    def patch(archive: bytes) -> bytes:
+        changed = bytearray(archive)
+        for magic, header, (offset, value) in ((b"PK\3\4", 30, local), (b"PK\1\2", 46, central)):
+            at = archive.index(name) if header == 30 else archive.rindex(name)
+            if archive[at - header :][:4] != magic:
+                raise AssertionError(f"{name!r} must be found at its header first")
+            changed[at - header + offset : at - header + offset + len(value)] = value
+        return bytes(changed)
+
+    return patch
+
+
+def _broken_in_the_zip() -> tuple[dict[str, tuple[str, str]], list[Callable[[bytes], bytes]]]:
+    """id -> (entry name, reason) of good photos that the zip around them spoils, and how it does that."""
+    spoiled = {
+        "zip-wrong-crc": "unreadable",
+        "zip-encrypted": "unreadable",
+        "zip-unknown-method": "unreadable",
+        "zip-lying-size": "unreadable",
+        "zip-huge-size": "too_large",
+        "zip-damaged": "unreadable",
+        "zip-nowhere": "unreadable",
+        "zip-nul": "unsafe_name",
+    }
+    entries = {name: (f"{name}.jpg", reason) for name, reason in spoiled.items()}
+    entries["zip-climbs"] = ("../zip-climbs.jpg", "unsafe_name")
+    entries["zip-climbs-windows"] = ("..\\..\\zip-climbs-windows.jpg", "unsafe_name")
+    entries["zip-absolute"] = ("/etc/zip-absolute.jpg", "unsafe_name")
+    entries["zip-drive"] = ("C:\\zip-drive.jpg", "unsafe_name")
+    patches = [
+        _in_entry(b"zip-wrong-crc.jpg", (14, b"\1\2\3\4"), (16, b"\1\2\3\4")),
+        _in_entry(b"zip-encrypted.jpg", (6, b"\1"), (8, b"\1")),
+        _in_entry(b"zip-unknown-method.jpg", (8, b"\x63\0"), (10, b"\x63\0")),
+        _in_entry(b"zip-lying-size.jpg", (22, b"\x0a\0\0\0"), (24, b"\x0a\0\0\0")),
+        _in_entry(b"zip-huge-size.jpg", (22, b"\0\0\0\x7f"), (24, b"\0\0\0\x7f")),
+        _in_entry(b"zip-damaged.jpg", (30 + 17 + 4, b"\xff" * 300), (0, b"PK\1\2")),
+        _in_entry(b"zip-nowhere.jpg", (0, b"XXXX"), (0, b"PK\1\2")),
+        _rename(b"zip-nul.jpg.jpg", b"zip-nul.jpg\0jpg"),
+    ]
+    entries["zip-nul"] = ("zip-nul.jpg.jpg", "unsafe_name")
+    return entries, patches
+
+
+def write_broken_zip(path: Path) -> dict[str, str]:
+    """Writes the zip and returns product id -> the expected reason, "ok" for a photo that must be read."""
+    good = packed(photo(), "JPEG")
+    expected = {}
+    entries, patches = _broken_in_the_zip()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in _odd().items():
+            archive.writestr(name, data)
+            expected[_id(name)] = "ok"
+        for name, (data, reason) in _broken().items():
+            archive.writestr(name, data)
+            expected[_id(name)] = reason
+        for product_id, (name, reason) in entries.items():
+            archive.writestr(name, good)
+            expected[product_id] = reason
+        _write_odd_entries(archive, good)
+    data = path.read_bytes()
+    for patch in patches:
+        data = patch(data)
+    path.write_bytes(data)
+    bad_ids = dict.fromkeys(
+        ["../secret", "a/b", "a\\b", "..", "C:x", "nul", "a\0b", "\ud800", "/etc/passwd"], "unsafe_name"
+    )
+    nothing = dict.fromkeys(["", "nobody", "folder", "zip-twice-in-folders", "zip-other-extension"], "missing")
+    return {**expected, **bad_ids, **nothing, "zip-link": "unsafe_name", "zip-duplicate": "ok", "zip-stored": "ok"}
+
+
+def _write_odd_entries(archive: zipfile.ZipFile, good: bytes) -> None:
+    archive.writestr("folder.jpg/", b"")
+    for name in ("a/zip-twice-in-folders.jpg", "b/zip-twice-in-folders.jpg", "zip-other-extension.txt"):
+        archive.writestr(name, good)
+    archive.writestr("zip-stored.jpg", good, zipfile.ZIP_STORED)
+    link = zipfile.ZipInfo("zip-link.jpg")
+    link.external_attr = 0o120777 << 16
+    archive.writestr(link, "/etc/passwd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("zip-duplicate.jpg", b"older")
+        archive.writestr("zip-duplicate.jpg", good)
+
+
+def _id(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2].rpartition(".")[0]

@@ -1,0 +1,158 @@
+import hashlib
+import io
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from product_classificator.catalog.assortment import CHARACTERISTICS, KINDS, LABELS, draw_facts
+from product_classificator.catalog.drawing import draw_photo
+from product_classificator.catalog.silhouettes import SILHOUETTES
+from product_classificator.catalog.synthetic import Marketplace, make_marketplace
+from product_classificator.catalog.wording import write_text
+from product_classificator.errors import DataError
+from product_classificator.text import identity_of
+
+
+@pytest.fixture(scope="module")
+def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Marketplace:
+    return make_marketplace(tmp_path_factory.mktemp("marketplace"), products=240)
+
+
+def _rows(marketplace: Marketplace) -> list[dict[str, object]]:
+    return pq.read_table(marketplace.table).to_pylist()
+
+
+def _is_readable(photo: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(photo)).load()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_table_has_the_seven_characteristics_and_one_row_per_product(marketplace: Marketplace) -> None:
+    rows = _rows(marketplace)
+    assert list(rows[0]) == ["nm", "title", "description", "brand", *CHARACTERISTICS, "source"]
+    assert len({row["nm"] for row in rows}) == marketplace.products == 240
+
+
+def test_it_says_everywhere_that_it_is_synthetic(marketplace: Marketplace) -> None:
+    with zipfile.ZipFile(marketplace.images) as images:
+        assert b"SYNTHETIC" in images.comment
+    assert b"SYNTHETIC" in pq.read_schema(marketplace.table).metadata[b"notice"]
+    assert "SYNTHETIC" in (marketplace.table.parent / "README.txt").read_text(encoding="utf-8")
+    assert {row["source"] for row in _rows(marketplace)} == {"synthetic"}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
+    made = [make_marketplace(tmp_path / str(i), products=50, seed=seed) for i, seed in enumerate([5, 5, 6])]
+    for paths in ([market.table for market in made], [market.images for market in made]):
+        first, second, other = (hashlib.sha256(path.read_bytes()).digest() for path in paths)
+        assert first == second != other
+
+
+def test_the_counts_of_broken_photos_are_what_the_zip_holds(marketplace: Marketplace) -> None:
+    with zipfile.ZipFile(marketplace.images) as images:
+        photos = [images.read(name) for name in images.namelist()]
+    broken = marketplace.broken_photos
+    assert set(broken) == {"missing", "empty", "truncated", "garbage"}
+    assert len(photos) == marketplace.products - broken["missing"]
+    assert sum(not photo for photo in photos) == broken["empty"]
+    assert sum(not _is_readable(photo) for photo in photos) == sum(broken.values()) - broken["missing"]
+
+
+def test_two_products_have_neither_text_nor_photo(marketplace: Marketplace) -> None:
+    with zipfile.ZipFile(marketplace.images) as images:
+        names = set(images.namelist())
+    textless = [row["nm"] for row in _rows(marketplace) if not row["title"] and not row["description"]]
+    assert len(textless) == marketplace.empty_texts > 2
+    assert sum(f"{nm}.jpg" not in names for nm in textless) == 2
+
+
+def test_near_duplicates_share_the_words_or_the_photo(marketplace: Marketplace) -> None:
+    texts = Counter(identity_of(f"{row['title']} {row['description']}") for row in _rows(marketplace) if row["title"])
+    with zipfile.ZipFile(marketplace.images) as images:
+        photos = Counter(hashlib.sha256(images.read(name)).digest() for name in images.namelist())
+    repeated_texts, repeated_photos = (sum(count - 1 for count in counts.values()) for counts in (texts, photos))
+    assert repeated_texts > 0 and repeated_photos > 0
+    # Empty photos are equal too, and a copy may have lost its text or photo.
+    assert abs(repeated_texts + repeated_photos - marketplace.near_duplicates) <= 3
+
+
+def test_about_one_label_in_twenty_is_unknown(marketplace: Marketplace) -> None:
+    rows = _rows(marketplace)
+    unknown = sum(row[name] is None for row in rows for name in CHARACTERISTICS)
+    assert 0.03 < unknown / (len(rows) * len(CHARACTERISTICS)) < 0.07
+
+
+def test_labels_are_long_tailed_but_common_enough_to_learn_in_a_default_marketplace() -> None:
+    rng = np.random.default_rng(0)
+    facts = [draw_facts(rng) for _ in range(1200)]
+    for name in CHARACTERISTICS:
+        counts = Counter(fact[name] for fact in facts).most_common()
+        assert min(count for _, count in counts[:7]) >= 10
+    assert 0.015 < sum(fact["isadult"] == "да" for fact in facts) / 1200 < 0.04
+    assert 0.07 < sum(fact["fragility"] == "да" for fact in facts) / 1200 < 0.15
+    sizes = [count for _, count in Counter(fact["sub_category"] for fact in facts).most_common()]
+    assert sizes[0] > 6 * sizes[-1]
+
+
+def test_goods_for_adults_only_are_marked_from_eighteen() -> None:
+    rng = np.random.default_rng(0)
+    adult = [fact for fact in (draw_facts(rng) for _ in range(2000)) if fact["isadult"] == "да"]
+    assert {fact["age_restrictions"] for fact in adult} == {"18+"}
+    assert {fact["category"] for fact in adult} <= {"Товары для курения", "Игрушки"}
+
+
+def test_every_sub_category_has_a_silhouette_and_weights_that_are_shares() -> None:
+    assert {kind.sub_category for kind in KINDS} == set(SILHOUETTES)
+    for kind in KINDS:
+        for name, weights in [("sex", kind.sex), ("season", kind.season), ("age_restrictions", kind.age)]:
+            assert len(weights) == len(LABELS[name])
+            assert sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("sub_category", SILHOUETTES)
+def test_every_sub_category_can_be_drawn_in_every_look(sub_category: str) -> None:
+    shown = {"sub_category": sub_category, "sex": "Девочки", "season": "зима", "fragility": "да", "isadult": "да"}
+    photo = Image.open(io.BytesIO(draw_photo(shown | {"age_restrictions": "18+"}, np.random.default_rng(1))))
+    assert photo.size == (300, 400)
+    assert len(set(photo.convert("L").tobytes())) > 50
+
+
+def test_a_photo_that_shows_nothing_hides_which_product_it_is() -> None:
+    photos = {draw_photo({"category": category}, np.random.default_rng(3)) for category in ("Обувь", "Посуда")}
+    assert len(photos) == 1
+
+
+def test_a_text_that_tells_nothing_does_not_name_the_product() -> None:
+    title, _ = write_text({}, None, 7, np.random.default_rng(0))
+    assert "арт." in title
+    nouns = {noun.split(":")[0] for kind in KINDS for noun in kind.nouns.split(",")}
+    assert not nouns & set(identity_of(title).split())
+
+
+def test_a_new_marketplace_replaces_the_old_one_and_leaves_other_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    make_marketplace(tmp_path, products=50, seed=1)
+    again = make_marketplace(tmp_path, products=51, seed=2)
+    assert pq.read_metadata(again.table).num_rows == 51
+    own = {"README.txt", "images.zip", "products.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == own | {"notes.txt"}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_too_few_products_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"at least 50 products.*got 49: ask for more"):
+        make_marketplace(tmp_path / "shop", products=49)
+    assert not (tmp_path / "shop").exists()
+
+
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"seed must be 0 or more, got -1: pass another"):
+        make_marketplace(tmp_path, seed=-1)

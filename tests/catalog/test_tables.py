@@ -1,0 +1,119 @@
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from product_classificator.catalog.tables import as_strings, open_table
+from product_classificator.errors import DataError
+
+FRAME = pd.DataFrame(
+    {"nm": [1, 2, 3], "title": ["чашка", None, "a\nb, c"], "price": [1.0, 2.5, np.nan], "adult": [True, False, True]}
+)
+WANTED = {
+    "nm": ["1", "2", "3"],
+    "title": ["чашка", None, "a\nb, c"],
+    "price": ["1", "2.5", None],
+    "adult": ["true", "false", "true"],
+}
+
+
+def content(source, size=2):
+    batches = list(open_table(source).batches(list(WANTED), size))
+    assert all(batch.num_rows <= size for batch in batches)
+    return pa.Table.from_batches(batches).to_pydict()
+
+
+def test_a_frame_and_a_parquet_file_give_the_same_strings(tmp_path):
+    FRAME.to_parquet(tmp_path / "t.parquet")
+    assert content(FRAME) == WANTED
+    assert content(tmp_path / "t.parquet") == WANTED
+
+
+def test_json_lines_give_the_same_strings(tmp_path):
+    FRAME.to_json(tmp_path / "t.jsonl", orient="records", lines=True, force_ascii=False)
+    assert content(tmp_path / "t.jsonl") == WANTED
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1251"])
+def test_csv_is_read_with_the_delimiter_and_encoding_it_has(tmp_path, delimiter, encoding, caplog):
+    frame = pd.DataFrame({"nm": ["007", "8"], "title": ["чашка\nсиняя", ""], "цвет": ["синий", None]})
+    frame.to_csv(tmp_path / "t.csv", sep=delimiter, encoding=encoding, index=False)
+    table = open_table(tmp_path / "t.csv")
+    assert table.columns == ["nm", "title", "цвет"]
+    (batch,) = table.batches(["цвет", "nm", "title"], 10)
+    assert batch.to_pydict() == {"цвет": ["синий", None], "nm": ["007", "8"], "title": ["чашка\nсиняя", None]}
+    assert ("cp1251" in caplog.text) == (encoding == "cp1251")
+
+
+def test_csv_lines_of_the_wrong_length_are_counted_and_left_out(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("nm,title\n1,a\n2,b,c,d\n3,e\n")
+    with caplog.at_level(logging.WARNING):
+        (batch,) = open_table(tmp_path / "t.csv").batches(["nm"], 10)
+    assert batch.to_pydict() == {"nm": ["1", "3"]}
+    assert "1 lines without the header's number of columns" in caplog.text
+
+
+def test_a_column_of_mixed_objects_becomes_strings():
+    frame = pd.DataFrame({"nm": [1, "b", None]})
+    (batch,) = open_table(frame).batches(["nm"], 10)
+    assert batch.to_pydict() == {"nm": ["1", "b", None]}
+
+
+def test_dictionaries_and_bytes_are_read_as_text():
+    assert as_strings(pa.array(["a", None, "a"]).dictionary_encode()).to_pylist() == ["a", None, "a"]
+    assert as_strings(pa.array(["чай".encode(), b"\xff"])).to_pylist() == ["чай", "\ufffd"]
+
+
+def test_a_column_of_lists_is_refused():
+    frame = pd.DataFrame({"nm": [1], "tags": [["a", "b"]]})
+    with pytest.raises(DataError, match="column 'tags' cannot be used: a column must hold plain values"):
+        list(open_table(frame).batches(["tags"], 10))
+
+
+def test_repeated_column_names_are_refused():
+    with pytest.raises(DataError, match=r"column names must differ, found twice: \['a'\]"):
+        open_table(pd.DataFrame([[1, 2]], columns=["a", "a"]))
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"there is no file .*nothing\.parquet"):
+        open_table(tmp_path / "nothing.parquet")
+
+
+def test_an_unknown_format_is_named(tmp_path):
+    (tmp_path / "t.xlsx").touch()
+    with pytest.raises(DataError, match=r"must end in one of .parquet, .*got t.xlsx"):
+        open_table(tmp_path / "t.xlsx")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
+def test_a_table_that_is_not_what_its_name_says_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be read|is empty|holds no JSON"):
+        open_table(tmp_path / name)
+
+
+def test_a_parquet_file_damaged_in_the_middle_is_a_clear_error(tmp_path):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"nm": range(5000), "title": [f"title {i * 7919}" for i in range(5000)]}).to_parquet(path)
+    data = bytearray(path.read_bytes())
+    data[4:20_000] = b"\xff" * (20_000 - 4)
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="is damaged"):
+        list(open_table(path).batches(["nm", "title"], 100))
+
+
+def test_a_broken_line_of_json_is_named_by_its_number(tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"nm": 1}) + "\n{oops\n")
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        open_table(tmp_path / "t.jsonl")
+
+
+def test_a_json_line_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "t.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(DataError, match=r"line 1 must be a JSON object, got '\[1, 2\]'"):
+        open_table(tmp_path / "t.jsonl")

@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from product_classificator.evaluation import RunFacts, evaluate, evaluation_json, markdown_table, write_report
+
+HOSTILE = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; \n# h"
+SHOWN = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; # h"
+
+
+def tokens(markdown):
+    return [
+        child for token in MarkdownIt("commonmark").enable("table").parse(markdown) for child in token.children or []
+    ]
+
+
+def plain_texts(markdown):
+    """Returns each table cell, heading and paragraph of a Markdown text as a reader sees it."""
+    parsed = MarkdownIt("commonmark").enable("table").parse(markdown)
+    return ["".join(child.content for child in token.children) for token in parsed if token.type == "inline"]
+
+
+@pytest.fixture(scope="module")
+def evaluation(judged):
+    labels = [f"label {i}" for i in range(25)]
+    true, predicted = labels * 3, labels[::-1] + labels * 2
+    columns = {
+        "пол/возраст": (("a", "b"), ["a", "b", None] * 25, ["a"] * 75),
+        HOSTILE: ((HOSTILE, "b"), [HOSTILE, "b", "b"] * 25, ["b", HOSTILE, "b"] * 25),
+        "category": (labels, true, predicted),
+        "empty": (("a",), [None] * 75, ["a"] * 75),
+    }
+    return evaluate(*judged(columns), resamples=20)
+
+
+@pytest.fixture(scope="module")
+def folder(evaluation, tmp_path_factory):
+    facts = RunFacts(
+        title=HOSTILE,
+        encoder="lite",
+        recipe={HOSTILE: HOSTILE, "rate": np.float32("nan"), "path": Path("x"), "sizes": (1, 2)},
+        seed=7,
+        products={"train": 1000, "test": 75},
+        set_aside={"no | text": 4},
+        row_reasons={"photo truncated": 1200},
+        left_out_labels={"category": {f"rare {i}": i for i in range(30)}, "sex": {}},
+        split_on="same text",
+        duration_s=75.0,
+        history=[{"epoch": 1, "train_loss": 1.0, "valid_macro_f1": 0.5, "characteristics": {"category": 0.5}}],
+        best_epoch=1,
+        versions={"torch": "2"},
+        command="product-classificator train `x`",
+        created="2026-01-01",
+    )
+    folder = tmp_path_factory.mktemp("run") / "report"
+    write_report(folder, evaluation, facts)
+    return folder
+
+
+def test_the_report_is_json_markdown_and_pictures(folder):
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+        "plots/01-largest.png",
+        "plots/02-a-b-c-x-1-d-i-e-f-g-amp-h-largest.png",
+        "plots/03-category-confused.png",
+        "plots/03-category-largest.png",
+        "plots/learning-curves.png",
+        "plots/overview.png",
+        "report.json",
+        "report.md",
+    ]
+
+
+def test_the_pictures_are_those_that_the_report_shows(folder):
+    shown = [token.attrs["src"] for token in tokens((folder / "report.md").read_text("utf-8")) if token.type == "image"]
+    assert sorted(shown) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    for path in shown:
+        with Image.open(folder / path) as picture:
+            assert min(picture.size) > 250
+
+
+def test_the_json_is_numbered_and_holds_everything_but_nan(folder, evaluation):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    document = json.loads((folder / "report.json").read_text("utf-8"), parse_constant=refuse)
+    assert document["format"] == 1
+    assert document["evaluation"] == json.loads(json.dumps(evaluation_json(evaluation)))
+    assert document["facts"]["recipe"] == {HOSTILE: HOSTILE, "rate": None, "path": "x", "sizes": [1, 2]}
+    assert len(document["facts"]["left_out_labels"]["category"]) == 30
+    assert document["facts"]["history"][0]["characteristics"] == {"category": 0.5}
+
+
+def test_evaluation_json_tells_scores_intervals_and_counts(evaluation):
+    scores = evaluation_json(evaluation)["characteristics"]
+    assert set(scores["category"]) == {
+        *("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy", "n"),
+        *("unknown_labels", "unlabelled", "not_predicted", "labels", "confusions"),
+    }
+    assert scores["category"]["macro_f1_low"] <= scores["category"]["macro_f1"] <= scores["category"]["macro_f1_high"]
+    assert [scores["empty"][key] for key in ("macro_f1", "macro_f1_low", "accuracy", "n")] == [None, None, None, 0]
+    assert scores["пол/возраст"]["labels"][0] == {
+        "label": "a",
+        "precision": 0.5,
+        "recall": 1.0,
+        "f1": 2 / 3,
+        "support": 25,
+        "predicted": 50,
+        "correct": 25,
+    }
+
+
+def test_the_table_has_a_row_per_characteristic_and_the_mean(evaluation):
+    table = markdown_table(evaluation)
+    lines = table.splitlines()
+    assert lines[0] == "| characteristic | macro-F1 | 95 % interval | accuracy | products | labels |"
+    assert lines[2].startswith("| пол/возраст | 0.333 | ") and lines[2].endswith("| 0.500 | 50 | 2 |")
+    assert lines[5] == "| empty | — | — | — | 0 | 0 |"
+    assert lines[6] == f"| **mean** | **{evaluation.mean_macro_f1:.3f}** | | | | |"
+    assert len(lines) == 7
+
+
+def test_names_and_labels_are_shown_as_they_are_and_stay_in_their_cells(folder):
+    cells = plain_texts((folder / "report.md").read_text("utf-8"))
+    # title, scores, products not scored, heading, label, confusions (two cells), setting, value
+    assert cells.count(SHOWN) == 9
+
+
+def test_the_report_says_what_was_set_aside_and_left_out_and_how_it_was_measured(folder):
+    cells = plain_texts((folder / "report.md").read_text("utf-8"))
+    assert {"Rows set aside", "no | text", "4", "photo truncated", "1,200"} <= set(cells)
+    assert {"rare 29 (29)", "... and 10 more, in report.json"} <= set(cells)
+    assert {"Products by part: train 1,000, test 75.", "Seed of the run: 7.", "The run took 1 min."} <= set(cells)
+    assert "    product-classificator train `x`" in (folder / "report.md").read_text("utf-8").splitlines()
+
+
+def test_a_report_needs_no_more_than_a_title(judged, tmp_path):
+    evaluation = evaluate(*judged({"x": (("a",), ["a", "a", None], "aaa")}), resamples=5)
+    write_report(tmp_path, evaluation, RunFacts(title="rival"))
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert text.startswith("# rival\n\nMean macro-F1: **1.000**.\n")
+    assert "\n\n\n" not in text
+    assert not [word for word in ("set aside", "too rare", "None", "learned") if word in text]
+
+
+def test_a_report_without_a_scored_product_says_so(judged, tmp_path):
+    evaluation = evaluate(*judged({"x": (("a", "b"), [None, "new"], "aa")}))
+    write_report(tmp_path, evaluation, RunFacts(title="nothing"))
+    assert "No product could be scored." in (tmp_path / "report.md").read_text("utf-8")
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]["mean_macro_f1"] is None
+
+
+def test_a_label_that_is_no_utf8_is_kept_in_json(judged, tmp_path):
+    evaluation = evaluate(*judged({"x": (("\udc80",), ["\udc80"], ["\udc80"])}), resamples=0)
+    write_report(tmp_path, evaluation, RunFacts(title="odd"))
+    scores = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]["characteristics"]
+    assert scores["x"]["labels"][0]["label"] == "\udc80"
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_nothing_half_written(judged, tmp_path):
+    (tmp_path / "report.json").mkdir()
+    evaluation = evaluate(*judged({"x": (("a",), ["a"], ["a"])}), resamples=0)
+    with pytest.raises(OSError, match=r"report\.json"):
+        write_report(tmp_path, evaluation, RunFacts(title="t"))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_a_report_replaces_the_one_before(judged, tmp_path):
+    evaluation = evaluate(*judged({"x": (("a",), ["a"], ["a"])}), resamples=0)
+    for title in ("first", "second"):
+        write_report(tmp_path, evaluation, RunFacts(title=title))
+    assert (tmp_path / "report.md").read_text("utf-8").startswith("# second\n")
