@@ -54,6 +54,12 @@ def jpeg(colour: str | tuple[int, int, int] = "red", size: tuple[int, int] = (24
     return buffer.getvalue()
 
 
+def truncated_jpeg() -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise((48, 48), 60).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()[:-300]
+
+
 def shop(folder: Path, products: int = 240, seed: int = 0) -> tuple[Path, Path]:
     """Writes a table and a zip: the photo tells the colour, the text tells the kind; both have dirty rows."""
     rng = np.random.default_rng(seed)
@@ -67,7 +73,7 @@ def shop(folder: Path, products: int = 240, seed: int = 0) -> tuple[Path, Path]:
             noise = tuple(int(c) for c in np.clip(np.array(COLOURS[colour]) + rng.integers(-20, 20, 3), 0, 255))
             text = f"A nice {kind} number {number} for you"
             if number % 40 != 7:
-                photos.writestr(f"{number}.jpg", jpeg(noise)[: 300 if number % 40 == 9 else None])
+                photos.writestr(f"{number}.jpg", truncated_jpeg() if number % 40 == 9 else jpeg(noise))
             rows.append(
                 {
                     "nm": number,

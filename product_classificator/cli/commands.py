@@ -84,6 +84,7 @@ def evaluate(
 ) -> None:
     """Score a run on labelled products; those it has learned from are left out."""
     from product_classificator.bulk import evaluate_run
+    from product_classificator.catalog.tables import open_table
     from product_classificator.cli import console
     from product_classificator.evaluation import evaluation_json
     from product_classificator.files import write_text
@@ -91,7 +92,9 @@ def evaluate(
 
     opened = Run.load(run)
     source = Source(table, images, id_, text, photo, channels, max_pixels)
-    catalog = open_catalog_like(opened.columns, source, list(opened.columns.characteristics))
+    have = open_table(table).columns
+    catalog = open_catalog_like(opened.columns, source, [n for n in opened.columns.characteristics if n in have])
+    console.print_columns(catalog)
     with console.product_progress(len(catalog)) as progress:
         heldout = evaluate_run(opened, catalog, store=store, on_chunk=progress.on_chunk)
     console.log.print(
@@ -125,6 +128,7 @@ def predict(
 
     source = Source(table, images, id_, text, photo, channels, max_pixels)
     catalog = open_catalog_like(Run.load(run).columns, source, [])
+    console.print_columns(catalog)
     classificator = Classificator.from_run(run)
     embeddings = EmbeddingStore(store, classificator.encoder) if store else None
     with console.product_progress(len(catalog)) as progress:

@@ -97,7 +97,7 @@ def print_scores(evaluation: Evaluation) -> None:
     for name, score in evaluation.characteristics.items():
         low_high = "-" if score.interval is None else f"{score.interval[0]:.3f} - {score.interval[1]:.3f}"
         table.add_row(
-            name,
+            escape(name),
             _number(score.macro_f1),
             low_high,
             _number(score.accuracy),

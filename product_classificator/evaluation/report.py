@@ -8,7 +8,6 @@ Markdown each value is escaped unless it is marked as Markdown, so that forgetti
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 
 from product_classificator.evaluation import plots
 from product_classificator.evaluation.metrics import CharacteristicScore, Evaluation, LabelScore
+from product_classificator.files import write_bytes
 from product_classificator.text import clean
 
 FORMAT = 1
@@ -86,13 +86,13 @@ def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     pictures: dict[int, list[tuple[str, str]]] = {}
     for about, path, caption, figure in _figures(evaluation, facts):
-        _write(folder / path, _png(figure))
+        write_bytes(folder / path, _png(figure))
         pictures.setdefault(about, []).append((path, caption))
     document = {"format": FORMAT, "evaluation": evaluation_json(evaluation), "facts": _plain(facts)}
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
     # A lone surrogate is no UTF-8; written with a backslash it is the JSON escape of itself.
-    _write(folder / "report.json", text.encode("utf-8", "backslashreplace"))
-    _write(folder / "report.md", _report_markdown(evaluation, facts, pictures).encode("utf-8", "replace"))
+    write_bytes(folder / "report.json", text.encode("utf-8", "backslashreplace"))
+    write_bytes(folder / "report.md", _report_markdown(evaluation, facts, pictures).encode("utf-8", "replace"))
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -241,12 +241,3 @@ def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

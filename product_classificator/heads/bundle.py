@@ -194,6 +194,7 @@ class HeadBundle:
             with torch.random.fork_rng(devices=[]):
                 network = make_network(shape)
             network.load_state_dict(weights)
+            _check_values(manifest, bag, weights)
         except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
         return cls(
@@ -212,6 +213,19 @@ def logits_of(network: Network, embeddings: Embeddings, words: WordRows) -> Tens
     steps = [np.arange(i, min(i + _ROWS_PER_STEP, len(embeddings))) for i in range(0, len(embeddings), _ROWS_PER_STEP)]
     with torch.inference_mode():
         return torch.cat([network(Batch.of(embeddings, words, rows, network.shape)) for rows in steps])
+
+
+def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tensor]) -> None:
+    """Raises `ValueError` where sizes agree but values cannot be."""
+    if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
+        raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
+    for name, labels in manifest.labels.items():
+        if len(set(labels)) != len(labels) or len(labels) < 2:
+            raise ValueError(f"{name} needs two labels or more, each once")
+    if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
+        raise ValueError("every characteristic needs a positive temperature")
+    if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
+        raise ValueError("some weights are not finite")
 
 
 def _sha256(content: bytes) -> str:

@@ -12,8 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from itertools import compress
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,9 @@ logger = logging.getLogger(__name__)
 Codes = npt.NDArray[np.int64]
 """(n, characteristics) number of each product's label, -1 where it is unknown."""
 
+_STANDARDISED_ON = 50_000
+_MIN_STEPS_PER_EPOCH = 30
+
 
 @dataclass(frozen=True)
 class HeadSettings:
@@ -43,9 +45,9 @@ class HeadSettings:
         min_products_per_label: labels of fewer products are treated as unknown.
         max_epochs: passes over the training part; the published recipe has 15.
         patience: epochs without a better validation macro-F1 after which fitting stops.
-        batch_size: products per step.
+        batch_size: products per step at most.
         learning_rate: of the hidden layer and the labels.
-        words_learning_rate: of the words branch.
+        words_learning_rate: of the words branch, which learns by plain gradient descent; per product of a batch.
         weight_decay: of the hidden layer and the labels.
         hidden: width of the hidden layer.
         dropout: share of hidden units silenced in training.
@@ -61,9 +63,9 @@ class HeadSettings:
     min_products_per_label: int = 10
     max_epochs: int = 20
     patience: int = 6
-    batch_size: int = 64
+    batch_size: int = 128
     learning_rate: float = 1e-3
-    words_learning_rate: float = 0.02
+    words_learning_rate: float = 0.4
     weight_decay: float = 0.01
     hidden: int = 512
     dropout: float = 0.5
@@ -97,6 +99,7 @@ class HeadSettings:
             recipe="published",
             max_epochs=15,
             patience=15,
+            batch_size=64,
             hidden=1024,
             dropout=0.2,
             weight_decay=0,
@@ -176,7 +179,7 @@ def fit_heads(
     for part, rows in (("train", train), ("valid", valid)):
         if not len(rows):
             raise DataError(f"the {part} part has no product with a label and a photo or text: check the split")
-    bag = WordBag.fit([texts[row] for row in train], max_words=settings.max_words)
+    bag = WordBag.fit([texts[row] for row in train if embeddings.has_text[row]], max_words=settings.max_words)
     shape = NetworkShape(
         recipe=settings.recipe,
         image_dim=embeddings.image.shape[1] if uses_image else 0,
@@ -186,9 +189,7 @@ def fit_heads(
         hidden=settings.hidden,
         dropout=settings.dropout,
     )
-    seen = np.concatenate([train, valid])
-    words = bag.rows([texts[row] for row in seen])
-    material = _Material(embeddings.take(seen), words, codes[seen], len(train), tuple(labels))
+    material = _Material(embeddings, bag.rows(texts), codes, train, valid, tuple(labels))
     # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -250,22 +251,22 @@ def _codes(truth: Truth, labels: Mapping[str, Sequence[str]]) -> Codes:
 
 @dataclass(frozen=True)
 class _Material:
-    """Training products, then validation products, row-aligned."""
+    """All products, row-aligned, and which of them are for training and which for validation."""
 
     embeddings: Embeddings
     words: WordRows
     codes: Codes
-    n_train: int
+    train: Rows
+    valid: Rows
     characteristics: tuple[str, ...]
-
-    @property
-    def valid(self) -> Rows:
-        return np.arange(self.n_train, len(self.codes))
 
 
 def _fit_network(
     shape: NetworkShape, material: _Material, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
 ) -> tuple[Network, list[EpochFacts], int]:
+    # A small catalog gets smaller batches: a handful of steps per epoch teaches nothing.
+    batch_size = min(settings.batch_size, max(8, len(material.train) // _MIN_STEPS_PER_EPOCH))
+    settings = replace(settings, batch_size=batch_size)
     network = make_network(shape)
     _standardise(network, material)
     priors = _log_priors(material, shape, settings.prior_strength)
@@ -294,10 +295,11 @@ def _standardise(network: Network, material: _Material) -> None:
     if network.shape.recipe == "published":
         return
     means, scales = [], []
-    train = material.embeddings.take(np.arange(material.n_train))
+    step = -(-len(material.train) // _STANDARDISED_ON)
+    sample = material.embeddings.take(material.train[::step])
     for part, has, used in (
-        (train.image, train.has_image, network.shape.image_dim),
-        (train.text, train.has_text, network.shape.text_dim),
+        (sample.image, sample.has_image, network.shape.image_dim),
+        (sample.text, sample.has_text, network.shape.text_dim),
     ):
         seen = part[has][:, :used]
         means.append(seen.mean(0) if len(seen) else np.zeros(used, np.float32))
@@ -309,7 +311,7 @@ def _log_priors(material: _Material, shape: NetworkShape, strength: float) -> Te
     """Returns (all labels,) what is added to the logits while training."""
     counts = [
         np.bincount(column[column >= 0], minlength=k)
-        for column, k in zip(material.codes[: material.n_train].T, shape.n_labels, strict=True)
+        for column, k in zip(material.codes[material.train].T, shape.n_labels, strict=True)
     ]
     return torch.from_numpy(
         np.concatenate([strength * np.log(np.maximum(c, 1) / max(c.sum(), 1)) for c in counts]).astype(np.float32)
@@ -320,10 +322,10 @@ def _optimizers(network: Network, settings: HeadSettings) -> list[torch.optim.Op
     words = [weight for name, weight in network.named_parameters() if name == "words.weight"]
     others = [weight for name, weight in network.named_parameters() if name != "words.weight"]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     ]
     if words and words[0].numel():
-        optimizers.append(torch.optim.SparseAdam(words, lr=settings.words_learning_rate))
+        optimizers.append(torch.optim.SGD(words, lr=settings.words_learning_rate * settings.batch_size))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers
@@ -338,9 +340,10 @@ def _run_epoch(
 ) -> float:
     network.train()
     losses = []
-    for rows in torch.randperm(material.n_train).split(settings.batch_size):
-        batch = _with_gaps(Batch.of(material.embeddings, material.words, rows.numpy(), network.shape), settings)
-        loss = _loss(network(batch) + priors, torch.from_numpy(material.codes[rows.numpy()]), network.shape, settings)
+    for order in torch.randperm(len(material.train)).split(settings.batch_size):
+        rows = material.train[order.numpy()]
+        batch = _with_gaps(Batch.of(material.embeddings, material.words, rows, network.shape), settings)
+        loss = _loss(network(batch) + priors, torch.from_numpy(material.codes[rows]), network.shape, settings)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -364,14 +367,17 @@ def _with_gaps(batch: Batch, settings: HeadSettings) -> Batch:
 
 
 def _loss(logits: Tensor, codes: Tensor, shape: NetworkShape, settings: HeadSettings) -> Tensor:
-    """Returns the sum over characteristics of the mean cross-entropy over products whose label is known."""
-    known = compress(zip(shape.spans, codes.T, strict=True), (codes >= 0).any(0).tolist())
-    return torch.stack(
-        [
-            functional.cross_entropy(logits[:, span], column, ignore_index=-1, label_smoothing=settings.label_smoothing)
-            for span, column in known
-        ]
-    ).sum()
+    """Returns the cross-entropy of a batch, summed over characteristics and averaged over products.
+
+    An unknown label counts as 0, so a known one weighs the same however rare it is that one is known.
+    """
+    losses = [
+        functional.cross_entropy(
+            logits[:, span], column, ignore_index=-1, label_smoothing=settings.label_smoothing, reduction="sum"
+        )
+        for span, column in zip(shape.spans, codes.T, strict=True)
+    ]
+    return torch.stack(losses).sum() / len(codes)
 
 
 def _valid_logits(network: Network, material: _Material) -> Tensor:

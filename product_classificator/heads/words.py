@@ -55,7 +55,7 @@ class WordBag:
             min_texts: words of fewer texts are dropped.
             max_words: of the rest, at most so many are kept, those of most texts first.
         """
-        if not any(words_of(text) for text in texts):
+        if not max_words or not any(words_of(text) for text in texts):
             return cls((), np.empty(0, dtype=np.float32))
         counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
         counts = counter.fit_transform(texts)

@@ -100,10 +100,10 @@ class TestBrokenPhotos:
         path, expected = broken
         with open_images(path) as source:
             tracemalloc.start()
-            started = time.perf_counter()
+            started = time.process_time()
             for product_id in expected:
                 outcome(source, product_id)
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             _, peak_bytes = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         assert seconds < 3

@@ -20,7 +20,7 @@ from product_classificator.text import identity_of
 
 @pytest.fixture(scope="module")
 def marketplace(tmp_path_factory: pytest.TempPathFactory) -> Marketplace:
-    return make_marketplace(tmp_path_factory.mktemp("marketplace"), products=240)
+    return make_marketplace(tmp_path_factory.mktemp("marketplace"), products=160)
 
 
 def _rows(marketplace: Marketplace) -> list[dict[str, object]]:
@@ -38,7 +38,7 @@ def _is_readable(photo: bytes) -> bool:
 def test_the_table_has_the_seven_characteristics_and_one_row_per_product(marketplace: Marketplace) -> None:
     rows = _rows(marketplace)
     assert list(rows[0]) == ["nm", "title", "description", "brand", *CHARACTERISTICS, "source"]
-    assert len({row["nm"] for row in rows}) == marketplace.products == 240
+    assert len({row["nm"] for row in rows}) == marketplace.products == 160
 
 
 def test_it_says_everywhere_that_it_is_synthetic(marketplace: Marketplace) -> None:

@@ -1,0 +1,61 @@
+import pandas as pd
+import pytest
+
+from product_classificator.bulk import evaluate_run
+from product_classificator.catalog import read_catalog
+from product_classificator.classificator import Classificator
+from product_classificator.errors import DataError
+from tests.fakes import TinyEncoder, shop
+
+
+@pytest.fixture
+def classificator(tiny_training):
+    return Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+
+
+def test_on_its_own_table_a_run_is_judged_on_its_test_part(tiny_training, classificator, catalog):
+    heldout = evaluate_run(tiny_training.run, catalog, classificator=classificator)
+    assert heldout.evaluation == tiny_training.evaluation
+    assert heldout.scored == tiny_training.evaluation.products
+    assert heldout.set_aside == 6
+    assert heldout.scored + heldout.seen + heldout.set_aside == len(catalog)
+
+
+def test_new_products_are_all_judged_and_copies_of_learned_ones_are_not(tiny_training, classificator, tmp_path):
+    new = pd.DataFrame({"nm": ["n1", "n2"], "description": ["Quite a new hat", "A nice CUP, number 0 for you"]})
+    new["kind"] = ["hat", "cup"]
+    seen = Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+    heldout = evaluate_run(
+        tiny_training.run,
+        read_catalog(new, text="description", characteristics=["kind"]),
+        classificator=seen,
+        store=tmp_path / "store",
+    )
+    assert heldout.scored + heldout.seen == 2
+    assert heldout.evaluation.characteristics["kind"].n == heldout.scored
+
+
+def test_a_table_the_run_has_learned_by_heart_is_refused(tiny_training, classificator, catalog, tmp_path):
+    from product_classificator.catalog.splits import load_split
+
+    split, _ = load_split(tiny_training.run.split)
+    frame = pd.read_parquet(catalog.table.name)
+    learned = frame[frame.nm.astype(str).isin(split.ids[split.part == "train"])]
+    learned = learned[learned.description != ""]
+    with pytest.raises(DataError, match="the run has learned from every product of the table"):
+        evaluate_run(
+            tiny_training.run,
+            read_catalog(learned, text="description", characteristics=["kind"]),
+            classificator=classificator,
+            store=tmp_path / "store",
+        )
+
+
+def test_a_table_without_a_characteristic_of_the_run_is_refused(tiny_training, classificator, tmp_path):
+    table, photos = shop(tmp_path / "shop", products=60)
+    with pytest.raises(DataError, match="must hold a characteristic of the run: it tells kind, colour"):
+        evaluate_run(
+            tiny_training.run,
+            read_catalog(table, photos, text="description", characteristics=[]),
+            classificator=classificator,
+        )

@@ -1,0 +1,155 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pandas as pd
+import pytest
+
+from product_classificator.bulk import predict_to_file
+from product_classificator.catalog import read_catalog
+from product_classificator.classificator import Classificator
+from product_classificator.embeddings import CHUNK_PRODUCTS, EmbeddingStore
+from product_classificator.errors import DataError
+from product_classificator.heads import HeadBundle
+from tests.fakes import TinyEncoder
+
+
+@pytest.fixture
+def classificator(tiny_training):
+    return Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+
+
+def read(path):
+    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": lambda p: pd.read_json(p, lines=True)}
+    return readers[path.suffix](path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_every_row_is_written_in_order_with_labels_and_status(classificator, catalog, tmp_path, suffix):
+    out = tmp_path / f"predictions{suffix}"
+    summary = predict_to_file(classificator, catalog, out)
+    frame = read(out)
+    assert frame.nm.astype(str).tolist() == list(catalog.ids)
+    assert list(frame) == ["nm", "kind", "kind_probability", "colour", "colour_probability", "status"]
+    assert frame.kind_probability.dropna().between(1 / 3, 1).all()
+    assert frame.status[0] == "ok"
+    assert frame.status[7] == "set_aside:image_missing,text_empty"
+    assert pd.isna(frame.kind[7])
+    assert frame.status[9] == "image_truncated"
+    assert (summary.rows, summary.resumed) == (240, 0)
+    assert summary.flaws == {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_top_k_adds_columns_up_to_the_number_of_labels(classificator, catalog, tmp_path):
+    predict_to_file(classificator, catalog, tmp_path / "p.parquet", top_k=9)
+    frame = pd.read_parquet(tmp_path / "p.parquet")
+    probabilities = frame[["colour_probability", "colour_2_probability", "colour_3_probability"]]
+    assert "colour_4" not in frame
+    assert (probabilities.sum(axis=1)[frame.status == "ok"] - 1).abs().max() < 1e-5
+    assert (probabilities.colour_probability >= probabilities.colour_2_probability)[frame.status == "ok"].all()
+
+
+def test_a_store_spares_the_encoder(tiny_training, catalog, tmp_path):
+    encoder = TinyEncoder()
+    store = EmbeddingStore(tiny_training.run.store, encoder)
+    classificator = Classificator(encoder, tiny_training.fitted.bundle)
+    predict_to_file(classificator, catalog, tmp_path / "stored.jsonl", store=store)
+    assert encoder.images == 0
+    predict_to_file(classificator, catalog, tmp_path / "fresh.jsonl")
+    assert (tmp_path / "stored.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
+
+
+class SlowEncoder(TinyEncoder):
+    def encode_texts(self, texts):
+        time.sleep(0.15)
+        return super().encode_texts(texts)
+
+
+def predict_slowly(bundle, table, out):
+    predict_to_file(Classificator(SlowEncoder(), HeadBundle.load(bundle)), read_catalog(table, text="title"), out)
+
+
+def test_a_killed_call_goes_on_and_ends_like_an_undisturbed_one(tiny_training, classificator, tmp_path):
+    n = 8 * CHUNK_PRODUCTS + 10
+    pd.DataFrame({"nm": range(n), "title": [f"a cup {i}" for i in range(n)]}).to_parquet(tmp_path / "t.parquet")
+    out = tmp_path / "killed.csv"
+    process = multiprocessing.get_context("spawn").Process(
+        target=predict_slowly, args=(tiny_training.run.bundle, tmp_path / "t.parquet", out)
+    )
+    process.start()
+    while len(list(tmp_path.glob("killed.csv.parts/*.parquet"))) < 3:
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not out.exists()
+    catalog = read_catalog(tmp_path / "t.parquet", text="title")
+    summary = predict_to_file(classificator, catalog, out)
+    assert summary.resumed >= 3 * CHUNK_PRODUCTS
+    assert classificator.encoder.texts == n - summary.resumed
+    predict_to_file(classificator, catalog, tmp_path / "whole.csv")
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def interrupted(classificator, catalog, out, **options):
+    class StopError(Exception):
+        pass
+
+    def stop(chunk):
+        raise StopError
+
+    with pytest.raises(StopError):
+        predict_to_file(classificator, catalog, out, on_chunk=stop, **options)
+
+
+def test_parts_of_another_setting_are_not_mixed_in(classificator, catalog, tmp_path, caplog):
+    interrupted(classificator, catalog, tmp_path / "p.csv")
+    summary = predict_to_file(classificator, catalog, tmp_path / "p.csv", top_k=2)
+    assert summary.resumed == 0
+    assert "is of another table, run or setting: starting anew" in caplog.text
+
+
+def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
+    frame = pd.DataFrame({"nm": range(5), "title": list("abcde")})
+    interrupted(classificator, read_catalog(frame), tmp_path / "p.csv")
+    assert predict_to_file(classificator, read_catalog(frame), tmp_path / "p.csv").resumed == 5
+    interrupted(classificator, read_catalog(frame), tmp_path / "p.csv")
+    frame.loc[2, "title"] = "changed"
+    assert predict_to_file(classificator, read_catalog(frame), tmp_path / "p.csv").resumed == 0
+
+
+def test_a_missing_part_is_named(classificator, catalog, tmp_path):
+    interrupted(classificator, catalog, tmp_path / "p.csv")
+    (part,) = (tmp_path / "p.csv.parts").glob("*.parquet")
+    part.rename(part.with_name("000000000300-000000000400.parquet"))
+    with pytest.raises(DataError, match=r"row 0 is missing in .*; delete the folder"):
+        predict_to_file(classificator, catalog, tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("p.xlsx", {}, r"predictions are written as .parquet, .csv, .jsonl, got p.xlsx"),
+        ("p.csv", {"top_k": 0}, "top_k must be 1 or more, got 0"),
+        ("nowhere/p.csv", {}, "the folder of the output must be there"),
+    ],
+)
+def test_bad_arguments_are_named(classificator, catalog, tmp_path, name, options, message):
+    with pytest.raises(DataError, match=message):
+        predict_to_file(classificator, catalog, tmp_path / name, **options)
+
+
+def test_an_empty_table_is_named(classificator, tmp_path):
+    empty = pd.DataFrame({"nm": [], "title": []})
+    with pytest.raises(DataError, match="there is nothing to predict: DataFrame has no rows"):
+        predict_to_file(classificator, read_catalog(empty), tmp_path / "p.csv")
+
+
+def test_json_lines_hold_null_where_nothing_is_known(classificator, catalog, tmp_path):
+    predict_to_file(classificator, catalog, tmp_path / "p.jsonl")
+    row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[7])
+    assert row["kind"] is None
+    assert row["kind_probability"] is None

@@ -1,0 +1,193 @@
+"""The command line as a person uses it: real processes, the real encoder `lite`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from product_classificator.cli import console
+from product_classificator.cli.options import names
+from product_classificator.evaluation import evaluate
+from product_classificator.types import Predictions, strings
+from tests.broken_photos import write_broken_zip
+from tests.fakes import jpeg, shop
+
+QUICK = "[heads]\nmax_epochs = 8\nhidden = 32\nbatch_size = 16\n"
+
+
+def call(*arguments, code=0):
+    """Runs the command line and returns what it printed; the exit code must be `code`."""
+    command = [sys.executable, "-c", "from product_classificator.cli import main; main()"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    table, images = shop(folder, products=150)
+    (folder / "settings.toml").write_text(QUICK)
+    return folder, table, images
+
+
+@pytest.fixture(scope="module")
+def trained(files):
+    folder, table, images = files
+    arguments = ["--images", images, "--text", "description", "--characteristics", "kind,colour"]
+    printed = call("train", table, *arguments, "--out", folder / "run", "--config", folder / "settings.toml")
+    return folder / "run", printed
+
+
+def test_train_prints_the_scores_and_what_to_do_next(trained):
+    run, printed = trained
+    assert "150 products; id nm; text description; photos by nm" in printed.replace("\n", " ")
+    assert "macro-F1" in printed
+    assert "next:   product-classificator predict" in printed
+    assert (run / "report/report.md").is_file()
+
+
+def test_evaluate_writes_the_scores_of_the_test_part(trained, files):
+    folder, table, images = files
+    printed = call("evaluate", trained[0], table, "--images", images, "--json", folder / "scores.json")
+    scores = json.loads((folder / "scores.json").read_text())
+    reported = json.loads((trained[0] / "report/report.json").read_text())["evaluation"]
+    assert scores["mean_macro_f1"] == reported["mean_macro_f1"]
+    assert {"macro_f1", "accuracy", "n", "unknown_labels"} <= set(scores["characteristics"]["kind"])
+    assert "left out, for the run has learned from them" in printed.replace("\n", " ")
+
+
+def test_predict_writes_a_file_and_says_which_rows_have_a_flaw(trained, files):
+    folder, table, images = files
+    printed = call("predict", trained[0], table, "--images", images, "--out", folder / "p.csv", "--top-k", 2)
+    frame = pd.read_csv(folder / "p.csv")
+    assert len(frame) == 150
+    assert {"kind", "kind_probability", "kind_2", "status"} <= set(frame)
+    assert "150 rows in" in printed
+    assert "image_truncated 4" in printed
+
+
+def test_classify_shows_bars_or_json(trained, files):
+    folder = files[0]
+    (folder / "blue.jpg").write_bytes(jpeg("blue"))
+    product = ["--image", folder / "blue.jpg", "--text", "A nice cup number 1"]
+    assert "█" in call("classify", trained[0], *product)
+    found = json.loads(call("classify", trained[0], *product, "--json", "--top-k", 1))
+    assert set(found) == {"kind", "colour"}
+    assert set(found["kind"][0]) == {"label", "probability"}
+
+
+def test_embed_fills_a_store_that_goes_on_and_info_describes(trained, files, tmp_path):
+    _, table, _ = files
+    arguments = ["embed", table, "--text", "description", "--out", tmp_path / "store"]
+    assert "143 products encoded now" in call(*arguments)
+    assert "0 products encoded now" in call(*arguments)
+    assert "143 products in 1 parts, encoder lite" in call("info", tmp_path / "store")
+    assert "kind (3 labels): cup, hat, sock" in call("info", trained[0])
+    assert "lite" in call("info", "encoders")
+
+
+def test_a_zip_of_broken_photos_goes_through_train_and_predict(tmp_path):
+    expected = write_broken_zip(tmp_path / "photos.zip")
+    kinds = ["cup", "hat"]
+    frame = pd.DataFrame({"nm": [*expected, *[f"sound{i}" for i in range(60)]]})
+    frame["kind"] = [kinds[row % 2] for row in range(len(frame))]
+    frame["title"] = [f"{kind} {row}" for row, kind in enumerate(frame.kind)]
+    frame.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "settings.toml").write_text(QUICK)
+    shared = [tmp_path / "t.parquet", "--images", tmp_path / "photos.zip", "--text", "title"]
+    options = ["--characteristics", "kind", "--out", tmp_path / "run", "--config", tmp_path / "settings.toml"]
+    call("train", *shared, *options)
+    counted = json.loads((tmp_path / "run/report/report.json").read_text())["facts"]["row_reasons"]
+    call("predict", tmp_path / "run", *shared[:3], "--out", tmp_path / "p.parquet")
+    status = pd.read_parquet(tmp_path / "p.parquet").set_index("nm").status
+    reasons = {id_: "ok" if reason == "ok" else f"image_{reason}" for id_, reason in expected.items()}
+    assert len(reasons) >= 40
+    assert {id_: status[id_] for id_ in reasons} == reasons
+    assert counted == status[status != "ok"].value_counts().to_dict()
+
+
+def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
+    n = 20_000
+    pd.DataFrame({"nm": range(n), "title": [f"a longer title number {i}" for i in range(n)]}).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    command = "from product_classificator.cli import main; main()"
+    arguments = ["embed", str(tmp_path / "t.parquet"), "--text", "title", "--out", str(tmp_path / "store")]
+    process = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.PIPE, text=True)  # noqa: S603
+    while not list(tmp_path.glob("store/parts/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, printed = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted; what was finished is kept" in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.glob("store/parts/.*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "nothing.parquet", "--out", "x"], 1, "there is no file nothing.parquet"),
+        (["train", "{table}", "--out", "x", "--text", "descripton"], 1, "did you mean 'description'"),
+        (["train", "{table}", "--out", "x", "--text", "description"], 1, "training needs characteristics"),
+        (["evaluate", "{folder}", "{table}"], 1, "is not a finished run"),
+        (["predict", "{run}", "{table}", "--out", "p.xlsx"], 1, "predictions are written as .parquet, .csv, .jsonl"),
+        (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
+        (["info", "{folder}"], 1, "info describes a run, a store, or the word `encoders`"),
+        (["classify", "{run}"], 2, "a product needs a photo or a text"),
+        (["train"], 2, "Missing argument"),
+        (["trian"], 2, "No such command"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(trained, files, arguments, code, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    filled = [text.format(table=files[1], folder=files[0], run=trained[0]) for text in arguments]
+    printed = " ".join(call(*filled, code=code).replace("│", " ").split())
+    assert message in printed
+
+
+def test_a_damaged_bundle_is_named(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run/bundle/weights.safetensors").write_bytes(b"nothing")
+    printed = call("classify", tmp_path / "run", "--text", "a cup", code=1)
+    assert "weights.safetensors is missing or was changed" in printed.replace("\n", " ")
+
+
+def test_demo_shows_scores_three_products_and_the_way_on(tmp_path):
+    printed = call("demo", "--out", tmp_path / "demo", "--products", 120)
+    assert "SYNTHETIC" in printed
+    assert printed.count("category") > 3
+    assert (tmp_path / "demo/predictions.parquet").is_file()
+    assert "Your own products:" in printed
+
+
+def test_names_are_split_at_commas():
+    assert names(" a, b ,,") == ["a", "b"]
+    assert names(None) is None
+
+
+def test_labels_with_brackets_are_printed_as_they_are(monkeypatch):
+    shown = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
+    monkeypatch.setattr(console, "out", shown)
+    import numpy as np
+
+    predictions = Predictions(
+        strings(["1"]), {"[red]size": ["[b]XL", "[/]"]}, {"[red]size": np.array([[0.7, 0.3]], "f4")}, np.array([True])
+    )
+    console.print_products(predictions, ["[bold]title"])
+    console.print_scores(evaluate(predictions, {"[red]size": strings(["[b]XL"])}, resamples=10))
+    text = shown.export_text()
+    shown.file.close()
+    assert "[red]size" in text
+    assert "[b]XL" in text
+    assert "[bold]title" in text

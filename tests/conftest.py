@@ -1,0 +1,26 @@
+import pytest
+
+from product_classificator.catalog import read_catalog
+from product_classificator.heads import HeadSettings
+from product_classificator.training import TrainSettings, train_heads
+from tests.fakes import TinyEncoder, shop
+
+QUICK = TrainSettings(heads=HeadSettings(max_epochs=12, hidden=64, batch_size=16, learning_rate=0.01))
+
+
+@pytest.fixture(scope="session")
+def shop_files(tmp_path_factory):
+    """A table and a zip: the photo tells the colour, the text tells the kind."""
+    return shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture
+def catalog(shop_files):
+    return read_catalog(*shop_files, text="description", characteristics=["kind", "colour"])
+
+
+@pytest.fixture(scope="session")
+def tiny_training(shop_files, tmp_path_factory):
+    """A training with an encoder that needs no weights."""
+    catalog = read_catalog(*shop_files, text="description", characteristics=["kind", "colour"])
+    return train_heads(catalog, tmp_path_factory.mktemp("runs") / "run", QUICK, encoder=TinyEncoder())

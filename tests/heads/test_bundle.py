@@ -1,0 +1,177 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, fit_heads
+from product_classificator.types import Embeddings
+from tests.heads.conftest import Material
+
+
+@pytest.fixture
+def saved(fitted: FittedHeads, tmp_path: Path) -> Path:
+    fitted.bundle.save(tmp_path / "heads")
+    return tmp_path / "heads"
+
+
+def gappy(embeddings: Embeddings) -> Embeddings:
+    """Returns three products: without a photo, without a text, without both."""
+    few = embeddings.take(np.arange(3))
+    few.has_image[[0, 2]], few.has_text[[1, 2]] = False, False
+    few.image[[0, 2]], few.text[[1, 2]] = 0, 0
+    return few
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+
+
+def test_probabilities_are_well_formed_when_a_photo_or_a_text_is_missing(
+    fitted: FittedHeads, material: Material
+) -> None:
+    predictions = fitted.bundle.predict(gappy(material.embeddings), material.texts[:3])
+    assert predictions.is_known.tolist() == [True, True, False]
+    for matrix in predictions.probabilities.values():
+        assert np.allclose(matrix[:2].sum(1), 1)
+        assert np.isnan(matrix[2]).all()
+    assert predictions.best("kind")[:2].tolist() == material.truth["kind"][:2].tolist()
+    assert predictions.best("colour")[0] == material.truth["colour"][0]
+
+
+def test_what_stands_in_a_missing_part_does_not_matter(fitted: FittedHeads, material: Material) -> None:
+    few = gappy(material.embeddings)
+    noise = few.take(np.arange(3))
+    noise.image[[0, 2]], noise.text[[1, 2]] = 7, 7
+    one, two = (fitted.bundle.predict(each, material.texts[:3]).probabilities for each in (few, noise))
+    assert all(np.array_equal(one[name], two[name], equal_nan=True) for name in one)
+
+
+def test_a_product_is_judged_alike_alone_and_among_others(fitted: FittedHeads, material: Material) -> None:
+    together = fitted.bundle.predict(material.embeddings, material.texts)
+    alone = fitted.bundle.predict(material.embeddings.take(np.array([5])), material.texts[5:6])
+    assert np.allclose(together.probabilities["kind"][5], alone.probabilities["kind"][0], atol=1e-6)
+
+
+def test_no_products_give_no_predictions(fitted: FittedHeads, material: Material) -> None:
+    none = fitted.bundle.predict(material.embeddings.take(np.arange(0)), [])
+    assert none.probabilities["kind"].shape == (0, 3)
+
+
+def test_only_the_characteristics_asked_for_are_told(fitted: FittedHeads, material: Material) -> None:
+    assert fitted.bundle.predict(*material.rows("test"), ["size", "kind"]).characteristics == ("size", "kind")
+
+
+def test_an_unknown_characteristic_names_the_nearest(fitted: FittedHeads, material: Material) -> None:
+    with pytest.raises(DataError, match="no characteristic 'color': did you mean 'colour'"):
+        fitted.bundle.predict(material.embeddings, material.texts, ["color"])
+
+
+def test_embeddings_of_another_encoder_are_refused(fitted: FittedHeads, material: Material) -> None:
+    with pytest.raises(ArtifactError, match="trained on, 'tiny-1'; these were made by 'other'"):
+        fitted.bundle.predict(replace(material.embeddings, fingerprint="other"), material.texts)
+
+
+def test_a_text_per_product_is_needed(fitted: FittedHeads, material: Material) -> None:
+    with pytest.raises(DataError, match="240 embeddings, 2 texts"):
+        fitted.bundle.predict(material.embeddings, ["a", "b"])
+
+
+@pytest.mark.parametrize("recipe", ["joint", "published"])
+def test_a_saved_bundle_says_the_same_when_it_is_loaded(material: Material, tmp_path: Path, recipe: str) -> None:
+    base = HeadSettings.published() if recipe == "published" else HeadSettings()
+    settings = replace(base, max_epochs=2, hidden=16)
+    bundle = fit_heads(material.embeddings, material.texts, material.truth, material.split, settings).bundle
+    bundle.save(tmp_path / "heads")
+    loaded = HeadBundle.load(tmp_path / "heads")
+    one, two = (each.predict(material.embeddings, material.texts).probabilities for each in (bundle, loaded))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert (loaded.labels, loaded.facts, loaded.digest) == (bundle.labels, bundle.facts, bundle.digest)
+
+
+def test_the_folder_holds_three_files_and_nothing_beside_it(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["manifest.json", "weights.safetensors", "words.json"]
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_bundle_replaces_an_older_one(saved: Path, fitted: FittedHeads) -> None:
+    fitted.bundle.save(saved)
+    assert HeadBundle.load(saved).digest == fitted.bundle.digest
+
+
+def test_a_folder_of_other_things_is_not_overwritten(fitted: FittedHeads, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="holds other things"):
+        fitted.bundle.save(tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no bundle of heads at .*: manifest\.json is missing"):
+        HeadBundle.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "words.json"])
+def test_a_changed_file_is_refused(saved: Path, name: str) -> None:
+    content = bytearray((saved / name).read_bytes())
+    content[-3] ^= 1
+    (saved / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name} is missing or was changed"):
+        HeadBundle.load(saved)
+
+
+def test_a_missing_file_is_refused(saved: Path) -> None:
+    (saved / "words.json").unlink()
+    with pytest.raises(ArtifactError, match=r"words\.json is missing or was changed"):
+        HeadBundle.load(saved)
+
+
+def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
+    change_manifest(saved, format=2)
+    with pytest.raises(ArtifactError, match=r"has format 2, this version reads up to 1: upgrade"):
+        HeadBundle.load(saved)
+
+
+@pytest.mark.parametrize("change", [{"labels": 3}, {"surprise": 1}, {"temperatures": ["hot"]}, {"format": None}])
+def test_a_manifest_of_another_form_is_refused(saved: Path, change: dict[str, object]) -> None:
+    change_manifest(saved, **change)
+    with pytest.raises(ArtifactError, match="is not the manifest of a bundle of heads"):
+        HeadBundle.load(saved)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
+def test_a_manifest_that_is_no_json_object_is_refused(saved: Path, content: str) -> None:
+    (saved / "manifest.json").write_text(content)
+    with pytest.raises(ArtifactError, match="is not the manifest of a bundle of heads"):
+        HeadBundle.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": {"kind": ["a", "b"]}},
+        {"temperatures": [1.0]},
+        {"temperatures": [1.0, 0.0, 1.0]},
+        {"labels": {"kind": ["a", "a", "b"], "colour": ["c", "d"], "size": ["L", "S"]}},
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(saved: Path, change: dict[str, object]) -> None:
+    change_manifest(saved, **change)
+    with pytest.raises(ArtifactError, match="do not fit together"):
+        HeadBundle.load(saved)
+
+
+def test_weights_that_are_not_numbers_are_refused(saved: Path) -> None:
+    weights = load_file(saved / "weights.safetensors")
+    weights["labels.bias"] = torch.full_like(weights["labels.bias"], float("nan"))
+    save_file(weights, saved / "weights.safetensors")
+    forged = HeadBundle.load.__globals__["_sha256"]((saved / "weights.safetensors").read_bytes())
+    manifest = json.loads((saved / "manifest.json").read_text("utf-8"))
+    change_manifest(saved, sha256={**manifest["sha256"], "weights.safetensors": forged})
+    with pytest.raises(ArtifactError, match="do not fit together"):
+        HeadBundle.load(saved)

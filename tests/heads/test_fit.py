@@ -1,0 +1,208 @@
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from product_classificator.errors import DataError
+from product_classificator.heads import EpochFacts, FittedHeads, HeadSettings, fit_heads
+from product_classificator.types import Embeddings, Split, strings
+from tests.heads.conftest import COLOURS, KINDS, Material
+
+
+def fit(material: Material, settings: HeadSettings) -> FittedHeads:
+    return fit_heads(material.embeddings, material.texts, material.truth, material.split, settings)
+
+
+def judged(fitted: FittedHeads, material: Material, characteristic: str) -> float:
+    rows = material.split.rows("test")
+    best = fitted.bundle.predict(*material.rows("test")).best(characteristic)
+    return float(f1_score(list(material.truth[characteristic][rows]), list(best), average="macro"))
+
+
+def without(embeddings: Embeddings, *, image: bool = False, text: bool = False) -> Embeddings:
+    """Returns the embeddings as they are without any photo, or any text."""
+    none = np.zeros(len(embeddings), dtype=bool)
+    if image:
+        embeddings = replace(embeddings, image=np.zeros_like(embeddings.image), has_image=none)
+    if text:
+        embeddings = replace(embeddings, text=np.zeros_like(embeddings.text), has_text=none)
+    return embeddings
+
+
+def test_heads_learn_what_the_vectors_know(fitted: FittedHeads, material: Material) -> None:
+    assert judged(fitted, material, "kind") > 0.95
+
+
+def test_heads_learn_what_only_the_words_know(fitted: FittedHeads, material: Material) -> None:
+    assert judged(fitted, material, "colour") > 0.95
+
+
+def test_without_words_the_colour_stays_unknown(material: Material, quick: HeadSettings) -> None:
+    assert judged(fit(material, replace(quick, max_words=0)), material, "colour") < 0.7
+
+
+def test_labels_stand_in_order_and_may_be_any_unicode(fitted: FittedHeads) -> None:
+    assert fitted.bundle.labels == {"kind": KINDS, "colour": COLOURS, "size": ("L", "S")}
+
+
+def test_unknown_labels_are_masked(fitted: FittedHeads, material: Material, quick: HeadSettings) -> None:
+    hidden = material.truth["kind"].copy()
+    hidden[material.split.part == "train"] = None
+    known = np.flatnonzero(material.split.part == "train")[:40]
+    hidden[known] = material.truth["kind"][known]
+    few = fit(replace(material, truth={**material.truth, "kind": hidden}), replace(quick, max_epochs=12))
+    assert judged(few, material, "colour") > 0.95
+    assert judged(few, material, "kind") > 0.9
+
+
+def test_rare_labels_are_left_out_with_their_counts(material: Material, quick: HeadSettings) -> None:
+    kind = material.truth["kind"].copy()
+    kind[:4] = "vase"
+    fitted = fit(replace(material, truth={"kind": kind}), replace(quick, max_epochs=1))
+    assert fitted.left_out == {"kind": {"vase": 4}}
+    assert "vase" not in fitted.bundle.labels["kind"]
+
+
+def test_a_label_that_training_never_sees_is_left_out(material: Material, quick: HeadSettings) -> None:
+    kind = material.truth["kind"].copy()
+    kind[material.split.rows("test")[:12]] = "vase"
+    fitted = fit(replace(material, truth={"kind": kind}), replace(quick, max_epochs=1))
+    assert fitted.left_out == {"kind": {"vase": 12}}
+
+
+def test_products_that_were_set_aside_count_for_nothing(material: Material, quick: HeadSettings) -> None:
+    part = material.split.part.copy()
+    part[material.truth["kind"] == "mug"] = ""
+    fitted = fit(replace(material, split=Split(material.split.ids, part)), replace(quick, max_epochs=1))
+    assert fitted.bundle.labels["kind"] == ("shoe", "сумка")
+
+
+def test_a_characteristic_with_one_label_is_left_out_with_a_warning(
+    material: Material, quick: HeadSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = strings(["yes"] * len(material.texts))
+    with caplog.at_level(logging.WARNING):
+        fitted = fit(replace(material, truth={**material.truth, "fragile": same}), replace(quick, max_epochs=1))
+    assert "fragile" not in fitted.bundle.labels
+    assert fitted.left_out["fragile"] == {"yes": 240}
+    assert "fragile is left out: it has 1 label(s)" in caplog.text
+
+
+@pytest.mark.parametrize("recipe", ["joint", "published"])
+def test_the_same_seed_gives_the_same_weights_to_the_last_bit(material: Material, recipe: str) -> None:
+    base = HeadSettings.published(seed=3) if recipe == "published" else HeadSettings(seed=3)
+    settings = replace(base, max_epochs=2, hidden=16)
+    one, two = (fit(material, settings).bundle.network.state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_fitting_leaves_the_global_random_state_as_it_was(material: Material, quick: HeadSettings) -> None:
+    before = torch.get_rng_state()
+    fit(material, replace(quick, max_epochs=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(material: Material, quick: HeadSettings) -> None:
+    settings = replace(quick, learning_rate=0.5, words_learning_rate=1e-3, max_epochs=8, patience=8)
+    fitted = fit(material, settings)
+    means = [epoch.mean_valid_macro_f1 for epoch in fitted.history]
+    assert fitted.best_epoch == int(np.argmax(means)) + 1 < len(means)
+    valid = material.split.rows("valid")
+    predictions = fitted.bundle.predict(*material.rows("valid"))
+    for name, expected in fitted.history[fitted.best_epoch - 1].valid_macro_f1.items():
+        known = np.flatnonzero([label is not None for label in material.truth[name][valid]])
+        truth, best = material.truth[name][valid][known], predictions.best(name)[known]
+        assert f1_score(list(truth), list(best), average="macro") == pytest.approx(expected)
+
+
+def test_fitting_stops_when_patience_ends(material: Material, quick: HeadSettings) -> None:
+    fitted = fit(material, replace(quick, max_epochs=50, patience=2))
+    assert len(fitted.history) == fitted.best_epoch + 2 < 50
+
+
+def test_every_epoch_is_told(material: Material, quick: HeadSettings) -> None:
+    told: list[EpochFacts] = []
+    settings = replace(quick, max_epochs=2)
+    fitted = fit_heads(
+        material.embeddings, material.texts, material.truth, material.split, settings, on_epoch=told.append
+    )
+    assert tuple(told) == fitted.history
+    assert [epoch.epoch for epoch in told] == [1, 2]
+
+
+def test_validation_and_test_texts_do_not_reach_the_vocabulary(material: Material, quick: HeadSettings) -> None:
+    texts = [text if part == "train" else "secret secret" for text, part in zip(material.texts, material.split.part)]
+    fitted = fit(replace(material, texts=texts), replace(quick, max_epochs=1))
+    assert not any("secret" in word for word in fitted.bundle.bag.words)
+
+
+def test_a_catalog_without_photos_makes_heads_without_an_image_part(material: Material, quick: HeadSettings) -> None:
+    fitted = fit(replace(material, embeddings=without(material.embeddings, image=True)), quick)
+    assert fitted.bundle.image_dim == 0
+    assert judged(fitted, replace(material, embeddings=without(material.embeddings, image=True)), "kind") > 0.95
+
+
+def test_a_catalog_without_texts_makes_heads_without_text_and_words(material: Material, quick: HeadSettings) -> None:
+    silent = replace(material, embeddings=without(material.embeddings, text=True), texts=[""] * len(material.texts))
+    fitted = fit(silent, quick)
+    assert (fitted.bundle.text_dim, len(fitted.bundle.bag)) == (0, 0)
+    assert judged(fitted, silent, "kind") > 0.95
+
+
+def test_the_published_recipe_is_one_small_network_per_characteristic(material: Material) -> None:
+    fitted = fit(material, replace(HeadSettings.published(), max_epochs=2))
+    layers = [str(layer) for layer in fitted.bundle.network.heads[0]]
+    assert len(fitted.bundle.network.heads) == 3
+    assert layers == [
+        "Linear(in_features=14, out_features=1024, bias=True)",
+        "ReLU()",
+        "Dropout(p=0.2, inplace=False)",
+        "Linear(in_features=1024, out_features=3, bias=True)",
+        "Dropout(p=0.2, inplace=False)",
+    ]
+    assert len(fitted.bundle.bag) == 0
+
+
+def test_the_published_recipe_learns(material: Material) -> None:
+    assert judged(fit(material, HeadSettings.published()), material, "kind") > 0.95
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"recipe": "jiont"}, r"recipe must be one of .*'joint'.*got 'jiont'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0}, "learning_rate must be positive, got 0"),
+        ({"dropout": 1.0}, "dropout must be a share from 0 to below 1, got 1.0"),
+        ({"weight_decay": -1}, "weight_decay must not be negative, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        HeadSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_too_few_texts_are_refused(material: Material) -> None:
+    with pytest.raises(DataError, match="one row per product: there are 240 embeddings, but {'texts': 3}"):
+        fit_heads(material.embeddings, ["a", "b", "c"], material.truth, material.split)
+
+
+def test_a_split_of_other_products_is_refused(material: Material) -> None:
+    other = Split(material.split.ids[::-1], material.split.part)
+    with pytest.raises(DataError, match="same products in the same order"):
+        fit_heads(material.embeddings, material.texts, material.truth, other)
+
+
+def test_nothing_to_learn_is_refused(material: Material) -> None:
+    with pytest.raises(DataError, match="two labels with at least 1000 products each, found none among .*kind"):
+        fit(material, HeadSettings(min_products_per_label=1000))
+
+
+def test_a_validation_part_without_labels_is_refused(material: Material, quick: HeadSettings) -> None:
+    kind = material.truth["kind"].copy()
+    kind[material.split.rows("valid")] = None
+    with pytest.raises(DataError, match="the valid part has no product with a label"):
+        fit(replace(material, truth={"kind": kind}), quick)

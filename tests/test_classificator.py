@@ -1,0 +1,84 @@
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from product_classificator.classificator import Classificator
+from product_classificator.errors import ArtifactError, DataError
+from tests.fakes import TinyEncoder, jpeg
+
+
+@pytest.fixture
+def classificator(tiny_training):
+    return Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+
+
+def test_many_products_are_classified_at_once(classificator):
+    found = classificator.classify_products(["A nice cup", "A nice hat"], [jpeg("red"), jpeg("blue")])
+    assert found == {"kind": ["cup", "hat"], "colour": ["red", "blue"]}
+
+
+def test_one_product_may_be_given_bare(classificator):
+    assert classificator.classify_products("A nice hat", jpeg("green"))["kind"] == ["hat"]
+
+
+def test_text_or_photo_may_be_missing(classificator):
+    assert classificator.classify_products(texts="A nice sock")["kind"] == ["sock"]
+    assert classificator.classify_products(images=jpeg("blue"))["colour"] == ["blue"]
+    found = classificator.classify_products(["A nice cup", None], [None, jpeg("blue")])
+    assert (found["kind"][0], found["colour"][1]) == ("cup", "blue")
+
+
+def test_a_photo_may_be_a_path_bytes_a_picture_or_an_array(classificator, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg("blue"))
+    picture = Image.open(BytesIO(jpeg("blue")))
+    forms = [str(tmp_path / "a.jpg"), tmp_path / "a.jpg", jpeg("blue"), picture, np.asarray(picture)]
+    probabilities = classificator.predict(images=forms).probabilities["colour"]
+    assert np.ptp(probabilities, axis=0).max() < 1e-6
+
+
+def test_only_the_asked_characteristics_are_told(classificator):
+    assert list(classificator.classify_products("A nice cup", characteristics=["kind"])) == ["kind"]
+
+
+def test_predictions_hold_probabilities_and_the_best_few(classificator):
+    predictions = classificator.predict("A nice cup", jpeg("red"))
+    ((first, second),) = predictions.top("colour", 2)
+    assert first[0] == "red"
+    assert first[1] > second[1]
+    assert abs(predictions.probabilities["colour"].sum() - 1) < 1e-5
+
+
+def test_it_says_what_it_is(classificator):
+    assert repr(classificator).startswith("Classificator(encoder='tiny', characteristics=[")
+
+
+@pytest.mark.parametrize(
+    ("texts", "images", "message"),
+    [
+        (None, None, "give texts, images, or both"),
+        (["a", "b"], [jpeg()], "must be of the same products, got 2 and 1"),
+        (["cup", "  "], None, "number 1 .counted from 0. has neither"),
+        (["cup", 3], None, r"a text must be a string or None, found \['int'\]"),
+        (None, [b"garbage"], "photo number 0 .counted from 0. cannot be read: unreadable"),
+        (None, ["no/such/file.jpg"], "photo number 0 .counted from 0. cannot be read"),
+        (None, [np.zeros((4, 4), dtype=np.float32)], r"an \(h, w, 3\) uint8 array, got float32 \(4, 4\)"),
+        (None, [object()], "a photo must be an image, its file's path or bytes, .*got object"),
+    ],
+)
+def test_bad_input_is_named(classificator, texts, images, message):
+    with pytest.raises(DataError, match=message):
+        classificator.predict(texts, images)
+
+
+def test_an_unknown_characteristic_names_the_nearest(classificator):
+    with pytest.raises(DataError, match=r"'color'.*did you mean 'colour'"):
+        classificator.classify_products("cup", characteristics=["color"])
+
+
+def test_heads_of_another_encoder_are_refused(tiny_training):
+    other = TinyEncoder()
+    other.fingerprint = "tiny-2"
+    with pytest.raises(ArtifactError, match=r"were trained on tiny-1, got tiny \(tiny-2\)"):
+        Classificator(other, tiny_training.fitted.bundle)

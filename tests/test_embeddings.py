@@ -1,0 +1,222 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from product_classificator.catalog import read_catalog
+from product_classificator.embeddings import (
+    CHUNK_PRODUCTS,
+    EmbeddingStore,
+    Record,
+    _DigestIndex,
+    count_statuses,
+    embed,
+    embed_chunks,
+    read_store_facts,
+)
+from product_classificator.errors import ArtifactError
+from product_classificator.types import strings
+from tests.fakes import TinyEncoder, jpeg, shop
+
+
+def test_embeddings_follow_the_table_and_say_what_is_missing(catalog):
+    embedded = embed(catalog, TinyEncoder())
+    rows = {int(id_): row for row, id_ in enumerate(embedded.embeddings.ids)}
+    found = embedded.embeddings
+    assert found.has_image[rows[0]] and found.has_text[rows[0]]
+    assert embedded.status[rows[7]] == "image_missing,text_empty"
+    assert embedded.status[rows[9]] == "image_truncated"
+    assert embedded.status[rows[11]] == "text_empty"
+    assert not found.has_image[rows[7]] and not found.image[rows[7]].any()
+    assert np.allclose(np.linalg.norm(found.image[found.has_image], axis=1), 1, atol=1e-3)
+    assert count_statuses(embedded.status) == {"image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
+
+
+def test_a_store_gives_the_same_numbers_as_no_store(catalog, tmp_path):
+    plain = embed(catalog, TinyEncoder()).embeddings
+    stored = embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path / "s", TinyEncoder())).embeddings
+    assert np.array_equal(plain.image, stored.image)
+    assert np.array_equal(plain.text, stored.text)
+    assert np.array_equal(plain.has_image, stored.has_image)
+
+
+def test_what_is_in_the_store_is_not_encoded_again(catalog, tmp_path):
+    embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path / "s", TinyEncoder()))
+    encoder = TinyEncoder()
+    again = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
+    assert (encoder.images, encoder.texts) == (0, 0)
+    assert again.status[9] == "image_truncated"
+
+
+def test_only_a_product_whose_bytes_changed_is_encoded_again(tmp_path):
+    frame = pd.DataFrame({"nm": [1, 2, 3], "title": ["a", "b", "c"]})
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for nm in frame.nm:
+        (photos / f"{nm}.jpg").write_bytes(jpeg("red", (10 + nm, 20)))
+    encoder = TinyEncoder()
+    embed(read_catalog(frame, photos), encoder, EmbeddingStore(tmp_path / "s", encoder))
+    frame.loc[0, "title"] = "new"
+    (photos / "2.jpg").write_bytes(jpeg("blue"))
+    encoder = TinyEncoder()
+    embed(read_catalog(frame, photos), encoder, EmbeddingStore(tmp_path / "s", encoder))
+    assert (encoder.images, encoder.texts) == (2, 2)
+
+
+def test_identical_products_are_encoded_once_with_a_store_and_without(tmp_path):
+    frame = pd.DataFrame({"nm": range(10), "title": ["same"] * 10})
+    for store in (None, EmbeddingStore(tmp_path / "s", TinyEncoder())):
+        encoder = TinyEncoder()
+        embedded = embed(read_catalog(frame), encoder, store)
+        assert encoder.texts == 1
+        assert embedded.embeddings.has_text.all()
+        assert len(np.unique(embedded.embeddings.text, axis=0)) == 1
+
+
+def test_swapped_channels_are_another_content(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.png").write_bytes(jpeg("red"))
+    from product_classificator.catalog import open_images
+
+    frame = pd.DataFrame({"nm": [1]})
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    vectors = []
+    for channels in ("rgb", "bgr"):
+        images = open_images(tmp_path / "photos", channels=channels)
+        vectors.append(embed(read_catalog(frame, images, text=[]), TinyEncoder(), store).embeddings.image[0])
+    assert vectors[0].argmax() == 0
+    assert vectors[1].argmax() == 2
+
+
+def test_chunks_begin_where_asked(catalog):
+    whole = list(embed_chunks(catalog, TinyEncoder()))
+    rest = list(embed_chunks(catalog, TinyEncoder(), first_row=100))
+    assert rest[0].first_row == 100
+    assert list(rest[0].embeddings.ids) == list(whole[0].embeddings.ids[100:])
+    assert len(whole[0].embeddings) <= CHUNK_PRODUCTS
+
+
+def test_two_writers_share_a_store(catalog, tmp_path):
+    first, second = (EmbeddingStore(tmp_path / "s", TinyEncoder()) for _ in range(2))
+    embed(catalog, TinyEncoder(), first)
+    embed(catalog, TinyEncoder(), second)
+    encoder = TinyEncoder()
+    embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
+    assert encoder.images == 0
+
+
+class SlowEncoder(TinyEncoder):
+    def encode_texts(self, texts):
+        time.sleep(0.15)
+        return super().encode_texts(texts)
+
+
+def _embed_slowly(table: Path, folder: Path) -> None:
+    encoder = SlowEncoder()
+    embed(read_catalog(table), encoder, EmbeddingStore(folder, encoder))
+
+
+def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(tmp_path):
+    n = 8 * CHUNK_PRODUCTS
+    pd.DataFrame({"nm": range(n), "title": [f"title {i}" for i in range(n)]}).to_parquet(tmp_path / "t.parquet")
+    process = multiprocessing.get_context("spawn").Process(
+        target=_embed_slowly, args=(tmp_path / "t.parquet", tmp_path / "killed")
+    )
+    process.start()
+    while len(list((tmp_path / "killed").glob("parts/*.parquet"))) < 3:
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    encoder = TinyEncoder()
+    store = EmbeddingStore(tmp_path / "killed", encoder)
+    kept = len(store)
+    assert 3 * CHUNK_PRODUCTS <= kept < n
+    catalog = read_catalog(tmp_path / "t.parquet")
+    resumed = embed(catalog, encoder, store).embeddings
+    assert encoder.texts == n - kept
+    undisturbed = embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path / "whole", TinyEncoder())).embeddings
+    assert np.array_equal(resumed.text, undisturbed.text)
+    assert len(EmbeddingStore(tmp_path / "killed", encoder)) == n
+
+
+def test_a_damaged_part_is_left_out_and_its_products_are_encoded_again(catalog, tmp_path, caplog):
+    embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path / "s", TinyEncoder()))
+    (part,) = (tmp_path / "s/parts").glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:500])
+    encoder = TinyEncoder()
+    embedded = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
+    assert "is damaged and left out" in caplog.text
+    assert encoder.images > 0
+    assert embedded.embeddings.has_image.sum() > 200
+
+
+def test_a_store_of_another_encoder_is_refused(tmp_path):
+    EmbeddingStore(tmp_path / "s", TinyEncoder())
+    other = TinyEncoder()
+    other.fingerprint = "tiny-2"
+    with pytest.raises(ArtifactError, match="is of tiny-1, now tiny-2 is asked for; use another folder"):
+        EmbeddingStore(tmp_path / "s", other)
+
+
+def test_a_folder_of_other_things_is_no_store(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match="a store needs a folder of its own"):
+        EmbeddingStore(tmp_path, TinyEncoder())
+
+
+def test_a_store_of_a_newer_format_is_refused(tmp_path):
+    EmbeddingStore(tmp_path / "s", TinyEncoder())
+    facts = json.loads((tmp_path / "s/store.json").read_text())
+    (tmp_path / "s/store.json").write_text(json.dumps({**facts, "format": 99}))
+    with pytest.raises(ArtifactError, match="has store format 99, this version reads 1"):
+        EmbeddingStore(tmp_path / "s", TinyEncoder())
+
+
+def test_what_is_no_store_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="is not a store of embeddings"):
+        read_store_facts(tmp_path)
+
+
+def test_reading_what_was_never_embedded_says_so(tmp_path):
+    with pytest.raises(ArtifactError, match="does not hold all asked products: embed the catalog first"):
+        EmbeddingStore(tmp_path / "s", TinyEncoder()).read([b"x" * 16])
+
+
+def test_a_part_that_is_damaged_while_it_is_used_is_named(tmp_path):
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    ok = strings(["ok"])
+    store.append(Record([b"x" * 16], np.ones((1, 4)), np.ones((1, 16)), ok, ok), ["1"])
+    next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"is damaged .*delete it and run again"):
+        store.read([b"x" * 16])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=50), st.integers(1, 60))
+def test_the_index_finds_every_digest_before_and_after_merging(digests, merge_at):
+    import product_classificator.embeddings as module
+
+    before, module._MERGE_FRESH = module._MERGE_FRESH, merge_at
+    try:
+        index = _DigestIndex()
+        for part, start in enumerate(range(0, len(digests), 7)):
+            index.add(digests[start : start + 7], part)
+    finally:
+        module._MERGE_FRESH = before
+    assert [index.find(digest) for digest in digests] == [(row // 7, row % 7) for row in range(len(digests))]
+    assert index.find(b"\0" * 15 + b"\1") is None or b"\0" * 15 + b"\1" in digests
+
+
+def test_broken_rows_stop_nothing(tmp_path):
+    table, photos = shop(tmp_path / "shop", products=90)
+    embedded = embed(read_catalog(table, photos, text="description"), TinyEncoder())
+    assert len(embedded.embeddings) == 90

@@ -1,0 +1,45 @@
+"""The README's examples are run, in their order, in an empty folder; its tables are those of the benchmarks."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for language, block in re.findall(r"```(python|console)\n(.*?)```", README, re.DOTALL):
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+            continue
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line.removeprefix("$ "))
+            assert program == "product-classificator"
+            command = [sys.executable, "-c", "from product_classificator.cli import main; main()", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            assert done.returncode == 0, done.stderr
+    assert (tmp_path / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize("name", ["quality_fashion", "quality_ozon"])
+def test_the_tables_are_those_of_the_benchmarks(name):
+    results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+    shown = README.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0]
+    assert shown.strip().splitlines() == results["table"]
+
+
+def test_every_file_that_documents_link_to_is_there():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,110 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from product_classificator.catalog import read_catalog
+from product_classificator.catalog.splits import load_split
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.heads import HeadBundle
+from product_classificator.runs import Run
+from product_classificator.training import Trainer, Watch, train_heads
+from tests.conftest import QUICK
+from tests.fakes import TinyEncoder
+
+
+def test_a_training_leaves_a_whole_run(tiny_training):
+    run = Run.load(tiny_training.run.folder)
+    assert run == tiny_training.run
+    assert (run.report / "report.md").is_file()
+    assert list((run.report / "plots").glob("*.png"))
+    assert set(HeadBundle.load(run.bundle).labels) == {"kind", "colour"}
+    split, keys = load_split(run.split)
+    assert set(keys) == {"text_key", "image_key"}
+    assert len(split.rows("test")) == tiny_training.evaluation.products
+
+
+def test_heads_learn_what_photo_and_text_tell(tiny_training):
+    scores = tiny_training.evaluation.characteristics
+    assert scores["kind"].macro_f1 > 0.8
+    assert scores["colour"].macro_f1 > 0.8
+
+
+def test_the_report_counts_the_rows_with_a_flaw(tiny_training):
+    facts = json.loads((tiny_training.run.report / "report.json").read_text())["facts"]
+    assert facts["set_aside"] == {"image_missing,text_empty": 6}
+    assert facts["row_reasons"] == {"image_truncated": 6, "text_empty": 6}
+
+
+def test_the_same_seed_gives_the_same_run(catalog, tiny_training, tmp_path):
+    again = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    assert again.evaluation == tiny_training.evaluation
+    assert again.fitted.bundle.digest == tiny_training.fitted.bundle.digest
+
+
+def test_a_repeated_id_is_set_aside(tmp_path):
+    frame = pd.DataFrame({"nm": [*range(60), 0, 1], "title": [f"{['cup', 'hat'][i % 2]} {i}" for i in range(62)]})
+    frame["kind"] = frame.title.str.split().str[0]
+    train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICK, encoder=TinyEncoder())
+    facts = json.loads((tmp_path / "report/report.json").read_text())["facts"]
+    assert facts["set_aside"] == {"duplicate_id": 2}
+
+
+def test_whoever_watches_is_told_of_stages_products_and_epochs(catalog, tmp_path):
+    stages, products, epochs = [], [], []
+    watch = Watch(stages.append, lambda chunk: products.append(len(chunk.embeddings)), epochs.append)
+    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder(), watch=watch)
+    assert stages[0] == "Embedding 240 products with tiny"
+    assert sum(products) == 240
+    assert tuple(epochs) == training.fitted.history
+
+
+def test_a_catalog_without_characteristics_is_refused(shop_files, tmp_path):
+    catalog = read_catalog(shop_files[0], characteristics=[])
+    with pytest.raises(DataError, match="training needs characteristics: name the columns that hold labels"):
+        train_heads(catalog, tmp_path, QUICK, encoder=TinyEncoder())
+
+
+def test_a_folder_that_is_no_run_says_so(tmp_path):
+    with pytest.raises(ArtifactError, match="its training did not finish: run it again"):
+        Run.load(tmp_path)
+    with pytest.raises(ArtifactError, match="there is no such folder"):
+        Run.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 9}, "has run format 9, this version reads 1"),
+        ({"columns": None}, "lacks or breaks"),
+        (None, "is damaged"),
+    ],
+)
+def test_a_damaged_run_is_refused(tiny_training, tmp_path, change, message):
+    facts = json.loads((tiny_training.run.folder / "run.json").read_text())
+    (tmp_path / "run.json").write_text("{" if change is None else json.dumps({**facts, **change}))
+    with pytest.raises(ArtifactError, match=message):
+        Run.load(tmp_path)
+
+
+def test_the_trainer_leaves_an_experiment_and_reuses_its_cache(shop_files, tmp_path):
+    table, images = shop_files
+    frame = pd.read_parquet(table).head(60)
+    trainer = Trainer(
+        images,
+        frame,
+        characteristics=["kind", "colour"],
+        ruclip_model="lite",
+        cache_dir=tmp_path / "cache",
+        save_dir=tmp_path / "experiments",
+        settings=QUICK,
+    )
+    assert trainer.experiment_dir is None
+    training = trainer.train_heads_only()
+    assert trainer.experiment_dir.parent == tmp_path / "experiments"
+    assert np.isfinite(training.evaluation.mean_macro_f1)
+    encoded = []
+    trainer.train_heads_only("again", watch=Watch(on_chunk=lambda chunk: encoded.append(chunk.encoded)))
+    assert trainer.experiment_dir.name == "again"
+    assert sum(encoded) == 0

@@ -1,0 +1,46 @@
+import pytest
+
+from product_classificator.errors import DataError
+from product_classificator.heads import HeadSettings
+from product_classificator.training import TrainSettings, read_settings
+
+
+def write(tmp_path, text):
+    (tmp_path / "settings.toml").write_text(text)
+    return tmp_path / "settings.toml"
+
+
+def test_no_file_gives_the_defaults():
+    assert read_settings() == TrainSettings()
+
+
+def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
+    path = write(tmp_path, 'seed = 1\nencoder = "lite"\n[split]\ntest_share = 0.2\n[heads]\ndropout = 0.1\n')
+    settings = read_settings(path, {"seed": 5, "encoder": None})
+    assert (settings.seed, settings.heads.seed, settings.split.test_share) == (5, 5, 0.2)
+    assert settings.heads.dropout == 0.1
+
+
+def test_the_published_recipe_brings_its_own_schedule():
+    assert read_settings(None, {"heads.recipe": "published"}).heads == HeadSettings.published()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sead = 1", r"there is no setting 'sead': did you mean 'seed'"),
+        ("[heads]\ndropuot = 0.1", r"there is no setting 'heads.dropuot': did you mean 'dropout'"),
+        ("heads = 3", r"\[heads\] must be a table of settings, got 3"),
+        ("seed = 'x'", "setting seed: Input should be a valid integer.*got 'x'"),
+        ("[heads]\ndropout = 2", "dropout must be a share"),
+        ("seed = ", "settings must be a TOML file: .* cannot be read"),
+    ],
+)
+def test_what_breaks_a_rule_is_named(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_settings(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"settings must be a TOML file: .*none\.toml"):
+        read_settings(tmp_path / "none.toml")
