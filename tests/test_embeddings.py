@@ -16,7 +16,6 @@ from product_classificator.embeddings import (
     CHUNK_PRODUCTS,
     EmbeddingStore,
     Record,
-    _DigestIndex,
     count_statuses,
     embed,
     embed_chunks,
@@ -203,11 +202,11 @@ def test_a_part_that_is_damaged_while_it_is_used_is_named(tmp_path):
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=50), st.integers(1, 60))
 def test_the_index_finds_every_digest_before_and_after_merging(digests, merge_at):
-    import product_classificator.embeddings as module
+    import product_classificator.embeddings.store as module
 
     before, module._MERGE_FRESH = module._MERGE_FRESH, merge_at
     try:
-        index = _DigestIndex()
+        index = module._DigestIndex()
         for part, start in enumerate(range(0, len(digests), 7)):
             index.add(digests[start : start + 7], part)
     finally:

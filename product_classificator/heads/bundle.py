@@ -109,11 +109,12 @@ class HeadBundle:
         """
         wanted = tuple(self.labels) if characteristics is None else tuple(characteristics)
         self._check(embeddings, texts, wanted)
-        is_known = np.zeros(len(embeddings), dtype=bool)
-        is_known |= embeddings.has_image & (self.image_dim > 0)
-        is_known |= embeddings.has_text & (self.text_dim > 0)
+        has_image, has_text = embeddings.has_image & (self.image_dim > 0), embeddings.has_text & (self.text_dim > 0)
+        is_known = has_image | has_text
         probabilities = {name: np.full((len(texts), len(self.labels[name])), np.nan, np.float32) for name in wanted}
-        places = {name: (i, span) for i, (name, span) in enumerate(zip(self.labels, self.network.shape.spans))}
+        places = {
+            name: (i, span) for i, (name, span) in enumerate(zip(self.labels, self.network.shape.spans, strict=True))
+        }
         known = np.flatnonzero(is_known)
         for start in range(0, len(known), _ROWS_PER_STEP):
             rows = known[start : start + _ROWS_PER_STEP]

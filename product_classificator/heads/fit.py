@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from product_classificator.errors import DataError
 from product_classificator.heads.bundle import HeadBundle, logits_of
-from product_classificator.heads.network import RECIPES, Batch, Network, NetworkShape, Recipe, make_network
+from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
+from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import PARTS, Embeddings, Rows, Split, Truth
 
@@ -32,83 +33,9 @@ logger = logging.getLogger(__name__)
 Codes = npt.NDArray[np.int64]
 """(n, characteristics) number of each product's label, -1 where it is unknown."""
 
+_DEFAULTS = HeadSettings()
 _STANDARDISED_ON = 50_000
-_MIN_STEPS_PER_EPOCH = 30
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """How heads are fitted.
-
-    Attributes:
-        recipe: "joint" (one network over photo, text and words) or "published" (the heads of the 2024 system).
-        min_products_per_label: labels of fewer products are treated as unknown.
-        max_epochs: passes over the training part; the published recipe has 15.
-        patience: epochs without a better validation macro-F1 after which fitting stops.
-        batch_size: products per step at most.
-        learning_rate: of the hidden layer and the labels.
-        words_learning_rate: of the words branch, which learns by plain gradient descent; per product of a batch.
-        weight_decay: of the hidden layer and the labels.
-        hidden: width of the hidden layer.
-        dropout: share of hidden units silenced in training.
-        modality_dropout: share of training products whose photo is hidden, and share whose text is.
-        word_dropout: share of the words of a training text that are hidden.
-        label_smoothing: share of the probability spread over all labels.
-        prior_strength: 0 favours the common labels as the data do, 1 treats all labels alike.
-        max_words: limit of the vocabulary; 0 turns the words branch off.
-        seed: of weights, order and dropout.
-    """
-
-    recipe: Recipe = "joint"
-    min_products_per_label: int = 10
-    max_epochs: int = 20
-    patience: int = 6
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    words_learning_rate: float = 0.4
-    weight_decay: float = 0.01
-    hidden: int = 512
-    dropout: float = 0.5
-    modality_dropout: float = 0.1
-    word_dropout: float = 0.1
-    label_smoothing: float = 0.0
-    prior_strength: float = 0.5
-    max_words: int = 100_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise DataError(f"recipe must be one of {RECIPES}, got {self.recipe!r}")
-        for name in ("min_products_per_label", "max_epochs", "patience", "batch_size", "hidden"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "words_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise DataError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout", "modality_dropout", "word_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise DataError(f"{name} must be a share from 0 to below 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "prior_strength", "max_words"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    @classmethod
-    def published(cls, seed: int = 0) -> "HeadSettings":
-        """Returns the architecture and schedule of the 2024 system."""
-        return cls(
-            recipe="published",
-            max_epochs=15,
-            patience=15,
-            batch_size=64,
-            hidden=1024,
-            dropout=0.2,
-            weight_decay=0,
-            modality_dropout=0,
-            word_dropout=0,
-            prior_strength=0,
-            max_words=0,
-            seed=seed,
-        )
+_MIN_STEPS_PER_EPOCH = 50
 
 
 @dataclass(frozen=True)
@@ -152,7 +79,7 @@ def fit_heads(
     texts: Sequence[str],
     truth: Truth,
     split: Split,
-    settings: HeadSettings = HeadSettings(),
+    settings: HeadSettings = _DEFAULTS,
     *,
     on_epoch: Callable[[EpochFacts], None] | None = None,
 ) -> FittedHeads:
@@ -292,7 +219,7 @@ def _fit_network(
 
 
 def _standardise(network: Network, material: _Material) -> None:
-    if network.shape.recipe == "published":
+    if not isinstance(network, JointNetwork):
         return
     means, scales = [], []
     step = -(-len(material.train) // _STANDARDISED_ON)
@@ -340,7 +267,7 @@ def _run_epoch(
 ) -> float:
     network.train()
     losses = []
-    for order in torch.randperm(len(material.train)).split(settings.batch_size):
+    for order in torch.split(torch.randperm(len(material.train)), settings.batch_size):
         rows = material.train[order.numpy()]
         batch = _with_gaps(Batch.of(material.embeddings, material.words, rows, network.shape), settings)
         loss = _loss(network(batch) + priors, torch.from_numpy(material.codes[rows]), network.shape, settings)

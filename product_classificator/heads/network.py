@@ -94,7 +94,7 @@ class JointNetwork(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Returns (n, all labels) logits."""
         parts = (torch.cat([batch.image, batch.text], 1) - self.mean) / self.scale
-        image, text = parts.split([self.shape.image_dim, self.shape.text_dim], 1)
+        image, text = torch.split(parts, [self.shape.image_dim, self.shape.text_dim], 1)
         seen = torch.cat(
             [
                 torch.where(batch.has_image, image, self.missing_image),

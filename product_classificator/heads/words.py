@@ -6,6 +6,7 @@ and are dropped; so are the rarest beyond a limit, which bounds the memory of th
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ def grams_of(text: str) -> list[str]:
     ['кружка', '0.3', 'л', 'кружка 0.3', '0.3 л']
     """
     words = words_of(text)
-    return [*words, *(f"{left} {right}" for left, right in zip(words, words[1:], strict=False))]
+    return [*words, *(f"{left} {right}" for left, right in pairwise(words))]
 
 
 class WordBag:

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -177,17 +179,14 @@ def test_names_are_split_at_commas():
 
 
 def test_labels_with_brackets_are_printed_as_they_are(monkeypatch):
-    shown = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
+    shown = Console(record=True, width=120, file=StringIO())
     monkeypatch.setattr(console, "out", shown)
-    import numpy as np
-
     predictions = Predictions(
         strings(["1"]), {"[red]size": ["[b]XL", "[/]"]}, {"[red]size": np.array([[0.7, 0.3]], "f4")}, np.array([True])
     )
     console.print_products(predictions, ["[bold]title"])
     console.print_scores(evaluate(predictions, {"[red]size": strings(["[b]XL"])}, resamples=10))
     text = shown.export_text()
-    shown.file.close()
     assert "[red]size" in text
     assert "[b]XL" in text
     assert "[bold]title" in text

@@ -134,7 +134,8 @@ def test_every_epoch_is_told(material: Material, quick: HeadSettings) -> None:
 
 
 def test_validation_and_test_texts_do_not_reach_the_vocabulary(material: Material, quick: HeadSettings) -> None:
-    texts = [text if part == "train" else "secret secret" for text, part in zip(material.texts, material.split.part)]
+    pairs = zip(material.texts, material.split.part, strict=True)
+    texts = [text if part == "train" else "secret secret" for text, part in pairs]
     fitted = fit(replace(material, texts=texts), replace(quick, max_epochs=1))
     assert not any("secret" in word for word in fitted.bundle.bag.words)
 
@@ -186,7 +187,7 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], messa
 
 
 def test_too_few_texts_are_refused(material: Material) -> None:
-    with pytest.raises(DataError, match="one row per product: there are 240 embeddings, but {'texts': 3}"):
+    with pytest.raises(DataError, match=r"one row per product: there are 240 embeddings, but \{'texts': 3\}"):
         fit_heads(material.embeddings, ["a", "b", "c"], material.truth, material.split)
 
 
@@ -197,7 +198,7 @@ def test_a_split_of_other_products_is_refused(material: Material) -> None:
 
 
 def test_nothing_to_learn_is_refused(material: Material) -> None:
-    with pytest.raises(DataError, match="two labels with at least 1000 products each, found none among .*kind"):
+    with pytest.raises(DataError, match=r"two labels with at least 1000 products each, found none among .*kind"):
         fit(material, HeadSettings(min_products_per_label=1000))
 
 

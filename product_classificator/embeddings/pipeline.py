@@ -1,0 +1,209 @@
+"""Turns a catalog into embeddings, each product once.
+
+Photos of the next chunk are read, decoded and shrunk by threads while the encoder works on this one; memory is bounded
+by two chunks, whatever the catalog's size. Vectors are rounded to float16, with a store and without, so that both ways
+give the same numbers.
+"""
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from PIL import Image
+
+from product_classificator.catalog.images import PhotoError
+from product_classificator.catalog.read import Catalog, Products
+from product_classificator.catalog.splits import Keys
+from product_classificator.embeddings.store import EmbeddingStore, Record
+from product_classificator.encoders import Encoder
+from product_classificator.text import clean
+from product_classificator.types import Embeddings, Floats, Rows, Strings, strings
+
+CHUNK_PRODUCTS = 256
+
+
+@dataclass(frozen=True)
+class EmbeddedChunk:
+    """Embeddings of consecutive products of a catalog.
+
+    Attributes:
+        first_row: row number in the catalog of the first of them.
+        embeddings: n products.
+        texts: their n raw texts.
+        image_keys: (n,) equal for photos of the same bytes, 0 without a photo.
+        status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
+        encoded: how many of them were encoded now; the others were in the store.
+    """
+
+    first_row: int
+    embeddings: Embeddings
+    texts: list[str]
+    image_keys: Keys
+    status: Strings
+    encoded: int
+
+
+@dataclass(frozen=True)
+class EmbeddedCatalog:
+    """Embeddings of a whole catalog in RAM; fields as in `EmbeddedChunk`."""
+
+    embeddings: Embeddings
+    image_keys: Keys
+    status: Strings
+
+
+OnChunk = Callable[[EmbeddedChunk], None]
+
+
+def embed(
+    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, on_chunk: OnChunk | None = None
+) -> EmbeddedCatalog:
+    """Embeds all products of a catalog, in its order, and returns them in RAM (float32).
+
+    Args:
+        catalog: the products.
+        encoder: what turns them into vectors.
+        store: where vectors are kept and looked up; without one everything is encoded.
+        on_chunk: called after each chunk, for progress.
+    """
+    n = len(catalog)
+    image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
+    has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    image_keys, status = np.zeros(n, dtype=np.uint64), np.full(n, "", dtype=object)
+    row = 0
+    for chunk in embed_chunks(catalog, encoder, store):
+        part, here = chunk.embeddings, slice(row, row + len(chunk.embeddings))
+        image[here], text[here], has_image[here], has_text[here] = part.image, part.text, part.has_image, part.has_text
+        image_keys[here], status[here] = chunk.image_keys, chunk.status
+        row += len(part)
+        if on_chunk:
+            on_chunk(chunk)
+    embeddings = Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint)
+    return EmbeddedCatalog(embeddings, image_keys, status)
+
+
+def embed_chunks(
+    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
+) -> Iterator[EmbeddedChunk]:
+    """Yields the embeddings of a catalog from `first_row` on, `CHUNK_PRODUCTS` at a time, in flat memory."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
+        ahead: deque[tuple[Products, list[Future[_Loaded]]]] = deque()
+        try:
+            for products in catalog.batches(CHUNK_PRODUCTS, first_row):
+                rows = zip(products.ids, products.photos, products.texts, strict=True)
+                ahead.append((products, [pool.submit(_load, catalog, encoder, store, *row) for row in rows]))
+                if len(ahead) > 1:
+                    yield _embed_chunk(catalog, encoder, store, *ahead.popleft())
+            while ahead:
+                yield _embed_chunk(catalog, encoder, store, *ahead.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A product's photo, ready for the encoder unless the store knows the product, and what names its content."""
+
+    digest: bytes
+    image_key: int
+    image_status: str
+    image: Image.Image | None
+
+
+def _load(
+    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, id_: str, photo: str | None, text: str
+) -> _Loaded:
+    status, key, data = "unused", b"", None
+    if catalog.images is not None:
+        try:
+            data = catalog.photo_bytes(id_, photo)
+            status, key = "ok", blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
+        except PhotoError as error:
+            status = error.reason
+    digest = blake2b(key or status.encode(), digest_size=16)
+    digest.update(text.encode("utf-8", "replace") if catalog.columns.text else b"\0unused")
+    image = None
+    if catalog.images is not None and data is not None and (store is None or digest.digest() not in store):
+        try:
+            image = encoder.prepare_image(catalog.images.decode(data))
+        except PhotoError as error:
+            status = error.reason
+    return _Loaded(digest.digest(), int.from_bytes(key[:8], "little"), status, image)
+
+
+def _embed_chunk(
+    catalog: Catalog,
+    encoder: Encoder,
+    store: EmbeddingStore | None,
+    products: Products,
+    futures: list[Future[_Loaded]],
+) -> EmbeddedChunk:
+    loaded = [future.result() for future in futures]
+    first = {item.digest: row for row, item in reversed(list(enumerate(loaded)))}
+    new = np.array(sorted(row for digest, row in first.items() if store is None or digest not in store), dtype=np.int64)
+    record = _encode(catalog, encoder, products, loaded, new)
+    if store is not None:
+        if len(new):
+            store.append(record, [products.ids[row] for row in new])
+        record = store.read([item.digest for item in loaded])
+    elif len(new) < len(loaded):
+        place = {digest: row for row, digest in enumerate(record.digests)}
+        record = _take(record, np.array([place[item.digest] for item in loaded]))
+    embeddings = Embeddings(
+        strings(products.ids),
+        record.image.astype(np.float32),
+        record.text.astype(np.float32),
+        record.image_status == "ok",
+        record.text_status == "ok",
+        encoder.fingerprint,
+    )
+    keys = np.array([item.image_key for item in loaded], dtype=np.uint64)
+    return EmbeddedChunk(products.first_row, embeddings, products.texts, keys, row_status(record), len(new))
+
+
+def _encode(catalog: Catalog, encoder: Encoder, products: Products, loaded: list[_Loaded], rows: Rows) -> Record:
+    """Encodes the products of `rows`; a side that is not there stays zero and says why."""
+    image_status = strings([loaded[row].image_status for row in rows])
+    images = [loaded[row].image for row in rows]
+    texts = [products.texts[row] for row in rows]
+    no_text = "empty" if catalog.columns.text else "unused"
+    text_status = strings(["ok" if clean(text) else no_text for text in texts])
+    image: Floats = np.zeros((len(rows), encoder.image_dim), dtype=np.float32)
+    text: Floats = np.zeros((len(rows), encoder.text_dim), dtype=np.float32)
+    with_image, with_text = np.flatnonzero(image_status == "ok"), np.flatnonzero(text_status == "ok")
+    if len(with_image):
+        image[with_image] = encoder.encode_images([found for found in images if found is not None])
+    if len(with_text):
+        text[with_text] = encoder.encode_texts([texts[row] for row in with_text])
+    digests = [loaded[row].digest for row in rows]
+    return Record(digests, image.astype(np.float16), text.astype(np.float16), image_status, text_status)
+
+
+def _take(record: Record, rows: Rows) -> Record:
+    return Record(
+        [record.digests[row] for row in rows],
+        record.image[rows],
+        record.text[rows],
+        record.image_status[rows],
+        record.text_status[rows],
+    )
+
+
+def row_status(record: Record) -> Strings:
+    """Returns for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
+    sides = (("image", record.image_status), ("text", record.text_status))
+    reasons = [
+        ",".join(f"{side}_{status[row]}" for side, status in sides if status[row] not in ("ok", "unused"))
+        for row in range(len(record.digests))
+    ]
+    return strings([reason or "ok" for reason in reasons])
+
+
+def count_statuses(status: Strings) -> dict[str, int]:
+    """Counts the rows by what is wrong with them, most frequent first; sound rows are not listed."""
+    return dict(Counter(value for value in status if value != "ok").most_common())

@@ -1,0 +1,84 @@
+"""How heads are fitted: the knobs of the two recipes, checked when they are set.
+
+The defaults were chosen on the validation part of real products (fashion with photos, marketplace titles without).
+"""
+
+from dataclasses import dataclass
+
+from product_classificator.errors import DataError
+from product_classificator.heads.network import RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How heads are fitted.
+
+    Attributes:
+        recipe: "joint" (one network over photo, text and words) or "published" (the heads of the 2024 system).
+        min_products_per_label: labels of fewer products are treated as unknown.
+        max_epochs: passes over the training part; the published recipe has 15.
+        patience: epochs without a better validation macro-F1 after which fitting stops.
+        batch_size: products per step at most.
+        learning_rate: of the hidden layer and the labels.
+        words_learning_rate: of the words branch, which learns by plain gradient descent; per product of a batch.
+        weight_decay: of the hidden layer and the labels.
+        hidden: width of the hidden layer.
+        dropout: share of hidden units silenced in training.
+        modality_dropout: share of training products whose photo is hidden, and share whose text is.
+        word_dropout: share of the words of a training text that are hidden.
+        label_smoothing: share of the probability spread over all labels.
+        prior_strength: 0 favours the common labels as the data do, 1 treats all labels alike.
+        max_words: limit of the vocabulary; 0 turns the words branch off.
+        seed: of weights, order and dropout.
+    """
+
+    recipe: Recipe = "joint"
+    min_products_per_label: int = 10
+    max_epochs: int = 15
+    patience: int = 5
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    words_learning_rate: float = 0.4
+    weight_decay: float = 0.01
+    hidden: int = 512
+    dropout: float = 0.5
+    modality_dropout: float = 0.1
+    word_dropout: float = 0.1
+    label_smoothing: float = 0.0
+    prior_strength: float = 0.5
+    max_words: int = 100_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise DataError(f"recipe must be one of {RECIPES}, got {self.recipe!r}")
+        for name in ("min_products_per_label", "max_epochs", "patience", "batch_size", "hidden"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "words_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise DataError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("dropout", "modality_dropout", "word_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DataError(f"{name} must be a share from 0 to below 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "prior_strength", "max_words"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @classmethod
+    def published(cls, seed: int = 0) -> "HeadSettings":
+        """Returns the architecture and schedule of the 2024 system."""
+        return cls(
+            recipe="published",
+            max_epochs=15,
+            patience=15,
+            batch_size=64,
+            hidden=1024,
+            dropout=0.2,
+            weight_decay=0,
+            modality_dropout=0,
+            word_dropout=0,
+            prior_strength=0,
+            max_words=0,
+            seed=seed,
+        )
