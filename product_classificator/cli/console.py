@@ -86,16 +86,19 @@ def print_columns(catalog: Catalog) -> None:
     columns = catalog.columns
     text = ", ".join(columns.text) or "none (photos only)"
     photos = "none (text only)" if catalog.images is None else f"by {columns.photo or columns.id}"
-    log.print(escape(f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}"))
+    log.print(
+        escape(f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}"),
+        soft_wrap=True,
+    )
 
 
 def print_scores(evaluation: Evaluation) -> None:
     """Prints macro-F1, its interval, accuracy and support of each characteristic."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("characteristic", "macro-F1", "95 % interval", "accuracy", "products", "labels", "not trained"):
-        table.add_column(name, justify="left" if name == "characteristic" else "right")
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for name in ("characteristic", "macro-F1", "95 % interval", "accuracy", "products", "labels", "untrained"):
+        table.add_column(name, justify="left" if name == "characteristic" else "right", overflow="fold")
     for name, score in evaluation.characteristics.items():
-        low_high = "-" if score.interval is None else f"{score.interval[0]:.3f} - {score.interval[1]:.3f}"
+        low_high = "-" if score.interval is None else f"{score.interval[0]:.3f}-{score.interval[1]:.3f}"
         table.add_row(
             escape(name),
             _number(score.macro_f1),
@@ -133,13 +136,17 @@ def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
     """Says how many labels of each characteristic were too rare to be trained."""
     if left_out:
         counts = ", ".join(f"{name} {len(labels)}" for name, labels in left_out.items())
-        log.print(escape(f"labels with too few products to be trained (listed in the report): {counts}"))
+        log.print(
+            escape(f"labels with too few products to be trained (listed in the report): {counts}"), soft_wrap=True
+        )
 
 
 def print_counts(title: str, counts: Mapping[str, int]) -> None:
     """Prints reasons and how often each occurred; nothing if there are none."""
     if counts:
-        log.print(escape(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items())))
+        log.print(
+            escape(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items())), soft_wrap=True
+        )
 
 
 def print_run(folder: Path) -> None:

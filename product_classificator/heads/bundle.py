@@ -8,7 +8,6 @@ against the shapes that the manifest calls for.
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from product_classificator.types import Embeddings, Floats, Predictions
 
 FORMAT = 1
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
+_NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "bag.idf"
 _ROWS_PER_STEP = 8192
 
@@ -140,22 +140,19 @@ class HeadBundle:
         """Writes the bundle as a new folder, or in place of an older bundle there.
 
         Raises:
-            ArtifactError: `folder` exists and is not a bundle.
+            ArtifactError: `folder` exists and holds more than a bundle.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
+        if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - _NAMES):
             raise ArtifactError(f"a bundle is saved as a folder of its own, but {folder} holds other things")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        parts = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            self._write(parts)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            new.mkdir()
+            self._write(new)
             if folder.exists():
-                shutil.rmtree(folder)
-            parts.chmod(0o755)
-            parts.replace(folder)
-        except BaseException:
-            shutil.rmtree(parts, ignore_errors=True)
-            raise
+                folder.replace(old)
+            new.replace(folder)
 
     def _write(self, folder: Path) -> None:
         weights = {name: weight.contiguous() for name, weight in self.network.state_dict().items()}

@@ -4,7 +4,7 @@ All characteristics are fitted together. An unknown label costs nothing: it is m
 common ones in macro-F1, so the joint recipe adds `prior_strength` x the log frequency of each label to the logits
 while training (balanced softmax, Ren et al. 2020; Menon et al. 2021), and leaves it away in use. The weights of the
 epoch with the best validation macro-F1 are kept, as a copy. Validation products choose that epoch and the
-temperatures, nothing else; test products are never read.
+temperatures, nothing else; nothing is learned from test products.
 """
 
 import logging
@@ -26,7 +26,7 @@ from product_classificator.heads.bundle import HeadBundle, logits_of
 from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.words import WordBag, WordRows
-from product_classificator.types import PARTS, Embeddings, Rows, Split, Truth
+from product_classificator.types import PARTS, Embeddings, Rows, Split, Strings, Truth
 
 logger = logging.getLogger(__name__)
 
@@ -95,22 +95,20 @@ def fit_heads(
 
     Raises:
         DataError: rows do not belong together, or nothing can be learned: no characteristic has two labels with
-            enough products, or a part has no labelled product.
+            enough products, or the valid part has no labelled product.
     """
     _check_rows(embeddings, texts, truth, split)
-    labels, left_out = _labels_to_learn(truth, split, settings.min_products_per_label)
+    part = np.where(embeddings.has_image | embeddings.has_text, split.part, "")
+    labels, left_out = _labels_to_learn(truth, part, settings.min_products_per_label)
     codes = _codes(truth, labels)
-    uses_image, uses_text = bool(embeddings.has_image.any()), bool(embeddings.has_text.any())
-    usable = (embeddings.has_image | embeddings.has_text) & (codes >= 0).any(1)
-    train, valid = (rows[usable[rows]] for rows in (split.rows("train"), split.rows("valid")))
-    for part, rows in (("train", train), ("valid", valid)):
-        if not len(rows):
-            raise DataError(f"the {part} part has no product with a label and a photo or text: check the split")
-    bag = WordBag.fit([texts[row] for row in train if embeddings.has_text[row]], max_words=settings.max_words)
+    train, valid = (np.flatnonzero((part == name) & (codes >= 0).any(1)) for name in ("train", "valid"))
+    if not len(valid):
+        raise DataError("the valid part has no product with a label and a photo or text: check the split")
+    bag = WordBag.fit([texts[row] for row in train[embeddings.has_text[train]].tolist()], max_words=settings.max_words)
     shape = NetworkShape(
         recipe=settings.recipe,
-        image_dim=embeddings.image.shape[1] if uses_image else 0,
-        text_dim=embeddings.text.shape[1] if uses_text else 0,
+        image_dim=embeddings.image.shape[1] if embeddings.has_image[train].any() else 0,
+        text_dim=embeddings.text.shape[1] if embeddings.has_text[train].any() else 0,
         n_words=len(bag),
         n_labels=tuple(len(names) for names in labels.values()),
         hidden=settings.hidden,
@@ -143,14 +141,13 @@ def _check_rows(embeddings: Embeddings, texts: Sequence[str], truth: Truth, spli
 
 
 def _labels_to_learn(
-    truth: Truth, split: Split, minimum: int
+    truth: Truth, part: Strings, minimum: int
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
     """Returns the labels to learn of each trainable characteristic, and the labels left out with their counts."""
-    in_parts, in_train = split.part != "", split.part == "train"
     labels, left_out = {}, {}
     for name, column in truth.items():
-        counts = Counter(label for label in column[in_parts] if label is not None)
-        trained = set(column[in_train])
+        counts = Counter(label for label in column[part != ""] if label is not None)
+        trained = set(column[part == "train"])
         kept = tuple(sorted(label for label, count in counts.items() if count >= minimum and label in trained))
         if len(kept) >= 2:
             labels[name] = kept
@@ -230,7 +227,9 @@ def _standardise(network: Network, material: _Material) -> None:
     ):
         seen = part[has][:, :used]
         means.append(seen.mean(0) if len(seen) else np.zeros(used, np.float32))
-        scales.append(seen.std(0) + 1e-6 if len(seen) else np.ones(used, np.float32))
+        # A column that hardly varies is not blown up: it would drown the others.
+        spread = seen.std(0) if len(seen) else np.zeros(used, np.float32)
+        scales.append(np.maximum(spread, max(0.01 * spread.mean(), 1e-6)) if used else spread)
     network.standardise(torch.from_numpy(np.concatenate(means)), torch.from_numpy(np.concatenate(scales)))
 
 
@@ -252,6 +251,7 @@ def _optimizers(network: Network, settings: HeadSettings) -> list[torch.optim.Op
         torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     ]
     if words and words[0].numel():
+        # Adam would give the rarest words the largest steps, which learns them by heart (colour: .35 instead of .45).
         optimizers.append(torch.optim.SGD(words, lr=settings.words_learning_rate * settings.batch_size))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
@@ -270,7 +270,7 @@ def _run_epoch(
     for order in torch.split(torch.randperm(len(material.train)), settings.batch_size):
         rows = material.train[order.numpy()]
         batch = _with_gaps(Batch.of(material.embeddings, material.words, rows, network.shape), settings)
-        loss = _loss(network(batch) + priors, torch.from_numpy(material.codes[rows]), network.shape, settings)
+        loss = _loss(network(batch) + priors, torch.from_numpy(material.codes[rows]), network.shape)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -293,15 +293,13 @@ def _with_gaps(batch: Batch, settings: HeadSettings) -> Batch:
     return Batch(batch.image, batch.text, has_image, has_text, words)
 
 
-def _loss(logits: Tensor, codes: Tensor, shape: NetworkShape, settings: HeadSettings) -> Tensor:
+def _loss(logits: Tensor, codes: Tensor, shape: NetworkShape) -> Tensor:
     """Returns the cross-entropy of a batch, summed over characteristics and averaged over products.
 
     An unknown label counts as 0, so a known one weighs the same however rare it is that one is known.
     """
     losses = [
-        functional.cross_entropy(
-            logits[:, span], column, ignore_index=-1, label_smoothing=settings.label_smoothing, reduction="sum"
-        )
+        functional.cross_entropy(logits[:, span], column, ignore_index=-1, reduction="sum")
         for span, column in zip(shape.spans, codes.T, strict=True)
     ]
     return torch.stack(losses).sum() / len(codes)

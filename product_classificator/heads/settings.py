@@ -18,7 +18,7 @@ class HeadSettings:
         min_products_per_label: labels of fewer products are treated as unknown.
         max_epochs: passes over the training part; the published recipe has 15.
         patience: epochs without a better validation macro-F1 after which fitting stops.
-        batch_size: products per step at most.
+        batch_size: products per step; fewer where an epoch would have less than 50 steps.
         learning_rate: of the hidden layer and the labels.
         words_learning_rate: of the words branch, which learns by plain gradient descent; per product of a batch.
         weight_decay: of the hidden layer and the labels.
@@ -26,7 +26,6 @@ class HeadSettings:
         dropout: share of hidden units silenced in training.
         modality_dropout: share of training products whose photo is hidden, and share whose text is.
         word_dropout: share of the words of a training text that are hidden.
-        label_smoothing: share of the probability spread over all labels.
         prior_strength: 0 favours the common labels as the data do, 1 treats all labels alike.
         max_words: limit of the vocabulary; 0 turns the words branch off.
         seed: of weights, order and dropout.
@@ -35,16 +34,15 @@ class HeadSettings:
     recipe: Recipe = "joint"
     min_products_per_label: int = 10
     max_epochs: int = 15
-    patience: int = 5
+    patience: int = 10
     batch_size: int = 256
     learning_rate: float = 1e-3
-    words_learning_rate: float = 0.4
+    words_learning_rate: float = 2.0
     weight_decay: float = 0.01
     hidden: int = 512
     dropout: float = 0.5
     modality_dropout: float = 0.1
     word_dropout: float = 0.1
-    label_smoothing: float = 0.0
     prior_strength: float = 0.5
     max_words: int = 100_000
     seed: int = 0
@@ -58,7 +56,7 @@ class HeadSettings:
         for name in ("learning_rate", "words_learning_rate"):
             if not getattr(self, name) > 0:
                 raise DataError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout", "modality_dropout", "word_dropout", "label_smoothing"):
+        for name in ("dropout", "modality_dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise DataError(f"{name} must be a share from 0 to below 1, got {getattr(self, name)}")
         for name in ("weight_decay", "prior_strength", "max_words"):
