@@ -5,11 +5,11 @@ import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.cli.test_cli import call
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,9 +26,7 @@ def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
         for line in block.splitlines():
             program, *arguments = shlex.split(line.removeprefix("$ "))
             assert program == "product-classificator"
-            command = [sys.executable, "-c", "from product_classificator.cli import main; main()", *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-            assert done.returncode == 0, done.stderr
+            call(*arguments)
     assert (tmp_path / "predictions.csv").is_file()
 
 

@@ -114,9 +114,10 @@ def _series(series: pd.Series) -> pa.Array:
     """Returns a column of a DataFrame as strings; a column of mixed objects goes value by value."""
     try:
         array = pa.Array.from_pandas(series)
-    except pa.ArrowException:
-        known = series.notna()
-        array = pa.array([str(value) if ok else None for value, ok in zip(series, known, strict=True)], pa.string())
+    except (pa.ArrowException, UnicodeEncodeError):  # mixed types, lone surrogates
+        known = zip(series, series.notna(), strict=True)
+        values = [str(value).encode("utf-8", "replace").decode() if is_known else None for value, is_known in known]
+        array = pa.array(values, pa.string())
     try:
         return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
     except DataError as error:

@@ -28,6 +28,8 @@ for command in (
 ):
     app.command()(command)
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Runs the command line and exits."""
@@ -37,6 +39,7 @@ def main() -> None:
     except ProductClassificatorError as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; what was finished is kept, the same command goes on from there", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            typer.secho("interrupted; what was finished is kept, the same command goes on from there", err=True)
+        raise

@@ -251,7 +251,7 @@ def _optimizers(network: Network, settings: HeadSettings) -> list[torch.optim.Op
         torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     ]
     if words and words[0].numel():
-        # Adam would give the rarest words the largest steps, which learns them by heart (colour: .35 instead of .45).
+        # Adam would give the rarest words the largest steps, which learns them by heart (colour: .34, not .43).
         optimizers.append(torch.optim.SGD(words, lr=settings.words_learning_rate * settings.batch_size))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]

@@ -58,9 +58,9 @@ def test_csv_lines_of_the_wrong_length_are_counted_and_left_out(tmp_path, caplog
 
 
 def test_a_column_of_mixed_objects_becomes_strings():
-    frame = pd.DataFrame({"nm": [1, "b", None]})
+    frame = pd.DataFrame({"nm": pd.Series([1, "b", None, "\ud800c"], dtype=object)})
     (batch,) = open_table(frame).batches(["nm"], 10)
-    assert batch.to_pydict() == {"nm": ["1", "b", None]}
+    assert batch.to_pydict() == {"nm": ["1", "b", None, "?c"]}
 
 
 def test_dictionaries_and_bytes_are_read_as_text():
