@@ -1,11 +1,11 @@
 """`Classificator`: photos and texts in, characteristics out; a façade over an encoder and a bundle of heads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from product_classificator.catalog.images import PhotoError
 from product_classificator.catalog.photos import decode_photo, to_rgb
@@ -90,9 +90,11 @@ class Classificator:
         prepared = [None if image is None else self._prepared(row, image) for row, image in enumerate(image_list)]
         has_text = np.array([bool(clean(text)) for text in text_list], dtype=bool)
         has_image = np.array([image is not None for image in prepared], dtype=bool)
-        bare = np.flatnonzero(~has_text & ~has_image)
+        uses_image, uses_text = self.bundle.image_dim > 0, self.bundle.text_dim > 0
+        bare = np.flatnonzero(~(has_text & uses_text) & ~(has_image & uses_image))
         if len(bare):
-            raise DataError(f"a product needs a photo or a text: number {bare[0]} (counted from 0) has neither")
+            needs = " or ".join(["a photo"] * uses_image + ["a text"] * uses_text)
+            raise DataError(f"a product needs {needs}: number {bare[0]} (counted from 0) has none")
         image_part = np.zeros((len(text_list), self.encoder.image_dim), dtype=np.float32)
         text_part = np.zeros((len(text_list), self.encoder.text_dim), dtype=np.float32)
         if has_image.any():
@@ -114,7 +116,11 @@ def _as_list(value: object) -> list[object] | None:
     if value is None:
         return None
     is_one = isinstance(value, str | Path | bytes | Image.Image) or (isinstance(value, np.ndarray) and value.ndim == 3)
-    return [value] if is_one else list(value)  # type: ignore[call-overload]
+    if is_one:
+        return [value]
+    if not isinstance(value, Iterable):
+        raise DataError(f"texts and images must be one, a sequence, or None, got {type(value).__name__}")
+    return list(value)
 
 
 def _aligned(texts: list[object] | None, images: list[object] | None) -> tuple[list[str], list[Photo | None]]:
@@ -135,7 +141,7 @@ def _opened(photo: Photo) -> Image.Image:
     if isinstance(photo, bytes):
         return decode_photo(photo, channels="rgb", max_pixels=_MAX_PIXELS)
     if isinstance(photo, Image.Image):
-        return to_rgb(photo)
+        return to_rgb(ImageOps.exif_transpose(photo))
     if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
         return Image.fromarray(photo)
     found = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__

@@ -20,10 +20,6 @@ class ArtifactError(ProductClassificatorError):
     """A store, run, bundle or checkpoint is missing, damaged, or made by something else."""
 
 
-class MissingExtraError(ProductClassificatorError, ImportError):
-    """An optional dependency is needed; the message holds the command that installs it."""
-
-
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns the hint that ends an error about an unknown name.
 

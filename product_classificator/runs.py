@@ -1,14 +1,15 @@
 """A run: the folder that a training leaves, and what it says of itself.
 
 `bundle/` holds the heads, `report/` the report, `split.parquet` which product was in which part, `embeddings/` the
-store (unless another one was named), and `run.json`, written last, how it was made.
+store (unless another one was named), and `run.json`, removed first and written last, how it was made.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from product_classificator.catalog.photos import Channels
 from product_classificator.catalog.read import Columns
 from product_classificator.errors import ArtifactError
 from product_classificator.files import write_text
@@ -24,6 +25,8 @@ class Run:
         folder: where it lies.
         encoder: name for `load_encoder`.
         columns: the table's columns it was trained on, the defaults for new tables.
+        channels: "bgr" if the photos had red and blue swapped, the default for new photos.
+        store: folder of the embeddings.
         settings: the resolved settings, as they could stand in a TOML file.
         facts: versions, date, machine.
     """
@@ -31,8 +34,10 @@ class Run:
     folder: Path
     encoder: str
     columns: Columns
-    settings: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    channels: Channels
+    store: Path
+    settings: dict[str, Any]
+    facts: dict[str, Any]
 
     @property
     def bundle(self) -> Path:
@@ -49,14 +54,14 @@ class Run:
         """File of the split."""
         return self.folder / "split.parquet"
 
-    @property
-    def store(self) -> Path:
-        """Folder of the embeddings, unless the training was given another one."""
-        return self.folder / "embeddings"
+    def begin(self) -> None:
+        """Makes the folder; a run that was there before counts as unfinished from now on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "run.json").unlink(missing_ok=True)
 
     def save(self) -> None:
         """Writes `run.json`; a run without it is unfinished."""
-        facts = {"format": _FORMAT, **asdict(self)}
+        facts = {"format": _FORMAT, **asdict(self), "store": str(self.store)}
         del facts["folder"]
         write_text(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2))
 
@@ -80,6 +85,7 @@ class Run:
                 raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
             columns = facts["columns"]
             chosen = Columns(columns["id"], tuple(columns["text"]), tuple(columns["characteristics"]), columns["photo"])
-            return cls(folder, facts["encoder"], chosen, facts["settings"], facts["facts"])
+            store = Path(facts["store"])
+            return cls(folder, facts["encoder"], chosen, facts["channels"], store, facts["settings"], facts["facts"])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error

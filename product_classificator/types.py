@@ -138,12 +138,6 @@ class Predictions:
         best[~self.is_known] = None
         return best
 
-    def confidence(self, characteristic: str) -> Floats:
-        """Returns the (n,) probability of the most probable label, NaN where nothing is known."""
-        confidence: Floats = self._filled(characteristic).max(1)
-        confidence[~self.is_known] = np.nan
-        return confidence
-
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each product its `k` most probable labels with their probabilities, best first."""
         matrix = self._filled(characteristic)

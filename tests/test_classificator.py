@@ -1,11 +1,15 @@
 from io import BytesIO
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from product_classificator.classificator import Classificator
+from product_classificator.catalog import read_catalog
+from product_classificator.classificator import Classificator, _opened
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.training import train_heads
+from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, jpeg
 
 
@@ -38,6 +42,20 @@ def test_a_photo_may_be_a_path_bytes_a_picture_or_an_array(classificator, tmp_pa
     assert np.ptp(probabilities, axis=0).max() < 1e-6
 
 
+def test_a_picture_is_turned_upright_like_its_file():
+    picture = Image.new("RGB", (4, 8))
+    picture.getexif()[0x0112] = 6
+    assert _opened(picture).size == (8, 4)
+
+
+def test_heads_of_texts_alone_ask_for_a_text(tmp_path):
+    frame = pd.DataFrame({"nm": range(60), "title": [f"{kind} {i}" for i, kind in enumerate(["cup", "hat"] * 30)]})
+    frame["kind"] = frame.title.str.split().str[0]
+    training = train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICK, encoder=TinyEncoder())
+    with pytest.raises(DataError, match="a product needs a text: number 0"):
+        Classificator(TinyEncoder(), training.fitted.bundle).predict(images=jpeg("red"))
+
+
 def test_only_the_asked_characteristics_are_told(classificator):
     assert list(classificator.classify_products("A nice cup", characteristics=["kind"])) == ["kind"]
 
@@ -59,7 +77,8 @@ def test_it_says_what_it_is(classificator):
     [
         (None, None, "give texts, images, or both"),
         (["a", "b"], [jpeg()], "must be of the same products, got 2 and 1"),
-        (["cup", "  "], None, "number 1 .counted from 0. has neither"),
+        (["cup", "  "], None, "needs a photo or a text: number 1 .counted from 0. has none"),
+        (5, None, "must be one, a sequence, or None, got int"),
         (["cup", 3], None, r"a text must be a string or None, found \['int'\]"),
         (None, [b"garbage"], "photo number 0 .counted from 0. cannot be read: unreadable"),
         (None, ["no/such/file.jpg"], "photo number 0 .counted from 0. cannot be read"),

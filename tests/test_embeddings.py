@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from product_classificator.catalog import read_catalog
+from product_classificator.catalog import open_images, read_catalog
 from product_classificator.embeddings import (
     CHUNK_PRODUCTS,
     EmbeddingStore,
@@ -83,8 +83,6 @@ def test_identical_products_are_encoded_once_with_a_store_and_without(tmp_path):
 def test_swapped_channels_are_another_content(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/1.png").write_bytes(jpeg("red"))
-    from product_classificator.catalog import open_images
-
     frame = pd.DataFrame({"nm": [1]})
     store = EmbeddingStore(tmp_path / "s", TinyEncoder())
     vectors = []
@@ -93,6 +91,24 @@ def test_swapped_channels_are_another_content(tmp_path):
         vectors.append(embed(read_catalog(frame, images, text=[]), TinyEncoder(), store).embeddings.image[0])
     assert vectors[0].argmax() == 0
     assert vectors[1].argmax() == 2
+
+
+def test_a_larger_limit_of_pixels_is_tried_again(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.jpg").write_bytes(jpeg("red", (40, 40)))
+    frame = pd.DataFrame({"nm": [1]})
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    found = []
+    for max_pixels in (100, 100, 10_000):
+        images = open_images(tmp_path / "photos", max_pixels=max_pixels)
+        found.append(embed(read_catalog(frame, images, text=[]), TinyEncoder(), store).status[0])
+    assert found == ["image_too_large", "image_too_large", "ok"]
+
+
+def test_a_store_whose_making_was_cut_short_is_taken_up(tmp_path):
+    (tmp_path / "s/parts").mkdir(parents=True)
+    (tmp_path / "s/.store.json.1.tmp").touch()
+    assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 0
 
 
 def test_chunks_begin_where_asked(catalog):
@@ -182,6 +198,9 @@ def test_a_store_of_a_newer_format_is_refused(tmp_path):
 
 def test_what_is_no_store_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="is not a store of embeddings"):
+        read_store_facts(tmp_path)
+    (tmp_path / "store.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"store\.json does not describe one"):
         read_store_facts(tmp_path)
 
 

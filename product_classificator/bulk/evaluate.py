@@ -1,7 +1,8 @@
 """Turns a run and a labelled table into scores on products that the run has not learned from.
 
-A product counts as seen when its text or its photo is that of a product in the run's train or valid part, by the same
-rule that keeps near-identical products together in the split. So judging a run on its own table judges its test part.
+A product counts as seen when its id is in the run's train or valid part, or when its text or photo is that of a product
+there, by the same rule that keeps near-identical products together in the split. So judging a run on its own table
+judges its test part, and a table whose ids mean other products should be given other ids.
 """
 
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from product_classificator.catalog.read import Catalog
-from product_classificator.catalog.splits import load_split, text_keys
+from product_classificator.catalog.splits import identity_keys, load_split, text_keys
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed
 from product_classificator.errors import DataError
@@ -21,7 +23,14 @@ from product_classificator.runs import Run
 
 @dataclass(frozen=True)
 class Heldout:
-    """Scores on held-back products, and how many products were left out because the run had seen them."""
+    """Scores on held-back products.
+
+    Attributes:
+        evaluation: the scores.
+        scored: products that were judged.
+        seen: products left out because the run has learned from them or from near-identical ones.
+        set_aside: products with neither photo nor text, and repeated ids.
+    """
 
     evaluation: Evaluation
     scored: int
@@ -58,11 +67,11 @@ def evaluate_run(
     texts, embeddings = catalog.texts(), embedded.embeddings
     split, keys = load_split(run.split)
     learned = np.isin(split.part, ("train", "valid"))
-    seen = np.zeros(len(catalog), dtype=bool)
-    for name, found in (("text_key", text_keys(texts)), ("image_key", embedded.image_keys)):
+    seen = pd.Series(catalog.ids).isin(split.ids[learned]).to_numpy()
+    for name, found in identity_keys(text_keys(texts), embedded.image_keys).items():
         known = keys[name][learned]
         seen |= np.isin(found, known[known != 0])
-    usable = embeddings.has_image | embeddings.has_text
+    usable = embedded.set_aside() == "ok"
     rows = np.flatnonzero(usable & ~seen)
     if not len(rows):
         raise DataError("an honest score needs unseen products: the run has learned from every product of the table")

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from product_classificator.catalog.read import Catalog
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed_chunks
-from product_classificator.errors import DataError
+from product_classificator.errors import DataError, culprits
 from product_classificator.files import replacing, write_text
 from product_classificator.types import Predictions, Strings
 
@@ -80,8 +80,9 @@ def predict_to_file(
         raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {out.name}")
     if top_k < 1:
         raise DataError(f"top_k must be 1 or more, got {top_k}")
-    if not out.parent.is_dir():
-        raise DataError(f"the folder of the output must be there: make {out.parent} first")
+    if not out.parent.is_dir() or out.is_dir():
+        raise DataError(f"the output must be a file in a folder that is there, got {out}")
+    _check_names(classificator, catalog.columns.id, top_k)
     parts = out.with_name(out.name + ".parts")
     resumed = _resume(parts, _state(classificator, catalog, top_k))
     row = resumed
@@ -96,24 +97,24 @@ def predict_to_file(
     if not row:
         raise DataError(f"there is nothing to predict: {catalog.table.name} has no rows")
     flaws = _join(parts, out)
+    (parts / "state.json").unlink()  # without it, what a kill leaves of the folder is not taken for unfinished work
     shutil.rmtree(parts)
     return BulkSummary(row, resumed, flaws)
 
 
 def _state(classificator: Classificator, catalog: Catalog, top_k: int) -> str:
     """Names everything that decides the output, but for the bytes of photos."""
-    source = Path(catalog.table.name)
-    digest = blake2b(digest_size=16)
+    source, images = Path(catalog.table.name), catalog.images
     if source.is_file():
-        stat = source.stat()
-        digest.update(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        table = _identity(source)
     else:
+        digest = blake2b("\0".join(catalog.ids).encode(), digest_size=16)
         for value in catalog.texts():
-            digest.update(value.encode("utf-8", "replace") + b"\0")
-        digest.update("\0".join(catalog.ids).encode("utf-8", "replace"))
+            digest.update(value.encode() + b"\0")
+        table = digest.hexdigest()
     facts = {
-        "table": digest.hexdigest(),
-        "images": None if catalog.images is None else str(catalog.images.path),
+        "table": table,
+        "images": images and [_identity(images.path), images.channels, images.max_pixels],
         "columns": asdict(catalog.columns),
         "encoder": classificator.encoder.fingerprint,
         "bundle": classificator.bundle.digest,
@@ -122,23 +123,42 @@ def _state(classificator: Classificator, catalog: Catalog, top_k: int) -> str:
     return json.dumps(facts, indent=1, ensure_ascii=False)
 
 
+def _identity(path: Path) -> str:
+    stat = path.stat()
+    changed = "" if path.is_dir() else f" {stat.st_size} {stat.st_mtime_ns}"
+    return f"{path.resolve()}{changed}"
+
+
+def _check_names(classificator: Classificator, id_name: str, top_k: int) -> None:
+    """Refuses an output in which two columns would have one name."""
+    columns = [id_name, "status"]
+    for name, labels in classificator.labels.items():
+        ranked = [name, *(f"{name}_{rank}" for rank in range(2, min(top_k, len(labels)) + 1))]
+        columns += [*ranked, *(f"{column}_probability" for column in ranked)]
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise DataError(f"columns of the output must differ, several would be {culprits(repeated)}: rename the column")
+
+
 def _resume(parts: Path, state: str) -> int:
     """Readies the folder of parts and returns how many rows are already in it."""
+    state_file = parts / "state.json"
     if parts.exists():
-        state_file = parts / "state.json"
+        foreign = [path.name for path in parts.iterdir() if path.suffix not in (".tmp", ".json", ".parquet")]
+        if foreign:
+            raise DataError(f"{parts} is needed for unfinished work, but holds other things: {culprits(foreign)}")
         if not state_file.exists() or state_file.read_text(encoding="utf-8") != state:
             logger.warning("%s is of another table, run or setting: starting anew", parts)
             shutil.rmtree(parts)
     parts.mkdir(exist_ok=True)
-    for leftover in parts.glob(".*.tmp"):
-        leftover.unlink()
-    write_text(parts / "state.json", state)
+    write_text(state_file, state)
     row = 0
     for path in _parts(parts):
         begin, end = (int(number) for number in path.stem.split("-"))
-        if begin != row:
-            raise DataError(f"parts must follow one another: row {row} is missing in {parts}; delete the folder")
-        row = end
+        if begin != row:  # what comes after a gap is done again
+            path.unlink()
+        else:
+            row = end
     return row
 
 

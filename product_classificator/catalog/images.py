@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
+_DRIVE = re.compile(r"[A-Za-z]:/")
+_IS_WINDOWS = os.name == "nt"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_DRIVE = re.compile(r"[A-Za-z]:")
 _UTF8_FLAG = 0x800
 
 Entry = TypeVar("Entry")
@@ -134,32 +135,32 @@ class ImageSource(ABC):
 
 
 class _Index(Generic[Entry]):
-    """Finds entries by the stem of their names (the file name without folder and extension)."""
+    """Finds entries by path, and by stem (the file name without folder and extension)."""
 
     def __init__(self, entries: Iterable[tuple[str, Entry]]) -> None:
-        self._by_stem: dict[str, tuple[tuple[str, Entry], ...]] = {}
-        for name, entry in entries:
-            stem = _stem_and_extension(name)[0]
-            self._by_stem[stem] = (*self._by_stem.get(stem, ()), (name, entry))
+        self._by_path = dict(entries)
+        self._by_stem: dict[str, list[str]] = {}
+        for name in self._by_path:
+            self._by_stem.setdefault(_stem_and_extension(name)[0], []).append(name)
 
     def by_id(self, product_id: str) -> Entry:
-        found = [item for item in self._by_stem.get(_composed(product_id), ()) if _rank(item[0]) < len(EXTENSIONS)]
-        top = sorted((item for item in found if "/" not in item[0]), key=lambda item: (_rank(item[0]), item[0]))
-        return _only(top[:1] or found, product_id)
+        found = [name for name in self._by_stem.get(_composed(product_id), ()) if _rank(name) < len(EXTENSIONS)]
+        top = sorted((name for name in found if "/" not in name), key=lambda name: (_rank(name), name))
+        return self._only(top[:1] or found, product_id)
 
     def by_name(self, name: str) -> Entry:
         name = _composed(name)
-        found = self._by_stem.get(_stem_and_extension(name)[0], ())
-        exact = [item for item in found if item[0] == name]
-        return _only(exact[:1] or [item for item in found if _basename(item[0]) == name], name)
+        if name in self._by_path:
+            return self._by_path[name]
+        same_stem = self._by_stem.get(_stem_and_extension(name)[0], ())
+        return self._only([found for found in same_stem if _basename(found) == name], name)
 
-
-def _only(found: Sequence[tuple[str, Entry]], wanted: str) -> Entry:
-    if not found:
-        raise PhotoError("missing", f"no photo {wanted!r}")
-    if len(found) > 1:
-        raise PhotoError("missing", f"several photos fit {wanted!r}: {culprits(name for name, _ in found)}")
-    return found[0][1]
+    def _only(self, found: Sequence[str], wanted: str) -> Entry:
+        if not found:
+            raise PhotoError("missing", f"no photo {wanted!r}")
+        if len(found) > 1:
+            raise PhotoError("missing", f"several photos fit {wanted!r}: {culprits(found)}")
+        return self._by_path[found[0]]
 
 
 class _Folder(ImageSource):
@@ -302,7 +303,8 @@ def _inside(name: str) -> str:
         raise PhotoError("missing", "the product has no photo name")
     name = name.replace("\\", "/")
     parts = name.split("/")
-    is_reserved = any(_RESERVED.fullmatch(part) for part in parts)
+    # Elsewhere a colon and these words are names like any other, and stock numbers use them.
+    is_reserved = _IS_WINDOWS and (":" in name or any(_RESERVED.fullmatch(part) for part in parts))
     is_utf8 = name.encode("utf-8", "ignore").decode("utf-8") == name
     if not parts[0] or ".." in parts or _DRIVE.match(name) or "\0" in name or is_reserved or not is_utf8:
         raise PhotoError("unsafe_name", f"a photo's name must stay inside the folder or zip: {name!r}")

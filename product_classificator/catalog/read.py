@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from product_classificator.catalog.images import ImageSource, open_images
-from product_classificator.catalog.tables import Table, open_table
+from product_classificator.catalog.tables import Table, canonical, open_table
 from product_classificator.errors import DataError, nearest
 from product_classificator.types import Strings, Truth, strings
 
@@ -107,8 +107,8 @@ class Catalog:
     @cached_property
     def ids(self) -> Strings:
         """(n,) product ids, "" where the table has none."""
-        parts = [pc.fill_null(batch.column(0), "") for batch in self.table.batches([self.columns.id], _READ_ROWS)]
-        return strings([value.strip() for part in parts for value in part.to_pylist()])
+        parts = [_ids(batch.column(0)) for batch in self.table.batches([self.columns.id], _READ_ROWS)]
+        return strings([value for part in parts for value in part])
 
     @cached_property
     def _n_products(self) -> int:
@@ -129,7 +129,7 @@ class Catalog:
             row += batch.num_rows
 
     def _products(self, batch: pa.RecordBatch, first_row: int) -> Products:
-        ids = [(value or "").strip() for value in batch.column(self.columns.id).to_pylist()]
+        ids = _ids(batch.column(self.columns.id))
         texts = _joined(batch, self.columns.text).to_pylist()
         photo = self.columns.photo
         photos = batch.column(photo).to_pylist() if photo else [None] * len(ids)
@@ -159,6 +159,11 @@ class Catalog:
         return {name: _labels(pa.chunked_array([b.column(name) for b in batches], pa.string())) for name in names}
 
 
+def _ids(column: pa.Array) -> list[str]:
+    ids: list[str] = pc.fill_null(canonical(column), "").to_pylist()
+    return ids
+
+
 def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Array:
     """Joins text columns by line breaks, skipping empty ones."""
     # Not pyarrow's binary_join_element_wise: of rows whose values are all null it loses some (seen in 26.0.1).
@@ -169,7 +174,7 @@ def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Array:
 
 
 def _labels(array: pa.ChunkedArray) -> Strings:
-    encoded = pc.utf8_trim_whitespace(array).combine_chunks().dictionary_encode()
+    encoded = canonical(array).combine_chunks().dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     names = [None if name.lower() in _UNKNOWN_LABELS else name for name in encoded.dictionary.to_pylist()]
     labels: Strings = strings([*names, None])[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
@@ -207,7 +212,9 @@ def read_catalog(
     chosen = Columns(
         id=id if id is not None else _guess_id(opened),
         text=(text,) if isinstance(text, str) else tuple(text),
-        characteristics=_guess(have, PUBLISHED_CHARACTERISTICS) if characteristics is None else tuple(characteristics),
+        characteristics=_guess(have, PUBLISHED_CHARACTERISTICS)
+        if characteristics is None
+        else tuple(dict.fromkeys(characteristics)),
         photo=photo,
     )
     for name in (chosen.id, *chosen.text, *chosen.characteristics, *([photo] if photo else [])):

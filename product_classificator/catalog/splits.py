@@ -3,7 +3,7 @@
 Near-identical products (same words of the text, or the same bytes of the photo) are one group and fall on one side,
 also when they are linked through a third product. Groups are dealt out by iterative stratification (Sechidis,
 Tsoumakas, Vlahavas 2011): the rarest label first, each time to the part that misses most of it. A text or photo
-shared by more than `PLACEHOLDER_SHARE` of the catalog identifies nothing ("no photo yet") and links nothing.
+shared by more than `PLACEHOLDER_SHARE` of the catalog ("no photo yet") links products only together with the other.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.files import replacing
 from product_classificator.text import identity_of
 from product_classificator.types import PARTS, Bools, Rows, Split, Strings, Truth, strings
 
@@ -39,10 +40,19 @@ def _key(identity: str) -> int:
 
 
 def without_placeholders(keys: Keys) -> Keys:
-    """Returns the keys with those zeroed that too many products share to identify any."""
+    """Returns the keys with those zeroed that so many products share that they identify none."""
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     limit = max(PLACEHOLDER_SHARE * len(keys), _PLACEHOLDER_MIN_PRODUCTS)
     return np.where(counts[inverse] > limit, 0, keys).astype(np.uint64)
+
+
+def identity_keys(texts: Keys, photos: Keys) -> dict[str, Keys]:
+    """Returns the keys by which products are near-identical: any one that is equal and not 0 links them.
+
+    Text and photo alone count unless they are a placeholder; both together always do.
+    """
+    both = (texts * np.uint64(0x9E3779B97F4A7C15)) ^ photos  # Fibonacci hashing keeps (a, b) and (b, a) apart
+    return {"text_key": without_placeholders(texts), "image_key": without_placeholders(photos), "both_key": both}
 
 
 def group_products(keys: Iterable[Keys]) -> Rows:
@@ -147,7 +157,8 @@ def _dealt(
 def save_split(split: Split, keys: dict[str, Keys], path: Path) -> None:
     """Writes the split as parquet: id, part, and one column per kind of key."""
     table = pa.table({"id": pa.array(split.ids, pa.string()), "part": pa.array(split.part, pa.string()), **keys})
-    pq.write_table(table, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def load_split(path: Path) -> tuple[Split, dict[str, Keys]]:

@@ -1,13 +1,14 @@
 """Turns a table file or a DataFrame into a stream of record batches whose columns are all strings.
 
-Everything is a string because ids, texts and labels are: `1`, `1.0` and `true` mean the same in every format. Only
-the asked columns are read, a batch at a time; a million rows never stand in memory as Python objects. The cost: CSV
-and JSON lines are parsed again on every pass.
+Everything is a string because ids, texts and labels are. `canonical` makes those of ids and labels that formats write
+differently alike (`1` and `1.0`, `true` and `True`). Only the asked columns are read, a batch at a time; a million rows
+never stand in memory as Python objects. The cost: CSV and JSON lines are parsed again on every pass.
 """
 
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from product_classificator.errors import DataError
+from product_classificator.errors import DataError, culprits
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def open_table(source: str | Path | pd.DataFrame) -> Table:
         DataError: there is no such file, its format is unknown, or it cannot be read as what its name says.
     """
     if isinstance(source, pd.DataFrame):
-        return _FrameTable(source)
+        return _checked(_FrameTable(source))
     path = Path(source)
     if not path.is_file():
         raise DataError(f"a table must be a file or a DataFrame: there is no file {path}")
@@ -58,9 +59,29 @@ def open_table(source: str | Path | pd.DataFrame) -> Table:
     if path.suffix.lower() not in formats:
         raise DataError(f"a table must end in one of {', '.join(formats)}, got {path.name}")
     try:
-        return formats[path.suffix.lower()](path)
-    except (pa.ArrowException, OSError, csv.Error) as error:
+        return _checked(formats[path.suffix.lower()](path))
+    except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _checked(table: Table) -> Table:
+    repeated = [name for name, count in Counter(table.columns).items() if count > 1]
+    if repeated:
+        raise DataError(f"column names must differ, {table.name} has several of {culprits(repeated)}")
+    return table
+
+
+def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Returns ids or labels trimmed and as every format writes them: "12.0" -> "12", "True" -> "true".
+
+    >>> canonical(pa.array(["12.0", " True", "v1.0", None])).to_pylist()
+    ['12', 'true', 'v1.0', None]
+    """
+    array = pc.utf8_trim_whitespace(array)
+    array = pc.replace_substring_regex(array, r"^(-?\d+)\.0+$", r"\1")
+    for capital, small in (("True", "true"), ("False", "false")):
+        array = pc.if_else(pc.equal(array, capital), small, array)
+    return array
 
 
 def as_strings(array: pa.Array) -> pa.Array:
@@ -75,6 +96,7 @@ def as_strings(array: pa.Array) -> pa.Array:
     if pa.types.is_nested(kind):
         raise DataError(f"a column must hold plain values, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
+        array = pc.cast(array, pa.float64())
         array = pc.if_else(pc.is_finite(array), array, None)
         whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**53))
         integers = pc.cast(pc.if_else(whole, array, 0.0), pa.int64())
@@ -100,9 +122,6 @@ class _FrameTable:
         self.name = "DataFrame"
         self.columns = [str(column) for column in frame.columns]
         self._frame = frame.set_axis(self.columns, axis=1)
-        repeated = sorted({column for column in self.columns if self.columns.count(column) > 1})
-        if repeated:
-            raise DataError(f"column names must differ, found twice: {repeated}")
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         for start in range(0, len(self._frame), size):
@@ -114,7 +133,7 @@ def _series(series: pd.Series) -> pa.Array:
     """Returns a column of a DataFrame as strings; a column of mixed objects goes value by value."""
     try:
         array = pa.Array.from_pandas(series)
-    except (pa.ArrowException, UnicodeEncodeError):  # mixed types, lone surrogates
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # mixed types, lone surrogates, huge integers
         known = zip(series, series.notna(), strict=True)
         values = [str(value).encode("utf-8", "replace").decode() if is_known else None for value, is_known in known]
         array = pa.array(values, pa.string())
@@ -150,6 +169,7 @@ class _CsvTable:
             sample = file.read(1 << 20)
         if not sample.strip():
             raise DataError(f"{path} is empty: a CSV table needs a header")
+        self._is_checked = False
         self._encoding = _encoding(sample)
         if self._encoding != "utf-8":
             logger.warning("%s is not UTF-8: read as %s", path, self._encoding)
@@ -160,7 +180,7 @@ class _CsvTable:
             self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter))
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-        broken = 0
+        rows = broken = 0
 
         def skip(row: pa.csv.InvalidRow) -> str:
             nonlocal broken
@@ -180,12 +200,24 @@ class _CsvTable:
                 ),
             )
             for block in reader:
+                rows += block.num_rows
                 for start in range(0, block.num_rows, size):
                     yield block.slice(start, size).select(list(columns))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self._path} cannot be read as CSV ({self._encoding}): {error}") from error
+        if not self._is_checked:
+            self._is_checked = True
+            self._warn(rows, broken)
+
+    def _warn(self, rows: int, broken: int) -> None:
+        """Tells of rows that are likely lost; once, after the first whole pass."""
         if broken:
-            logger.warning("%s: %d lines without the header's number of columns were left out", self._path, broken)
+            logger.warning("%s: %d rows without the header's number of columns were left out", self._path, broken)
+        with self._path.open("rb") as file:
+            lines = sum(block.count(b"\n") for block in iter(lambda: file.read(_CSV_BLOCK_BYTES), b""))
+        if lines > rows + broken + 1:
+            sentence = "%s: %d lines hold %d rows: values span several lines, or a quote is not closed"
+            logger.warning(sentence, self._path, lines, rows)
 
 
 def _encoding(sample: bytes) -> str:
@@ -201,6 +233,9 @@ class _JsonLinesTable:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
+        self._is_checked = False
+        with path.open("rb") as file:
+            self._encoding = _encoding(file.read(1 << 20)).replace("utf-8", "utf-8-sig")
         first: dict[str, None] = {}
         for record in islice(self._records(), 1000):
             first.update(dict.fromkeys(record))
@@ -209,17 +244,20 @@ class _JsonLinesTable:
         self.columns = list(first)
 
     def _records(self) -> Iterator[dict[str, object]]:
-        with self._path.open(encoding="utf-8-sig") as file:
+        broken: list[int] = []
+        with self._path.open(encoding=self._encoding, errors="replace") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
                 try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{self._path}, line {number} is not JSON: {error}") from error
-                if not isinstance(record, dict):
-                    raise DataError(f"{self._path}, line {number} must be a JSON object, got {line[:40].strip()!r}")
-                yield record
+                    record = json.loads(line) if line.strip() else None
+                except ValueError:
+                    record = line
+                if isinstance(record, dict):
+                    yield record
+                elif record is not None:
+                    broken.append(number)
+        if broken and not self._is_checked:
+            self._is_checked = True
+            logger.warning("%s: lines that are no JSON object were left out: %s", self._path, culprits(broken))
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         records = self._records()

@@ -39,6 +39,9 @@ def main() -> None:
     except ProductClassificatorError as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(1)
+    except OSError as error:
+        typer.secho(f"error: a file or folder cannot be used: {error}", err=True, fg="red")
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # typer has caught the KeyboardInterrupt
             typer.secho("interrupted; what was finished is kept, the same command goes on from there", err=True)

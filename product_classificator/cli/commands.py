@@ -9,8 +9,6 @@ from typing import Annotated
 import typer
 
 from product_classificator.cli.options import (
-    MAX_PIXELS,
-    Channels,
     ChannelsOpt,
     CharacteristicsOpt,
     IdOpt,
@@ -28,7 +26,7 @@ from product_classificator.cli.options import (
     open_catalog,
     open_catalog_like,
 )
-from product_classificator.errors import ArtifactError
+from product_classificator.errors import ArtifactError, DataError
 
 
 def train(
@@ -39,8 +37,8 @@ def train(
     text: TextOpt = None,
     id_: IdOpt = None,
     photo: PhotoOpt = None,
-    channels: ChannelsOpt = Channels.rgb,
-    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    channels: ChannelsOpt = None,
+    max_pixels: MaxPixelsOpt = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="See `info encoders`.")] = None,
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How the heads are fitted.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
@@ -53,7 +51,7 @@ def train(
 
     changes = {"encoder": encoder, "seed": seed, "heads.recipe": recipe and recipe.value}
     settings = read_settings(config, changes)
-    source = Source(table, images, id_, text, photo, channels, max_pixels)
+    source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog(source, names(characteristics))
     console.print_columns(catalog)
     with console.training_watch(len(catalog)) as watch:
@@ -77,8 +75,8 @@ def evaluate(
     text: LikeRunTextOpt = None,
     id_: IdOpt = None,
     photo: PhotoOpt = None,
-    channels: ChannelsOpt = Channels.rgb,
-    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    channels: ChannelsOpt = None,
+    max_pixels: MaxPixelsOpt = None,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the scores.")] = None,
     store: StoreOpt = None,
 ) -> None:
@@ -91,9 +89,11 @@ def evaluate(
     from product_classificator.runs import Run
 
     opened = Run.load(run)
-    source = Source(table, images, id_, text, photo, channels, max_pixels)
+    if json_ is not None and not json_.parent.is_dir():
+        raise DataError(f"the folder of --json must be there: make {json_.parent} first")
+    source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     have = open_table(table).columns
-    catalog = open_catalog_like(opened.columns, source, [n for n in opened.columns.characteristics if n in have])
+    catalog = open_catalog_like(opened, source, [n for n in opened.columns.characteristics if n in have])
     console.print_columns(catalog)
     with console.product_progress(len(catalog)) as progress:
         heldout = evaluate_run(opened, catalog, store=store, on_chunk=progress.on_chunk)
@@ -114,8 +114,8 @@ def predict(
     text: LikeRunTextOpt = None,
     id_: IdOpt = None,
     photo: PhotoOpt = None,
-    channels: ChannelsOpt = Channels.rgb,
-    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    channels: ChannelsOpt = None,
+    max_pixels: MaxPixelsOpt = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 1,
     store: StoreOpt = None,
 ) -> None:
@@ -126,8 +126,8 @@ def predict(
     from product_classificator.embeddings import EmbeddingStore
     from product_classificator.runs import Run
 
-    source = Source(table, images, id_, text, photo, channels, max_pixels)
-    catalog = open_catalog_like(Run.load(run).columns, source, [])
+    source = Source(table, images, id_, names(text), photo, channels, max_pixels)
+    catalog = open_catalog_like(Run.load(run), source, [])
     console.print_columns(catalog)
     classificator = Classificator.from_run(run)
     embeddings = EmbeddingStore(store, classificator.encoder) if store else None
@@ -173,8 +173,8 @@ def embed(
     text: TextOpt = None,
     id_: IdOpt = None,
     photo: PhotoOpt = None,
-    channels: ChannelsOpt = Channels.rgb,
-    max_pixels: MaxPixelsOpt = MAX_PIXELS,
+    channels: ChannelsOpt = None,
+    max_pixels: MaxPixelsOpt = None,
     encoder: Annotated[str, typer.Option("--encoder", help="See `info encoders`.")] = "lite",
 ) -> None:
     """Embed products into a store that training and prediction can use; an interrupted call goes on."""
@@ -182,7 +182,7 @@ def embed(
     from product_classificator.embeddings import EmbeddingStore, embed_chunks
     from product_classificator.encoders import load_encoder
 
-    catalog = open_catalog(Source(table, images, id_, text, photo, channels, max_pixels), [])
+    catalog = open_catalog(Source(table, images, id_, names(text), photo, channels, max_pixels), [])
     console.print_columns(catalog)
     loaded = load_encoder(encoder)
     store = EmbeddingStore(out, loaded)

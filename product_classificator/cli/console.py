@@ -85,7 +85,8 @@ def print_columns(catalog: Catalog) -> None:
     """Says which column is taken as what."""
     columns = catalog.columns
     text = ", ".join(columns.text) or "none (photos only)"
-    photos = "none (text only)" if catalog.images is None else f"by {columns.photo or columns.id}"
+    images = catalog.images
+    photos = "none (text only)" if images is None else f"by {columns.photo or columns.id} ({images.channels})"
     log.print(
         escape(f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}"),
         soft_wrap=True,

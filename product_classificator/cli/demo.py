@@ -41,7 +41,7 @@ def demo(
     console.out.print("\n[bold]Three of them[/bold]\n")
     split, _ = load_split(training.run.split)
     is_sound = pq.read_table(predictions_file, columns=["status"])["status"].to_numpy() == "ok"
-    rows = np.random.default_rng(seed).choice(np.flatnonzero(is_sound & (split.part == "test")), 3, replace=False)
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(is_sound & (split.part == "test")))[:3]
     texts = [catalog.texts()[int(row)] for row in rows]
     photos = [catalog.photo_bytes(catalog.ids[row], None) for row in rows]
     titles = [text.split("\n")[0] for text in texts]

@@ -1,5 +1,6 @@
 """The options that commands share, and how the tables and runs they name are opened."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -7,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 if TYPE_CHECKING:
-    from product_classificator.catalog import Catalog, Columns
-
-MAX_PIXELS = 50_000_000
+    from product_classificator.catalog import Catalog
+    from product_classificator.runs import Run
 
 
 class Channels(StrEnum):
@@ -38,8 +38,12 @@ LikeRunTextOpt = Annotated[str | None, typer.Option("--text", help="Text columns
 PhotoOpt = Annotated[
     str | None, typer.Option("--photo", help="Column of photo file names. Left out: photos are found by id.")
 ]
-ChannelsOpt = Annotated[Channels, typer.Option("--channels", help="bgr: red and blue of the photos are swapped.")]
-MaxPixelsOpt = Annotated[int, typer.Option("--max-pixels", min=1, help="Photos of more pixels are not decoded.")]
+ChannelsOpt = Annotated[
+    Channels | None, typer.Option("--channels", help="bgr: red and blue of the photos are swapped.", show_default="rgb")
+]
+MaxPixelsOpt = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Larger photos are not decoded.", show_default="50 million")
+]
 StoreOpt = Annotated[Path | None, typer.Option("--store", help="Folder of embeddings to use and fill.")]
 CharacteristicsOpt = Annotated[
     str | None, typer.Option("--characteristics", help="Columns with labels, joined by commas.")
@@ -52,10 +56,10 @@ class Source(NamedTuple):
     table: Path
     images: Path | None
     id: str | None
-    text: str | None
+    text: Sequence[str] | None
     photo: str | None
-    channels: Channels
-    max_pixels: int
+    channels: Channels | None
+    max_pixels: int | None
 
 
 def names(joined: str | None) -> list[str] | None:
@@ -67,26 +71,31 @@ def names(joined: str | None) -> list[str] | None:
     return None if joined is None else [name.strip() for name in joined.split(",") if name.strip()]
 
 
-def open_catalog(source: Source, characteristics: list[str] | None) -> "Catalog":
+def open_catalog(source: Source, characteristics: Sequence[str] | None) -> "Catalog":
     """Opens a table; without `--text` it is photos only where there are photos."""
     from product_classificator.catalog import open_images, read_catalog
 
     images = None
     if source.images is not None:
-        images = open_images(source.images, channels=source.channels.value, max_pixels=source.max_pixels)
-    text = names(source.text)
+        limits = {} if source.max_pixels is None else {"max_pixels": source.max_pixels}
+        images = open_images(source.images, channels=(source.channels or Channels.rgb).value, **limits)
     return read_catalog(
         source.table,
         images,
         id=source.id,
-        text=[] if text is None and images is not None else text,
+        text=[] if source.text is None and images is not None else source.text,
         characteristics=characteristics,
         photo=source.photo,
     )
 
 
-def open_catalog_like(columns: "Columns", source: Source, characteristics: list[str] | None) -> "Catalog":
-    """Opens a table with the columns of a run, as far as the command line names no others."""
-    text = ",".join(columns.text) if source.text is None else source.text
-    photo = source.photo if source.photo is not None or source.images is None else columns.photo
-    return open_catalog(source._replace(id=source.id or columns.id, text=text, photo=photo), characteristics)
+def open_catalog_like(run: "Run", source: Source, characteristics: Sequence[str]) -> "Catalog":
+    """Opens a table as that of a run was opened, as far as the command line says nothing else."""
+    columns = run.columns
+    like_run = source._replace(
+        id=source.id or columns.id,
+        text=columns.text if source.text is None else source.text,
+        photo=source.photo or (columns.photo if source.images else None),
+        channels=source.channels or Channels(run.channels),
+    )
+    return open_catalog(like_run, characteristics)

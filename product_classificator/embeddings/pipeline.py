@@ -5,7 +5,6 @@ by two chunks, whatever the catalog's size. Vectors are rounded to float16, with
 give the same numbers.
 """
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +12,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from product_classificator.catalog.images import PhotoError
 from product_classificator.catalog.read import Catalog, Products
 from product_classificator.catalog.splits import Keys
 from product_classificator.embeddings.store import EmbeddingStore, Record
-from product_classificator.encoders import Encoder
+from product_classificator.encoders import Encoder, cores
 from product_classificator.text import clean
 from product_classificator.types import Embeddings, Floats, Rows, Strings, strings
 
@@ -55,6 +55,17 @@ class EmbeddedCatalog:
     image_keys: Keys
     status: Strings
 
+    def set_aside(self) -> Strings:
+        """Returns (n,) "ok", or why a product can be neither learned from nor judged: its status, or "duplicate_id".
+
+        That is a product with neither photo nor text, and one whose id came before.
+        """
+        found = self.embeddings.has_image | self.embeddings.has_text
+        reasons = np.where(found, "ok", self.status).astype(object)
+        repeated = pd.Series(self.embeddings.ids).duplicated().to_numpy() & (self.embeddings.ids != "")
+        reasons[repeated & found] = "duplicate_id"
+        return strings(reasons)
+
 
 OnChunk = Callable[[EmbeddedChunk], None]
 
@@ -77,7 +88,11 @@ def embed(
     row = 0
     for chunk in embed_chunks(catalog, encoder, store):
         part, here = chunk.embeddings, slice(row, row + len(chunk.embeddings))
-        image[here], text[here], has_image[here], has_text[here] = part.image, part.text, part.has_image, part.has_text
+        has_image[here], has_text[here] = part.has_image, part.has_text
+        if part.has_image.any():  # rows that are not written cost no memory
+            image[here] = part.image
+        if part.has_text.any():
+            text[here] = part.text
         image_keys[here], status[here] = chunk.image_keys, chunk.status
         row += len(part)
         if on_chunk:
@@ -90,8 +105,7 @@ def embed_chunks(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
 ) -> Iterator[EmbeddedChunk]:
     """Yields the embeddings of a catalog from `first_row` on, `CHUNK_PRODUCTS` at a time, in flat memory."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
+    with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
         ahead: deque[tuple[Products, list[Future[_Loaded]]]] = deque()
         try:
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
@@ -133,6 +147,8 @@ def _load(
             image = encoder.prepare_image(catalog.images.decode(data))
         except PhotoError as error:
             status = error.reason
+            if status == "too_large":  # under another limit it is another outcome
+                digest.update(str(catalog.images.max_pixels).encode())
     return _Loaded(digest.digest(), int.from_bytes(key[:8], "little"), status, image)
 
 

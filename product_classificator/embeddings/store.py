@@ -74,7 +74,9 @@ class EmbeddingStore:
             "text_dim": encoder.text_dim,
         }
         if not (self.folder / "store.json").exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            if self.folder.is_dir() and any(
+                path.name != "parts" and path.suffix != ".tmp" for path in self.folder.iterdir()
+            ):
                 raise ArtifactError(f"a store needs a folder of its own: {self.folder} holds other things")
             (self.folder / "parts").mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "store.json", json.dumps(facts, indent=2))
@@ -116,8 +118,8 @@ class EmbeddingStore:
         )
         path = self.folder / "parts" / f"{len(self._parts):06d}-{uuid4().hex[:12]}.parquet"
         with replacing(path) as temporary:
-            # Float16 vectors do not compress; the rest is a hundredth of the bytes.
-            pq.write_table(table, temporary, compression="none", use_dictionary=False)
+            # Vectors hardly compress, but the zeros of a side that is not there do.
+            pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
         self._index.add(record.digests, len(self._parts))
         self._parts.append(path)
 
@@ -170,8 +172,10 @@ def read_store_facts(folder: Path) -> dict[str, object]:
         facts: dict[str, object] = json.loads((folder / "store.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} is not a store of embeddings: {error}") from error
-    if facts.get("format") != _STORE_FORMAT:
-        raise ArtifactError(f"{folder} has store format {facts.get('format')}, this version reads {_STORE_FORMAT}")
+    if not isinstance(facts, dict) or not {"format", "encoder", "fingerprint"} <= set(facts):
+        raise ArtifactError(f"{folder} is not a store of embeddings: store.json does not describe one")
+    if facts["format"] != _STORE_FORMAT:
+        raise ArtifactError(f"{folder} has store format {facts['format']}, this version reads {_STORE_FORMAT}")
     return facts
 
 

@@ -5,10 +5,10 @@
 
 from collections.abc import Mapping
 
-from product_classificator.encoders.base import Encoder
+from product_classificator.encoders.base import Encoder, cores
 from product_classificator.errors import DataError, nearest
 
-__all__ = ["ENCODERS", "Encoder", "load_encoder"]
+__all__ = ["ENCODERS", "Encoder", "cores", "load_encoder"]
 
 ENCODERS: Mapping[str, str] = {
     "lite": "embedded default: EfficientNet-Lite0 (1280-d) and multilingual USE v3 (512-d), offline, CPU",

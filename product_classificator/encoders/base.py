@@ -1,11 +1,17 @@
 """The door every encoder stands behind: raw images and texts in, unit vectors out."""
 
+import os
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 from product_classificator.types import Floats
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @runtime_checkable

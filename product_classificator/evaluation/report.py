@@ -50,7 +50,6 @@ class RunFacts:
         history: per epoch `epoch`, `train_loss`, `valid_macro_f1` (the mean), `characteristics` (name -> macro-F1).
         best_epoch: the epoch whose weights were kept.
         versions: library -> version.
-        command: repeats the run.
         created: date and time.
     """
 
@@ -67,7 +66,6 @@ class RunFacts:
     history: Sequence[Mapping[str, Any]] = ()
     best_epoch: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    command: str = ""
     created: str = ""
 
 

@@ -8,31 +8,29 @@ import logging
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from product_classificator.catalog.read import Catalog
 from product_classificator.catalog.splits import (
     Keys,
     group_products,
+    identity_keys,
     save_split,
     split_products,
     text_keys,
-    without_placeholders,
 )
-from product_classificator.embeddings import EmbeddedCatalog, EmbeddedChunk, EmbeddingStore, count_statuses, embed
+from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, count_statuses, embed
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
 from product_classificator.heads import EpochFacts, FittedHeads, fit_heads
 from product_classificator.runs import Run
-from product_classificator.training.settings import TrainSettings, resolved
-from product_classificator.types import PARTS, Bools, Split, Strings, Truth, strings
+from product_classificator.training.settings import TrainSettings
+from product_classificator.types import PARTS, Bools, Split, Strings, Truth
 
 logger = logging.getLogger(__name__)
 
@@ -90,18 +88,33 @@ def train_heads(
     if not catalog.columns.characteristics:
         raise DataError("training needs characteristics: name the columns that hold labels")
     encoder = encoder or load_encoder(settings.encoder)
-    run = Run(Path(out), encoder.name, catalog.columns, resolved(settings), _facts())
-    run.folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
+    folder = Path(out)
+    run = Run(
+        folder=folder,
+        encoder=encoder.name,
+        columns=catalog.columns,
+        channels="rgb" if catalog.images is None else catalog.images.channels,
+        store=Path(store or folder / "embeddings").resolve(),
+        settings=asdict(settings),
+        facts=_facts(),
+    )
+    run.begin()
 
     watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
-    opened = EmbeddingStore(store or run.store, encoder)
+    opened = EmbeddingStore(run.store, encoder)
     embedded = embed(catalog, encoder, opened, on_chunk=watch.on_chunk)
 
     watch.on_stage("Splitting into train, valid and test; near-identical products stay together")
     texts, truth = catalog.texts(), catalog.truth()
-    reasons, usable = _set_aside(embedded, catalog.ids)
-    keys = {"text_key": text_keys(texts), "image_key": embedded.image_keys}
-    keys = {name: without_placeholders(values) for name, values in keys.items()}
+    reasons = embedded.set_aside()
+    usable = reasons == "ok"
+    if usable.sum() < len(PARTS):
+        raise DataError(
+            f"training needs at least {len(PARTS)} usable products, found {usable.sum()} among {len(catalog)}; "
+            f"set aside: {count_statuses(reasons)}"
+        )
+    keys = identity_keys(text_keys(texts), embedded.image_keys)
     split = _split(catalog.ids, keys, truth, usable, settings)
     save_split(split, keys, run.split)
 
@@ -123,20 +136,6 @@ def train_heads(
     write_report(run.report, evaluation, facts)
     run.save()
     return Training(run, evaluation, fitted)
-
-
-def _set_aside(embedded: EmbeddedCatalog, ids: Strings) -> tuple[Strings, Bools]:
-    """Returns why products are set aside ("ok" for the others), and which (n,) are usable.
-
-    Set aside is a product with neither photo nor text, and one whose id came before.
-    """
-    found = embedded.embeddings.has_image | embedded.embeddings.has_text
-    reasons = np.where(found, "ok", embedded.status).astype(object)
-    _, first = np.unique(ids.astype(str), return_index=True)
-    repeated = np.ones(len(ids), dtype=bool)
-    repeated[first] = False
-    reasons[repeated & found & (ids != "")] = "duplicate_id"
-    return strings(reasons), reasons == "ok"
 
 
 def _split(ids: Strings, keys: dict[str, Keys], truth: Truth, usable: Bools, settings: TrainSettings) -> Split:
@@ -162,7 +161,7 @@ def _report_facts(run: Run, settings: TrainSettings, split: Split, fitted: Fitte
     return RunFacts(
         title=f"Run {run.folder.name}",
         encoder=run.encoder,
-        recipe=resolved(settings)["heads"],
+        recipe=asdict(settings.heads),
         seed=settings.seed,
         products={part: len(split.rows(part)) for part in PARTS},
         left_out_labels=fitted.left_out,

@@ -23,6 +23,12 @@ class SplitSettings:
     valid_share: float = 0.15
     test_share: float = 0.15
 
+    def __post_init__(self) -> None:
+        if not (self.valid_share > 0 and self.test_share > 0 and self.valid_share + self.test_share < 1):
+            raise DataError(
+                f"valid_share and test_share must leave a train part, got {self.valid_share} and {self.test_share}"
+            )
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -30,7 +36,7 @@ class TrainSettings:
 
     Attributes:
         encoder: name for `load_encoder`.
-        seed: of the split and of the heads.
+        seed: of the split and of the heads; that of `heads` itself is not used.
         split: shares of the parts.
         heads: how the heads are fitted.
     """
@@ -57,6 +63,7 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise DataError(f"settings must be a TOML file: {path} cannot be read: {error}") from error
+    _check_names(values, TrainSettings(), "")
     for name, value in (changes or {}).items():
         if value is not None:
             *tables, key = name.split(".")
@@ -64,10 +71,11 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
             for part in tables:
                 table = table.setdefault(part, {})
             table[key] = value
-    _check_names(values, TrainSettings(), "")
     heads = values.get("heads", {})
+    if "seed" in heads:
+        raise DataError("the seed of the heads is that of the training: set `seed` at the top, not in [heads]")
     base = HeadSettings.published() if heads.get("recipe") == "published" else HeadSettings()
-    values["heads"] = {**asdict(base), "seed": values.get("seed", 0), **heads}
+    values["heads"] = {**asdict(base), **heads}
     try:
         return TypeAdapter(TrainSettings).validate_python(values)
     except ValidationError as error:
@@ -85,8 +93,3 @@ def _check_names(values: Mapping[str, Any], default: Any, table: str) -> None:
             if not isinstance(value, Mapping):
                 raise DataError(f"[{table + name}] must be a table of settings, got {value!r}")
             _check_names(value, known[name], f"{table}{name}.")
-
-
-def resolved(settings: TrainSettings) -> dict[str, Any]:
-    """Returns all settings, the defaults too, as plain values."""
-    return asdict(settings)

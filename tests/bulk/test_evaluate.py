@@ -35,6 +35,13 @@ def test_new_products_are_all_judged_and_copies_of_learned_ones_are_not(tiny_tra
     assert heldout.evaluation.characteristics["kind"].n == heldout.scored
 
 
+def test_the_same_products_under_other_texts_are_still_seen(tiny_training, classificator, catalog, tmp_path):
+    frame = pd.read_parquet(catalog.table.name).assign(description=lambda table: "Other words " + table.colour.str[:])
+    other = read_catalog(frame, text="description", characteristics=["kind"])
+    heldout = evaluate_run(tiny_training.run, other, classificator=classificator, store=tmp_path / "store")
+    assert heldout.scored <= tiny_training.evaluation.products
+
+
 def test_a_table_the_run_has_learned_by_heart_is_refused(tiny_training, classificator, catalog, tmp_path):
     from product_classificator.catalog.splits import load_split
 

@@ -7,13 +7,15 @@ import time
 import pandas as pd
 import pytest
 
-from product_classificator.bulk import predict_to_file
+from product_classificator.bulk import BulkSummary, predict_to_file
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings import CHUNK_PRODUCTS, EmbeddingStore
 from product_classificator.errors import DataError
 from product_classificator.heads import HeadBundle
 from tests.fakes import TinyEncoder
+
+FLAWS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_every_row_is_written_in_order_with_labels_and_status(classificator, cat
     assert pd.isna(frame.kind[7])
     assert frame.status[9] == "image_truncated"
     assert (summary.rows, summary.resumed) == (240, 0)
-    assert summary.flaws == {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
+    assert summary.flaws == FLAWS
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
@@ -121,11 +123,24 @@ def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
     assert predict_to_file(classificator, read_catalog(frame), tmp_path / "p.csv").resumed == 0
 
 
-def test_a_missing_part_is_named(classificator, catalog, tmp_path):
+def test_parts_after_a_gap_are_made_again(classificator, catalog, tmp_path):
     interrupted(classificator, catalog, tmp_path / "p.csv")
     (part,) = (tmp_path / "p.csv.parts").glob("*.parquet")
     part.rename(part.with_name("000000000300-000000000400.parquet"))
-    with pytest.raises(DataError, match=r"row 0 is missing in .*; delete the folder"):
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == BulkSummary(240, 0, FLAWS)
+
+
+def test_a_foreign_folder_in_the_way_is_not_touched(classificator, catalog, tmp_path):
+    (tmp_path / "p.csv.parts").mkdir()
+    (tmp_path / "p.csv.parts/diary.txt").touch()
+    with pytest.raises(DataError, match=r"is needed for unfinished work, but holds other things: diary\.txt"):
+        predict_to_file(classificator, catalog, tmp_path / "p.csv")
+
+
+def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tmp_path):
+    frame = pd.DataFrame({"kind_probability": [1], "description": ["a"]})
+    catalog = read_catalog(frame, id="kind_probability", text="description")
+    with pytest.raises(DataError, match="several would be kind_probability"):
         predict_to_file(classificator, catalog, tmp_path / "p.csv")
 
 
@@ -134,7 +149,7 @@ def test_a_missing_part_is_named(classificator, catalog, tmp_path):
     [
         ("p.xlsx", {}, r"predictions are written as .parquet, .csv, .jsonl, got p.xlsx"),
         ("p.csv", {"top_k": 0}, "top_k must be 1 or more, got 0"),
-        ("nowhere/p.csv", {}, "the folder of the output must be there"),
+        ("nowhere/p.csv", {}, "the output must be a file in a folder that is there"),
     ],
 )
 def test_bad_arguments_are_named(classificator, catalog, tmp_path, name, options, message):

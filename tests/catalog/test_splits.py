@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from product_classificator.catalog.splits import (
     group_products,
+    identity_keys,
     load_split,
     save_split,
     split_products,
@@ -40,6 +41,16 @@ def test_a_photo_that_a_great_share_of_products_has_links_nothing():
     placeholder = keys(*[7] * 60, *range(100, 1040))
     assert (without_placeholders(placeholder)[:60] == 0).all()
     assert (without_placeholders(placeholder)[60:] == placeholder[60:]).all()
+
+
+def test_products_alike_in_text_and_photo_are_linked_even_by_placeholders():
+    texts, photos = keys(*[7] * 120, *range(100, 280)), keys(*[0] * 120, *[9] * 180)
+    found = identity_keys(texts, photos)
+    assert not found["text_key"][:120].any()
+    assert not found["image_key"].any()
+    groups = group_products(found.values())
+    assert len(set(groups[:120])) == 1
+    assert len(set(groups[120:])) == 180
 
 
 @settings(max_examples=30, deadline=None)

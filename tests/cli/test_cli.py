@@ -150,6 +150,8 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
         (["evaluate", "{folder}", "{table}"], 1, "is not a finished run"),
         (["predict", "{run}", "{table}", "--out", "p.xlsx"], 1, "predictions are written as .parquet, .csv, .jsonl"),
         (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
+        (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
+        (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must be there"),
         (["info", "{folder}"], 1, "info describes a run, a store, or the word `encoders`"),
         (["classify", "{run}"], 2, "a product needs a photo or a text"),
         (["train"], 2, "Missing argument"),

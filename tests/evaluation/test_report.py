@@ -53,7 +53,6 @@ def folder(evaluation, tmp_path_factory):
         history=[{"epoch": 1, "train_loss": 1.0, "valid_macro_f1": 0.5, "characteristics": {"category": 0.5}}],
         best_epoch=1,
         versions={"torch": "2"},
-        command="product-classificator train `x`",
         created="2026-01-01",
     )
     folder = tmp_path_factory.mktemp("run") / "report"

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ def test_a_training_leaves_a_whole_run(tiny_training):
     assert list((run.report / "plots").glob("*.png"))
     assert set(HeadBundle.load(run.bundle).labels) == {"kind", "colour"}
     split, keys = load_split(run.split)
-    assert set(keys) == {"text_key", "image_key"}
+    assert set(keys) == {"text_key", "image_key", "both_key"}
     assert len(split.rows("test")) == tiny_training.evaluation.products
 
 
@@ -64,6 +65,30 @@ def test_a_catalog_without_characteristics_is_refused(shop_files, tmp_path):
     catalog = read_catalog(shop_files[0], characteristics=[])
     with pytest.raises(DataError, match="training needs characteristics: name the columns that hold labels"):
         train_heads(catalog, tmp_path, QUICK, encoder=TinyEncoder())
+
+
+def test_a_training_that_fails_leaves_no_run_of_mixed_halves(catalog, tmp_path):
+    def stop(facts):
+        raise KeyboardInterrupt
+
+    train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder(), watch=Watch(on_epoch=stop))
+    with pytest.raises(ArtifactError, match="its training did not finish"):
+        Run.load(tmp_path / "run")
+
+
+def test_a_catalog_without_any_photo_or_text_says_what_is_missing(tmp_path):
+    (tmp_path / "photos").mkdir()
+    frame = pd.DataFrame({"nm": range(9), "kind": list("abcabcabc")})
+    catalog = read_catalog(frame, tmp_path / "photos", text=[], characteristics=["kind"])
+    with pytest.raises(DataError, match=r"found 0 among 9; set aside: {'image_missing': 9}"):
+        train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+
+
+def test_the_seed_of_the_training_is_that_of_the_heads(catalog, tmp_path):
+    training = train_heads(catalog, tmp_path, replace(QUICK, seed=3), encoder=TinyEncoder())
+    assert training.fitted.bundle.facts["settings"]["seed"] == 3
 
 
 def test_a_folder_that_is_no_run_says_so(tmp_path):

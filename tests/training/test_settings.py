@@ -17,7 +17,7 @@ def test_no_file_gives_the_defaults():
 def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
     path = write(tmp_path, 'seed = 1\nencoder = "lite"\n[split]\ntest_share = 0.2\n[heads]\ndropout = 0.1\n')
     settings = read_settings(path, {"seed": 5, "encoder": None})
-    assert (settings.seed, settings.heads.seed, settings.split.test_share) == (5, 5, 0.2)
+    assert (settings.seed, settings.split.test_share) == (5, 0.2)
     assert settings.heads.dropout == 0.1
 
 
@@ -30,6 +30,8 @@ def test_the_published_recipe_brings_its_own_schedule():
     [
         ("sead = 1", r"there is no setting 'sead': did you mean 'seed'"),
         ("[heads]\ndropuot = 0.1", r"there is no setting 'heads.dropuot': did you mean 'dropout'"),
+        ("[heads]\nseed = 2", r"set `seed` at the top, not in \[heads\]"),
+        ("[split]\ntest_share = 0.9", "must leave a train part, got 0.15 and 0.9"),
         ("heads = 3", r"\[heads\] must be a table of settings, got 3"),
         ("seed = 'x'", "setting seed: Input should be a valid integer.*got 'x'"),
         ("[heads]\ndropout = 2", "dropout must be a share"),
@@ -39,6 +41,11 @@ def test_the_published_recipe_brings_its_own_schedule():
 def test_what_breaks_a_rule_is_named(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_settings(write(tmp_path, text))
+
+
+def test_a_table_that_is_none_is_named_before_the_command_line_is_applied(tmp_path):
+    with pytest.raises(DataError, match=r"\[heads\] must be a table of settings"):
+        read_settings(write(tmp_path, "heads = 3"), {"heads.recipe": "published"})
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from product_classificator.encoders import ENCODERS, Encoder, cores, load_encoder
+from product_classificator.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return load_encoder("lite")
+
+
+def photos(n, size=(60, 90)):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(n)]
+
+
+def test_lite_keeps_the_promises_of_an_encoder(lite):
+    assert isinstance(lite, Encoder)
+    for vectors, dim in ((lite.encode_images(photos(3)), 1280), (lite.encode_texts(["чашка", "", "hat"]), 512)):
+        assert vectors.shape == (3, dim)
+        assert vectors.dtype == np.float32
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_nothing_gives_no_rows(lite):
+    assert lite.encode_images([]).shape == (0, 1280)
+    assert lite.encode_texts([]).shape == (0, 512)
+
+
+def test_the_order_is_kept_and_batches_do_not_matter(lite):
+    images, texts = photos(19), [f"товар номер {i}" for i in range(70)]
+    assert np.allclose(lite.encode_images(images)[[18, 3]], lite.encode_images([images[18], images[3]]), atol=1e-5)
+    assert np.allclose(lite.encode_texts(texts)[[69, 3]], lite.encode_texts([texts[69], texts[3]]), atol=1e-5)
+
+
+def test_preparing_twice_changes_nothing_and_nothing_is_cropped(lite):
+    image = photos(1, (40, 400))[0]
+    once = lite.prepare_image(image)
+    assert once.size == (224, 224)
+    assert lite.prepare_image(once) is once
+    assert np.asarray(once)[0].min() == 255  # the white above the photo
+    assert np.asarray(once)[112].std() > 10
+    assert np.allclose(lite.encode_images([image]), lite.encode_images([once]), atol=1e-6)
+
+
+def test_languages_share_one_space(lite):
+    watch, watch_too, sofa = lite.encode_texts(["Часы наручные мужские", "Watches men", "Диван угловой"])
+    assert watch @ watch_too > 0.7 > watch @ sofa
+
+
+def test_the_fingerprint_is_the_same_every_time(lite):
+    assert load_encoder("lite").fingerprint == lite.fingerprint
+    assert lite.fingerprint.startswith("lite-")
+
+
+def test_torch_keeps_its_threads(lite):
+    before = torch.get_num_threads()
+    lite.encode_images(photos(1))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "lit"}, "there is no encoder 'lit': did you mean 'lite'"),
+        ({"device": "cuda"}, "computes on the CPU, got device 'cuda'"),
+        ({"threads": 0}, "threads must lie between 1 and the"),
+        ({"threads": cores() + 1}, f"threads must lie between 1 and the {cores()} cores"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(DataError, match=message):
+        load_encoder(**{"name": "lite", **options})
+
+
+def test_every_encoder_is_described():
+    assert list(ENCODERS) == ["lite"]
