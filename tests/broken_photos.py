@@ -252,9 +252,7 @@ def write_broken_zip(path: Path) -> dict[str, str]:
     for patch in patches:
         data = patch(data)
     path.write_bytes(data)
-    bad_ids = dict.fromkeys(
-        ["../secret", "a/b", "a\\b", "..", "C:x", "nul", "a\0b", "\ud800", "/etc/passwd"], "unsafe_name"
-    )
+    bad_ids = dict.fromkeys(["../secret", "a/b", "a\\b", "..", "a\0b", "\ud800", "/etc/passwd"], "unsafe_name")
     nothing = dict.fromkeys(["", "nobody", "folder", "zip-twice-in-folders", "zip-other-extension"], "missing")
     return {**expected, **bad_ids, **nothing, "zip-link": "unsafe_name", "zip-duplicate": "ok", "zip-stored": "ok"}
 

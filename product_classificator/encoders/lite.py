@@ -74,9 +74,9 @@ class LiteEncoder:
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Pads to a white square and resizes to 224 x 224 px."""
-        image = image.convert("RGB")
-        if image.size == (_SIZE_PX, _SIZE_PX):
+        if image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX):
             return image
+        image = image.convert("RGB")
         scale = _SIZE_PX / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.BICUBIC)

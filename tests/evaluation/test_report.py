@@ -133,7 +133,6 @@ def test_the_report_says_what_was_set_aside_and_left_out_and_how_it_was_measured
     assert {"Rows set aside", "no | text", "4", "photo truncated", "1,200"} <= set(cells)
     assert {"rare 29 (29)", "... and 10 more, in report.json"} <= set(cells)
     assert {"Products by part: train 1,000, test 75.", "Seed of the run: 7.", "The run took 1 min."} <= set(cells)
-    assert "    product-classificator train `x`" in (folder / "report.md").read_text("utf-8").splitlines()
 
 
 def test_a_report_needs_no_more_than_a_title(judged, tmp_path):
