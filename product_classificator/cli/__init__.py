@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 bad data or artefact (a message, no traceback), 2 wrong us
 """
 
 import logging
+import os
 import sys
 
 import typer
@@ -34,6 +35,8 @@ _INTERRUPTED = 130
 def main() -> None:
     """Runs the command line and exits."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Threads of torch that wait actively slow a training down many times as soon as anything else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except ProductClassificatorError as error:
