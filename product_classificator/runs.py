@@ -61,7 +61,9 @@ class Run:
 
     def save(self) -> None:
         """Writes `run.json`; a run without it is unfinished."""
-        facts = {"format": _FORMAT, **asdict(self), "store": str(self.store)}
+        folder = self.folder.resolve()
+        store = self.store.relative_to(folder) if self.store.is_relative_to(folder) else self.store
+        facts = {"format": _FORMAT, **asdict(self), "store": str(store)}
         del facts["folder"]
         write_text(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2))
 
@@ -85,7 +87,9 @@ class Run:
                 raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
             columns = facts["columns"]
             chosen = Columns(columns["id"], tuple(columns["text"]), tuple(columns["characteristics"]), columns["photo"])
-            store = Path(facts["store"])
+            store = folder.resolve() / facts["store"]
+            if not store.exists():  # the run has moved and its store has not
+                store = folder.resolve() / "embeddings"
             return cls(folder, facts["encoder"], chosen, facts["channels"], store, facts["settings"], facts["facts"])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error

@@ -1,6 +1,7 @@
 """`Trainer`, the published façade over the verbs: photos and texts in, an experiment folder out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,8 +53,7 @@ class Trainer:
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.experiment_dir: Path | None = None
         self._save_dir = Path(save_dir)
-        base = settings or TrainSettings()
-        self._settings = TrainSettings(ruclip_model, base.seed, base.split, base.heads)
+        self._settings = replace(settings or TrainSettings(), encoder=ruclip_model)
 
     def train_heads_only(self, experiment_name: str | None = None, *, watch: Watch | None = None) -> Training:
         """Fits heads on embeddings of the untouched encoder and writes run and report to `experiment_dir`.

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,11 @@ def test_a_training_leaves_a_whole_run(tiny_training):
     split, keys = load_split(run.split)
     assert set(keys) == {"text_key", "image_key", "both_key"}
     assert len(split.rows("test")) == tiny_training.evaluation.products
+
+
+def test_a_run_that_moved_keeps_its_store(tiny_training, tmp_path):
+    shutil.copytree(tiny_training.run.folder, tmp_path / "moved")
+    assert Run.load(tmp_path / "moved").store == (tmp_path / "moved/embeddings").resolve()
 
 
 def test_heads_learn_what_photo_and_text_tell(tiny_training):
