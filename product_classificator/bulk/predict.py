@@ -211,6 +211,6 @@ def _write_json_lines(tables: Iterator[pa.Table], path: Path) -> None:
 
 _WRITERS: dict[str, Callable[[Iterator[pa.Table], Path], None]] = {
     ".parquet": partial(_write_arrow, pq.ParquetWriter),
-    ".csv": partial(_write_arrow, pa.csv.CSVWriter),
+    ".csv": partial(_write_arrow, partial(pa.csv.CSVWriter, write_options=pa.csv.WriteOptions(quoting_style="needed"))),
     ".jsonl": _write_json_lines,
 }

@@ -39,7 +39,8 @@ PhotoOpt = Annotated[
     str | None, typer.Option("--photo", help="Column of photo file names. Left out: photos are found by id.")
 ]
 ChannelsOpt = Annotated[
-    Channels | None, typer.Option("--channels", help="bgr: red and blue of the photos are swapped.", show_default="rgb")
+    Channels | None,
+    typer.Option("--channels", help="bgr: the photos' red and blue are swapped. Left out: rgb, or as the run had it."),
 ]
 MaxPixelsOpt = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Larger photos are not decoded.", show_default="50 million")
