@@ -29,7 +29,7 @@ def demo(
     shop = make_marketplace(out / "marketplace", products, seed)
     catalog = read_catalog(shop.table, shop.images, id="nm", text=["title", "description"])
     with console.training_watch(len(catalog)) as watch:
-        training = train_heads(catalog, out / "run", TrainSettings(seed=seed), watch=watch)
+        training = train_heads(catalog, out / "synthetic-run", TrainSettings(seed=seed), watch=watch)
     console.out.print("\n[bold]Macro-F1 on held-back SYNTHETIC products[/bold]")
     console.print_scores(training.evaluation)
 
