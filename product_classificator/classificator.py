@@ -1,6 +1,6 @@
 """`Classificator`: photos and texts in, characteristics out; a façade over an encoder and a bundle of heads."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -63,7 +63,7 @@ class Classificator:
         self,
         texts: str | Sequence[str | None] | None = None,
         images: Photo | Sequence[Photo | None] | None = None,
-        characteristics: Sequence[str] | None = None,
+        characteristics: str | Sequence[str] | None = None,
     ) -> dict[str, list[str]]:
         """Returns characteristic -> the most probable label of each product; arguments as in `predict`."""
         predictions = self.predict(texts, images, characteristics)
@@ -73,14 +73,14 @@ class Classificator:
         self,
         texts: str | Sequence[str | None] | None = None,
         images: Photo | Sequence[Photo | None] | None = None,
-        characteristics: Sequence[str] | None = None,
+        characteristics: str | Sequence[str] | None = None,
     ) -> Predictions:
         """Returns the probabilities of all labels; `Predictions.top` gives the best few.
 
         Args:
             texts: one text, n texts, or `None`; in a sequence `None` stands for a product without text.
             images: one photo, n photos, or `None`; in a sequence `None` stands for a product without photo.
-            characteristics: which to tell; `None`: all.
+            characteristics: one or several to tell; `None`: all.
 
         Raises:
             DataError: texts and images differ in number, a product has neither, a photo cannot be read, or a
@@ -103,24 +103,27 @@ class Classificator:
             text_part[has_text] = self.encoder.encode_texts([text_list[row] for row in np.flatnonzero(has_text)])
         ids = strings([str(row) for row in range(len(text_list))])
         embeddings = Embeddings(ids, image_part, text_part, has_image, has_text, self.encoder.fingerprint)
-        return self.bundle.predict(embeddings, text_list, characteristics)
+        wanted = [characteristics] if isinstance(characteristics, str) else characteristics
+        return self.bundle.predict(embeddings, text_list, wanted)
 
     def _prepared(self, row: int, photo: Photo) -> Image.Image:
         try:
             return self.encoder.prepare_image(_opened(photo))
-        except (PhotoError, OSError) as error:
+        except DataError:
+            raise
+        except (PhotoError, OSError, ValueError) as error:
             raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
 
 
 def _as_list(value: object) -> list[object] | None:
     if value is None:
         return None
-    is_one = isinstance(value, str | Path | bytes | Image.Image) or (isinstance(value, np.ndarray) and value.ndim == 3)
-    if is_one:
+    is_picture = isinstance(value, np.ndarray) and value.ndim in (2, 3)
+    if is_picture or isinstance(value, str | Path | bytes | Image.Image):
         return [value]
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise DataError(f"texts and images must be one, a sequence, or None, got {type(value).__name__}")
-    return list(value)
+    return [None if isinstance(item, float) and item != item else item for item in value]  # NaN of a pandas column
 
 
 def _aligned(texts: list[object] | None, images: list[object] | None) -> tuple[list[str], list[Photo | None]]:
@@ -142,7 +145,13 @@ def _opened(photo: Photo) -> Image.Image:
         return decode_photo(photo, channels="rgb", max_pixels=_MAX_PIXELS)
     if isinstance(photo, Image.Image):
         return to_rgb(ImageOps.exif_transpose(photo))
-    if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3:
+    if (
+        isinstance(photo, np.ndarray)
+        and photo.dtype == np.uint8
+        and photo.ndim == 3
+        and photo.shape[2] == 3
+        and photo.size
+    ):
         return Image.fromarray(photo)
     found = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
     raise DataError(f"a photo must be an image, its file's path or bytes, or an (h, w, 3) uint8 array, got {found}")

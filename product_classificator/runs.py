@@ -54,9 +54,8 @@ class Run:
         """File of the split."""
         return self.folder / "split.parquet"
 
-    def begin(self) -> None:
-        """Makes the folder; a run that was there before counts as unfinished from now on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def retract(self) -> None:
+        """Lets a run that was there before count as unfinished, so that its halves are not mixed with new ones."""
         (self.folder / "run.json").unlink(missing_ok=True)
 
     def save(self) -> None:

@@ -56,7 +56,13 @@ def test_heads_of_texts_alone_ask_for_a_text(tmp_path):
         Classificator(TinyEncoder(), training.fitted.bundle).predict(images=jpeg("red"))
 
 
+def test_missing_values_of_pandas_stand_for_nothing(classificator):
+    found = classificator.predict(pd.Series(["A nice cup", np.nan]), pd.Series([np.nan, jpeg("blue")], dtype=object))
+    assert found.is_known.all()
+
+
 def test_only_the_asked_characteristics_are_told(classificator):
+    assert list(classificator.classify_products("A nice cup", characteristics="kind")) == ["kind"]
     assert list(classificator.classify_products("A nice cup", characteristics=["kind"])) == ["kind"]
 
 
@@ -81,6 +87,10 @@ def test_it_says_what_it_is(classificator):
         (5, None, "must be one, a sequence, or None, got int"),
         (["cup", 3], None, r"a text must be a string or None, found \['int'\]"),
         (None, [b"garbage"], "photo number 0 .counted from 0. cannot be read: unreadable"),
+        (None, ["no\0such.jpg"], "photo number 0 .counted from 0. cannot be read"),
+        (None, np.zeros((0, 5, 3), dtype=np.uint8), r"got uint8 \(0, 5, 3\)"),
+        (None, np.zeros((5, 5), dtype=np.uint8), r"got uint8 \(5, 5\)"),
+        ({"a": 1}, None, "must be one, a sequence, or None, got dict"),
         (None, ["no/such/file.jpg"], "photo number 0 .counted from 0. cannot be read"),
         (None, [np.zeros((4, 4), dtype=np.float32)], r"an \(h, w, 3\) uint8 array, got float32 \(4, 4\)"),
         (None, [object()], "a photo must be an image, its file's path or bytes, .*got object"),

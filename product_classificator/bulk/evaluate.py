@@ -67,7 +67,7 @@ def evaluate_run(
     texts, embeddings = catalog.texts(), embedded.embeddings
     split, keys = load_split(run.split)
     learned = np.isin(split.part, ("train", "valid"))
-    seen = pd.Series(catalog.ids).isin(split.ids[learned]).to_numpy(copy=True)
+    seen = pd.Series(catalog.ids).isin(split.ids[learned]).to_numpy() & (catalog.ids != "")
     for name, found in identity_keys(text_keys(texts), embedded.image_keys).items():
         known = keys[name][learned]
         seen |= np.isin(found, known[known != 0])

@@ -82,6 +82,9 @@ def predict_to_file(
         raise DataError(f"top_k must be 1 or more, got {top_k}")
     if not out.parent.is_dir() or out.is_dir():
         raise DataError(f"the output must be a file in a folder that is there, got {out}")
+    sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images else [])]
+    if out.resolve() in [source.resolve() for source in sources]:
+        raise DataError(f"the output must not be the table or the photos themselves, got {out}")
     _check_names(classificator, catalog.columns.id, top_k)
     parts = out.with_name(out.name + ".parts")
     resumed = _resume(parts, _state(classificator, catalog, top_k))

@@ -187,7 +187,7 @@ def read_catalog(
     *,
     id: str | None = None,  # noqa: A002 - the word of the command line, too
     text: str | Sequence[str] | None = None,
-    characteristics: Sequence[str] | None = None,
+    characteristics: str | Sequence[str] | None = None,
     photo: str | None = None,
 ) -> Catalog:
     """Opens a table of products and their photos.
@@ -209,6 +209,7 @@ def read_catalog(
     source = open_images(images) if isinstance(images, str | Path) else images
     if text is None:
         text = _guess(have, _TEXT_GUESSES)
+    characteristics = [characteristics] if isinstance(characteristics, str) else characteristics
     chosen = Columns(
         id=id if id is not None else _guess_id(opened),
         text=(text,) if isinstance(text, str) else tuple(text),

@@ -13,6 +13,7 @@ from product_classificator.cli.options import (
     CharacteristicsOpt,
     IdOpt,
     ImagesOpt,
+    LikeRunPhotoOpt,
     LikeRunTextOpt,
     MaxPixelsOpt,
     PhotoOpt,
@@ -74,7 +75,7 @@ def evaluate(
     images: ImagesOpt = None,
     text: LikeRunTextOpt = None,
     id_: IdOpt = None,
-    photo: PhotoOpt = None,
+    photo: LikeRunPhotoOpt = None,
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the scores.")] = None,
@@ -99,7 +100,7 @@ def evaluate(
         heldout = evaluate_run(opened, catalog, store=store, on_chunk=progress.on_chunk)
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out, for the run has learned from them or from "
-        f"near-identical ones; {heldout.set_aside} with neither photo nor text"
+        f"near-identical ones; {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
     )
     console.print_scores(heldout.evaluation)
     if json_ is not None:
@@ -113,7 +114,7 @@ def predict(
     images: ImagesOpt = None,
     text: LikeRunTextOpt = None,
     id_: IdOpt = None,
-    photo: PhotoOpt = None,
+    photo: LikeRunPhotoOpt = None,
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 1,

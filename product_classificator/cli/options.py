@@ -51,6 +51,12 @@ CharacteristicsOpt = Annotated[
 ]
 
 
+LikeRunPhotoOpt = Annotated[
+    str | None,
+    typer.Option("--photo", help='Column of photo file names. Left out: as the run had it; "": found by id.'),
+]
+
+
 class Source(NamedTuple):
     """A table and its photos, as a command line names them."""
 
@@ -96,7 +102,7 @@ def open_catalog_like(run: "Run", source: Source, characteristics: Sequence[str]
     like_run = source._replace(
         id=source.id or columns.id,
         text=columns.text if source.text is None else source.text,
-        photo=source.photo or (columns.photo if source.images else None),
+        photo=(columns.photo if source.images else None) if source.photo is None else source.photo or None,
         channels=source.channels or Channels(run.channels),
     )
     return open_catalog(like_run, characteristics)

@@ -3,10 +3,27 @@
 The defaults were chosen on the validation part of real products (fashion with photos, marketplace titles without).
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from product_classificator.errors import DataError
 from product_classificator.heads.network import RECIPES, Recipe
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        ("min_products_per_label", "max_epochs", "patience", "batch_size", "hidden"),
+        lambda value: value >= 1,
+        "must be at least 1",
+    ),
+    (("learning_rate", "words_learning_rate"), lambda value: 0 < value < math.inf, "must be positive and finite"),
+    (
+        ("dropout", "modality_dropout", "word_dropout"),
+        lambda value: 0 <= value < 1,
+        "must be a share from 0 to below 1",
+    ),
+    (("weight_decay", "prior_strength", "max_words"), lambda value: 0 <= value < math.inf, "must be 0 or more, finite"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,18 +67,10 @@ class HeadSettings:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise DataError(f"recipe must be one of {RECIPES}, got {self.recipe!r}")
-        for name in ("min_products_per_label", "max_epochs", "patience", "batch_size", "hidden"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "words_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise DataError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout", "modality_dropout", "word_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise DataError(f"{name} must be a share from 0 to below 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "prior_strength", "max_words"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
+        for names, is_right, rule in _RULES:
+            for name in names:
+                if not is_right(getattr(self, name)):
+                    raise DataError(f"{name} {rule}, got {getattr(self, name)}")
 
     @classmethod
     def published(cls, seed: int = 0) -> "HeadSettings":

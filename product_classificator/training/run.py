@@ -87,6 +87,9 @@ def train_heads(
     settings, watch, began = settings or TrainSettings(), watch or Watch(), time.monotonic()
     if not catalog.columns.characteristics:
         raise DataError("training needs characteristics: name the columns that hold labels")
+    taken = {"status", catalog.columns.id} & set(catalog.columns.characteristics)
+    if taken:
+        raise DataError(f"a characteristic must not be named like the id or the status of predictions: rename {taken}")
     encoder = encoder or load_encoder(settings.encoder)
     settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
     folder = Path(out)
@@ -99,7 +102,7 @@ def train_heads(
         settings=asdict(settings),
         facts=_facts(),
     )
-    run.begin()
+    folder.mkdir(parents=True, exist_ok=True)
 
     watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     opened = EmbeddingStore(run.store, encoder)
@@ -116,10 +119,11 @@ def train_heads(
         )
     keys = identity_keys(text_keys(texts), embedded.image_keys)
     split = _split(catalog.ids, keys, truth, usable, settings)
-    save_split(split, keys, run.split)
 
     watch.on_stage("Fitting the heads")
     fitted = fit_heads(embedded.embeddings, texts, truth, split, settings.heads, on_epoch=watch.on_epoch)
+    run.retract()
+    save_split(split, keys, run.split)
     fitted.bundle.save(run.bundle)
 
     watch.on_stage("Judging them on the test part")

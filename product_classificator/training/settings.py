@@ -46,6 +46,10 @@ class TrainSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     heads: HeadSettings = field(default_factory=HeadSettings)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise DataError(f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
+
 
 def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> TrainSettings:
     """Reads settings from a TOML file and applies changes, as given on a command line, on top.
@@ -60,7 +64,7 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise DataError(f"settings must be a TOML file: {path} cannot be read: {error}") from error
     _check_names(values, TrainSettings(), "")

@@ -38,7 +38,7 @@ class Trainer:
         self,
         path_to_images: str | Path | None,
         path_to_texts: str | Path | pd.DataFrame,
-        characteristics: Sequence[str] | None = None,
+        characteristics: str | Sequence[str] | None = None,
         ruclip_model: str = "lite",
         cache_dir: str | Path | None = None,
         save_dir: str | Path = "experiments",

@@ -43,6 +43,14 @@ def test_the_same_products_under_other_texts_are_still_seen(tiny_training, class
     assert heldout.scored <= tiny_training.evaluation.products + nothing_before
 
 
+def test_blank_ids_are_not_taken_for_seen_ones(tiny_training, classificator, tmp_path):
+    new = pd.DataFrame({"nm": [None, None, None], "description": ["red hat", "old cup", "odd sock"]})
+    new["kind"] = ["hat", "cup", "sock"]
+    catalog = read_catalog(new, text="description", characteristics="kind")
+    heldout = evaluate_run(tiny_training.run, catalog, classificator=classificator, store=tmp_path / "store")
+    assert (heldout.scored, heldout.seen) == (3, 0)
+
+
 def test_a_table_the_run_has_learned_by_heart_is_refused(tiny_training, classificator, catalog, tmp_path):
     from product_classificator.catalog.splits import load_split
 

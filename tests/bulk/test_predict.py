@@ -157,6 +157,11 @@ def test_bad_arguments_are_named(classificator, catalog, tmp_path, name, options
         predict_to_file(classificator, catalog, tmp_path / name, **options)
 
 
+def test_the_table_itself_is_never_overwritten(classificator, catalog):
+    with pytest.raises(DataError, match="the output must not be the table or the photos themselves"):
+        predict_to_file(classificator, catalog, catalog.table.name)
+
+
 def test_an_empty_table_is_named(classificator, tmp_path):
     empty = pd.DataFrame({"nm": [], "title": []})
     with pytest.raises(DataError, match="there is nothing to predict: DataFrame has no rows"):

@@ -186,9 +186,9 @@ def test_the_published_recipe_learns(material: Material) -> None:
     [
         ({"recipe": "jiont"}, r"recipe must be one of .*'joint'.*got 'jiont'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"learning_rate": 0}, "learning_rate must be positive, got 0"),
+        ({"learning_rate": 0}, "learning_rate must be positive and finite, got 0"),
         ({"dropout": 1.0}, "dropout must be a share from 0 to below 1, got 1.0"),
-        ({"weight_decay": -1}, "weight_decay must not be negative, got -1"),
+        ({"weight_decay": -1}, "weight_decay must be 0 or more, finite, got -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:

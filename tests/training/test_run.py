@@ -73,15 +73,36 @@ def test_a_catalog_without_characteristics_is_refused(shop_files, tmp_path):
         train_heads(catalog, tmp_path, QUICK, encoder=TinyEncoder())
 
 
-def test_a_training_that_fails_leaves_no_run_of_mixed_halves(catalog, tmp_path):
+def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tmp_path):
     def stop(facts):
         raise KeyboardInterrupt
 
+    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    split = first.run.split.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(
+            catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), watch=Watch(on_epoch=stop)
+        )
+    assert Run.load(tmp_path / "run") == first.run
+    assert first.run.split.read_bytes() == split
+
+
+def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_path):
+    def stop(stage):
+        if stage.startswith("Judging"):
+            raise KeyboardInterrupt
+
     train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
     with pytest.raises(KeyboardInterrupt):
-        train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder(), watch=Watch(on_epoch=stop))
+        train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), watch=Watch(stop))
     with pytest.raises(ArtifactError, match="its training did not finish"):
         Run.load(tmp_path / "run")
+
+
+def test_a_characteristic_that_predictions_could_not_name_is_refused(tmp_path):
+    frame = pd.DataFrame({"nm": [1], "title": ["a"], "status": ["new"]})
+    with pytest.raises(DataError, match=r"must not be named like the id or the status .* rename {'status'}"):
+        train_heads(read_catalog(frame, characteristics="status"), tmp_path, QUICK, encoder=TinyEncoder())
 
 
 def test_a_catalog_without_any_photo_or_text_says_what_is_missing(tmp_path):

@@ -32,6 +32,8 @@ def test_the_published_recipe_brings_its_own_schedule():
         ("[heads]\ndropuot = 0.1", r"there is no setting 'heads.dropuot': did you mean 'dropout'"),
         ("[heads]\nseed = 2", r"set `seed` at the top, not in \[heads\]"),
         ("[split]\ntest_share = 0.9", "must leave a train part, got 0.15 and 0.9"),
+        ("seed = -1", "seed must lie between 0 and"),
+        ("[heads]\nlearning_rate = inf", "learning_rate must be positive and finite, got inf"),
         ("heads = 3", r"\[heads\] must be a table of settings, got 3"),
         ("seed = 'x'", "setting seed: Input should be a valid integer.*got 'x'"),
         ("[heads]\ndropout = 2", "dropout must be a share"),
