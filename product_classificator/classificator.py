@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from product_classificator.catalog.images import PhotoError
-from product_classificator.catalog.photos import decode_photo, to_rgb
+from product_classificator.catalog.photos import MAX_PIXELS, decode_photo, to_rgb
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
@@ -18,8 +18,6 @@ from product_classificator.types import Embeddings, Predictions, strings
 
 Photo: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
 """A Pillow image, an (h, w, 3) uint8 RGB array, the bytes of an image file, or the path of one."""
-
-_MAX_PIXELS = 50_000_000
 
 
 class Classificator:
@@ -142,7 +140,7 @@ def _opened(photo: Photo) -> Image.Image:
     if isinstance(photo, str | Path):
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):
-        return decode_photo(photo, channels="rgb", max_pixels=_MAX_PIXELS)
+        return decode_photo(photo, channels="rgb", max_pixels=MAX_PIXELS)
     if isinstance(photo, Image.Image):
         return to_rgb(ImageOps.exif_transpose(photo))
     if (

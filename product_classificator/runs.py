@@ -1,7 +1,8 @@
 """A run: the folder that a training leaves, and what it says of itself.
 
 `bundle/` holds the heads, `report/` the report, `split.parquet` which product was in which part, `embeddings/` the
-store (unless another one was named), and `run.json`, removed first and written last, how it was made.
+store (unless another one was named), and `run.json`, removed before the others are replaced and
+written last, how it was made.
 """
 
 import json

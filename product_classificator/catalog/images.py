@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from product_classificator.catalog.photos import Channels, PhotoError, PhotoReason, decode_photo
+from product_classificator.catalog.photos import MAX_PIXELS, Channels, PhotoError, PhotoReason, decode_photo
 from product_classificator.errors import DataError, culprits, nearest
 
 __all__ = ["EXTENSIONS", "ImageSource", "PhotoError", "PhotoReason", "open_images"]
@@ -42,7 +42,7 @@ Entry = TypeVar("Entry")
 
 
 def open_images(
-    path: str | Path, *, channels: Channels = "rgb", max_pixels: int = 50_000_000, max_bytes: int = 100_000_000
+    path: str | Path, *, channels: Channels = "rgb", max_pixels: int = MAX_PIXELS, max_bytes: int = 100_000_000
 ) -> "ImageSource":
     """Opens the photos of a folder or a zip, by what is there.
 

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 PhotoReason = Literal["missing", "empty", "truncated", "unreadable", "too_large", "unsafe_name"]
 Channels = Literal["rgb", "bgr"]
 
+MAX_PIXELS = 50_000_000
+"""Photos of more pixels are not decoded, unless the caller says otherwise."""
+
 _ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """MPO (a JPEG with more pictures behind it) is opened by the reader of JPEG."""
 
