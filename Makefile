@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench clean youtokentome
 
 demo: $(INSTALLED)
 	$(BIN)/product-classificator demo --out demo
@@ -22,8 +22,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/cleaning.py
 	$(BIN)/python benchmarks/memory.py
+
+# The tokenizer of the published system, to compare ours with; its build needs what is installed here first.
+youtokentome: $(INSTALLED)
+	-$(BIN)/pip install --quiet --disable-pip-version-check 'cython<3' setuptools wheel
+	-$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation youtokentome==1.0.6
 
 clean:
 	rm -rf $(VENV) .ci-venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from product_classificator.catalog import make_marketplace, open_images, read_catalog
-    from product_classificator.classificator import Classificator
+    from product_classificator.classificator import Classificator, pretrained_heads
     from product_classificator.embeddings import EmbeddingStore, embed
-    from product_classificator.encoders import load_encoder
+    from product_classificator.encoders import RUCLIP_MODELS, load_encoder
+    from product_classificator.encoders.checkpoint import load
     from product_classificator.evaluation import evaluate
     from product_classificator.heads import HeadBundle, HeadSettings, fit_heads
     from product_classificator.training import Trainer, train_heads
@@ -25,19 +26,23 @@ _HOMES = {
     "HeadBundle": "heads",
     "HeadSettings": "heads",
     "Predictions": "types",
+    "RUCLIP_MODELS": "encoders",
     "Split": "types",
     "Trainer": "training",
     "embed": "embeddings",
     "evaluate": "evaluation",
     "fit_heads": "heads",
+    "load": "encoders.checkpoint",
     "load_encoder": "encoders",
     "make_marketplace": "catalog",
     "open_images": "catalog",
+    "pretrained_heads": "classificator",
     "read_catalog": "catalog",
     "train_heads": "training",
 }
 
 __all__ = [
+    "RUCLIP_MODELS",
     "Classificator",
     "EmbeddingStore",
     "Embeddings",
@@ -49,9 +54,11 @@ __all__ = [
     "embed",
     "evaluate",
     "fit_heads",
+    "load",
     "load_encoder",
     "make_marketplace",
     "open_images",
+    "pretrained_heads",
     "read_catalog",
     "train_heads",
 ]

@@ -20,6 +20,13 @@ class ArtifactError(ProductClassificatorError):
     """A store, run, bundle or checkpoint is missing, damaged, or made by something else."""
 
 
+class MissingExtraError(ProductClassificatorError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an extra that is not installed: pip install 'product_classificator[{extra}]'")
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns the hint that ends an error about an unknown name.
 

@@ -1,10 +1,19 @@
-"""Writes files so that a killed process leaves the old one or the new one, never a half."""
+"""Writes files and folders so that a killed process leaves the old one or the new one, never a half."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+
+def cache_home() -> Path:
+    """Returns the folder for what can be made or fetched again; `PRODUCT_CLASSIFICATOR_CACHE` names another."""
+    chosen = os.environ.get("PRODUCT_CLASSIFICATOR_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "product_classificator"
 
 
 @contextmanager
@@ -32,3 +41,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text as `replacing` does."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to write to; it takes the place of `folder` when the block ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.replace(old)
+        new.replace(folder)

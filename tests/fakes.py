@@ -22,6 +22,7 @@ class TinyEncoder:
     fingerprint = "tiny-1"
     image_dim = 4
     text_dim = 16
+    shares_space = False
 
     def __init__(self) -> None:
         self.images = 0

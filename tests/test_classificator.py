@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from product_classificator.catalog import read_catalog
-from product_classificator.classificator import Classificator, _opened
+from product_classificator.classificator import Classificator
+from product_classificator.classificator.inputs import opened
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
@@ -15,7 +16,7 @@ from tests.fakes import TinyEncoder, jpeg
 
 @pytest.fixture
 def classificator(tiny_training):
-    return Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+    return Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
 
 
 def test_many_products_are_classified_at_once(classificator):
@@ -45,7 +46,7 @@ def test_a_photo_may_be_a_path_bytes_a_picture_or_an_array(classificator, tmp_pa
 def test_a_picture_is_turned_upright_like_its_file():
     picture = Image.new("RGB", (4, 8))
     picture.getexif()[0x0112] = 6
-    assert _opened(picture).size == (8, 4)
+    assert opened(picture).size == (8, 4)
 
 
 def test_heads_of_texts_alone_ask_for_a_text(tmp_path):
@@ -53,7 +54,7 @@ def test_heads_of_texts_alone_ask_for_a_text(tmp_path):
     frame["kind"] = frame.title.str.split().str[0]
     training = train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICK, encoder=TinyEncoder())
     with pytest.raises(DataError, match="a product needs a text: number 0"):
-        Classificator(TinyEncoder(), training.fitted.bundle).predict(images=jpeg("red"))
+        Classificator.from_parts(TinyEncoder(), training.fitted.bundle).predict(images=jpeg("red"))
 
 
 def test_missing_values_of_pandas_stand_for_nothing(classificator):
@@ -75,7 +76,7 @@ def test_predictions_hold_probabilities_and_the_best_few(classificator):
 
 
 def test_it_says_what_it_is(classificator):
-    assert repr(classificator).startswith("Classificator(encoder='tiny', characteristics=[")
+    assert repr(classificator).startswith("Classificator(model_name='tiny', heads_ver='', heads=['kind', 'colour']")
 
 
 @pytest.mark.parametrize(
@@ -109,5 +110,5 @@ def test_an_unknown_characteristic_names_the_nearest(classificator):
 def test_heads_of_another_encoder_are_refused(tiny_training):
     other = TinyEncoder()
     other.fingerprint = "tiny-2"
-    with pytest.raises(ArtifactError, match=r"were trained on tiny-1, got tiny \(tiny-2\)"):
-        Classificator(other, tiny_training.fitted.bundle)
+    with pytest.raises(ArtifactError, match=r"were trained on tiny \(tiny-1\), got tiny \(tiny-2\)"):
+        Classificator.from_parts(other, tiny_training.fitted.bundle)

@@ -1,7 +1,10 @@
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from product_classificator.text import clean, identity_of, words_of
+from product_classificator.text import clean, clean_published, identity_of, words_of
 
 
 def test_lone_surrogates_are_dropped_since_no_store_can_hold_them():
@@ -20,3 +23,45 @@ def test_cleaning_twice_changes_nothing(text):
 @given(st.text())
 def test_identity_ignores_case_and_spacing(text):
     assert identity_of(text.upper().lower()) == identity_of(f"  {text.upper().lower()} !")
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Часы НАРУЧНЫЕ", "часы наручные"),
+        ("ковёр 10х20 или 5 x 7, и 10Х20Х30 см, М16х60", "ковёр"),
+        ("сок 500мл, 0,5 л; 100СМ; 3 штук 5штук 2шт.", "сок"),
+        ("мг г гр кг мл л мм см м км шт штук", ""),
+        ("2024 год, 1.5 и 0,75", "год"),
+        ("не для всех, но и не у меня", "не для не"),
+        ("«Тест» — да_нет… (женский/мужской) №5!", "тест женский мужской"),
+        ("сумка-шоппер O'Key - 'ля -", "сумка-шоппер o'key ля"),
+        ("самообразование противоударностью", "самообразование"),
+        ("3d 6led 80-90 х", "3d 6led 80-90 х"),
+        ("5 лет, но 5лет", "лет ет"),
+        ("", ""),
+    ],
+)
+def test_texts_are_cleaned_by_the_published_rules(text, cleaned):
+    assert clean_published(text) == cleaned
+
+
+def test_only_the_first_hundred_words_that_stay_are_kept():
+    words = [f"слово{letter}{number}" for number in range(8) for letter in "абвгдежзиклмнопр"]
+    assert clean_published(" и ".join(words)).split() == words[:100]
+
+
+@given(st.text())
+def test_cleaned_texts_hold_words_only(text):
+    cleaned = clean_published(text)
+    words = cleaned.split()
+    assert cleaned == " ".join(words)
+    assert len(words) <= 100
+    assert all(len(word) <= 15 and not word.isdigit() for word in words)
+
+
+@pytest.mark.parametrize("piece", ["1", "1x", "1 x ", "-a", "'", "_"])
+def test_a_hostile_text_is_cleaned_in_time_proportional_to_its_length(piece):
+    began = time.monotonic()
+    clean_published(piece * 300_000)
+    assert time.monotonic() - began < 2

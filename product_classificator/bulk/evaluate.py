@@ -56,7 +56,7 @@ def evaluate_run(
         on_chunk: called after each chunk of embedded products.
 
     Raises:
-        DataError: every product of the catalog was seen in training, or no characteristic is the run's.
+        DataError: every product of the catalog was seen in training or set aside, or no characteristic is the run's.
     """
     classificator = classificator or Classificator.from_run(run.folder)
     names = [name for name in catalog.columns.characteristics if name in classificator.labels]
@@ -73,6 +73,8 @@ def evaluate_run(
         seen |= np.isin(found, known[known != 0])
     usable = embedded.set_aside() == "ok"
     rows = np.flatnonzero(usable & ~seen)
+    if not usable.any():
+        raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")
     if not len(rows):
         raise DataError("an honest score needs unseen products: the run has learned from every product of the table")
     predictions = classificator.bundle.predict(embeddings.take(rows), texts.take(rows), names)

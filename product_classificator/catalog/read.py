@@ -4,10 +4,11 @@ A catalog reads nothing but the header when it is made; ids, labels and texts ar
 NumPy form. Texts stay raw here: encoders and heads prepare them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import overload
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.tables import Table, canonical, open_table
+from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable
 from product_classificator.errors import DataError, nearest
 from product_classificator.types import Strings, Truth, strings
 
@@ -97,12 +99,26 @@ class Texts(Sequence[str]):
 
 
 class Catalog:
-    """Products of a table with their photos; made by `read_catalog`."""
+    """Products of a table with their photos; made by `read_catalog`.
 
-    def __init__(self, table: Table, columns: Columns, images: ImageSource | None) -> None:
+    Attributes:
+        table: the rows.
+        columns: which column is what.
+        images: the photos, if there are any.
+        notes: what was set aside while the table was opened -> how many.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        columns: Columns,
+        images: ImageSource | None,
+        notes: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.table = table
         self.columns = columns
         self.images = images
+        self.notes = notes
 
     @cached_property
     def ids(self) -> Strings:
@@ -192,8 +208,10 @@ def read_catalog(
 ) -> Catalog:
     """Opens a table of products and their photos.
 
+    A folder is opened as the Wildberries set, with the defaults of `read_wildberries`.
+
     Args:
-        table: a parquet, CSV/TSV or JSON lines file, or a DataFrame.
+        table: a parquet, CSV/TSV or JSON lines file, a DataFrame, or a folder with the Wildberries set.
         images: a folder or zip with photos, or what `open_images` gave; `None`: text only.
         id: the column of ids; guessed among nm, id, sku, ... if not given.
         text: one or several text columns, joined; empty for photos only. `None`: title, name, text and description,
@@ -204,18 +222,20 @@ def read_catalog(
     Raises:
         DataError: the table or photos cannot be read, or a column is not there (the nearest one is named).
     """
+    if not isinstance(table, pd.DataFrame) and Path(table).is_dir():
+        if id not in (None, ID) or photo is not None:
+            raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
+        texts = ("description",) if text is None else text
+        return read_wildberries(table, images, text=texts, characteristics=characteristics)
     opened = open_table(table)
     have = opened.columns
     source = open_images(images) if isinstance(images, str | Path) else images
     if text is None:
         text = _guess(have, _TEXT_GUESSES)
-    characteristics = [characteristics] if isinstance(characteristics, str) else characteristics
     chosen = Columns(
         id=id if id is not None else _guess_id(opened),
-        text=(text,) if isinstance(text, str) else tuple(text),
-        characteristics=_guess(have, PUBLISHED_CHARACTERISTICS)
-        if characteristics is None
-        else tuple(dict.fromkeys(characteristics)),
+        text=_names(text),
+        characteristics=_guess(have, PUBLISHED_CHARACTERISTICS) if characteristics is None else _names(characteristics),
         photo=photo,
     )
     for name in (chosen.id, *chosen.text, *chosen.characteristics, *([photo] if photo else [])):
@@ -223,9 +243,49 @@ def read_catalog(
             raise DataError(f"{opened.name} has no column {name!r}: {nearest(name, have)}")
     if source is None and photo is not None:
         raise DataError(f"a column of photo names ({photo!r}) needs photos: say where they are (images)")
-    if source is None and not chosen.text:
-        raise DataError(f"products need a photo or a text: name the text columns or the photos. {nearest('', have)}")
+    _check_something_to_see(chosen, source, have)
     return Catalog(opened, chosen, source)
+
+
+def read_wildberries(
+    folder: str | Path,
+    images: str | Path | ImageSource | None = None,
+    *,
+    min_products_in_sub_cat: int = 10,
+    text: str | Sequence[str] = ("description",),
+    characteristics: str | Sequence[str] | None = None,
+) -> Catalog:
+    """Opens the Wildberries set as published: both its tables, and photos `<nm>.jpg` with red and blue swapped.
+
+    Raw characteristics become sex, season, age_restrictions and fragility; goods for adults and for smoking are
+    `isadult`; a product without title and description is left out, and counted in the catalog's `notes`.
+
+    Args:
+        folder: holds wb_school_train.parquet and wb_school_test.parquet.
+        images: a folder or zip with photos, or what `open_images` gave; `None`: text only.
+        min_products_in_sub_cat: a sub_category with fewer products is unknown; 2 or more.
+        text: one or several text columns, joined; an empty description is the title, and the reverse.
+        characteristics: the columns with labels; `None`: the published seven.
+
+    Raises:
+        DataError: a table or the photos cannot be read, or a column is not there.
+    """
+    source = open_images(images, channels="bgr") if isinstance(images, str | Path) else images
+    labels = PUBLISHED_CHARACTERISTICS if characteristics is None else _names(characteristics)
+    chosen = Columns(ID, _names(text), labels)
+    _check_something_to_see(chosen, source, (ID, *TEXTS))
+    others = [name for name in chosen.text if name not in TEXTS]
+    table = WildberriesTable(folder, [*labels, *others], min_products_in_sub_cat=min_products_in_sub_cat)
+    return Catalog(table, chosen, source, MappingProxyType(table.notes))
+
+
+def _check_something_to_see(columns: Columns, images: ImageSource | None, have: Sequence[str]) -> None:
+    if images is None and not columns.text:
+        raise DataError(f"products need a photo or a text: name the text columns or the photos. {nearest('', have)}")
+
+
+def _names(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
 
 
 def _guess(have: Sequence[str], guesses: Sequence[str]) -> tuple[str, ...]:

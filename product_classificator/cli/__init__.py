@@ -24,6 +24,7 @@ for command in (
     commands.predict,
     commands.classify,
     commands.embed,
+    commands.import_heads,
     commands.info,
     demo.demo,
 ):

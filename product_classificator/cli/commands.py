@@ -11,6 +11,8 @@ import typer
 from product_classificator.cli.options import (
     ChannelsOpt,
     CharacteristicsOpt,
+    DeviceOpt,
+    EncoderOpt,
     IdOpt,
     ImagesOpt,
     LikeRunPhotoOpt,
@@ -22,7 +24,9 @@ from product_classificator.cli.options import (
     Source,
     StoreOpt,
     TableArg,
+    TextEncoderOpt,
     TextOpt,
+    encoder_name,
     names,
     open_catalog,
     open_catalog_like,
@@ -40,7 +44,9 @@ def train(
     photo: PhotoOpt = None,
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", help="See `info encoders`.")] = None,
+    encoder: EncoderOpt = None,
+    text_encoder: TextEncoderOpt = None,
+    device: DeviceOpt = "auto",
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How the heads are fitted.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
@@ -48,15 +54,17 @@ def train(
 ) -> None:
     """Train heads on a table of products and report how well they do on held-back ones."""
     from product_classificator.cli import console
+    from product_classificator.encoders import load_encoder
     from product_classificator.training import read_settings, train_heads
 
-    changes = {"encoder": encoder, "seed": seed, "heads.recipe": recipe and recipe.value}
+    changes = {"encoder": encoder_name(encoder, text_encoder), "seed": seed, "heads.recipe": recipe and recipe.value}
     settings = read_settings(config, changes)
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog(source, names(characteristics))
     console.print_columns(catalog)
+    loaded = load_encoder(settings.encoder, device=device)
     with console.training_watch(len(catalog)) as watch:
-        training = train_heads(catalog, out, settings, store=store, watch=watch)
+        training = train_heads(catalog, out, settings, encoder=loaded, store=store, watch=watch)
     console.out.print(f"\nTest part of {table.name}, {settings.heads.recipe} recipe, seed {settings.seed}")
     console.print_scores(training.evaluation)
     console.print_left_out(training.fitted.left_out)
@@ -80,10 +88,13 @@ def evaluate(
     max_pixels: MaxPixelsOpt = None,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the scores.")] = None,
     store: StoreOpt = None,
+    device: DeviceOpt = "auto",
 ) -> None:
     """Score a run on labelled products; those it has learned from are left out."""
     from product_classificator.bulk import evaluate_run
+    from product_classificator.catalog import PUBLISHED_CHARACTERISTICS
     from product_classificator.catalog.tables import open_table
+    from product_classificator.classificator import Classificator
     from product_classificator.cli import console
     from product_classificator.evaluation import evaluation_json
     from product_classificator.files import write_text
@@ -93,11 +104,12 @@ def evaluate(
     if json_ is not None and not json_.parent.is_dir():
         raise DataError(f"the folder of --json must be there: make {json_.parent} first")
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
-    have = open_table(table).columns
+    have = PUBLISHED_CHARACTERISTICS if table.is_dir() else open_table(table).columns
     catalog = open_catalog_like(opened, source, [n for n in opened.columns.characteristics if n in have])
     console.print_columns(catalog)
     with console.product_progress(len(catalog)) as progress:
-        heldout = evaluate_run(opened, catalog, store=store, on_chunk=progress.on_chunk)
+        classificator = Classificator.from_run(run, device=device)
+        heldout = evaluate_run(opened, catalog, classificator=classificator, store=store, on_chunk=progress.on_chunk)
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out, for the run has learned from them or from "
         f"near-identical ones; {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
@@ -119,6 +131,7 @@ def predict(
     max_pixels: MaxPixelsOpt = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 1,
     store: StoreOpt = None,
+    device: DeviceOpt = "auto",
 ) -> None:
     """Predict the characteristics of every product of a table; an interrupted call goes on where it stopped."""
     from product_classificator.bulk import predict_to_file
@@ -130,7 +143,7 @@ def predict(
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog_like(Run.load(run), source, [])
     console.print_columns(catalog)
-    classificator = Classificator.from_run(run)
+    classificator = Classificator.from_run(run, device=device)
     embeddings = EmbeddingStore(store, classificator.encoder) if store else None
     with console.product_progress(len(catalog)) as progress:
         summary = predict_to_file(
@@ -147,6 +160,7 @@ def classify(
     text: Annotated[str | None, typer.Option("--text", help="Text of the product.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 3,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    device: DeviceOpt = "auto",
 ) -> None:
     """Classify one product from its photo, its text, or both."""
     if image is None and not text:
@@ -154,7 +168,7 @@ def classify(
     from product_classificator.classificator import Classificator
     from product_classificator.cli import console
 
-    predictions = Classificator.from_run(run).predict(
+    predictions = Classificator.from_run(run, device=device).predict(
         None if text is None else [text], None if image is None else [image]
     )
     if not json_:
@@ -176,7 +190,9 @@ def embed(
     photo: PhotoOpt = None,
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
-    encoder: Annotated[str, typer.Option("--encoder", help="See `info encoders`.")] = "lite",
+    encoder: EncoderOpt = None,
+    text_encoder: TextEncoderOpt = None,
+    device: DeviceOpt = "auto",
 ) -> None:
     """Embed products into a store that training and prediction can use; an interrupted call goes on."""
     from product_classificator.cli import console
@@ -185,7 +201,7 @@ def embed(
 
     catalog = open_catalog(Source(table, images, id_, names(text), photo, channels, max_pixels), [])
     console.print_columns(catalog)
-    loaded = load_encoder(encoder)
+    loaded = load_encoder(encoder_name(encoder, text_encoder) or "lite", device=device)
     store = EmbeddingStore(out, loaded)
     status: Counter[str] = Counter()
     encoded = 0
@@ -198,17 +214,41 @@ def embed(
     console.print_counts("rows with a flaw", {name: n for name, n in status.most_common() if name != "ok"})
 
 
+def import_heads(
+    folder: Annotated[Path, typer.Argument(help="Holds <characteristic>.pt, label_to_char.pkl and pca_all.pkl.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the bundle. Left out: kept under its name for Classificator()."),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="What the heads were trained on; a folder ties them to its weights.")
+    ] = "ruclip-vit-base-patch16-384+clean",
+) -> None:
+    """Turn heads of the published system into a bundle; nothing in them is executed."""
+    from product_classificator.cli import console
+    from product_classificator.encoders import EncoderSpec, load_encoder
+    from product_classificator.files import cache_home
+    from product_classificator.heads import read_published_heads
+
+    target = out or cache_home() / "heads" / folder.resolve().name
+    bundle = read_published_heads(folder, encoder_name=encoder)
+    if Path(EncoderSpec.parse(encoder).base).is_dir():
+        loaded = load_encoder(encoder)
+        bundle = bundle.bound_to(encoder, loaded.fingerprint, loaded.image_dim, loaded.text_dim)
+    bundle.save(target)
+    console.print_counts("labels", {name: len(labels) for name, labels in bundle.labels.items()})
+    console.log.print(f"{len(bundle.labels)} heads for {encoder} in {target}")
+
+
 def info(
     what: Annotated[str, typer.Argument(metavar="RUN|STORE|encoders", help="A run, a store, or the word `encoders`.")],
 ) -> None:
     """Describe a run, a store, or the encoders."""
     from product_classificator.cli import console
-    from product_classificator.encoders import ENCODERS
 
     path = Path(what)
     if what == "encoders":
-        for name, description in ENCODERS.items():
-            console.out.print(f"[bold]{name}[/bold]  {description}")
+        console.print_encoders()
     elif (path / "run.json").is_file():
         console.print_run(path)
     elif (path / "store.json").is_file():

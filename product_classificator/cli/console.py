@@ -12,6 +12,7 @@ from rich.table import Table
 
 from product_classificator.catalog import Catalog
 from product_classificator.embeddings import EmbeddedChunk, read_store_facts
+from product_classificator.encoders import ENCODERS, OPTIONS
 from product_classificator.evaluation import Evaluation
 from product_classificator.heads import EpochFacts, HeadBundle
 from product_classificator.runs import Run
@@ -148,6 +149,12 @@ def print_counts(title: str, counts: Mapping[str, int]) -> None:
         log.print(
             escape(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items())), soft_wrap=True
         )
+
+
+def print_encoders() -> None:
+    """Lists what `--encoder` takes, and the options that may follow."""
+    for name, description in {**ENCODERS, **OPTIONS}.items():
+        out.print(f"[bold]{escape(name)}[/bold]  {escape(description)}", soft_wrap=True)
 
 
 def print_run(folder: Path) -> None:

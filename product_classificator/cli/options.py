@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from product_classificator.errors import DataError
+
 if TYPE_CHECKING:
     from product_classificator.catalog import Catalog
     from product_classificator.runs import Run
@@ -26,7 +28,13 @@ class Recipe(StrEnum):
     published = "published"
 
 
-TableArg = Annotated[Path, typer.Argument(metavar="TABLE", help="Products: a parquet, CSV/TSV or JSON lines file.")]
+TableArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TABLE",
+        help="Products: a parquet, CSV/TSV or JSON lines file, or a folder with the Wildberries tables.",
+    ),
+]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training.")]
 ImagesOpt = Annotated[Path | None, typer.Option("--images", help="Folder or zip of photos. Left out: text only.")]
 IdOpt = Annotated[str | None, typer.Option("--id", help="Column of product ids.")]
@@ -46,6 +54,12 @@ MaxPixelsOpt = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Larger photos are not decoded.", show_default="50 million")
 ]
 StoreOpt = Annotated[Path | None, typer.Option("--store", help="Folder of embeddings to use and fill.")]
+EncoderOpt = Annotated[str | None, typer.Option("--encoder", help="See `info encoders`.", show_default="lite")]
+TextEncoderOpt = Annotated[
+    str | None,
+    typer.Option("--text-encoder", help="Texts through a model of sentence-transformers: st:<repository or folder>."),
+]
+DeviceOpt = Annotated[str, typer.Option("--device", help="Where the encoder computes: auto, cpu, cuda, mps.")]
 CharacteristicsOpt = Annotated[
     str | None, typer.Option("--characteristics", help="Columns with labels, joined by commas.")
 ]
@@ -78,19 +92,42 @@ def names(joined: str | None) -> list[str] | None:
     return None if joined is None else [name.strip() for name in joined.split(",") if name.strip()]
 
 
-def open_catalog(source: Source, characteristics: Sequence[str] | None) -> "Catalog":
-    """Opens a table; without `--text` it is photos only where there are photos."""
-    from product_classificator.catalog import open_images, read_catalog
+def encoder_name(encoder: str | None, text_encoder: str | None) -> str | None:
+    """Returns the name for `load_encoder` of an encoder with a text encoder beside it.
 
-    images = None
+    >>> encoder_name(None, "st:./sentences")
+    'lite+st:./sentences'
+
+    Raises:
+        DataError: the text encoder is not written as `st:<repository or folder>`.
+    """
+    if text_encoder is None:
+        return encoder
+    if not text_encoder.startswith("st:"):
+        raise DataError(f"--text-encoder is written st:<repository or folder>, got {text_encoder!r}")
+    return f"{encoder or 'lite'}+{text_encoder}"
+
+
+def open_catalog(source: Source, characteristics: Sequence[str] | None) -> "Catalog":
+    """Opens a table; without `--text` it is photos only where there are photos.
+
+    The Wildberries tables are opened as they were published: with the description, red and blue of photos swapped.
+    """
+    from product_classificator.catalog import is_wildberries, open_images, read_catalog
+
+    images, text, channels = None, source.text, Channels.rgb
+    if is_wildberries(source.table):
+        channels = Channels.bgr
+    elif text is None and source.images is not None:
+        text = []
     if source.images is not None:
         limits = {} if source.max_pixels is None else {"max_pixels": source.max_pixels}
-        images = open_images(source.images, channels=(source.channels or Channels.rgb).value, **limits)
+        images = open_images(source.images, channels=(source.channels or channels).value, **limits)
     return read_catalog(
         source.table,
         images,
         id=source.id,
-        text=[] if source.text is None and images is not None else source.text,
+        text=text,
         characteristics=characteristics,
         photo=source.photo,
     )
@@ -98,11 +135,13 @@ def open_catalog(source: Source, characteristics: Sequence[str] | None) -> "Cata
 
 def open_catalog_like(run: "Run", source: Source, characteristics: Sequence[str]) -> "Catalog":
     """Opens a table as that of a run was opened, as far as the command line says nothing else."""
+    from product_classificator.catalog import is_wildberries
+
     columns = run.columns
     like_run = source._replace(
         id=source.id or columns.id,
         text=columns.text if source.text is None else source.text,
         photo=(columns.photo if source.images else None) if source.photo is None else source.photo or None,
-        channels=source.channels or Channels(run.channels),
+        channels=source.channels or (None if is_wildberries(source.table) else Channels(run.channels)),
     )
     return open_catalog(like_run, characteristics)

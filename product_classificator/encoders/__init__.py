@@ -3,35 +3,101 @@
 `load_encoder` is the one door; every encoder behind it follows the `Encoder` protocol.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from product_classificator.encoders.base import Encoder, cores
-from product_classificator.errors import DataError, nearest
+from product_classificator.encoders.spec import ENCODERS, OPTIONS, RUCLIP_MODELS, EncoderSpec
+from product_classificator.errors import ArtifactError, DataError, nearest
 
-__all__ = ["ENCODERS", "Encoder", "cores", "load_encoder"]
+if TYPE_CHECKING:
+    from product_classificator.encoders.towers import Compute, Dtype
 
-ENCODERS: Mapping[str, str] = {
-    "lite": "embedded default: EfficientNet-Lite0 (1280-d) and multilingual USE v3 (512-d), offline, CPU",
-}
-"""Name -> what it is, of the encoders that `load_encoder` knows."""
+__all__ = ["ENCODERS", "OPTIONS", "RUCLIP_MODELS", "Encoder", "EncoderSpec", "cores", "load_encoder"]
 
 
-def load_encoder(name: str = "lite", *, device: str = "cpu", threads: int | None = None) -> Encoder:
+def load_encoder(
+    name: str = "lite",
+    *,
+    device: str = "cpu",
+    dtype: "Dtype" = "auto",
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> Encoder:
     """Loads an encoder by name.
 
     Args:
-        name: one of `ENCODERS`.
-        device: where it computes; `lite` computes on the CPU.
+        name: one of `ENCODERS`, with options after it (`OPTIONS`).
+        device: where it computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the GPU where there is one; `lite`
+            computes on the CPU.
+        dtype: precision: "float32", "bfloat16", "float16", or "auto" for bfloat16 on CUDA and float32 elsewhere.
         threads: CPU threads; `None`: the cores this process may use.
+        cache_dir: where a ruCLIP model lies, or is fetched to, in a folder of its name; `None`: the hub's cache.
 
     Raises:
-        DataError: there is no such encoder, or it does not run on `device`.
+        DataError: there is no such encoder, option, device or precision.
+        ArtifactError: the weights are not on this machine and cannot be fetched, or are damaged.
+        MissingExtraError: a text encoder is asked for without the extra that it needs.
     """
-    if name != "lite":
-        raise DataError(f"there is no encoder {name!r}: {nearest(name, ENCODERS)}")
-    if device != "cpu":
+    spec = EncoderSpec.parse(name)
+    # Torch costs seconds, and listing the encoders needs none of it: what needs it is imported late.
+    if spec.base == "lite":
+        encoder = _load_lite(spec, device, threads)
+    else:
+        from product_classificator.encoders.towers import Compute
+
+        spec, encoder = _load_clip(spec, Compute(device, dtype, threads), cache_dir)
+    if spec.text_encoder or spec.clean:
+        from product_classificator.encoders import combined
+
+        if spec.text_encoder:
+            from product_classificator.encoders.sentence import load_sentence_encoder
+
+            texts = load_sentence_encoder(spec.text_encoder, device=device, dtype=dtype, threads=threads)
+            if Path(spec.text_encoder).is_dir():
+                spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
+            encoder = combined.PairedEncoder(str(spec), encoder, texts)
+        if spec.clean:
+            encoder = combined.CleaningEncoder(str(spec), encoder)
+    return encoder
+
+
+def _load_lite(spec: EncoderSpec, device: str, threads: int | None) -> Encoder:
+    if device not in ("cpu", "auto") and not spec.text_encoder:
         raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
-    # Imported here: torch costs seconds, and listing the encoders needs none of it.
+    if spec.letterbox or spec.windows:
+        raise DataError(f"the encoder 'lite' pads photos and reads long texts already, got {str(spec)!r}: leave it out")
     from product_classificator.encoders.lite import LiteEncoder
 
     return LiteEncoder(threads=threads)
+
+
+def _load_clip(spec: EncoderSpec, compute: "Compute", cache_dir: str | Path | None) -> tuple[EncoderSpec, Encoder]:
+    """Returns the encoder without its `+clean` and `+st:`, and its name with the folder in full."""
+    from product_classificator.encoders import checkpoint
+    from product_classificator.encoders.ruclip import load_ruclip
+
+    if spec.base in RUCLIP_MODELS:
+        folder = checkpoint.fetch(spec.base, cache_dir)
+        if cache_dir is not None:  # the name alone would lead to the cache of the hub
+            spec = replace(spec, base=str(folder.resolve()))
+        return spec, load_ruclip(folder, spec, compute)
+    if spec.base.startswith("hf:"):
+        from product_classificator.encoders.hub import load_hub_model, open_hub_model
+
+        folder, spec = open_hub_model(spec)
+        return spec, load_hub_model(folder, spec, compute)
+    folder = Path(spec.base)
+    if not folder.is_dir():
+        raise DataError(f"there is no encoder {spec.base!r}, nor a folder of that name: {nearest(spec.base, ENCODERS)}")
+    spec = replace(spec, base=str(folder.resolve()))
+    if checkpoint.is_checkpoint(folder) or (folder / checkpoint.MARKER).is_file():
+        return spec, load_ruclip(folder, spec, compute)
+    if (folder / "config.json").is_file():
+        from product_classificator.encoders.hub import load_hub_model
+
+        return spec, load_hub_model(folder, spec, compute)
+    raise ArtifactError(
+        f"an encoder's folder holds {', '.join(checkpoint.FILES)}, or a model of transformers: {folder} holds neither"
+    )

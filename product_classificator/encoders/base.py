@@ -23,12 +23,23 @@ class Encoder(Protocol):
         fingerprint: names weights and preparation: two encoders agree iff their fingerprints do.
         image_dim: length of an image vector.
         text_dim: length of a text vector.
+        shares_space: whether the cosine of an image vector and a text vector says how well they fit.
     """
 
-    name: str
-    fingerprint: str
-    image_dim: int
-    text_dim: int
+    @property
+    def name(self) -> str: ...  # noqa: D102 - said above
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    @property
+    def image_dim(self) -> int: ...  # noqa: D102
+
+    @property
+    def text_dim(self) -> int: ...  # noqa: D102
+
+    @property
+    def shares_space(self) -> bool: ...  # noqa: D102
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Shrinks an RGB image to what the encoder needs; preparing twice changes nothing.

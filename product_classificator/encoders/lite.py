@@ -47,6 +47,7 @@ class LiteEncoder:
     name = "lite"
     image_dim = 1280
     text_dim = 512
+    shares_space = False
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and not 1 <= threads <= cores():

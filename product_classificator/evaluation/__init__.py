@@ -1,8 +1,15 @@
-"""From predictions and truth to a report: macro-F1 with intervals, the confusions, the pictures.
+"""From predictions and truth to a report: macro-F1 with intervals, the confusions, the pictures; clusters of vectors.
 
 The room knows neither encoders nor heads, so it also judges a rival's predictions.
 """
 
+from product_classificator.evaluation.clusters import (
+    Clusters,
+    ClusterScore,
+    ClusterSettings,
+    cluster,
+    write_clusters,
+)
 from product_classificator.evaluation.metrics import (
     CharacteristicScore,
     Confusion,
@@ -14,12 +21,17 @@ from product_classificator.evaluation.report import RunFacts, evaluation_json, m
 
 __all__ = [
     "CharacteristicScore",
+    "ClusterScore",
+    "ClusterSettings",
+    "Clusters",
     "Confusion",
     "Evaluation",
     "LabelScore",
     "RunFacts",
+    "cluster",
     "evaluate",
     "evaluation_json",
     "markdown_table",
+    "write_clusters",
     "write_report",
 ]

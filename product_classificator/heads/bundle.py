@@ -8,9 +8,8 @@ against the shapes that the manifest calls for.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from product_classificator.errors import ArtifactError, DataError, nearest
+from product_classificator.files import replacing_folder
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Embeddings, Floats, Predictions
@@ -41,11 +41,15 @@ class _Shape(BaseModel):
     n_words: int
     hidden: int
     dropout: float
+    projected: int = 0
+    name_dim: int = 0
+    shares_space: bool = False
 
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: int
+    encoder_name: str = ""
     encoder_fingerprint: str
     labels: dict[str, list[str]]
     temperatures: list[float]
@@ -62,9 +66,11 @@ class HeadBundle:
         network: gives the logits of all characteristics.
         bag: the words it knows.
         labels: characteristic -> labels, in the order of the probability columns.
-        encoder_fingerprint: only embeddings of this encoder can be judged.
+        encoder_fingerprint: only embeddings of this encoder can be judged; empty in heads that were imported for an
+            encoder of a name and do not know its weights yet (`bound_to`).
         temperatures: what the logits of each characteristic are divided by, so that probabilities mean something.
         facts: how the heads were trained; JSON values.
+        encoder_name: what `load_encoder` was asked for; empty in older bundles.
     """
 
     network: Network
@@ -73,6 +79,7 @@ class HeadBundle:
     encoder_fingerprint: str
     temperatures: tuple[float, ...]
     facts: Mapping[str, Any]
+    encoder_name: str = ""
 
     @property
     def image_dim(self) -> int:
@@ -93,6 +100,31 @@ class HeadBundle:
             digest.update(name.encode() + weight.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def bound_to(self, name: str, fingerprint: str, image_dim: int, text_dim: int) -> "HeadBundle":
+        """Returns these heads for the embeddings of one encoder.
+
+        Args:
+            name: the encoder's; heads that know no weights yet fit the encoder of their `encoder_name`.
+            fingerprint: the encoder's; heads that know theirs fit no other.
+            image_dim: width of the encoder's image part.
+            text_dim: width of its text part.
+
+        Raises:
+            ArtifactError: the encoder does not fit.
+        """
+        if self.encoder_fingerprint:
+            fits = fingerprint == self.encoder_fingerprint
+        else:
+            widths = ((self.image_dim, image_dim), (self.text_dim, text_dim))
+            fits = name == self.encoder_name and all(own in (0, width) for own, width in widths)
+        if not fits:
+            own = f"{self.encoder_name!r} ({self.encoder_fingerprint or 'any'}, {self.image_dim} + {self.text_dim})"
+            raise ArtifactError(
+                f"heads fit one encoder: these are for {own}, got {name!r} ({fingerprint}, {image_dim} + {text_dim}); "
+                "load the encoder they are for, or train again"
+            )
+        return self if self.encoder_fingerprint else replace(self, encoder_fingerprint=fingerprint)
+
     def predict(
         self, embeddings: Embeddings, texts: Sequence[str], characteristics: Sequence[str] | None = None
     ) -> Predictions:
@@ -104,7 +136,7 @@ class HeadBundle:
             characteristics: which to tell; all by default.
 
         Raises:
-            ArtifactError: the embeddings were made by another encoder.
+            ArtifactError: the embeddings were made by another encoder, or the heads are not bound to one yet.
             DataError: a characteristic is unknown, or texts and embeddings differ in length.
         """
         wanted = tuple(self.labels) if characteristics is None else tuple(characteristics)
@@ -125,6 +157,11 @@ class HeadBundle:
         return Predictions(embeddings.ids, {name: self.labels[name] for name in wanted}, probabilities, is_known)
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str], wanted: Sequence[str]) -> None:
+        if not self.encoder_fingerprint:
+            raise ArtifactError(
+                f"heads judge only embeddings of their encoder, and these, for {self.encoder_name!r}, do not know its "
+                "weights yet: bind them to the loaded encoder with bound_to first, as Classificator does"
+            )
         if embeddings.fingerprint != self.encoder_fingerprint:
             raise ArtifactError(
                 f"heads judge only embeddings of the encoder they were trained on, {self.encoder_fingerprint!r}; "
@@ -145,14 +182,8 @@ class HeadBundle:
         folder = Path(folder)
         if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - _NAMES):
             raise ArtifactError(f"a bundle is saved as a folder of its own, but {folder} holds other things")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            new, old = Path(temporary, "new"), Path(temporary, "old")
-            new.mkdir()
+        with replacing_folder(folder) as new:
             self._write(new)
-            if folder.exists():
-                folder.replace(old)
-            new.replace(folder)
 
     def _write(self, folder: Path) -> None:
         weights = {name: weight.contiguous() for name, weight in self.network.state_dict().items()}
@@ -162,6 +193,7 @@ class HeadBundle:
         del shape["n_labels"]
         manifest = _Manifest(
             format=FORMAT,
+            encoder_name=self.encoder_name,
             encoder_fingerprint=self.encoder_fingerprint,
             labels={name: list(names) for name, names in self.labels.items()},
             temperatures=list(self.temperatures),
@@ -202,6 +234,7 @@ class HeadBundle:
             manifest.encoder_fingerprint,
             tuple(manifest.temperatures),
             manifest.facts,
+            manifest.encoder_name,
         )
 
 

@@ -15,7 +15,6 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
@@ -26,12 +25,10 @@ from product_classificator.heads.bundle import HeadBundle, logits_of
 from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.words import WordBag, WordRows
-from product_classificator.types import PARTS, Embeddings, Rows, Split, Strings, Truth
+from product_classificator.heads.zero_shot import SCALE, Codes, LabelVectors, names_to_start_from
+from product_classificator.types import PARTS, Embeddings, Floats, Rows, Split, Strings, Truth
 
 logger = logging.getLogger(__name__)
-
-Codes = npt.NDArray[np.int64]
-"""(n, characteristics) number of each product's label, -1 where it is unknown."""
 
 _DEFAULTS = HeadSettings()
 _STANDARDISED_ON = 50_000
@@ -82,6 +79,8 @@ def fit_heads(
     settings: HeadSettings = _DEFAULTS,
     *,
     on_epoch: Callable[[EpochFacts], None] | None = None,
+    label_vectors: LabelVectors | None = None,
+    shares_space: bool = False,
 ) -> FittedHeads:
     """Fits heads for all characteristics of `truth`.
 
@@ -92,6 +91,9 @@ def fit_heads(
         split: of the same n products in the same order.
         settings: how to fit.
         on_epoch: called after each epoch, for progress.
+        label_vectors: the encoder's vectors of label names. The joint recipe starts from them for a characteristic
+            with a label of under 10 training products; without such a label nothing changes.
+        shares_space: whether the vectors of names lie in the space of the photos too.
 
     Raises:
         DataError: rows do not belong together, or nothing can be learned: no characteristic has two labels with
@@ -105,16 +107,22 @@ def fit_heads(
     if not len(valid):
         raise DataError("the valid part has no product with a label and a photo or text: check the split")
     bag = WordBag.fit([texts[row] for row in train[embeddings.has_text[train]].tolist()], max_words=settings.max_words)
+    image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
+    text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
+    can_start = settings.recipe == "joint" and (text_dim or (image_dim and shares_space))
+    names = names_to_start_from(labels, codes[train], label_vectors if can_start else None)
     shape = NetworkShape(
         recipe=settings.recipe,
-        image_dim=embeddings.image.shape[1] if embeddings.has_image[train].any() else 0,
-        text_dim=embeddings.text.shape[1] if embeddings.has_text[train].any() else 0,
+        image_dim=image_dim,
+        text_dim=text_dim,
         n_words=len(bag),
-        n_labels=tuple(len(names) for names in labels.values()),
+        n_labels=tuple(len(known) for known in labels.values()),
         hidden=settings.hidden,
         dropout=settings.dropout,
+        name_dim=names.shape[1],
+        shares_space=shares_space and names.shape[1] > 0,
     )
-    material = _Material(embeddings, bag.rows(texts), codes, train, valid, tuple(labels))
+    material = _Material(embeddings, bag.rows(texts), codes, train, valid, tuple(labels), names)
     # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -183,6 +191,7 @@ class _Material:
     train: Rows
     valid: Rows
     characteristics: tuple[str, ...]
+    names: Floats
 
 
 def _fit_network(
@@ -193,6 +202,7 @@ def _fit_network(
     settings = replace(settings, batch_size=batch_size)
     network = make_network(shape)
     _standardise(network, material)
+    _start_from_names(network, material)
     priors = _log_priors(material, shape, settings.prior_strength)
     optimizers = _optimizers(network, settings)
     history: list[EpochFacts] = []
@@ -231,6 +241,11 @@ def _standardise(network: Network, material: _Material) -> None:
         spread = seen.std(0) if len(seen) else np.zeros(used, np.float32)
         scales.append(np.maximum(spread, max(0.01 * spread.mean(), 1e-6)) if used else spread)
     network.standardise(torch.from_numpy(np.concatenate(means)), torch.from_numpy(np.concatenate(scales)))
+
+
+def _start_from_names(network: Network, material: _Material) -> None:
+    if isinstance(network, JointNetwork) and network.start is not None:
+        network.start.compare(torch.from_numpy(material.names), SCALE)
 
 
 def _log_priors(material: _Material, shape: NetworkShape, strength: float) -> Tensor:

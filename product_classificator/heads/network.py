@@ -1,10 +1,13 @@
-"""Turns image part, text part and words of products into logits: the networks of the two recipes.
+"""Turns image part, text part and words of products into logits: the networks of the recipes.
 
-Both networks answer one row of logits for all characteristics, label after label; `spans` says which columns belong
+All networks answer one row of logits for all characteristics, label after label; `spans` says which columns belong
 to which. The joint network shares one hidden layer between all characteristics, so that rare labels profit from the
 common ones, and adds a linear model of words, which sees what a sentence vector blurs (brand, "pack of 2", sizes).
+The published heads share nothing but a projection. The zero-shot network has learned nothing: it compares a product
+with the names of the labels, and the joint network may start from it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -16,6 +19,7 @@ from product_classificator.heads.words import WordRows
 from product_classificator.types import Embeddings, Rows
 
 Recipe = Literal["joint", "published"]
+"""What can be fitted."""
 RECIPES: tuple[Recipe, ...] = ("joint", "published")
 
 
@@ -24,22 +28,28 @@ class NetworkShape:
     """What fixes the shapes of a network's weights.
 
     Attributes:
-        recipe: which network.
+        recipe: which network; "zero-shot" is made of the names of labels, not fitted.
         image_dim: width of the image part, 0 if photos are not used.
         text_dim: width of the text part, 0 if texts are not used.
         n_words: columns of the words branch, 0 for none.
         n_labels: number of labels of each characteristic.
         hidden: width of the hidden layer.
         dropout: share of hidden units silenced in training.
+        projected: width that the published heads project both parts to, 0 for no projection.
+        name_dim: width of the vectors of label names, 0 if names are not compared.
+        shares_space: whether names are compared with the image part too, not with the text part alone.
     """
 
-    recipe: Recipe
+    recipe: Recipe | Literal["zero-shot"]
     image_dim: int
     text_dim: int
     n_words: int
     n_labels: tuple[int, ...]
     hidden: int
     dropout: float
+    projected: int = 0
+    name_dim: int = 0
+    shares_space: bool = False
 
     @property
     def spans(self) -> list[slice]:
@@ -69,8 +79,40 @@ class Batch:
         )
 
 
+class NameScores(nn.Module):
+    """How near a product is to the names of the labels: scale x the mean cosine over the parts it has.
+
+    A row of zeros among the names gives its label a score of 0.
+    """
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        widths = {shape.text_dim, shape.image_dim if shape.shares_space else 0} - {0}
+        if widths != {shape.name_dim}:
+            raise ValueError(f"names {shape.name_dim} wide cannot be compared with parts {sorted(widths)} wide")
+        self.shape = shape
+        self.register_buffer("names", torch.zeros(sum(shape.n_labels), shape.name_dim))
+        self.register_buffer("scale", torch.zeros(()))
+
+    def compare(self, names: Tensor, scale: float) -> None:
+        """Sets the unit vectors of all names, (all labels, name_dim), and what cosines are multiplied by."""
+        self.names, self.scale = names, torch.tensor(scale, dtype=torch.float32)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns (n, all labels) scores."""
+        parts = [(batch.text, batch.has_text)] * (self.shape.text_dim > 0)
+        parts += [(batch.image, batch.has_image)] * (self.shape.shares_space and self.shape.image_dim > 0)
+        seen = torch.stack([part * has for part, has in parts]).sum(0)
+        n_parts = torch.stack([has for _, has in parts]).sum(0).clamp(min=1)
+        scores: Tensor = self.scale * (seen / n_parts) @ self.names.T
+        return scores
+
+
 class JointNetwork(nn.Module):
-    """One hidden layer over both parts for all characteristics, plus a linear model of the words."""
+    """One hidden layer over both parts for all characteristics, plus a linear model of the words.
+
+    Where names of labels are given, their scores are added: training starts from the zero-shot network.
+    """
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
@@ -86,6 +128,7 @@ class JointNetwork(nn.Module):
         self.labels = nn.Linear(shape.hidden, sum(shape.n_labels))
         self.words = nn.EmbeddingBag(shape.n_words, sum(shape.n_labels), mode="sum", sparse=True)
         nn.init.zeros_(self.words.weight)
+        self.start = NameScores(shape) if shape.name_dim else None
 
     def standardise(self, mean: Tensor, scale: Tensor) -> None:
         """Sets the mean and scale, (d_i + d_t,) each, that inputs are freed from."""
@@ -103,6 +146,8 @@ class JointNetwork(nn.Module):
             1,
         )
         logits: Tensor = self.labels(self.trunk(seen))
+        if self.start is not None:
+            logits = logits + self.start(batch)
         return logits + self._of_words(batch.words) * batch.has_text if self.shape.n_words else logits
 
     def _of_words(self, words: WordRows) -> Tensor:
@@ -115,16 +160,22 @@ class PublishedNetwork(nn.Module):
     """The published heads: for each characteristic its own hidden layer over both parts, nothing shared.
 
     The published system is `torchvision.ops.MLP(d, [1024, k], dropout=0.2)`, which also has the dropout after the
-    last layer; it is kept.
+    last layer; it is kept. Its smaller variant first projects both parts by a PCA, which all heads share.
     """
+
+    mean: Tensor
+    components: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.shape = shape
         width = shape.image_dim + shape.text_dim
+        if shape.projected:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("components", torch.zeros(shape.projected, width))
         self.heads = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(width, shape.hidden),
+                nn.Linear(shape.projected or width, shape.hidden),
                 nn.ReLU(),
                 nn.Dropout(shape.dropout),
                 nn.Linear(shape.hidden, n_labels),
@@ -133,15 +184,45 @@ class PublishedNetwork(nn.Module):
             for n_labels in shape.n_labels
         )
 
+    def reduce(self, batch: Batch) -> Tensor:
+        """Returns what the heads read: (n, d_i + d_t) both parts, or their (n, projected) projection."""
+        parts = torch.cat([batch.image, batch.text], 1)
+        return (parts - self.mean) @ self.components.T if self.shape.projected else parts
+
     def forward(self, batch: Batch) -> Tensor:
         """Returns (n, all labels) logits."""
-        parts = torch.cat([batch.image, batch.text], 1)
-        return torch.cat([head(parts) for head in self.heads], 1)
+        reduced = self.reduce(batch)
+        return torch.cat([head(reduced) for head in self.heads], 1)
 
 
-Network = JointNetwork | PublishedNetwork
+class ZeroShotNetwork(nn.Module):
+    """The names of labels alone: the nearest name wins."""
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.start = NameScores(shape)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns (n, all labels) logits."""
+        logits: Tensor = self.start(batch)
+        return logits
+
+
+Network = JointNetwork | PublishedNetwork | ZeroShotNetwork
+_NETWORKS: Mapping[str, type[Network]] = {
+    "joint": JointNetwork,
+    "published": PublishedNetwork,
+    "zero-shot": ZeroShotNetwork,
+}
 
 
 def make_network(shape: NetworkShape) -> Network:
-    """Returns a fresh network, its weights drawn from torch's global generator."""
-    return JointNetwork(shape) if shape.recipe == "joint" else PublishedNetwork(shape)
+    """Returns a fresh network, its weights drawn from torch's global generator.
+
+    Raises:
+        ValueError: there is no such recipe.
+    """
+    if shape.recipe not in _NETWORKS:
+        raise ValueError(f"a recipe is one of {sorted(_NETWORKS)}, found {shape.recipe!r}")
+    return _NETWORKS[shape.recipe](shape)

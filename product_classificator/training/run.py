@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,17 @@ from product_classificator.catalog.splits import (
 )
 from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, count_statuses, embed
 from product_classificator.encoders import Encoder, load_encoder
+from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
 from product_classificator.heads import EpochFacts, FittedHeads, fit_heads
 from product_classificator.runs import Run
 from product_classificator.training.settings import TrainSettings
-from product_classificator.types import PARTS, Bools, Split, Strings, Truth
+from product_classificator.types import PARTS, Bools, Embeddings, Split, Strings, Truth
 
 logger = logging.getLogger(__name__)
 
-_VERSIONS_OF = ("product_classificator", "torch", "numpy", "scikit-learn", "pyarrow", "pillow")
+_VERSIONS_OF = ("product_classificator", "torch", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class Watch:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training leaves: the run's folder and how well it does on the test part."""
+    """What a training leaves: its folder, how well it does on the test part, and the embeddings it learned from."""
 
     run: Run
     evaluation: Evaluation
     fitted: FittedHeads = field(repr=False)
+    embeddings: Embeddings = field(repr=False)
 
 
 def train_heads(
@@ -121,7 +124,17 @@ def train_heads(
     split = _split(catalog.ids, keys, truth, usable, settings)
 
     watch.on_stage("Fitting the heads")
-    fitted = fit_heads(embedded.embeddings, texts, truth, split, settings.heads, on_epoch=watch.on_epoch)
+    fitted = fit_heads(
+        embedded.embeddings,
+        texts,
+        truth,
+        split,
+        settings.heads,
+        on_epoch=watch.on_epoch,
+        label_vectors=partial(embed_labels, encoder),
+        shares_space=encoder.shares_space,
+    )
+    fitted = replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
     run.retract()
     save_split(split, keys, run.split)
     fitted.bundle.save(run.bundle)
@@ -134,12 +147,12 @@ def train_heads(
     facts = replace(
         facts,
         set_aside=count_statuses(reasons),
-        row_reasons=count_statuses(embedded.status[usable]),
+        row_reasons={**count_statuses(embedded.status[usable]), **catalog.notes},
         duration_s=time.monotonic() - began,
     )
     write_report(run.report, evaluation, facts)
     run.save()
-    return Training(run, evaluation, fitted)
+    return Training(run, evaluation, fitted, embedded.embeddings)
 
 
 def _split(ids: Strings, keys: dict[str, Keys], truth: Truth, usable: Bools, settings: TrainSettings) -> Split:

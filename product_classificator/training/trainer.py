@@ -1,68 +1,182 @@
 """`Trainer`, the published façade over the verbs: photos and texts in, an experiment folder out."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
-from product_classificator.catalog.read import Catalog, read_catalog
+from product_classificator.catalog import Catalog, is_wildberries, read_catalog, read_wildberries
+from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
+from product_classificator.errors import DataError, nearest
+from product_classificator.evaluation import ClusterSettings, cluster, write_clusters
+from product_classificator.training.published import Task, published_settings, watched_by
 from product_classificator.training.run import Training, Watch, train_heads
 from product_classificator.training.settings import TrainSettings
+from product_classificator.types import Embeddings, Truth
+
+_DEFAULT_ENCODER = "ruclip-vit-base-patch16-384"
+
+TableSource: TypeAlias = str | Path | pd.DataFrame
 
 
 class Trainer:
     """Trains heads on photos and a table of products.
 
+    Override `_loading_texts` or `_preprocessing_texts` to bring products from elsewhere or to change them.
+
     Args:
         path_to_images: a folder or zip of photos; `None`: text only.
-        path_to_texts: a parquet, CSV or JSON lines file, or a DataFrame.
+        path_to_texts: a parquet, CSV or JSON lines file, a folder with the two Wildberries tables, or a DataFrame.
         characteristics: the columns with labels; `None`: the published seven, as far as they are there.
-        ruclip_model: name of the encoder.
-        cache_dir: where embeddings are kept, to be used again; `None`: in the experiment's folder.
+        ruclip_train_params: how the last blocks of ruCLIP are tuned.
+        heads_train_params: how heads are fitted, as in the published system, in its recipe; `None`: the default
+            recipe, or what `settings` says.
+        clusterization_params: `n_clusters`, `n_components`, `seed`: the embeddings are clustered after the training;
+            `None`: they are not.
+        min_products_in_sub_cat: labels of fewer products are unknown, of `sub_category` as of any other characteristic;
+            `None`: as `settings` says (10).
+        ruclip_model: name of the encoder, "lite" or any other of `load_encoder`.
+        cache_dir: where embeddings and ruCLIP models are kept; `None`: `<save_dir>/cache` and the hub's cache.
         save_dir: where experiments are saved.
         id: the column of ids; `None`: guessed.
         text: the text columns; `None`: guessed.
+        device: where the encoder computes; "auto": on the GPU where there is one.
         settings: everything else; its encoder gives way to `ruclip_model`.
 
     Attributes:
         experiment_dir: the folder of the last training, `None` before.
         cache_dir: where embeddings are kept.
+        end_of_train: what is deleted after a training: `del_img_and_txt_tensors` (embeddings in the cache),
+            `del_loaded_ruclip_model` (the fetched model; a folder of yours is never deleted).
 
     Raises:
-        DataError: the table or photos cannot be read, or a column is not there.
+        DataError: an argument breaks a rule. Table and photos are opened by the training, which says what is wrong.
     """
 
     def __init__(
         self,
         path_to_images: str | Path | None,
-        path_to_texts: str | Path | pd.DataFrame,
+        path_to_texts: TableSource,
         characteristics: str | Sequence[str] | None = None,
-        ruclip_model: str = "lite",
+        ruclip_train_params: Mapping[str, Any] | None = None,
+        heads_train_params: Mapping[str, Any] | None = None,
+        clusterization_params: Mapping[str, int] | None = None,
+        min_products_in_sub_cat: int | None = None,
+        ruclip_model: str = _DEFAULT_ENCODER,
         cache_dir: str | Path | None = None,
         save_dir: str | Path = "experiments",
         *,
         id: str | None = None,  # noqa: A002 - the word of the command line, too
         text: str | Sequence[str] | None = None,
+        device: str = "auto",
         settings: TrainSettings | None = None,
     ) -> None:
-        self.catalog: Catalog = read_catalog(
-            path_to_texts, path_to_images, id=id, text=text, characteristics=characteristics
-        )
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        if min_products_in_sub_cat is not None and min_products_in_sub_cat <= 1:
+            raise DataError(f"min_products_in_sub_cat must be > 1, got {min_products_in_sub_cat}")
+        self.path_to_images = path_to_images
+        self.path_to_texts = path_to_texts
+        self.characteristics = [characteristics] if isinstance(characteristics, str) else characteristics
+        self.ruclip_train_params = ruclip_train_params
+        self.heads_train_params = heads_train_params
+        self.clusterization_params = clusterization_params
+        self.min_products_in_sub_cat = min_products_in_sub_cat
+        self.ruclip_model = ruclip_model
+        self.save_dir = Path(save_dir)
+        self.cache_dir = self.save_dir / "cache" if cache_dir is None else Path(cache_dir)
         self.experiment_dir: Path | None = None
-        self._save_dir = Path(save_dir)
-        self._settings = replace(settings or TrainSettings(), encoder=ruclip_model)
+        self.end_of_train = {"del_img_and_txt_tensors": False, "del_loaded_ruclip_model": False}
+        self._models_dir = None if cache_dir is None else self.cache_dir / "ruclip"
+        self._id, self._text = id, text
+        self._device = device
+        self._settings = self._resolve(settings or TrainSettings())
+        self._clusters = None if clusterization_params is None else _cluster_settings(clusterization_params)
 
-    def train_heads_only(self, experiment_name: str | None = None, *, watch: Watch | None = None) -> Training:
+    def _resolve(self, settings: TrainSettings) -> TrainSettings:
+        heads = settings.heads
+        if self.heads_train_params is not None:
+            heads = published_settings(self.heads_train_params, settings.seed)
+        if self.min_products_in_sub_cat is not None:
+            heads = replace(heads, min_products_per_label=self.min_products_in_sub_cat)
+        return replace(settings, encoder=self.ruclip_model, heads=heads)
+
+    def _loading_texts(self) -> TableSource:
+        """Returns the products: a table file, a DataFrame, or a folder with the Wildberries tables."""
+        return self.path_to_texts
+
+    def _preprocessing_texts(self, products: TableSource) -> TableSource:
+        """Returns the products as they are to be learned from: by default as they were loaded."""
+        return products
+
+    def _load_catalog(self) -> Catalog:
+        products = self._preprocessing_texts(self._loading_texts())
+        if not isinstance(products, pd.DataFrame) and is_wildberries(products):
+            return read_wildberries(
+                products,
+                self.path_to_images,
+                min_products_in_sub_cat=self._settings.heads.min_products_per_label,
+                text=("description",) if self._text is None else self._text,
+                characteristics=self.characteristics,
+            )
+        return read_catalog(
+            products, self.path_to_images, id=self._id, text=self._text, characteristics=self.characteristics
+        )
+
+    def train_heads_only(
+        self, task: Task | None = None, experiment_name: str | None = None, *, watch: Watch | None = None
+    ) -> Training:
         """Fits heads on embeddings of the untouched encoder and writes run and report to `experiment_dir`.
 
         Args:
+            task: a ClearML task that is told of the progress; it is not closed.
             experiment_name: name of the folder under `save_dir`; `None`: date and time.
-            watch: who is told of the progress.
+            watch: who else is told.
+
+        Raises:
+            DataError: table or photos cannot be read, too little is known to train on, or there is an experiment of
+                that name.
+            ArtifactError: the encoder is not on this machine and cannot be fetched, or is damaged.
         """
-        name = experiment_name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
-        self.experiment_dir = self._save_dir / name
-        store = self.cache_dir / "embeddings" / self._settings.encoder if self.cache_dir else None
-        return train_heads(self.catalog, self.experiment_dir, self._settings, store=store, watch=watch)
+        watch = watch or Watch()
+        watch = watch if task is None else watched_by(task, watch)
+        folder = self.save_dir / (experiment_name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
+        if folder.exists():
+            raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
+        catalog = self._load_catalog()
+        encoder = load_encoder(self.ruclip_model, device=self._device, cache_dir=self._models_dir)
+        store = self.cache_dir / "embeddings" / encoder.fingerprint
+        training = train_heads(catalog, folder, self._settings, encoder=encoder, store=store, watch=watch)
+        self.experiment_dir = folder
+        if self._clusters is not None:
+            watch.on_stage("Clustering the embeddings")
+            _write_clusters(folder / "clusters", training.embeddings, catalog.truth(), self._clusters)
+        self._clean_up(store)
+        return training
+
+    def _clean_up(self, store: Path) -> None:
+        if self.end_of_train["del_img_and_txt_tensors"]:
+            shutil.rmtree(store)
+        model = EncoderSpec.parse(self.ruclip_model).base
+        if self.end_of_train["del_loaded_ruclip_model"] and model in RUCLIP_MODELS:
+            from product_classificator.encoders.checkpoint import forget
+
+            forget(model, self._models_dir)
+
+
+def _write_clusters(folder: Path, embeddings: Embeddings, truth: Truth, settings: ClusterSettings) -> None:
+    rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
+    embeddings, truth = embeddings.take(rows), {name: labels[rows] for name, labels in truth.items()}
+    vectors = np.concatenate([embeddings.image, embeddings.text], 1)
+    write_clusters(folder, cluster(vectors, truth, settings), vectors, truth, embeddings.ids)
+
+
+def _cluster_settings(params: Mapping[str, int]) -> ClusterSettings:
+    known = [field.name for field in fields(ClusterSettings)]
+    for name in params:
+        if name not in known:
+            raise DataError(f"clusterization_params has no {name!r}: {nearest(name, known)}")
+    return ClusterSettings(**params)

@@ -10,7 +10,7 @@ from tests.fakes import TinyEncoder, shop
 
 @pytest.fixture
 def classificator(tiny_training):
-    return Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+    return Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
 
 
 def test_on_its_own_table_a_run_is_judged_on_its_test_part(tiny_training, classificator, catalog):
@@ -24,7 +24,7 @@ def test_on_its_own_table_a_run_is_judged_on_its_test_part(tiny_training, classi
 def test_new_products_are_all_judged_and_copies_of_learned_ones_are_not(tiny_training, classificator, tmp_path):
     new = pd.DataFrame({"nm": ["n1", "n2"], "description": ["Quite a new hat", "A nice CUP, number 0 for you"]})
     new["kind"] = ["hat", "cup"]
-    seen = Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+    seen = Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
     heldout = evaluate_run(
         tiny_training.run,
         read_catalog(new, text="description", characteristics=["kind"]),

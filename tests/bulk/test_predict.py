@@ -20,7 +20,7 @@ FLAWS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_em
 
 @pytest.fixture
 def classificator(tiny_training):
-    return Classificator(TinyEncoder(), tiny_training.fitted.bundle)
+    return Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
 
 
 def read(path):
@@ -57,7 +57,7 @@ def test_top_k_adds_columns_up_to_the_number_of_labels(classificator, catalog, t
 def test_a_store_spares_the_encoder(tiny_training, catalog, tmp_path):
     encoder = TinyEncoder()
     store = EmbeddingStore(tiny_training.run.store, encoder)
-    classificator = Classificator(encoder, tiny_training.fitted.bundle)
+    classificator = Classificator.from_parts(encoder, tiny_training.fitted.bundle)
     predict_to_file(classificator, catalog, tmp_path / "stored.jsonl", store=store)
     assert encoder.images == 0
     predict_to_file(classificator, catalog, tmp_path / "fresh.jsonl")
@@ -71,7 +71,9 @@ class SlowEncoder(TinyEncoder):
 
 
 def predict_slowly(bundle, table, out):
-    predict_to_file(Classificator(SlowEncoder(), HeadBundle.load(bundle)), read_catalog(table, text="title"), out)
+    predict_to_file(
+        Classificator.from_parts(SlowEncoder(), HeadBundle.load(bundle)), read_catalog(table, text="title"), out
+    )
 
 
 def test_a_killed_call_goes_on_and_ends_like_an_undisturbed_one(tiny_training, classificator, tmp_path):

@@ -84,3 +84,12 @@ def test_a_catalog_of_nothing_is_refused():
 def test_reading_a_photo_of_a_text_only_catalog_says_how_to_get_photos():
     with pytest.raises(DataError, match="this catalog has no photos"):
         read_catalog(FRAME).photo_bytes("7", None)
+
+
+def test_a_folder_that_holds_no_tables_says_which_are_expected(tmp_path):
+    with pytest.raises(DataError, match=r"must hold wb_school_train.parquet and wb_school_test.parquet: .* has no wb_"):
+        read_catalog(tmp_path)
+
+
+def test_a_catalog_of_one_table_has_no_notes():
+    assert dict(read_catalog(FRAME).notes) == {}

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from product_classificator.catalog import is_wildberries, read_catalog, read_wildberries
 from product_classificator.catalog.assortment import CHARACTERISTICS, KINDS, LABELS, draw_facts
 from product_classificator.catalog.drawing import draw_photo
 from product_classificator.catalog.silhouettes import SILHOUETTES
 from product_classificator.catalog.synthetic import Marketplace, make_marketplace
+from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.catalog.wording import write_text
 from product_classificator.errors import DataError
 from product_classificator.text import identity_of
@@ -156,3 +158,66 @@ def test_too_few_products_are_refused(tmp_path: Path) -> None:
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"seed must be 0 or more, got -1: pass another"):
         make_marketplace(tmp_path, seed=-1)
+
+
+@pytest.fixture(scope="module")
+def wildberries(tmp_path_factory: pytest.TempPathFactory) -> Marketplace:
+    return make_marketplace(tmp_path_factory.mktemp("wildberries"), products=160, layout="wildberries")
+
+
+def test_the_layout_of_wildberries_has_its_tables_and_nothing_else(wildberries: Marketplace) -> None:
+    assert is_wildberries(wildberries.table)
+    train, test = (pq.read_table(wildberries.table / name) for name in (TRAIN_FILE, TEST_FILE))
+    assert train.column_names == ["nm", "title", "description", "characteristics"]
+    assert test.column_names == ["nm", "title", "description", "category", "sub_category", "price", "brand", "isadult"]
+    assert str(train.schema.field("characteristics").type) == "binary"
+    assert {path.name for path in wildberries.table.iterdir()} == {TRAIN_FILE, TEST_FILE, "images.zip", "README.txt"}
+    ids = [set(table["nm"].to_pylist()) for table in (train, test)]
+    assert len(ids[0] | ids[1]) == wildberries.products
+    assert 0 < len(ids[0] & ids[1]) < 16
+    assert all(b"SYNTHETIC" in table.schema.metadata[b"notice"] for table in (train, test))
+
+
+def test_half_of_the_characteristics_are_printed_by_numpy_and_half_are_json(wildberries: Marketplace) -> None:
+    raws = pq.read_table(wildberries.table / TRAIN_FILE)["characteristics"].to_pylist()
+    printed = sum(raw.startswith(b"[{'charcName': ") for raw in raws)
+    assert abs(printed - len(raws) / 2) <= 1
+    assert printed + sum(raw.startswith(b'[{"charcName": ') for raw in raws) == len(raws)
+
+
+def test_the_layout_of_wildberries_tells_two_labels_or_more_of_all_seven(wildberries: Marketplace) -> None:
+    catalog = read_wildberries(wildberries.table, wildberries.images, min_products_in_sub_cat=2)
+    labels = {name: set(found) - {None} for name, found in catalog.truth().items()}
+    assert list(labels) == [*CHARACTERISTICS]
+    assert min(map(len, labels.values())) >= 2
+    assert labels["sex"] == {"для мужчин", "для женщин", "для мальчиков", "для девочек"}
+    assert catalog.notes["title_and_description_empty"] == wildberries.empty_texts
+    assert catalog.notes["characteristics_unreadable"] > 0
+    assert len(catalog) == wildberries.products - wildberries.empty_texts
+
+
+def test_photos_in_the_layout_of_wildberries_look_as_the_plain_ones_when_read(
+    marketplace: Marketplace, wildberries: Marketplace
+) -> None:
+    catalogs = [read_catalog(made.table, made.images) for made in (marketplace, wildberries)]
+    for product_id in catalogs[1].ids[:20]:
+        data = [catalog.images.read_by_id(product_id) for catalog in catalogs]
+        if all(_is_readable(photo) for photo in data):
+            plain, swapped = (
+                np.asarray(catalog.images.decode(photo), dtype=float)
+                for catalog, photo in zip(catalogs, data, strict=True)
+            )
+            assert np.abs(plain - swapped).mean() < 6
+
+
+def test_the_layout_of_wildberries_gives_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
+    made = [make_marketplace(tmp_path / name, products=50, seed=5, layout="wildberries").table for name in "ab"]
+    for name in (TRAIN_FILE, TEST_FILE, "images.zip", "README.txt"):
+        assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
+
+
+def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no layout 'wildbery': did you mean 'wildberries'\? Known: plain, wildberries"
+    ):
+        make_marketplace(tmp_path, layout="wildbery")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,13 +14,17 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
+from product_classificator import Classificator, make_marketplace, pretrained_heads
 from product_classificator.cli import console, main
 from product_classificator.cli.options import names
 from product_classificator.evaluation import evaluate
+from product_classificator.runs import Run
 from product_classificator.types import Predictions, strings
 from tests.broken_photos import write_broken_zip
+from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg, shop
 
 QUICK = "[heads]\nmax_epochs = 8\nhidden = 32\nbatch_size = 16\n"
@@ -204,3 +209,41 @@ def test_labels_with_brackets_are_printed_as_they_are(monkeypatch):
     assert "[red]size" in text
     assert "[b]XL" in text
     assert "[bold]title" in text
+
+
+def test_a_folder_of_wildberries_tables_is_taken_for_a_table(tmp_path):
+    make_marketplace(tmp_path / "school", products=120, layout="wildberries")
+    school, images = str(tmp_path / "school"), str(tmp_path / "school/images.zip")
+    encoder = str(write_checkpoint(tmp_path / "tiny"))
+    call("train", school, "--images", images, "--encoder", encoder, "--out", str(tmp_path / "run"))
+    run = Run.load(tmp_path / "run")
+    assert (run.channels, run.columns.text) == ("bgr", ("description",))
+    assert "season" in call("evaluate", str(tmp_path / "run"), school, "--images", images)
+    out = tmp_path / "found.csv"
+    call("predict", str(tmp_path / "run"), school, "--images", images, "--out", str(out), "--device", "cpu")
+    assert out.read_text().count("\n") > 100
+
+
+def test_heads_of_the_published_system_are_imported_and_found_by_name(tmp_path, monkeypatch):
+    published_folder = tmp_path / "wb-6_cats"
+    published_folder.mkdir()
+    layers = (
+        torch.nn.Linear(16, 5),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.2),
+        torch.nn.Linear(5, 2),
+        torch.nn.Dropout(0.2),
+    )
+    torch.save(torch.nn.Sequential(*layers), published_folder / "kind.pt")
+    (published_folder / "label_to_char.pkl").write_bytes(pickle.dumps({"kind": {0: "cup", 1: "hat"}}))
+    monkeypatch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(tmp_path / "cache"))
+    shown = call("import-heads", str(published_folder))
+    assert "heads for ruclip-vit-base-patch16-384+clean" in shown
+    assert pretrained_heads() == [published_folder.name]
+    encoder = str(write_checkpoint(tmp_path / "ruclip-vit-base-patch16-384", embed_dim=8))
+    found = Classificator(heads_ver=published_folder.name, model_name=encoder)
+    assert found.model_name == f"{encoder}+clean"
+    assert set(found.classify_products("кружка")) == set(found.available_heads)
+    call("import-heads", str(published_folder), "--out", str(tmp_path / "tied"), "--encoder", f"{encoder}+clean")
+    assert Classificator(heads_ver=tmp_path / "tied").classify_products("кружка") == found.classify_products("кружка")
+    assert "label_to_char.pkl" in call("import-heads", tmp_path, code=1)

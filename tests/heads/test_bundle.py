@@ -144,6 +144,34 @@ def test_a_manifest_of_another_form_is_refused(saved: Path, change: dict[str, ob
         HeadBundle.load(saved)
 
 
+def test_a_bundle_that_was_written_before_there_were_names_and_projections_is_read(
+    saved: Path, fitted: FittedHeads
+) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text("utf-8"))
+    del manifest["encoder_name"]
+    for field in ("projected", "name_dim", "shares_space"):
+        del manifest["network"][field]
+    (saved / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    assert HeadBundle.load(saved).digest == fitted.bundle.digest
+    assert HeadBundle.load(saved).encoder_name == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "jiont"}, r"a recipe is one of .*'joint'.*, found 'jiont'"),
+        ({"name_dim": 9}, r"names 9 wide cannot be compared with parts \[6\] wide"),
+        ({"recipe": "zero-shot"}, r"names 0 wide cannot be compared with parts \[6\] wide"),
+        ({"recipe": "published", "projected": 4}, "Missing key"),
+    ],
+)
+def test_a_network_of_another_form_is_refused(saved: Path, change: dict[str, object], message: str) -> None:
+    network = json.loads((saved / "manifest.json").read_text("utf-8"))["network"]
+    change_manifest(saved, network={**network, **change})
+    with pytest.raises(ArtifactError, match=rf"(?s)do not fit together \(.*{message}"):
+        HeadBundle.load(saved)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "\x00"])
 def test_a_manifest_that_is_no_json_object_is_refused(saved: Path, content: str) -> None:
     (saved / "manifest.json").write_text(content)

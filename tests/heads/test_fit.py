@@ -185,6 +185,7 @@ def test_the_published_recipe_learns(material: Material) -> None:
     ("wrong", "message"),
     [
         ({"recipe": "jiont"}, r"recipe must be one of .*'joint'.*got 'jiont'"),
+        ({"recipe": "zero-shot"}, r"recipe must be one of .*got 'zero-shot'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"learning_rate": 0}, "learning_rate must be positive and finite, got 0"),
         ({"dropout": 1.0}, "dropout must be a share from 0 to below 1, got 1.0"),

@@ -2,7 +2,6 @@ import json
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,7 +10,7 @@ from product_classificator.catalog.splits import load_split
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.training import Trainer, Watch, train_heads
+from product_classificator.training import Watch, train_heads
 from tests.conftest import QUICK
 from tests.fakes import TinyEncoder
 
@@ -138,25 +137,3 @@ def test_a_damaged_run_is_refused(tiny_training, tmp_path, change, message):
     (tmp_path / "run.json").write_text("{" if change is None else json.dumps({**facts, **change}))
     with pytest.raises(ArtifactError, match=message):
         Run.load(tmp_path)
-
-
-def test_the_trainer_leaves_an_experiment_and_reuses_its_cache(shop_files, tmp_path):
-    table, images = shop_files
-    frame = pd.read_parquet(table).head(60)
-    trainer = Trainer(
-        images,
-        frame,
-        characteristics=["kind", "colour"],
-        ruclip_model="lite",
-        cache_dir=tmp_path / "cache",
-        save_dir=tmp_path / "experiments",
-        settings=QUICK,
-    )
-    assert trainer.experiment_dir is None
-    training = trainer.train_heads_only()
-    assert trainer.experiment_dir.parent == tmp_path / "experiments"
-    assert np.isfinite(training.evaluation.mean_macro_f1)
-    encoded = []
-    trainer.train_heads_only("again", watch=Watch(on_chunk=lambda chunk: encoded.append(chunk.encoded)))
-    assert trainer.experiment_dir.name == "again"
-    assert sum(encoded) == 0

@@ -1,0 +1,73 @@
+"""Turns what a caller may give for texts and photos into lists of both, one entry per product."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from product_classificator.catalog.photos import MAX_PIXELS, decode_photo, to_rgb
+from product_classificator.errors import DataError
+
+Photo: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
+"""A Pillow image, an (h, w, 3) uint8 RGB array, the bytes of an image file, or the path of one."""
+
+
+def as_list(value: object) -> list[object] | None:
+    """Returns one text or photo, a sequence of them, or a pandas column, as a list; `None` stays `None`.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if value is None:
+        return None
+    is_picture = isinstance(value, np.ndarray) and value.ndim in (2, 3)
+    if is_picture or isinstance(value, str | Path | bytes | Image.Image):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise DataError(f"texts and images must be one, a sequence, or None, got {type(value).__name__}")
+    return [None if isinstance(item, float) and item != item else item for item in value]  # NaN of a pandas column
+
+
+def aligned(texts: list[object] | None, images: list[object] | None) -> tuple[list[str], list[Photo | None]]:
+    """Returns the texts, "" where there is none, and the photos of n products.
+
+    Raises:
+        DataError: there are neither, they differ in number, or a text is no string.
+    """
+    if texts is None and images is None:
+        raise DataError("a product needs a photo or a text: give texts, images, or both")
+    n = len(texts if texts is not None else images or [])
+    if texts is not None and images is not None and len(texts) != len(images):
+        raise DataError(f"texts and images must be of the same products, got {len(texts)} and {len(images)}")
+    wrong = [type(text).__name__ for text in texts or [] if text is not None and not isinstance(text, str)]
+    if wrong:
+        raise DataError(f"a text must be a string or None, found {sorted(set(wrong))}")
+    return [str(text or "") for text in texts or [""] * n], list(images or [None] * n)  # type: ignore[arg-type]
+
+
+def opened(photo: Photo) -> Image.Image:
+    """Returns a photo as an upright RGB image.
+
+    Raises:
+        DataError: it is nothing that a photo can be.
+        PhotoError: its file cannot be decoded.
+        OSError: its file cannot be read.
+    """
+    if isinstance(photo, str | Path):
+        photo = Path(photo).read_bytes()
+    if isinstance(photo, bytes):
+        return decode_photo(photo, channels="rgb", max_pixels=MAX_PIXELS)
+    if isinstance(photo, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(photo))
+    if (
+        isinstance(photo, np.ndarray)
+        and photo.dtype == np.uint8
+        and photo.ndim == 3
+        and photo.shape[2] == 3
+        and photo.size
+    ):
+        return Image.fromarray(photo)
+    found = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
+    raise DataError(f"a photo must be an image, its file's path or bytes, or an (h, w, 3) uint8 array, got {found}")

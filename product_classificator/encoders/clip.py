@@ -1,0 +1,83 @@
+"""Turns photos and texts into vectors by the two towers of a CLIP-like network.
+
+What differs between ruCLIP, CLIP, SigLIP and others is how they prepare (see `preparation`) and which towers compute
+(see `towers`); this class brings both together. Windows are sorted by length before they are batched, so that little
+padding is computed; those of one text are averaged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from product_classificator.encoders.preparation import ImagePreparation, TextPreparation
+from product_classificator.encoders.towers import Towers
+from product_classificator.types import Floats
+
+_IMAGE_BATCH = 32
+_TEXT_BATCH = 64
+
+
+@dataclass
+class ClipEncoder:
+    """An encoder with two towers into one space; see `Encoder`.
+
+    Attributes:
+        name: what `load_encoder` was asked for.
+        fingerprint: names weights and preparation.
+        towers: compute; they may be replaced by equal ones, of another device or engine.
+        images: prepares photos.
+        texts: prepares texts.
+    """
+
+    name: str
+    fingerprint: str
+    towers: Towers
+    images: ImagePreparation
+    texts: TextPreparation
+    shares_space: bool = True
+
+    @property
+    def image_dim(self) -> int:
+        """Length of an image vector."""
+        return self.towers.image_dim
+
+    @property
+    def text_dim(self) -> int:
+        """Length of a text vector."""
+        return self.towers.text_dim
+
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """Shrinks a photo to what the image tower takes."""
+        return self.images.prepare(image)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Returns (n, image_dim) float32 vectors of unit length."""
+        vectors = [
+            self.towers.of_images(self.images.inputs(images[start : start + _IMAGE_BATCH]))
+            for start in range(0, len(images), _IMAGE_BATCH)
+        ]
+        return unit_rows(np.concatenate([np.empty((0, self.image_dim), dtype=np.float32), *vectors]))
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Returns (n, text_dim) float32 vectors of unit length."""
+        # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
+        windows, owners = self.texts.windows([text.encode("utf-8", "ignore").decode() for text in texts])
+        order = np.argsort([len(window) for window in windows], kind="stable")
+        found = np.zeros((len(windows), self.text_dim), dtype=np.float32)
+        for start in range(0, len(order), _TEXT_BATCH):
+            rows = order[start : start + _TEXT_BATCH]
+            found[rows] = self.towers.of_texts(self.texts.inputs([windows[row] for row in rows]))
+        if len(windows) == len(texts):
+            return unit_rows(found)
+        sums = np.zeros((len(texts), self.text_dim), dtype=np.float32)
+        np.add.at(sums, owners, unit_rows(found))
+        return unit_rows(sums)
+
+
+def unit_rows(vectors: Floats) -> Floats:
+    """Returns vectors at unit length; rows of zeros stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    return unit

@@ -1,0 +1,103 @@
+"""Encoders made of others: with cleaned texts, or with a text encoder beside the image tower."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from product_classificator.encoders.base import Encoder
+from product_classificator.text import clean_published
+from product_classificator.types import Floats
+
+
+class TextEncoder(Protocol):
+    """Turns texts into vectors; attributes as those of `Encoder`."""
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102 - said above
+
+    @property
+    def text_dim(self) -> int: ...  # noqa: D102
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Returns the (n, text_dim) float32 vectors of raw texts; rows have unit length."""
+
+
+@dataclass(frozen=True)
+class PairedEncoder:
+    """Photos through one encoder, texts through another; see `Encoder`."""
+
+    name: str
+    photos: Encoder
+    texts: TextEncoder
+    shares_space: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """One for the pair."""
+        known = f"{self.photos.fingerprint} {self.texts.fingerprint}"
+        return f"pair-{hashlib.blake2b(known.encode(), digest_size=8).hexdigest()}"
+
+    @property
+    def image_dim(self) -> int:
+        """Length of an image vector."""
+        return self.photos.image_dim
+
+    @property
+    def text_dim(self) -> int:
+        """Length of a text vector."""
+        return self.texts.text_dim
+
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """Shrinks a photo to what the image tower takes."""
+        return self.photos.prepare_image(image)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Returns (n, image_dim) float32 vectors of unit length."""
+        return self.photos.encode_images(images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Returns (n, text_dim) float32 vectors of unit length."""
+        return self.texts.encode_texts(texts)
+
+
+@dataclass(frozen=True)
+class CleaningEncoder:
+    """Any encoder, its texts cleaned as in the published system; see `Encoder`."""
+
+    name: str
+    encoder: Encoder
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the encoder, marked."""
+        return f"{self.encoder.fingerprint}-clean"
+
+    @property
+    def shares_space(self) -> bool:
+        """As the encoder's."""
+        return self.encoder.shares_space
+
+    @property
+    def image_dim(self) -> int:
+        """Length of an image vector."""
+        return self.encoder.image_dim
+
+    @property
+    def text_dim(self) -> int:
+        """Length of a text vector."""
+        return self.encoder.text_dim
+
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """Shrinks a photo to what the image tower takes."""
+        return self.encoder.prepare_image(image)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Returns (n, image_dim) float32 vectors of unit length."""
+        return self.encoder.encode_images(images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Returns (n, text_dim) float32 vectors of unit length."""
+        return self.encoder.encode_texts([clean_published(text) for text in texts])

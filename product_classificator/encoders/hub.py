@@ -1,0 +1,355 @@
+"""Any CLIP-like model of transformers as an encoder: CLIP, SigLIP, SigLIP 2, Chinese-CLIP, AltCLIP and their like.
+
+A model is a folder as `save_pretrained` leaves it, or a repository of the hub. Its own image processor and tokenizer
+prepare photos and texts, so the vectors are those of `AutoProcessor` and `AutoModel`. What differs, and why:
+
+- Photos are resized by Pillow even where torchvision is installed, which rounds otherwise: one model, one answer.
+- A photo that has the size of the tower is taken as prepared; for the families above that is what their processors do.
+- The name of a special token, written into a text, does not become that token.
+- Code that comes with a model is never run, and weights that are not there are never made up: both are errors.
+
+Two photos and texts are encoded while loading. That costs a second for the largest models, and tells the width of the
+features, and that network, processor and tokenizer belong together.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from product_classificator.encoders.checkpoint import fetch_repository, sha256
+from product_classificator.encoders.clip import ClipEncoder
+from product_classificator.encoders.preparation import MAX_WINDOWS, Ids, Inputs, letterboxed
+from product_classificator.encoders.ruclip import quiet_loading
+from product_classificator.encoders.spec import EncoderSpec
+from product_classificator.encoders.towers import Compute, TorchTowers
+from product_classificator.errors import ArtifactError, DataError, ProductClassificatorError, culprits
+
+_CONFIGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+)
+_SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_UNSAFE_TENSORS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+_MOST_TOKENS = 512  # where neither tokenizer nor network names a limit
+_LONGEST_RATIO = 16  # of a photo's sides, before its middle is cropped
+REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # see `refuse_invented`
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def open_hub_model(spec: EncoderSpec) -> tuple[Path, EncoderSpec]:
+    """Finds, or fetches, the model of a name `hf:<repository or folder>`.
+
+    Returns:
+        Its folder, and the name with the folder in full.
+
+    Raises:
+        DataError: nothing stands after `hf:`.
+        ArtifactError: there is no such folder, and the repository cannot be fetched.
+    """
+    name = spec.base.removeprefix("hf:")
+    if not name:
+        raise DataError(f"hf: is followed by a repository of the hub or a folder, got {str(spec)!r}")
+    if Path(name).is_dir():
+        folder = Path(name).resolve()
+        return folder, replace(spec, base=f"hf:{folder}")
+    return fetch_model(name), spec
+
+
+def fetch_model(repository: str, *more: str) -> Path:
+    """Fetches configuration, tokenizer and weights of a repository, and files that fit the patterns of `more`.
+
+    Weights in the older format are fetched only where there are none as safetensors.
+
+    Raises:
+        ArtifactError: the hub cannot be reached, or has no such repository.
+    """
+    folder = fetch_repository(repository, (*_CONFIGS, *more, *_SAFETENSORS))
+    if any(folder.rglob("*.safetensors")):
+        return folder
+    return fetch_repository(repository, (*_CONFIGS, *more, *_UNSAFE_TENSORS))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Returns the files of a folder that decide what its model answers: those `from_pretrained` would read."""
+    found = [path for pattern in _CONFIGS for path in folder.glob(pattern)]
+    weights = [path for pattern in _SAFETENSORS for path in folder.glob(pattern)]
+    return found + (weights or [path for pattern in _UNSAFE_TENSORS for path in folder.glob(pattern)])
+
+
+def fingerprint_of(kind: str, folder: Path, files: Iterable[Path], known: str) -> str:
+    """Returns `<kind>-<digest>` of the files below a folder, wherever it lies, and of what else is known."""
+    contents = [(path.relative_to(folder).as_posix(), sha256(path)) for path in sorted(files)]
+    return f"{kind}-{hashlib.blake2b(repr((contents, known)).encode(), digest_size=8).hexdigest()}"
+
+
+def unreadable(folder: Path, what: str, error: Exception) -> ArtifactError:
+    """Returns the error for a folder that a library could not read."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, pickle.UnpicklingError):  # says in colours how to read it all the same
+        reason = "its weights hold more than numbers"
+    return ArtifactError(
+        f"{folder} must hold {what}, with configuration, weights and tokenizer and without code of its own; "
+        f"reading it failed ({reason}): fetch or save it anew, or name another"
+    )
+
+
+def refuse_invented(folder: Path, report: Mapping[str, Any]) -> None:
+    """Refuses what transformers goes on with: weights drawn at random, as they were missing or of another shape.
+
+    Raises:
+        ArtifactError: the report of the loading names such weights.
+    """
+    invented = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    # Text encoders are mostly saved without the pooler of their network, which they do not use.
+    if invented := {name for name in invented if not name.startswith("pooler.")}:
+        raise ArtifactError(
+            "the files of a model must hold each weight in the shape that its config.json calls for, "
+            f"those of {folder} do not hold {culprits(sorted(invented))}: fetch or save it anew"
+        )
+
+
+@contextmanager
+def silent_loading() -> Iterator[None]:
+    """Keeps transformers from drawing bars and from advising, at every load, what cannot be changed."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with quiet_loading():
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+class ProcessedImages:
+    """Photos by an image processor of transformers; see `ImagePreparation`.
+
+    Args:
+        processor: works on Pillow's images.
+        letterbox: photos are padded to a white square first, so that the processor crops and squeezes nothing.
+
+    Raises:
+        DataError: `letterbox`, and the processor fills no square.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, letterbox: bool = False) -> None:
+        self._processor = processor
+        self._letterbox = letterbox
+        sizes = {self._processed(Image.new("RGB", size)).size for size in ((96, 32), (32, 96))}
+        # None: the size depends on the photo, as in SigLIP 2 of the "naflex" kind, which keeps the shape of photos.
+        self._size = sizes.pop() if len(sizes) == 1 else None
+        if letterbox and not (self._size and self._size[0] == self._size[1]):
+            raise DataError(
+                "+letterbox pads photos to the square that a model reads, "
+                f"this one reads {self._size or 'photos in a shape near their own'}: leave it out"
+            )
+
+    def __str__(self) -> str:
+        return f"photos {'letterboxed' if self._letterbox else 'as processed'}"
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Returns the photo as an RGB image of the size that the processor makes of it."""
+        image = image.convert("RGB")
+        if image.size == self._size:
+            return image
+        if self._letterbox and self._size:
+            return letterboxed(image, self._size[0])
+        prepared = self._processed(image)
+        # Where the photo's size decides, the smallest (1 or 2 pixels) reach the size that stays in two steps.
+        return prepared if self._size or prepared.size == image.size else self.prepare(prepared)
+
+    def inputs(self, images: Sequence[Image.Image]) -> Inputs:
+        """Returns the processor's arrays: `pixel_values`, and for some models masks and shapes of the patches."""
+        prepared = [self.prepare(image) for image in images]
+        found = self._processor(prepared, do_resize=False, do_center_crop=False, return_tensors="np")
+        return {name: np.asarray(values) for name, values in found.items()}
+
+    def _processed(self, image: Image.Image) -> Image.Image:
+        """Resizes and crops, and leaves the scaling of the pixels to `inputs`."""
+        if getattr(self._processor, "do_center_crop", None):
+            image = _middle(image)
+        found = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        pixels = np.asarray(found["pixel_values"])[0]
+        if "spatial_shapes" in found:  # (patches, side * side * 3), the patches row by row
+            rows, columns = np.asarray(found["spatial_shapes"])[0]
+            side = isqrt(pixels.shape[1] // 3)
+            patches = pixels[: rows * columns].reshape(rows, columns, side, side, 3)
+            pixels = patches.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)
+        else:
+            pixels = np.moveaxis(pixels, 0, -1)
+        return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Cuts the ends off a photo that is a line: enlarged, as it is before it is cropped, it could fill the memory."""
+    longest = _LONGEST_RATIO * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = min(image.width, longest), min(image.height, longest)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+class TokenizedTexts:
+    """Texts by a tokenizer of transformers; see `TextPreparation`.
+
+    Args:
+        tokenizer: is changed, and must be nobody else's.
+        max_tokens: of a window, special tokens included.
+        max_windows: how many windows of a text are read.
+        pads_to_max: whether every window is filled up to `max_tokens`, not only to the longest of its batch.
+
+    Raises:
+        ValueError: the tokenizer knows no words.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, max_windows: int, pads_to_max: bool
+    ) -> None:
+        tokenizer.split_special_tokens = True
+        # Without the file of its vocabulary, transformers makes a tokenizer that knows no word, and says nothing.
+        if not set(tokenizer("a я 中 1", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
+            raise ValueError("its tokenizer has no vocabulary")
+        probe = tokenizer("a", return_special_tokens_mask=True)
+        ids: Ids = list(probe["input_ids"])
+        own = [place for place, is_special in enumerate(probe["special_tokens_mask"]) if not is_special]
+        self._before, self._after = ids[: own[0]], ids[own[-1] + 1 :]
+        self._room = max_tokens - len(self._before) - len(self._after)
+        self._tokenizer = tokenizer
+        # Some vocabularies hold the names of special tokens as words, and find them in texts.
+        self._reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._max_tokens = max_tokens
+        self._max_windows = max_windows
+        self._pads_to_max = pads_to_max
+
+    def __str__(self) -> str:
+        filled = "the last" if self._pads_to_max else "the longest"
+        return f"{self._max_tokens} tokens, {self._max_windows} window(s), filled up to {filled}"
+
+    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+        """Returns the ids of all windows with their special tokens, and the number of each one's text."""
+        found: list[Ids] = []
+        owners: list[int] = []
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        for number, tokens in enumerate(encoded):
+            ids = [token for token in tokens if token not in self._reserved]
+            starts = range(0, max(1, len(ids)), self._room)[: self._max_windows]
+            found += [[*self._before, *ids[start : start + self._room], *self._after] for start in starts]
+            owners += [number] * len(starts)
+        return found, np.array(owners, dtype=np.int64)
+
+    def inputs(self, windows: Sequence[Ids]) -> Inputs:
+        """Returns `input_ids` (n, longest) int64, and `attention_mask` of the same shape where the tower wants one."""
+        padding = {"padding": "max_length", "max_length": self._max_tokens} if self._pads_to_max else {"padding": True}
+        found = self._tokenizer.pad({"input_ids": list(windows)}, return_tensors="np", **padding)
+        return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
+
+
+def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> ClipEncoder:
+    """Loads a CLIP-like model that transformers can read.
+
+    Raises:
+        ArtifactError: the model is none, is damaged, or brings code of its own.
+        DataError: `+letterbox` is asked of a model without a square to fill.
+    """
+    try:
+        with silent_loading():
+            model = _load_network(folder, compute)
+            images = ProcessedImages(
+                AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL), spec.letterbox
+            )
+            texts = _load_texts(folder, model, MAX_WINDOWS if spec.windows else 1)
+            towers = TorchTowers(model, 0, compute)
+            towers.image_dim = towers.text_dim = _width(towers, images, texts)
+    except ProductClassificatorError:
+        raise
+    except Exception as error:  # what is wrong with a foreign folder surfaces as any of two dozen classes
+        raise unreadable(folder, "a CLIP-like model of transformers", error) from error
+    return ClipEncoder(
+        name=str(spec),
+        fingerprint=fingerprint_of("hub", folder, model_files(folder), f"{images} {texts}"),
+        towers=towers,
+        images=images,
+        texts=texts,
+    )
+
+
+def _load_network(folder: Path, compute: Compute) -> PreTrainedModel:
+    model, report = AutoModel.from_pretrained(folder, dtype=compute.torch_dtype, **REPORTED, **_LOCAL)
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        raise ArtifactError(
+            f"a CLIP-like model has an image tower and a text tower, {folder} holds a {type(model).__name__}: "
+            "name a model for images and texts, such as CLIP or SigLIP"
+        )
+    refuse_invented(folder, report)
+    network: PreTrainedModel = model
+    return network
+
+
+def _load_texts(folder: Path, model: PreTrainedModel, max_windows: int) -> TokenizedTexts:
+    has_fast = (folder / "tokenizer.json").is_file()
+    tokenizer: Any = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except ImportError:
+        if not has_fast:
+            raise
+    if has_fast and not (tokenizer and tokenizer.is_fast):
+        # SigLIP's class needs SentencePiece; its tokenizer.json says the same and needs nothing.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **_LOCAL)
+    return TokenizedTexts(
+        tokenizer,
+        max_tokens=min(tokenizer.model_max_length, _positions(model)),
+        max_windows=max_windows,
+        # SigLIP was trained on texts filled up to the last position, where it reads its features.
+        pads_to_max=model.config.model_type.startswith("siglip"),
+    )
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Returns how many tokens the text tower has positions for."""
+    positions: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
+    for name, module in model.named_modules():
+        # Towers of RoBERTa's kind number their positions from behind the id of the padding token.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
+    return positions
+
+
+def _width(towers: TorchTowers, images: ProcessedImages, texts: TokenizedTexts) -> int:
+    """Returns the width of the features, seen on a wide and a high photo and on texts of unlike lengths."""
+    photos = towers.of_images(images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))]))
+    sentences = towers.of_texts(texts.inputs(texts.windows(["", "a a a"])[0]))
+    if photos.shape != sentences.shape or photos.ndim != 2:
+        raise ArtifactError(
+            "the towers of a CLIP-like model answer vectors of one width, "
+            f"found shapes {photos.shape} for photos and {sentences.shape} for texts: name another model"
+        )
+    return int(photos.shape[1])

@@ -1,0 +1,179 @@
+"""The towers of a CLIP-like encoder as ONNX files: exported by PyTorch once, computed by ONNX Runtime after that.
+
+Rows and the length of texts stay dynamic. Whatever the network does with its inputs (causal mask, pooling at the end
+token) is in the file, so `OnnxTowers` takes the same prepared inputs as `TorchTowers` and answers the same vectors,
+which the export checks before it keeps a file.
+"""
+
+import importlib.util
+import logging
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from product_classificator.encoders.base import Encoder, cores
+from product_classificator.encoders.clip import ClipEncoder
+from product_classificator.encoders.combined import CleaningEncoder
+from product_classificator.encoders.preparation import Inputs
+from product_classificator.encoders.towers import TorchTowers
+from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+from product_classificator.files import replacing_folder
+from product_classificator.types import Floats
+
+IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
+_LARGEST_DIFFERENCE = 1e-4
+_SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
+
+
+def clip_of(encoder: Encoder) -> ClipEncoder:
+    """Returns the CLIP-like encoder that an encoder is, or cleans texts for.
+
+    Raises:
+        DataError: it is none, so it has no towers.
+    """
+    inner = encoder.encoder if isinstance(encoder, CleaningEncoder) else encoder
+    if not isinstance(inner, ClipEncoder):
+        raise DataError(f"only CLIP-like encoders have towers to export, {encoder.name!r} is none")
+    return inner
+
+
+def is_exported(folder: Path) -> bool:
+    """Says whether a folder holds exported towers."""
+    return (folder / IMAGE_FILE).is_file() and (folder / TEXT_FILE).is_file()
+
+
+def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Image) -> None:
+    """Writes the towers of an encoder as a new folder, or in place of an older one.
+
+    Args:
+        encoder: computes with PyTorch.
+        folder: of the two files.
+        text: an example, to compare the answers of both ways.
+        image: likewise.
+
+    Raises:
+        DataError: the encoder does not compute with PyTorch.
+        ArtifactError: the network cannot be exported, or the exported towers answer otherwise.
+        MissingExtraError: the exporter is not installed.
+    """
+    if importlib.util.find_spec("onnxscript") is None or importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError("exporting to ONNX", "onnx-export")
+    towers = encoder.towers
+    if not isinstance(towers, TorchTowers):
+        raise DataError("towers are exported from PyTorch, these are exported already: load the encoder anew")
+    images = encoder.images.inputs([image, image])
+    texts = encoder.texts.inputs(encoder.texts.windows([text, *_SAMPLE_TEXTS])[0])
+    with replacing_folder(folder) as new:
+        _export(_Tower(towers, "get_image_features", images), images, new / IMAGE_FILE)
+        _export(_Tower(towers, "get_text_features", texts), texts, new / TEXT_FILE)
+        exported = OnnxTowers(new)
+        for found, known in (
+            (exported.of_images(images), towers.of_images(images)),
+            (exported.of_texts(texts), towers.of_texts(texts)),
+        ):
+            difference = float(np.abs(_unit(found) - _unit(known)).max())
+            if not difference <= _LARGEST_DIFFERENCE:
+                raise ArtifactError(
+                    f"exported towers must answer within {_LARGEST_DIFFERENCE} of PyTorch, found {difference:.2g}: "
+                    "use PyTorch for this model, or load it in float32"
+                )
+
+
+class _Tower(nn.Module):
+    """One tower with its inputs by position, as the exporter wants them."""
+
+    def __init__(self, towers: TorchTowers, method: str, inputs: Inputs) -> None:
+        super().__init__()
+        self.model = towers.model
+        self._method = method
+        self._names = list(inputs)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns the (n, dim) features."""
+        output = getattr(self.model, self._method)(**dict(zip(self._names, inputs, strict=True)))
+        found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+        return found
+
+
+def _export(tower: _Tower, inputs: Inputs, path: Path) -> None:
+    device, dtype = tower.model.device, tower.model.dtype
+    examples = [torch.from_numpy(array).to(device) for array in inputs.values()]
+    examples = [example.to(dtype) if example.is_floating_point() else example for example in examples]
+    rows, tokens = torch.export.Dim("rows", max=65_536), torch.export.Dim.AUTO
+    shapes = [{0: rows, 1: tokens} if example.ndim == 2 else {0: rows} for example in examples]
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        # The exporter prints, and warns of what it will do otherwise in later versions; neither concerns our users.
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                tower,
+                tuple(examples),
+                path,
+                input_names=list(inputs),
+                output_names=["features"],
+                dynamic_shapes=(tuple(shapes),),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter has many, and its messages run to pages
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ArtifactError(f"this network cannot be exported to ONNX ({reason}): compute with PyTorch") from error
+    finally:
+        log.setLevel(level)
+
+
+def _unit(vectors: Floats) -> Floats:
+    unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+class OnnxTowers:
+    """Towers of two ONNX files; see `Towers`.
+
+    Args:
+        folder: holds what `export_towers` wrote.
+        device: "cpu", or "cuda" where ONNX Runtime has it.
+        threads: CPU threads; `None`: the cores this process may use.
+
+    Raises:
+        ArtifactError: the files are not there or damaged.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or cores()
+        providers = ["CPUExecutionProvider"]
+        if device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._images, self._texts = (
+                onnxruntime.InferenceSession(folder / name, options, providers) for name in (IMAGE_FILE, TEXT_FILE)
+            )
+        except Exception as error:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
+            raise ArtifactError(f"the towers in {folder} cannot be read ({error}): export them again") from error
+        self.image_dim = int(self._images.get_outputs()[0].shape[1])
+        self.text_dim = int(self._texts.get_outputs()[0].shape[1])
+
+    def of_images(self, inputs: Inputs) -> Floats:
+        """Returns (n, image_dim) float32."""
+        return _run(self._images, inputs)
+
+    def of_texts(self, inputs: Inputs) -> Floats:
+        """Returns (n, text_dim) float32."""
+        return _run(self._texts, inputs)
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Inputs) -> Floats:
+    found: Floats = session.run(None, dict(inputs))[0]
+    return found.astype(np.float32, copy=False)

@@ -1,0 +1,137 @@
+"""Turns photos into pixel arrays and texts into token ids, in the ways an encoder may be asked for by name.
+
+Photos, in the published way ("crop"): the largest square in the middle (offsets rounded down), resized by Pillow's
+bilinear filter, freed from the mean and spread of CLIP. It loses what lies outside the square: of a 3:4 shop photo a
+quarter. "letterbox" pads to a white square instead and loses nothing.
+
+Texts, in the published way: one window of at most 77 tokens, the rest is not read. With "windows" a long text is read
+in up to `MAX_WINDOWS` windows, whose vectors are averaged by the encoder. Texts are padded to the longest of their
+batch: in a causal network that pools at the end token, padding changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tokenizers import Tokenizer
+
+from product_classificator.types import Floats
+
+Ids: TypeAlias = list[int]
+Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
+"""Named arrays with one row per photo or window, as a network of transformers takes them."""
+
+Fit = Literal["crop", "letterbox"]
+
+MAX_WINDOWS = 8
+
+
+class ImagePreparation(Protocol):
+    """How photos become the inputs of an image tower; its string is part of the fingerprint."""
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Returns the photo in the size the tower takes; preparing twice changes nothing."""
+
+    def inputs(self, images: Sequence[Image.Image]) -> Inputs:
+        """Returns the arrays for n photos, prepared or not."""
+
+
+class TextPreparation(Protocol):
+    """How texts become the inputs of a text tower; its string is part of the fingerprint."""
+
+    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+        """Returns the token ids of all windows, and for each the number of the text it belongs to, ascending."""
+
+    def inputs(self, windows: Sequence[Ids]) -> Inputs:
+        """Returns the arrays for n windows."""
+
+
+@dataclass(frozen=True)
+class SquarePreparation:
+    """Photos as a square.
+
+    Attributes:
+        size_px: side of the square.
+        mean: of red, green and blue, as shares of 255.
+        std: spread of red, green and blue, as shares of 255.
+        fit: "crop" or "letterbox".
+    """
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: Fit = "crop"
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Returns an RGB square of `size_px`."""
+        image = image.convert("RGB")
+        if image.size == (self.size_px, self.size_px):
+            return image
+        return self._cropped(image) if self.fit == "crop" else letterboxed(image, self.size_px)
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        return square.resize((self.size_px, self.size_px), Image.Resampling.BILINEAR)
+
+    def inputs(self, images: Sequence[Image.Image]) -> Inputs:
+        """Returns `pixel_values`, (n, 3, size_px, size_px) float32."""
+        pixels = np.stack([np.asarray(self.prepare(image)) for image in images]).astype(np.float32) / 255
+        pixels -= np.array(self.mean, dtype=np.float32)
+        pixels /= np.array(self.std, dtype=np.float32)
+        values: Floats = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return {"pixel_values": values}
+
+
+def letterboxed(image: Image.Image, size_px: int) -> Image.Image:
+    """Returns an RGB photo, whole, in the middle of a white square of `size_px`."""
+    scale = size_px / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    square = Image.new("RGB", (size_px, size_px), "white")
+    corner = ((size_px - size[0]) // 2, (size_px - size[1]) // 2)
+    square.paste(image.resize(size, Image.Resampling.BICUBIC), corner)
+    return square
+
+
+class TokenPreparation:
+    """Texts as token ids.
+
+    Args:
+        tokenizer: knows the special tokens around a window; written into a text, their names are plain letters.
+        pad_id: what fills up shorter windows.
+        max_tokens: of a window, special tokens included.
+        max_windows: how many windows of a text are read.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._pad_id = pad_id
+        self._max_tokens = max_tokens
+        self._max_windows = max_windows
+
+    def __str__(self) -> str:
+        return f"{self._max_tokens} tokens, {self._max_windows} window(s), padding {self._pad_id}"
+
+    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+        """Returns the ids of all windows with their special tokens, and the number of each one's text."""
+        found: list[Ids] = []
+        owners: list[int] = []
+        for number, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+            parts = [encoding, *encoding.overflowing][: self._max_windows]
+            found += [part.ids for part in parts]
+            owners += [number] * len(parts)
+        return found, np.array(owners, dtype=np.int64)
+
+    def inputs(self, windows: Sequence[Ids]) -> Inputs:
+        """Returns `input_ids`, (n, longest) int64."""
+        ids = np.full((len(windows), max(len(window) for window in windows)), self._pad_id, dtype=np.int64)
+        for row, window in enumerate(windows):
+            ids[row, : len(window)] = window
+        return {"input_ids": ids}

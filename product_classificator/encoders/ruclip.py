@@ -1,0 +1,66 @@
+"""A converted ruCLIP checkpoint as an encoder.
+
+Preparation is that of the published system unless the name asks for another (see `spec`); either way it is part of the
+fingerprint. Embeddings of the same weights in bfloat16 (on CUDA) differ from those in float32 by rounding only, so
+precision and device are not.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import CLIPModel
+from transformers.utils import logging as transformers_logging
+
+from product_classificator.encoders.checkpoint import MARKER, Marker, converted, read_marker
+from product_classificator.encoders.clip import ClipEncoder
+from product_classificator.encoders.preparation import MAX_WINDOWS, SquarePreparation, TokenPreparation
+from product_classificator.encoders.spec import EncoderSpec
+from product_classificator.encoders.tokenizer import PAD_ID
+from product_classificator.encoders.towers import Compute, TorchTowers
+
+
+def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> ClipEncoder:
+    """Loads a ruCLIP checkpoint, converted or not.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged or foreign.
+    """
+    if (folder / MARKER).is_file():
+        return _read(folder, read_marker(folder), spec, compute)
+    with converted(folder) as (ready, marker):
+        return _read(ready, marker, spec, compute)
+
+
+def _read(folder: Path, marker: Marker, spec: EncoderSpec, compute: Compute) -> ClipEncoder:
+    images = SquarePreparation(marker.size_px, marker.mean, marker.std, "letterbox" if spec.letterbox else "crop")
+    texts = TokenPreparation(
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+        pad_id=PAD_ID,
+        max_tokens=marker.max_tokens,
+        max_windows=MAX_WINDOWS if spec.windows else 1,
+    )
+    known = repr((sorted(marker.sha256.items()), images, str(texts)))
+    with quiet_loading():
+        model = CLIPModel.from_pretrained(folder, dtype=compute.torch_dtype)
+    return ClipEncoder(
+        name=str(spec),
+        fingerprint=f"ruclip-{hashlib.blake2b(known.encode(), digest_size=8).hexdigest()}",
+        towers=TorchTowers(model, model.config.projection_dim, compute),
+        images=images,
+        texts=texts,
+    )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers from drawing a progress bar over weights that load in a second."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()

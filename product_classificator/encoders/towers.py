@@ -1,0 +1,141 @@
+"""The two towers of a CLIP-like network: prepared inputs in, features out, on the device they were put on.
+
+`TorchTowers` computes with PyTorch; `onnx` holds the same door with ONNX Runtime.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from product_classificator.encoders.base import cores
+from product_classificator.encoders.preparation import Inputs
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.types import Floats
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
+
+
+class Towers(Protocol):
+    """Computes features.
+
+    Attributes:
+        image_dim: width of the features of photos.
+        text_dim: width of the features of texts.
+    """
+
+    image_dim: int
+    text_dim: int
+
+    def of_images(self, inputs: Inputs) -> Floats:
+        """Returns (n, image_dim) float32, of any length."""
+
+    def of_texts(self, inputs: Inputs) -> Floats:
+        """Returns (n, text_dim) float32, of any length."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how towers compute, checked.
+
+    Attributes:
+        device: as torch names it; "auto" becomes the GPU where there is one.
+        dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
+        threads: CPU threads; `None`: the cores this process may use.
+
+    Raises:
+        DataError: there is no such device or precision, or there are fewer cores.
+    """
+
+    device: str = "cpu"
+    dtype: Dtype = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise DataError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.threads is not None and not 1 <= self.threads <= cores():
+            raise DataError(
+                f"threads must lie between 1 and the {cores()} cores (more slow it down), got {self.threads}"
+            )
+        object.__setattr__(self, "device", _device(self.device))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The precision as torch names it."""
+        if self.dtype == "auto":
+            return torch.bfloat16 if self.device.startswith("cuda") else torch.float32
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DataError(f"there is no device {device!r} on this machine ({error}): use 'cpu' or 'auto'") from error
+    return device
+
+
+class TorchTowers:
+    """Towers of a model of transformers.
+
+    Args:
+        model: has `get_image_features` and `get_text_features`; both answer `dim` columns.
+        dim: width of the features.
+        compute: device, precision and threads.
+    """
+
+    def __init__(self, model: PreTrainedModel, dim: int, compute: Compute) -> None:
+        self.model = model.eval().to(compute.device)
+        self.image_dim = self.text_dim = dim
+        self.device = compute.device
+        self._threads = compute.threads or cores()
+
+    def of_images(self, inputs: Inputs) -> Floats:
+        """Returns (n, image_dim) float32."""
+        with computing(self._threads):
+            return _features(self.model.get_image_features(**self._tensors(inputs)))
+
+    def of_texts(self, inputs: Inputs) -> Floats:
+        """Returns (n, text_dim) float32."""
+        with computing(self._threads):
+            return _features(self.model.get_text_features(**self._tensors(inputs)))
+
+    def _tensors(self, inputs: Inputs) -> dict[str, Tensor]:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        return {
+            name: tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in tensors.items()
+        }
+
+
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Lets PyTorch compute, and only compute, on so many threads of the CPU; the caller's number comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _features(output: object) -> Floats:
+    """Returns the projected features: models of transformers answer them bare, or as the pooled output."""
+    found = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(found, Tensor):
+        raise ArtifactError(f"a CLIP-like model must answer one vector per input, got {type(output).__name__}")
+    features: Floats = found.float().cpu().numpy()
+    return features

@@ -1,0 +1,93 @@
+"""Turns the parameters of the published `Trainer` into settings, and its ClearML task into a watch."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from product_classificator.errors import DataError, nearest
+from product_classificator.heads import EpochFacts, HeadSettings
+from product_classificator.training.run import Watch
+
+_ONLY: Mapping[str, tuple[str, ...]] = {
+    "criterion": ("CrossEntropyLoss",),
+    "optimizer": ("Adam", "AdamW"),
+    "classificator": ("MLP",),
+    "classificator_params.activation": ("ReLU",),
+}
+_RENAMED: Mapping[str, str] = {
+    "epochs": "max_epochs",
+    "batch_size": "batch_size",
+    "optimizer_params.lr": "learning_rate",
+    "optimizer_params.weight_decay": "weight_decay",
+    "classificator_params.dropout": "dropout",
+}
+_KNOWN = (*_ONLY, *_RENAMED, "classificator_params.hidden_channels", "classificator_params.in_channels")
+
+
+def published_settings(params: Mapping[str, Any], seed: int = 0) -> HeadSettings:
+    """Returns the published recipe with the changes that `heads_train_params` asks for.
+
+    Args:
+        params: as the published `Trainer` took them: criterion, optimizer, optimizer_params (lr, weight_decay),
+            classificator, classificator_params (hidden_channels, dropout, activation; in_channels follows from the
+            encoder), epochs, batch_size. Classes may be given or named.
+        seed: of weights, order and dropout.
+
+    Raises:
+        DataError: a parameter is unknown, or asks for what the heads do not have.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        inner = name in ("optimizer_params", "classificator_params")
+        if inner and not isinstance(value, Mapping):
+            raise DataError(f"{name} of heads_train_params must be a dictionary, got {value!r}")
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if inner else {name: value}
+    changes: dict[str, Any] = {}
+    for name, value in flat.items():
+        if name not in _KNOWN:
+            raise DataError(f"heads_train_params has no {name!r}: {nearest(name, _KNOWN)}")
+        if name in _ONLY and (given := value if isinstance(value, str) else value.__name__) not in _ONLY[name]:
+            raise DataError(f"{name} of heads_train_params must be {' or '.join(_ONLY[name])}, got {given}")
+        if name in _RENAMED:
+            changes[_RENAMED[name]] = value
+    hidden = flat.get("classificator_params.hidden_channels", [HeadSettings.published().hidden])
+    if len(hidden) != 1:
+        raise DataError(f"hidden_channels of heads_train_params must name one hidden layer, got {list(hidden)}")
+    settings = HeadSettings.published(seed)
+    epochs = changes.get("max_epochs", settings.max_epochs)
+    return replace(settings, hidden=hidden[0], patience=epochs, **changes)
+
+
+class TaskLogger(Protocol):
+    """The logger of a ClearML task."""
+
+    def report_scalar(self, title: str, series: str, value: float, iteration: int) -> None:
+        """Adds a point to a curve."""
+
+    def report_text(self, text: str) -> None:
+        """Adds a line to the log."""
+
+
+class Task(Protocol):
+    """A ClearML task."""
+
+    def get_logger(self) -> TaskLogger:
+        """Returns its logger."""
+
+
+def watched_by(task: Task, watch: Watch) -> Watch:
+    """Returns a watch that tells a ClearML task, too: a line per stage, a point per epoch and characteristic."""
+    log = task.get_logger()
+
+    def on_stage(sentence: str) -> None:
+        log.report_text(sentence)
+        watch.on_stage(sentence)
+
+    def on_epoch(epoch: EpochFacts) -> None:
+        log.report_scalar("train loss", "all characteristics", epoch.train_loss, epoch.epoch)
+        for name, score in {**epoch.valid_macro_f1, "mean": epoch.mean_valid_macro_f1}.items():
+            log.report_scalar("valid macro-F1", name, score, epoch.epoch)
+        if watch.on_epoch is not None:
+            watch.on_epoch(epoch)
+
+    return replace(watch, on_stage=on_stage, on_epoch=on_epoch)

@@ -1,0 +1,195 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from product_classificator.encoders import Encoder, EncoderSpec, cores, load_encoder
+from product_classificator.encoders.labels import embed_labels
+from product_classificator.encoders.onnx import OnnxTowers, clip_of, export_towers
+from product_classificator.encoders.preparation import SquarePreparation
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.text import clean_published
+from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
+
+GOLDEN = Path(__file__).parents[3] / "shared/fixtures/ruclip-tiny"
+LONG = "кружка стеклянная для дома " * 40
+TEXTS = ["Кружка", "", "   ", "Футболка женская, хлопок 100 %", LONG, "ваза " * 20, "商品 😀 \ud800"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return load_encoder(str(folder))
+
+
+def photos(n, size=(60, 90)):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(n)]
+
+
+def test_ruclip_keeps_the_promises_of_an_encoder(encoder):
+    assert isinstance(encoder, Encoder)
+    for vectors, n in ((encoder.encode_images(photos(3)), 3), (encoder.encode_texts(TEXTS), len(TEXTS))):
+        assert vectors.shape == (n, CONFIG["embed_dim"])
+        assert vectors.dtype == np.float32
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, CONFIG["embed_dim"])
+
+
+def test_the_order_is_kept_and_batches_do_not_matter(encoder):
+    images, texts = photos(40), [f"кружка номер {i} " * (i % 9) for i in range(150)]
+    assert np.allclose(
+        encoder.encode_images(images)[[39, 3]], encoder.encode_images([images[39], images[3]]), atol=1e-5
+    )
+    assert np.allclose(encoder.encode_texts(texts)[[149, 3]], encoder.encode_texts([texts[149], texts[3]]), atol=1e-5)
+
+
+def test_the_name_of_a_folder_is_its_whole_path(folder, encoder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert load_encoder("tiny").name == encoder.name == str(folder)
+    assert load_encoder("tiny+windows").name == f"{folder}+windows"
+
+
+def test_every_option_changes_the_fingerprint_and_the_device_does_not(folder, encoder):
+    options = ["", "+letterbox", "+windows", "+clean", "+letterbox+windows+clean"]
+    assert len({load_encoder(f"{folder}{option}").fingerprint for option in options}) == len(options)
+    assert load_encoder(str(folder), dtype="float16", device="cpu", threads=1).fingerprint == encoder.fingerprint
+
+
+def test_a_crop_takes_the_square_in_the_middle_and_a_letterbox_loses_nothing():
+    stripes = np.full((20, 40, 3), 200, dtype=np.uint8)
+    stripes[:, :10] = 0
+    for fit, edge in (("crop", 200), ("letterbox", 0)):
+        preparation = SquarePreparation(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), fit)
+        prepared = preparation.prepare(Image.fromarray(stripes))
+        assert prepared.size == (16, 16)
+        assert abs(int(np.asarray(prepared)[8, 0, 0]) - edge) < 8
+        assert preparation.prepare(prepared).tobytes() == prepared.tobytes()
+        assert preparation.inputs([prepared])["pixel_values"].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (700, 2)])
+def test_photos_of_any_mode_and_shape_are_prepared(encoder, mode, size):
+    for option in ("", "+letterbox"):
+        images = load_encoder(encoder.name + option).images
+        assert images.prepare(Image.new(mode, size)).size == (32, 32)
+
+
+def test_only_the_windows_read_what_comes_late(folder, encoder):
+    early, late = LONG, LONG + "куртка зимняя " * 20
+    assert np.allclose(*encoder.encode_texts([early, late]))
+    windows = load_encoder(f"{folder}+windows")
+    assert not np.allclose(*windows.encode_texts([early, late]), atol=1e-3)
+    assert np.allclose(windows.encode_texts(["кружка"]), encoder.encode_texts(["кружка"]), atol=1e-6)
+
+
+def test_a_text_of_any_length_has_at_most_eight_windows(folder):
+    windows, owners = load_encoder(f"{folder}+windows").texts.windows(["кружка " * 5000, "ваза"])
+    assert max(len(window) for window in windows) == 77
+    assert owners.tolist() == [0] * 8 + [1]
+
+
+def test_cleaned_texts_are_those_of_the_published_system(folder, encoder):
+    cleaning = load_encoder(f"{folder}+clean")
+    noisy = "Кружка для дома, 300 мл, 10х20 см!!!"
+    assert np.array_equal(cleaning.encode_texts([noisy]), encoder.encode_texts([clean_published(noisy)]))
+    assert not np.allclose(cleaning.encode_texts([noisy]), encoder.encode_texts([noisy]), atol=1e-3)
+    assert np.array_equal(cleaning.encode_images(photos(2)), encoder.encode_images(photos(2)))
+
+
+def test_names_of_special_tokens_in_a_text_are_plain_letters(encoder):
+    windows, _ = encoder.texts.windows(["кружка <EOS> <PAD> ваза"])
+    assert windows[0].count(3) == 1
+    assert 0 not in windows[0]
+
+
+def test_labels_are_embedded_in_sentences(encoder):
+    vectors = embed_labels(encoder, ["Кружки", "Вазы"])
+    assert vectors.shape == (2, CONFIG["embed_dim"])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(embed_labels(encoder, ["ваза"], ["{}"]), encoder.encode_texts(["ваза"]), atol=1e-6)
+    for templates in (["это"], []):
+        with pytest.raises(DataError, match=r"a template is a sentence with .* for the label"):
+            embed_labels(encoder, ["ваза"], templates)
+
+
+def test_a_name_is_taken_apart_and_put_together():
+    spec = EncoderSpec.parse("hf:org/model+windows+clean+st:org/sentences+v2")
+    assert spec == EncoderSpec("hf:org/model", windows=True, clean=True, text_encoder="org/sentences+v2")
+    assert EncoderSpec.parse(str(spec)) == spec
+    assert str(EncoderSpec.parse("a+clean+letterbox")) == "a+letterbox+clean"
+    with pytest.raises(DataError, match=r"an option of an encoder is given once, found '.clean' twice"):
+        EncoderSpec.parse("lite+clean+windows+clean")
+    for name in ("", "+clean", "lite+st:"):
+        with pytest.raises(DataError, match="an encoder is written <encoder>"):
+            EncoderSpec.parse(name)
+
+
+def test_what_cannot_be_computed_with_is_refused(folder, tmp_path):
+    with pytest.raises(DataError, match="there is no device 'nonsense' on this machine"):
+        load_encoder(str(folder), device="nonsense")
+    with pytest.raises(DataError, match="dtype must be one of auto, float32, bfloat16, float16, got 'int3'"):
+        load_encoder(str(folder), dtype="int3")
+    with pytest.raises(DataError, match="threads must lie between 1 and"):
+        load_encoder(str(folder), threads=cores() + 1)
+    with pytest.raises(DataError, match="nor a folder of that name: did you mean 'ruclip-vit-base-patch16-224'"):
+        load_encoder("ruclip-vit-base-patch16-22")
+    with pytest.raises(ArtifactError, match="holds neither"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(DataError, match="'lite' pads photos and reads long texts already"):
+        load_encoder("lite+letterbox")
+
+
+def test_lower_precision_answers_almost_the_same(folder, encoder):
+    half = load_encoder(str(folder), dtype="bfloat16")
+    for exact, rounded in (
+        (encoder.encode_images(photos(4)), half.encode_images(photos(4))),
+        (encoder.encode_texts(TEXTS), half.encode_texts(TEXTS)),
+    ):
+        assert (exact * rounded).sum(1).min() > 0.999
+
+
+def test_onnx_answers_what_torch_answers(folder, tmp_path):
+    encoder = load_encoder(f"{folder}+clean")
+    texts = [*TEXTS, *("ваза " * n for n in range(1, 40))]
+    expected = encoder.encode_images(photos(5)), encoder.encode_texts(texts)
+    clip = clip_of(encoder)
+    export_towers(clip, tmp_path / "onnx", "Кружка", photos(1)[0])
+    clip.towers = OnnxTowers(tmp_path / "onnx", threads=1)
+    assert np.abs(encoder.encode_images(photos(5)) - expected[0]).max() < 1e-4
+    assert np.abs(encoder.encode_texts(texts) - expected[1]).max() < 1e-4
+    with pytest.raises(DataError, match="towers are exported from PyTorch"):
+        export_towers(clip, tmp_path / "again", "Кружка", photos(1)[0])
+    (tmp_path / "onnx/text.onnx").write_bytes(b"broken")
+    with pytest.raises(ArtifactError, match=r"cannot be read .* export them again"):
+        OnnxTowers(tmp_path / "onnx")
+
+
+def test_an_encoder_without_towers_cannot_be_exported():
+    with pytest.raises(DataError, match="only CLIP-like encoders have towers to export, 'lite' is none"):
+        clip_of(load_encoder("lite"))
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden checkpoint is not here")
+def test_pixels_and_embeddings_are_those_of_the_original_code(tmp_path):
+    shutil.copytree(GOLDEN, tmp_path / "tiny")
+    encoder = load_encoder(str(tmp_path / "tiny"))
+    names = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+    golden = np.load(GOLDEN / "golden.npz")
+    images = [Image.open(GOLDEN / "images" / name) for name in names["images"]]
+    pixels = encoder.images.inputs(images)["pixel_values"]
+    for name, found, known in zip(names["images"], pixels, golden["pixel_values"], strict=True):
+        assert np.abs(found - known).max() <= (2e-2 if name.endswith(".jpg") else 1e-5), name
+    of_images = encoder.towers.of_images({"pixel_values": golden["pixel_values"]})
+    of_texts = encoder.towers.of_texts({"input_ids": golden["input_ids"].astype(np.int64)})
+    for found, known in ((of_images, golden["image_embeds_normalized"]), (of_texts, golden["text_embeds_normalized"])):
+        assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) - known).max() < 1e-5
+    assert np.abs(encoder.encode_texts(names["texts"]) - golden["text_embeds_normalized"]).max() < 1e-5

@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from product_classificator import Classificator
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.heads import HeadSettings
+from product_classificator.training import Trainer, Watch
+from product_classificator.training.published import published_settings
+from tests.conftest import QUICK
+from tests.encoders.tiny_ruclip import write_checkpoint
+
+PUBLISHED_PARAMS = {
+    "criterion": torch.nn.CrossEntropyLoss,
+    "optimizer": torch.optim.Adam,
+    "optimizer_params": {"lr": 0.01},
+    "classificator": "MLP",
+    "classificator_params": {
+        "in_channels": 1024,
+        "hidden_channels": [32],
+        "dropout": 0.1,
+        "activation": torch.nn.ReLU,
+    },
+    "epochs": 4,
+    "batch_size": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_ruclip(tmp_path_factory):
+    """A folder in which a ruCLIP model lies under its name."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "ruclip/ruclip-vit-base-patch32-224")
+
+
+@pytest.fixture
+def make_trainer(shop_files, tiny_ruclip, tmp_path):
+    table, images = shop_files
+
+    def make(kind=Trainer, **changes):
+        chosen = {
+            "characteristics": ["kind", "colour"],
+            "ruclip_model": str(tiny_ruclip),
+            "save_dir": tmp_path / "experiments",
+            "settings": QUICK,
+            **changes,
+        }
+        return kind(images, pd.read_parquet(table).head(90), **chosen)
+
+    return make
+
+
+def test_a_training_leaves_an_experiment_and_another_reuses_its_embeddings(make_trainer, tmp_path):
+    trainer = make_trainer(cache_dir=tmp_path / "cache")
+    assert trainer.experiment_dir is None
+    training = trainer.train_heads_only()
+    assert trainer.experiment_dir.parent == tmp_path / "experiments"
+    assert np.isfinite(training.evaluation.mean_macro_f1)
+    encoded = []
+    trainer.train_heads_only(experiment_name="again", watch=Watch(on_chunk=lambda chunk: encoded.append(chunk.encoded)))
+    assert trainer.experiment_dir.name == "again"
+    assert sum(encoded) == 0
+    with pytest.raises(DataError, match=r"every experiment has a folder of its own, .*again is there already"):
+        trainer.train_heads_only(experiment_name="again")
+
+
+def test_a_classificator_takes_the_heads_of_an_experiment(make_trainer, tiny_ruclip):
+    trainer = make_trainer()
+    trainer.train_heads_only()
+    classificator = Classificator(heads_ver=trainer.experiment_dir)
+    assert classificator.model_name == str(tiny_ruclip)
+    assert set(classificator.classify_products("A nice cup")) == {"kind", "colour"}
+
+
+def test_a_subclass_brings_and_changes_the_products(make_trainer):
+    class ShopTrainer(Trainer):
+        def _loading_texts(self):
+            return self.path_to_texts.rename(columns={"description": "words"})
+
+        def _preprocessing_texts(self, products):
+            return products[products.kind != "sock"]
+
+    training = make_trainer(ShopTrainer, text="words").train_heads_only()
+    assert training.fitted.bundle.labels["kind"] == ("cup", "hat")
+
+
+def test_a_model_fetched_to_the_cache_is_deleted_when_asked_for(make_trainer, tmp_path):
+    write_checkpoint(tmp_path / "cache/ruclip/ruclip-vit-base-patch32-224")
+    trainer = make_trainer(ruclip_model="ruclip-vit-base-patch32-224", cache_dir=tmp_path / "cache")
+    trainer.end_of_train["del_img_and_txt_tensors"] = True
+    trainer.end_of_train["del_loaded_ruclip_model"] = True
+    trainer.train_heads_only()
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_a_folder_of_the_user_is_never_deleted(make_trainer, tiny_ruclip):
+    trainer = make_trainer()
+    trainer.end_of_train["del_loaded_ruclip_model"] = True
+    trainer.train_heads_only()
+    assert (tiny_ruclip / "pytorch_model.bin").is_file()
+
+
+def test_clusters_are_made_when_asked_for(make_trainer):
+    trainer = make_trainer(clusterization_params={"n_clusters": 5})
+    trainer.train_heads_only()
+    scores = pd.read_csv(trainer.experiment_dir / "clusters/clusters.csv", index_col=0)
+    assert set(scores.index) == {"kind", "colour"}
+    assert (trainer.experiment_dir / "clusters/clusters.png").is_file()
+    with pytest.raises(DataError, match="clusterization_params has no 'n_cluster': did you mean 'n_clusters'"):
+        make_trainer(clusterization_params={"n_cluster": 5})
+
+
+class RecordingTask:
+    """A ClearML task that writes down what it is told."""
+
+    def __init__(self):
+        self.scalars, self.lines = [], []
+
+    def get_logger(self):
+        return self
+
+    def report_scalar(self, title, series, value, iteration):
+        self.scalars.append((title, series, iteration))
+
+    def report_text(self, text):
+        self.lines.append(text)
+
+
+def test_a_task_is_told_of_every_epoch(make_trainer):
+    task = RecordingTask()
+    training = make_trainer().train_heads_only(task)
+    epochs = {iteration for title, _, iteration in task.scalars if title == "train loss"}
+    assert epochs == set(range(1, len(training.fitted.history) + 1))
+    assert ("valid macro-F1", "kind", 1) in task.scalars
+    assert "Fitting the heads" in task.lines
+
+
+def test_published_parameters_mean_the_published_recipe(make_trainer):
+    trainer = make_trainer(heads_train_params=PUBLISHED_PARAMS, min_products_in_sub_cat=5)
+    training = trainer.train_heads_only()
+    settings = json.loads((trainer.experiment_dir / "run.json").read_text())["settings"]["heads"]
+    assert (settings["recipe"], settings["max_epochs"], settings["hidden"]) == ("published", 4, 32)
+    assert (settings["learning_rate"], settings["dropout"], settings["min_products_per_label"]) == (0.01, 0.1, 5)
+    assert len(training.fitted.history) == 4
+    assert published_settings({}) == HeadSettings.published()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"epoch": 3}, "heads_train_params has no 'epoch': did you mean 'epochs'"),
+        ({"optimizer_params": {"betas": (0.9, 0.99)}}, "heads_train_params has no 'optimizer_params.betas'"),
+        ({"optimizer": torch.optim.SGD}, "optimizer of heads_train_params must be Adam or AdamW, got SGD"),
+        ({"criterion": "NLLLoss"}, "criterion of heads_train_params must be CrossEntropyLoss, got NLLLoss"),
+        ({"classificator_params": {"hidden_channels": [64, 32]}}, r"must name one hidden layer, got \[64, 32\]"),
+        ({"epochs": 0}, "max_epochs must be at least 1, got 0"),
+        ({"optimizer_params": 3}, "optimizer_params of heads_train_params must be a dictionary, got 3"),
+    ],
+)
+def test_what_the_heads_do_not_have_is_refused(params, message):
+    with pytest.raises(DataError, match=message):
+        published_settings(params)
+
+
+def test_wrong_arguments_are_told_at_once_and_missing_files_by_the_training(make_trainer, tmp_path):
+    with pytest.raises(DataError, match="min_products_in_sub_cat must be > 1, got 1"):
+        make_trainer(min_products_in_sub_cat=1)
+    trainer = Trainer(None, tmp_path / "no.parquet", save_dir=tmp_path)
+    with pytest.raises(DataError, match=r"there is no file .*no.parquet"):
+        trainer.train_heads_only()
+    with pytest.raises(ArtifactError, match="cannot be fetched from the hub"):
+        make_trainer(ruclip_model="ruclip-vit-base-patch16-384", cache_dir=tmp_path / "cache").train_heads_only()
