@@ -5,6 +5,9 @@ common ones in macro-F1, so the joint recipe adds `prior_strength` x the log fre
 while training (balanced softmax, Ren et al. 2020; Menon et al. 2021), and leaves it away in use. The weights of the
 epoch with the best validation macro-F1 are kept, as a copy. Validation products choose that epoch and the
 temperatures, nothing else; nothing is learned from test products.
+
+Where a label has few products, the joint recipe starts from the names of the labels (`zero_shot`): macro-F1 of
+`sub_category` on validation products with 1, 3 and 9 training products a label .41, .51, .66 instead of .29, .47, .63.
 """
 
 import logging
