@@ -16,6 +16,7 @@ from product_classificator.errors import ArtifactError
 from product_classificator.files import write_text
 
 _FORMAT = 1
+_HERE = "<run>"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class Run:
         """Writes `run.json`; a run without it is unfinished."""
         folder = self.folder.resolve()
         store = self.store.relative_to(folder) if self.store.is_relative_to(folder) else self.store
-        facts = {"format": _FORMAT, **asdict(self), "store": str(store)}
+        # What lies in the run is named from it, so that the run may be moved.
+        encoder = self.encoder.replace(str(folder), _HERE, 1) if self.encoder.startswith(str(folder)) else self.encoder
+        facts = {"format": _FORMAT, **asdict(self), "store": str(store), "encoder": encoder}
         del facts["folder"]
         write_text(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2))
 
@@ -90,6 +93,7 @@ class Run:
             store = folder.resolve() / facts["store"]
             if not store.exists():  # the run has moved and its store has not
                 store = folder.resolve() / "embeddings"
-            return cls(folder, facts["encoder"], chosen, facts["channels"], store, facts["settings"], facts["facts"])
+            encoder = facts["encoder"].replace(_HERE, str(folder.resolve()), 1)
+            return cls(folder, encoder, chosen, facts["channels"], store, facts["settings"], facts["facts"])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error

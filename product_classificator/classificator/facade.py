@@ -239,13 +239,14 @@ class Classificator:
             ArtifactError: the exported towers answer otherwise.
             MissingExtraError: the exporter is not installed (extra `onnx-export`).
         """
-        from product_classificator.encoders.onnx import clip_of, export_towers
+        from product_classificator.encoders.combined import clip_of
+        from product_classificator.encoders.onnx import export_towers
 
         export_towers(clip_of(self.encoder), self._onnx_folder, text, opened(image))
 
     @property
     def _onnx_folder(self) -> Path:
-        from product_classificator.encoders.onnx import clip_of
+        from product_classificator.encoders.combined import clip_of
 
         return (self.cache_dir or cache_home()) / "onnx" / clip_of(self.encoder).fingerprint
 
@@ -267,7 +268,8 @@ class Classificator:
             DataError: the encoder has no towers.
             ArtifactError: they were not exported, or the files are damaged.
         """
-        from product_classificator.encoders.onnx import OnnxTowers, clip_of
+        from product_classificator.encoders.combined import clip_of
+        from product_classificator.encoders.onnx import OnnxTowers
 
         clip = clip_of(self.encoder)
         if not self.is_onnx_created():
@@ -280,7 +282,7 @@ class Classificator:
 
     def to_clip(self) -> "Classificator":
         """Lets PyTorch compute again, and returns itself."""
-        from product_classificator.encoders.onnx import clip_of
+        from product_classificator.encoders.combined import clip_of
 
         if self._torch_towers is not None:
             clip_of(self.encoder).towers, self._torch_towers = self._torch_towers, None

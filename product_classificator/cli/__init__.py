@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for command in (
     commands.train,
+    commands.tune,
     commands.evaluate,
     commands.predict,
     commands.classify,

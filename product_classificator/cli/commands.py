@@ -77,6 +77,54 @@ def train(
     )
 
 
+def tune(
+    table: TableArg,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted tuning there goes on.")],
+    images: ImagesOpt,
+    encoder: Annotated[str, typer.Option("--encoder", help="A CLIP-like one; see `info encoders`.")],
+    characteristics: CharacteristicsOpt = None,
+    text: TextOpt = None,
+    id_: IdOpt = None,
+    photo: PhotoOpt = None,
+    channels: ChannelsOpt = None,
+    max_pixels: MaxPixelsOpt = None,
+    device: DeviceOpt = "auto",
+    last_blocks: Annotated[int, typer.Option("--last-blocks", min=1, help="Blocks of each tower to train.")] = 1,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the pairs.")] = 5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Pairs compared with one another.")] = 256,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="At its highest.")] = 5e-5,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Folder of the activations.")] = None,
+    cache_limit_gb: Annotated[float, typer.Option("--cache-limit-gb", help="More activations are refused.")] = 100.0,
+) -> None:
+    """Tune the last blocks of an encoder on pairs of photo and text, fit heads, and keep the best epoch."""
+    from product_classificator.cli import console
+    from product_classificator.encoders import load_encoder
+    from product_classificator.training import TuneSettings, read_settings
+    from product_classificator.training import tune as tune_blocks
+
+    settings = read_settings(config, {"encoder": encoder, "seed": seed})
+    catalog = open_catalog(
+        Source(table, images, id_, names(text), photo, channels, max_pixels), names(characteristics), guesses_text=True
+    )
+    console.print_columns(catalog)
+    loaded = load_encoder(encoder, device=device, dtype="float32")
+    tuning = TuneSettings(
+        last_blocks=last_blocks,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        cache_limit_gb=cache_limit_gb,
+    )
+    with console.tune_watch(len(catalog)) as watch:
+        found = tune_blocks(catalog, out, settings, tuning, encoder=loaded, cache_dir=cache_dir, watch=watch)
+    kept = f"epoch {found.best_epoch}" if found.best_epoch else "the untuned encoder: no epoch was better"
+    console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}")
+    console.print_scores(found.evaluation)
+    console.log.print(f"report: {found.run.report / 'tuning.md'} and report.md beside it", soft_wrap=True)
+
+
 def evaluate(
     run: RunArg,
     table: TableArg,

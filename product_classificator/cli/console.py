@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -16,7 +17,7 @@ from product_classificator.encoders import ENCODERS, OPTIONS
 from product_classificator.evaluation import Evaluation
 from product_classificator.heads import EpochFacts, HeadBundle
 from product_classificator.runs import Run
-from product_classificator.training import Watch
+from product_classificator.training import TuneWatch, Watch
 from product_classificator.types import Predictions
 
 out = Console(highlight=False)
@@ -80,6 +81,40 @@ def training_watch(total: int) -> Iterator[Watch]:
             )
 
         yield Watch(lambda sentence: log.print(f"[bold]{escape(sentence)}[/bold]"), products.on_chunk, on_epoch)
+
+
+@contextmanager
+def tune_watch(total: int) -> Iterator[TuneWatch]:
+    """Shows the stages of a tuning, its steps, and a line per epoch; `total` is the number of products."""
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(_BAR_WIDTH * 2),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=log) as progress:
+        products = progress.add_task("products", total=total)
+        steps = progress.add_task("steps", total=None, visible=False)
+
+        def on_step(epoch: int, step: int, of: int, loss: float) -> None:
+            progress.update(
+                steps, completed=step, total=of, description=f"epoch {epoch}, loss {loss:.3f}", visible=True
+            )
+
+        def on_epoch(row: Mapping[str, Any]) -> None:
+            log.print(
+                f"   epoch {row['epoch']:>2}  valid loss {row['valid_loss']:.3f}  recall@1 {row['recall_at_1']:.3f}  "
+                f"macro-F1 of the heads {row['valid_macro_f1']:.3f}"
+            )
+
+        yield TuneWatch(
+            on_stage=lambda sentence: log.print(f"[bold]{escape(sentence)}[/bold]", soft_wrap=True),
+            on_products=lambda n: progress.advance(products, n),
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
 
 
 def print_columns(catalog: Catalog) -> None:

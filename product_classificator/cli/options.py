@@ -108,8 +108,8 @@ def encoder_name(encoder: str | None, text_encoder: str | None) -> str | None:
     return f"{encoder or 'lite'}+{text_encoder}"
 
 
-def open_catalog(source: Source, characteristics: Sequence[str] | None) -> "Catalog":
-    """Opens a table; without `--text` it is photos only where there are photos.
+def open_catalog(source: Source, characteristics: Sequence[str] | None, *, guesses_text: bool = False) -> "Catalog":
+    """Opens a table; without `--text` it is photos only where there are photos, unless its texts are guessed.
 
     The Wildberries tables are opened as they were published: with the description, red and blue of photos swapped.
     """
@@ -118,7 +118,7 @@ def open_catalog(source: Source, characteristics: Sequence[str] | None) -> "Cata
     images, text, channels = None, source.text, Channels.rgb
     if is_wildberries(source.table):
         channels = Channels.bgr
-    elif text is None and source.images is not None:
+    elif text is None and source.images is not None and not guesses_text:
         text = []
     if source.images is not None:
         limits = {} if source.max_pixels is None else {"max_pixels": source.max_pixels}

@@ -6,7 +6,7 @@ give the same numbers.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -106,11 +106,11 @@ def embed_chunks(
 ) -> Iterator[EmbeddedChunk]:
     """Yields the embeddings of a catalog from `first_row` on, `CHUNK_PRODUCTS` at a time, in flat memory."""
     with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
-        ahead: deque[tuple[Products, list[Future[_Loaded]]]] = deque()
+        ahead: deque[tuple[Products, list[Future[Loaded]]]] = deque()
         try:
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
                 rows = zip(products.ids, products.photos, products.texts, strict=True)
-                ahead.append((products, [pool.submit(_load, catalog, encoder, store, *row) for row in rows]))
+                ahead.append((products, [pool.submit(load_product, catalog, encoder, store, *row) for row in rows]))
                 if len(ahead) > 1:
                     yield _embed_chunk(catalog, encoder, store, *ahead.popleft())
             while ahead:
@@ -120,8 +120,8 @@ def embed_chunks(
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """A product's photo, ready for the encoder unless the store knows the product, and what names its content."""
+class Loaded:
+    """A product's photo, ready for the encoder unless the product is known, and what names its content."""
 
     digest: bytes
     image_key: int
@@ -129,9 +129,10 @@ class _Loaded:
     image: Image.Image | None
 
 
-def _load(
-    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, id_: str, photo: str | None, text: str
-) -> _Loaded:
+def load_product(
+    catalog: Catalog, encoder: Encoder, known: Container[bytes] | None, id_: str, photo: str | None, text: str
+) -> Loaded:
+    """Reads a product's photo, and decodes and shrinks it unless the product's digest is `known`."""
     status, key, data = "unused", b"", None
     if catalog.images is not None:
         try:
@@ -142,14 +143,14 @@ def _load(
     digest = blake2b(key or status.encode(), digest_size=16)
     digest.update(text.encode("utf-8", "replace") if catalog.columns.text else b"\0unused")
     image = None
-    if catalog.images is not None and data is not None and (store is None or digest.digest() not in store):
+    if catalog.images is not None and data is not None and (known is None or digest.digest() not in known):
         try:
             image = encoder.prepare_image(catalog.images.decode(data))
         except PhotoError as error:
             status = error.reason
             if status == "too_large":  # under another limit it is another outcome
                 digest.update(str(catalog.images.max_pixels).encode())
-    return _Loaded(digest.digest(), int.from_bytes(key[:8], "little"), status, image)
+    return Loaded(digest.digest(), int.from_bytes(key[:8], "little"), status, image)
 
 
 def _embed_chunk(
@@ -157,7 +158,7 @@ def _embed_chunk(
     encoder: Encoder,
     store: EmbeddingStore | None,
     products: Products,
-    futures: list[Future[_Loaded]],
+    futures: list[Future[Loaded]],
 ) -> EmbeddedChunk:
     loaded = [future.result() for future in futures]
     first = {item.digest: row for row, item in reversed(list(enumerate(loaded)))}
@@ -179,10 +180,17 @@ def _embed_chunk(
         encoder.fingerprint,
     )
     keys = np.array([item.image_key for item in loaded], dtype=np.uint64)
-    return EmbeddedChunk(products.first_row, embeddings, products.texts, keys, row_status(record), len(new))
+    return EmbeddedChunk(
+        products.first_row,
+        embeddings,
+        products.texts,
+        keys,
+        row_status(record.image_status, record.text_status),
+        len(new),
+    )
 
 
-def _encode(catalog: Catalog, encoder: Encoder, products: Products, loaded: list[_Loaded], rows: Rows) -> Record:
+def _encode(catalog: Catalog, encoder: Encoder, products: Products, loaded: list[Loaded], rows: Rows) -> Record:
     """Encodes the products of `rows`; a side that is not there stays zero and says why."""
     image_status = strings([loaded[row].image_status for row in rows])
     images = [loaded[row].image for row in rows]
@@ -210,12 +218,12 @@ def _take(record: Record, rows: Rows) -> Record:
     )
 
 
-def row_status(record: Record) -> Strings:
+def row_status(image_status: Strings, text_status: Strings) -> Strings:
     """Returns for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
-    sides = (("image", record.image_status), ("text", record.text_status))
+    sides = (("image", image_status), ("text", text_status))
     reasons = [
         ",".join(f"{side}_{status[row]}" for side, status in sides if status[row] not in ("ok", "unused"))
-        for row in range(len(record.digests))
+        for row in range(len(image_status))
     ]
     return strings([reason or "ok" for reason in reasons])
 

@@ -92,8 +92,8 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return len(self._index)
 
-    def __contains__(self, digest: bytes) -> bool:
-        return self._index.find(digest) is not None
+    def __contains__(self, digest: object) -> bool:
+        return isinstance(digest, bytes) and self._index.find(digest) is not None
 
     def _add(self, path: Path) -> None:
         try:

@@ -62,8 +62,7 @@ class ClipEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Returns (n, text_dim) float32 vectors of unit length."""
-        # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
-        windows, owners = self.texts.windows([text.encode("utf-8", "ignore").decode() for text in texts])
+        windows, owners = self.texts.windows([readable(text) for text in texts])
         order = np.argsort([len(window) for window in windows], kind="stable")
         found = np.zeros((len(windows), self.text_dim), dtype=np.float32)
         for start in range(0, len(order), _TEXT_BATCH):
@@ -81,3 +80,8 @@ def unit_rows(vectors: Floats) -> Floats:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
     return unit
+
+
+def readable(text: str) -> str:
+    """Returns a text without lone surrogates: they cannot be encoded as UTF-8, which every tokenizer needs."""
+    return text.encode("utf-8", "ignore").decode()

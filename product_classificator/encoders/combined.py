@@ -8,6 +8,8 @@ from typing import Protocol
 from PIL import Image
 
 from product_classificator.encoders.base import Encoder
+from product_classificator.encoders.clip import ClipEncoder, readable
+from product_classificator.errors import DataError
 from product_classificator.text import clean_published
 from product_classificator.types import Floats
 
@@ -101,3 +103,22 @@ class CleaningEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Returns (n, text_dim) float32 vectors of unit length."""
         return self.encoder.encode_texts([clean_published(text) for text in texts])
+
+
+def clip_of(encoder: Encoder) -> ClipEncoder:
+    """Returns the CLIP-like encoder that an encoder is, or cleans texts for.
+
+    Raises:
+        DataError: it is none, so it has no towers.
+    """
+    inner = encoder.encoder if isinstance(encoder, CleaningEncoder) else encoder
+    if not isinstance(inner, ClipEncoder):
+        raise DataError(f"only CLIP-like encoders have towers to export or to tune, {encoder.name!r} is none")
+    return inner
+
+
+def prepared_texts(encoder: Encoder, texts: Sequence[str]) -> list[str]:
+    """Returns texts as the tokenizer of an encoder's towers gets them."""
+    if isinstance(encoder, CleaningEncoder):
+        texts = [clean_published(text) for text in texts]
+    return [readable(text) for text in texts]

@@ -160,7 +160,7 @@ class ProcessedImages:
     """
 
     def __init__(self, processor: BaseImageProcessor, letterbox: bool = False) -> None:
-        self._processor = processor
+        self.processor = processor
         self._letterbox = letterbox
         sizes = {self._processed(Image.new("RGB", size)).size for size in ((96, 32), (32, 96))}
         # None: the size depends on the photo, as in SigLIP 2 of the "naflex" kind, which keeps the shape of photos.
@@ -188,14 +188,14 @@ class ProcessedImages:
     def inputs(self, images: Sequence[Image.Image]) -> Inputs:
         """Returns the processor's arrays: `pixel_values`, and for some models masks and shapes of the patches."""
         prepared = [self.prepare(image) for image in images]
-        found = self._processor(prepared, do_resize=False, do_center_crop=False, return_tensors="np")
+        found = self.processor(prepared, do_resize=False, do_center_crop=False, return_tensors="np")
         return {name: np.asarray(values) for name, values in found.items()}
 
     def _processed(self, image: Image.Image) -> Image.Image:
         """Resizes and crops, and leaves the scaling of the pixels to `inputs`."""
-        if getattr(self._processor, "do_center_crop", None):
+        if getattr(self.processor, "do_center_crop", None):
             image = _middle(image)
-        found = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        found = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
         pixels = np.asarray(found["pixel_values"])[0]
         if "spatial_shapes" in found:  # (patches, side * side * 3), the patches row by row
             rows, columns = np.asarray(found["spatial_shapes"])[0]
@@ -242,7 +242,7 @@ class TokenizedTexts:
         own = [place for place, is_special in enumerate(probe["special_tokens_mask"]) if not is_special]
         self._before, self._after = ids[: own[0]], ids[own[-1] + 1 :]
         self._room = max_tokens - len(self._before) - len(self._after)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         # Some vocabularies hold the names of special tokens as words, and find them in texts.
         self._reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._max_tokens = max_tokens
@@ -257,7 +257,7 @@ class TokenizedTexts:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
         found: list[Ids] = []
         owners: list[int] = []
-        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         for number, tokens in enumerate(encoded):
             ids = [token for token in tokens if token not in self._reserved]
             starts = range(0, max(1, len(ids)), self._room)[: self._max_windows]
@@ -268,7 +268,7 @@ class TokenizedTexts:
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids` (n, longest) int64, and `attention_mask` of the same shape where the tower wants one."""
         padding = {"padding": "max_length", "max_length": self._max_tokens} if self._pads_to_max else {"padding": True}
-        found = self._tokenizer.pad({"input_ids": list(windows)}, return_tensors="np", **padding)
+        found = self.tokenizer.pad({"input_ids": list(windows)}, return_tensors="np", **padding)
         return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
 
 

@@ -18,30 +18,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from product_classificator.encoders.base import Encoder, cores
+from product_classificator.encoders.base import cores
 from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.combined import CleaningEncoder
 from product_classificator.encoders.preparation import Inputs
-from product_classificator.encoders.towers import TorchTowers
-from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+from product_classificator.encoders.towers import TorchTowers, torch_towers_of
+from product_classificator.errors import ArtifactError, MissingExtraError
 from product_classificator.files import replacing_folder
 from product_classificator.types import Floats
 
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 _LARGEST_DIFFERENCE = 1e-4
 _SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
-
-
-def clip_of(encoder: Encoder) -> ClipEncoder:
-    """Returns the CLIP-like encoder that an encoder is, or cleans texts for.
-
-    Raises:
-        DataError: it is none, so it has no towers.
-    """
-    inner = encoder.encoder if isinstance(encoder, CleaningEncoder) else encoder
-    if not isinstance(inner, ClipEncoder):
-        raise DataError(f"only CLIP-like encoders have towers to export, {encoder.name!r} is none")
-    return inner
 
 
 def is_exported(folder: Path) -> bool:
@@ -65,9 +52,7 @@ def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Im
     """
     if importlib.util.find_spec("onnxscript") is None or importlib.util.find_spec("onnx") is None:
         raise MissingExtraError("exporting to ONNX", "onnx-export")
-    towers = encoder.towers
-    if not isinstance(towers, TorchTowers):
-        raise DataError("towers are exported from PyTorch, these are exported already: load the encoder anew")
+    towers = torch_towers_of(encoder)
     images = encoder.images.inputs([image, image])
     texts = encoder.texts.inputs(encoder.texts.windows([text, *_SAMPLE_TEXTS])[0])
     with replacing_folder(folder) as new:

@@ -111,19 +111,19 @@ class TokenPreparation:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._pad_id = pad_id
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._max_windows = max_windows
 
     def __str__(self) -> str:
-        return f"{self._max_tokens} tokens, {self._max_windows} window(s), padding {self._pad_id}"
+        return f"{self.max_tokens} tokens, {self._max_windows} window(s), padding {self._pad_id}"
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
         found: list[Ids] = []
         owners: list[int] = []
-        for number, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+        for number, encoding in enumerate(self.tokenizer.encode_batch(list(texts))):
             parts = [encoding, *encoding.overflowing][: self._max_windows]
             found += [part.ids for part in parts]
             owners += [number] * len(parts)

@@ -40,6 +40,13 @@ class Towers(Protocol):
         """Returns (n, text_dim) float32, of any length."""
 
 
+class HasTowers(Protocol):
+    """What is made of two towers."""
+
+    @property
+    def towers(self) -> Towers: ...  # noqa: D102 - said above
+
+
 @dataclass(frozen=True)
 class Compute:
     """Where and how towers compute, checked.
@@ -100,19 +107,20 @@ class TorchTowers:
         self.model = model.eval().to(compute.device)
         self.image_dim = self.text_dim = dim
         self.device = compute.device
-        self._threads = compute.threads or cores()
+        self.threads = compute.threads or cores()
 
     def of_images(self, inputs: Inputs) -> Floats:
         """Returns (n, image_dim) float32."""
-        with computing(self._threads):
-            return _features(self.model.get_image_features(**self._tensors(inputs)))
+        with computing(self.threads):
+            return _features(self.model.get_image_features(**self.tensors(inputs)))
 
     def of_texts(self, inputs: Inputs) -> Floats:
         """Returns (n, text_dim) float32."""
-        with computing(self._threads):
-            return _features(self.model.get_text_features(**self._tensors(inputs)))
+        with computing(self.threads):
+            return _features(self.model.get_text_features(**self.tensors(inputs)))
 
-    def _tensors(self, inputs: Inputs) -> dict[str, Tensor]:
+    def tensors(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Returns inputs as tensors on the device, fractions in the precision of the model."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         return {
             name: tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else tensor.dtype)
@@ -139,3 +147,14 @@ def _features(output: object) -> Floats:
         raise ArtifactError(f"a CLIP-like model must answer one vector per input, got {type(output).__name__}")
     features: Floats = found.float().cpu().numpy()
     return features
+
+
+def torch_towers_of(clip: HasTowers) -> TorchTowers:
+    """Returns the towers of a CLIP-like encoder that computes with PyTorch.
+
+    Raises:
+        DataError: it computes otherwise now.
+    """
+    if not isinstance(clip.towers, TorchTowers):
+        raise DataError("towers are exported and tuned in PyTorch, these are exported already: load the encoder anew")
+    return clip.towers

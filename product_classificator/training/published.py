@@ -1,12 +1,14 @@
 """Turns the parameters of the published `Trainer` into settings, and its ClearML task into a watch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from product_classificator.errors import DataError, nearest
 from product_classificator.heads import EpochFacts, HeadSettings
+from product_classificator.training.contrast import TuneSettings
 from product_classificator.training.run import Watch
+from product_classificator.training.tune import TuneWatch
 
 _ONLY: Mapping[str, tuple[str, ...]] = {
     "criterion": ("CrossEntropyLoss",),
@@ -24,6 +26,54 @@ _RENAMED: Mapping[str, str] = {
 _KNOWN = (*_ONLY, *_RENAMED, "classificator_params.hidden_channels", "classificator_params.in_channels")
 
 
+_TUNED: Mapping[str, str] = {
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "num_last_resblocks_to_train": "last_blocks",
+    "optimizer_params.lr": "learning_rate",
+    "optimizer_params.betas": "betas",
+    "optimizer_params.eps": "eps",
+    "optimizer_params.weight_decay": "weight_decay",
+}
+_ONLY_TUNED: Mapping[str, tuple[str, ...]] = {
+    "img_criterion": ("CrossEntropyLoss",),
+    "txt_criterion": ("CrossEntropyLoss",),
+    "optimizer": ("Adam", "AdamW"),
+}
+
+
+def published_tuning(params: Mapping[str, Any]) -> TuneSettings:
+    """Returns how the last blocks are tuned, as `ruclip_train_params` asks for.
+
+    Args:
+        params: as the published `Trainer` took them: epochs, batch_size, num_last_resblocks_to_train, optimizer,
+            optimizer_params (lr, betas, eps, weight_decay), img_criterion, txt_criterion.
+
+    Raises:
+        DataError: a parameter is unknown, or asks for what the tuning does not have.
+    """
+    flat = _flat(params, "ruclip_train_params", (*_ONLY_TUNED, *_TUNED), _ONLY_TUNED)
+    return TuneSettings(**{_TUNED[name]: value for name, value in flat.items() if name in _TUNED})
+
+
+def _flat(
+    params: Mapping[str, Any], where: str, known: Sequence[str], only: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    """Returns parameters with dotted names, checked."""
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        inner = name in ("optimizer_params", "classificator_params")
+        if inner and not isinstance(value, Mapping):
+            raise DataError(f"{name} of {where} must be a dictionary, got {value!r}")
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if inner else {name: value}
+    for name, value in flat.items():
+        if name not in known:
+            raise DataError(f"{where} has no {name!r}: {nearest(name, known)}")
+        if name in only and (given := value if isinstance(value, str) else value.__name__) not in only[name]:
+            raise DataError(f"{name} of {where} must be {' or '.join(only[name])}, got {given}")
+    return flat
+
+
 def published_settings(params: Mapping[str, Any], seed: int = 0) -> HeadSettings:
     """Returns the published recipe with the changes that `heads_train_params` asks for.
 
@@ -36,20 +86,8 @@ def published_settings(params: Mapping[str, Any], seed: int = 0) -> HeadSettings
     Raises:
         DataError: a parameter is unknown, or asks for what the heads do not have.
     """
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        inner = name in ("optimizer_params", "classificator_params")
-        if inner and not isinstance(value, Mapping):
-            raise DataError(f"{name} of heads_train_params must be a dictionary, got {value!r}")
-        flat |= {f"{name}.{key}": item for key, item in value.items()} if inner else {name: value}
-    changes: dict[str, Any] = {}
-    for name, value in flat.items():
-        if name not in _KNOWN:
-            raise DataError(f"heads_train_params has no {name!r}: {nearest(name, _KNOWN)}")
-        if name in _ONLY and (given := value if isinstance(value, str) else value.__name__) not in _ONLY[name]:
-            raise DataError(f"{name} of heads_train_params must be {' or '.join(_ONLY[name])}, got {given}")
-        if name in _RENAMED:
-            changes[_RENAMED[name]] = value
+    flat = _flat(params, "heads_train_params", _KNOWN, _ONLY)
+    changes = {_RENAMED[name]: value for name, value in flat.items() if name in _RENAMED}
     hidden = flat.get("classificator_params.hidden_channels", [HeadSettings.published().hidden])
     if len(hidden) != 1:
         raise DataError(f"hidden_channels of heads_train_params must name one hidden layer, got {list(hidden)}")
@@ -89,5 +127,30 @@ def watched_by(task: Task, watch: Watch) -> Watch:
             log.report_scalar("valid macro-F1", name, score, epoch.epoch)
         if watch.on_epoch is not None:
             watch.on_epoch(epoch)
+
+    return replace(watch, on_stage=on_stage, on_epoch=on_epoch)
+
+
+def tuning_watched_by(task: Task, watch: TuneWatch) -> TuneWatch:
+    """Returns a watch that tells a ClearML task, too: a line per stage, points per epoch."""
+    log = task.get_logger()
+
+    def on_stage(sentence: str) -> None:
+        log.report_text(sentence)
+        watch.on_stage(sentence)
+
+    def on_epoch(row: Mapping[str, Any]) -> None:
+        curves = {
+            ("contrastive loss", "train"): row["train_loss"],
+            ("contrastive loss", "valid"): row["valid_loss"],
+            ("recall@1", "valid"): row["recall_at_1"],
+            ("valid macro-F1", "mean"): row["valid_macro_f1"],
+            **{("valid macro-F1", name): score for name, score in row["characteristics"].items()},
+        }
+        for (title, series), value in curves.items():
+            if value is not None:
+                log.report_scalar(title, series, value, row["epoch"])
+        if watch.on_epoch is not None:
+            watch.on_epoch(row)
 
     return replace(watch, on_stage=on_stage, on_epoch=on_epoch)

@@ -7,7 +7,7 @@ the heads are fitted, so a training that is interrupted goes on from there.
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from product_classificator.catalog.read import Catalog
+from product_classificator.catalog.read import Catalog, Texts
 from product_classificator.catalog.splits import (
     Keys,
     group_products,
@@ -24,7 +24,7 @@ from product_classificator.catalog.splits import (
     split_products,
     text_keys,
 )
-from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, count_statuses, embed
+from product_classificator.embeddings import EmbeddedCatalog, EmbeddedChunk, EmbeddingStore, count_statuses, embed
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import DataError
@@ -32,7 +32,7 @@ from product_classificator.evaluation import Evaluation, RunFacts, evaluate, wri
 from product_classificator.heads import EpochFacts, FittedHeads, fit_heads
 from product_classificator.runs import Run
 from product_classificator.training.settings import TrainSettings
-from product_classificator.types import PARTS, Bools, Embeddings, Split, Strings, Truth
+from product_classificator.types import PARTS, Embeddings, Split, Truth
 
 logger = logging.getLogger(__name__)
 
@@ -88,30 +88,79 @@ def train_heads(
         ArtifactError: the store holds the vectors of another encoder.
     """
     settings, watch, began = settings or TrainSettings(), watch or Watch(), time.monotonic()
+    check_characteristics(catalog)
+    encoder = encoder or load_encoder(settings.encoder)
+    settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
+    run = new_run(Path(out), catalog, encoder.name, settings, store=store)
+
+    watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
+    embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=watch.on_chunk)
+
+    watch.on_stage("Splitting into train, valid and test; near-identical products stay together")
+    divided = divide(catalog, embedded, settings)
+
+    watch.on_stage("Fitting the heads")
+    fitted = fit_divided(divided, embedded.embeddings, encoder, settings, watch.on_epoch)
+
+    watch.on_stage("Judging them on the test part")
+    evaluation = judge_divided(divided, embedded.embeddings, fitted, settings)
+    facts = replace(report_facts(run, settings, divided, fitted), duration_s=time.monotonic() - began)
+    save_run(run, divided, fitted, evaluation, facts)
+    return Training(run, evaluation, fitted, embedded.embeddings)
+
+
+def check_characteristics(catalog: Catalog) -> None:
+    """Raises `DataError` if a catalog has no characteristics to train on."""
     if not catalog.columns.characteristics:
         raise DataError("training needs characteristics: name the columns that hold labels")
     taken = {"status", catalog.columns.id} & set(catalog.columns.characteristics)
     if taken:
         raise DataError(f"a characteristic must not be named like the id or the status of predictions: rename {taken}")
-    encoder = encoder or load_encoder(settings.encoder)
-    settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
-    folder = Path(out)
-    run = Run(
+
+
+def new_run(
+    folder: Path, catalog: Catalog, encoder: str, settings: TrainSettings, *, store: str | Path | None = None
+) -> Run:
+    """Returns a run that is not saved yet; its folder is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(
         folder=folder,
-        encoder=encoder.name,
+        encoder=encoder,
         columns=catalog.columns,
         channels="rgb" if catalog.images is None else catalog.images.channels,
         store=Path(store or folder / "embeddings").resolve(),
         settings=asdict(settings),
         facts=_facts(),
     )
-    folder.mkdir(parents=True, exist_ok=True)
 
-    watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
-    opened = EmbeddingStore(run.store, encoder)
-    embedded = embed(catalog, encoder, opened, on_chunk=watch.on_chunk)
 
-    watch.on_stage("Splitting into train, valid and test; near-identical products stay together")
+@dataclass(frozen=True)
+class Divided:
+    """A catalog whose products are dealt out to the parts.
+
+    Attributes:
+        texts: (n,) raw texts.
+        truth: characteristic -> (n,) labels.
+        keys: (n,) each, what near-identical products have in common.
+        split: the parts.
+        set_aside: reason -> products that are in no part.
+        row_reasons: reason -> products that are in one although they have this flaw.
+    """
+
+    texts: Texts
+    truth: Truth
+    keys: dict[str, Keys]
+    split: Split
+    set_aside: Mapping[str, int]
+    row_reasons: Mapping[str, int]
+
+
+def divide(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings) -> Divided:
+    """Deals the products of a catalog out to the parts.
+
+    Raises:
+        DataError: too few products are usable.
+    """
     texts, truth = catalog.texts(), catalog.truth()
     reasons = embedded.set_aside()
     usable = reasons == "ok"
@@ -121,43 +170,8 @@ def train_heads(
             f"set aside: {count_statuses(reasons)}"
         )
     keys = identity_keys(text_keys(texts), embedded.image_keys)
-    split = _split(catalog.ids, keys, truth, usable, settings)
-
-    watch.on_stage("Fitting the heads")
-    fitted = fit_heads(
-        embedded.embeddings,
-        texts,
-        truth,
-        split,
-        settings.heads,
-        on_epoch=watch.on_epoch,
-        label_vectors=partial(embed_labels, encoder),
-        shares_space=encoder.shares_space,
-    )
-    fitted = replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
-    run.retract()
-    save_split(split, keys, run.split)
-    fitted.bundle.save(run.bundle)
-
-    watch.on_stage("Judging them on the test part")
-    rows = split.rows("test")
-    predictions = fitted.bundle.predict(embedded.embeddings.take(rows), texts.take(rows))
-    evaluation = evaluate(predictions, {name: truth[name][rows] for name in predictions.labels}, seed=settings.seed)
-    facts = _report_facts(run, settings, split, fitted)
-    facts = replace(
-        facts,
-        set_aside=count_statuses(reasons),
-        row_reasons={**count_statuses(embedded.status[usable]), **catalog.notes},
-        duration_s=time.monotonic() - began,
-    )
-    write_report(run.report, evaluation, facts)
-    run.save()
-    return Training(run, evaluation, fitted, embedded.embeddings)
-
-
-def _split(ids: Strings, keys: dict[str, Keys], truth: Truth, usable: Bools, settings: TrainSettings) -> Split:
-    return split_products(
-        ids,
+    split = split_products(
+        catalog.ids,
         group_products(keys.values()),
         truth,
         usable,
@@ -165,6 +179,46 @@ def _split(ids: Strings, keys: dict[str, Keys], truth: Truth, usable: Bools, set
         test_share=settings.split.test_share,
         seed=settings.seed,
     )
+    row_reasons = {**count_statuses(embedded.status[usable]), **catalog.notes}
+    return Divided(texts, truth, keys, split, count_statuses(reasons), row_reasons)
+
+
+def fit_divided(
+    divided: Divided,
+    embeddings: Embeddings,
+    encoder: Encoder,
+    settings: TrainSettings,
+    on_epoch: Callable[[EpochFacts], None] | None = None,
+) -> FittedHeads:
+    """Fits heads on embeddings that `encoder` made of the products."""
+    fitted = fit_heads(
+        embeddings,
+        divided.texts,
+        divided.truth,
+        divided.split,
+        settings.heads,
+        on_epoch=on_epoch,
+        label_vectors=partial(embed_labels, encoder),
+        shares_space=encoder.shares_space,
+    )
+    return replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
+
+
+def judge_divided(divided: Divided, embeddings: Embeddings, fitted: FittedHeads, settings: TrainSettings) -> Evaluation:
+    """Scores heads on the test part."""
+    rows = divided.split.rows("test")
+    predictions = fitted.bundle.predict(embeddings.take(rows), divided.texts.take(rows))
+    truth = {name: divided.truth[name][rows] for name in predictions.labels}
+    return evaluate(predictions, truth, seed=settings.seed)
+
+
+def save_run(run: Run, divided: Divided, fitted: FittedHeads, evaluation: Evaluation, facts: RunFacts) -> None:
+    """Writes what a training leaves; `run.json` last, so that the run is finished or is not there."""
+    run.retract()
+    save_split(divided.split, divided.keys, run.split)
+    fitted.bundle.save(run.bundle)
+    write_report(run.report, evaluation, facts)
+    run.save()
 
 
 def _facts() -> dict[str, Any]:
@@ -174,13 +228,16 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _report_facts(run: Run, settings: TrainSettings, split: Split, fitted: FittedHeads) -> RunFacts:
+def report_facts(run: Run, settings: TrainSettings, divided: Divided, fitted: FittedHeads) -> RunFacts:
+    """Returns what the report of a training of heads shows beside the scores."""
     return RunFacts(
         title=f"Run {run.folder.name}",
         encoder=run.encoder,
         recipe=asdict(settings.heads),
         seed=settings.seed,
-        products={part: len(split.rows(part)) for part in PARTS},
+        products={part: len(divided.split.rows(part)) for part in PARTS},
+        set_aside=divided.set_aside,
+        row_reasons=divided.row_reasons,
         left_out_labels=fitted.left_out,
         split_on="the words of their text, or the bytes of their photo",
         history=[

@@ -14,9 +14,16 @@ from product_classificator.catalog import Catalog, is_wildberries, read_catalog,
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
 from product_classificator.errors import DataError, nearest
 from product_classificator.evaluation import ClusterSettings, cluster, write_clusters
-from product_classificator.training.published import Task, published_settings, watched_by
+from product_classificator.training.published import (
+    Task,
+    published_settings,
+    published_tuning,
+    tuning_watched_by,
+    watched_by,
+)
 from product_classificator.training.run import Training, Watch, train_heads
 from product_classificator.training.settings import TrainSettings
+from product_classificator.training.tune import TuneWatch, Tuning, tune
 from product_classificator.types import Embeddings, Truth
 
 _DEFAULT_ENCODER = "ruclip-vit-base-patch16-384"
@@ -33,7 +40,8 @@ class Trainer:
         path_to_images: a folder or zip of photos; `None`: text only.
         path_to_texts: a parquet, CSV or JSON lines file, a folder with the two Wildberries tables, or a DataFrame.
         characteristics: the columns with labels; `None`: the published seven, as far as they are there.
-        ruclip_train_params: how the last blocks of ruCLIP are tuned.
+        ruclip_train_params: how `train_ruclip` tunes the last blocks, as in the published system (epochs, batch_size,
+            num_last_resblocks_to_train, optimizer_params); `None`: the defaults.
         heads_train_params: how heads are fitted, as in the published system, in its recipe; `None`: the default
             recipe, or what `settings` says.
         clusterization_params: `n_clusters`, `n_components`, `seed`: the embeddings are clustered after the training;
@@ -94,6 +102,7 @@ class Trainer:
         self._id, self._text = id, text
         self._device = device
         self._settings = self._resolve(settings or TrainSettings())
+        self._tuning = published_tuning(ruclip_train_params or {})
         self._clusters = None if clusterization_params is None else _cluster_settings(clusterization_params)
 
     def _resolve(self, settings: TrainSettings) -> TrainSettings:
@@ -156,6 +165,36 @@ class Trainer:
             _write_clusters(folder / "clusters", training.embeddings, catalog.truth(), self._clusters)
         self._clean_up(store)
         return training
+
+    def train_ruclip(
+        self, task: Task | None = None, experiment_name: str | None = None, *, watch: TuneWatch | None = None
+    ) -> Tuning:
+        """Tunes the last blocks of the encoder, fits heads after every epoch, and keeps the best epoch.
+
+        An interrupted tuning goes on when it is called again with the same `experiment_name`.
+
+        Args:
+            task: a ClearML task that is told of the progress; it is not closed.
+            experiment_name: name of the folder under `save_dir`; `None`: date and time.
+            watch: who else is told.
+
+        Raises:
+            DataError: as `train_heads_only`; or the encoder has no towers, or there are too few products with both
+                photo and text.
+            ArtifactError: as `train_heads_only`; or the unfinished tuning there is of other products or settings.
+        """
+        watch = watch or TuneWatch()
+        watch = watch if task is None else tuning_watched_by(task, watch)
+        folder = self.save_dir / (experiment_name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
+        if folder.exists() and ((folder / "run.json").exists() or not (folder / "tuning").exists()):
+            raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
+        catalog = self._load_catalog()
+        encoder = load_encoder(self.ruclip_model, device=self._device, dtype="float32", cache_dir=self._models_dir)
+        cache = self.cache_dir / "activations"
+        found = tune(catalog, folder, self._settings, self._tuning, encoder=encoder, cache_dir=cache, watch=watch)
+        self.experiment_dir = folder
+        self._clean_up(cache)
+        return found
 
     def _clean_up(self, store: Path) -> None:
         if self.end_of_train["del_img_and_txt_tensors"]:

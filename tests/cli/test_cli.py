@@ -247,3 +247,16 @@ def test_heads_of_the_published_system_are_imported_and_found_by_name(tmp_path, 
     call("import-heads", str(published_folder), "--out", str(tmp_path / "tied"), "--encoder", f"{encoder}+clean")
     assert Classificator(heads_ver=tmp_path / "tied").classify_products("кружка") == found.classify_products("кружка")
     assert "label_to_char.pkl" in call("import-heads", tmp_path, code=1)
+
+
+def test_tune_prints_epochs_and_what_was_kept(files, tmp_path):
+    folder, table, images = files
+    encoder = write_checkpoint(tmp_path / "tiny")
+    arguments = ["--images", images, "--encoder", encoder, "--characteristics", "kind", "--epochs", "2"]
+    run, settings = tmp_path / "run", folder / "settings.toml"
+    printed = call("tune", table, *arguments, "--learning-rate", "0.001", "--out", run, "--config", settings)
+    assert "epoch  2  valid loss" in printed
+    assert "kept on the valid part" in printed
+    assert "kind" in call("classify", run, "--text", "A nice cup")
+    printed = call("tune", table, "--images", images, "--encoder", "x", "--out", run, code=1)
+    assert "error: there is no encoder" in printed

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from product_classificator.encoders import Encoder, EncoderSpec, cores, load_encoder
+from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.labels import embed_labels
-from product_classificator.encoders.onnx import OnnxTowers, clip_of, export_towers
+from product_classificator.encoders.onnx import OnnxTowers, export_towers
 from product_classificator.encoders.preparation import SquarePreparation
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean_published
@@ -166,7 +167,7 @@ def test_onnx_answers_what_torch_answers(folder, tmp_path):
     clip.towers = OnnxTowers(tmp_path / "onnx", threads=1)
     assert np.abs(encoder.encode_images(photos(5)) - expected[0]).max() < 1e-4
     assert np.abs(encoder.encode_texts(texts) - expected[1]).max() < 1e-4
-    with pytest.raises(DataError, match="towers are exported from PyTorch"):
+    with pytest.raises(DataError, match="towers are exported and tuned in PyTorch"):
         export_towers(clip, tmp_path / "again", "Кружка", photos(1)[0])
     (tmp_path / "onnx/text.onnx").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match=r"cannot be read .* export them again"):
@@ -174,7 +175,7 @@ def test_onnx_answers_what_torch_answers(folder, tmp_path):
 
 
 def test_an_encoder_without_towers_cannot_be_exported():
-    with pytest.raises(DataError, match="only CLIP-like encoders have towers to export, 'lite' is none"):
+    with pytest.raises(DataError, match="only CLIP-like encoders have towers to export or to tune, 'lite' is none"):
         clip_of(load_encoder("lite"))
 
 

@@ -86,7 +86,7 @@ def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tmp_path
     assert first.run.split.read_bytes() == split
 
 
-def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_path):
+def test_an_interrupted_training_leaves_the_old_run_whole(catalog, tmp_path):
     def stop(stage):
         if stage.startswith("Judging"):
             raise KeyboardInterrupt
@@ -94,6 +94,15 @@ def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_pat
     train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
     with pytest.raises(KeyboardInterrupt):
         train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), watch=Watch(stop))
+    assert Run.load(tmp_path / "run").settings["seed"] == 0
+
+
+def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_path):
+    train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    shutil.rmtree(tmp_path / "run/report")
+    (tmp_path / "run/report").write_text("in the way")
+    with pytest.raises(OSError):
+        train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder())
     with pytest.raises(ArtifactError, match="its training did not finish"):
         Run.load(tmp_path / "run")
 

@@ -1,0 +1,64 @@
+"""Writes a CLIP-like encoder with other weights as a folder that `load_encoder` and transformers read."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from product_classificator.encoders.base import Encoder
+from product_classificator.encoders.checkpoint import Marker, write_marker
+from product_classificator.encoders.combined import clip_of
+from product_classificator.encoders.hub import ProcessedImages, TokenizedTexts
+from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
+from product_classificator.encoders.spec import EncoderSpec
+from product_classificator.encoders.towers import torch_towers_of
+from product_classificator.errors import DataError
+from product_classificator.files import replacing_folder
+
+
+def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) -> str:
+    """Writes an encoder with some of its weights replaced.
+
+    Args:
+        encoder: a CLIP-like encoder that computes with PyTorch; it is not changed.
+        weights: parameters of its model by name.
+        folder: takes the place of an older one.
+
+    Returns:
+        The name to give to `load_encoder`, with the options of `encoder`.
+
+    Raises:
+        DataError: the encoder has no towers, or none of the kinds that can be written.
+    """
+    clip = clip_of(encoder)
+    model = torch_towers_of(clip).model
+    unknown = set(weights) - set(model.state_dict())
+    if unknown:
+        raise DataError(f"weights replace those of the model, it has no {sorted(unknown)}")
+    state = {
+        name: weight.float().cpu().contiguous().clone() for name, weight in {**model.state_dict(), **weights}.items()
+    }
+    with replacing_folder(folder) as new:
+        save_file(state, new / "model.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(new)
+        images, texts = clip.images, clip.texts
+        if isinstance(images, SquarePreparation) and isinstance(texts, TokenPreparation):
+            texts.tokenizer.save(str(new / "tokenizer.json"))
+            marker = Marker(
+                format=1,
+                size_px=images.size_px,
+                mean=images.mean,
+                std=images.std,
+                max_tokens=texts.max_tokens,
+                sha256={},
+            )
+            write_marker(new, marker)
+        elif isinstance(images, ProcessedImages) and isinstance(texts, TokenizedTexts):
+            images.processor.save_pretrained(new)
+            texts.tokenizer.save_pretrained(new)
+        else:
+            raise DataError(f"{encoder.name!r} prepares photos or texts in a way that cannot be written down")
+    spec = EncoderSpec.parse(encoder.name)
+    return str(replace(spec, base=str(folder.resolve())))

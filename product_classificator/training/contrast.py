@@ -1,0 +1,236 @@
+"""Trains the last blocks of an encoder: photos are to fit their own texts better than those of the rest of the batch.
+
+The loss is the symmetric cross-entropy of CLIP (Radford et al. 2021) with the temperature that the network was trained
+with. Near-duplicates are not each other's negatives: what photo fits which of their texts nobody can tell. A batch of
+any size fits the memory: vectors of the whole batch are computed in parts without gradients, the loss gives the
+gradient of each vector, and the parts are computed again to carry it on (cached gradients, Gao et al. 2021). The
+result is that of one big step, up to rounding.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from product_classificator.encoders.blocks import Tail
+from product_classificator.errors import DataError
+from product_classificator.training.activations import Activations
+from product_classificator.types import Floats, Rows
+
+_EMBEDDED_AT_ONCE = 256
+RECALL_AMONG = 256
+"""Pairs that are compared with one another when the fit is judged."""
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How the last blocks are trained; the defaults are those of the published system but for the schedule.
+
+    Attributes:
+        last_blocks: how many blocks of each tower.
+        epochs: passes over the pairs of the training part.
+        batch_size: pairs that are compared with one another.
+        learning_rate: at its highest.
+        betas: of Adam.
+        eps: of Adam.
+        weight_decay: decoupled from the gradient (AdamW).
+        warmup_share: share of all steps in which the learning rate rises; then it falls along a cosine to 0.
+        micro_batch: pairs computed at once; the fewer, the less memory.
+        checkpoint_minutes: how often the state is saved within an epoch.
+        cache_limit_gb: activations above this are an error before anything is computed.
+        seed: of the order of the pairs.
+    """
+
+    last_blocks: int = 1
+    epochs: int = 5
+    batch_size: int = 256
+    learning_rate: float = 5e-5
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    warmup_share: float = 0.1
+    micro_batch: int = 64
+    checkpoint_minutes: float = 10.0
+    cache_limit_gb: float = 100.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("last_blocks", "epochs", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise DataError(f"batch_size must be at least 2, for pairs are compared, got {self.batch_size}")
+        for name in ("learning_rate", "eps", "checkpoint_minutes", "cache_limit_gb"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise DataError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
+            raise DataError(
+                f"warmup_share must lie in [0, 1) and weight_decay at 0 or above, got {self.warmup_share} and "
+                f"{self.weight_decay}"
+            )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Products with a photo and a text.
+
+    Attributes:
+        activations: their states.
+        train: rows to learn from.
+        valid: rows to judge by.
+        groups: for every product of the catalog a number that near-duplicates share.
+    """
+
+    activations: Activations
+    train: Rows
+    valid: Rows
+    groups: Rows
+
+
+def learning_rate(settings: TuneSettings, step: int, steps: int) -> float:
+    """Returns the learning rate of a step counted from 0, of `steps` in all."""
+    warm = settings.warmup_share * steps
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm if warm >= 1 else settings.learning_rate
+    done = (step - warm) / max(steps - warm, 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(tail: Tail, settings: TuneSettings) -> torch.optim.Optimizer:
+    """Returns the optimiser of the trained parameters."""
+    trained = [weight for weight in tail.parameters() if weight.requires_grad]
+    return torch.optim.AdamW(
+        trained,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def order_of(pairs: Pairs, settings: TuneSettings, epoch: int) -> list[Rows]:
+    """Returns the batches of an epoch, the same whenever it is asked; a rest of one pair is left out."""
+    rows = np.random.default_rng((settings.seed, epoch)).permutation(pairs.train)
+    batches = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
+    return [batch for batch in batches if len(batch) > 1]
+
+
+def contrastive_loss(image: Tensor, text: Tensor, groups: Tensor, scale: float) -> Tensor:
+    """Returns the mean symmetric cross-entropy of n pairs.
+
+    Args:
+        image: (n, dim) unit vectors of the photos.
+        text: (n, dim) unit vectors of their texts.
+        groups: (n,) near-duplicates share a number.
+        scale: what cosines are multiplied by.
+    """
+    logits = scale * image @ text.T
+    same = (groups[:, None] == groups[None, :]).fill_diagonal_(False)
+    logits = logits.masked_fill(same, -torch.inf)
+    own = torch.arange(len(logits), device=logits.device)
+    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
+def train_step(tail: Tail, pairs: Pairs, batch: Rows, optimizer: torch.optim.Optimizer, micro_batch: int) -> float:
+    """Changes the trained parameters by one batch and returns its loss before the change."""
+    device = next(tail.parameters()).device
+    groups = torch.from_numpy(pairs.groups[batch]).to(device)
+    parts = [batch[start : start + micro_batch] for start in range(0, len(batch), micro_batch)]
+    optimizer.zero_grad()
+    if len(parts) == 1:
+        image, text = vectors_of(tail, pairs.activations, batch)
+        loss = contrastive_loss(image, text, groups, tail.scale)
+        loss.backward()  # type: ignore[no-untyped-call]
+    else:
+        with torch.no_grad():
+            known = [vectors_of(tail, pairs.activations, part) for part in parts]
+        image, text = (torch.cat(side).requires_grad_() for side in zip(*known, strict=True))
+        loss = contrastive_loss(image, text, groups, tail.scale)
+        loss.backward()  # type: ignore[no-untyped-call]
+        sizes = [len(part) for part in parts]
+        for part, of_image, of_text in zip(parts, _grads(image, sizes), _grads(text, sizes), strict=True):
+            again = vectors_of(tail, pairs.activations, part)
+            torch.autograd.backward(again, (of_image, of_text))
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _grads(vectors: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    if vectors.grad is None:
+        raise RuntimeError("the loss gave no gradient")
+    return torch.split(vectors.grad, list(sizes))
+
+
+def vectors_of(tail: Tail, activations: Activations, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Returns the (n, dim) unit vectors of photos and of texts of products that have both."""
+    return _of_images(tail, activations, rows), _of_texts(tail, activations, rows)
+
+
+def _of_images(tail: Tail, activations: Activations, rows: Rows) -> Tensor:
+    return tail.of_images(activations.images(rows).to(next(tail.parameters()).device))
+
+
+def _of_texts(tail: Tail, activations: Activations, rows: Rows) -> Tensor:
+    device = next(tail.parameters()).device
+    states, inputs, owners = activations.texts(rows)
+    found = tail.of_texts(states.to(device), {name: array.to(device) for name, array in inputs.items()})
+    if len(found) == len(rows):
+        return found
+    sums = torch.zeros((len(rows), found.shape[1]), device=device).index_add(0, owners.to(device), found)
+    return functional.normalize(sums, dim=-1)
+
+
+@torch.inference_mode()
+def embed_all(tail: Tail, activations: Activations, dim: int) -> tuple[Floats, Floats]:
+    """Returns the (n, dim) float32 image parts and text parts of all products, zeros where there is none.
+
+    They are rounded to float16, as `embed` rounds them.
+    """
+    parts: list[Floats] = []
+    for has, encode in ((activations.has_image, _of_images), (activations.has_text, _of_texts)):
+        part = np.zeros((len(has), dim), dtype=np.float32)
+        for rows in _steps(np.flatnonzero(has)):
+            part[rows] = encode(tail, activations, rows).cpu().numpy().astype(np.float16)
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well photos fit their own texts, on pairs that were not learned from.
+
+    Attributes:
+        loss: the contrastive loss, mean over batches of `RECALL_AMONG`.
+        recall_at_1: share of photos whose own text is the nearest of its batch, and of texts likewise.
+        pairs: how many were judged.
+    """
+
+    loss: float
+    recall_at_1: float
+    pairs: int
+
+
+@torch.inference_mode()
+def judge(tail: Tail, pairs: Pairs) -> Fit:
+    """Judges the pairs of the validation part."""
+    losses, hits, seen = [], 0.0, 0
+    for rows in _steps(pairs.valid, RECALL_AMONG):
+        if len(rows) < 2:
+            continue
+        image, text = vectors_of(tail, pairs.activations, rows)
+        groups = torch.from_numpy(pairs.groups[rows]).to(image.device)
+        losses.append(float(contrastive_loss(image, text, groups, tail.scale)) * len(rows))
+        cosines = image @ text.T
+        own = torch.arange(len(rows), device=image.device)
+        hits += float(((cosines.argmax(1) == own).sum() + (cosines.argmax(0) == own).sum()) / 2)
+        seen += len(rows)
+    return Fit(sum(losses) / seen, hits / seen, seen) if seen else Fit(math.nan, math.nan, 0)
+
+
+def _steps(rows: Rows, size: int = _EMBEDDED_AT_ONCE) -> Iterator[Rows]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
