@@ -11,6 +11,7 @@ import argparse
 import resource
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -22,6 +23,7 @@ from sklearn.svm import LinearSVC
 
 from product_classificator import EmbeddingStore, HeadSettings, Predictions, embed, evaluate, load_encoder, read_catalog
 from product_classificator.catalog.splits import group_products, split_products, text_keys, without_placeholders
+from product_classificator.encoders.labels import embed_labels
 from product_classificator.evaluation import Evaluation
 from product_classificator.heads import fit_heads
 from product_classificator.types import strings
@@ -84,7 +86,7 @@ def run(name: str, seed: int, cache: Path) -> dict[str, dict[str, float]]:
         ("published recipe", HeadSettings.published(seed=seed)),
     ):
         began = time.perf_counter()
-        fitted = fit_heads(embeddings, texts, truth, split, settings)
+        fitted = fit_heads(embeddings, texts, truth, split, settings, label_vectors=partial(embed_labels, encoder))
         seconds[method] = round(time.perf_counter() - began, 1)
         predictions = fitted.bundle.predict(embeddings.take(test), [texts[row] for row in test])
         labels = {name: tuple(names) for name, names in fitted.bundle.labels.items()}

@@ -82,7 +82,11 @@ class Run:
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             known = "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"
+            if (folder / "manifest.json").is_file():
+                known = "it holds heads alone: use them in Python, Classificator(heads_ver=...)"
             raise ArtifactError(f"{folder} is not a finished run (no run.json): {known}") from error
+        except NotADirectoryError as error:
+            raise ArtifactError(f"{folder} is a file, not the folder of a run: name the run first") from error
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder / 'run.json'} is damaged ({error}): train again") from error
         try:

@@ -43,6 +43,12 @@ def test_a_photo_may_be_a_path_bytes_a_picture_or_an_array(classificator, tmp_pa
     assert np.ptp(probabilities, axis=0).max() < 1e-6
 
 
+def test_files_have_the_colours_of_the_run_and_pictures_are_rgb(classificator):
+    classificator.channels = "bgr"
+    assert classificator.classify_products(images=jpeg("blue"))["colour"] == ["red"]
+    assert classificator.classify_products(images=Image.new("RGB", (8, 8), (30, 60, 210)))["colour"] == ["blue"]
+
+
 def test_a_picture_is_turned_upright_like_its_file():
     picture = Image.new("RGB", (4, 8))
     picture.getexif()[0x0112] = 6

@@ -6,6 +6,7 @@ from product_classificator.catalog.read import (
     Catalog,
     Columns,
     read_catalog,
+    read_frame,
     read_wildberries,
 )
 from product_classificator.catalog.splits import group_products, split_products
@@ -22,6 +23,7 @@ __all__ = [
     "make_marketplace",
     "open_images",
     "read_catalog",
+    "read_frame",
     "read_wildberries",
     "split_products",
 ]

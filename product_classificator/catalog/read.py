@@ -208,7 +208,7 @@ def read_catalog(
 ) -> Catalog:
     """Opens a table of products and their photos.
 
-    A folder is opened as the Wildberries set, with the defaults of `read_wildberries`.
+    A folder is opened as the Wildberries set, by `read_wildberries`, with all its sub-categories.
 
     Args:
         table: a parquet, CSV/TSV or JSON lines file, a DataFrame, or a folder with the Wildberries set.
@@ -226,7 +226,7 @@ def read_catalog(
         if id not in (None, ID) or photo is not None:
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
         texts = ("description",) if text is None else text
-        return read_wildberries(table, images, text=texts, characteristics=characteristics)
+        return read_wildberries(table, images, min_products_in_sub_cat=1, text=texts, characteristics=characteristics)
     opened = open_table(table)
     have = opened.columns
     source = open_images(images) if isinstance(images, str | Path) else images
@@ -247,6 +247,19 @@ def read_catalog(
     return Catalog(opened, chosen, source)
 
 
+def read_frame(table: str | Path) -> pd.DataFrame:
+    """Reads a whole table into memory, its values as strings; of the Wildberries set, both tables as one.
+
+    Raises:
+        DataError: the table cannot be read.
+    """
+    if Path(table).is_dir():
+        opened: Table = WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
+    else:
+        opened = open_table(table)
+    return pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS)).to_pandas()
+
+
 def read_wildberries(
     folder: str | Path,
     images: str | Path | ImageSource | None = None,
@@ -263,7 +276,7 @@ def read_wildberries(
     Args:
         folder: holds wb_school_train.parquet and wb_school_test.parquet.
         images: a folder or zip with photos, or what `open_images` gave; `None`: text only.
-        min_products_in_sub_cat: a sub_category with fewer products is unknown; 2 or more.
+        min_products_in_sub_cat: a sub_category with fewer products is unknown.
         text: one or several text columns, joined; an empty description is the title, and the reverse.
         characteristics: the columns with labels; `None`: the published seven.
 

@@ -59,15 +59,14 @@ class WildberriesTable:
         Args:
             folder: holds both tables.
             columns: characteristics, and any other columns of the test table.
-            min_products_in_sub_cat: a sub_category with fewer products is unknown; 2 or more.
+            min_products_in_sub_cat: a sub_category with fewer products is unknown.
 
         Raises:
             DataError: a table is missing, damaged or without a needed column, or the minimum is too small.
         """
-        if min_products_in_sub_cat <= 1:
+        if min_products_in_sub_cat < 1:
             raise DataError(
-                f"min_products_in_sub_cat must be > 1, got {min_products_in_sub_cat}: "
-                "a sub_category of one product cannot be learned and judged"
+                f"min_products_in_sub_cat must be at least 1, got {min_products_in_sub_cat}: 1 keeps every sub_category"
             )
         folder = Path(folder)
         missing = _missing(folder)

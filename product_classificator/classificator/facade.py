@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.catalog.images import PhotoError
+from product_classificator.catalog.photos import Channels
 from product_classificator.classificator.inputs import Photo, aligned, as_list, opened
 from product_classificator.encoders import Encoder, EncoderSpec, load_encoder
 from product_classificator.encoders.labels import embed_labels
@@ -55,6 +56,8 @@ class Classificator:
         bundle: the heads.
         labels: characteristic -> the labels that it may take.
         heads: the characteristics that are told when none are asked for.
+        channels: "bgr" if files of photos have red and blue swapped, as those of the run had; pictures and arrays are
+            RGB.
 
     Raises:
         DataError: there is no such encoder, device or characteristic.
@@ -69,7 +72,7 @@ class Classificator:
         heads_ver: str | Path = _PUBLISHED_HEADS,
         cache_dir: str | Path | None = None,
     ) -> None:
-        bundle, trained_on = _open_heads(heads_ver)
+        bundle, trained_on, self.channels = _open_heads(heads_ver)
         name = _encoder_name(model_name, trained_on)
         self._set(load_encoder(name, device=device, cache_dir=cache_dir), bundle, heads)
         self.device = device
@@ -77,15 +80,15 @@ class Classificator:
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
 
     @classmethod
-    def from_parts(cls, encoder: Encoder, bundle: HeadBundle) -> "Classificator":
-        """Puts an encoder and heads together.
+    def from_parts(cls, encoder: Encoder, bundle: HeadBundle, *, device: str = "cpu") -> "Classificator":
+        """Puts an encoder, which computes on `device`, and heads together.
 
         Raises:
             ArtifactError: the heads were trained on another encoder.
         """
         self = cls.__new__(cls)
         self._set(encoder, bundle, None)
-        self.device, self.heads_ver, self.cache_dir = "cpu", "", None
+        self.device, self.heads_ver, self.cache_dir, self.channels = device, "", None, "rgb"
         return self
 
     @classmethod
@@ -123,8 +126,11 @@ class Classificator:
         Raises:
             DataError: a characteristic has under two labels, or a template has no `{}`.
         """
+        if not isinstance(labels, Mapping) or any(isinstance(names, str) for names in labels.values()):
+            raise DataError(f"labels are given as {{characteristic: [label, label, ...]}}, got {labels!r}")
         if isinstance(encoder, str):
             encoder = load_encoder(encoder, device=device)
+        templates = [templates] if isinstance(templates, str) else templates
         vectors = {name: embed_labels(encoder, names, templates) for name, names in labels.items()}
         bundle = zero_shot_heads(
             labels,
@@ -135,12 +141,12 @@ class Classificator:
             encoder_fingerprint=encoder.fingerprint,
             shares_space=encoder.shares_space,
         )
-        return cls.from_parts(encoder, bundle)
+        return cls.from_parts(encoder, bundle, device=device)
 
     def _set(self, encoder: Encoder, bundle: HeadBundle, heads: Sequence[str] | None) -> None:
         if not bundle.encoder_fingerprint:
             spec = EncoderSpec.parse(encoder.name)
-            name = str(replace(spec, base=Path(spec.base).name))
+            name = str(spec if spec.base.startswith("hf:") else replace(spec, base=Path(spec.base).name))
             bundle = bundle.bound_to(name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
         if bundle.encoder_fingerprint != encoder.fingerprint:
             raise ArtifactError(
@@ -152,7 +158,7 @@ class Classificator:
         self.bundle = bundle
         self.labels = dict(bundle.labels)
         self.heads: list[str] = []
-        for name in self.labels if heads is None else heads:
+        for name in [heads] if isinstance(heads, str) else self.labels if heads is None else heads:
             self.load_head(name)
 
     def __repr__(self) -> str:
@@ -242,7 +248,7 @@ class Classificator:
         from product_classificator.encoders.combined import clip_of
         from product_classificator.encoders.onnx import export_towers
 
-        export_towers(clip_of(self.encoder), self._onnx_folder, text, opened(image))
+        export_towers(clip_of(self.encoder), self._onnx_folder, text, self._prepared(0, image))
 
     @property
     def _onnx_folder(self) -> Path:
@@ -318,29 +324,30 @@ class Classificator:
 
     def _prepared(self, row: int, photo: Photo) -> Image.Image:
         try:
-            return self.encoder.prepare_image(opened(photo))
+            return self.encoder.prepare_image(opened(photo, self.channels))
         except DataError:
             raise
         except (PhotoError, OSError, ValueError) as error:
             raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
 
 
-def _open_heads(heads_ver: str | Path) -> tuple[HeadBundle, str]:
-    """Returns the heads and the name of the encoder they were trained on."""
+def _open_heads(heads_ver: str | Path) -> tuple[HeadBundle, str, Channels]:
+    """Returns the heads, the name of the encoder they were trained on, and the colours of its photo files."""
     path = Path(heads_ver)
     if (path / "run.json").is_file():
         run = Run.load(path)
-        return HeadBundle.load(run.bundle), run.encoder
+        return HeadBundle.load(run.bundle), run.encoder, run.channels
     known = pretrained_heads()
     if not (path / "manifest.json").is_file():
         if str(heads_ver) not in known:
             raise ArtifactError(
                 f"heads are a run, a bundle, or imported under a name: {str(heads_ver)!r} is none of them. Train, or "
-                f"import the published ones with import-heads. Imported: {', '.join(known) or 'none'}"
+                "import the published ones with import-heads, and give their name as heads_ver. Imported: "
+                f"{', '.join(known) or 'none'}"
             )
         path = cache_home() / "heads" / heads_ver
     bundle = HeadBundle.load(path)
-    return bundle, bundle.encoder_name
+    return bundle, bundle.encoder_name, "rgb"
 
 
 def _encoder_name(model_name: str | None, trained_on: str) -> str:

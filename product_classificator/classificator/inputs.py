@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from product_classificator.catalog.photos import MAX_PIXELS, decode_photo, to_rgb
+from product_classificator.catalog.photos import MAX_PIXELS, Channels, decode_photo, to_rgb
 from product_classificator.errors import DataError
 
 Photo: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
@@ -47,8 +47,8 @@ def aligned(texts: list[object] | None, images: list[object] | None) -> tuple[li
     return [str(text or "") for text in texts or [""] * n], list(images or [None] * n)  # type: ignore[arg-type]
 
 
-def opened(photo: Photo) -> Image.Image:
-    """Returns a photo as an upright RGB image.
+def opened(photo: Photo, channels: Channels = "rgb") -> Image.Image:
+    """Returns a photo as an upright RGB image; `channels` tells the colours of files, pictures and arrays are RGB.
 
     Raises:
         DataError: it is nothing that a photo can be.
@@ -58,7 +58,7 @@ def opened(photo: Photo) -> Image.Image:
     if isinstance(photo, str | Path):
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):
-        return decode_photo(photo, channels="rgb", max_pixels=MAX_PIXELS)
+        return decode_photo(photo, channels=channels, max_pixels=MAX_PIXELS)
     if isinstance(photo, Image.Image):
         return to_rgb(ImageOps.exif_transpose(photo))
     if (

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from product_classificator.cli.options import (
     LikeRunPhotoOpt,
     LikeRunTextOpt,
     MaxPixelsOpt,
+    MovedEncoderOpt,
     PhotoOpt,
     Recipe,
     RunArg,
@@ -26,12 +28,13 @@ from product_classificator.cli.options import (
     TableArg,
     TextEncoderOpt,
     TextOpt,
-    encoder_name,
     names,
     open_catalog,
     open_catalog_like,
+    table_columns,
+    with_text_encoder,
 )
-from product_classificator.errors import ArtifactError, DataError
+from product_classificator.errors import ArtifactError, DataError, nearest
 
 
 def train(
@@ -57,11 +60,13 @@ def train(
     from product_classificator.encoders import load_encoder
     from product_classificator.training import read_settings, train_heads
 
-    changes = {"encoder": encoder_name(encoder, text_encoder), "seed": seed, "heads.recipe": recipe and recipe.value}
-    settings = read_settings(config, changes)
+    settings = read_settings(config, {"encoder": encoder, "seed": seed, "heads.recipe": recipe and recipe.value})
+    settings = replace(settings, encoder=with_text_encoder(settings.encoder, text_encoder))
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog(source, names(characteristics))
     console.print_columns(catalog)
+    if (out / "run.json").exists():
+        console.log.print(f"{out} holds a run already: it is replaced when the new one is done", style="yellow")
     loaded = load_encoder(settings.encoder, device=device)
     with console.training_watch(len(catalog)) as watch:
         training = train_heads(catalog, out, settings, encoder=loaded, store=store, watch=watch)
@@ -136,12 +141,11 @@ def evaluate(
     max_pixels: MaxPixelsOpt = None,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the scores.")] = None,
     store: StoreOpt = None,
+    encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
 ) -> None:
     """Score a run on labelled products; those it has learned from are left out."""
     from product_classificator.bulk import evaluate_run
-    from product_classificator.catalog import PUBLISHED_CHARACTERISTICS
-    from product_classificator.catalog.tables import open_table
     from product_classificator.classificator import Classificator
     from product_classificator.cli import console
     from product_classificator.evaluation import evaluation_json
@@ -152,11 +156,11 @@ def evaluate(
     if json_ is not None and not json_.parent.is_dir():
         raise DataError(f"the folder of --json must be there: make {json_.parent} first")
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
-    have = PUBLISHED_CHARACTERISTICS if table.is_dir() else open_table(table).columns
+    have = table_columns(table)
     catalog = open_catalog_like(opened, source, [n for n in opened.columns.characteristics if n in have])
     console.print_columns(catalog)
     with console.product_progress(len(catalog)) as progress:
-        classificator = Classificator.from_run(run, device=device)
+        classificator = Classificator.from_run(run, device=device, encoder=encoder)
         heldout = evaluate_run(opened, catalog, classificator=classificator, store=store, on_chunk=progress.on_chunk)
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out, for the run has learned from them or from "
@@ -179,6 +183,7 @@ def predict(
     max_pixels: MaxPixelsOpt = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 1,
     store: StoreOpt = None,
+    encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
 ) -> None:
     """Predict the characteristics of every product of a table; an interrupted call goes on where it stopped."""
@@ -191,7 +196,9 @@ def predict(
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog_like(Run.load(run), source, [])
     console.print_columns(catalog)
-    classificator = Classificator.from_run(run, device=device)
+    classificator = Classificator.from_run(run, device=device, encoder=encoder)
+    if catalog.images is None and classificator.bundle.image_dim:
+        console.log.print("the run was trained with photos, and none are given here (--images)", style="yellow")
     embeddings = EmbeddingStore(store, classificator.encoder) if store else None
     with console.product_progress(len(catalog)) as progress:
         summary = predict_to_file(
@@ -208,6 +215,8 @@ def classify(
     text: Annotated[str | None, typer.Option("--text", help="Text of the product.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 3,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    channels: ChannelsOpt = None,
+    encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
 ) -> None:
     """Classify one product from its photo, its text, or both."""
@@ -216,9 +225,9 @@ def classify(
     from product_classificator.classificator import Classificator
     from product_classificator.cli import console
 
-    predictions = Classificator.from_run(run, device=device).predict(
-        None if text is None else [text], None if image is None else [image]
-    )
+    classificator = Classificator.from_run(run, device=device, encoder=encoder)
+    classificator.channels = channels.value if channels else classificator.channels
+    predictions = classificator.predict(None if text is None else [text], None if image is None else [image])
     if not json_:
         console.print_products(predictions, top_k=top_k)
         return
@@ -249,7 +258,7 @@ def embed(
 
     catalog = open_catalog(Source(table, images, id_, names(text), photo, channels, max_pixels), [])
     console.print_columns(catalog)
-    loaded = load_encoder(encoder_name(encoder, text_encoder) or "lite", device=device)
+    loaded = load_encoder(with_text_encoder(encoder or "lite", text_encoder), device=device)
     store = EmbeddingStore(out, loaded)
     status: Counter[str] = Counter()
     encoded = 0
@@ -270,22 +279,31 @@ def import_heads(
     ] = None,
     encoder: Annotated[
         str, typer.Option("--encoder", help="What the heads were trained on; a folder ties them to its weights.")
-    ] = "ruclip-vit-base-patch16-384+clean",
+    ] = "ruclip-vit-base-patch16-384",
 ) -> None:
     """Turn heads of the published system into a bundle; nothing in them is executed."""
     from product_classificator.cli import console
-    from product_classificator.encoders import EncoderSpec, load_encoder
+    from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
     from product_classificator.files import cache_home
     from product_classificator.heads import read_published_heads
 
+    spec = replace(EncoderSpec.parse(encoder), clean=True)  # the published heads were trained on cleaned texts
+    if Path(spec.base).is_dir():
+        loaded = load_encoder(str(spec))
+        bundle = read_published_heads(folder, encoder_name=loaded.name)
+        bundle = bundle.bound_to(loaded.name, loaded.fingerprint, loaded.image_dim, loaded.text_dim)
+    elif spec.base in RUCLIP_MODELS:
+        bundle = read_published_heads(folder, encoder_name=str(spec))
+    else:
+        raise DataError(f"published heads are for a ruCLIP model or its folder: {nearest(spec.base, RUCLIP_MODELS)}")
     target = out or cache_home() / "heads" / folder.resolve().name
-    bundle = read_published_heads(folder, encoder_name=encoder)
-    if Path(EncoderSpec.parse(encoder).base).is_dir():
-        loaded = load_encoder(encoder)
-        bundle = bundle.bound_to(encoder, loaded.fingerprint, loaded.image_dim, loaded.text_dim)
     bundle.save(target)
     console.print_counts("labels", {name: len(labels) for name, labels in bundle.labels.items()})
-    console.log.print(f"{len(bundle.labels)} heads for {encoder} in {target}")
+    console.log.print(
+        f"{len(bundle.labels)} heads for {bundle.encoder_name} in {target}\n"
+        f"next:   Classificator(heads_ver={str(out or target.name)!r})",
+        soft_wrap=True,
+    )
 
 
 def info(

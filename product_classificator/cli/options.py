@@ -1,6 +1,7 @@
 """The options that commands share, and how the tables and runs they name are opened."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -60,6 +61,9 @@ TextEncoderOpt = Annotated[
     typer.Option("--text-encoder", help="Texts through a model of sentence-transformers: st:<repository or folder>."),
 ]
 DeviceOpt = Annotated[str, typer.Option("--device", help="Where the encoder computes: auto, cpu, cuda, mps.")]
+MovedEncoderOpt = Annotated[
+    str | None, typer.Option("--encoder", help="Where the run's encoder lies now, if it has moved.")
+]
 CharacteristicsOpt = Annotated[
     str | None, typer.Option("--characteristics", help="Columns with labels, joined by commas.")
 ]
@@ -92,11 +96,11 @@ def names(joined: str | None) -> list[str] | None:
     return None if joined is None else [name.strip() for name in joined.split(",") if name.strip()]
 
 
-def encoder_name(encoder: str | None, text_encoder: str | None) -> str | None:
+def with_text_encoder(encoder: str, text_encoder: str | None) -> str:
     """Returns the name for `load_encoder` of an encoder with a text encoder beside it.
 
-    >>> encoder_name(None, "st:./sentences")
-    'lite+st:./sentences'
+    >>> with_text_encoder("lite+clean", "st:./sentences")
+    'lite+clean+st:./sentences'
 
     Raises:
         DataError: the text encoder is not written as `st:<repository or folder>`.
@@ -105,7 +109,9 @@ def encoder_name(encoder: str | None, text_encoder: str | None) -> str | None:
         return encoder
     if not text_encoder.startswith("st:"):
         raise DataError(f"--text-encoder is written st:<repository or folder>, got {text_encoder!r}")
-    return f"{encoder or 'lite'}+{text_encoder}"
+    from product_classificator.encoders import EncoderSpec
+
+    return str(replace(EncoderSpec.parse(encoder), text_encoder=text_encoder.removeprefix("st:")))
 
 
 def open_catalog(source: Source, characteristics: Sequence[str] | None, *, guesses_text: bool = False) -> "Catalog":
@@ -133,15 +139,30 @@ def open_catalog(source: Source, characteristics: Sequence[str] | None, *, guess
     )
 
 
+def table_columns(table: Path) -> list[str]:
+    """Returns the columns of a table; of a folder with the Wildberries tables, those of both and what is read out."""
+    from product_classificator.catalog import PUBLISHED_CHARACTERISTICS
+    from product_classificator.catalog.tables import open_table
+    from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
+
+    if not table.is_dir():
+        return open_table(table).columns
+    columns = [name for file in (TRAIN_FILE, TEST_FILE) for name in open_table(table / file).columns]
+    return [*PUBLISHED_CHARACTERISTICS, *columns]
+
+
 def open_catalog_like(run: "Run", source: Source, characteristics: Sequence[str]) -> "Catalog":
     """Opens a table as that of a run was opened, as far as the command line says nothing else."""
     from product_classificator.catalog import is_wildberries
 
     columns = run.columns
+    if is_wildberries(source.table):  # its ids and photos are found in one way only
+        text = columns.text if source.text is None else source.text
+        return open_catalog(source._replace(text=text), characteristics)
     like_run = source._replace(
         id=source.id or columns.id,
         text=columns.text if source.text is None else source.text,
         photo=(columns.photo if source.images else None) if source.photo is None else source.photo or None,
-        channels=source.channels or (None if is_wildberries(source.table) else Channels(run.channels)),
+        channels=source.channels or Channels(run.channels),
     )
     return open_catalog(like_run, characteristics)

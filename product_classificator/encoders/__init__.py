@@ -3,6 +3,7 @@
 `load_encoder` is the one door; every encoder behind it follows the `Encoder` protocol.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ def _load_clip(spec: EncoderSpec, compute: "Compute", cache_dir: str | Path | No
     if spec.base in RUCLIP_MODELS:
         folder = checkpoint.fetch(spec.base, cache_dir)
         if cache_dir is not None:  # the name alone would lead to the cache of the hub
-            spec = replace(spec, base=str(folder.resolve()))
+            spec = replace(spec, base=os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links to other names
         return spec, load_ruclip(folder, spec, compute)
     if spec.base.startswith("hf:"):
         from product_classificator.encoders.hub import load_hub_model, open_hub_model
@@ -90,8 +91,11 @@ def _load_clip(spec: EncoderSpec, compute: "Compute", cache_dir: str | Path | No
         return spec, load_hub_model(folder, spec, compute)
     folder = Path(spec.base)
     if not folder.is_dir():
-        raise DataError(f"there is no encoder {spec.base!r}, nor a folder of that name: {nearest(spec.base, ENCODERS)}")
-    spec = replace(spec, base=str(folder.resolve()))
+        raise DataError(
+            f"there is no encoder {spec.base!r}, nor a folder of that name (if it has moved, say where it is now: "
+            f"--encoder, model_name): {nearest(spec.base, ENCODERS)}"
+        )
+    spec = replace(spec, base=os.path.abspath(folder))  # noqa: PTH100
     if checkpoint.is_checkpoint(folder) or (folder / checkpoint.MARKER).is_file():
         return spec, load_ruclip(folder, spec, compute)
     if (folder / "config.json").is_file():

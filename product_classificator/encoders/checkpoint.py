@@ -2,7 +2,7 @@
 
 A checkpoint is a folder with `bpe.model`, `config.json` and `pytorch_model.bin`. Its conversion lies in the folder
 `converted` beside them: `config.json` and `model.safetensors` for `transformers.CLIPModel`, `tokenizer.json`, and
-`ruclip.json` with the preparation and the sha256 of weights and tokenizer. It is made under a temporary name and
+`ruclip.json` with the preparation and the sha256 of the others. It is made under a temporary name and
 renamed, and made again when the checkpoint changes; where the folder cannot be written to, in a temporary folder each
 time.
 
@@ -47,11 +47,16 @@ logger = logging.getLogger(__name__)
 FILES = ("bpe.model", "config.json", "pytorch_model.bin")
 MARKER = "ruclip.json"
 _CONVERTED = "converted"
+_CONVERTED_FILES = ("model.safetensors", "tokenizer.json", "config.json")
 _FORMAT = 1
 _HEAD_WIDTH = 64  # of the image tower; the configuration names only the heads of the text tower
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Spread = Annotated[float, Field(gt=0)]
 Rgb = tuple[float, float, float]
+RgbSpread = tuple[Spread, Spread, Spread]
 Weights = dict[str, Tensor]
 Size = Annotated[int, Field(gt=0, le=16_384)]
 Layers = Annotated[int, Field(gt=0, le=256)]
@@ -60,7 +65,7 @@ Layers = Annotated[int, Field(gt=0, le=256)]
 class _Config(BaseModel):
     """`config.json` of a ruCLIP checkpoint; what else it holds is not used."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
     embed_dim: Size
     image_resolution: Size
     vision_layers: Layers
@@ -72,7 +77,7 @@ class _Config(BaseModel):
     transformer_heads: Size
     transformer_layers: Layers
     mean: Rgb | None = None
-    std: Rgb | None = None
+    std: RgbSpread | None = None
 
     def of_transformers(self) -> CLIPConfig:
         """Returns the configuration of the same network in transformers."""
@@ -112,15 +117,15 @@ class Marker(BaseModel):
         size_px: side of the square the image tower takes.
         mean: of the pixels; likewise `std`.
         max_tokens: of a window of text.
-        sha256: of the weights and the tokenizer.
+        sha256: of the weights, the tokenizer and the configuration.
         source: file of the checkpoint -> its size in bytes and the time of its last change in ns.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     format: int
     size_px: PositiveInt
     mean: Rgb
-    std: Rgb
+    std: RgbSpread
     max_tokens: PositiveInt
     sha256: dict[str, str]
     source: dict[str, tuple[int, int]] = {}
@@ -152,7 +157,11 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     folder = None if cache_dir is None else Path(cache_dir) / name
     if folder is not None and is_checkpoint(folder):
         return folder
-    return fetch_repository(f"ai-forever/{name}", FILES, folder)
+    repository = f"ai-forever/{name}"
+    folder = fetch_repository(repository, FILES, folder)
+    if missing := [file for file in FILES if not (folder / file).is_file()]:  # fetched in part, and offline now
+        raise _unfetched(repository, f"of its files are missing: {culprits(missing)}")
+    return folder
 
 
 def forget(name: str, cache_dir: str | Path | None = None) -> None:
@@ -177,11 +186,14 @@ def fetch_repository(repository: str, patterns: tuple[str, ...], folder: Path | 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(patterns), local_dir=folder))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ArtifactError(
-            f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
-            "name a folder that holds its files instead, or use the encoder 'lite', which needs no network"
-        ) from error
+        raise _unfetched(repository, str(error).split("\n", 1)[0]) from error
+
+
+def _unfetched(repository: str, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
+        "name a folder that holds its files instead, or use the encoder 'lite', which needs no network"
+    )
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -224,7 +236,7 @@ def read_marker(folder: Path) -> Marker:
         marker = Marker.model_validate_json((folder / MARKER).read_bytes())
         if marker.format > _FORMAT:
             raise ArtifactError(f"{folder} has format {marker.format}, this version reads {_FORMAT}: upgrade")
-        wrong = [name for name, known in marker.sha256.items() if sha256(folder / name) != known]
+        wrong = [name for name in _CONVERTED_FILES if sha256(folder / name) != marker.sha256.get(name)]
     except (OSError, ValidationError) as error:
         raise ArtifactError(f"{folder} is not a converted ruCLIP checkpoint ({error}): convert it anew") from error
     if wrong:
@@ -239,9 +251,8 @@ def sha256(path: Path) -> str:
 
 
 def write_marker(folder: Path, marker: Marker) -> Marker:
-    """Writes `ruclip.json`, with the sha256 of the weights and the tokenizer that lie beside it, and returns it."""
-    names = ("model.safetensors", "tokenizer.json")
-    known = marker.model_copy(update={"sha256": {name: sha256(folder / name) for name in names}})
+    """Writes `ruclip.json`, with the sha256 of the files that lie beside it, and returns it."""
+    known = marker.model_copy(update={"sha256": {name: sha256(folder / name) for name in _CONVERTED_FILES}})
     (folder / MARKER).write_text(known.model_dump_json(indent=1), encoding="utf-8")
     return known
 
@@ -268,11 +279,12 @@ def _convert(folder: Path, target: Path) -> Marker:
         of_transformers = config.of_transformers()
         with torch.device("meta"):
             expected = {name: weight.shape for name, weight in CLIPModel(of_transformers).state_dict().items()}
-    except (ValidationError, StrictDataclassError, ValueError, RuntimeError) as error:
+    except (OSError, ValidationError, StrictDataclassError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder / 'config.json'} is not the configuration of a ruCLIP model: {error}") from error
     tokenizer = read_bpe(folder / "bpe.model")
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        found = f"bpe.model has {tokenizer.get_vocab_size()} tokens, config.json {config.vocab_size}"
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        found = f"bpe.model has ids up to {largest}, config.json {config.vocab_size} tokens"
         raise ArtifactError(f"the files of {folder} do not belong together: {found}")
     weights = _renamed(_read_weights(folder / "pytorch_model.bin"))
     wrong = [
@@ -310,7 +322,24 @@ def _read_weights(path: Path) -> Weights:
         raise ArtifactError(f"{path} is damaged, or holds more than weights ({reason}): fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise ArtifactError(f"{path} must hold named weights and nothing else, found a {type(state).__name__}")
+    if wrong := [name for name, weight in state.items() if not (isinstance(name, str) and _is_plain(weight))]:
+        raise ArtifactError(
+            f"weights must have names, and be dense, real and finite, those of {path} are otherwise: "
+            f"{culprits(wrong)}: fetch it again"
+        )
     return state
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Says whether a tensor holds a finite number of its own for each place: a view may repeat few bytes endlessly."""
+    return (
+        weight.dtype in _REAL
+        and weight.device.type == "cpu"
+        and weight.layout == torch.strided
+        and not weight.is_nested
+        and weight.untyped_storage().nbytes() >= weight.numel() * weight.element_size()
+        and bool(weight.float().isfinite().all())
+    )
 
 
 _RENAMED = (

@@ -13,6 +13,7 @@ features, and that network, processor and tokenizer belong together.
 """
 
 import hashlib
+import json
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def fetch_model(repository: str, *more: str) -> Path:
         ArtifactError: the hub cannot be reached, or has no such repository.
     """
     folder = fetch_repository(repository, (*_CONFIGS, *more, *_SAFETENSORS))
-    if any(folder.rglob("*.safetensors")):
+    if any(path for pattern in _SAFETENSORS for path in folder.glob(pattern)):  # those in folders are of other parts
         return folder
     return fetch_repository(repository, (*_CONFIGS, *more, *_UNSAFE_TENSORS))
 
@@ -100,8 +101,16 @@ def fetch_model(repository: str, *more: str) -> Path:
 def model_files(folder: Path) -> list[Path]:
     """Returns the files of a folder that decide what its model answers: those `from_pretrained` would read."""
     found = [path for pattern in _CONFIGS for path in folder.glob(pattern)]
-    weights = [path for pattern in _SAFETENSORS for path in folder.glob(pattern)]
-    return found + (weights or [path for pattern in _UNSAFE_TENSORS for path in folder.glob(pattern)])
+    return found + (_weight_files(folder, _SAFETENSORS) or _weight_files(folder, _UNSAFE_TENSORS))
+
+
+def _weight_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """Returns the files that fit the patterns, and those that an index among them names, whatever they are called."""
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    if not found & {folder / patterns[0]}:  # with all weights in one file, an index is not read
+        for index in [path for path in found if path.suffix == ".json"]:
+            found |= {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    return list(found)
 
 
 def fingerprint_of(kind: str, folder: Path, files: Iterable[Path], known: str) -> str:
@@ -288,13 +297,14 @@ def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> ClipEnc
             texts = _load_texts(folder, model, MAX_WINDOWS if spec.windows else 1)
             towers = TorchTowers(model, 0, compute)
             towers.image_dim = towers.text_dim = _width(towers, images, texts)
+            fingerprint = fingerprint_of("hub", folder, model_files(folder), f"{images} {texts}")
     except ProductClassificatorError:
         raise
     except Exception as error:  # what is wrong with a foreign folder surfaces as any of two dozen classes
         raise unreadable(folder, "a CLIP-like model of transformers", error) from error
     return ClipEncoder(
         name=str(spec),
-        fingerprint=fingerprint_of("hub", folder, model_files(folder), f"{images} {texts}"),
+        fingerprint=fingerprint,
         towers=towers,
         images=images,
         texts=texts,

@@ -2,9 +2,11 @@
 
 Rows and the length of texts stay dynamic. Whatever the network does with its inputs (causal mask, pooling at the end
 token) is in the file, so `OnnxTowers` takes the same prepared inputs as `TorchTowers` and answers the same vectors,
-which the export checks before it keeps a file.
+which the export checks before it keeps a file. The files compute in float32, whatever the encoder's precision: on the
+CPU, ONNX Runtime knows few operations in others.
 """
 
+import copy
 import importlib.util
 import logging
 import warnings
@@ -19,9 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from product_classificator.encoders.base import cores
-from product_classificator.encoders.clip import ClipEncoder
+from product_classificator.encoders.clip import ClipEncoder, unit_rows
 from product_classificator.encoders.preparation import Inputs
-from product_classificator.encoders.towers import TorchTowers, torch_towers_of
+from product_classificator.encoders.towers import Compute, TorchTowers, torch_towers_of
 from product_classificator.errors import ArtifactError, MissingExtraError
 from product_classificator.files import replacing_folder
 from product_classificator.types import Floats
@@ -40,7 +42,7 @@ def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Im
     """Writes the towers of an encoder as a new folder, or in place of an older one.
 
     Args:
-        encoder: computes with PyTorch.
+        encoder: computes with PyTorch, on any device and in any precision; it is not changed.
         folder: of the two files.
         text: an example, to compare the answers of both ways.
         image: likewise.
@@ -52,7 +54,7 @@ def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Im
     """
     if importlib.util.find_spec("onnxscript") is None or importlib.util.find_spec("onnx") is None:
         raise MissingExtraError("exporting to ONNX", "onnx-export")
-    towers = torch_towers_of(encoder)
+    towers = _exact(torch_towers_of(encoder))
     images = encoder.images.inputs([image, image])
     texts = encoder.texts.inputs(encoder.texts.windows([text, *_SAMPLE_TEXTS])[0])
     with replacing_folder(folder) as new:
@@ -63,12 +65,18 @@ def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Im
             (exported.of_images(images), towers.of_images(images)),
             (exported.of_texts(texts), towers.of_texts(texts)),
         ):
-            difference = float(np.abs(_unit(found) - _unit(known)).max())
+            difference = float(np.abs(unit_rows(found) - unit_rows(known)).max())
             if not difference <= _LARGEST_DIFFERENCE:
                 raise ArtifactError(
                     f"exported towers must answer within {_LARGEST_DIFFERENCE} of PyTorch, found {difference:.2g}: "
-                    "use PyTorch for this model, or load it in float32"
+                    "use PyTorch for this model"
                 )
+
+
+def _exact(towers: TorchTowers) -> TorchTowers:
+    """Returns a copy that computes in float32 on the CPU."""
+    model = copy.deepcopy(towers.model).to("cpu", torch.float32)
+    return TorchTowers(model, towers.image_dim, Compute("cpu", "float32", towers.threads))
 
 
 class _Tower(nn.Module):
@@ -88,9 +96,7 @@ class _Tower(nn.Module):
 
 
 def _export(tower: _Tower, inputs: Inputs, path: Path) -> None:
-    device, dtype = tower.model.device, tower.model.dtype
-    examples = [torch.from_numpy(array).to(device) for array in inputs.values()]
-    examples = [example.to(dtype) if example.is_floating_point() else example for example in examples]
+    examples = [torch.from_numpy(array) for array in inputs.values()]
     rows, tokens = torch.export.Dim("rows", max=65_536), torch.export.Dim.AUTO
     shapes = [{0: rows, 1: tokens} if example.ndim == 2 else {0: rows} for example in examples]
     log = logging.getLogger("torch.onnx")
@@ -118,17 +124,12 @@ def _export(tower: _Tower, inputs: Inputs, path: Path) -> None:
         log.setLevel(level)
 
 
-def _unit(vectors: Floats) -> Floats:
-    unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
-
-
 class OnnxTowers:
     """Towers of two ONNX files; see `Towers`.
 
     Args:
         folder: holds what `export_towers` wrote.
-        device: "cpu", or "cuda" where ONNX Runtime has it.
+        device: "cpu", or "cuda" where ONNX Runtime has it; "auto": CUDA where ONNX Runtime has it.
         threads: CPU threads; `None`: the cores this process may use.
 
     Raises:
@@ -139,7 +140,7 @@ class OnnxTowers:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or cores()
         providers = ["CPUExecutionProvider"]
-        if device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        if device.startswith(("auto", "cuda")) and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
         try:
             self._images, self._texts = (

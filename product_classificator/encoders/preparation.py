@@ -6,7 +6,8 @@ quarter. "letterbox" pads to a white square instead and loses nothing.
 
 Texts, in the published way: one window of at most 77 tokens, the rest is not read. With "windows" a long text is read
 in up to `MAX_WINDOWS` windows, whose vectors are averaged by the encoder. Texts are padded to the longest of their
-batch: in a causal network that pools at the end token, padding changes nothing.
+batch: in a causal network that pools at the end token, padding changes nothing. They are lower-cased as wholes: the
+tokenizer does it letter by letter, and would miss that a Greek sigma at the end of a word becomes another letter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,7 @@ class TokenPreparation:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
         found: list[Ids] = []
         owners: list[int] = []
-        for number, encoding in enumerate(self.tokenizer.encode_batch(list(texts))):
+        for number, encoding in enumerate(self.tokenizer.encode_batch([text.lower() for text in texts])):
             parts = [encoding, *encoding.overflowing][: self._max_windows]
             found += [part.ids for part in parts]
             owners += [number] * len(parts)

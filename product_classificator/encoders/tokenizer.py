@@ -25,6 +25,7 @@ PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
 """What the network of ruCLIP was trained with."""
 
 _WORD_MARK = "▁"
+_LONGEST_TOKEN = 1_000  # in characters; each rule may double the longest, so a few dozen could fill the memory
 _WHITE_SPACE = Regex(f"[\\t-\\r {_WORD_MARK}]+")
 
 
@@ -49,14 +50,13 @@ def read_bpe(path: str | Path) -> Tokenizer:
     """
     try:
         rules = _parse(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
+        special = {PAD: PAD_ID, UNKNOWN: rules.unknown_id, BEGIN: BEGIN_ID, END: END_ID}
+        model = BPE(vocab={**rules.vocabulary, **special}, merges=rules.merges, unk_token=UNKNOWN, fuse_unk=True)
+    except (OSError, ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise ArtifactError(
             f"{path} must be a bpe.model in YouTokenToMe's text format ({error!r}): fetch the checkpoint again"
         ) from error
-    special = {PAD: PAD_ID, UNKNOWN: rules.unknown_id, BEGIN: BEGIN_ID, END: END_ID}
-    tokenizer = Tokenizer(
-        BPE(vocab={**rules.vocabulary, **special}, merges=rules.merges, unk_token=UNKNOWN, fuse_unk=True)
-    )
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Sequence(
         [
@@ -80,6 +80,8 @@ def _parse(text: str) -> _Rules:
     for left, right, result in lines[n_characters + 1 : -1]:
         merges.append((names[left], names[right]))
         names[result] = names[left] + names[right]
+        if len(names[result]) > _LONGEST_TOKEN:
+            raise ValueError(f"a token has at most {_LONGEST_TOKEN} characters, found {len(names[result])}")
     unknown, pad, begin, end = lines[-1]
     if (pad, begin, end) != (PAD_ID, BEGIN_ID, END_ID):
         raise ValueError(f"ruCLIP has padding 0, begin 2 and end 3, found {pad}, {begin} and {end}")

@@ -242,8 +242,9 @@ def _number(found: object) -> int:
 
 
 def _label(found: object) -> str:
+    """Returns a label as catalogs write it: truth values, also those written as words, are "true" and "false"."""
     label = _plain(found)
-    return str(label).lower() if isinstance(label, bool) else _text(label)
+    return str(label).lower() if isinstance(label, bool) or label in ("True", "False") else _text(label)
 
 
 def _text(found: object) -> str:

@@ -1,14 +1,18 @@
 """Turns the parameters of the published `Trainer` into settings, and its ClearML task into a watch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import asdict, replace
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.errors import DataError, nearest
 from product_classificator.heads import EpochFacts, HeadSettings
 from product_classificator.training.contrast import TuneSettings
 from product_classificator.training.run import Watch
 from product_classificator.training.tune import TuneWatch
+
+Settings = TypeVar("Settings", HeadSettings, TuneSettings)
 
 _ONLY: Mapping[str, tuple[str, ...]] = {
     "criterion": ("CrossEntropyLoss",),
@@ -53,7 +57,17 @@ def published_tuning(params: Mapping[str, Any]) -> TuneSettings:
         DataError: a parameter is unknown, or asks for what the tuning does not have.
     """
     flat = _flat(params, "ruclip_train_params", (*_ONLY_TUNED, *_TUNED), _ONLY_TUNED)
-    return TuneSettings(**{_TUNED[name]: value for name, value in flat.items() if name in _TUNED})
+    return _checked(TuneSettings(), {_TUNED[name]: value for name, value in flat.items() if name in _TUNED})
+
+
+def _checked(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Returns settings with changes, whose types are checked like those of a settings file."""
+    try:
+        return TypeAdapter(type(settings)).validate_python({**asdict(settings), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"parameter {where}: {first['msg']}, got {first['input']!r}") from error
 
 
 def _flat(
@@ -69,7 +83,8 @@ def _flat(
     for name, value in flat.items():
         if name not in known:
             raise DataError(f"{where} has no {name!r}: {nearest(name, known)}")
-        if name in only and (given := value if isinstance(value, str) else value.__name__) not in only[name]:
+        given = value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
+        if name in only and given not in only[name]:
             raise DataError(f"{name} of {where} must be {' or '.join(only[name])}, got {given}")
     return flat
 
@@ -89,11 +104,12 @@ def published_settings(params: Mapping[str, Any], seed: int = 0) -> HeadSettings
     flat = _flat(params, "heads_train_params", _KNOWN, _ONLY)
     changes = {_RENAMED[name]: value for name, value in flat.items() if name in _RENAMED}
     hidden = flat.get("classificator_params.hidden_channels", [HeadSettings.published().hidden])
+    hidden = [hidden] if isinstance(hidden, int) else hidden
     if len(hidden) != 1:
         raise DataError(f"hidden_channels of heads_train_params must name one hidden layer, got {list(hidden)}")
     settings = HeadSettings.published(seed)
     epochs = changes.get("max_epochs", settings.max_epochs)
-    return replace(settings, hidden=hidden[0], patience=epochs, **changes)
+    return _checked(settings, {"hidden": hidden[0], "patience": epochs, **changes})
 
 
 class TaskLogger(Protocol):

@@ -161,6 +161,8 @@ def divide(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings)
     Raises:
         DataError: too few products are usable.
     """
+    if catalog.images is not None and not embedded.embeddings.has_image.any():
+        logger.warning("no product has a photo that can be used: is %s the right place?", catalog.images.path)
     texts, truth = catalog.texts(), catalog.truth()
     reasons = embedded.set_aside()
     usable = reasons == "ok"

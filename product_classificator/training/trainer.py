@@ -10,10 +10,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from product_classificator.catalog import Catalog, is_wildberries, read_catalog, read_wildberries
+from product_classificator.catalog import (
+    Catalog,
+    ImageSource,
+    is_wildberries,
+    open_images,
+    read_catalog,
+    read_frame,
+    read_wildberries,
+)
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
 from product_classificator.errors import DataError, nearest
 from product_classificator.evaluation import ClusterSettings, cluster, write_clusters
+from product_classificator.runs import Run
 from product_classificator.training.published import (
     Task,
     published_settings,
@@ -98,7 +107,7 @@ class Trainer:
         self.cache_dir = self.save_dir / "cache" if cache_dir is None else Path(cache_dir)
         self.experiment_dir: Path | None = None
         self.end_of_train = {"del_img_and_txt_tensors": False, "del_loaded_ruclip_model": False}
-        self._models_dir = None if cache_dir is None else self.cache_dir / "ruclip"
+        self._models_dir = None if cache_dir is None else self.cache_dir
         self._id, self._text = id, text
         self._device = device
         self._settings = self._resolve(settings or TrainSettings())
@@ -117,23 +126,36 @@ class Trainer:
         """Returns the products: a table file, a DataFrame, or a folder with the Wildberries tables."""
         return self.path_to_texts
 
-    def _preprocessing_texts(self, products: TableSource) -> TableSource:
-        """Returns the products as they are to be learned from: by default as they were loaded."""
+    def _preprocessing_texts(self, products: pd.DataFrame) -> pd.DataFrame:
+        """Returns the products as they are to be learned from; a subclass gets them as a table in memory."""
         return products
 
     def _load_catalog(self) -> Catalog:
-        products = self._preprocessing_texts(self._loading_texts())
-        if not isinstance(products, pd.DataFrame) and is_wildberries(products):
+        products = self._loading_texts()
+        text = self._text
+        if type(self)._preprocessing_texts is not Trainer._preprocessing_texts:
+            if not isinstance(products, pd.DataFrame):
+                text = ("description",) if text is None and is_wildberries(products) else text
+                products = read_frame(products)
+            products = self._preprocessing_texts(products)
+        if not isinstance(products, str | Path | pd.DataFrame):
+            raise DataError(
+                "_loading_texts and _preprocessing_texts must return the products (a DataFrame, or their place), got "
+                f"{type(products).__name__}"
+            )
+        given, told = self.path_to_images, self.path_to_texts
+        images: str | Path | ImageSource | None = given
+        if given is not None and isinstance(told, str | Path) and is_wildberries(told):
+            images = open_images(given, channels="bgr")  # however a subclass brings the table
+        if not isinstance(products, pd.DataFrame) and is_wildberries(products) and self._id in (None, "nm"):
             return read_wildberries(
                 products,
-                self.path_to_images,
+                images,
                 min_products_in_sub_cat=self._settings.heads.min_products_per_label,
-                text=("description",) if self._text is None else self._text,
+                text=("description",) if text is None else text,
                 characteristics=self.characteristics,
             )
-        return read_catalog(
-            products, self.path_to_images, id=self._id, text=self._text, characteristics=self.characteristics
-        )
+        return read_catalog(products, images, id=self._id, text=text, characteristics=self.characteristics)
 
     def train_heads_only(
         self, task: Task | None = None, experiment_name: str | None = None, *, watch: Watch | None = None
@@ -153,7 +175,7 @@ class Trainer:
         watch = watch or Watch()
         watch = watch if task is None else watched_by(task, watch)
         folder = self.save_dir / (experiment_name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
-        if folder.exists():
+        if (folder / "run.json").exists():
             raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=self._device, cache_dir=self._models_dir)
@@ -163,7 +185,7 @@ class Trainer:
         if self._clusters is not None:
             watch.on_stage("Clustering the embeddings")
             _write_clusters(folder / "clusters", training.embeddings, catalog.truth(), self._clusters)
-        self._clean_up(store)
+        self._clean_up(store, training.run)
         return training
 
     def train_ruclip(
@@ -186,17 +208,17 @@ class Trainer:
         watch = watch or TuneWatch()
         watch = watch if task is None else tuning_watched_by(task, watch)
         folder = self.save_dir / (experiment_name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
-        if folder.exists() and ((folder / "run.json").exists() or not (folder / "tuning").exists()):
+        if (folder / "run.json").exists():
             raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=self._device, dtype="float32", cache_dir=self._models_dir)
         cache = self.cache_dir / "activations"
         found = tune(catalog, folder, self._settings, self._tuning, encoder=encoder, cache_dir=cache, watch=watch)
         self.experiment_dir = folder
-        self._clean_up(cache)
+        self._clean_up(cache, found.run)
         return found
 
-    def _clean_up(self, store: Path) -> None:
+    def _clean_up(self, store: Path, run: Run) -> None:
         if self.end_of_train["del_img_and_txt_tensors"]:
             shutil.rmtree(store)
         model = EncoderSpec.parse(self.ruclip_model).base
@@ -204,6 +226,8 @@ class Trainer:
             from product_classificator.encoders.checkpoint import forget
 
             forget(model, self._models_dir)
+            if run.encoder != self.ruclip_model and not run.encoder.startswith(str(run.folder)):
+                replace(run, encoder=self.ruclip_model).save()  # the folder is gone: fetch it again when it is needed
 
 
 def _write_clusters(folder: Path, embeddings: Embeddings, truth: Truth, settings: ClusterSettings) -> None:

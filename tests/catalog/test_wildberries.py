@@ -279,8 +279,10 @@ def test_batches_begin_where_asked_and_keep_the_order(folder, size, first_row):
 
 def test_a_sub_category_of_too_few_products_is_unknown(folder):
     assert read_wildberries(folder, min_products_in_sub_cat=3).truth()["sub_category"].tolist() == [None] * 7
-    with pytest.raises(DataError, match=r"min_products_in_sub_cat must be > 1, got 1: a sub_category of one"):
-        read_wildberries(folder, min_products_in_sub_cat=1)
+    with pytest.raises(
+        DataError, match="min_products_in_sub_cat must be at least 1, got 0: 1 keeps every sub_category"
+    ):
+        read_wildberries(folder, min_products_in_sub_cat=0)
 
 
 def test_read_catalog_recognises_the_folder(folder):

@@ -222,6 +222,10 @@ def test_a_folder_of_wildberries_tables_is_taken_for_a_table(tmp_path):
     out = tmp_path / "found.csv"
     call("predict", str(tmp_path / "run"), school, "--images", images, "--out", str(out), "--device", "cpu")
     assert out.read_text().count("\n") > 100
+    (tmp_path / "few.toml").write_text("[heads]\nmin_products_per_label = 2")
+    arguments = ["--encoder", encoder, "--characteristics", "sex,brand", "--config", tmp_path / "few.toml"]
+    call("train", school, *arguments, "--out", tmp_path / "brands")
+    assert "brand" in call("evaluate", str(tmp_path / "brands"), school)
 
 
 def test_heads_of_the_published_system_are_imported_and_found_by_name(tmp_path, monkeypatch):
@@ -247,6 +251,8 @@ def test_heads_of_the_published_system_are_imported_and_found_by_name(tmp_path, 
     call("import-heads", str(published_folder), "--out", str(tmp_path / "tied"), "--encoder", f"{encoder}+clean")
     assert Classificator(heads_ver=tmp_path / "tied").classify_products("кружка") == found.classify_products("кружка")
     assert "label_to_char.pkl" in call("import-heads", tmp_path, code=1)
+    printed = call("import-heads", published_folder, "--encoder", "lite", code=1)
+    assert "published heads are for a ruCLIP model or its folder" in printed
 
 
 def test_tune_prints_epochs_and_what_was_kept(files, tmp_path):
@@ -260,3 +266,24 @@ def test_tune_prints_epochs_and_what_was_kept(files, tmp_path):
     assert "kind" in call("classify", run, "--text", "A nice cup")
     printed = call("tune", table, "--images", images, "--encoder", "x", "--out", run, code=1)
     assert "error: there is no encoder" in printed
+
+
+def test_a_run_whose_encoder_has_moved_is_told_where_it_is(files, tmp_path):
+    folder, table, _ = files
+    encoder = write_checkpoint(tmp_path / "tiny")
+    arguments = ["--text", "description", "--characteristics", "kind", "--config", folder / "settings.toml"]
+    call("train", table, *arguments, "--encoder", encoder, "--out", tmp_path / "run")
+    encoder.rename(tmp_path / "moved")
+    assert "if it has moved" in call("classify", tmp_path / "run", "--text", "cup", code=1)
+    assert "kind" in call("classify", tmp_path / "run", "--text", "cup", "--encoder", tmp_path / "moved")
+    assert "kind" in call("evaluate", tmp_path / "run", table, "--encoder", tmp_path / "moved")
+
+
+def test_a_text_encoder_stands_beside_the_encoder_of_the_settings(files, tmp_path):
+    _, table, _ = files
+    (tmp_path / "settings.toml").write_text('encoder = "no-such-encoder+windows"')
+    arguments = ["--text", "description", "--characteristics", "kind", "--config", tmp_path / "settings.toml"]
+    printed = call("train", table, *arguments, "--text-encoder", "st:x", "--out", tmp_path / "run", code=1)
+    assert "there is no encoder 'no-such-encoder'" in printed
+    printed = call("train", table, *arguments, "--text-encoder", "x", "--out", tmp_path / "run", code=1)
+    assert "--text-encoder is written st:<repository or folder>" in printed

@@ -48,13 +48,39 @@ def test_a_conversion_opens_in_transformers(folder):
     assert model.config.vision_config.hidden_act == "quick_gelu"
 
 
-def test_a_damaged_conversion_is_made_again(folder, caplog):
+def rewrite(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes(b"broken"), "model.safetensors (1 in all) of"),
+        (lambda f: rewrite(f / "config.json", initializer_factor=2), "config.json (1 in all) of"),
+        (lambda f: (f / "config.json").unlink(), "is not a converted ruCLIP checkpoint"),
+        (lambda f: rewrite(f / "ruclip.json", sha256={}), "(3 in all) of"),
+        (lambda f: rewrite(f / "ruclip.json", std=[0, 1, 1]), "is not a converted ruCLIP checkpoint"),
+    ],
+)
+def test_a_damaged_conversion_is_made_again(folder, damage, message, caplog):
     with converted(folder) as (ready, marker):
         pass
-    (ready / "model.safetensors").write_bytes(b"broken")
+    damage(ready)
     with converted(folder) as (_, again):
         assert again.sha256 == marker.sha256
-    assert "was changed after it was written" in caplog.text
+    assert "is converted again" in caplog.text
+    assert message in caplog.text
+
+
+def test_a_damaged_conversion_without_its_checkpoint_is_refused(folder, tmp_path):
+    with converted(folder) as (ready, _):
+        shutil.copytree(ready, tmp_path / "alone")
+    rewrite(tmp_path / "alone/config.json", initializer_factor=2)
+    with pytest.raises(ArtifactError, match=r"config.json \(1 in all\) of .* was changed after it was written"):
+        load_encoder(str(tmp_path / "alone"))
+    (tmp_path / "alone/config.json").unlink()
+    with pytest.raises(ArtifactError, match="is not a converted ruCLIP checkpoint"):
+        load_encoder(str(tmp_path / "alone"))
 
 
 def test_a_folder_that_cannot_be_written_to_is_converted_elsewhere(folder, monkeypatch):
@@ -88,7 +114,10 @@ def test_weights_of_half_precision_are_read_in_full(folder):
         (lambda f: change(f, vision_layers=3), r"must have the shapes its config.json calls for: .*missing"),
         (lambda f: change(f, embed_dim=8), r"must have the shapes its config.json calls for: .*\(16, "),
         (lambda f: change(f, transformer_layers=1), "is too many"),
-        (lambda f: change(f, vocab_size=20), "do not belong together: bpe.model has .* tokens, config.json 20"),
+        (lambda f: change(f, vocab_size=20), "do not belong together: bpe.model has ids up to .* 20 tokens"),
+        (lambda f: (f / "bpe.model").write_text("1 0\n97 150\n1 0 2 3\n"), "ids up to 150, config.json 150 tokens"),
+        (lambda f: change(f, std=[0, 1, 1]), "is not the configuration of a ruCLIP model"),
+        (lambda f: change(f, mean=[float("nan"), 1, 1]), "is not the configuration of a ruCLIP model"),
         (lambda f: (f / "bpe.model").write_text("1"), "must be a bpe.model"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "is damaged, or holds more than weights"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b"x" * 999), "is damaged, or holds more than weights"),
@@ -99,6 +128,28 @@ def test_weights_of_half_precision_are_read_in_full(folder):
 )
 def test_a_damaged_or_foreign_checkpoint_says_what_is_wrong(folder, damage, message):
     damage(folder)
+    with pytest.raises(ArtifactError, match=message):
+        load_encoder(str(folder))
+    assert not (folder / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        (7, torch.zeros(32)),
+        ("ln_final.bias", torch.zeros(32, device="meta")),
+        ("ln_final.bias", torch.zeros(32).to_sparse()),
+        ("ln_final.bias", torch.zeros(32, dtype=torch.complex64)),
+        ("ln_final.bias", torch.zeros(32, dtype=torch.int64)),
+        ("ln_final.bias", torch.full((32,), torch.nan)),
+        ("ln_final.bias", torch.full((32,), 1e300, dtype=torch.float64)),
+        ("ln_final.bias", torch.zeros(1).expand(32)),
+    ],
+    ids=["name", "meta", "sparse", "complex", "integer", "nan", "beyond float32", "repeated"],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(folder, name, weight):
+    torch.save({**weights(), name: weight}, folder / "pytorch_model.bin")
+    message = rf"must have names, and be dense, real and finite, .* otherwise: {name} \(1 in all\): fetch it again"
     with pytest.raises(ArtifactError, match=message):
         load_encoder(str(folder))
     assert not (folder / "converted").exists()
@@ -142,6 +193,18 @@ def test_without_a_network_one_sentence_tells_the_two_ways_out(tmp_path):
         with pytest.raises(ArtifactError, match=sentence):
             load_encoder("ruclip-vit-base-patch32-224", cache_dir=cache_dir)
     forget("ruclip-vit-base-patch32-224")
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_model_fetched_in_part_is_not_on_this_machine(folder, tmp_path):
+    cached = tmp_path / "hub/models--ai-forever--ruclip-vit-base-patch32-224"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0" * 40)
+    part = Path(shutil.copytree(folder, cached / "snapshots" / ("0" * 40)))
+    assert fetch(folder.name) == part
+    (part / "pytorch_model.bin").unlink()
+    with pytest.raises(ArtifactError, match=r"is not on this machine .* missing: pytorch_model.bin \(1 in all\)"):
+        load_encoder(folder.name)
 
 
 def test_a_name_that_is_none_of_the_six_names_the_nearest():

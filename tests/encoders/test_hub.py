@@ -161,6 +161,28 @@ def test_the_fingerprint_names_weights_and_preparation(saved, loaded, folder):
     assert len(others | {known}) == 4
 
 
+@pytest.mark.parametrize("is_safe", [True, False])
+def test_the_fingerprint_names_the_weights_of_every_file_of_an_index(folder, is_safe):
+    kind, save = ("model.safetensors", save_shard) if is_safe else ("pytorch_model.bin", torch.save)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {f"part-{number}.{kind.split('.')[1]}": names[number::2] for number in (0, 1)}
+    index = {name: part for part, own in parts.items() for name in own}
+    (folder / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    found = set()
+    for _ in range(2):
+        for part, own in parts.items():
+            save({name: weights[name] for name in own}, folder / part)
+        found.add(load_encoder(f"hf:{folder}").fingerprint)
+        weights["logit_scale"] += 0.01
+    assert len(found) == 2
+
+
+def save_shard(weights, path):
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def test_the_name_can_be_given_back_from_anywhere(saved, loaded, monkeypatch):
     monkeypatch.chdir(saved["altclip"].parent)
     encoder = load_encoder(f"hf:{saved['altclip'].name}+windows")

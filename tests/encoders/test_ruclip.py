@@ -1,16 +1,19 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from product_classificator.encoders import Encoder, EncoderSpec, cores, load_encoder
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.encoders.onnx import OnnxTowers, export_towers
-from product_classificator.encoders.preparation import SquarePreparation
+from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
+from product_classificator.encoders.tokenizer import read_bpe
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean_published
 from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
@@ -112,6 +115,13 @@ def test_names_of_special_tokens_in_a_text_are_plain_letters(encoder):
     assert 0 not in windows[0]
 
 
+def test_a_text_is_lower_cased_as_a_whole(tmp_path):
+    (tmp_path / "bpe.model").write_text("6 0\n9601 4\n959 5\n963 6\n962 7\n966 8\n105 9\n1 0 2 3\n")
+    preparation = TokenPreparation(read_bpe(tmp_path / "bpe.model"), pad_id=0, max_tokens=77)
+    (shouted, lowered, _), _ = preparation.windows(["ΣΟΦΟΣ", "ΣΟΦΟΣ".lower(), "İΣ"])
+    assert shouted == lowered == [2, 4, 6, 5, 8, 5, 7, 3]
+
+
 def test_labels_are_embedded_in_sentences(encoder):
     vectors = embed_labels(encoder, ["Кружки", "Вазы"])
     assert vectors.shape == (2, CONFIG["embed_dim"])
@@ -120,6 +130,26 @@ def test_labels_are_embedded_in_sentences(encoder):
     for templates in (["это"], []):
         with pytest.raises(DataError, match=r"a template is a sentence with .* for the label"):
             embed_labels(encoder, ["ваза"], templates)
+
+
+def test_names_of_labels_are_not_cleaned(folder, encoder):
+    name = "18+, для дома!"
+    assert clean_published(name) != name
+    assert np.array_equal(embed_labels(load_encoder(f"{folder}+clean"), [name]), embed_labels(encoder, [name]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([], "an empty list"),
+        (["ваза", " ", None, 3], r"' ', None, 3 \(3 in all\)"),
+        ([""], r"'' \(1 in all\)"),
+        ("ваза", "'ваза'"),
+    ],
+)
+def test_labels_without_a_name_are_refused(encoder, labels, found):
+    with pytest.raises(DataError, match=f"each a text that is not blank, found {found}: name each label"):
+        embed_labels(encoder, labels)
 
 
 def test_a_name_is_taken_apart_and_put_together():
@@ -141,7 +171,7 @@ def test_what_cannot_be_computed_with_is_refused(folder, tmp_path):
         load_encoder(str(folder), dtype="int3")
     with pytest.raises(DataError, match="threads must lie between 1 and"):
         load_encoder(str(folder), threads=cores() + 1)
-    with pytest.raises(DataError, match="nor a folder of that name: did you mean 'ruclip-vit-base-patch16-224'"):
+    with pytest.raises(DataError, match=r"nor a folder of that name .*: did you mean 'ruclip-vit-base-patch16-224'"):
         load_encoder("ruclip-vit-base-patch16-22")
     with pytest.raises(ArtifactError, match="holds neither"):
         load_encoder(str(tmp_path))
@@ -172,6 +202,33 @@ def test_onnx_answers_what_torch_answers(folder, tmp_path):
     (tmp_path / "onnx/text.onnx").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match=r"cannot be read .* export them again"):
         OnnxTowers(tmp_path / "onnx")
+
+
+@pytest.fixture(scope="module")
+def half(folder):
+    return load_encoder(str(folder), dtype="bfloat16", threads=1)
+
+
+@pytest.fixture(scope="module")
+def exported(half, tmp_path_factory):
+    """The towers of an encoder of lower precision."""
+    folder = tmp_path_factory.mktemp("onnx") / "towers"
+    export_towers(half, folder, "Кружка", photos(1)[0])
+    return folder
+
+
+def test_an_encoder_of_lower_precision_is_exported_in_float32_and_stays_as_it_was(half, exported, encoder):
+    assert half.towers.model.dtype == torch.bfloat16
+    half = replace(half, towers=OnnxTowers(exported, "auto", threads=1))
+    assert (half.encode_texts(TEXTS) * encoder.encode_texts(TEXTS)).sum(1).min() > 0.999
+    assert (half.encode_images(photos(2)) * encoder.encode_images(photos(2))).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_onnx_asks_for_cuda_where_the_runtime_has_it(exported, device, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):  # the runtime of this machine may have none
+        OnnxTowers(exported, device, threads=1)
 
 
 def test_an_encoder_without_towers_cannot_be_exported():

@@ -6,6 +6,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from product_classificator.encoders import checkpoint
@@ -132,6 +133,22 @@ def test_what_is_fetched_suffices_and_is_not_more(folder, encoder, monkeypatch, 
     assert not {"README.md", "pytorch_model.bin", "model.onnx", "code.py"} & {
         path.name for path in (tmp_path / "cache").iterdir()
     }
+
+
+def test_a_root_in_the_older_format_is_fetched_beside_a_part_in_the_newer(folder, monkeypatch, tmp_path):
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    model.append(Dense(in_features=32, out_features=8))
+    source = tmp_path / "dense"
+    model.save(str(source))
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    assert (source / "2_Dense/model.safetensors").is_file()
+    monkeypatch.setattr(checkpoint, "snapshot_download", tiny_hub(source, tmp_path / "cache"))
+    fetched = load_sentence_encoder("shop/model")
+    assert fetched.text_dim == 8
+    assert fetched.fingerprint == load_sentence_encoder(str(source)).fingerprint
 
 
 def test_a_repository_that_cannot_be_fetched_is_named(monkeypatch, tmp_path):

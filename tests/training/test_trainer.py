@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from product_classificator import Classificator
+from product_classificator import Classificator, make_marketplace
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadSettings
+from product_classificator.runs import Run
 from product_classificator.training import Trainer, Watch
 from product_classificator.training.published import published_settings
 from tests.conftest import QUICK
@@ -74,7 +75,7 @@ def test_a_classificator_takes_the_heads_of_an_experiment(make_trainer, tiny_ruc
     assert set(classificator.classify_products("A nice cup")) == {"kind", "colour"}
 
 
-def test_a_subclass_brings_and_changes_the_products(make_trainer):
+def test_a_subclass_brings_and_changes_the_products(make_trainer, shop_files):
     class ShopTrainer(Trainer):
         def _loading_texts(self):
             return self.path_to_texts.rename(columns={"description": "words"})
@@ -85,14 +86,52 @@ def test_a_subclass_brings_and_changes_the_products(make_trainer):
     training = make_trainer(ShopTrainer, text="words").train_heads_only()
     assert training.fitted.bundle.labels["kind"] == ("cup", "hat")
 
+    class FromFile(Trainer):
+        def _preprocessing_texts(self, products):
+            return products[products.kind != "sock"]
+
+    catalog = FromFile(None, shop_files[0], ["kind"], text="description")._load_catalog()
+    assert set(catalog.truth()["kind"]) == {"cup", "hat"}
+
+    class Forgetful(Trainer):
+        def _loading_texts(self):
+            return None
+
+    with pytest.raises(DataError, match=r"must return the products .* got NoneType"):
+        Forgetful(None, shop_files[0])._load_catalog()
+
 
 def test_a_model_fetched_to_the_cache_is_deleted_when_asked_for(make_trainer, tmp_path):
-    write_checkpoint(tmp_path / "cache/ruclip/ruclip-vit-base-patch32-224")
+    write_checkpoint(tmp_path / "cache/ruclip-vit-base-patch32-224")
     trainer = make_trainer(ruclip_model="ruclip-vit-base-patch32-224", cache_dir=tmp_path / "cache")
     trainer.end_of_train["del_img_and_txt_tensors"] = True
     trainer.end_of_train["del_loaded_ruclip_model"] = True
-    trainer.train_heads_only()
+    training = trainer.train_heads_only()
     assert not list((tmp_path / "cache").rglob("*.*"))
+    assert Run.load(training.run.folder).encoder == "ruclip-vit-base-patch32-224"
+
+
+def test_an_interrupted_training_goes_on_under_its_name(make_trainer):
+    def stop(chunk):
+        raise KeyboardInterrupt
+
+    trainer = make_trainer()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_heads_only(experiment_name="again", watch=Watch(on_chunk=stop))
+    assert np.isfinite(trainer.train_heads_only(experiment_name="again").evaluation.mean_macro_f1)
+
+
+def test_photos_of_the_wildberries_tables_are_bgr_however_the_table_is_brought(tiny_ruclip, tmp_path):
+    class MyTrainer(Trainer):
+        def _loading_texts(self):
+            return pd.DataFrame({"nm": [1, 2], "description": ["a", "b"], "kind": ["x", "y"]})
+
+    make_marketplace(tmp_path / "school", products=60, layout="wildberries")
+    for kind, characteristics in ((MyTrainer, ["kind"]), (Trainer, None)):
+        trainer = kind(tmp_path / "school/images.zip", tmp_path / "school", characteristics)
+        assert trainer._load_catalog().images.channels == "bgr"
+    with pytest.raises(DataError, match="products and photos of the Wildberries set are found by nm"):
+        Trainer(None, tmp_path / "school", id="sku")._load_catalog()
 
 
 def test_a_folder_of_the_user_is_never_deleted(make_trainer, tiny_ruclip):
@@ -145,6 +184,8 @@ def test_published_parameters_mean_the_published_recipe(make_trainer):
     assert (settings["learning_rate"], settings["dropout"], settings["min_products_per_label"]) == (0.01, 0.1, 5)
     assert len(training.fitted.history) == 4
     assert published_settings({}) == HeadSettings.published()
+    assert published_settings({"criterion": torch.nn.CrossEntropyLoss()}) == HeadSettings.published()
+    assert published_settings({"classificator_params": {"hidden_channels": 32}}).hidden == 32
 
 
 @pytest.mark.parametrize(
@@ -156,6 +197,8 @@ def test_published_parameters_mean_the_published_recipe(make_trainer):
         ({"criterion": "NLLLoss"}, "criterion of heads_train_params must be CrossEntropyLoss, got NLLLoss"),
         ({"classificator_params": {"hidden_channels": [64, 32]}}, r"must name one hidden layer, got \[64, 32\]"),
         ({"epochs": 0}, "max_epochs must be at least 1, got 0"),
+        ({"epochs": 2.5}, "parameter max_epochs: Input should be a valid integer.*got 2.5"),
+        ({"criterion": torch.nn.NLLLoss()}, "criterion of heads_train_params must be CrossEntropyLoss, got NLLLoss"),
         ({"optimizer_params": 3}, "optimizer_params of heads_train_params must be a dictionary, got 3"),
     ],
 )
