@@ -132,7 +132,9 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
     pd.DataFrame({"nm": range(n), "title": [f"a longer title number {i}" for i in range(n)]}).to_parquet(
         tmp_path / "t.parquet"
     )
-    command = "from product_classificator.cli import main; main()"
+    # A shell starts what runs in the background with Ctrl-C ignored, and the tests may run there.
+    command = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command += "from product_classificator.cli import main; main()"
     arguments = ["embed", str(tmp_path / "t.parquet"), "--text", "title", "--out", str(tmp_path / "store")]
     process = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.PIPE, text=True)  # noqa: S603
     while not list(tmp_path.glob("store/parts/*.parquet")):
