@@ -114,7 +114,7 @@ def tune(
         Source(table, images, id_, names(text), photo, channels, max_pixels), names(characteristics), guesses_text=True
     )
     console.print_columns(catalog)
-    loaded = load_encoder(encoder, device=device, dtype="float32")
+    loaded = load_encoder(settings.encoder, device=device, dtype="float32")
     tuning = TuneSettings(
         last_blocks=last_blocks,
         epochs=epochs,

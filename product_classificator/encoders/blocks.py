@@ -155,10 +155,6 @@ class Tail(nn.Module):
         for name, _ in module.named_parameters():
             self._names[f"{here}.{name}"] = f"{there}.{name}"
 
-    def forward(self, image: Tensor, text: Tensor, text_inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the unit vectors (n, dim) of photos and (n, dim) of texts, from their kept states."""
-        return self.of_images(image), self.of_texts(text, text_inputs)
-
     def of_images(self, hidden: Tensor) -> Tensor:
         """Returns (n, dim) unit vectors of photos from their kept states (n, tokens, width)."""
         return self._features("image", hidden, {"pixel_values": hidden})

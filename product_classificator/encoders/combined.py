@@ -28,37 +28,43 @@ class TextEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class PairedEncoder:
-    """Photos through one encoder, texts through another; see `Encoder`."""
+class _PhotosOf:
+    """Photos as another encoder sees them."""
 
     name: str
-    photos: Encoder
+    encoder: Encoder
+
+    @property
+    def image_dim(self) -> int:
+        """Length of an image vector."""
+        return self.encoder.image_dim
+
+    def prepare_image(self, image: Image.Image) -> Image.Image:
+        """Shrinks a photo to what the image tower takes."""
+        return self.encoder.prepare_image(image)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Returns (n, image_dim) float32 vectors of unit length."""
+        return self.encoder.encode_images(images)
+
+
+@dataclass(frozen=True)
+class PairedEncoder(_PhotosOf):
+    """Photos through one encoder, texts through another; see `Encoder`."""
+
     texts: TextEncoder
     shares_space: bool = False
 
     @property
     def fingerprint(self) -> str:
         """One for the pair."""
-        known = f"{self.photos.fingerprint} {self.texts.fingerprint}"
+        known = f"{self.encoder.fingerprint} {self.texts.fingerprint}"
         return f"pair-{hashlib.blake2b(known.encode(), digest_size=8).hexdigest()}"
-
-    @property
-    def image_dim(self) -> int:
-        """Length of an image vector."""
-        return self.photos.image_dim
 
     @property
     def text_dim(self) -> int:
         """Length of a text vector."""
         return self.texts.text_dim
-
-    def prepare_image(self, image: Image.Image) -> Image.Image:
-        """Shrinks a photo to what the image tower takes."""
-        return self.photos.prepare_image(image)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Returns (n, image_dim) float32 vectors of unit length."""
-        return self.photos.encode_images(images)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Returns (n, text_dim) float32 vectors of unit length."""
@@ -66,11 +72,8 @@ class PairedEncoder:
 
 
 @dataclass(frozen=True)
-class CleaningEncoder:
+class CleaningEncoder(_PhotosOf):
     """Any encoder, its texts cleaned as in the published system; see `Encoder`."""
-
-    name: str
-    encoder: Encoder
 
     @property
     def fingerprint(self) -> str:
@@ -83,22 +86,9 @@ class CleaningEncoder:
         return self.encoder.shares_space
 
     @property
-    def image_dim(self) -> int:
-        """Length of an image vector."""
-        return self.encoder.image_dim
-
-    @property
     def text_dim(self) -> int:
         """Length of a text vector."""
         return self.encoder.text_dim
-
-    def prepare_image(self, image: Image.Image) -> Image.Image:
-        """Shrinks a photo to what the image tower takes."""
-        return self.encoder.prepare_image(image)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Returns (n, image_dim) float32 vectors of unit length."""
-        return self.encoder.encode_images(images)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Returns (n, text_dim) float32 vectors of unit length."""

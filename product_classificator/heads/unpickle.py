@@ -1,8 +1,9 @@
 """Turns a pickle into plain data without running anything of it: constants, containers, and notes of what it names.
 
-A pickle is a program; `pickle.load` imports what it names and calls it. Here its opcodes are followed one by one, and
-where the program would import, make or call something, a `Record` notes the name, the arguments and the state. What a
-record means is for its reader to say, with code of its own. An opcode or a name outside the allow-list ends it.
+A pickle is a program: Python's own reader imports what it names and calls it. Here its opcodes are followed one by
+one, and where the program would import, make or call something, a `Record` notes the name, the arguments and the
+state. What a record means is for its reader to say, with code of its own. An opcode or a name outside the allow-list
+ends it.
 
 An own interpreter, and not `pickle.Unpickler` with a guarded `find_class`: even behind such a guard a pickle may set
 attributes on what it is given, ask for gigabytes with one memo number, or hash a tuple that takes years. The cost is
