@@ -25,6 +25,7 @@ FLOORS = {
     "training": 3,
     "bulk": 4,
     "cli": 5,
+    "__main__": 6,
     "__init__": 5,
 }
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from product_classificator.cli.options import (
     MaxPixelsOpt,
     MovedEncoderOpt,
     PhotoOpt,
+    Precision,
     Recipe,
     RunArg,
     Source,
@@ -28,6 +29,7 @@ from product_classificator.cli.options import (
     TableArg,
     TextEncoderOpt,
     TextOpt,
+    TrackerOpt,
     names,
     open_catalog,
     open_catalog_like,
@@ -54,11 +56,13 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
     store: StoreOpt = None,
+    tracker: TrackerOpt = None,
 ) -> None:
     """Train heads on a table of products and report how well they do on held-back ones."""
     from product_classificator.cli import console
     from product_classificator.encoders import load_encoder
     from product_classificator.training import read_settings, train_heads
+    from product_classificator.training.trackers import told, tracking
 
     settings = read_settings(config, {"encoder": encoder, "seed": seed, "heads.recipe": recipe and recipe.value})
     settings = replace(settings, encoder=with_text_encoder(settings.encoder, text_encoder))
@@ -68,7 +72,8 @@ def train(
     if (out / "run.json").exists():
         console.log.print(f"{out} holds a run already: it is replaced when the new one is done", style="yellow")
     loaded = load_encoder(settings.encoder, device=device)
-    with console.training_watch(len(catalog)) as watch:
+    with console.training_watch(len(catalog)) as watch, tracking(tracker, out, asdict(settings)) as logger:
+        watch = told(watch, logger)
         training = train_heads(catalog, out, settings, encoder=loaded, store=store, watch=watch)
     console.out.print(f"\nTest part of {table.name}, {settings.heads.recipe} recipe, seed {settings.seed}")
     console.print_scores(training.evaluation)
@@ -101,20 +106,32 @@ def tune(
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Folder of the activations.")] = None,
-    cache_limit_gb: Annotated[float, typer.Option("--cache-limit-gb", help="More activations are refused.")] = 100.0,
+    cache_limit_gb: Annotated[
+        float, typer.Option("--cache-limit-gb", help="What is above is computed anew in every epoch.")
+    ] = 100.0,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="auto: bfloat16 on a GPU that can.")
+    ] = Precision.auto,
+    tracker: TrackerOpt = None,
 ) -> None:
-    """Tune the last blocks of an encoder on pairs of photo and text, fit heads, and keep the best epoch."""
+    """Tune the last blocks of an encoder on pairs of photo and text, fit heads, and keep the best epoch.
+
+    On several GPUs: accelerate launch -m product_classificator tune ...
+    """
     from product_classificator.cli import console
     from product_classificator.encoders import load_encoder
-    from product_classificator.training import TuneSettings, read_settings
+    from product_classificator.training import Engine, TuneSettings, read_settings
     from product_classificator.training import tune as tune_blocks
+    from product_classificator.training.trackers import told_of_tuning, tracking
 
     settings = read_settings(config, {"encoder": encoder, "seed": seed})
     catalog = open_catalog(
         Source(table, images, id_, names(text), photo, channels, max_pixels), names(characteristics), guesses_text=True
     )
+    engine = Engine(device, precision.value)
+    console.out.quiet = console.log.quiet = not engine.is_main
     console.print_columns(catalog)
-    loaded = load_encoder(settings.encoder, device=device, dtype="float32")
+    loaded = load_encoder(settings.encoder, device=engine.device, dtype="float32")
     tuning = TuneSettings(
         last_blocks=last_blocks,
         epochs=epochs,
@@ -122,8 +139,12 @@ def tune(
         learning_rate=learning_rate,
         cache_limit_gb=cache_limit_gb,
     )
-    with console.tune_watch(len(catalog)) as watch:
-        found = tune_blocks(catalog, out, settings, tuning, encoder=loaded, cache_dir=cache_dir, watch=watch)
+    shown = {**asdict(settings), "tuning": asdict(tuning)}
+    with console.tune_watch(len(catalog)) as watch, tracking(tracker, out, shown) as logger:
+        watch = told_of_tuning(watch, logger)
+        found = tune_blocks(
+            catalog, out, settings, tuning, encoder=loaded, cache_dir=cache_dir, engine=engine, watch=watch
+        )
     kept = f"epoch {found.best_epoch}" if found.best_epoch else "the untuned encoder: no epoch was better"
     console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}")
     console.print_scores(found.evaluation)

@@ -29,6 +29,14 @@ class Recipe(StrEnum):
     published = "published"
 
 
+class Precision(StrEnum):
+    """How matrix products are computed."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 TableArg = Annotated[
     Path,
     typer.Argument(
@@ -61,6 +69,9 @@ TextEncoderOpt = Annotated[
     typer.Option("--text-encoder", help="Texts through a model of sentence-transformers: st:<repository or folder>."),
 ]
 DeviceOpt = Annotated[str, typer.Option("--device", help="Where the encoder computes: auto, cpu, cuda, mps.")]
+TrackerOpt = Annotated[
+    str | None, typer.Option("--tracker", help="Who is told of the progress, too: tensorboard, mlflow, wandb, ...")
+]
 MovedEncoderOpt = Annotated[
     str | None, typer.Option("--encoder", help="Where the run's encoder lies now, if it has moved.")
 ]

@@ -170,7 +170,7 @@ class Tail(nn.Module):
         finally:
             self._kept[side].hidden = None
         found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-        return nn.functional.normalize(found, dim=-1)
+        return nn.functional.normalize(found.float(), dim=-1)
 
     def trained(self) -> dict[str, Tensor]:
         """Returns the trained parameters, as copies, under the names they have in the whole model."""

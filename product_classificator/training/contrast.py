@@ -4,11 +4,11 @@ The loss is the symmetric cross-entropy of CLIP (Radford et al. 2021) with the t
 with. Near-duplicates are not each other's negatives: what photo fits which of their texts nobody can tell. A batch of
 any size fits the memory: vectors of the whole batch are computed in parts without gradients, the loss gives the
 gradient of each vector, and the parts are computed again to carry it on (cached gradients, Gao et al. 2021). The
-result is that of one big step, up to rounding.
+result is that of one big step, up to rounding, also where several processes share the batch (`engine`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn import functional
 from product_classificator.encoders.blocks import Tail
 from product_classificator.errors import DataError
 from product_classificator.training.activations import Activations
+from product_classificator.training.engine import Engine
 from product_classificator.types import Floats, Rows
 
 _EMBEDDED_AT_ONCE = 256
@@ -41,7 +42,7 @@ class TuneSettings:
         warmup_share: share of all steps in which the learning rate rises; then it falls along a cosine to 0.
         micro_batch: pairs computed at once; the fewer, the less memory.
         checkpoint_minutes: how often the state is saved within an epoch.
-        cache_limit_gb: activations above this are an error before anything is computed.
+        cache_limit_gb: activations that are kept; those of further products are computed anew in every epoch.
         seed: of the order of the pairs.
     """
 
@@ -135,57 +136,61 @@ def contrastive_loss(image: Tensor, text: Tensor, groups: Tensor, scale: float) 
     return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
 
 
-def train_step(tail: Tail, pairs: Pairs, batch: Rows, optimizer: torch.optim.Optimizer, micro_batch: int) -> float:
+def train_step(
+    tail: Tail, pairs: Pairs, batch: Rows, optimizer: torch.optim.Optimizer, micro_batch: int, engine: Engine
+) -> float:
     """Changes the trained parameters by one batch and returns its loss before the change."""
-    device = next(tail.parameters()).device
-    groups = torch.from_numpy(pairs.groups[batch]).to(device)
-    parts = [batch[start : start + micro_batch] for start in range(0, len(batch), micro_batch)]
     optimizer.zero_grad()
-    if len(parts) == 1:
-        image, text = vectors_of(tail, pairs.activations, batch)
-        loss = contrastive_loss(image, text, groups, tail.scale)
-        loss.backward()  # type: ignore[no-untyped-call]
-    else:
-        with torch.no_grad():
-            known = [vectors_of(tail, pairs.activations, part) for part in parts]
-        image, text = (torch.cat(side).requires_grad_() for side in zip(*known, strict=True))
-        loss = contrastive_loss(image, text, groups, tail.scale)
-        loss.backward()  # type: ignore[no-untyped-call]
-        sizes = [len(part) for part in parts]
-        for part, of_image, of_text in zip(parts, _grads(image, sizes), _grads(text, sizes), strict=True):
-            again = vectors_of(tail, pairs.activations, part)
-            torch.autograd.backward(again, (of_image, of_text))
+    share = engine.share(batch)
+    parts = [share[start : start + micro_batch] for start in range(0, len(share), micro_batch)]
+    with torch.set_grad_enabled(len(parts) == 1):  # a single part needs not be computed again
+        known = [vectors_of(tail, pairs.activations, part, engine) for part in parts]
+    image, text = (
+        engine.gather(torch.cat(side).detach(), len(batch)).requires_grad_() for side in zip(*known, strict=True)
+    )
+    loss = contrastive_loss(image, text, torch.from_numpy(pairs.groups[batch]).to(image.device), tail.scale)
+    gradients = [engine.own(every, len(share)) for every in torch.autograd.grad(loss, (image, text))]
+    for place, part in enumerate(parts):
+        vectors = known[0] if len(parts) == 1 else vectors_of(tail, pairs.activations, part, engine)
+        here = slice(place * micro_batch, place * micro_batch + len(part))
+        torch.autograd.backward(vectors, [gradient[here] for gradient in gradients])
+    engine.add_gradients(tail.parameters())
     optimizer.step()
     return float(loss.detach())
 
 
-def _grads(vectors: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    if vectors.grad is None:
-        raise RuntimeError("the loss gave no gradient")
-    return torch.split(vectors.grad, list(sizes))
+def vectors_of(tail: Tail, activations: Activations, rows: Rows, engine: Engine) -> tuple[Tensor, Tensor]:
+    """Returns the (n, dim) float32 unit vectors of photos and of texts of products that have both."""
+    return _of_images(tail, activations, rows, engine), _of_texts(tail, activations, rows, engine)
 
 
-def vectors_of(tail: Tail, activations: Activations, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Returns the (n, dim) unit vectors of photos and of texts of products that have both."""
-    return _of_images(tail, activations, rows), _of_texts(tail, activations, rows)
+def _of_images(tail: Tail, activations: Activations, rows: Rows, engine: Engine) -> Tensor:
+    states = activations.images(rows).to(engine.device)
+    with engine.autocast():
+        return tail.of_images(states)
 
 
-def _of_images(tail: Tail, activations: Activations, rows: Rows) -> Tensor:
-    return tail.of_images(activations.images(rows).to(next(tail.parameters()).device))
-
-
-def _of_texts(tail: Tail, activations: Activations, rows: Rows) -> Tensor:
-    device = next(tail.parameters()).device
+def _of_texts(tail: Tail, activations: Activations, rows: Rows, engine: Engine) -> Tensor:
     states, inputs, owners = activations.texts(rows)
-    found = tail.of_texts(states.to(device), {name: array.to(device) for name, array in inputs.items()})
+    with engine.autocast():
+        found = tail.of_texts(
+            states.to(engine.device), {name: array.to(engine.device) for name, array in inputs.items()}
+        )
     if len(found) == len(rows):
         return found
-    sums = torch.zeros((len(rows), found.shape[1]), device=device).index_add(0, owners.to(device), found)
+    sums = found.new_zeros((len(rows), found.shape[1])).index_add(0, owners.to(engine.device), found)
     return functional.normalize(sums, dim=-1)
 
 
+_Encode = Callable[[Tail, Activations, Rows, Engine], Tensor]
+
+
+def _gathered(encode: _Encode, tail: Tail, activations: Activations, rows: Rows, engine: Engine) -> Tensor:
+    return engine.gather(encode(tail, activations, engine.share(rows), engine), len(rows))
+
+
 @torch.inference_mode()
-def embed_all(tail: Tail, activations: Activations, dim: int) -> tuple[Floats, Floats]:
+def embed_all(tail: Tail, activations: Activations, dim: int, engine: Engine) -> tuple[Floats, Floats]:
     """Returns the (n, dim) float32 image parts and text parts of all products, zeros where there is none.
 
     They are rounded to float16, as `embed` rounds them.
@@ -193,8 +198,8 @@ def embed_all(tail: Tail, activations: Activations, dim: int) -> tuple[Floats, F
     parts: list[Floats] = []
     for has, encode in ((activations.has_image, _of_images), (activations.has_text, _of_texts)):
         part = np.zeros((len(has), dim), dtype=np.float32)
-        for rows in _steps(np.flatnonzero(has)):
-            part[rows] = encode(tail, activations, rows).cpu().numpy().astype(np.float16)
+        for rows in _steps(np.flatnonzero(has), _EMBEDDED_AT_ONCE * engine.processes):
+            part[rows] = _gathered(encode, tail, activations, rows, engine).cpu().numpy().astype(np.float16)
         parts.append(part)
     return parts[0], parts[1]
 
@@ -215,13 +220,13 @@ class Fit:
 
 
 @torch.inference_mode()
-def judge(tail: Tail, pairs: Pairs) -> Fit:
+def judge(tail: Tail, pairs: Pairs, engine: Engine) -> Fit:
     """Judges the pairs of the validation part."""
     losses, hits, seen = [], 0.0, 0
     for rows in _steps(pairs.valid, RECALL_AMONG):
         if len(rows) < 2:
             continue
-        image, text = vectors_of(tail, pairs.activations, rows)
+        image, text = (_gathered(encode, tail, pairs.activations, rows, engine) for encode in (_of_images, _of_texts))
         groups = torch.from_numpy(pairs.groups[rows]).to(image.device)
         losses.append(float(contrastive_loss(image, text, groups, tail.scale)) * len(rows))
         cosines = image @ text.T
@@ -231,6 +236,6 @@ def judge(tail: Tail, pairs: Pairs) -> Fit:
     return Fit(sum(losses) / seen, hits / seen, seen) if seen else Fit(math.nan, math.nan, 0)
 
 
-def _steps(rows: Rows, size: int = _EMBEDDED_AT_ONCE) -> Iterator[Rows]:
+def _steps(rows: Rows, size: int) -> Iterator[Rows]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -1,16 +1,14 @@
-"""Turns the parameters of the published `Trainer` into settings, and its ClearML task into a watch."""
+"""Turns the parameters of the published `Trainer` into settings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.errors import DataError, nearest
-from product_classificator.heads import EpochFacts, HeadSettings
+from product_classificator.heads import HeadSettings
 from product_classificator.training.contrast import TuneSettings
-from product_classificator.training.run import Watch
-from product_classificator.training.tune import TuneWatch
 
 Settings = TypeVar("Settings", HeadSettings, TuneSettings)
 
@@ -110,63 +108,3 @@ def published_settings(params: Mapping[str, Any], seed: int = 0) -> HeadSettings
     settings = HeadSettings.published(seed)
     epochs = changes.get("max_epochs", settings.max_epochs)
     return _checked(settings, {"hidden": hidden[0], "patience": epochs, **changes})
-
-
-class TaskLogger(Protocol):
-    """The logger of a ClearML task."""
-
-    def report_scalar(self, title: str, series: str, value: float, iteration: int) -> None:
-        """Adds a point to a curve."""
-
-    def report_text(self, text: str) -> None:
-        """Adds a line to the log."""
-
-
-class Task(Protocol):
-    """A ClearML task."""
-
-    def get_logger(self) -> TaskLogger:
-        """Returns its logger."""
-
-
-def watched_by(task: Task, watch: Watch) -> Watch:
-    """Returns a watch that tells a ClearML task, too: a line per stage, a point per epoch and characteristic."""
-    log = task.get_logger()
-
-    def on_stage(sentence: str) -> None:
-        log.report_text(sentence)
-        watch.on_stage(sentence)
-
-    def on_epoch(epoch: EpochFacts) -> None:
-        log.report_scalar("train loss", "all characteristics", epoch.train_loss, epoch.epoch)
-        for name, score in {**epoch.valid_macro_f1, "mean": epoch.mean_valid_macro_f1}.items():
-            log.report_scalar("valid macro-F1", name, score, epoch.epoch)
-        if watch.on_epoch is not None:
-            watch.on_epoch(epoch)
-
-    return replace(watch, on_stage=on_stage, on_epoch=on_epoch)
-
-
-def tuning_watched_by(task: Task, watch: TuneWatch) -> TuneWatch:
-    """Returns a watch that tells a ClearML task, too: a line per stage, points per epoch."""
-    log = task.get_logger()
-
-    def on_stage(sentence: str) -> None:
-        log.report_text(sentence)
-        watch.on_stage(sentence)
-
-    def on_epoch(row: Mapping[str, Any]) -> None:
-        curves = {
-            ("contrastive loss", "train"): row["train_loss"],
-            ("contrastive loss", "valid"): row["valid_loss"],
-            ("recall@1", "valid"): row["recall_at_1"],
-            ("valid macro-F1", "mean"): row["valid_macro_f1"],
-            **{("valid macro-F1", name): score for name, score in row["characteristics"].items()},
-        }
-        for (title, series), value in curves.items():
-            if value is not None:
-                log.report_scalar(title, series, value, row["epoch"])
-        if watch.on_epoch is not None:
-            watch.on_epoch(row)
-
-    return replace(watch, on_stage=on_stage, on_epoch=on_epoch)

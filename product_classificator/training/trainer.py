@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,16 +23,13 @@ from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_enco
 from product_classificator.errors import DataError, nearest
 from product_classificator.evaluation import ClusterSettings, cluster, write_clusters
 from product_classificator.runs import Run
-from product_classificator.training.published import (
-    Task,
-    published_settings,
-    published_tuning,
-    tuning_watched_by,
-    watched_by,
-)
+from product_classificator.training.course import TuneWatch
+from product_classificator.training.engine import Engine
+from product_classificator.training.published import published_settings, published_tuning
 from product_classificator.training.run import Training, Watch, train_heads
 from product_classificator.training.settings import TrainSettings
-from product_classificator.training.tune import TuneWatch, Tuning, tune
+from product_classificator.training.trackers import Task, told, told_of_tuning, tracking
+from product_classificator.training.tune import Tuning, tune
 from product_classificator.types import Embeddings, Truth
 
 _DEFAULT_ENCODER = "ruclip-vit-base-patch16-384"
@@ -158,12 +155,13 @@ class Trainer:
         return read_catalog(products, images, id=self._id, text=text, characteristics=self.characteristics)
 
     def train_heads_only(
-        self, task: Task | None = None, experiment_name: str | None = None, *, watch: Watch | None = None
+        self, task: Task | str | None = None, experiment_name: str | None = None, *, watch: Watch | None = None
     ) -> Training:
         """Fits heads on embeddings of the untouched encoder and writes run and report to `experiment_dir`.
 
         Args:
-            task: a ClearML task that is told of the progress; it is not closed.
+            task: who is told of the progress: a ClearML task, which is not closed, or the name of a tracker such as
+                "tensorboard" or "mlflow".
             experiment_name: name of the folder under `save_dir`; `None`: date and time.
             watch: who else is told.
 
@@ -172,15 +170,15 @@ class Trainer:
                 that name.
             ArtifactError: the encoder is not on this machine and cannot be fetched, or is damaged.
         """
-        watch = watch or Watch()
-        watch = watch if task is None else watched_by(task, watch)
-        folder = self.save_dir / (experiment_name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
-        if (folder / "run.json").exists():
-            raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
+        folder = self._new_folder(experiment_name)
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=self._device, cache_dir=self._models_dir)
         store = self.cache_dir / "embeddings" / encoder.fingerprint
-        training = train_heads(catalog, folder, self._settings, encoder=encoder, store=store, watch=watch)
+        watch = watch or Watch()
+        with tracking(task, folder, asdict(self._settings)) as logger:
+            training = train_heads(
+                catalog, folder, self._settings, encoder=encoder, store=store, watch=told(watch, logger)
+            )
         self.experiment_dir = folder
         if self._clusters is not None:
             watch.on_stage("Clustering the embeddings")
@@ -189,14 +187,15 @@ class Trainer:
         return training
 
     def train_ruclip(
-        self, task: Task | None = None, experiment_name: str | None = None, *, watch: TuneWatch | None = None
+        self, task: Task | str | None = None, experiment_name: str | None = None, *, watch: TuneWatch | None = None
     ) -> Tuning:
         """Tunes the last blocks of the encoder, fits heads after every epoch, and keeps the best epoch.
 
         An interrupted tuning goes on when it is called again with the same `experiment_name`.
 
         Args:
-            task: a ClearML task that is told of the progress; it is not closed.
+            task: who is told of the progress: a ClearML task, which is not closed, or the name of a tracker such as
+                "tensorboard" or "mlflow".
             experiment_name: name of the folder under `save_dir`; `None`: date and time.
             watch: who else is told.
 
@@ -205,18 +204,32 @@ class Trainer:
                 photo and text.
             ArtifactError: as `train_heads_only`; or the unfinished tuning there is of other products or settings.
         """
-        watch = watch or TuneWatch()
-        watch = watch if task is None else tuning_watched_by(task, watch)
-        folder = self.save_dir / (experiment_name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
+        engine = Engine(self._device)
+        folder = engine.from_main(lambda: self._new_folder(experiment_name))
+        catalog = self._load_catalog()
+        encoder = load_encoder(self.ruclip_model, device=engine.device, dtype="float32", cache_dir=self._models_dir)
+        cache = self.cache_dir / "activations"
+        with tracking(task, folder, {**asdict(self._settings), "tuning": asdict(self._tuning)}) as logger:
+            found = tune(
+                catalog,
+                folder,
+                self._settings,
+                self._tuning,
+                encoder=encoder,
+                cache_dir=cache,
+                engine=engine,
+                watch=told_of_tuning(watch or TuneWatch(), logger),
+            )
+        self.experiment_dir = folder
+        if engine.is_main:
+            self._clean_up(cache, found.run)
+        return found
+
+    def _new_folder(self, name: str | None) -> Path:
+        folder = self.save_dir / (name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
         if (folder / "run.json").exists():
             raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
-        catalog = self._load_catalog()
-        encoder = load_encoder(self.ruclip_model, device=self._device, dtype="float32", cache_dir=self._models_dir)
-        cache = self.cache_dir / "activations"
-        found = tune(catalog, folder, self._settings, self._tuning, encoder=encoder, cache_dir=cache, watch=watch)
-        self.experiment_dir = folder
-        self._clean_up(cache, found.run)
-        return found
+        return folder
 
     def _clean_up(self, store: Path, run: Run) -> None:
         if self.end_of_train["del_img_and_txt_tensors"]:

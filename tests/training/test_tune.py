@@ -17,7 +17,7 @@ from product_classificator.encoders.combined import clip_of
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.runs import Run
 from product_classificator.training import Trainer, TuneSettings, TuneWatch, tune
-from product_classificator.training.activations import Frozen, keep_activations
+from product_classificator.training.activations import keep_activations
 from product_classificator.training.contrast import (
     Pairs,
     contrastive_loss,
@@ -28,11 +28,14 @@ from product_classificator.training.contrast import (
     order_of,
     train_step,
 )
+from product_classificator.training.engine import Engine
 from product_classificator.training.published import published_tuning
+from product_classificator.training.shards import Frozen
 from tests.conftest import QUICK as SHOP
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.training.test_trainer import RecordingTask
 
+ENGINE = Engine("cpu")
 FAST = TuneSettings(epochs=3, batch_size=64, learning_rate=3e-3)
 # Without words and with few epochs the heads have something left to gain from the encoder.
 QUICK = replace(SHOP, heads=replace(SHOP.heads, max_words=0, max_epochs=4, hidden=16))
@@ -60,7 +63,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def activations(catalog, encoder, cache):
-    return keep_activations(catalog, Frozen(encoder, 1), cache)
+    return keep_activations(catalog, Frozen(encoder, 1, ENGINE), cache)
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +136,18 @@ def test_only_the_trained_parameters_change(tuned, encoder):
 
 def test_activations_are_found_again(catalog, encoder, cache, activations):
     files = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
-    again = keep_activations(catalog, Frozen(encoder, 1), cache)
+    again = keep_activations(catalog, Frozen(encoder, 1, ENGINE), cache)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == files
     rows = np.flatnonzero(again.has_image)[:5]
     assert torch.equal(again.images(rows), activations.images(rows))
-    keep_activations(catalog, Frozen(encoder, 2), cache)
+    keep_activations(catalog, Frozen(encoder, 2, ENGINE), cache)
     assert len(list(cache.rglob("image.npy"))) == 2 * len([path for path in files if path.name == "image.npy"])
 
 
 def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, activations, tail):
     from product_classificator.embeddings import embed
 
-    image, text = embed_all(tail, activations, encoder.image_dim)
+    image, text = embed_all(tail, activations, encoder.image_dim, ENGINE)
     known = embed(catalog, encoder).embeddings
     assert np.array_equal(activations.has_image, known.has_image)
     assert np.array_equal(activations.has_text, known.has_text)
@@ -158,8 +161,8 @@ def test_windows_of_a_text_are_averaged_like_in_the_encoder(model, shop_files, t
     frame = pd.DataFrame({"nm": range(20), "text": [f"кружка {i} " * (1 + 9 * i) for i in range(20)]})
     catalog = read_catalog(frame, text="text", characteristics=[])
     encoder = load_encoder(f"{model}+windows+clean", threads=1)
-    found = keep_activations(catalog, Frozen(encoder, 1), tmp_path)
-    _, text = embed_all(Tail(clip_of(encoder).towers.model, 1), found, encoder.text_dim)
+    found = keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path)
+    _, text = embed_all(Tail(clip_of(encoder).towers.model, 1), found, encoder.text_dim, ENGINE)
     assert np.abs(text - embed(catalog, encoder).embeddings.text).max() < 2e-3
 
 
@@ -167,7 +170,7 @@ def test_cached_gradients_take_the_step_of_the_whole_batch(encoder, pairs):
     after = []
     for micro_batch in (150, 40):
         tail = Tail(clip_of(encoder).towers.model, 1)
-        loss = train_step(tail, pairs, pairs.train, torch.optim.SGD(tail.parameters(), lr=1.0), micro_batch)
+        loss = train_step(tail, pairs, pairs.train, torch.optim.SGD(tail.parameters(), lr=1.0), micro_batch, ENGINE)
         after.append((loss, tail.trained()))
     assert abs(after[0][0] - after[1][0]) < 1e-5
     for name, weight in after[0][1].items():
@@ -200,7 +203,7 @@ def test_the_order_of_an_epoch_is_the_same_whenever_it_is_asked(pairs):
 
 
 def test_recall_is_one_where_every_text_is_nearest_to_its_photo(pairs, tail):
-    fit = judge(tail, pairs)
+    fit = judge(tail, pairs, ENGINE)
     assert 0 <= fit.recall_at_1 < 0.5
     assert fit.pairs == len(pairs.valid)
     make_optimizer(tail, FAST)
@@ -240,10 +243,37 @@ def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encode
         tune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache)
 
 
-def test_too_many_activations_are_refused_before_they_are_computed(catalog, encoder, tmp_path):
-    with pytest.raises(DataError, match=r"activations may take 1e-06 GB .*GB are needed"):
-        tune(catalog, tmp_path / "run", QUICK, replace(FAST, cache_limit_gb=1e-6), encoder=encoder)
-    assert not (tmp_path / "run/activations").exists()
+def test_activations_that_are_not_kept_are_computed_anew(shop_files, encoder, tmp_path):
+    frame = pd.read_parquet(shop_files[0])
+    twice = read_catalog(pd.concat([frame, frame]).head(300), shop_files[1], text="description", characteristics=[])
+    every = keep_activations(twice, Frozen(encoder, 1, ENGINE), tmp_path)
+    some = keep_activations(twice, Frozen(encoder, 1, ENGINE), tmp_path, n_kept=280)
+    assert 0 < some.nbytes < every.nbytes
+    assert np.array_equal(some.has_image, every.has_image)
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(some.has_image & some.has_text))[:80]
+    assert (rows >= 256).any() and (rows < 256).any()
+    assert torch.allclose(some.images(rows), every.images(rows), atol=5e-3)
+    (states, inputs, owners), (known, known_inputs, known_owners) = some.texts(rows), every.texts(rows)
+    assert torch.allclose(states, known, atol=5e-3)
+    assert torch.equal(owners, known_owners)
+    assert all(torch.equal(inputs[name], known_inputs[name]) for name in known_inputs)
+
+
+def test_a_tuning_whose_activations_may_not_be_kept_ends_alike(tuned, catalog, encoder, tmp_path):
+    sentences = []
+    found = tune(
+        catalog,
+        tmp_path / "run",
+        QUICK,
+        replace(FAST, cache_limit_gb=1e-6, epochs=1, warmup_share=0.5),
+        encoder=encoder,
+        watch=TuneWatch(on_stage=sentences.append),
+    )
+    assert any(
+        "1e-06 GB (cache_limit_gb) hold 0, those of the others are computed in every epoch" in s for s in sentences
+    )
+    assert found.history[0]["valid_loss"] == pytest.approx(tuned.history[0]["valid_loss"], abs=1e-3)
+    assert found.history[1]["valid_loss"] < found.history[0]["valid_loss"]
 
 
 def test_what_cannot_be_tuned_is_refused(catalog, shop_files, encoder, tmp_path):
