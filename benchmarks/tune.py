@@ -2,9 +2,10 @@
 
     python benchmarks/tune.py [--photos 256] [--epochs 2]
 
-Both train the same last block on the same pairs; the second reads and decodes photos, tokenises, and runs the frozen
-part of ruCLIP ViT-B/32 (224 px) whenever a batch asks for it, in float32. Each runs in a process of its own, one after
-the other, so that peak memory can be told. Photos and texts are real ones where the data is at hand.
+Both train the same last block on the same pairs; the second may keep nothing, so whenever a batch asks for it, it reads
+and decodes photos, tokenises, and runs the frozen part of ruCLIP ViT-B/32 (224 px), in float32. Each runs in a process
+of its own, one after the other, so that peak memory can be told. Photos and texts are real ones where the data is at
+hand.
 """
 
 import argparse
@@ -21,11 +22,12 @@ import torch
 from common import DATA, save
 
 from product_classificator import load_encoder, make_marketplace, read_catalog
-from product_classificator.encoders.blocks import Tail, hidden_states
+from product_classificator.encoders.blocks import Tail
 from product_classificator.encoders.combined import clip_of
-from product_classificator.encoders.towers import computing
-from product_classificator.training.activations import Activations, Frozen, keep_activations
+from product_classificator.training.activations import keep_activations
 from product_classificator.training.contrast import Pairs, TuneSettings, make_optimizer, order_of, train_step
+from product_classificator.training.engine import Engine
+from product_classificator.training.shards import Frozen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -41,36 +43,6 @@ VIT_B_32 = {
     "transformer_heads": 8,
     "transformer_layers": 12,
 }
-
-
-class LiveActivations(Activations):
-    """States that are computed anew whenever they are asked for."""
-
-    def __init__(self, catalog, encoder):
-        self._catalog, self._clip = catalog, clip_of(encoder)
-        self._products = [
-            row for batch in catalog.batches(256) for row in zip(batch.ids, batch.photos, batch.texts, strict=True)
-        ]
-        self.has_image = self.has_text = np.ones(len(self._products), dtype=bool)
-
-    def images(self, rows):
-        """Returns the states of photos."""
-        source = self._catalog.images
-        photos = [source.decode(self._catalog.photo_bytes(*self._products[row][:2])) for row in rows]
-        return self._states("image", self._clip.images.inputs(photos))
-
-    def texts(self, rows):
-        """Returns the states of texts."""
-        windows, owners = self._clip.texts.windows([self._products[row][2] for row in rows])
-        arrays = self._clip.texts.inputs(windows)
-        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return self._states("text", arrays), inputs, torch.from_numpy(owners)
-
-    def _states(self, side, arrays):
-        towers = self._clip.towers
-        with computing(towers.threads):
-            found = hidden_states(towers.model, side, towers.tensors(arrays), 1)
-        return found.clone()  # outside of inference mode: gradients are to pass
 
 
 def open_catalog(photos: int, folder: Path):
@@ -90,10 +62,9 @@ def measure(mode: str, model: Path, photos: int, epochs: int) -> dict[str, objec
     with TemporaryDirectory() as folder:
         catalog, encoder = open_catalog(photos, Path(folder)), load_encoder(str(model))
         began = time.perf_counter()
-        if mode == "kept":
-            activations: Activations = keep_activations(catalog, Frozen(encoder, 1), Path(folder) / "activations")
-        else:
-            activations = LiveActivations(catalog, encoder)
+        engine = Engine("cpu")
+        n_kept = None if mode == "kept" else 0
+        activations = keep_activations(catalog, Frozen(encoder, 1, engine), Path(folder) / "activations", n_kept=n_kept)
         prepared_s = time.perf_counter() - began
         rows = np.flatnonzero(activations.has_image & activations.has_text)
         pairs = Pairs(activations, rows, rows[:2], np.arange(len(activations.has_image)))
@@ -103,7 +74,9 @@ def measure(mode: str, model: Path, photos: int, epochs: int) -> dict[str, objec
         seconds, losses = [], []
         for epoch in range(1, epochs + 1):
             began = time.perf_counter()
-            losses += [train_step(tail, pairs, batch, optimizer, 64) for batch in order_of(pairs, settings, epoch)]
+            losses += [
+                train_step(tail, pairs, batch, optimizer, 64, engine) for batch in order_of(pairs, settings, epoch)
+            ]
             seconds.append(time.perf_counter() - began)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"prepared_s": prepared_s, "epoch_s": seconds, "losses": losses, "peak_mib": peak_mib, "pairs": len(rows)}

@@ -48,14 +48,12 @@ class _Anew:
         catalog: where the photos are.
         frozen: what computes.
         photos: reads them.
-        chunks: the products, from `first_row` on.
-        first_row: row number in the catalog of the first of them.
+        chunks: the products, which follow one another.
     """
 
-    def __init__(
-        self, catalog: Catalog, frozen: Frozen, photos: _Photos, chunks: Sequence[Products], first_row: int
-    ) -> None:
-        self._catalog, self._frozen, self._photos, self._first_row = catalog, frozen, photos, first_row
+    def __init__(self, catalog: Catalog, frozen: Frozen, photos: _Photos, chunks: Sequence[Products]) -> None:
+        self._catalog, self._frozen, self._photos = catalog, frozen, photos
+        self._first_row = chunks[0].first_row if chunks else 0
         self._rows = [row for chunk in chunks for row in zip(chunk.ids, chunk.texts, chunk.photos, strict=True)]
 
     def shard(self, rows: Rows, side: Side) -> Shard:
@@ -153,21 +151,19 @@ def keep_activations(
         n_kept: how many products may be kept; `None`: all.
         on_products: called after each shard with its number of products.
     """
-    n_shards = -(-len(catalog) // CHUNK_PRODUCTS)
-    n_kept_shards = n_shards if n_kept is None or n_kept >= len(catalog) else n_kept // CHUNK_PRODUCTS
-    mine = frozen.engine.numbers(n_shards)
+    limit = len(catalog) if n_kept is None else n_kept
     photos = _Photos(catalog, frozen.encoder)
     paths: list[Path] = []
     outlined: list[Products] = []
     ahead: list[Callable[[], None]] = []  # photos of the next shard are decoded while this one is computed
     for number, products in enumerate(catalog.batches(CHUNK_PRODUCTS)):
-        is_kept = number < n_kept_shards
+        is_kept = products.first_row + len(products) <= limit
         if not is_kept:
             outlined.append(products)
         digests = [future.result().digest for future in photos.load(products, _EVERYTHING)]
         path = folder / _name(frozen, digests, is_kept=is_kept)
         paths.append(path)
-        if number in mine and not path.exists():
+        if frozen.engine.is_mine(number) and not path.exists():
             compute = frozen.shard if is_kept else frozen.outline
             ahead.append(partial(_save, compute, catalog, products, photos.load(products), path))
         while len(ahead) > 1:
@@ -177,8 +173,8 @@ def keep_activations(
     for save in ahead:
         save()
     frozen.engine.wait()
-    anew = _Anew(catalog, frozen, photos, outlined, n_kept_shards * CHUNK_PRODUCTS)
-    return Activations([Shard.load(path) for path in paths], n_kept_shards, anew)
+    shards = [Shard.load(path) for path in paths]
+    return Activations(shards, len(shards) - len(outlined), _Anew(catalog, frozen, photos, outlined))
 
 
 def _name(frozen: Frozen, digests: Sequence[bytes], *, is_kept: bool) -> str:

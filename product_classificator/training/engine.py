@@ -108,6 +108,6 @@ class Engine:
         """Waits until every process is here."""
         self._state.wait_for_everyone()
 
-    def numbers(self, count: int) -> range:
-        """Returns which of `count` numbered pieces of work are this process's."""
-        return range(self._state.process_index, count, self.processes)
+    def is_mine(self, number: int) -> bool:
+        """Tells whether a numbered piece of work is this process's."""
+        return number % self.processes == self._state.process_index

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from product_classificator import Classificator
+from product_classificator import Classificator, make_marketplace
 from product_classificator.catalog import read_catalog
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.blocks import Tail
@@ -257,6 +257,14 @@ def test_activations_that_are_not_kept_are_computed_anew(shop_files, encoder, tm
     assert torch.allclose(states, known, atol=5e-3)
     assert torch.equal(owners, known_owners)
     assert all(torch.equal(inputs[name], known_inputs[name]) for name in known_inputs)
+
+
+def test_a_table_whose_files_end_within_a_shard_is_kept_whole(encoder, tmp_path):
+    made = make_marketplace(tmp_path / "school", products=60, layout="wildberries")
+    catalog = read_catalog(made.table, made.images)
+    assert len(list(catalog.batches(256))) > 1
+    found = keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path / "activations")
+    assert len(found.has_image) == len(catalog)
 
 
 def test_a_tuning_whose_activations_may_not_be_kept_ends_alike(tuned, catalog, encoder, tmp_path):
