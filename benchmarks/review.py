@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
-from common import save
+from common import fill_readme, save
 from PIL import Image
 from quality import open_set
 from sklearn.datasets import load_sample_images
@@ -158,6 +158,8 @@ def main() -> None:
         results[name] = {"runs": runs, "table": table(runs)}
         print(name, *table(runs), runs[0]["false_alarms"], runs[0]["detected"], sep="\n", flush=True)
         path = save("review", results)
+        if name == "fashion":
+            fill_readme("review", table(runs))
     print(path)
 
 

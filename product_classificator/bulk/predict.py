@@ -193,8 +193,8 @@ def _table(predictions: Predictions, status: Strings, id_name: str, top_k: int) 
             found = [labels[rank] if labels else (None, None) for labels in ranked]
             columns[column] = pa.array([label for label, _ in found], pa.string())
             columns[f"{column}_probability"] = pa.array([p for _, p in found], pa.float32())
-        if predictions.decisions:
-            columns[f"{name}{_DECISION}"] = pa.array(predictions.decisions[name], pa.string())
+            if predictions.decisions and not rank:
+                columns[f"{name}{_DECISION}"] = pa.array(predictions.decisions[name], pa.string())
     columns["status"] = pa.array(np.where(is_known, status, "set_aside:" + status.astype(object)), pa.string())
     return pa.table(columns)
 

@@ -351,6 +351,8 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
         raise ValueError("exponents are for every characteristic or for none, and finite")
     if manifest.strange_from is not None and manifest.thresholds.keys() != manifest.labels.keys():
         raise ValueError("every characteristic needs thresholds")
+    if any(len(step) != 2 for steps in manifest.thresholds.values() for step in steps):
+        raise ValueError("a threshold is a precision and a probability")
     if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
 
