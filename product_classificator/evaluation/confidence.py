@@ -11,10 +11,12 @@ Decisions:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from product_classificator.types import Bools, Floats, Predictions, Truth
+from product_classificator.types import Bools, Floats, Predictions, Rows, Truth, strings
 
 _BINS = 15
 _DRAWS = 200
@@ -120,22 +122,21 @@ def score_review(predictions: Predictions, truth: Truth) -> ReviewScore | None:
         return None
     found = {}
     for name in predictions.characteristics:
-        is_auto, true = decisions.is_auto[name], truth.get(name)
-        known = is_auto & np.array([label is not None for label in true], dtype=bool) if true is not None else []
-        n = int(np.sum(known))
-        right = int((predictions.best(name)[known] == true[known]).sum()) if true is not None and n else 0
+        is_auto, true = decisions.is_auto[name], truth.get(name, strings([None] * len(predictions)))
+        known = is_auto & np.array([label is not None for label in true], dtype=bool)
+        right, n = int((predictions.best(name) == true)[known].sum()), int(known.sum())
         found[name] = Decided(float(is_auto.mean()), right / n if n else None, n)
     whole = np.stack([decisions.is_auto[name] for name in found]).all(0)
     return ReviewScore(decisions.min_precision, float(whole.mean()), float(decisions.is_strange.mean()), found)
 
 
-def _bins(confidence: Floats, bins: int) -> tuple[np.ndarray, np.ndarray]:
+def _bins(confidence: Floats, bins: int) -> tuple[Rows, Rows]:
     """Returns the order of ascending confidence, and where in it each bin starts."""
     n = len(confidence)
     bins = min(bins, n)
     return np.argsort(confidence, kind="stable"), np.arange(bins) * n // bins
 
 
-def _error(sure: Floats, right: Bools, starts: np.ndarray) -> float:
+def _error(sure: npt.NDArray[np.floating[Any]], right: Bools, starts: Rows) -> float:
     gaps = np.add.reduceat(sure.astype(np.float64) - right, starts)
     return float(np.abs(gaps).sum() / len(sure))

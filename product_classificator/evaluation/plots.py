@@ -208,7 +208,9 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=_QUARTERS, yticks=_QUARTERS)
         axes.grid(color="0.92")
         _strip(axes)
-    figure.supxlabel("probability of the most probable label (mean of a bin)", fontsize=9)
+    figure.supxlabel(
+        "probability of the most probable label, mean of a bin (bars: where 9 in 10 are by chance)", fontsize=9
+    )
     figure.supylabel("share that is right", fontsize=9)
     return figure
 
