@@ -324,7 +324,7 @@ class Classificator:
 
     def _prepared(self, row: int, photo: Photo) -> Image.Image:
         try:
-            return self.encoder.prepare_image(opened(photo, self.channels))
+            return self.encoder.prepare_image(opened(photo, self.channels, self.encoder.sufficient_size))
         except DataError:
             raise
         except (PhotoError, OSError, ValueError) as error:

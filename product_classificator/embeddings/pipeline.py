@@ -145,7 +145,7 @@ def load_product(
     image = None
     if catalog.images is not None and data is not None and (known is None or digest.digest() not in known):
         try:
-            image = encoder.prepare_image(catalog.images.decode(data))
+            image = encoder.prepare_image(catalog.images.decode(data, encoder.sufficient_size))
         except PhotoError as error:
             status = error.reason
             if status == "too_large":  # under another limit it is another outcome

@@ -28,6 +28,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from product_classificator.encoders.base import cores
+from product_classificator.encoders.preparation import letterboxed, shrunk
 from product_classificator.errors import DataError
 from product_classificator.text import clean
 from product_classificator.types import Floats
@@ -73,17 +74,15 @@ class LiteEncoder:
         sentences.encode("")  # loads the weights before threads ask for them
         return sentences
 
+    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the size at which the longer side has twice what is seen."""
+        return shrunk(size, 2 * _SIZE_PX / max(size))
+
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Pads to a white square and resizes to 224 x 224 px."""
         if image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX):
             return image
-        image = image.convert("RGB")
-        scale = _SIZE_PX / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        square = Image.new("RGB", (_SIZE_PX, _SIZE_PX), "white")
-        square.paste(image, ((_SIZE_PX - image.width) // 2, (_SIZE_PX - image.height) // 2))
-        return square
+        return letterboxed(image.convert("RGB"), _SIZE_PX)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Returns (n, 1280) float32 vectors of unit length."""

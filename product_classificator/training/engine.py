@@ -110,4 +110,5 @@ class Engine:
 
     def is_mine(self, number: int) -> bool:
         """Tells whether a numbered piece of work is this process's."""
-        return number % self.processes == self._state.process_index
+        mine: int = self._state.process_index
+        return number % self.processes == mine
