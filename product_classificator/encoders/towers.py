@@ -6,17 +6,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from product_classificator.encoders.base import cores
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import Floats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
@@ -103,7 +105,7 @@ class TorchTowers:
         compute: device, precision and threads.
     """
 
-    def __init__(self, model: PreTrainedModel, dim: int, compute: Compute) -> None:
+    def __init__(self, model: "PreTrainedModel", dim: int, compute: Compute) -> None:
         self.model = model.eval().to(compute.device)
         self.image_dim = self.text_dim = dim
         self.device = compute.device
