@@ -30,7 +30,7 @@ from product_classificator.training.contrast import (
 )
 from product_classificator.training.engine import Engine
 from product_classificator.training.published import published_tuning
-from product_classificator.training.shards import Frozen
+from product_classificator.training.shards import Frozen, Shard
 from tests.conftest import QUICK as SHOP
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.training.test_trainer import RecordingTask
@@ -142,6 +142,13 @@ def test_activations_are_found_again(catalog, encoder, cache, activations):
     assert torch.equal(again.images(rows), activations.images(rows))
     keep_activations(catalog, Frozen(encoder, 2, ENGINE), cache)
     assert len(list(cache.rglob("image.npy"))) == 2 * len([path for path in files if path.name == "image.npy"])
+
+
+def test_activations_of_a_big_catalog_keep_no_files_open(activations, cache):
+    open_files = len(os.listdir("/dev/fd"))
+    again = [Shard.load(path) for path in cache.iterdir()]
+    assert sum(shard.image.nbytes for shard in again) > 0
+    assert len(os.listdir("/dev/fd")) == open_files
 
 
 def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, activations, tail):
