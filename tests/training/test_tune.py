@@ -339,3 +339,22 @@ def test_the_trainer_tunes_as_published(shop_files, model, tmp_path):
         published_tuning({"epoch": 3})
     with pytest.raises(DataError, match="img_criterion of ruclip_train_params must be CrossEntropyLoss"):
         published_tuning({"img_criterion": torch.nn.MSELoss})
+def test_a_tuned_run_keeps_its_encoder_when_the_fetched_model_is_deleted(shop_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "models/ruclip-vit-base-patch32-224")
+    trainer = Trainer(
+        shop_files[1],
+        shop_files[0],
+        ["kind", "colour"],
+        {"epochs": 1, "batch_size": 64, "optimizer_params": {"lr": 3e-3}},
+        ruclip_model="ruclip-vit-base-patch32-224",
+        cache_dir="models",
+        save_dir="experiments",
+        settings=QUICK,
+    )
+    trainer.end_of_train["del_loaded_ruclip_model"] = True
+    found = trainer.train_ruclip(experiment_name="first")
+    assert found.best_epoch == 1
+    assert Run.load("experiments/first").encoder == str(tmp_path / "experiments/first/encoder")
+
+
