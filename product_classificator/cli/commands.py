@@ -146,7 +146,7 @@ def tune(
             catalog, out, settings, tuning, encoder=loaded, cache_dir=cache_dir, engine=engine, watch=watch
         )
     kept = f"epoch {found.best_epoch}" if found.best_epoch else "the untuned encoder: no epoch was better"
-    console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}")
+    console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}", soft_wrap=True)
     console.print_scores(found.evaluation)
     console.log.print(f"report: {found.run.report / 'tuning.md'} and report.md beside it", soft_wrap=True)
 
