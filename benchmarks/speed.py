@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py [--models lite patch32-224 patch16-384] [--products 64] [--rounds 3]
 
-Both ways see the same 900 x 1200 JPEG cards from one zip and the same texts, in turns, in one process; what counts is the
-median of paired rounds. The published way: Pillow decodes the whole photo, products go through the encoder one at a
+Both ways see the same 900 x 1200 JPEG cards from one zip and the same texts, in turns, in one process; what counts is
+the median of paired rounds. The published way: Pillow decodes the whole photo, products go through the encoder one at a
 time, in PyTorch and float32, texts are padded to 77 tokens. `lite` had no published way: beside it stands how this
 package computed it first (PyTorch, photos decoded whole, 8 a batch and core). Weights of the ruCLIP sizes are random,
 which changes nothing about speed. The floor is what the operations of the image tower cost at the rate that a large

@@ -1,7 +1,6 @@
 """The commands. What is heavy to import is imported by the command that needs it, so that `--help` is quick."""
 
 import json
-import shlex
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from product_classificator.cli.options import (
     MovedEncoderOpt,
     PhotoOpt,
     Precision,
+    PrecisionOpt,
     Recipe,
     RunArg,
     Source,
@@ -30,6 +30,7 @@ from product_classificator.cli.options import (
     TextEncoderOpt,
     TextOpt,
     TrackerOpt,
+    TunePrecision,
     names,
     open_catalog,
     open_catalog_like,
@@ -52,6 +53,7 @@ def train(
     encoder: EncoderOpt = None,
     text_encoder: TextEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How the heads are fitted.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
@@ -71,20 +73,14 @@ def train(
     console.print_columns(catalog)
     if (out / "run.json").exists():
         console.log.print(f"{out} holds a run already: it is replaced when the new one is done", style="yellow")
-    loaded = load_encoder(settings.encoder, device=device)
+    loaded = load_encoder(settings.encoder, device=device, dtype=precision.value)
     with console.training_watch(len(catalog)) as watch, tracking(tracker, out, asdict(settings)) as logger:
         watch = told(watch, logger)
         training = train_heads(catalog, out, settings, encoder=loaded, store=store, watch=watch)
     console.out.print(f"\nTest part of {table.name}, {settings.heads.recipe} recipe, seed {settings.seed}")
     console.print_scores(training.evaluation)
     console.print_left_out(training.fitted.left_out)
-    photos = f" --images {shlex.quote(str(images))}" if images else ""
-    console.log.print(
-        f"report: {training.run.report / 'report.md'}\n"
-        f"next:   product-classificator predict {shlex.quote(str(out))} {shlex.quote(str(table))}{photos} "
-        "--out predictions.parquet",
-        soft_wrap=True,
-    )
+    console.print_next(training.run.report / "report.md", out, table, images)
 
 
 def tune(
@@ -110,8 +106,8 @@ def tune(
         float, typer.Option("--cache-limit-gb", help="What is above is computed anew in every epoch.")
     ] = 100.0,
     precision: Annotated[
-        Precision, typer.Option("--precision", help="auto: bfloat16 on a GPU that can.")
-    ] = Precision.auto,
+        TunePrecision, typer.Option("--precision", help="auto: bfloat16 on a GPU that can.")
+    ] = TunePrecision.auto,
     tracker: TrackerOpt = None,
 ) -> None:
     """Tune the last blocks of an encoder on pairs of photo and text, fit heads, and keep the best epoch.
@@ -146,9 +142,9 @@ def tune(
             catalog, out, settings, tuning, encoder=loaded, cache_dir=cache_dir, engine=engine, watch=watch
         )
     kept = f"epoch {found.best_epoch}" if found.best_epoch else "the untuned encoder: no epoch was better"
-    console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}")
+    console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}", soft_wrap=True)
     console.print_scores(found.evaluation)
-    console.log.print(f"report: {found.run.report / 'tuning.md'} and report.md beside it", soft_wrap=True)
+    console.print_next(found.run.report / "tuning.md", out, table, images)
 
 
 def evaluate(
@@ -164,6 +160,7 @@ def evaluate(
     store: StoreOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Score a run on labelled products; those it has learned from are left out."""
     from product_classificator.bulk import evaluate_run
@@ -181,7 +178,7 @@ def evaluate(
     catalog = open_catalog_like(opened, source, [n for n in opened.columns.characteristics if n in have])
     console.print_columns(catalog)
     with console.product_progress(len(catalog)) as progress:
-        classificator = Classificator.from_run(run, device=device, encoder=encoder)
+        classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
         heldout = evaluate_run(opened, catalog, classificator=classificator, store=store, on_chunk=progress.on_chunk)
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out, for the run has learned from them or from "
@@ -206,6 +203,7 @@ def predict(
     store: StoreOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Predict the characteristics of every product of a table; an interrupted call goes on where it stopped."""
     from product_classificator.bulk import predict_to_file
@@ -217,7 +215,7 @@ def predict(
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog_like(Run.load(run), source, [])
     console.print_columns(catalog)
-    classificator = Classificator.from_run(run, device=device, encoder=encoder)
+    classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, and none are given here (--images)", style="yellow")
     embeddings = EmbeddingStore(store, classificator.encoder) if store else None
@@ -239,6 +237,7 @@ def classify(
     channels: ChannelsOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Classify one product from its photo, its text, or both."""
     if image is None and not text:
@@ -246,7 +245,7 @@ def classify(
     from product_classificator.classificator import Classificator
     from product_classificator.cli import console
 
-    classificator = Classificator.from_run(run, device=device, encoder=encoder)
+    classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
     classificator.channels = channels.value if channels else classificator.channels
     predictions = classificator.predict(None if text is None else [text], None if image is None else [image])
     if not json_:
@@ -271,6 +270,7 @@ def embed(
     encoder: EncoderOpt = None,
     text_encoder: TextEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Embed products into a store that training and prediction can use; an interrupted call goes on."""
     from product_classificator.cli import console
@@ -279,7 +279,7 @@ def embed(
 
     catalog = open_catalog(Source(table, images, id_, names(text), photo, channels, max_pixels), [])
     console.print_columns(catalog)
-    loaded = load_encoder(with_text_encoder(encoder or "lite", text_encoder), device=device)
+    loaded = load_encoder(with_text_encoder(encoder or "lite", text_encoder), device=device, dtype=precision.value)
     store = EmbeddingStore(out, loaded)
     status: Counter[str] = Counter()
     encoded = 0

@@ -1,5 +1,6 @@
 """What the command line shows: progress, tables, bars. Nothing here computes a result."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,6 +195,17 @@ def print_encoders() -> None:
     """Lists what `--encoder` takes, and the options that may follow."""
     for name, description in {**ENCODERS, **OPTIONS}.items():
         out.print(f"[bold]{escape(name)}[/bold]  {escape(description)}", soft_wrap=True)
+
+
+def print_next(report: Path, run: Path, table: Path, images: Path | None) -> None:
+    """Says where the report of a run is, and with which command to go on."""
+    photos = f" --images {shlex.quote(str(images))}" if images else ""
+    log.print(
+        f"report: {report}\n"
+        f"next:   product-classificator predict {shlex.quote(str(run))} {shlex.quote(str(table))}{photos} "
+        "--out predictions.parquet",
+        soft_wrap=True,
+    )
 
 
 def print_run(folder: Path) -> None:

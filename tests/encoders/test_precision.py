@@ -75,7 +75,7 @@ def test_a_precision_that_was_named_stays(model, cache):
     assert not cache.exists()
     exact = load_encoder(model, threads=1, dtype="float32")
     assert (exact.encode_texts(TEXTS) * named.encode_texts(TEXTS)).sum(1).min() > 0.98
-    with pytest.raises(DataError, match="towers in int8 can be neither exported nor tuned: load .* in float32"):
+    with pytest.raises(DataError, match="towers in int8 can be neither exported nor tuned"):
         torch_towers_of(clip_of(named))
     with pytest.raises(DataError, match="int8 is for the CPU, got device 'meta'"):
         load_encoder(model, dtype="int8", device="meta")
