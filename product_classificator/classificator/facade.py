@@ -208,7 +208,11 @@ class Classificator:
         return {name: predictions.best(name).tolist() for name in predictions.characteristics}
 
     def predict(
-        self, texts: Texts = None, images: Photos = None, characteristics: str | Sequence[str] | None = None
+        self,
+        texts: Texts = None,
+        images: Photos = None,
+        characteristics: str | Sequence[str] | None = None,
+        min_precision: float | None = None,
     ) -> Predictions:
         """Returns the probabilities of all labels; `Predictions.top` gives the best few.
 
@@ -216,10 +220,13 @@ class Classificator:
             texts: one text, n texts, or `None`; in a sequence `None` stands for a product without text.
             images: one photo, n photos, or `None`; in a sequence `None` stands for a product without photo.
             characteristics: one or several to tell; `None`: `heads`.
+            min_precision: share of the values that stand without a person which shall be right, above 0 and below 1:
+                `Predictions.decisions` tells "auto" from "review". `None`: nothing is decided.
 
         Raises:
-            DataError: texts and images differ in number, a product has neither, a photo cannot be read, or a
-                characteristic is unknown.
+            DataError: texts and images differ in number, a product has neither, a photo cannot be read, a
+                characteristic is unknown, or `min_precision` is no share.
+            ArtifactError: `min_precision` is given, and the heads can promise nothing.
         """
         embeddings, text_list = self._embed(texts, images)
         uses_image, uses_text = self.bundle.image_dim > 0, self.bundle.text_dim > 0
@@ -228,7 +235,10 @@ class Classificator:
             needs = " or ".join(["a photo"] * uses_image + ["a text"] * uses_text)
             raise DataError(f"a product needs {needs}: number {bare[0]} (counted from 0) has none")
         wanted = [characteristics] if isinstance(characteristics, str) else characteristics
-        return self.bundle.predict(embeddings, text_list, self.heads if wanted is None else wanted)
+        predictions = self.bundle.predict(embeddings, text_list, self.heads if wanted is None else wanted)
+        if min_precision is None:
+            return predictions
+        return self.bundle.decide(predictions, embeddings, text_list, min_precision)
 
     def get_products_embeddings(self, texts: Texts = None, images: Photos = None) -> "torch.Tensor":
         """Returns (n, image_dim + text_dim) float32: the image part first, then the text part, each of unit length.

@@ -18,6 +18,7 @@ from product_classificator.cli.options import (
     LikeRunPhotoOpt,
     LikeRunTextOpt,
     MaxPixelsOpt,
+    MinPrecisionOpt,
     MovedEncoderOpt,
     PhotoOpt,
     Precision,
@@ -157,6 +158,7 @@ def evaluate(
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the scores.")] = None,
+    min_precision: MinPrecisionOpt = None,
     store: StoreOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
@@ -179,7 +181,14 @@ def evaluate(
     console.print_columns(catalog)
     with console.product_progress(len(catalog)) as progress:
         classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
-        heldout = evaluate_run(opened, catalog, classificator=classificator, store=store, on_chunk=progress.on_chunk)
+        heldout = evaluate_run(
+            opened,
+            catalog,
+            classificator=classificator,
+            store=store,
+            min_precision=min_precision,
+            on_chunk=progress.on_chunk,
+        )
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out, for the run has learned from them or from "
         f"near-identical ones; {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
@@ -200,6 +209,7 @@ def predict(
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 1,
+    min_precision: MinPrecisionOpt = None,
     store: StoreOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
@@ -221,11 +231,18 @@ def predict(
     embeddings = EmbeddingStore(store, classificator.encoder) if store else None
     with console.product_progress(len(catalog)) as progress:
         summary = predict_to_file(
-            classificator, catalog, out, top_k=top_k, store=embeddings, on_chunk=progress.on_chunk
+            classificator,
+            catalog,
+            out,
+            top_k=top_k,
+            min_precision=min_precision,
+            store=embeddings,
+            on_chunk=progress.on_chunk,
         )
     taken_over = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
     console.log.print(f"{summary.rows} rows in {out}{taken_over}")
     console.print_counts("rows with a flaw", summary.flaws)
+    console.print_counts("rows that need no review", summary.auto)
 
 
 def classify(
@@ -233,6 +250,7 @@ def classify(
     image: Annotated[Path | None, typer.Option("--image", help="File of the photo.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="Text of the product.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 3,
+    min_precision: MinPrecisionOpt = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     channels: ChannelsOpt = None,
     encoder: MovedEncoderOpt = None,
@@ -247,14 +265,18 @@ def classify(
 
     classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
     classificator.channels = channels.value if channels else classificator.channels
-    predictions = classificator.predict(None if text is None else [text], None if image is None else [image])
+    product = None if text is None else [text], None if image is None else [image]
+    predictions = classificator.predict(*product, min_precision=min_precision)
     if not json_:
         console.print_products(predictions, top_k=top_k)
         return
-    found = {
+    found: dict[str, list[dict[str, str | float]]] = {
         name: [{"label": label, "probability": round(share, 6)} for label, share in predictions.top(name, top_k)[0]]
         for name in predictions.characteristics
     }
+    if predictions.decisions:
+        for name, labels in found.items():
+            labels[0]["decision"] = predictions.decisions[name][0]
     typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 

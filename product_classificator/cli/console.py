@@ -153,6 +153,11 @@ def print_scores(evaluation: "Evaluation") -> None:
     table.add_section()
     table.add_row("mean", _number(evaluation.mean_macro_f1), style="bold")
     out.print(table)
+    if evaluation.review:
+        review = evaluation.review
+        shares = ", ".join(f"{name} {decided.share:.0%}" for name, decided in review.characteristics.items())
+        sentence = f"decided without a person at a promised precision of {review.min_precision:g}: {shares}"
+        log.print(escape(f"{sentence}; every characteristic of {review.share:.0%} of the products"), soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
@@ -169,7 +174,9 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
             for rank, (label, probability) in enumerate(predictions.top(name, top_k)[row]):
                 bar = "█" * round(probability * _BAR_WIDTH)
                 first = "" if rank else escape(name)
-                table.add_row(first, escape(label), f"{bar:<{_BAR_WIDTH}} {probability:4.0%}", style="dim" * (rank > 0))
+                decision = "" if rank or not predictions.decisions else predictions.decisions[name][row]
+                shown = f"{bar:<{_BAR_WIDTH}} {probability:4.0%}"
+                table.add_row(first, escape(label), shown, decision, style="dim" * (rank > 0))
         out.print(table)
         out.print()
 

@@ -85,6 +85,10 @@ PrecisionOpt = Annotated[
 TrackerOpt = Annotated[
     str | None, typer.Option("--tracker", help="Who is told of the progress, too: tensorboard, mlflow, wandb, ...")
 ]
+MinPrecisionOpt = Annotated[
+    float | None,
+    typer.Option("--min-precision", help="Call values auto such a share of which is right, the others review."),
+]
 MovedEncoderOpt = Annotated[
     str | None, typer.Option("--encoder", help="Where the run's encoder lies now, if it has moved.")
 ]
