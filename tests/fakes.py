@@ -28,6 +28,9 @@ class TinyEncoder:
         self.images = 0
         self.texts = 0
 
+    def sufficient_size(self, size):
+        return size
+
     def prepare_image(self, image: Image.Image) -> Image.Image:
         return image if image.size == (8, 8) else image.resize((8, 8))
 

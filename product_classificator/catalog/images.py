@@ -18,13 +18,13 @@ import threading
 import unicodedata
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from PIL import Image
 
-from product_classificator.catalog.photos import MAX_PIXELS, Channels, PhotoError, PhotoReason, decode_photo
+from product_classificator.catalog.photos import MAX_PIXELS, Channels, PhotoError, PhotoReason, Size, decode_photo
 from product_classificator.errors import DataError, culprits, nearest
 
 __all__ = ["EXTENSIONS", "ImageSource", "PhotoError", "PhotoReason", "open_images"]
@@ -104,14 +104,18 @@ class ImageSource(ABC):
             PhotoError: missing (also if several files fit), empty, unreadable, too_large or unsafe_name.
         """
 
-    def decode(self, data: bytes) -> Image.Image:
+    def decode(self, data: bytes, sufficient: Callable[[Size], Size] | None = None) -> Image.Image:
         """Decodes a photo to an upright RGB image: transparency on white, the first frame, 16 bits scaled to 8.
+
+        Args:
+            data: the bytes of its file.
+            sufficient: answers for the size of a photo the size that it must have at least; `None`: its own.
 
         Raises:
             PhotoError: empty, truncated, unreadable or too_large.
         """
         self._check_size(len(data))
-        return decode_photo(data, channels=self.channels, max_pixels=self.max_pixels)
+        return decode_photo(data, channels=self.channels, max_pixels=self.max_pixels, sufficient=sufficient)
 
     @abstractmethod
     def close(self) -> None:

@@ -4,6 +4,9 @@ Decisions and their cost:
 - Only an allow-list of Pillow's formats ever sees the bytes (its EPS reader starts Ghostscript): rare formats are lost.
 - The size is read from the header and checked before a pixel is decoded. Pillow's own limit stays in force, so a
   `max_pixels` above 2 * `PIL.Image.MAX_IMAGE_PIXELS` (179 million) has no effect unless the program raises that too.
+- A JPEG far larger than its reader needs is decoded at a fraction of its size (a scaled inverse transform, as every
+  libjpeg has): 900 x 1200 for a tower of 224 px 2.9 times as fast as Pillow decodes and shrinks all of it. A JPEG that
+  libjpeg-turbo complains about takes Pillow's way, which knows what is wrong with it.
 - Colours are those of the pixels: ICC profiles are ignored, CMYK is converted by formula.
 - Pillow's warnings (a bomb suspected, odd metadata) change nothing about the answer and must neither be printed nor
   become exceptions, whatever filters the program has. `warnings.catch_warnings` swaps the filters of the whole process
@@ -15,12 +18,13 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image
 
 from product_classificator.errors import ProductClassificatorError
@@ -29,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 PhotoReason = Literal["missing", "empty", "truncated", "unreadable", "too_large", "unsafe_name"]
 Channels = Literal["rgb", "bgr"]
+Size: TypeAlias = tuple[int, int]
+"""Width and height in pixels."""
 
 MAX_PIXELS = 50_000_000
 """Photos of more pixels are not decoded, unless the caller says otherwise."""
@@ -60,13 +66,16 @@ class PhotoError(ProductClassificatorError):
         return f"{self.reason}: {self.message}"
 
 
-def decode_photo(data: bytes, *, channels: Channels, max_pixels: int) -> Image.Image:
+def decode_photo(
+    data: bytes, *, channels: Channels, max_pixels: int, sufficient: Callable[[Size], Size] | None = None
+) -> Image.Image:
     """Decodes a photo; safe to call from many threads at once.
 
     Args:
         data: the file's bytes.
         channels: "bgr" if the red and blue of the photos are swapped; they are swapped back.
         max_pixels: the largest width times height that is decoded.
+        sufficient: answers for the size of a photo the size that it must have at least; `None`: its own.
 
     Returns:
         An RGB image, upright, transparency laid on white, of an animation the first frame.
@@ -77,14 +86,14 @@ def decode_photo(data: bytes, *, channels: Channels, max_pixels: int) -> Image.I
     if not data:
         raise PhotoError("empty", "the file has no bytes")
     with _without_warnings():
-        image = _decoded(data, max_pixels)
+        image = _decoded(data, max_pixels, sufficient)
     if channels == "bgr":
         red, green, blue = image.split()
         image = Image.merge("RGB", (blue, green, red))
     return image
 
 
-def _decoded(data: bytes, max_pixels: int) -> Image.Image:
+def _decoded(data: bytes, max_pixels: int, sufficient: Callable[[Size], Size] | None) -> Image.Image:
     is_open = False
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
@@ -92,9 +101,11 @@ def _decoded(data: bytes, max_pixels: int) -> Image.Image:
             width, height = image.size
             if width * height > max_pixels:
                 raise PhotoError("too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
-            image.load()
+            rgb = _scaled(data, image, sufficient(image.size)) if sufficient else None
+            if rgb is None:
+                image.load()
             orientation = _orientation(image)
-            rgb = to_rgb(image)
+            rgb = rgb or to_rgb(image)
             return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     except PhotoError:
         raise
@@ -103,6 +114,20 @@ def _decoded(data: bytes, max_pixels: int) -> Image.Image:
     except Exception as error:  # Pillow lets almost any exception out on hostile bytes
         is_cut = _is_cut_webp(data) or (is_open and _tells_of_an_early_end(error))
         raise PhotoError("truncated" if is_cut else "unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image | None:
+    """Decodes a sound JPEG at the smallest fraction of its size that is not under `least`; `None`: it is another."""
+    can_shrink = all(8 * needed <= 7 * side for needed, side in zip(least, image.size, strict=True))
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not can_shrink:
+        return None
+    width, height = least
+    try:
+        if simplejpeg.decode_jpeg_header(data)[1::-1] != image.size:
+            return None
+        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
+    except ValueError:
+        return None
 
 
 def _tells_of_an_early_end(error: Exception) -> bool:

@@ -26,7 +26,7 @@ from product_classificator.types import Embeddings, Predictions, strings
 if TYPE_CHECKING:
     import torch
 
-    from product_classificator.encoders.towers import Towers
+    from product_classificator.encoders.towers import Dtype, Towers
 
 Texts: TypeAlias = str | Sequence[str | None] | None
 Photos: TypeAlias = Photo | Sequence[Photo | None] | None
@@ -50,6 +50,7 @@ class Classificator:
             those of the heads.
         heads_ver: a run, a bundle, or the name of imported heads (`pretrained_heads`).
         cache_dir: where ruCLIP models and exported towers lie; `None`: the caches of the hub and of this package.
+        dtype: what the encoder computes in, see `load_encoder`.
 
     Attributes:
         encoder: turns photos and texts into embeddings.
@@ -71,11 +72,13 @@ class Classificator:
         model_name: str | None = None,
         heads_ver: str | Path = _PUBLISHED_HEADS,
         cache_dir: str | Path | None = None,
+        *,
+        dtype: "Dtype" = "auto",
     ) -> None:
         bundle, trained_on, self.channels = _open_heads(heads_ver)
         name = _encoder_name(model_name, trained_on)
-        self._set(load_encoder(name, device=device, cache_dir=cache_dir), bundle, heads)
-        self.device = device
+        self._set(load_encoder(name, device=device, dtype=dtype, cache_dir=cache_dir), bundle, heads)
+        self.device, self._dtype = device, dtype
         self.heads_ver = str(heads_ver)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
 
@@ -89,22 +92,26 @@ class Classificator:
         self = cls.__new__(cls)
         self._set(encoder, bundle, None)
         self.device, self.heads_ver, self.cache_dir, self.channels = device, "", None, "rgb"
+        self._dtype = "auto"
         return self
 
     @classmethod
-    def from_run(cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None) -> "Classificator":
+    def from_run(
+        cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None, dtype: "Dtype" = "auto"
+    ) -> "Classificator":
         """Loads what a training left.
 
         Args:
             path: folder of the run.
             device: where the encoder computes.
             encoder: where the encoder lies now, if it has moved since.
+            dtype: what it computes in, see `load_encoder`.
 
         Raises:
             ArtifactError: the folder is not a finished run, or its heads are damaged.
         """
         Run.load(path)
-        return cls(device, model_name=encoder, heads_ver=path)
+        return cls(device, model_name=encoder, heads_ver=path, dtype=dtype)
 
     @classmethod
     def zero_shot(
@@ -257,8 +264,12 @@ class Classificator:
         """
         from product_classificator.encoders.combined import clip_of
         from product_classificator.encoders.onnx import export_towers
+        from product_classificator.encoders.towers import TorchTowers
 
-        export_towers(clip_of(self.encoder), self._onnx_folder, text, self._prepared(0, image))
+        clip = clip_of(self.encoder)
+        if isinstance(clip.towers, TorchTowers) and clip.towers.precision == "int8":  # cannot be turned back
+            clip = clip_of(load_encoder(self.model_name, dtype="float32", cache_dir=self.cache_dir))
+        export_towers(clip, self._onnx_folder, text, self._prepared(0, image))
 
     @property
     def _onnx_folder(self) -> Path:
@@ -311,7 +322,7 @@ class Classificator:
             DataError: there is no such device, or the encoder cannot compute there.
         """
         if device != self.device:
-            encoder = load_encoder(self.model_name, device=device, cache_dir=self.cache_dir)
+            encoder = load_encoder(self.model_name, device=device, dtype=self._dtype, cache_dir=self.cache_dir)
             was_onnx, self._torch_towers = self.is_onnx, None
             self.encoder, self.device = encoder, device
             if was_onnx:
@@ -334,7 +345,7 @@ class Classificator:
 
     def _prepared(self, row: int, photo: Photo) -> Image.Image:
         try:
-            return self.encoder.prepare_image(opened(photo, self.channels))
+            return self.encoder.prepare_image(opened(photo, self.channels, self.encoder.sufficient_size))
         except DataError:
             raise
         except (PhotoError, OSError, ValueError) as error:

@@ -1,24 +1,25 @@
 """What the command line shows: progress, tables, bars. Nothing here computes a result."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from product_classificator.catalog import Catalog
-from product_classificator.embeddings import EmbeddedChunk, read_store_facts
 from product_classificator.encoders import ENCODERS, OPTIONS
-from product_classificator.evaluation import Evaluation
-from product_classificator.heads import EpochFacts, HeadBundle
-from product_classificator.runs import Run
-from product_classificator.training import TuneWatch, Watch
-from product_classificator.types import Predictions
+
+if TYPE_CHECKING:
+    from product_classificator.catalog import Catalog
+    from product_classificator.embeddings import EmbeddedChunk
+    from product_classificator.evaluation import Evaluation
+    from product_classificator.heads import EpochFacts
+    from product_classificator.training import TuneWatch, Watch
+    from product_classificator.types import Predictions
 
 out = Console(highlight=False)
 """Results go here (stdout)."""
@@ -38,7 +39,7 @@ class ProductProgress:
         self._first_row: int | None = None
         self._task = progress.add_task("products", total=total, rate=0.0, notes="")
 
-    def on_chunk(self, chunk: EmbeddedChunk) -> None:
+    def on_chunk(self, chunk: "EmbeddedChunk") -> None:
         """Counts a chunk."""
         n = len(chunk.embeddings)
         self._flawed += int((chunk.status != "ok").sum())
@@ -70,11 +71,13 @@ def product_progress(total: int) -> Iterator[ProductProgress]:
 
 
 @contextmanager
-def training_watch(total: int) -> Iterator[Watch]:
+def training_watch(total: int) -> "Iterator[Watch]":
     """Shows the stages of a training: a sentence each, a bar while products are embedded, a line an epoch."""
+    from product_classificator.training import Watch
+
     with product_progress(total) as products:
 
-        def on_epoch(facts: EpochFacts) -> None:
+        def on_epoch(facts: "EpochFacts") -> None:
             log.print(
                 f"   epoch {facts.epoch:>2}  loss {facts.train_loss:.3f}  "
                 f"validation macro-F1 {facts.mean_valid_macro_f1:.3f}  {facts.seconds:.1f} s"
@@ -84,8 +87,10 @@ def training_watch(total: int) -> Iterator[Watch]:
 
 
 @contextmanager
-def tune_watch(total: int) -> Iterator[TuneWatch]:
+def tune_watch(total: int) -> "Iterator[TuneWatch]":
     """Shows the stages of a tuning, its steps, and a line per epoch; `total` is the number of products."""
+    from product_classificator.training import TuneWatch
+
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(_BAR_WIDTH * 2),
@@ -117,7 +122,7 @@ def tune_watch(total: int) -> Iterator[TuneWatch]:
         )
 
 
-def print_columns(catalog: Catalog) -> None:
+def print_columns(catalog: "Catalog") -> None:
     """Says which column is taken as what."""
     columns = catalog.columns
     text = ", ".join(columns.text) or "none (photos only)"
@@ -129,7 +134,7 @@ def print_columns(catalog: Catalog) -> None:
     )
 
 
-def print_scores(evaluation: Evaluation) -> None:
+def print_scores(evaluation: "Evaluation") -> None:
     """Prints macro-F1, its interval, accuracy and support of each characteristic."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     for name in ("characteristic", "macro-F1", "95 % interval", "accuracy", "products", "labels", "untrained"):
@@ -159,7 +164,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def print_products(predictions: Predictions, titles: Sequence[str] | None = None, top_k: int = 3) -> None:
+def print_products(predictions: "Predictions", titles: Sequence[str] | None = None, top_k: int = 3) -> None:
     """Prints the most probable labels of each product with bars."""
     for row in range(len(predictions)):
         if titles:
@@ -199,8 +204,22 @@ def print_encoders() -> None:
         out.print(f"[bold]{escape(name)}[/bold]  {escape(description)}", soft_wrap=True)
 
 
+def print_next(report: Path, run: Path, table: Path, images: Path | None) -> None:
+    """Says where the report of a run is, and with which command to go on."""
+    photos = f" --images {shlex.quote(str(images))}" if images else ""
+    log.print(
+        f"report: {report}\n"
+        f"next:   product-classificator predict {shlex.quote(str(run))} {shlex.quote(str(table))}{photos} "
+        "--out predictions.parquet",
+        soft_wrap=True,
+    )
+
+
 def print_run(folder: Path) -> None:
     """Describes a run."""
+    from product_classificator.heads import HeadBundle
+    from product_classificator.runs import Run
+
     run = Run.load(folder)
     out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}"))
     out.print(escape(f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}"))
@@ -211,6 +230,10 @@ def print_run(folder: Path) -> None:
 
 def print_store(folder: Path) -> None:
     """Describes a store of embeddings."""
+    import pyarrow.parquet as pq
+
+    from product_classificator.embeddings import read_store_facts
+
     facts = read_store_facts(folder)
     parts = list((folder / "parts").glob("*.parquet"))
     products = sum(pq.read_metadata(part).num_rows for part in parts)

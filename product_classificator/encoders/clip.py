@@ -48,6 +48,10 @@ class ClipEncoder:
         """Length of a text vector."""
         return self.towers.text_dim
 
+    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the size under which a photo of `size` should not be decoded."""
+        return self.images.sufficient_size(size)
+
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Shrinks a photo to what the image tower takes."""
         return self.images.prepare(image)

@@ -39,6 +39,10 @@ class _PhotosOf:
         """Length of an image vector."""
         return self.encoder.image_dim
 
+    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the size under which a photo of `size` should not be decoded."""
+        return self.encoder.sufficient_size(size)
+
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Shrinks a photo to what the image tower takes."""
         return self.encoder.prepare_image(image)

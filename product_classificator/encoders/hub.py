@@ -38,7 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders.checkpoint import fetch_repository, sha256
 from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.preparation import MAX_WINDOWS, Ids, Inputs, letterboxed
+from product_classificator.encoders.preparation import MAX_WINDOWS, Ids, Inputs, letterboxed, shrunk
 from product_classificator.encoders.ruclip import quiet_loading
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.towers import Compute, TorchTowers
@@ -182,6 +182,10 @@ class ProcessedImages:
 
     def __str__(self) -> str:
         return f"photos {'letterboxed' if self._letterbox else 'as processed'}"
+
+    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the size at which no side is under twice that of the tower; its own where that follows from it."""
+        return shrunk(size, 2 * max(self._size) / min(size)) if self._size else size
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Returns the photo as an RGB image of the size that the processor makes of it."""

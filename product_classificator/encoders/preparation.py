@@ -10,6 +10,7 @@ batch: in a causal network that pools at the end token, padding changes nothing.
 tokenizer does it letter by letter, and would miss that a Greek sigma at the end of a word becomes another letter.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -32,6 +33,9 @@ MAX_WINDOWS = 8
 
 class ImagePreparation(Protocol):
     """How photos become the inputs of an image tower; its string is part of the fingerprint."""
+
+    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the size under which a photo of `size` should not be decoded."""
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Returns the photo in the size the tower takes; preparing twice changes nothing."""
@@ -66,6 +70,10 @@ class SquarePreparation:
     std: tuple[float, float, float]
     fit: Fit = "crop"
 
+    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the size at which the part that is seen has twice the side of the square."""
+        return shrunk(size, 2 * self.size_px / (min(size) if self.fit == "crop" else max(size)))
+
     def prepare(self, image: Image.Image) -> Image.Image:
         """Returns an RGB square of `size_px`."""
         image = image.convert("RGB")
@@ -86,6 +94,12 @@ class SquarePreparation:
         pixels /= np.array(self.std, dtype=np.float32)
         values: Floats = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         return {"pixel_values": values}
+
+
+def shrunk(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Returns a size times `scale`, at most as it was."""
+    width, height = (min(side, max(1, math.ceil(side * scale))) for side in size)
+    return width, height
 
 
 def letterboxed(image: Image.Image, size_px: int) -> Image.Image:
