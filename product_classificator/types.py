@@ -77,6 +77,13 @@ class Embeddings:
             self.fingerprint,
         )
 
+    def joined(self) -> Floats:
+        """Returns both parts side by side: (n, image_dim + text_dim), unit rows; zeros where both are missing."""
+        both = np.concatenate([self.image, self.text], 1)
+        length = np.linalg.norm(both, axis=1, keepdims=True)
+        unit: Floats = np.divide(both, length, out=both, where=length > 0)
+        return unit
+
 
 @dataclass(frozen=True)
 class Split:

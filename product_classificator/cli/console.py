@@ -190,6 +190,20 @@ def print_counts(title: str, counts: Mapping[str, int]) -> None:
         )
 
 
+def print_findings(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Prints how often each kind of finding occurred in each characteristic."""
+    from product_classificator.audit import KIND_TITLES
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    table.add_column("findings")
+    for kind in counts:
+        table.add_column(KIND_TITLES[kind], justify="right")
+    for name in sorted({name for found in counts.values() for name in found}):
+        cells = (str(found.get(name, "")) for found in counts.values())
+        table.add_row(escape(name or "the whole product"), *cells)
+    out.print(table)
+
+
 def print_encoders() -> None:
     """Lists what `--encoder` takes, and the options that may follow."""
     for name, description in {**ENCODERS, **OPTIONS}.items():
