@@ -235,6 +235,7 @@ def classify(
     image: Annotated[Path | None, typer.Option("--image", help="File of the photo.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="Text of the product.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 3,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what moved each prediction.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     channels: ChannelsOpt = None,
     encoder: MovedEncoderOpt = None,
@@ -249,13 +250,17 @@ def classify(
     classificator = Classificator.from_run(run, device=device, encoder=encoder)
     classificator.channels = channels.value if channels else classificator.channels
     predictions = classificator.predict(None if text is None else [text], None if image is None else [image])
+    explanations = predictions.explain(0) if explain else {}
     if not json_:
         console.print_products(predictions, top_k=top_k)
+        console.print_explanations(explanations)
         return
-    found = {
+    found: dict[str, object] = {
         name: [{"label": label, "probability": round(share, 6)} for label, share in predictions.top(name, top_k)[0]]
         for name in predictions.characteristics
     }
+    if explain:
+        found = {"predictions": found, "explanations": {name: asdict(why) for name, why in explanations.items()}}
     typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 

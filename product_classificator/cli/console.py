@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from product_classificator.evaluation import Evaluation
     from product_classificator.heads import EpochFacts
     from product_classificator.training import TuneWatch, Watch
-    from product_classificator.types import Predictions
+    from product_classificator.types import Explanation, Predictions
 
 out = Console(highlight=False)
 """Results go here (stdout)."""
@@ -171,6 +171,26 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
                 table.add_row(first, escape(label), f"{bar:<{_BAR_WIDTH}} {probability:4.0%}", style="dim" * (rank > 0))
         out.print(table)
         out.print()
+
+
+def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 6) -> None:
+    """Prints what moved each prediction; nothing if there are none."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for title in ("why", "photo", "text", f"words, the {words} strongest", "nearest training products"):
+        table.add_column(title, justify="right" if title in ("photo", "text") else "left", overflow="fold")
+    for name, why in explanations.items():
+        strongest = ", ".join(f"{word} {weight:+.1f}" for word, weight in list(why.words.items())[:words])
+        nearest = ", ".join(f"{near.id} {near.label or '-'} {near.similarity:.2f}" for near in why.nearest)
+        table.add_row(
+            f"[bold]{escape(name)}[/bold]: {escape(why.label)}, not {escape(why.runner_up)}",
+            f"{why.photo:+.1f}",
+            f"{why.text:+.1f}",
+            escape(strongest or "-"),
+            escape(nearest or "-"),
+        )
+    if explanations:
+        out.print(table)
+        out.print("Weights are log-odds of the label against the runner-up: +0.7 doubles the odds.", style="dim")
 
 
 def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:

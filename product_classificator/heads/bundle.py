@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing_folder
+from product_classificator.heads.explain import explain
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Embeddings, Floats, Predictions
@@ -144,17 +146,24 @@ class HeadBundle:
         has_image, has_text = embeddings.has_image & (self.image_dim > 0), embeddings.has_text & (self.text_dim > 0)
         is_known = has_image | has_text
         probabilities = {name: np.full((len(texts), len(self.labels[name])), np.nan, np.float32) for name in wanted}
-        places = {
-            name: (i, span) for i, (name, span) in enumerate(zip(self.labels, self.network.shape.spans, strict=True))
-        }
         known = np.flatnonzero(is_known)
         for start in range(0, len(known), _ROWS_PER_STEP):
             rows = known[start : start + _ROWS_PER_STEP]
-            logits = logits_of(self.network, embeddings.take(rows), self.bag.rows([texts[row] for row in rows]))
+            found = self.probabilities(embeddings.take(rows), [texts[row] for row in rows], wanted)
             for name in wanted:
-                i, span = places[name]
-                probabilities[name][rows] = torch.softmax(logits[:, span] / self.temperatures[i], 1).numpy()
-        return Predictions(embeddings.ids, {name: self.labels[name] for name in wanted}, probabilities, is_known)
+                probabilities[name][rows] = found[name]
+        labels = {name: self.labels[name] for name in wanted}
+        explainer = partial(explain, self, embeddings, texts, wanted)
+        return Predictions(embeddings.ids, labels, probabilities, is_known, explainer)
+
+    def probabilities(
+        self, embeddings: Embeddings, texts: Sequence[str], characteristics: Sequence[str]
+    ) -> dict[str, Floats]:
+        """Returns characteristic -> (n, labels) probabilities, of products with neither photo nor text as well."""
+        logits = logits_of(self.network, embeddings, self.bag.rows(texts))
+        places = zip(self.labels, self.network.shape.spans, self.temperatures, strict=True)
+        found = {name: logits[:, span] / temperature for name, span, temperature in places if name in characteristics}
+        return {name: torch.softmax(scaled, 1).numpy() for name, scaled in found.items()}
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str], wanted: Sequence[str]) -> None:
         if not self.encoder_fingerprint:
