@@ -114,7 +114,7 @@ class Neighbour:
 
     Attributes:
         id: its id.
-        similarity: cosine of the vectors of both products, -1 to 1.
+        similarity: mean cosine over the photo and the text that the product at hand has, -1 to 1.
         label: its label of the characteristic, `None` if it is unknown.
     """
 

@@ -54,8 +54,8 @@ class Opinions:
     """What heads that have not seen the products say of their labels of one characteristic.
 
     Attributes:
-        given: (n,) probability of the product's label, 0 if the heads have not learned it; NaN where there is no label
-            or the product is not usable.
+        given: (n,) probability of the product's label, exactly 0 if the heads have not learned it; NaN where there is
+            no label or the product is not usable.
         other: (n,) the most probable label besides it, `None` where `given` is NaN.
         other_probability: (n,) its probability, NaN where `given` is.
     """
@@ -144,7 +144,8 @@ def _opinion(labels: Sequence[str], probabilities: Floats, truth: Strings) -> Op
     number = {label: column for column, label in enumerate(labels)}
     column = np.array([number.get(label, -1) for label in truth], dtype=np.int64)
     rows = np.arange(len(truth))
-    given = np.where(column >= 0, probabilities[rows, column], 0).astype(np.float32)
+    least = np.finfo(np.float32).tiny
+    given = np.where(column >= 0, np.maximum(probabilities[rows, column], least), 0).astype(np.float32)
     others = probabilities.copy()
     others[rows[column >= 0], column[column >= 0]] = -1
     best = others.argmax(1)

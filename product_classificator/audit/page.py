@@ -54,7 +54,7 @@ def draw_page(catalog: Catalog, findings: pa.Table, facts: Mapping[str, Any]) ->
         facts=facts,
         counts=counts,
         titles=KIND_TITLES,
-        characteristics=list(dict.fromkeys(name for found in counts.values() for name in found if name)),
+        characteristics=[name for name in catalog.columns.characteristics if any(name in n for n in counts.values())],
         cards=[(finding, products[finding["row"]]) for finding in shown],
         total=len(findings),
         has_photos=catalog.images is not None,

@@ -50,14 +50,14 @@ def _told(similar: list[tuple[str, float]], labels: pd.Series) -> tuple[Neighbou
 
 
 def _nearest(product: Embeddings, run: Run, encoder: Encoder, trained: pd.Index) -> list[tuple[str, float]]:
-    """Returns id and cosine of the training products that are most like a product, the nearest first."""
-    query = product.joined()[0]
+    """Returns id and similarity of the training products that are most like a product, the nearest first."""
+    sides = int(product.has_image[0]) + int(product.has_text[0])
     found: dict[str, float] = {}
     for part in EmbeddingStore(run.store, encoder).scan():
         rows = np.flatnonzero(trained.get_indexer_for(part.ids) >= 0)
-        cosines = part.take(rows).joined() @ query
-        for place in np.argsort(-cosines)[:_NEAREST]:
+        similarity = (part.image[rows] @ product.image[0] + part.text[rows] @ product.text[0]) / sides
+        for place in np.argsort(-similarity)[:_NEAREST]:
             id_ = part.ids[rows[place]]
-            found[id_] = max(float(cosines[place]), found.get(id_, -1.0))
+            found[id_] = max(float(similarity[place]), found.get(id_, -1.0))
         found = dict(nlargest(_NEAREST, found.items(), key=lambda item: item[1]))
     return list(found.items())

@@ -173,24 +173,30 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
         out.print()
 
 
-def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 6) -> None:
-    """Prints what moved each prediction; nothing if there are none."""
+def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 5) -> None:
+    """Prints what moved each prediction of one product; nothing if there are none."""
+    if not explanations:
+        return
+    nearest = next(iter(explanations.values())).nearest
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
-    for title in ("why", "photo", "text", f"words, the {words} strongest", "nearest training products"):
+    for title in ("why", "rather than", "photo", "text", "strongest words", *["nearest are"] * bool(nearest)):
         table.add_column(title, justify="right" if title in ("photo", "text") else "left", overflow="fold")
     for name, why in explanations.items():
         strongest = ", ".join(f"{word} {weight:+.1f}" for word, weight in list(why.words.items())[:words])
-        nearest = ", ".join(f"{near.id} {near.label or '-'} {near.similarity:.2f}" for near in why.nearest)
+        near = ", ".join(neighbour.label or "unknown" for neighbour in why.nearest)
         table.add_row(
-            f"[bold]{escape(name)}[/bold]: {escape(why.label)}, not {escape(why.runner_up)}",
+            escape(f"{name}: {why.label}"),
+            escape(why.runner_up),
             f"{why.photo:+.1f}",
             f"{why.text:+.1f}",
             escape(strongest or "-"),
-            escape(nearest or "-"),
+            *[escape(near)] * bool(nearest),
         )
-    if explanations:
-        out.print(table)
-        out.print("Weights are log-odds of the label against the runner-up: +0.7 doubles the odds.", style="dim")
+    out.print(table)
+    out.print("\nWeights are log-odds of the label against the runner-up: +0.7 doubles the odds.", style="dim")
+    if nearest:
+        told = ", ".join(f"{neighbour.id} ({neighbour.similarity:.2f})" for neighbour in nearest)
+        out.print(escape(f"Nearest training products, by their similarity: {told}"), style="dim", soft_wrap=True)
 
 
 def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:

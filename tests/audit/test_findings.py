@@ -30,14 +30,14 @@ def test_labels_are_listed_by_how_many_times_likelier_another_one_is():
     )
     rows = [(row["characteristic"], row["label"], row["suggested"]) for row in found.to_pylist()]
     assert rows == [("season", "d", "x"), ("sex", "a", "x"), ("season", "f", "x")]
-    assert found["reason"][1].as_py() == "by the other products 'x' (90%), not 'a' (10%)"
+    assert found["reason"][1].as_py() == "judged by the others: 90% 'x', 10% 'a'"
 
 
 def test_a_label_too_rare_to_be_learned_is_not_the_worst_for_that():
     truth = {"sex": strings(["rare", "b"])}
     found = wrong_labels(truth, {"sex": opinions([0, 0.0005], [0.3, 0.9])})
     assert found["label"].to_pylist() == ["b", "rare"]
-    assert found["reason"][1].as_py() == "by the other products 'x' (30%); 'rare' is too rare to be learned"
+    assert found["reason"][1].as_py() == "judged by the others: 30% 'x', while 'rare' is too rare to be learned"
 
 
 def test_the_label_of_most_near_identical_products_is_suggested_to_the_others():

@@ -99,8 +99,8 @@ def test_classify_shows_bars_or_json(trained, files):
 def test_classify_explains_in_a_table_or_json(trained):
     product = ["--text", "A nice cup number 1", "--explain"]
     printed = call("classify", trained[0], *product)
-    assert "kind: cup, not" in printed
-    assert "nearest training products" in printed
+    assert "kind: cup" in printed
+    assert "Nearest training products" in printed
     why = json.loads(call("classify", trained[0], *product, "--json"))["explanations"]["kind"]
     assert why["label"] == "cup"
     assert why["photo"] == 0
