@@ -25,9 +25,10 @@ _NEIGHBOURS = 10
 _CELL_PRODUCTS = 10_000
 _ROWS_PER_STEP = 8192
 
+FENCE = 1.5
 _SAMPLE = 10_000
 _RANK = 5
-_FENCE = 1.5
+_LEAST_SPREAD = 0.01
 
 
 def near_identical(embeddings: Embeddings, texts: Keys, photos: Keys, seed: int = 0) -> Rows:
@@ -73,11 +74,11 @@ def _cells(embeddings: Embeddings, seed: int) -> Iterator[Rows]:
         yield rows[nearest == cell]
 
 
-def far_from_all(vectors: Floats, has: Bools, seed: int = 0) -> tuple[Floats, Bools]:
-    """Tells which products are unlike the others by one part of their vectors.
+def strangeness(vectors: Floats, has: Bools, seed: int = 0) -> Floats:
+    """Tells how unlike the others products are by one part of their vectors.
 
-    The distance to the 5th nearest of at most 10,000 random products (Sugiyama and Borgwardt 2013) counts; it is far
-    above the upper quartile by more than 1.5 times the distance between the quartiles (Tukey 1977).
+    What counts is the distance to the 5th nearest of at most 10,000 random products (Sugiyama and Borgwardt 2013), as
+    seen from the upper quartile in distances between the quartiles: above `FENCE` lie outliers (Tukey 1977).
 
     Args:
         vectors: (n, d) unit rows where `has` is true.
@@ -85,19 +86,20 @@ def far_from_all(vectors: Floats, has: Bools, seed: int = 0) -> tuple[Floats, Bo
         seed: of the sample.
 
     Returns:
-        (n,) distances between 0 and 2, NaN where `has` is false or products are too few; (n,) which are far.
+        (n,), NaN where `has` is false or products are too few.
     """
-    distance = np.full(len(vectors), np.nan, np.float32)
+    found = np.full(len(vectors), np.nan, np.float32)
     rows = np.flatnonzero(has)
     sample = np.random.default_rng(seed).permutation(rows)[:_SAMPLE]
     if len(sample) <= _RANK:
-        return distance, np.zeros(len(vectors), dtype=bool)
+        return found
     model = NearestNeighbors(n_neighbors=_RANK + 1, algorithm="brute").fit(vectors[sample])
     # A product of the sample is its own nearest.
     rank = _RANK - 1 + np.isin(rows, sample)
     for start in range(0, len(rows), _ROWS_PER_STEP):
         here = slice(start, start + _ROWS_PER_STEP)
-        found = model.kneighbors(vectors[rows[here]])[0]
-        distance[rows[here]] = found[np.arange(len(found)), rank[here]]
-    low, high = np.quantile(distance[rows], [0.25, 0.75])
-    return distance, distance > high + _FENCE * (high - low)  # false for NaN
+        distances = model.kneighbors(vectors[rows[here]])[0]
+        found[rows[here]] = distances[np.arange(len(distances)), rank[here]]
+    low, high = np.quantile(found[rows], [0.25, 0.75])
+    strange: Floats = (found - high) / max(high - low, _LEAST_SPREAD)
+    return strange

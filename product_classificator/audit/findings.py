@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from product_classificator.audit.alike import FENCE
 from product_classificator.audit.folds import Opinions
-from product_classificator.types import Bools, Floats, Rows, Strings, Truth
+from product_classificator.types import Floats, Rows, Strings, Truth
 
 WRONG_LABEL, CONTRADICTION, OUTLIER, BROKEN = "wrong_label", "contradiction", "outlier", "broken"
 KIND_TITLES = {
@@ -110,11 +111,14 @@ def _contradictions(name: str, labels: Strings, shared: Rows, number: Rows) -> p
     )
 
 
-def outliers(part: str, distance: Floats, is_far: Bools) -> pa.Table:
-    """Returns the products that are far from all others by their photo or their text (`part`)."""
-    rows = np.flatnonzero(is_far)
-    reason = f"its {part} is unlike those of all other products"
-    return _sorted([_table(OUTLIER, rows, score=distance[rows], reason=[reason] * len(rows))])
+def outliers(strangeness: Mapping[str, Floats]) -> pa.Table:
+    """Returns the products that are unlike all others by a part: "photo" or "text" -> (n,) strangeness."""
+    tables = []
+    for part, strange in strangeness.items():
+        rows = np.flatnonzero(strange > FENCE)  # false for NaN
+        reason = f"its {part} is unlike those of all other products"
+        tables.append(_table(OUTLIER, rows, score=strange[rows], reason=[reason] * len(rows)))
+    return _sorted(tables)
 
 
 def broken_rows(*statuses: Strings) -> pa.Table:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.audit import findings
-from product_classificator.audit.alike import far_from_all, near_identical
+from product_classificator.audit.alike import near_identical, strangeness
 from product_classificator.audit.folds import Labelled, opinions_out_of_fold
 from product_classificator.audit.page import draw_page
 from product_classificator.catalog.read import Catalog
@@ -116,14 +116,14 @@ def _findings(
     opinions = opinions_out_of_fold(products, encoder, settings, unfinished, watch)
 
     watch.on_stage("Comparing the products with one another")
-    sides = (
-        ("photo", embeddings.image, embeddings.has_image),
-        ("text", embeddings.text, embeddings.has_text),
-    )
+    strange = {
+        "photo": strangeness(embeddings.image, embeddings.has_image),
+        "text": strangeness(embeddings.text, embeddings.has_text),
+    }
     tables = [
         findings.wrong_labels(truth, opinions),
         findings.contradictions(truth, near_identical(embeddings, keys, embedded.image_keys)),
-        *(findings.outliers(part, *far_from_all(vectors, has)) for part, vectors, has in sides),
+        findings.outliers(strange),
         findings.broken_rows(embedded.status, reasons),
     ]
     found = pa.concat_tables(tables)

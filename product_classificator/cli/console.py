@@ -1,5 +1,6 @@
 """What the command line shows: progress, tables, bars. Nothing here computes a result."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,7 +174,7 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
         out.print()
 
 
-def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 5) -> None:
+def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 4) -> None:
     """Prints what moved each prediction of one product; nothing if there are none."""
     if not explanations:
         return
@@ -183,7 +184,8 @@ def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 5
         table.add_column(title, justify="right" if title in ("photo", "text") else "left", overflow="fold")
     for name, why in explanations.items():
         strongest = ", ".join(f"{word} {weight:+.1f}" for word, weight in list(why.words.items())[:words])
-        near = ", ".join(neighbour.label or "unknown" for neighbour in why.nearest)
+        labels = Counter(neighbour.label or "unknown" for neighbour in why.nearest)
+        near = ", ".join(f"{n} x {label}" for label, n in labels.most_common())
         table.add_row(
             escape(f"{name}: {why.label}"),
             escape(why.runner_up),

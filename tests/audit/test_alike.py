@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from product_classificator.audit import alike
-from product_classificator.audit.alike import far_from_all, near_identical
+from product_classificator.audit.alike import FENCE, near_identical, strangeness
 from product_classificator.types import Embeddings, strings
 from tests.heads.conftest import unit
 
@@ -65,21 +65,25 @@ def test_pairs_are_found_in_cells_too(monkeypatch, cell):
     assert len(set(groups)) == 100
 
 
-def test_what_lies_apart_from_all_others_is_far():
+def test_what_lies_apart_from_all_others_is_strange():
     rng = np.random.default_rng(0)
     vectors = unit(np.eye(16)[0] + 0.05 * rng.normal(size=(300, 16)))
     vectors[7] = unit(np.eye(16)[[3]])
     has = np.ones(300, dtype=bool)
     has[9] = False
-    distance, is_far = far_from_all(vectors, has)
-    assert is_far[7]
-    assert is_far.sum() < 10
-    assert distance[7] == np.nanmax(distance) == pytest.approx(2**0.5, abs=0.1)
-    assert np.isnan(distance[9])
-    assert not is_far[9]
+    found = strangeness(vectors, has)
+    assert found[7] == np.nanmax(found)
+    assert found[7] > 5 * FENCE
+    assert np.nansum(found > FENCE) < 10
+    assert np.isnan(found[9])
 
 
-def test_of_a_handful_of_products_none_is_far():
-    distance, is_far = far_from_all(random_products(5).image, np.ones(5, dtype=bool))
-    assert np.isnan(distance).all()
-    assert not is_far.any()
+def test_where_all_others_are_the_same_two_of_another_kind_are_strange():
+    vectors = np.tile(unit(np.eye(16)[[0]]), (60, 1))
+    vectors[:2] = unit(np.eye(16)[[3]])
+    found = strangeness(vectors, np.ones(60, dtype=bool))
+    assert np.flatnonzero(found > FENCE).tolist() == [0, 1]
+
+
+def test_of_a_handful_of_products_nothing_is_said():
+    assert np.isnan(strangeness(random_products(5).image, np.ones(5, dtype=bool))).all()

@@ -53,10 +53,11 @@ def test_groups_of_one_label_do_not_contradict():
     assert len(contradictions({"sex": strings([])}, np.array([], dtype=np.int64))) == 0
 
 
-def test_outliers_are_told_by_their_part_the_farthest_first():
-    found = outliers("photo", np.array([0.5, 0.9, 0.7], "f4"), np.array([False, True, True]))
-    assert found["row"].to_pylist() == [1, 2]
-    assert found["reason"][0].as_py() == "its photo is unlike those of all other products"
+def test_outliers_are_told_by_their_part_the_strangest_first():
+    found = outliers({"photo": np.array([0.5, 1.9, 1.7], "f4"), "text": np.array([np.nan, -1, 1.8], "f4")})
+    assert found["row"].to_pylist() == [1, 2, 2]
+    reasons = [f"its {part} is unlike those of all other products" for part in ("photo", "text", "photo")]
+    assert found["reason"].to_pylist() == reasons
     assert found.schema == SCHEMA
 
 
