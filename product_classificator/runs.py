@@ -1,8 +1,8 @@
 """A run: the folder that a training leaves, and what it says of itself.
 
-`bundle/` holds the heads, `report/` the report, `split.parquet` which product was in which part, `embeddings/` the
-store (unless another one was named), and `run.json`, removed before the others are replaced and
-written last, how it was made.
+`bundle/` holds the heads, `report/` the report, `split.parquet` which product was in which part, `labels.parquet` what
+was known of the training products, `embeddings/` the store (unless another one was named), and `run.json`, removed
+before the others are replaced and written last, how it was made.
 """
 
 import json
@@ -10,10 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from product_classificator.catalog.photos import Channels
 from product_classificator.catalog.read import Columns
 from product_classificator.errors import ArtifactError
-from product_classificator.files import write_text
+from product_classificator.files import replacing, write_text
+from product_classificator.types import Split, Truth
 
 _FORMAT = 1
 _HERE = "<run>"
@@ -55,6 +61,36 @@ class Run:
     def split(self) -> Path:
         """File of the split."""
         return self.folder / "split.parquet"
+
+    @property
+    def labels(self) -> Path:
+        """File of the labels of the training products."""
+        return self.folder / "labels.parquet"
+
+    def save_labels(self, split: Split, truth: Truth) -> None:
+        """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels."""
+        rows = np.flatnonzero((split.part == "train") & (split.ids != ""))
+        arrays = [pa.array(labels[rows], pa.string()).dictionary_encode() for labels in truth.values()]
+        table = pa.table(
+            {"id": pa.array(split.ids[rows], pa.string()), "labels": pa.StructArray.from_arrays(arrays, list(truth))}
+        )
+        with replacing(self.labels) as temporary:
+            pq.write_table(table, temporary)
+
+    def load_labels(self) -> pd.DataFrame:
+        """Reads what `save_labels` wrote: ids are the index, characteristics the columns.
+
+        Raises:
+            ArtifactError: the file is damaged or missing, as in runs of older versions.
+        """
+        try:
+            table = pq.read_table(self.labels)
+            columns = table["labels"].flatten()
+            names = [field.name for field in table["labels"].type]
+            labels = {name: column.to_pandas() for name, column in zip(names, columns, strict=True)}
+            return pd.DataFrame(labels).set_axis(table["id"].to_pandas())
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise ArtifactError(f"a run keeps its labels, {self.labels} is damaged ({error}): train again") from error
 
     def retract(self) -> None:
         """Lets a run that was there before count as unfinished, so that its halves are not mixed with new ones."""

@@ -3,8 +3,8 @@
 Arrays are row-aligned: row i of every array belongs to `ids[i]`. Nothing here knows where the values come from.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -77,6 +77,13 @@ class Embeddings:
             self.fingerprint,
         )
 
+    def joined(self) -> Floats:
+        """Returns both parts side by side: (n, image_dim + text_dim), unit rows; zeros where both are missing."""
+        both = np.concatenate([self.image, self.text], 1)
+        length = np.linalg.norm(both, axis=1, keepdims=True)
+        unit: Floats = np.divide(both, length, out=both, where=length > 0)
+        return unit
+
 
 @dataclass(frozen=True)
 class Split:
@@ -123,6 +130,50 @@ class Decisions:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A training product that is like the product at hand.
+
+    Attributes:
+        id: its id.
+        similarity: mean cosine over the photo and the text that the product at hand has, -1 to 1.
+        label: its label of the characteristic, `None` if it is unknown.
+    """
+
+    id: str
+    similarity: float
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What moved the prediction of one characteristic of one product.
+
+    Weights are log-odds of `label` against `runner_up`: 0.7 doubles the odds, a negative one speaks for the runner-up.
+    `base`, `photo` and `text` add up to log(probability of `label` / probability of `runner_up`).
+
+    Attributes:
+        label: the most probable label.
+        probability: its probability.
+        runner_up: the second most probable label.
+        base: what is left if neither photo nor text is seen.
+        photo: what the photo adds, 0 without one.
+        text: what the text adds, its words included, 0 without one.
+        words: word, or pair of neighbouring words -> what it adds, the strongest first; empty if the heads have no
+            branch for words.
+        nearest: the training products that are most like it; empty if the heads are not those of a run.
+    """
+
+    label: str
+    probability: float
+    runner_up: str
+    base: float
+    photo: float
+    text: float
+    words: Mapping[str, float]
+    nearest: tuple[Neighbour, ...] = ()
+
+
+@dataclass(frozen=True)
 class Predictions:
     """What the heads think of products.
 
@@ -132,6 +183,7 @@ class Predictions:
         probabilities: characteristic -> (n, k) float32, rows sum to 1; rows of NaN where `is_known` is false.
         is_known: (n,) false for a product with neither photo nor text: nothing is said about it.
         decisions: which values stand without a person; `None` where nobody asked (`HeadBundle.decide`).
+        explainer: gives characteristic -> explanation of the product of a row; `None` if nobody can tell.
     """
 
     ids: Strings
@@ -139,6 +191,7 @@ class Predictions:
     probabilities: Mapping[str, Floats]
     is_known: Bools
     decisions: Decisions | None = None
+    explainer: Callable[[int], Mapping[str, Explanation]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_rows(len(self.ids), is_known=self.is_known, **dict(self.probabilities))
@@ -177,6 +230,20 @@ class Predictions:
             [(names[column], float(matrix[row, column])) for column in columns] if self.is_known[row] else []
             for row, columns in enumerate(order)
         ]
+
+    def explain(self, row: int) -> Mapping[str, Explanation]:
+        """Returns characteristic -> what moved the prediction of the product of a row.
+
+        Raises:
+            DataError: there is no such row, nothing is known of the product, or the predictions were not made by heads.
+        """
+        if self.explainer is None:
+            raise DataError("only predictions that heads have just made can be explained: predict again")
+        if not 0 <= row < len(self):
+            raise DataError(f"a row to explain must be one of {len(self)}, counted from 0, got {row}")
+        if not self.is_known[row]:
+            raise DataError(f"row {row} has neither photo nor text that the heads use: there is nothing to explain")
+        return self.explainer(row)
 
     def _filled(self, characteristic: str) -> Floats:
         if characteristic not in self.probabilities:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.inputs import opened
+from product_classificator.classificator.nearest import with_nearest
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
@@ -127,3 +129,45 @@ def test_heads_of_another_encoder_are_refused(tiny_training):
     other.fingerprint = "tiny-2"
     with pytest.raises(ArtifactError, match=r"were trained on tiny \(tiny-1\), got tiny \(tiny-2\)"):
         Classificator.from_parts(other, tiny_training.fitted.bundle)
+
+
+def test_explanations_name_the_nearest_training_products(tiny_training, classificator):
+    classificator.run = tiny_training.run
+    predictions = classificator.predict("A nice hat number 5 for you", jpeg("red"))
+    trained = tiny_training.run.load_labels()
+    for name, why in predictions.explain(0).items():
+        assert [near.id in trained.index for near in why.nearest] == [True] * 3
+        assert [near.label for near in why.nearest] == [trained[name].get(near.id) for near in why.nearest]
+        cosines = [near.similarity for near in why.nearest]
+        assert 1 + 1e-5 > cosines[0] >= cosines[1] >= cosines[2]
+
+
+def test_a_training_product_is_the_nearest_to_itself_and_others_are_never_named(tiny_training, catalog):
+    embeddings, texts = tiny_training.embeddings, catalog.texts()
+    made = tiny_training.fitted.bundle.predict(embeddings, texts)
+    predictions = with_nearest(made, embeddings, tiny_training.run, TinyEncoder())
+    trained = tiny_training.run.load_labels().index
+    for row in (0, 1, 2, 3, 4, 5):
+        nearest = predictions.explain(row)["kind"].nearest
+        assert {near.id for near in nearest} <= set(trained)
+        if embeddings.ids[row] in trained:
+            assert nearest[0].similarity == pytest.approx(1, abs=1e-3)
+
+
+def test_a_run_without_its_store_or_its_labels_explains_without_neighbours(tiny_training, classificator, tmp_path):
+    classificator.run = replace(tiny_training.run, store=tmp_path / "gone")
+    assert classificator.predict("A nice hat").explain(0)["kind"].nearest == ()
+    assert not (tmp_path / "gone").exists()
+    classificator.run = replace(tiny_training.run, folder=tmp_path)
+    assert classificator.predict("A nice hat").explain(0)["kind"].nearest == ()
+
+
+def test_damaged_labels_of_a_run_are_named(tiny_training, tmp_path):
+    (tmp_path / "labels.parquet").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"a run keeps its labels, .* is damaged .*: train again"):
+        replace(tiny_training.run, folder=tmp_path).load_labels()
+
+
+def test_heads_alone_explain_without_neighbours(classificator):
+    assert classificator.run is None
+    assert classificator.predict("A nice hat").explain(0)["kind"].nearest == ()

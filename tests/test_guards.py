@@ -23,6 +23,7 @@ FLOORS = {
     "runs": 2,
     "classificator": 3,
     "training": 3,
+    "audit": 4,
     "bulk": 4,
     "cli": 5,
     "__main__": 6,

@@ -7,7 +7,7 @@ shared by more than `PLACEHOLDER_SHARE` of the catalog ("no photo yet") links pr
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -100,17 +100,34 @@ def split_products(
         raise DataError(f"valid_share and test_share must leave a train part, got {valid_share} and {test_share}")
     if usable.sum() < len(PARTS):
         raise DataError(f"a split needs at least {len(PARTS)} usable products, got {int(usable.sum())}")
+    shares = (1 - valid_share - test_share, valid_share, test_share)
+    part = strings([*PARTS, ""])[deal_products(groups, truth, usable, shares, seed=seed)]
+    return Split(ids, part)
+
+
+def deal_products(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:
+    """Deals products out to parts of any number, the rarest label first.
+
+    Args:
+        groups: (n,) groups that must not be torn.
+        truth: labels to stratify on.
+        usable: (n,) false for products that belong to no part.
+        shares: of the products, one for each part, together 1.
+        seed: the order of groups with the same rarest label.
+
+    Returns:
+        (n,) the number of each product's part, -1 where it belongs to none.
+    """
     rows = np.flatnonzero(usable)
     codes, counts = _label_codes(truth, rows)
     members = _members(groups[rows])
     rarity = np.where(codes >= 0, counts[codes], np.iinfo(np.int64).max).min(1, initial=np.iinfo(np.int64).max)
     shuffled = np.random.default_rng(seed).permutation(len(members)).tolist()
     order = sorted(shuffled, key=lambda group: (rarity[members[group]].min(), -len(members[group])))
-    shares = np.array([1 - valid_share - test_share, valid_share, test_share])
-    part = np.full(len(ids), "", dtype=object)
-    for rows_of_group, where in _dealt(members, order, codes, counts, shares):
-        part[rows[rows_of_group]] = PARTS[where]
-    return Split(ids, part)
+    part = np.full(len(groups), -1, dtype=np.int64)
+    for rows_of_group, where in _dealt(members, order, codes, counts, np.array(shares)):
+        part[rows[rows_of_group]] = where
+    return part
 
 
 def _label_codes(truth: Truth, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

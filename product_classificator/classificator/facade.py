@@ -14,6 +14,7 @@ from PIL import Image
 from product_classificator.catalog.images import PhotoError
 from product_classificator.catalog.photos import Channels
 from product_classificator.classificator.inputs import Photo, aligned, as_list, opened
+from product_classificator.classificator.nearest import with_nearest
 from product_classificator.encoders import Encoder, EncoderSpec, load_encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import ArtifactError, DataError, nearest
@@ -59,6 +60,7 @@ class Classificator:
         heads: the characteristics that are told when none are asked for.
         channels: "bgr" if files of photos have red and blue swapped, as those of the run had; pictures and arrays are
             RGB.
+        run: the run that the heads are of; `None` if they come alone.
 
     Raises:
         DataError: there is no such encoder, device or characteristic.
@@ -75,10 +77,11 @@ class Classificator:
         *,
         dtype: "Dtype" = "auto",
     ) -> None:
-        bundle, trained_on, self.channels = _open_heads(heads_ver)
+        bundle, trained_on, self.run = _open_heads(heads_ver)
         name = _encoder_name(model_name, trained_on)
         self._set(load_encoder(name, device=device, dtype=dtype, cache_dir=cache_dir), bundle, heads)
         self.device, self._dtype = device, dtype
+        self.channels: Channels = self.run.channels if self.run else "rgb"
         self.heads_ver = str(heads_ver)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
 
@@ -91,7 +94,7 @@ class Classificator:
         """
         self = cls.__new__(cls)
         self._set(encoder, bundle, None)
-        self.device, self.heads_ver, self.cache_dir, self.channels = device, "", None, "rgb"
+        self.device, self.heads_ver, self.cache_dir, self.channels, self.run = device, "", None, "rgb", None
         self._dtype = "auto"
         return self
 
@@ -214,7 +217,7 @@ class Classificator:
         characteristics: str | Sequence[str] | None = None,
         min_precision: float | None = None,
     ) -> Predictions:
-        """Returns the probabilities of all labels; `Predictions.top` gives the best few.
+        """Returns the probabilities of all labels; `Predictions.top` gives the best few, `.explain` says why.
 
         Args:
             texts: one text, n texts, or `None`; in a sequence `None` stands for a product without text.
@@ -236,6 +239,8 @@ class Classificator:
             raise DataError(f"a product needs {needs}: number {bare[0]} (counted from 0) has none")
         wanted = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.bundle.predict(embeddings, text_list, self.heads if wanted is None else wanted)
+        if self.run:
+            predictions = with_nearest(predictions, embeddings, self.run, self.encoder)
         if min_precision is None:
             return predictions
         return self.bundle.decide(predictions, embeddings, text_list, min_precision)
@@ -352,12 +357,12 @@ class Classificator:
             raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
 
 
-def _open_heads(heads_ver: str | Path) -> tuple[HeadBundle, str, Channels]:
-    """Returns the heads, the name of the encoder they were trained on, and the colours of its photo files."""
+def _open_heads(heads_ver: str | Path) -> tuple[HeadBundle, str, Run | None]:
+    """Returns the heads, the name of the encoder they were trained on, and the run they are of, if they are."""
     path = Path(heads_ver)
     if (path / "run.json").is_file():
         run = Run.load(path)
-        return HeadBundle.load(run.bundle), run.encoder, run.channels
+        return HeadBundle.load(run.bundle), run.encoder, run
     known = pretrained_heads()
     if not (path / "manifest.json").is_file():
         if str(heads_ver) not in known:
@@ -368,7 +373,7 @@ def _open_heads(heads_ver: str | Path) -> tuple[HeadBundle, str, Channels]:
             )
         path = cache_home() / "heads" / heads_ver
     bundle = HeadBundle.load(path)
-    return bundle, bundle.encoder_name, "rgb"
+    return bundle, bundle.encoder_name, None
 
 
 def _encoder_name(model_name: str | None, trained_on: str) -> str:

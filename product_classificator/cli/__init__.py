@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from product_classificator.cli import commands, demo
+from product_classificator.cli import audit, commands, demo
 from product_classificator.errors import ProductClassificatorError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ for command in (
     commands.evaluate,
     commands.predict,
     commands.classify,
+    audit.audit,
     commands.embed,
     commands.import_heads,
     commands.info,

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -251,6 +251,7 @@ def classify(
     text: Annotated[str | None, typer.Option("--text", help="Text of the product.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 3,
     min_precision: MinPrecisionOpt = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what moved each prediction.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     channels: ChannelsOpt = None,
     encoder: MovedEncoderOpt = None,
@@ -267,16 +268,20 @@ def classify(
     classificator.channels = channels.value if channels else classificator.channels
     product = None if text is None else [text], None if image is None else [image]
     predictions = classificator.predict(*product, min_precision=min_precision)
+    explanations = predictions.explain(0) if explain else {}
     if not json_:
         console.print_products(predictions, top_k=top_k)
+        console.print_explanations(explanations)
         return
-    found: dict[str, list[dict[str, str | float]]] = {
+    found: dict[str, Any] = {
         name: [{"label": label, "probability": round(share, 6)} for label, share in predictions.top(name, top_k)[0]]
         for name in predictions.characteristics
     }
     if predictions.decisions:
         for name, labels in found.items():
             labels[0]["decision"] = predictions.decisions[name][0]
+    if explain:
+        found = {"predictions": found, "explanations": {name: asdict(why) for name, why in explanations.items()}}
     typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 

@@ -1,6 +1,7 @@
 """What the command line shows: progress, tables, bars. Nothing here computes a result."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from product_classificator.evaluation import Evaluation
     from product_classificator.heads import EpochFacts
     from product_classificator.training import TuneWatch, Watch
-    from product_classificator.types import Predictions
+    from product_classificator.types import Explanation, Predictions
 
 out = Console(highlight=False)
 """Results go here (stdout)."""
@@ -181,6 +182,33 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
         out.print()
 
 
+def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 4) -> None:
+    """Prints what moved each prediction of one product; nothing if there are none."""
+    if not explanations:
+        return
+    nearest = next(iter(explanations.values())).nearest
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for title in ("why", "rather than", "photo", "text", "strongest words", *["nearest are"] * bool(nearest)):
+        table.add_column(title, justify="right" if title in ("photo", "text") else "left", overflow="fold")
+    for name, why in explanations.items():
+        strongest = ", ".join(f"{word} {weight:+.1f}" for word, weight in list(why.words.items())[:words])
+        labels = Counter(neighbour.label or "unknown" for neighbour in why.nearest)
+        near = ", ".join(f"{n} x {label}" for label, n in labels.most_common())
+        table.add_row(
+            escape(f"{name}: {why.label}"),
+            escape(why.runner_up),
+            f"{why.photo:+.1f}",
+            f"{why.text:+.1f}",
+            escape(strongest or "-"),
+            *[escape(near)] * bool(nearest),
+        )
+    out.print(table)
+    out.print("\nWeights are log-odds of the label against the runner-up: +0.7 doubles the odds.", style="dim")
+    if nearest:
+        told = ", ".join(f"{neighbour.id} ({neighbour.similarity:.2f})" for neighbour in nearest)
+        out.print(escape(f"Nearest training products, by their similarity: {told}"), style="dim", soft_wrap=True)
+
+
 def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
     """Says how many labels of each characteristic were too rare to be trained."""
     if left_out:
@@ -196,6 +224,20 @@ def print_counts(title: str, counts: Mapping[str, int]) -> None:
         log.print(
             escape(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items())), soft_wrap=True
         )
+
+
+def print_findings(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Prints how often each kind of finding occurred in each characteristic."""
+    from product_classificator.audit import KIND_TITLES
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    table.add_column("findings")
+    for kind in counts:
+        table.add_column(KIND_TITLES[kind], justify="right")
+    for name in sorted({name for found in counts.values() for name in found}):
+        cells = (str(found.get(name, "")) for found in counts.values())
+        table.add_row(escape(name or "the whole product"), *cells)
+    out.print(table)
 
 
 def print_encoders() -> None:

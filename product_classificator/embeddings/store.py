@@ -7,7 +7,7 @@ writers may share a folder. Vectors are float16: for unit vectors that is three 
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError
 from product_classificator.files import replacing, write_text
-from product_classificator.types import Strings, strings
+from product_classificator.types import Embeddings, Strings, strings
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class EmbeddingStore:
     def __init__(self, folder: str | Path, encoder: Encoder) -> None:
         self.folder = Path(folder)
         self._dims = (encoder.image_dim, encoder.text_dim)
+        self._fingerprint = encoder.fingerprint
         self._index = _DigestIndex()
         self._parts: list[Path] = []
         self._last: tuple[int, Record] | None = None
@@ -145,21 +146,43 @@ class EmbeddingStore:
             image_status[here], text_status[here] = record.image_status[rows], record.text_status[rows]
         return Record(list(digests), image, text, image_status, text_status)
 
+    def scan(self) -> Iterator[Embeddings]:
+        """Yields all products part by part, in flat memory; one that has changed comes once for each of its contents.
+
+        Raises:
+            ArtifactError: a part is damaged.
+        """
+        for path in self._parts:
+            table = self._table(path)
+            record = self._record(table)
+            yield Embeddings(
+                strings(table["id"].to_pylist()),
+                record.image.astype(np.float32),
+                record.text.astype(np.float32),
+                record.image_status == "ok",
+                record.text_status == "ok",
+                self._fingerprint,
+            )
+
     def _part(self, number: int) -> Record:
         if self._last is None or self._last[0] != number:
-            try:
-                table = pq.read_table(self._parts[number])
-            except (OSError, pa.ArrowException) as error:
-                raise ArtifactError(f"{self._parts[number]} is damaged ({error}): delete it and run again") from error
-            record = Record(
-                [],
-                _matrix(table["image"], self._dims[0]),
-                _matrix(table["text"], self._dims[1]),
-                strings(table["image_status"].to_pylist()),
-                strings(table["text_status"].to_pylist()),
-            )
-            self._last = (number, record)
+            self._last = (number, self._record(self._table(self._parts[number])))
         return self._last[1]
+
+    def _table(self, path: Path) -> pa.Table:
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise ArtifactError(f"{path} is damaged ({error}): delete it and run again") from error
+
+    def _record(self, table: pa.Table) -> Record:
+        return Record(
+            [],
+            _matrix(table["image"], self._dims[0]),
+            _matrix(table["text"], self._dims[1]),
+            strings(table["image_status"].to_pylist()),
+            strings(table["text_status"].to_pylist()),
+        )
 
 
 def read_store_facts(folder: Path) -> dict[str, object]:

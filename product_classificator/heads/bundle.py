@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing_folder
-from product_classificator.heads.calibration import probabilities_of
+from product_classificator.heads.calibration import probabilities_of, temperatures_of
+from product_classificator.heads.explain import explain
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
 from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, threshold_for
@@ -176,18 +178,28 @@ class HeadBundle:
         has_image, has_text = embeddings.has_image & (self.image_dim > 0), embeddings.has_text & (self.text_dim > 0)
         is_known = has_image | has_text
         probabilities = {name: np.full((len(texts), len(self.labels[name])), np.nan, np.float32) for name in wanted}
-        places = {
-            name: (i, span) for i, (name, span) in enumerate(zip(self.labels, self.network.shape.spans, strict=True))
-        }
         known = np.flatnonzero(is_known)
         for start in range(0, len(known), _ROWS_PER_STEP):
             rows = known[start : start + _ROWS_PER_STEP]
-            logits = logits_of(self.network, embeddings.take(rows), self.bag.rows([texts[row] for row in rows]))
+            found = self.logits(embeddings.take(rows), [texts[row] for row in rows])
             for name in wanted:
-                i, span = places[name]
-                exponent = self.exponents[i] if self.exponents else 0.0
-                probabilities[name][rows] = probabilities_of(logits[:, span], self.temperatures[i], exponent).numpy()
-        return Predictions(embeddings.ids, {name: self.labels[name] for name in wanted}, probabilities, is_known)
+                probabilities[name][rows] = probabilities_of(found[name], *self._calibration(name)).numpy()
+        labels = {name: self.labels[name] for name in wanted}
+        explainer = partial(explain, self, embeddings, texts, wanted)
+        return Predictions(embeddings.ids, labels, probabilities, is_known, explainer=explainer)
+
+    def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Returns characteristic -> (n, labels) logits, of products with neither photo nor text as well."""
+        found = logits_of(self.network, embeddings, self.bag.rows(texts))
+        return {name: found[:, span] for name, span in zip(self.labels, self.network.shape.spans, strict=True)}
+
+    def temperatures_of(self, characteristic: str, logits: Tensor) -> Tensor:
+        """Returns the (n,) temperatures of products by their logits of a characteristic."""
+        return temperatures_of(logits, *self._calibration(characteristic))
+
+    def _calibration(self, characteristic: str) -> tuple[float, float]:
+        place = list(self.labels).index(characteristic)
+        return self.temperatures[place], self.exponents[place] if self.exponents else 0.0
 
     def decide(
         self,

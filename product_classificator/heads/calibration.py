@@ -24,9 +24,14 @@ _EXPONENT_DEVIATION = 0.3
 
 def probabilities_of(logits: Tensor, temperature: float, exponent: float = 0.0) -> Tensor:
     """Returns (n, k) calibrated probabilities of the (n, k) logits of one characteristic."""
+    return torch.softmax(logits / temperatures_of(logits, temperature, exponent)[:, None], 1)
+
+
+def temperatures_of(logits: Tensor, temperature: float, exponent: float = 0.0) -> Tensor:
+    """Returns the (n,) temperatures that the (n, k) logits of one characteristic are divided by."""
     if not exponent:
-        return torch.softmax(logits / temperature, 1)
-    return torch.softmax(logits / (temperature * _spread(logits) ** exponent)[:, None], 1)
+        return logits.new_full((len(logits),), temperature)
+    return temperature * _spread(logits) ** exponent
 
 
 def fit_temperatures(

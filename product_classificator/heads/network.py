@@ -150,6 +150,12 @@ class JointNetwork(nn.Module):
             logits = logits + self.start(batch)
         return logits + self._of_words(batch.words) * batch.has_text if self.shape.n_words else logits
 
+    @torch.inference_mode()
+    def word_contributions(self, words: WordRows) -> Tensor:
+        """Returns (known words, all labels): what each word of one product, in the order of its row, adds."""
+        weights = self.words.weight[torch.from_numpy(words.indices).long()]
+        return weights * torch.from_numpy(words.data)[:, None]
+
     def _of_words(self, words: WordRows) -> Tensor:
         columns, starts = torch.from_numpy(words.indices), torch.from_numpy(words.indptr[:-1])
         logits: Tensor = self.words(columns, starts, per_sample_weights=torch.from_numpy(words.data))

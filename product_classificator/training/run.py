@@ -220,6 +220,7 @@ def save_run(run: Run, divided: Divided, fitted: FittedHeads, evaluation: Evalua
     """Writes what a training leaves; `run.json` last, so that the run is finished or is not there."""
     run.retract()
     save_split(divided.split, divided.keys, run.split)
+    run.save_labels(divided.split, divided.truth)
     fitted.bundle.save(run.bundle)
     write_report(run.report, evaluation, facts)
     run.save()

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from product_classificator.catalog.splits import (
+    deal_products,
     group_products,
     identity_keys,
     load_split,
@@ -110,3 +111,14 @@ def test_too_few_products_are_refused():
 def test_a_missing_split_is_an_artifact_error(tmp_path):
     with pytest.raises(ArtifactError, match=r"must hold a readable split: .*split\.parquet"):
         load_split(tmp_path / "split.parquet")
+
+
+def test_products_are_dealt_out_to_any_number_of_parts_of_which_each_has_its_share_of_a_label():
+    groups, usable = np.arange(200) // 2, np.ones(200, dtype=bool)
+    usable[:4] = False
+    truth = {"sex": strings(["a" if row % 10 < 2 else "b" for row in range(200)])}
+    part = deal_products(groups, truth, usable, [0.1] * 10, seed=0)
+    assert part[:4].tolist() == [-1] * 4
+    assert (part[::2] == part[1::2]).all()
+    assert {np.count_nonzero((part == i) & (truth["sex"] == "a")) for i in range(10)} == {2, 4}
+    assert all(18 <= np.count_nonzero(part == i) <= 22 for i in range(10))

@@ -113,6 +113,26 @@ def test_with_a_promise_values_are_called_auto_or_review(trained, files):
     )
 
 
+def test_classify_explains_in_a_table_or_json(trained):
+    product = ["--text", "A nice cup number 1", "--explain"]
+    printed = call("classify", trained[0], *product)
+    assert "kind: cup" in printed
+    assert "Nearest training products" in printed
+    why = json.loads(call("classify", trained[0], *product, "--json"))["explanations"]["kind"]
+    assert why["label"] == "cup"
+    assert why["photo"] == 0
+    assert len(why["nearest"]) == 3
+
+
+def test_audit_prints_the_findings_and_where_they_are(trained, files):
+    folder, table, images = files
+    printed = call("audit", trained[0], table, "--images", images, "--out", folder / "audit")
+    assert "likely wrong label" in printed
+    assert "the whole product" in printed
+    assert "audit.html" in printed.replace("\n", "")
+    assert set(pd.read_parquet(folder / "audit/audit.parquet").kind) >= {"broken", "outlier"}
+
+
 def test_embed_fills_a_store_that_goes_on_and_info_describes(trained, files, tmp_path):
     _, table, _ = files
     arguments = ["embed", table, "--text", "description", "--out", tmp_path / "store"]
@@ -177,6 +197,7 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
         (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
         (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must be there"),
         (["classify", "{run}", "--text", "a cup", "--min-precision", "95"], 1, "min_precision must be a share above 0"),
+        (["audit", "{folder}", "{table}", "--out", "x"], 1, "is not a finished run"),
         (["info", "{folder}"], 1, "info describes a run, a store, or the word `encoders`"),
         (["classify", "{run}"], 2, "a product needs a photo or a text"),
         (["train"], 2, "Missing argument"),

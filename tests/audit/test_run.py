@@ -1,0 +1,104 @@
+"""An audit as a whole: a shop with labels that were changed on purpose, and its dirty rows."""
+
+from dataclasses import replace
+from zipfile import ZipFile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from product_classificator.audit import audit_run
+from product_classificator.audit.run import UNFINISHED
+from product_classificator.catalog import read_catalog
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.heads import HeadSettings
+from product_classificator.training import TrainSettings, Watch, train_heads
+from tests.fakes import TinyEncoder, shop
+
+QUICK = TrainSettings(heads=HeadSettings(max_epochs=5, hidden=32, batch_size=16, learning_rate=0.01))
+KINDS = ["cup", "hat", "sock"]
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """A run on a shop in which every 20th kind is wrong, its catalog, and the rows that were changed."""
+    folder = tmp_path_factory.mktemp("audit")
+    table, images = shop(folder)
+    frame = pd.read_parquet(table)
+    sound = frame.description != ""
+    rows = np.flatnonzero(sound)[::20]
+    frame.loc[rows, "kind"] = [KINDS[KINDS.index(kind) - 1] for kind in frame.kind[rows]]
+    twin = frame.iloc[[30]].assign(nm=1000, kind="sock" if frame.kind[30] != "sock" else "hat")
+    frame = pd.concat([frame, twin, frame.iloc[[5]]], ignore_index=True)
+    frame.to_parquet(folder / "spoilt.parquet")
+    with ZipFile(images) as photos:
+        twin_photo = photos.read("30.jpg")
+    with ZipFile(images, "a") as photos:
+        photos.writestr("1000.jpg", twin_photo)
+    catalog = read_catalog(folder / "spoilt.parquet", images, text="description", characteristics=["kind", "colour"])
+    return train_heads(catalog, folder / "run", QUICK, encoder=TinyEncoder()).run, catalog, rows
+
+
+@pytest.fixture(scope="module")
+def audited(spoilt, tmp_path_factory):
+    run, catalog, _ = spoilt
+    audit = audit_run(run, catalog, tmp_path_factory.mktemp("out") / "audit", encoder=TinyEncoder())
+    return audit, pd.read_parquet(audit.table)
+
+
+def test_changed_labels_head_the_list_with_the_label_they_had(spoilt, audited):
+    _, catalog, rows = spoilt
+    found = audited[1].query("kind == 'wrong_label' and characteristic == 'kind'")
+    top = found[: 2 * len(rows)].set_index("row")
+    assert len(set(rows) & set(top.index)) >= 0.8 * len(rows)
+    assert (top.score.to_numpy()[:-1] >= top.score.to_numpy()[1:]).all()
+    texts = catalog.texts()
+    assert all(top.suggested[row] in texts[int(row)] for row in set(rows) & set(top.index))
+
+
+def test_products_of_one_text_and_photo_must_not_differ_in_kind(audited):
+    found = audited[1].query("kind == 'contradiction' and characteristic == 'kind'")
+    assert {"30", "1000"} <= set(found.id)
+    assert found[found.id == "1000"].group.item() == found[found.id == "30"].group.item()
+
+
+def test_every_flaw_of_a_row_is_told(spoilt, audited):
+    found = audited[1].query("kind == 'broken'")
+    assert set(found[found.id == "7"].reason) == {"image_missing", "text_empty"}
+    assert set(found[found.id == "9"].reason) == {"image_truncated"}
+    assert found[found.reason == "duplicate_id"].row.tolist() == [241]
+
+
+def test_the_counts_are_those_of_the_table_and_nothing_unfinished_is_left(audited):
+    audit, frame = audited
+    assert sum(n for found in audit.counts.values() for n in found.values()) == len(frame)
+    assert audit.counts["broken"][""] == (frame.kind == "broken").sum()
+    assert sorted(path.name for path in audit.table.parent.iterdir()) == ["audit.html", "audit.parquet"]
+
+
+def test_an_interrupted_audit_goes_on_and_ends_like_an_undisturbed_one(spoilt, audited, tmp_path):
+    run, catalog, _ = spoilt
+    stages = []
+
+    def on_stage(sentence):
+        stages.append(sentence)
+        if "fold 3" in sentence and len(stages) < 5:
+            raise KeyboardInterrupt
+
+    watch = Watch(on_stage=on_stage)
+    with pytest.raises(KeyboardInterrupt):
+        audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), watch=watch)
+    assert len(list((tmp_path / UNFINISHED).rglob("*.parquet"))) == 2
+    audit = audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), watch=watch)
+    assert sum("without fold" in sentence for sentence in stages) == 6
+    pd.testing.assert_frame_equal(pd.read_parquet(audit.table), audited[1])
+
+
+def test_what_cannot_be_audited_is_said(spoilt, tmp_path):
+    run, catalog, _ = spoilt
+    bare = read_catalog(catalog.table.name, text="description", characteristics=[])
+    with pytest.raises(DataError, match="an audit needs labels: the run tells kind, colour"):
+        audit_run(run, bare, tmp_path, encoder=TinyEncoder())
+    odd = replace(run, settings={"heads": {"recipe": "magic"}})
+    with pytest.raises(ArtifactError, match="settings unknown to this version: train again"):
+        audit_run(odd, catalog, tmp_path, encoder=TinyEncoder())

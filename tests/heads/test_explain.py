@@ -1,0 +1,96 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from product_classificator.errors import DataError
+from product_classificator.heads import HeadSettings, fit_heads
+from product_classificator.types import Embeddings, Predictions
+from tests.heads.conftest import COLOURS
+
+
+@pytest.fixture
+def predictions(fitted, material) -> Predictions:
+    return fitted.bundle.predict(material.embeddings, material.texts)
+
+
+def two_best(predictions, name, row):
+    return [float(p) for _, p in predictions.top(name, 2)[row]]
+
+
+def test_base_photo_and_text_add_up_to_the_odds_against_the_runner_up(predictions):
+    for row in range(20):
+        for name, why in predictions.explain(row).items():
+            best, second = two_best(predictions, name, row)
+            assert why.base + why.photo + why.text == pytest.approx(math.log(best / second), abs=1e-3)
+            assert [(why.label, why.probability), (why.runner_up, pytest.approx(second, abs=1e-5))] == [
+                (label, pytest.approx(p, abs=1e-5)) for label, p in predictions.top(name, 2)[row]
+            ]
+
+
+def test_credit_goes_to_the_side_that_tells(tiny_training, catalog):
+    """The photo tells the colour, the text tells the kind."""
+    made = tiny_training.fitted.bundle.predict(tiny_training.embeddings, catalog.texts())
+    both = np.flatnonzero(tiny_training.embeddings.has_image & tiny_training.embeddings.has_text)[:40].tolist()
+    whys = [made.explain(row) for row in both]
+    assert np.mean([why["colour"].photo for why in whys]) > 3 * abs(np.mean([why["colour"].text for why in whys]))
+    assert np.mean([why["kind"].text for why in whys]) > 3 * abs(np.mean([why["kind"].photo for why in whys]))
+
+
+def test_the_word_that_tells_is_the_strongest_and_speaks_for_the_label(predictions, material):
+    for row in range(20):
+        words = predictions.explain(row)["colour"].words
+        strongest, weight = next(iter(words.items()))
+        assert any(colour in strongest for colour in COLOURS)
+        assert weight > 0
+        assert list(map(abs, words.values())) == sorted(map(abs, words.values()), reverse=True)
+        assert all(word in material.texts[row] for word in words)
+
+
+def test_hiding_the_words_changes_the_logits_by_their_weights(fitted, material):
+    """The weights of words are exact: a text whose vector stays and whose words go loses just these."""
+    row = material.embeddings.take(np.array([3]))
+    with_words = fitted.bundle.predict(row, [material.texts[3]])
+    without = fitted.bundle.predict(row, ["?"]).probabilities["colour"][0]
+    why = with_words.explain(0)["colour"]
+    place = [list(with_words.labels["colour"]).index(label) for label in (why.label, why.runner_up)]
+    left = math.log(without[place[0]] / without[place[1]])
+    assert sum(why.words.values()) == pytest.approx(why.base + why.photo + why.text - left, abs=1e-3)
+
+
+def test_what_a_product_lacks_has_no_credit(fitted, material):
+    few = material.embeddings.take(np.arange(2))
+    few.has_image[0], few.image[0], few.has_text[1], few.text[1] = False, 0, False, 0
+    predictions = fitted.bundle.predict(few, [material.texts[0], ""])
+    assert predictions.explain(0)["kind"].photo == pytest.approx(0, abs=1e-5)
+    assert predictions.explain(1)["kind"].text == pytest.approx(0, abs=1e-5)
+    assert predictions.explain(1)["kind"].words == {}
+
+
+def test_only_the_asked_characteristics_are_explained(fitted, material):
+    predictions = fitted.bundle.predict(material.embeddings, material.texts, ["size", "kind"])
+    assert list(predictions.explain(0)) == ["size", "kind"]
+
+
+def test_heads_without_a_branch_for_words_explain_photo_and_text(material):
+    published = HeadSettings(recipe="published", max_epochs=2, hidden=16, max_words=0)
+    bundle = fit_heads(material.embeddings, material.texts, material.truth, material.split, published).bundle
+    predictions = bundle.predict(material.embeddings, material.texts)
+    why = predictions.explain(0)["kind"]
+    best, second = two_best(predictions, "kind", 0)
+    assert why.words == {}
+    assert why.base + why.photo + why.text == pytest.approx(math.log(best / second), abs=1e-3)
+
+
+def test_what_cannot_be_explained_is_said(fitted, material, predictions):
+    with pytest.raises(DataError, match="a row to explain must be one of 240, counted from 0, got -1"):
+        predictions.explain(-1)
+    with pytest.raises(DataError, match="only predictions that heads have just made can be explained"):
+        replace(predictions, explainer=None).explain(0)
+    nothing = material.embeddings.take(np.arange(1))
+    bare = Embeddings(
+        nothing.ids, nothing.image * 0, nothing.text * 0, ~nothing.has_image, ~nothing.has_text, nothing.fingerprint
+    )
+    with pytest.raises(DataError, match="row 0 has neither photo nor text that the heads use"):
+        fitted.bundle.predict(bare, [""]).explain(0)
