@@ -1,140 +1,151 @@
-"""Ours against rivals: macro-F1 on the same split, the same texts and the same embeddings, in one run.
+"""Ours against rivals: macro-F1 on the same split, the same texts and the same embeddings.
 
-    python benchmarks/quality.py [--sets fashion ozon] [--seeds 0 1 2] [--cache FOLDER]
+    python benchmarks/quality.py [--sets fashion ozon] [--seeds 0 1 2] [--methods ours catboost] [--fresh ours]
 
-The rival "tf-idf + svm" is TfidfVectorizer(ngram_range=(1, 2)) with LinearSVC, plain and balanced; per characteristic
-the one that is better on the TEST part counts, which favours the rival. Ours choose by validation only. Every method
-learns from the train part alone and is scored on the same test products by `evaluate`.
+The sets are described in `sets.py`, the rivals in `rivals.py`. Every method learns from the train part, chooses by the
+valid part and is judged once on the test part, by `evaluate`. Rivals are slow: what a method reached is kept in the
+folder `--cache` and taken from there as long as products, parts and labels are the same; `--fresh` fits methods again.
+Seconds are those of the CPU (all threads together), which other processes disturb less than the time on the wall.
 """
 
 import argparse
-import resource
+import json
 import time
-import warnings
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 import numpy as np
-from common import DATA, fill_readme, save
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.svm import LinearSVC
+from boosted import catboost, late_fusion
+from common import RESULTS, facts, fill_readme, save
+from rivals import Fitted, character_svm, logistic_regression, word_svm
+from scipy.special import softmax
+from sets import SETS, Task, open_task
 
-from product_classificator import EmbeddingStore, HeadSettings, Predictions, embed, evaluate, load_encoder, read_catalog
-from product_classificator.catalog.splits import group_products, split_products, text_keys, without_placeholders
-from product_classificator.encoders.labels import embed_labels
-from product_classificator.evaluation import Evaluation
-from product_classificator.heads import fit_heads
-from product_classificator.types import strings
+from product_classificator import HeadSettings, Predictions, evaluate, fit_heads
+from product_classificator.files import write_text
+from product_classificator.types import Part
 
-FASHION = ["category", "sub_category", "sex", "season", "age_restrictions", "usage", "color", "hazmat"]
+Result = dict[str, Any]
 
 
-def open_set(name: str, folder: Path):
-    """Returns the catalog of a set."""
-    if name == "fashion":
-        table, images = DATA / "fashion/products.parquet", DATA / "fashion/images.zip"
-        return read_catalog(table, images, id="nm", text="description", characteristics=FASHION)
-    import pandas as pd
-
-    titles = pd.read_parquet(DATA / "ozon_ru/products.parquet").sample(60_000, random_state=0)
-    path = folder / "ozon60.parquet"
-    titles.to_parquet(path)
-    return read_catalog(path, id="nm", text="title", characteristics=["sub_category"])
+def heads(task: Task, settings: HeadSettings) -> Fitted:
+    """Fits the heads of this package."""
+    began = time.process_time()
+    fitted = fit_heads(task.embeddings, task.texts, task.truth, task.split, settings, label_vectors=task.label_vectors)
+    seconds = time.process_time() - began
+    found = fitted.bundle.predict(task.embeddings.take(task.judged), [task.texts[row] for row in task.judged])
+    return Fitted(found.probabilities, seconds)
 
 
-def svm(texts, truth, labels, train, test, ids, class_weight):
-    """Fits TF-IDF and LinearSVC per characteristic and returns its predictions of the test part."""
-    words = TfidfVectorizer(ngram_range=(1, 2))
-    x_train = words.fit_transform([texts[row] for row in train])
-    x_test = words.transform([texts[row] for row in test])
-    probabilities = {}
-    for name, names in labels.items():
-        known = np.array([label in names for label in truth[name][train]])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model = LinearSVC(class_weight=class_weight).fit(x_train[known], truth[name][train][known].astype(str))
-        found = model.predict(x_test)
-        probabilities[name] = (found[:, None] == np.array(names)).astype(np.float32)
-    return Predictions(ids[test], labels, probabilities, np.ones(len(test), dtype=bool))
+METHODS: Mapping[str, Callable[[Task, int], Fitted]] = {
+    "ours": lambda task, seed: heads(task, HeadSettings(seed=seed)),
+    "published recipe": lambda task, seed: heads(task, HeadSettings.published(seed=seed)),
+    "tf-idf + svm": word_svm,
+    "tf-idf + chars + svm": character_svm,
+    "logistic regression": logistic_regression,
+    "catboost": catboost,
+    "lightgbm late fusion": late_fusion,
+}
+ONLY_TEXT = ("tf-idf + svm", "tf-idf + chars + svm")
+TABLES = ("fashion", "fashion_title", "ozon")
+"""Sets whose table stands in the README; of the others the means do."""
 
 
-def better(first: Evaluation, second: Evaluation) -> dict[str, float]:
-    """Returns the better macro-F1 of each characteristic."""
-    return {n: max(s.macro_f1, second.characteristics[n].macro_f1) for n, s in first.characteristics.items()}
+def can_learn(method: str, task: Task) -> bool:
+    """Tells whether a method has something to learn from."""
+    return method not in ONLY_TEXT or bool(task.embeddings.has_text.any())
 
 
-def scores(evaluation: Evaluation) -> dict[str, float]:
-    """Returns macro-F1 of each characteristic."""
+def judge(task: Task, fitted: Fitted, part: Part) -> dict[str, float]:
+    """Returns the macro-F1 of each characteristic on a part."""
+    is_in = task.split.part[task.judged] == part
+    rows = task.judged[is_in]
+    probabilities = {name: softmax(scores[is_in], axis=1).astype(np.float32) for name, scores in fitted.scores.items()}
+    found = Predictions(task.split.ids[rows], task.labels, probabilities, np.ones(len(rows), dtype=bool))
+    evaluation = evaluate(found, {name: task.truth[name][rows] for name in task.labels}, resamples=0)
     return {name: score.macro_f1 for name, score in evaluation.characteristics.items()}
 
 
-def run(name: str, seed: int, cache: Path) -> dict[str, dict[str, float]]:
-    """Fits every method on one split and returns method -> characteristic -> macro-F1, with seconds of fitting."""
-    catalog = open_set(name, cache)
-    encoder = load_encoder("lite")
-    embedded = embed(catalog, encoder, EmbeddingStore(cache / name, encoder))
-    texts, truth, embeddings = list(catalog.texts()), catalog.truth(), embedded.embeddings
-    keys = [without_placeholders(keys) for keys in (text_keys(texts), embedded.image_keys)]
-    usable = embeddings.has_image | embeddings.has_text
-    split = split_products(catalog.ids, group_products(keys), truth, usable, seed=seed)
-    train, test = split.rows("train"), split.rows("test")
-    results, seconds = {}, {}
-    for method, settings in (
-        ("ours", HeadSettings(seed=seed)),
-        ("published recipe", HeadSettings.published(seed=seed)),
-    ):
-        began = time.perf_counter()
-        fitted = fit_heads(embeddings, texts, truth, split, settings, label_vectors=partial(embed_labels, encoder))
-        seconds[method] = round(time.perf_counter() - began, 1)
-        predictions = fitted.bundle.predict(embeddings.take(test), [texts[row] for row in test])
-        labels = {name: tuple(names) for name, names in fitted.bundle.labels.items()}
-        tested = {name: truth[name][test] for name in labels}
-        results[method] = scores(evaluate(predictions, tested, resamples=0))
-        print(name, seed, method, seconds[method], "s", mean(results[method]), flush=True)
-    began = time.perf_counter()
-    rivals = [
-        evaluate(svm(texts, truth, labels, train, test, strings(list(catalog.ids)), weight), tested, resamples=0)
-        for weight in (None, "balanced")
-    ]
-    seconds["tf-idf + svm"] = round(time.perf_counter() - began, 1)
-    results["tf-idf + svm"] = better(*rivals)
-    print(name, seed, "tf-idf + svm", seconds["tf-idf + svm"], "s", mean(results["tf-idf + svm"]), flush=True)
-    return {"macro_f1": results, "seconds": seconds, "test_products": len(test)}
+def measure(task: Task, method: str, seed: int) -> Result:
+    """Fits a method and returns what it reached, and where and when."""
+    fitted = METHODS[method](task, seed)
+    return {
+        "task": task.digest,
+        "valid": judge(task, fitted, "valid"),
+        "test": judge(task, fitted, "test"),
+        "seconds": round(fitted.seconds, 1),
+        "search_seconds": round(fitted.search_seconds, 1),
+        "measured": {name: value for name, value in facts().items() if name in ("commit", "date")},
+    }
 
 
-def mean(found: dict[str, float]) -> float:
-    """Returns the mean over characteristics."""
-    return round(float(np.mean(list(found.values()))), 4)
+def compare(name: str, seed: int, methods: Sequence[str], fresh: Sequence[str], folder: Path) -> dict[str, Result]:
+    """Returns what the methods reach on a set, from `folder` as far as it is known there and not asked for afresh."""
+    task = open_task(name, seed, folder)
+    results = {}
+    for method in (method for method in methods if can_learn(method, task)):
+        path = folder / "quality" / name / str(seed) / f"{method}.json"
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and method not in fresh else {}
+        if result.get("task") != task.digest:
+            result = measure(task, method, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(result, ensure_ascii=False, indent=1))
+        results[method] = result
+        print(name, seed, method, result["seconds"], "s", f"{mean(result['test'].values()):.4f}", flush=True)
+    return results
 
 
-def table(runs: list[dict]) -> list[str]:
+def mean(values: Iterable[float]) -> float:
+    """Returns the mean of macro-F1 over characteristics or seeds."""
+    return float(np.mean(list(values)))
+
+
+def table(runs: Sequence[Mapping[str, Result]]) -> list[str]:
     """Returns a Markdown table: characteristics down, methods across, means over the seeds."""
-    methods = list(runs[0]["macro_f1"])
-    names = list(runs[0]["macro_f1"][methods[0]])
-    cell = {m: {n: np.mean([r["macro_f1"][m][n] for r in runs]) for n in names} for m in methods}
-    rows = [f"| {n} | " + " | ".join(f"{cell[m][n]:.3f}" for m in methods) + " |" for n in names]
-    means = "| **mean** | " + " | ".join(f"**{np.mean(list(cell[m].values())):.3f}**" for m in methods) + " |"
-    return [f"| macro-F1 | {' | '.join(methods)} |", "|---|" + "---:|" * len(methods), *rows, means]
+    methods = list(runs[0])
+    names = list(runs[0][methods[0]]["test"])
+    cell = {m: {name: mean(run[m]["test"][name] for run in runs) for name in names} for m in methods}
+    seconds = {m: mean(run[m]["seconds"] for run in runs) for m in methods}
+    return [
+        f"| macro-F1 | {' | '.join(methods)} |",
+        "|---|" + "---:|" * len(methods),
+        *(f"| {name} | " + " | ".join(f"{cell[m][name]:.3f}" for m in methods) + " |" for name in names),
+        "| **mean** | " + " | ".join(f"**{mean(cell[m].values()):.3f}**" for m in methods) + " |",
+        "| CPU seconds | " + " | ".join(f"{seconds[m]:.0f}" for m in methods) + " |",
+    ]
+
+
+def overview() -> list[str]:
+    """Returns a Markdown table of the other sets, as far as there are results: sets down, methods across, means."""
+    lines = [f"| mean macro-F1 | {' | '.join(METHODS)} |", "|---|" + "---:|" * len(METHODS)]
+    for name in (name for name in SETS if name not in TABLES and (RESULTS / f"quality_{name}.json").is_file()):
+        runs = json.loads((RESULTS / f"quality_{name}.json").read_text(encoding="utf-8"))["runs"]
+        cells = [f"{mean(mean(run[m]['test'].values()) for run in runs):.3f}" if m in runs[0] else "" for m in METHODS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sets", nargs="+", default=["fashion", "ozon"], choices=["fashion", "ozon"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="ozon takes the first")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--fresh", nargs="+", default=[], choices=METHODS, help="fitted again though they are known")
     parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     for name in arguments.sets:
-        seeds = arguments.seeds if name == "fashion" else arguments.seeds[:1]
-        runs = [run(name, seed, arguments.cache) for seed in seeds]
-        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seeds = arguments.seeds[:1] if name == "ozon" else arguments.seeds
+        runs = [compare(name, seed, arguments.methods, arguments.fresh, arguments.cache) for seed in seeds]
         lines = table(runs)
-        path = save(f"quality_{name}", {"seeds": seeds, "runs": runs, "peak_gib": round(peak_gib, 2), "table": lines})
-        fill_readme(f"quality_{name}", lines)
+        path = save(f"quality_{name}", {"seeds": seeds, "runs": runs, "table": lines})
+        if name in TABLES:
+            fill_readme(f"quality_{name}", lines)
         print("\n".join(lines), f"\n{path}", sep="\n")
+    fill_readme("quality_others", overview())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""The sets that methods are compared on, each as one task: products, their embeddings, their split, their labels.
+
+The five fashion sets are the same products with the same split: they differ in what a method gets to see, so their
+differences tell what title, description and photos are worth. Descriptions link near-identical products in all of them,
+whether or not they are shown.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from common import DATA
+
+from product_classificator import (
+    Embeddings,
+    EmbeddingStore,
+    HeadSettings,
+    Split,
+    embed,
+    load_encoder,
+    make_marketplace,
+    read_catalog,
+)
+from product_classificator.catalog import Catalog
+from product_classificator.embeddings import EmbeddedCatalog
+from product_classificator.encoders import Encoder
+from product_classificator.encoders.labels import embed_labels
+from product_classificator.training.run import divide
+from product_classificator.training.settings import TrainSettings
+from product_classificator.types import Floats, Rows, Truth
+
+FASHION = ["category", "sub_category", "sex", "season", "age_restrictions", "usage", "color", "hazmat"]
+OZON_PRODUCTS = 60_000
+SETS = ("fashion", "fashion_title", "fashion_photos", "fashion_text", "fashion_half", "ozon", "synthetic")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every method gets.
+
+    Attributes:
+        texts: (n,) raw texts, "" where there is none.
+        embeddings: of the n products.
+        truth: characteristic -> (n,) labels.
+        split: train to learn from, valid to choose by, test to be judged on.
+        labels: characteristic -> the labels that are learned, at least two.
+        label_vectors: names of labels -> their text vectors, which ours starts from.
+    """
+
+    texts: Sequence[str]
+    embeddings: Embeddings
+    truth: Truth
+    split: Split
+    labels: dict[str, tuple[str, ...]]
+    label_vectors: Callable[[Sequence[str]], Floats]
+
+    @property
+    def judged(self) -> Rows:
+        """Row numbers of valid and test, ascending."""
+        return np.flatnonzero(np.isin(self.split.part, ("valid", "test"))).astype(np.int64)
+
+    def codes(self, name: str) -> Rows:
+        """Returns for each product the number of its label of a characteristic; -1: unknown or not learned."""
+        numbers = {label: number for number, label in enumerate(self.labels[name])}
+        return np.array([numbers.get(label, -1) for label in self.truth[name]], dtype=np.int64)
+
+    @property
+    def digest(self) -> str:
+        """Names products, parts and labels: results are comparable where it is the same."""
+        facts = (self.embeddings.fingerprint, self.split.ids.tolist(), self.split.part.tolist(), self.labels)
+        return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+
+def open_task(name: str, seed: int, folder: Path) -> Task:
+    """Returns the task of a set.
+
+    Args:
+        name: one of `SETS`.
+        seed: of the split.
+        folder: of the stores of embeddings; products are embedded at the first call.
+    """
+    base = name.split("_")[0]
+    catalog, embedded = _embedded(base, folder)
+    divided = divide(catalog, embedded, TrainSettings(seed=seed))
+    texts, embeddings = _shown(name, folder)
+    split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, divided.split.part, ""))
+    labels = _labels(divided.truth, split)
+    return Task(texts, embeddings, divided.truth, split, labels, partial(embed_labels, _encoder()))
+
+
+def _shown(name: str, folder: Path) -> tuple[list[str], Embeddings]:
+    """Returns texts and embeddings as far as the set shows them."""
+    catalog, embedded = _embedded(name.split("_")[0], folder)
+    texts, embeddings = list(catalog.texts()), embedded.embeddings
+    n = len(texts)
+    if name == "fashion_title":
+        catalog, embedded = _embedded(name, folder)
+        told = embedded.embeddings
+        return list(catalog.texts()), replace(embeddings, text=told.text, has_text=told.has_text)
+    if name == "fashion_photos":
+        return [""] * n, replace(embeddings, text=np.zeros_like(embeddings.text), has_text=np.zeros(n, bool))
+    if name in ("fashion_text", "fashion_half"):
+        is_kept = np.random.default_rng(0).permutation(n) % 2 == 0 if name == "fashion_half" else np.zeros(n, bool)
+        has_image = embeddings.has_image & is_kept
+        return texts, replace(embeddings, image=embeddings.image * has_image[:, None], has_image=has_image)
+    return texts, embeddings
+
+
+@cache
+def _encoder() -> Encoder:
+    return load_encoder("lite")
+
+
+@cache
+def _embedded(name: str, folder: Path) -> tuple[Catalog, EmbeddedCatalog]:
+    catalog = _catalog(name, folder)
+    return catalog, embed(catalog, _encoder(), EmbeddingStore(folder / name, _encoder()))
+
+
+def _catalog(name: str, folder: Path) -> Catalog:
+    if name == "synthetic":
+        shop = make_marketplace(folder / "synthetic_shop")
+        return read_catalog(shop.table, shop.images)
+    if name == "ozon":
+        path = folder / "ozon60.parquet"
+        pd.read_parquet(DATA / "ozon_ru/products.parquet").sample(OZON_PRODUCTS, random_state=0).to_parquet(path)
+        return read_catalog(path, id="nm", text="title", characteristics="sub_category")
+    table = DATA / "fashion/products.parquet"
+    if name == "fashion_title":  # its photos are those of fashion
+        return read_catalog(table, id="nm", text=("title", "description"), characteristics=FASHION)
+    return read_catalog(table, DATA / "fashion/images.zip", id="nm", text="description", characteristics=FASHION)
+
+
+def _labels(truth: Truth, split: Split) -> dict[str, tuple[str, ...]]:
+    """Returns the labels of enough products, one of them at least in the train part, as `fit_heads` chooses them."""
+    minimum = HeadSettings().min_products_per_label
+    labels = {}
+    for name, column in truth.items():
+        counts = Counter(column[split.part != ""])
+        trained = set(column[split.rows("train")]) - {None}
+        kept = tuple(sorted(label for label in trained if counts[label] >= minimum))
+        if len(kept) > 1:
+            labels[name] = kept
+    return labels
