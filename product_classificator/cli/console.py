@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from product_classificator.catalog import Catalog
     from product_classificator.embeddings import EmbeddedChunk
     from product_classificator.evaluation import Evaluation
-    from product_classificator.heads import EpochFacts
+    from product_classificator.heads import EpochFacts, Hierarchy
     from product_classificator.training import TuneWatch, Watch
     from product_classificator.types import Predictions
 
@@ -172,6 +172,12 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
                 table.add_row(first, escape(label), f"{bar:<{_BAR_WIDTH}} {probability:4.0%}", style="dim" * (rank > 0))
         out.print(table)
         out.print()
+
+
+def print_hierarchy(hierarchy: "Hierarchy") -> None:
+    """Says which characteristic refines which."""
+    for each in hierarchy:
+        log.print(escape(f"{each.child} refines {each.parent}: predictions do not contradict it"), soft_wrap=True)
 
 
 def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:

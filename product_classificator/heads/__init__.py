@@ -5,6 +5,7 @@ Heads also come without fitting: from the published files, or from the names of 
 
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.fit import EpochFacts, FittedHeads, fit_heads
+from product_classificator.heads.hierarchy import Hierarchy, Refinement
 from product_classificator.heads.published import read_published_heads
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.zero_shot import zero_shot_heads
@@ -14,6 +15,8 @@ __all__ = [
     "FittedHeads",
     "HeadBundle",
     "HeadSettings",
+    "Hierarchy",
+    "Refinement",
     "fit_heads",
     "read_published_heads",
     "zero_shot_heads",

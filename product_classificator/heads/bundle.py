@@ -22,6 +22,14 @@ from torch import Tensor
 
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing_folder
+from product_classificator.heads.hierarchy import (
+    Hierarchy,
+    Refinement,
+    check_hierarchy,
+    known_to,
+    reconcile,
+    with_relatives,
+)
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Embeddings, Floats, Predictions
@@ -46,6 +54,13 @@ class _Shape(BaseModel):
     shares_space: bool = False
 
 
+class _Refinement(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    child: str
+    parent: str
+    parents: dict[str, str]
+
+
 class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: int
@@ -53,6 +68,7 @@ class _Manifest(BaseModel):
     encoder_fingerprint: str
     labels: dict[str, list[str]]
     temperatures: list[float]
+    hierarchy: list[_Refinement] = []
     network: _Shape
     facts: dict[str, Any]
     sha256: dict[str, str]
@@ -71,6 +87,7 @@ class HeadBundle:
         temperatures: what the logits of each characteristic are divided by, so that probabilities mean something.
         facts: how the heads were trained; JSON values.
         encoder_name: what `load_encoder` was asked for; empty in older bundles.
+        hierarchy: which characteristic refines which; predictions never contradict it. Empty in older bundles.
     """
 
     network: Network
@@ -80,6 +97,7 @@ class HeadBundle:
     temperatures: tuple[float, ...]
     facts: Mapping[str, Any]
     encoder_name: str = ""
+    hierarchy: Hierarchy = ()
 
     @property
     def image_dim(self) -> int:
@@ -93,8 +111,9 @@ class HeadBundle:
 
     @property
     def digest(self) -> str:
-        """Names what decides predictions: weights, words, labels and temperatures."""
+        """Names what decides predictions: weights, words, labels, temperatures and hierarchy."""
         known = json.dumps([dict(self.labels), self.bag.words, self.temperatures, self.encoder_fingerprint])
+        known += json.dumps([asdict(each) for each in self.hierarchy]) if self.hierarchy else ""
         digest = hashlib.sha256(known.encode())
         for name, weight in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + weight.contiguous().numpy().tobytes())
@@ -143,6 +162,7 @@ class HeadBundle:
         self._check(embeddings, texts, wanted)
         has_image, has_text = embeddings.has_image & (self.image_dim > 0), embeddings.has_text & (self.text_dim > 0)
         is_known = has_image | has_text
+        needed = with_relatives(wanted, self.hierarchy)
         probabilities = {name: np.full((len(texts), len(self.labels[name])), np.nan, np.float32) for name in wanted}
         places = {
             name: (i, span) for i, (name, span) in enumerate(zip(self.labels, self.network.shape.spans, strict=True))
@@ -151,9 +171,13 @@ class HeadBundle:
         for start in range(0, len(known), _ROWS_PER_STEP):
             rows = known[start : start + _ROWS_PER_STEP]
             logits = logits_of(self.network, embeddings.take(rows), self.bag.rows([texts[row] for row in rows]))
-            for name in wanted:
+            told = {}
+            for name in needed:
                 i, span = places[name]
-                probabilities[name][rows] = torch.softmax(logits[:, span] / self.temperatures[i], 1).numpy()
+                told[name] = torch.softmax(logits[:, span] / self.temperatures[i], 1).numpy()
+            told = reconcile(told, self.labels, self.hierarchy)
+            for name in wanted:
+                probabilities[name][rows] = told[name]
         return Predictions(embeddings.ids, {name: self.labels[name] for name in wanted}, probabilities, is_known)
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str], wanted: Sequence[str]) -> None:
@@ -197,6 +221,7 @@ class HeadBundle:
             encoder_fingerprint=self.encoder_fingerprint,
             labels={name: list(names) for name, names in self.labels.items()},
             temperatures=list(self.temperatures),
+            hierarchy=[_Refinement(**asdict(each)) for each in self.hierarchy],
             network=_Shape(**shape),
             facts=dict(self.facts),
             sha256={name: _sha256((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
@@ -235,6 +260,7 @@ class HeadBundle:
             tuple(manifest.temperatures),
             manifest.facts,
             manifest.encoder_name,
+            hierarchy=_hierarchy(manifest),
         )
 
 
@@ -253,10 +279,18 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
     for name, labels in manifest.labels.items():
         if len(set(labels)) != len(labels) or len(labels) < 2:
             raise ValueError(f"{name} needs two labels or more, each once")
+    hierarchy = _hierarchy(manifest)
+    check_hierarchy(hierarchy)
+    if known_to(hierarchy, manifest.labels) != hierarchy:
+        raise ValueError("the hierarchy names labels that the heads do not know")
     if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
         raise ValueError("every characteristic needs a positive temperature")
     if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
+
+
+def _hierarchy(manifest: _Manifest) -> Hierarchy:
+    return tuple(Refinement(**each.model_dump()) for each in manifest.hierarchy)
 
 
 def _sha256(content: bytes) -> str:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from product_classificator.errors import DataError
 from product_classificator.heads.bundle import HeadBundle, logits_of
+from product_classificator.heads.hierarchy import Hierarchy, known_to, learn_hierarchy
 from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.words import WordBag, WordRows
@@ -84,6 +85,7 @@ def fit_heads(
     on_epoch: Callable[[EpochFacts], None] | None = None,
     label_vectors: LabelVectors | None = None,
     shares_space: bool = False,
+    hierarchy: Hierarchy | None = None,
 ) -> FittedHeads:
     """Fits heads for all characteristics of `truth`.
 
@@ -97,6 +99,8 @@ def fit_heads(
         label_vectors: the encoder's vectors of label names. The joint recipe starts from them for a characteristic
             with a label of under 10 training products; without such a label nothing changes.
         shares_space: whether the vectors of names lie in the space of the photos too.
+        hierarchy: which characteristic refines which; `None`: learned from the training products, if the recipe is
+            the joint one.
 
     Raises:
         DataError: rows do not belong together, or nothing can be learned: no characteristic has two labels with
@@ -138,6 +142,7 @@ def fit_heads(
         "left_out": left_out,
     }
     bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, _temperatures(network, material), facts)
+    bundle = replace(bundle, hierarchy=_hierarchy(hierarchy, material, labels, settings))
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
 
@@ -195,6 +200,14 @@ class _Material:
     valid: Rows
     characteristics: tuple[str, ...]
     names: Floats
+
+
+def _hierarchy(
+    given: Hierarchy | None, material: _Material, labels: Mapping[str, Sequence[str]], settings: HeadSettings
+) -> Hierarchy:
+    if given is not None:
+        return known_to(given, labels)
+    return learn_hierarchy(material.codes[material.train], labels) if settings.recipe == "joint" else ()
 
 
 def _fit_network(
