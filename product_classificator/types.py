@@ -149,7 +149,8 @@ class Explanation:
     """What moved the prediction of one characteristic of one product.
 
     Weights are log-odds of `label` against `runner_up`: 0.7 doubles the odds, a negative one speaks for the runner-up.
-    `base`, `photo` and `text` add up to log(probability of `label` / probability of `runner_up`).
+    `base`, `photo` and `text` add up to log(probability of `label` / probability of `runner_up`), unless another
+    characteristic, which refines this one or is refined by it, has decided the label.
 
     Attributes:
         label: the most probable label.
@@ -180,7 +181,8 @@ class Predictions:
     Attributes:
         ids: (n,) product ids.
         labels: characteristic -> its k labels, in the order of the probability columns.
-        probabilities: characteristic -> (n, k) float32, rows sum to 1; rows of NaN where `is_known` is false.
+        probabilities: characteristic -> (n, k) float32, rows sum to 1; rows of NaN where nothing is said: where
+            `is_known` is false, and of a characteristic that refines another where the heads know no refinement.
         is_known: (n,) false for a product with neither photo nor text: nothing is said about it.
         decisions: which values stand without a person; `None` where nobody asked (`HeadBundle.decide`).
         explainer: gives characteristic -> explanation of the product of a row; `None` if nobody can tell.
@@ -210,10 +212,10 @@ class Predictions:
         return tuple(self.labels)
 
     def best(self, characteristic: str) -> Strings:
-        """Returns the (n,) most probable labels, `None` where nothing is known."""
+        """Returns the (n,) most probable labels, `None` where nothing is said."""
         columns = self._filled(characteristic).argmax(1)
         best: Strings = strings(self.labels[characteristic])[columns]
-        best[~self.is_known] = None
+        best[~self._is_told(characteristic)] = None
         return best
 
     def confidence(self, characteristic: str) -> Floats:
@@ -224,10 +226,10 @@ class Predictions:
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each product its `k` most probable labels with their probabilities, best first."""
         matrix = self._filled(characteristic)
-        names = self.labels[characteristic]
+        names, is_told = self.labels[characteristic], self._is_told(characteristic)
         order = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
         return [
-            [(names[column], float(matrix[row, column])) for column in columns] if self.is_known[row] else []
+            [(names[column], float(matrix[row, column])) for column in columns] if is_told[row] else []
             for row, columns in enumerate(order)
         ]
 
@@ -244,6 +246,9 @@ class Predictions:
         if not self.is_known[row]:
             raise DataError(f"row {row} has neither photo nor text that the heads use: there is nothing to explain")
         return self.explainer(row)
+
+    def _is_told(self, characteristic: str) -> Bools:
+        return self.is_known & ~np.isnan(self.probabilities[characteristic]).any(1)
 
     def _filled(self, characteristic: str) -> Floats:
         if characteristic not in self.probabilities:

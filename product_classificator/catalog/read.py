@@ -172,7 +172,7 @@ class Catalog:
         """Returns for each characteristic the (n,) labels; blank, "nan", "none" and "null" are unknown (`None`)."""
         names = list(self.columns.characteristics)
         batches = list(self.table.batches(names, _READ_ROWS))
-        return {name: _labels(pa.chunked_array([b.column(name) for b in batches], pa.string())) for name in names}
+        return {name: read_labels(pa.chunked_array([b.column(name) for b in batches], pa.string())) for name in names}
 
 
 def _ids(column: pa.Array) -> list[str]:
@@ -189,7 +189,8 @@ def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _labels(array: pa.ChunkedArray) -> Strings:
+def read_labels(array: pa.ChunkedArray) -> Strings:
+    """Returns a column of strings as labels, `None` where a label is unknown."""
     encoded = canonical(array).combine_chunks().dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     names = [None if name.lower() in _UNKNOWN_LABELS else name for name in encoded.dictionary.to_pylist()]

@@ -28,6 +28,7 @@ from product_classificator.cli.options import (
     Source,
     StoreOpt,
     TableArg,
+    TaxonomyOpt,
     TextEncoderOpt,
     TextOpt,
     TrackerOpt,
@@ -58,6 +59,7 @@ def train(
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How the heads are fitted.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
+    taxonomy: TaxonomyOpt = None,
     store: StoreOpt = None,
     tracker: TrackerOpt = None,
 ) -> None:
@@ -77,9 +79,10 @@ def train(
     loaded = load_encoder(settings.encoder, device=device, dtype=precision.value)
     with console.training_watch(len(catalog)) as watch, tracking(tracker, out, asdict(settings)) as logger:
         watch = told(watch, logger)
-        training = train_heads(catalog, out, settings, encoder=loaded, store=store, watch=watch)
+        training = train_heads(catalog, out, settings, encoder=loaded, store=store, taxonomy=taxonomy, watch=watch)
     console.out.print(f"\nTest part of {table.name}, {settings.heads.recipe} recipe, seed {settings.seed}")
     console.print_scores(training.evaluation)
+    console.print_hierarchy(training.fitted.bundle.hierarchy)
     console.print_left_out(training.fitted.left_out)
     console.print_next(training.run.report / "report.md", out, table, images)
 
@@ -102,6 +105,7 @@ def tune(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="At its highest.")] = 5e-5,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
+    taxonomy: TaxonomyOpt = None,
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Folder of the activations.")] = None,
     cache_limit_gb: Annotated[
         float, typer.Option("--cache-limit-gb", help="What is above is computed anew in every epoch.")
@@ -140,7 +144,15 @@ def tune(
     with console.tune_watch(len(catalog)) as watch, tracking(tracker, out, shown) as logger:
         watch = told_of_tuning(watch, logger)
         found = tune_blocks(
-            catalog, out, settings, tuning, encoder=loaded, cache_dir=cache_dir, engine=engine, watch=watch
+            catalog,
+            out,
+            settings,
+            tuning,
+            encoder=loaded,
+            cache_dir=cache_dir,
+            taxonomy=taxonomy,
+            engine=engine,
+            watch=watch,
         )
     kept = f"epoch {found.best_epoch}" if found.best_epoch else "the untuned encoder: no epoch was better"
     console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}", soft_wrap=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from product_classificator.catalog import Catalog
     from product_classificator.embeddings import EmbeddedChunk
     from product_classificator.evaluation import Evaluation
-    from product_classificator.heads import EpochFacts
+    from product_classificator.heads import EpochFacts, Hierarchy
     from product_classificator.training import TuneWatch, Watch
     from product_classificator.types import Explanation, Predictions
 
@@ -207,6 +207,12 @@ def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 4
     if nearest:
         told = ", ".join(f"{neighbour.id} ({neighbour.similarity:.2f})" for neighbour in nearest)
         out.print(escape(f"Nearest training products, by their similarity: {told}"), style="dim", soft_wrap=True)
+
+
+def print_hierarchy(hierarchy: "Hierarchy") -> None:
+    """Says which characteristic refines which."""
+    for each in hierarchy:
+        log.print(escape(f"{each.child} refines {each.parent}: predictions do not contradict it"), soft_wrap=True)
 
 
 def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:

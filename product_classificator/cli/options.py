@@ -82,6 +82,10 @@ DeviceOpt = Annotated[str, typer.Option("--device", help="Where the encoder comp
 PrecisionOpt = Annotated[
     Precision, typer.Option("--precision", help="What the encoder computes in. auto: the fastest here that agrees.")
 ]
+TaxonomyOpt = Annotated[
+    Path | None,
+    typer.Option("--taxonomy", help="Table with the columns label and parent. Left out: learned from TABLE."),
+]
 TrackerOpt = Annotated[
     str | None, typer.Option("--tracker", help="Who is told of the progress, too: tensorboard, mlflow, wandb, ...")
 ]

@@ -72,7 +72,7 @@ class CharacteristicScore:
         macro_f1: 0..1; `None` if no product could be scored.
         interval: (low, high), the 95 % bootstrap interval of `macro_f1`; `None` without scored products or resamples.
         accuracy: share of the scored products that are right, 0..1; `None` if no product could be scored.
-        n: scored products.
+        n: scored products; one of which nothing is said but in other characteristics is wrong.
         unknown_labels: products whose true label was not trained, so that it could not be predicted.
         unlabelled: products whose true label is not known.
         not_predicted: products of which nothing is said, for they have neither photo nor text.
@@ -122,7 +122,7 @@ class _Pairs:
 
     Attributes:
         true: (m,) number of the true label.
-        predicted: (m,) number of the predicted label.
+        predicted: (m,) number of the predicted label; k where nothing is said of this characteristic, which is wrong.
         count: (m,) products of this pair.
         k: number of labels.
     """
@@ -220,9 +220,9 @@ def _score(
 def _pairs(true: Strings, predicted: Strings, names: Sequence[str]) -> _Pairs:
     numbers = {label: number for number, label in enumerate(names)}
     k = len(names)
-    codes = [numbers[t] * k + numbers[p] for t, p in zip(true, predicted, strict=True)]
+    codes = [numbers[t] * (k + 1) + numbers.get(p, k) for t, p in zip(true, predicted, strict=True)]
     pairs, count = np.unique(np.array(codes, dtype=np.int64), return_counts=True)
-    return _Pairs(pairs // k, pairs % k, count, k)
+    return _Pairs(pairs // (k + 1), pairs % (k + 1), count, k)
 
 
 def _sums(pairs: _Pairs, count: Rows) -> _Ratios:
@@ -231,7 +231,7 @@ def _sums(pairs: _Pairs, count: Rows) -> _Ratios:
     sums = (
         np.bincount(pairs.true[is_correct], count[is_correct], minlength=pairs.k),
         np.bincount(pairs.true, count, minlength=pairs.k),
-        np.bincount(pairs.predicted, count, minlength=pairs.k),
+        np.bincount(pairs.predicted, count, minlength=pairs.k)[: pairs.k],
     )
     return np.stack(sums).astype(np.float64)
 
@@ -274,6 +274,6 @@ def _confusions(pairs: _Pairs, names: Sequence[str]) -> tuple[Confusion, ...]:
     found = [
         Confusion(names[true], names[predicted], int(count))
         for true, predicted, count in zip(pairs.true, pairs.predicted, pairs.count, strict=True)
-        if true != predicted
+        if predicted not in (true, pairs.k)
     ]
     return tuple(sorted(found, key=lambda pair: (-pair.count, pair.true, pair.predicted)))

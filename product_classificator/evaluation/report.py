@@ -45,6 +45,7 @@ class RunFacts:
         set_aside: reason -> number of rows that were not used.
         row_reasons: reason -> number of rows that were used although they have this flaw.
         left_out_labels: characteristic -> label -> its products; labels too rare to be trained.
+        refines: characteristic -> the one that it refines, so that predictions of both do not contradict each other.
         split_on: what near-identical products, kept in one part, have in common.
         duration_s: seconds the run took.
         history: per epoch `epoch`, `train_loss`, `valid_macro_f1` (the mean), `characteristics` (name -> macro-F1).
@@ -61,6 +62,7 @@ class RunFacts:
     set_aside: Mapping[str, int] = field(default_factory=dict)
     row_reasons: Mapping[str, int] = field(default_factory=dict)
     left_out_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    refines: Mapping[str, str] = field(default_factory=dict)
     split_on: str = ""
     duration_s: float | None = None
     history: Sequence[Mapping[str, Any]] = ()

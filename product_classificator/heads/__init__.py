@@ -5,6 +5,7 @@ Heads also come without fitting: from the published files, or from the names of 
 
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.fit import EpochFacts, FittedHeads, fit_heads
+from product_classificator.heads.hierarchy import Hierarchy, Refinement
 from product_classificator.heads.published import read_published_heads
 from product_classificator.heads.review import MIN_PRECISION
 from product_classificator.heads.settings import HeadSettings
@@ -16,6 +17,8 @@ __all__ = [
     "FittedHeads",
     "HeadBundle",
     "HeadSettings",
+    "Hierarchy",
+    "Refinement",
     "fit_heads",
     "read_published_heads",
     "zero_shot_heads",

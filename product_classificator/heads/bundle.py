@@ -27,6 +27,14 @@ from product_classificator.files import replacing_folder
 from product_classificator.heads.calibration import probabilities_of, temperatures_of
 from product_classificator.heads.explain import explain
 from product_classificator.heads.familiarity import Familiarity
+from product_classificator.heads.hierarchy import (
+    Hierarchy,
+    Refinement,
+    check_hierarchy,
+    known_to,
+    reconcile,
+    with_relatives,
+)
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
 from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, threshold_for
 from product_classificator.heads.words import WordBag, WordRows
@@ -53,6 +61,13 @@ class _Shape(BaseModel):
     shares_space: bool = False
 
 
+class _Refinement(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    child: str
+    parent: str
+    parents: dict[str, str]
+
+
 class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: int
@@ -63,6 +78,7 @@ class _Manifest(BaseModel):
     exponents: list[float] = []
     thresholds: dict[str, list[list[float]]] = {}
     strange_from: list[float] | None = None
+    hierarchy: list[_Refinement] = []
     network: _Shape
     facts: dict[str, Any]
     sha256: dict[str, str]
@@ -85,6 +101,7 @@ class HeadBundle:
         thresholds: characteristic -> from which probability on a precision is promised; empty in heads that were not
             fitted here, and in older bundles.
         familiarity: tells products unlike those of the training; `None` where there are no thresholds.
+        hierarchy: which characteristic refines which; predictions never contradict it. Empty in older bundles.
     """
 
     network: Network
@@ -97,6 +114,7 @@ class HeadBundle:
     exponents: tuple[float, ...] = ()
     thresholds: Mapping[str, Thresholds] = field(default_factory=dict)
     familiarity: Familiarity | None = None
+    hierarchy: Hierarchy = ()
 
     @property
     def image_dim(self) -> int:
@@ -110,10 +128,11 @@ class HeadBundle:
 
     @property
     def digest(self) -> str:
-        """Names what decides predictions and decisions: weights, words, labels, temperatures and thresholds."""
+        """Names what decides predictions and decisions: weights, words, labels, temperatures, thresholds, hierarchy."""
         limits = self.familiarity.limits if self.familiarity else ()
         decided = [self.temperatures, self.exponents, dict(self.thresholds), limits]
         known = json.dumps([dict(self.labels), self.bag.words, *decided, self.encoder_fingerprint])
+        known += json.dumps([asdict(each) for each in self.hierarchy]) if self.hierarchy else ""
         digest = hashlib.sha256(known.encode())
         for name, weight in sorted(self._weights().items()):
             digest.update(name.encode() + weight.numpy().tobytes())
@@ -177,13 +196,16 @@ class HeadBundle:
         self._check(embeddings, texts, wanted)
         has_image, has_text = embeddings.has_image & (self.image_dim > 0), embeddings.has_text & (self.text_dim > 0)
         is_known = has_image | has_text
+        needed = with_relatives(wanted, self.hierarchy)
         probabilities = {name: np.full((len(texts), len(self.labels[name])), np.nan, np.float32) for name in wanted}
         known = np.flatnonzero(is_known)
         for start in range(0, len(known), _ROWS_PER_STEP):
             rows = known[start : start + _ROWS_PER_STEP]
-            found = self.logits(embeddings.take(rows), [texts[row] for row in rows])
+            logits = self.logits(embeddings.take(rows), [texts[row] for row in rows])
+            told = {name: probabilities_of(logits[name], *self._calibration(name)).numpy() for name in needed}
+            told = reconcile(told, self.labels, self.hierarchy)
             for name in wanted:
-                probabilities[name][rows] = probabilities_of(found[name], *self._calibration(name)).numpy()
+                probabilities[name][rows] = told[name]
         labels = {name: self.labels[name] for name in wanted}
         explainer = partial(explain, self, embeddings, texts, wanted)
         return Predictions(embeddings.ids, labels, probabilities, is_known, explainer=explainer)
@@ -285,6 +307,7 @@ class HeadBundle:
             exponents=list(self.exponents),
             thresholds={name: [list(step) for step in steps] for name, steps in self.thresholds.items()},
             strange_from=list(self.familiarity.limits) if self.familiarity else None,
+            hierarchy=[_Refinement(**asdict(each)) for each in self.hierarchy],
             network=_Shape(**shape),
             facts=dict(self.facts),
             sha256={name: _sha256((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
@@ -327,6 +350,7 @@ class HeadBundle:
             tuple(manifest.exponents),
             {name: tuple((p, level) for p, level in steps) for name, steps in manifest.thresholds.items()},
             familiarity,
+            hierarchy=_hierarchy(manifest),
         )
 
 
@@ -357,6 +381,10 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
     for name, labels in manifest.labels.items():
         if len(set(labels)) != len(labels) or len(labels) < 2:
             raise ValueError(f"{name} needs two labels or more, each once")
+    hierarchy = _hierarchy(manifest)
+    check_hierarchy(hierarchy)
+    if known_to(hierarchy, manifest.labels) != hierarchy:
+        raise ValueError("the hierarchy names labels that the heads do not know")
     if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
         raise ValueError("every characteristic needs a positive temperature")
     if len(manifest.exponents) not in (0, len(manifest.labels)) or not all(map(math.isfinite, manifest.exponents)):
@@ -367,6 +395,10 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
         raise ValueError("a threshold is a precision and a probability")
     if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
+
+
+def _hierarchy(manifest: _Manifest) -> Hierarchy:
+    return tuple(Refinement(**each.model_dump()) for each in manifest.hierarchy)
 
 
 def _sha256(content: bytes) -> str:

@@ -31,16 +31,23 @@ def explain(
         characteristics: which to explain.
         row: which product.
     """
-    looks = bundle.logits(*_looks(embeddings.take(np.array([row])), texts[row]))
+    product = embeddings.take(np.array([row]))
+    told = bundle.predict(product, [texts[row]], characteristics)
+    looks = bundle.logits(*_looks(product, texts[row]))
     found = {}
     for name in characteristics:
         temperature = float(bundle.temperatures_of(name, looks[name][:1]))  # that of the whole product, for all looks
         logits = looks[name].numpy() / temperature
-        runner_up, best = np.argsort(logits[0], kind="stable")[-2:].tolist()
+        order = np.argsort(-logits[0], kind="stable").tolist()
+        label = told.best(name)[0]
+        if label is None:  # what it refines leaves it nothing to say
+            continue
+        best = bundle.labels[name].index(label)
+        runner_up = next(column for column in order if column != best)
         whole, photo, text, nothing = (logits[:, best] - logits[:, runner_up]).tolist()
         found[name] = Explanation(
-            label=bundle.labels[name][best],
-            probability=float(np.exp(logits[0, best] - np.logaddexp.reduce(logits[0]))),
+            label=label,
+            probability=float(told.probabilities[name][0, best]),
             runner_up=bundle.labels[name][runner_up],
             base=nothing,
             photo=((photo - nothing) + (whole - text)) / 2,

@@ -28,6 +28,7 @@ from product_classificator.errors import DataError
 from product_classificator.heads.bundle import HeadBundle, logits_of
 from product_classificator.heads.calibration import fit_temperatures
 from product_classificator.heads.familiarity import Familiarity
+from product_classificator.heads.hierarchy import Hierarchy, known_to, learn_hierarchy
 from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
 from product_classificator.heads.review import fit_thresholds
 from product_classificator.heads.settings import HeadSettings
@@ -88,6 +89,7 @@ def fit_heads(
     on_epoch: Callable[[EpochFacts], None] | None = None,
     label_vectors: LabelVectors | None = None,
     shares_space: bool = False,
+    hierarchy: Hierarchy | None = None,
 ) -> FittedHeads:
     """Fits heads for all characteristics of `truth`.
 
@@ -101,6 +103,8 @@ def fit_heads(
         label_vectors: the encoder's vectors of label names. The joint recipe starts from them for a characteristic
             with a label of under 10 training products; without such a label nothing changes.
         shares_space: whether the vectors of names lie in the space of the photos too.
+        hierarchy: which characteristic refines which; `None`: learned from the training products, if the recipe is
+            the joint one.
 
     Raises:
         DataError: rows do not belong together, or nothing can be learned: no characteristic has two labels with
@@ -144,6 +148,7 @@ def fit_heads(
     known = torch.from_numpy(codes[valid])
     temperatures, exponents = fit_temperatures(_valid_logits(network, material), known, shape.spans)
     bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, temperatures, facts, exponents=exponents)
+    bundle = replace(bundle, hierarchy=_hierarchy(hierarchy, material, labels, settings))
     bundle = _with_review(bundle, embeddings, texts, truth, part, settings.seed)
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
@@ -202,6 +207,14 @@ class _Material:
     valid: Rows
     characteristics: tuple[str, ...]
     names: Floats
+
+
+def _hierarchy(
+    given: Hierarchy | None, material: _Material, labels: Mapping[str, Sequence[str]], settings: HeadSettings
+) -> Hierarchy:
+    if given is not None:
+        return known_to(given, labels)
+    return learn_hierarchy(material.codes[material.train], labels) if settings.recipe == "joint" else ()
 
 
 def _fit_network(

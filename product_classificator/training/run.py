@@ -29,9 +29,10 @@ from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
-from product_classificator.heads import EpochFacts, FittedHeads, fit_heads
+from product_classificator.heads import EpochFacts, FittedHeads, Hierarchy, fit_heads
 from product_classificator.runs import Run
 from product_classificator.training.settings import TrainSettings
+from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
 from product_classificator.types import PARTS, Embeddings, Split, Truth
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def train_heads(
     *,
     encoder: Encoder | None = None,
     store: str | Path | None = None,
+    taxonomy: Taxonomy | None = None,
     watch: Watch | None = None,
 ) -> Training:
     """Trains heads on a catalog and writes the run into a folder.
@@ -81,14 +83,17 @@ def train_heads(
         settings: `None`: the defaults.
         encoder: `None`: loads the one that `settings` names.
         store: folder of embeddings to use and fill; `None`: `<out>/embeddings`.
+        taxonomy: table of labels and their parents, see `read_taxonomy`; `None`: which characteristic refines which is
+            learned.
         watch: who is told of the progress.
 
     Raises:
-        DataError: the catalog has no characteristics, or too little is known to train on.
+        DataError: the catalog has no characteristics, too little is known to train on, or the taxonomy breaks a rule.
         ArtifactError: the store holds the vectors of another encoder.
     """
     settings, watch, began = settings or TrainSettings(), watch or Watch(), time.monotonic()
     check_characteristics(catalog)
+    hierarchy = None if taxonomy is None else read_taxonomy(taxonomy, catalog.truth())
     encoder = encoder or load_encoder(settings.encoder)
     settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
     run = new_run(Path(out), catalog, encoder.name, settings, store=store)
@@ -97,7 +102,7 @@ def train_heads(
     embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=watch.on_chunk)
 
     watch.on_stage("Splitting into train, valid and test; near-identical products stay together")
-    divided = divide(catalog, embedded, settings)
+    divided = replace(divide(catalog, embedded, settings), hierarchy=hierarchy)
 
     watch.on_stage("Fitting the heads")
     fitted = fit_divided(divided, embedded.embeddings, encoder, settings, watch.on_epoch)
@@ -145,6 +150,7 @@ class Divided:
         split: the parts.
         set_aside: reason -> products that are in no part.
         row_reasons: reason -> products that are in one although they have this flaw.
+        hierarchy: which characteristic refines which; `None`: not given.
     """
 
     texts: Texts
@@ -153,6 +159,7 @@ class Divided:
     split: Split
     set_aside: Mapping[str, int]
     row_reasons: Mapping[str, int]
+    hierarchy: Hierarchy | None = None
 
 
 def divide(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings) -> Divided:
@@ -202,6 +209,7 @@ def fit_divided(
         on_epoch=on_epoch,
         label_vectors=partial(embed_labels, encoder),
         shares_space=encoder.shares_space,
+        hierarchy=divided.hierarchy,
     )
     return replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
 
@@ -244,6 +252,7 @@ def report_facts(run: Run, settings: TrainSettings, divided: Divided, fitted: Fi
         set_aside=divided.set_aside,
         row_reasons=divided.row_reasons,
         left_out_labels=fitted.left_out,
+        refines={each.child: each.parent for each in fitted.bundle.hierarchy},
         split_on="the words of their text, or the bytes of their photo",
         history=[
             {

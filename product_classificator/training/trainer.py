@@ -28,6 +28,7 @@ from product_classificator.training.engine import Engine
 from product_classificator.training.published import published_settings, published_tuning
 from product_classificator.training.run import Training, Watch, train_heads
 from product_classificator.training.settings import TrainSettings
+from product_classificator.training.taxonomy import Taxonomy
 from product_classificator.training.trackers import Task, told, told_of_tuning, tracking
 from product_classificator.training.tune import Tuning, tune
 from product_classificator.types import Embeddings, Truth
@@ -60,6 +61,7 @@ class Trainer:
         id: the column of ids; `None`: guessed.
         text: the text columns; `None`: guessed.
         device: where the encoder computes; "auto": on the GPU where there is one.
+        taxonomy: a table with the columns `label` and `parent`; `None`: which characteristic refines which is learned.
         settings: everything else; its encoder gives way to `ruclip_model`.
 
     Attributes:
@@ -88,6 +90,7 @@ class Trainer:
         id: str | None = None,  # noqa: A002 - the word of the command line, too
         text: str | Sequence[str] | None = None,
         device: str = "auto",
+        taxonomy: Taxonomy | None = None,
         settings: TrainSettings | None = None,
     ) -> None:
         if min_products_in_sub_cat is not None and min_products_in_sub_cat <= 1:
@@ -106,7 +109,7 @@ class Trainer:
         self.end_of_train = {"del_img_and_txt_tensors": False, "del_loaded_ruclip_model": False}
         self._models_dir = None if cache_dir is None else self.cache_dir
         self._id, self._text = id, text
-        self._device = device
+        self._device, self._taxonomy = device, taxonomy
         self._settings = self._resolve(settings or TrainSettings())
         self._tuning = published_tuning(ruclip_train_params or {})
         self._clusters = None if clusterization_params is None else _cluster_settings(clusterization_params)
@@ -177,7 +180,13 @@ class Trainer:
         watch = watch or Watch()
         with tracking(task, folder, asdict(self._settings)) as logger:
             training = train_heads(
-                catalog, folder, self._settings, encoder=encoder, store=store, watch=told(watch, logger)
+                catalog,
+                folder,
+                self._settings,
+                encoder=encoder,
+                store=store,
+                taxonomy=self._taxonomy,
+                watch=told(watch, logger),
             )
         self.experiment_dir = folder
         if self._clusters is not None:
@@ -217,6 +226,7 @@ class Trainer:
                 self._tuning,
                 encoder=encoder,
                 cache_dir=cache,
+                taxonomy=self._taxonomy,
                 engine=engine,
                 watch=told_of_tuning(watch or TuneWatch(), logger),
             )

@@ -47,6 +47,7 @@ from product_classificator.training.run import (
 )
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.shards import Frozen
+from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
 from product_classificator.types import Embeddings
 
 
@@ -82,6 +83,7 @@ def tune(
     *,
     encoder: Encoder | None = None,
     cache_dir: str | Path | None = None,
+    taxonomy: Taxonomy | None = None,
     engine: Engine | None = None,
     watch: TuneWatch | None = None,
 ) -> Tuning:
@@ -95,6 +97,7 @@ def tune(
         encoder: a CLIP-like encoder, in float32 and where the engine computes; `None`: loads the one that `settings`
             names.
         cache_dir: of the activations; `None`: `<out>/activations`.
+        taxonomy: table of labels and their parents, see `read_taxonomy`; `None`: learned.
         engine: device, precision and processes; `None`: a GPU where there is one.
         watch: who is told of the progress; of several processes the first tells.
 
@@ -106,6 +109,7 @@ def tune(
     settings, tuning, watch = settings or TrainSettings(), tuning or TuneSettings(), watch or TuneWatch()
     began = time.monotonic()
     check_characteristics(catalog)
+    hierarchy = None if taxonomy is None else read_taxonomy(taxonomy, catalog.truth())
     engine = engine or Engine()
     watch = watch if engine.is_main else TuneWatch(on_stage=lambda _: None)
     encoder = encoder or load_encoder(settings.encoder, device=engine.device, dtype="float32")
@@ -119,7 +123,7 @@ def tune(
 
     watch.on_stage("Splitting into train, valid and test; near-identical products stay together")
     embedded = _embedded(catalog, activations, encoder)
-    divided = divide(catalog, embedded, settings)
+    divided = replace(divide(catalog, embedded, settings), hierarchy=hierarchy)
     tail = Tail(torch_towers_of(clip_of(encoder)).model, tuning.last_blocks)
     course = Course(encoder, tail, _pairs(activations, divided), divided, settings, tuning, engine, watch)
     state = course.follow(run.folder, _identity(encoder, settings, tuning, engine, divided, activations))

@@ -1,0 +1,82 @@
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from product_classificator.catalog import read_catalog
+from product_classificator.errors import DataError
+from product_classificator.heads import HeadBundle, Refinement
+from product_classificator.training import train_heads
+from product_classificator.training.taxonomy import read_taxonomy
+from product_classificator.types import strings
+from tests.conftest import QUICK
+from tests.fakes import TinyEncoder
+
+TRUTH = {
+    "sub": strings(["cup", "plate", "boot", "boot", None]),
+    "top": strings(["dishes", "dishes", "footwear", "dishes", "footwear"]),
+    "line": strings(["home", "home", "wear", "wear", "wear"]),
+}
+ROWS = [("cup", "dishes"), ("plate", "dishes"), ("boot", "footwear")]
+SUB_TOP = Refinement("sub", "top", dict(ROWS))
+
+
+def table(*rows: tuple[str | None, str | None], columns: tuple[str, str] = ("label", "parent")) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def test_the_characteristics_are_those_that_have_the_labels(tmp_path: Path) -> None:
+    table(*ROWS, ("footwear", None)).to_csv(tmp_path / "taxonomy.csv", index=False)
+    assert read_taxonomy(tmp_path / "taxonomy.csv", TRUTH) == (SUB_TOP,)
+
+
+def test_a_taxonomy_of_three_levels_is_taken_apart() -> None:
+    found = read_taxonomy(table(*ROWS, ("dishes", "home"), ("footwear", "wear"), ("home", None)), TRUTH)
+    assert found == (SUB_TOP, Refinement("top", "line", {"dishes": "home", "footwear": "wear"}))
+
+
+def test_columns_named_like_characteristics_say_whose_labels_they_are() -> None:
+    truth = {"a": strings(["x", "y"]), "b": strings(["x", "y"])}
+    with pytest.raises(DataError, match=r"fit equally well: a < b, b < a \(2 in all\); name the columns like"):
+        read_taxonomy(table(("x", "y")), truth)
+    assert read_taxonomy(table(("x", "y"), columns=("b", "a")), truth) == (Refinement("b", "a", {"x": "y"}),)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("cup", "dishes"), ("cup", "footwear")], r"one parent: cup < dishes and footwear \(1 in all\); leave one"),
+        ([("cup", "dishes"), ("plate", "dishes"), ("footwear", "boot")], "circle sub -> top -> sub; open it"),
+        ([("spoon", "cutlery")], r"which has no such pair: spoon < cutlery \(1 in all\); are they written alike\?"),
+    ],
+)
+def test_a_taxonomy_that_breaks_a_rule_is_refused(rows: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_taxonomy(table(*rows), TRUTH)
+
+
+def test_a_taxonomy_without_its_columns_says_what_it_needs() -> None:
+    with pytest.raises(DataError, match=r"like characteristics \(sub, top, line\): DataFrame has child, parent"):
+        read_taxonomy(table(("cup", "dishes"), columns=("child", "parent")), TRUTH)
+
+
+def test_what_does_not_fit_is_a_warning_with_its_culprits(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        read_taxonomy(table(("cup", "dishes"), ("boot", "footwear"), ("spoon", "dishes")), TRUTH)
+    assert [record.getMessage() for record in caplog.records] == [
+        "rows of the taxonomy whose labels no product has: spoon < dishes (1 in all)",
+        "labels of sub without a parent in the taxonomy: plate (1 in all)",
+        "1 products contradict the taxonomy in top: boot < dishes (footwear in the taxonomy): 1 (1 in all)",
+    ]
+
+
+def test_a_training_takes_the_taxonomy_and_its_report_names_it(tmp_path: Path) -> None:
+    kinds, tops = ["cup", "hat", "sock"], ["dishes", "wear", "wear"]
+    rows = [(i, f"{kinds[i % 3]} {i}", kinds[i % 3], tops[i % 3]) for i in range(90)]
+    catalog = read_catalog(pd.DataFrame(rows, columns=["nm", "title", "kind", "top"]), characteristics=["kind", "top"])
+    taxonomy = table(("cup", "dishes"), ("hat", "wear"), ("sock", "wear"))
+    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder(), taxonomy=taxonomy)
+    found = (Refinement("kind", "top", {"cup": "dishes", "hat": "wear", "sock": "wear"}),)
+    assert HeadBundle.load(training.run.bundle).hierarchy == found
+    assert "kind refines top" in (training.run.report / "report.md").read_text(encoding="utf-8")
