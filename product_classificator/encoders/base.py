@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from PIL import Image
 
 from product_classificator.types import Floats
@@ -12,6 +13,13 @@ from product_classificator.types import Floats
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def unit_rows(vectors: Floats) -> Floats:
+    """Returns vectors at unit length; rows of zeros stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    return unit
 
 
 @runtime_checkable

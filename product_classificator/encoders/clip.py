@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.preparation import ImagePreparation, TextPreparation
 from product_classificator.encoders.towers import Towers
 from product_classificator.types import Floats
@@ -77,13 +78,6 @@ class ClipEncoder:
         sums = np.zeros((len(texts), self.text_dim), dtype=np.float32)
         np.add.at(sums, owners, unit_rows(found))
         return unit_rows(sums)
-
-
-def unit_rows(vectors: Floats) -> Floats:
-    """Returns vectors at unit length; rows of zeros stay."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-    return unit
 
 
 def readable(text: str) -> str:

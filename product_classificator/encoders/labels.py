@@ -7,7 +7,7 @@ are no texts of a shop: even where texts are cleaned, they are read as they are.
 
 from collections.abc import Sequence
 
-from product_classificator.encoders.base import Encoder
+from product_classificator.encoders.base import Encoder, unit_rows
 from product_classificator.errors import DataError, culprits
 from product_classificator.types import Floats
 
@@ -28,7 +28,6 @@ def embed_labels(encoder: Encoder, labels: Sequence[str], templates: Sequence[st
     Raises:
         DataError: there is no label, or one without a name; there is no template, or one has no `{}`.
     """
-    from product_classificator.encoders.clip import unit_rows  # late, like all that needs torch
     from product_classificator.encoders.combined import CleaningEncoder
 
     unnamed = [repr(label) for label in labels if not (isinstance(label, str) and label.strip())]

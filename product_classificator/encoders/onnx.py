@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from product_classificator.encoders.base import cores
-from product_classificator.encoders.clip import ClipEncoder, unit_rows
+from product_classificator.encoders.base import cores, unit_rows
+from product_classificator.encoders.clip import ClipEncoder
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.encoders.towers import Compute, TorchTowers, torch_towers_of
 from product_classificator.errors import ArtifactError, MissingExtraError

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel
 
-from product_classificator.encoders.base import cores
-from product_classificator.encoders.clip import unit_rows
+from product_classificator.encoders.base import cores, unit_rows
 from product_classificator.encoders.hub import (
     REPORTED,
     fetch_model,

@@ -40,7 +40,7 @@ from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Decisions, Embeddings, Floats, Predictions
 
-FORMAT = 1
+FORMAT = 2  # 1: its words have no beginnings, and it is read as it is
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 _NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "bag.idf"
