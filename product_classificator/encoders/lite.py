@@ -2,8 +2,9 @@
 
 Both come as pip packages with their pretrained weights, so nothing is downloaded at run time. Photos are padded to a
 white square (nothing is cropped off, shop photos are white) and resized to 224 px; the image vector is the last
-feature map averaged over positions. Texts of 16 languages, Russian among them, share one space. About 20 photos or
-1,000 titles a second and core; long descriptions cost more, so only their first `_MAX_CHARS` characters are read.
+feature map averaged over positions, and histograms of the colours, which that map blurs. Texts of 16 languages,
+Russian among them, share one space. About 20 photos or 1,000 titles a second and core; long descriptions cost more, so
+only their first `_MAX_CHARS` characters are read.
 
 Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other, and
 lose several times their speed as soon as anything else runs on the machine.
@@ -28,15 +29,17 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from product_classificator.encoders.base import cores
+from product_classificator.encoders.colours import COLOURS_DIM, colours_of
 from product_classificator.errors import DataError
 from product_classificator.text import clean
 from product_classificator.types import Floats
 
 T = TypeVar("T")
 
-_PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map; clean text, 2000 characters"
+_PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map, colours; clean text, 2000 chars"
 _SIZE_PX = 224
 _MAX_CHARS = 2000
+_WEIGHT_OF_COLOURS = 0.5  # among neighbours the kind of a product counts twice as much as its colours
 _IMAGE_BATCH = 8
 _TEXT_BATCH = 32
 
@@ -45,7 +48,7 @@ class LiteEncoder:
     """The encoder `lite`; see `Encoder`."""
 
     name = "lite"
-    image_dim = 1280
+    image_dim = 1280 + COLOURS_DIM
     text_dim = 512
     shares_space = False
 
@@ -86,15 +89,16 @@ class LiteEncoder:
         return square
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Returns (n, 1280) float32 vectors of unit length."""
+        """Returns (n, 1408) float32 vectors of unit length: what the network sees, then colours."""
         network = self._network
 
         def encode(batch: Sequence[Image.Image]) -> Floats:
-            pixels = torch.from_numpy(np.stack([np.asarray(self.prepare_image(image)) for image in batch]))
+            prepared = [self.prepare_image(image) for image in batch]
+            pixels = torch.from_numpy(np.stack([np.asarray(image) for image in prepared]))
             with torch.inference_mode():
                 features = network.extract_features((pixels.permute(0, 3, 1, 2).float() - 127) / 128).mean((2, 3))
-            pooled: Floats = features.numpy()
-            return pooled
+            colours = np.stack([colours_of(image) for image in prepared])
+            return np.concatenate([_unit(features.numpy()), _WEIGHT_OF_COLOURS * colours], 1)
 
         with _one_torch_thread():
             return self._in_batches(encode, images, _IMAGE_BATCH, self.image_dim)
@@ -115,9 +119,13 @@ class LiteEncoder:
         batches = [items[start : start + size] for start in range(0, len(items), size)]
         with ThreadPoolExecutor(self._threads, thread_name_prefix="lite") as pool:
             vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-        return unit
+        return _unit(vectors)
+
+
+def _unit(vectors: Floats) -> Floats:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    return unit
 
 
 @contextmanager

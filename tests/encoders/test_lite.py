@@ -19,14 +19,14 @@ def photos(n, size=(60, 90)):
 
 def test_lite_keeps_the_promises_of_an_encoder(lite):
     assert isinstance(lite, Encoder)
-    for vectors, dim in ((lite.encode_images(photos(3)), 1280), (lite.encode_texts(["чашка", "", "hat"]), 512)):
+    for vectors, dim in ((lite.encode_images(photos(3)), 1408), (lite.encode_texts(["чашка", "", "hat"]), 512)):
         assert vectors.shape == (3, dim)
         assert vectors.dtype == np.float32
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_nothing_gives_no_rows(lite):
-    assert lite.encode_images([]).shape == (0, 1280)
+    assert lite.encode_images([]).shape == (0, 1408)
     assert lite.encode_texts([]).shape == (0, 512)
 
 
