@@ -26,7 +26,7 @@ from product_classificator.heads.network import Batch, Network, NetworkShape, ma
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Embeddings, Floats, Predictions
 
-FORMAT = 1
+FORMAT = 2  # 1: its words have no beginnings, and it is read as it is
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 _NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "bag.idf"

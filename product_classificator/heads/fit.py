@@ -22,6 +22,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from product_classificator.errors import DataError
 from product_classificator.heads.bundle import HeadBundle, logits_of
@@ -34,7 +35,7 @@ from product_classificator.types import PARTS, Embeddings, Floats, Rows, Split, 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = HeadSettings()
-_STANDARDISED_ON = 50_000
+_MEASURED_ON = 50_000
 _MIN_STEPS_PER_EPOCH = 50
 
 
@@ -196,6 +197,11 @@ class _Material:
     characteristics: tuple[str, ...]
     names: Floats
 
+    @property
+    def sample(self) -> Rows:
+        """Training products enough to know means and scales."""
+        return self.train[:: -(-len(self.train) // _MEASURED_ON)]
+
 
 def _fit_network(
     shape: NetworkShape, material: _Material, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
@@ -208,11 +214,12 @@ def _fit_network(
     _start_from_names(network, material)
     priors = _log_priors(material, shape, settings.prior_strength)
     optimizers = _optimizers(network, settings)
+    schedules = _schedules(optimizers, settings, -(-len(material.train) // batch_size))
     history: list[EpochFacts] = []
     best, best_weights = -1, deepcopy(network.state_dict())
     for epoch in range(1, settings.max_epochs + 1):
         started = time.perf_counter()
-        loss = _run_epoch(network, material, priors, optimizers, settings)
+        loss = _run_epoch(network, material, priors, optimizers, schedules, settings)
         scores = _valid_macro_f1(network, material)
         mean = float(np.mean(list(scores.values())))
         history.append(EpochFacts(epoch, loss, scores, mean, time.perf_counter() - started))
@@ -221,9 +228,6 @@ def _fit_network(
             best, best_weights = epoch - 1, deepcopy(network.state_dict())
         if epoch - 1 - best >= settings.patience:
             break
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            if settings.recipe == "joint":
-                group["lr"] = group["initial_lr"] * (1 - epoch / settings.max_epochs)
     network.load_state_dict(best_weights)
     return network.eval(), history, best + 1
 
@@ -232,8 +236,7 @@ def _standardise(network: Network, material: _Material) -> None:
     if not isinstance(network, JointNetwork):
         return
     means, scales = [], []
-    step = -(-len(material.train) // _STANDARDISED_ON)
-    sample = material.embeddings.take(material.train[::step])
+    sample = material.embeddings.take(material.sample)
     for part, has, used in (
         (sample.image, sample.has_image, network.shape.image_dim),
         (sample.text, sample.has_text, network.shape.text_dim),
@@ -249,6 +252,10 @@ def _standardise(network: Network, material: _Material) -> None:
 def _start_from_names(network: Network, material: _Material) -> None:
     if isinstance(network, JointNetwork) and network.start is not None:
         network.start.compare(torch.from_numpy(material.names), SCALE)
+        # A name that is near to all products tells nothing: without this a bias would have to unlearn it first.
+        batch = Batch.of(material.embeddings, material.words, material.sample, network.shape)
+        with torch.no_grad():
+            network.labels.bias.sub_(network.start(batch).mean(0))
 
 
 def _log_priors(material: _Material, shape: NetworkShape, strength: float) -> Tensor:
@@ -271,9 +278,16 @@ def _optimizers(network: Network, settings: HeadSettings) -> list[torch.optim.Op
     if words and words[0].numel():
         # Adam would give the rarest words the largest steps, which learns them by heart (colour: .34, not .43).
         optimizers.append(torch.optim.SGD(words, lr=settings.words_learning_rate * settings.batch_size))
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _schedules(
+    optimizers: Sequence[torch.optim.Optimizer], settings: HeadSettings, steps_per_epoch: int
+) -> list[LRScheduler]:
+    """Returns what lowers the learning rates of the joint recipe to nothing; the published recipe keeps its own."""
+    if settings.recipe != "joint":
+        return []
+    return [LinearLR(each, 1, 0, total_iters=steps_per_epoch * settings.max_epochs) for each in optimizers]
 
 
 def _run_epoch(
@@ -281,6 +295,7 @@ def _run_epoch(
     material: _Material,
     priors: Tensor,
     optimizers: Sequence[torch.optim.Optimizer],
+    schedules: Sequence[LRScheduler],
     settings: HeadSettings,
 ) -> float:
     network.train()
@@ -294,6 +309,8 @@ def _run_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         losses.append(loss.item())
     return float(np.mean(losses))
 

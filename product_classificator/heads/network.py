@@ -10,9 +10,11 @@ with the names of the labels, and the joint network may start from it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from product_classificator.heads.words import WordRows
@@ -108,6 +110,38 @@ class NameScores(nn.Module):
         return scores
 
 
+class WordScores(nn.Module):
+    """A linear model of the words: (n, words) sparse rows into (n, labels) logits, with a sparse gradient."""
+
+    def __init__(self, n_words: int, n_labels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_words, n_labels))
+
+    def forward(self, words: WordRows) -> Tensor:
+        """Returns (n, labels) logits."""
+        logits: Tensor = _SparseProduct.apply(self.weight, words)  # type: ignore[no-untyped-call]
+        return logits
+
+
+class _SparseProduct(torch.autograd.Function):
+    """SciPy's product of sparse rows and dense weights: a step takes 8 ms where `EmbeddingBag` takes 12 (137 labels)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, words: WordRows) -> Tensor:
+        ctx.words, ctx.shape = words, weight.shape
+        return torch.from_numpy(words @ weight.detach().numpy())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        by_word = ctx.words.T.tocsr()
+        seen = np.flatnonzero(np.diff(by_word.indptr))
+        starts = np.append(by_word.indptr[seen], by_word.nnz)
+        of_seen = csr_matrix((by_word.data, by_word.indices, starts), shape=(len(seen), by_word.shape[1]))
+        rows = torch.from_numpy(of_seen @ gradients[0].contiguous().numpy())
+        columns = torch.from_numpy(seen)[None]
+        return torch.sparse_coo_tensor(columns, rows, ctx.shape, check_invariants=False, is_coalesced=True), None
+
+
 class JointNetwork(nn.Module):
     """One hidden layer over both parts for all characteristics, plus a linear model of the words.
 
@@ -126,8 +160,7 @@ class JointNetwork(nn.Module):
             nn.Dropout(shape.dropout / 2), nn.Linear(width, shape.hidden), nn.ReLU(), nn.Dropout(shape.dropout)
         )
         self.labels = nn.Linear(shape.hidden, sum(shape.n_labels))
-        self.words = nn.EmbeddingBag(shape.n_words, sum(shape.n_labels), mode="sum", sparse=True)
-        nn.init.zeros_(self.words.weight)
+        self.words = WordScores(shape.n_words, sum(shape.n_labels))
         self.start = NameScores(shape) if shape.name_dim else None
 
     def standardise(self, mean: Tensor, scale: Tensor) -> None:
@@ -136,24 +169,28 @@ class JointNetwork(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns (n, all labels) logits."""
+        has = [
+            batch.has_image.expand(-1, self.shape.image_dim),
+            batch.has_text.expand(-1, self.shape.text_dim),
+        ]
         parts = (torch.cat([batch.image, batch.text], 1) - self.mean) / self.scale
-        image, text = torch.split(parts, [self.shape.image_dim, self.shape.text_dim], 1)
-        seen = torch.cat(
-            [
-                torch.where(batch.has_image, image, self.missing_image),
-                torch.where(batch.has_text, text, self.missing_text),
-            ],
-            1,
-        )
-        logits: Tensor = self.labels(self.trunk(seen))
+        logits: Tensor = self.labels(self._hidden(torch.where(torch.cat(has, 1), parts, 0), batch))
         if self.start is not None:
             logits = logits + self.start(batch)
-        return logits + self._of_words(batch.words) * batch.has_text if self.shape.n_words else logits
+        return logits + self.words(batch.words) * batch.has_text if self.shape.n_words else logits
 
-    def _of_words(self, words: WordRows) -> Tensor:
-        columns, starts = torch.from_numpy(words.indices), torch.from_numpy(words.indptr[:-1])
-        logits: Tensor = self.words(columns, starts, per_sample_weights=torch.from_numpy(words.data))
-        return logits
+    def _hidden(self, seen: Tensor, batch: Batch) -> Tensor:
+        """Returns (n, hidden) units.
+
+        What stands for a missing part is multiplied by the weights once, not once a product: the gradient of the
+        whole input would cost a third of a step.
+        """
+        dropped, linear, relu, dropped_again = self.trunk
+        weights = self.trunk.get_parameter("1.weight")
+        of_image, of_text = torch.split(weights, [self.shape.image_dim, self.shape.text_dim], 1)
+        instead = ~batch.has_image * (of_image @ self.missing_image) + ~batch.has_text * (of_text @ self.missing_text)
+        hidden: Tensor = dropped_again(relu(linear(dropped(seen)) + instead))
+        return hidden
 
 
 class PublishedNetwork(nn.Module):

@@ -50,7 +50,7 @@ class HeadSettings:
 
     recipe: Recipe = "joint"
     min_products_per_label: int = 10
-    max_epochs: int = 15
+    max_epochs: int = 10
     patience: int = 10
     batch_size: int = 256
     learning_rate: float = 1e-3

@@ -1,12 +1,15 @@
 """Turns texts into sparse rows of weighted words: what the words branch of the heads reads.
 
-A row is the tf-idf of the words and neighbouring word pairs of a text (1 + log of the count, times the rarity of the
-word among the training texts), of unit length. Words seen in fewer than two training texts cannot tell products apart
-and are dropped; so are the rarest beyond a limit, which bounds the memory of the heads.
+A row is the tf-idf of the words, neighbouring word pairs and beginnings of words of a text (1 + log of the count,
+times the rarity of the word among the training texts), of unit length. Beginnings join the forms of one word, of which
+Russian has many, and reach forms that training has not seen; all character n-grams told little more and cost 2.4 times
+as much (60,000 titles). Words seen in fewer than two training texts cannot tell products apart and are dropped; so are
+the rarest beyond a limit, which bounds the memory of the heads.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import lru_cache
+from itertools import chain, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -21,14 +24,25 @@ WordRows: TypeAlias = csr_matrix
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
 
 
-def grams_of(text: str) -> list[str]:
-    """Returns the words of a text, then its pairs of neighbours.
+_BEGINNINGS = range(3, 7)
 
-    >>> grams_of("Кружка, 0.3 л")
-    ['кружка', '0.3', 'л', 'кружка 0.3', '0.3 л']
+
+def grams_of(text: str) -> list[str]:
+    """Returns the words of a text, its pairs of neighbours, and the beginnings of its words, 3 to 6 letters long.
+
+    >>> grams_of("Чашка, 0.3 л")
+    ['чашка', '0.3', 'л', 'чашка 0.3', '0.3 л', 'чаш*', 'чашк*']
     """
     words = words_of(text)
-    return [*words, *(f"{left} {right}" for left, right in pairwise(words))]
+    pairs = (f"{left} {right}" for left, right in pairwise(words))
+    return [*words, *pairs, *chain.from_iterable(map(_beginnings_of, words))]
+
+
+@lru_cache(maxsize=2**17)
+def _beginnings_of(word: str) -> tuple[str, ...]:
+    if not word.isalpha():
+        return ()
+    return tuple(f"{word[:length]}*" for length in _BEGINNINGS if length < len(word))
 
 
 class WordBag:

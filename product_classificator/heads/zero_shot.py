@@ -90,19 +90,23 @@ def names_to_start_from(
 ) -> Floats:
     """Embeds the labels of those characteristics that have a label of under 10 training products.
 
+    A name weighs as much as 10 products: the more products a label has, the less is said by its name.
+
     Args:
         labels: characteristic -> its labels.
         codes: of the training products.
         label_vectors: the encoder's; `None`: there are none.
 
     Returns:
-        (all labels, text_dim) float32, zeros for the other characteristics; of width 0 if there are only others.
+        (all labels, text_dim) float32, unit rows times 10 / (10 + products); zeros for the other characteristics; of
+        width 0 if there are only others.
     """
     found: dict[str, Floats] = {}
     for (name, names), column in zip(labels.items(), codes.T, strict=True):
         counts = np.bincount(column[column >= 0], minlength=len(names))
         if label_vectors is not None and counts.min() < _FEW_PRODUCTS:
-            found[name] = label_vectors(names)
+            weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
+            found[name] = label_vectors(names) * weights[:, None]
     width = next((vectors.shape[1] for vectors in found.values()), 0)
     rows = [found.get(name, np.zeros((len(names), width), dtype=np.float32)) for name, names in labels.items()]
     return np.concatenate(rows)

@@ -132,8 +132,8 @@ def test_a_missing_file_is_refused(saved: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    change_manifest(saved, format=2)
-    with pytest.raises(ArtifactError, match=r"has format 2, this version reads up to 1: upgrade"):
+    change_manifest(saved, format=3)
+    with pytest.raises(ArtifactError, match=r"has format 3, this version reads up to 2: upgrade"):
         HeadBundle.load(saved)
 
 
@@ -144,10 +144,11 @@ def test_a_manifest_of_another_form_is_refused(saved: Path, change: dict[str, ob
         HeadBundle.load(saved)
 
 
-def test_a_bundle_that_was_written_before_there_were_names_and_projections_is_read(
+def test_a_bundle_of_format_1_that_was_written_before_there_were_names_and_projections_is_read(
     saved: Path, fitted: FittedHeads
 ) -> None:
     manifest = json.loads((saved / "manifest.json").read_text("utf-8"))
+    manifest["format"] = 1
     del manifest["encoder_name"]
     for field in ("projected", "name_dim", "shares_space"):
         del manifest["network"][field]

@@ -15,6 +15,16 @@ def test_words_of_one_training_text_are_dropped() -> None:
     assert WordBag.fit(["red mug", "red hat"]).words == ("red",)
 
 
+def test_forms_of_a_word_share_their_beginnings() -> None:
+    bag = WordBag.fit(["кружка синяя", "кружки красные"])
+    assert bag.words == ("кру*", "круж*", "кружк*")
+    assert bag.rows(["кружкой"]).nnz == 3
+
+
+def test_numbers_have_no_beginnings() -> None:
+    assert WordBag.fit(["123456", "123456"]).words == ("123456",)
+
+
 def test_the_limit_keeps_the_words_of_most_texts() -> None:
     assert WordBag.fit(["a b", "a c", "b c", "a"], min_texts=1, max_words=1).words == ("a",)
 
