@@ -141,8 +141,10 @@ def fit_heads(
         "history": [asdict(epoch) for epoch in history],
         "left_out": left_out,
     }
+    if hierarchy is None:
+        hierarchy = learn_hierarchy(codes[train], labels) if settings.recipe == "joint" else ()
     bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, _temperatures(network, material), facts)
-    bundle = replace(bundle, hierarchy=_hierarchy(hierarchy, material, labels, settings))
+    bundle = replace(bundle, hierarchy=known_to(hierarchy, labels))
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
 
@@ -200,14 +202,6 @@ class _Material:
     valid: Rows
     characteristics: tuple[str, ...]
     names: Floats
-
-
-def _hierarchy(
-    given: Hierarchy | None, material: _Material, labels: Mapping[str, Sequence[str]], settings: HeadSettings
-) -> Hierarchy:
-    if given is not None:
-        return known_to(given, labels)
-    return learn_hierarchy(material.codes[material.train], labels) if settings.recipe == "joint" else ()
 
 
 def _fit_network(
