@@ -1,11 +1,11 @@
 """Keeps predictions free of contradictions where one characteristic refines another, as sub_category refines category.
 
 Which refines which is learned from the training products, or given. Labels of real catalogs are partly wrong, so nobody
-is asked for purity. A characteristic is a parent if knowing the child spares four in five errors of who always guesses the
-commonest parent label (Goodman and Kruskal's lambda, 1954), and if labels of the child have on average nine in ten of their
-products under one parent label. For sub_category -> category both are 1.00 on 8,889 fashion goods, .92 and .93 on a
-synthetic marketplace where one label in thirty is wrong. Rightly refused are sub_category -> usage (.55 and .91) and
-age_restrictions -> sex (.97 and .85, for children's goods bear both Boys and Men).
+is asked for purity. A characteristic is a parent if knowing the child spares four in five errors of always guessing the
+commonest parent label (the lambda of Goodman and Kruskal, 1954), and if a label of the child has, on average, nine in
+ten of its products under one parent label. For sub_category -> category both are 1.00 on 8,889 fashion goods, and .92
+and .93 on a synthetic marketplace where one label in thirty is wrong. Refused are sub_category -> usage (.55 and .91)
+and age_restrictions -> sex (.97 and .85: what is for boys bears Boys or Men).
 
 The heads of parent and child judge a product independently. Where their best labels contradict each other, the pair
 that is the likeliest under both is told (max-product on the forest of characteristics; Pearl 1988, "Probabilistic
@@ -113,7 +113,7 @@ def _parents(counts: Rows) -> Rows | None:
     most, products = counts.max(1), counts.sum(1)
     is_clear = 2 * most > products + 1
     spared = 1 - (n - most[is_clear].sum()) / (n - borne.max())
-    shares = np.where(is_clear, most, 0)[products > 0] / products[products > 0]
+    shares = most[products > 0] / products[products > 0]
     if spared < _LEAST_SPARED_ERRORS or shares.mean() < _LEAST_SHARE:
         return None
     return np.where(is_clear, counts.argmax(1), -1)
