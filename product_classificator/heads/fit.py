@@ -146,10 +146,12 @@ def fit_heads(
         "history": [asdict(epoch) for epoch in history],
         "left_out": left_out,
     }
+    if hierarchy is None:
+        hierarchy = learn_hierarchy(codes[train], labels) if settings.recipe == "joint" else ()
     known = torch.from_numpy(codes[valid])
     temperatures, exponents = fit_temperatures(_valid_logits(network, material), known, shape.spans)
     bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, temperatures, facts, exponents=exponents)
-    bundle = replace(bundle, hierarchy=_hierarchy(hierarchy, material, labels, settings))
+    bundle = replace(bundle, hierarchy=known_to(hierarchy, labels))
     bundle = _with_review(bundle, embeddings, texts, truth, part, settings.seed)
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
@@ -213,14 +215,6 @@ class _Material:
     def sample(self) -> Rows:
         """Training products enough to know means and scales."""
         return self.train[:: -(-len(self.train) // _MEASURED_ON)]
-
-
-def _hierarchy(
-    given: Hierarchy | None, material: _Material, labels: Mapping[str, Sequence[str]], settings: HeadSettings
-) -> Hierarchy:
-    if given is not None:
-        return known_to(given, labels)
-    return learn_hierarchy(material.codes[material.train], labels) if settings.recipe == "joint" else ()
 
 
 def _fit_network(

@@ -1,13 +1,16 @@
 """Keeps predictions free of contradictions where one characteristic refines another, as sub_category refines category.
 
 Which refines which is learned from the training products, or given. Labels of real catalogs are partly wrong, so nobody
-is asked for purity: a characteristic is a parent if its labels can be told from those of the child alone with a
-macro-F1 of .9. On 8,889 fashion goods it is .999 for sub_category -> category, and on a synthetic marketplace where
-one label in thirty is wrong .93; age_restrictions -> sex, where a third of the labels stand under two, has .74.
+is asked for purity. A characteristic is a parent if knowing the child spares four in five errors of always guessing the
+commonest parent label (the lambda of Goodman and Kruskal, 1954), and if a label of the child has, on average, nine in
+ten of its products under one parent label. For sub_category -> category both are 1.00 on 8,889 fashion goods, and .92
+and .93 on a synthetic marketplace where one label in thirty is wrong. Refused are sub_category -> usage (.55 and .91)
+and age_restrictions -> sex (.97 and .85: what is for boys bears Boys or Men).
 
 The heads of parent and child judge a product independently. Where their best labels contradict each other, the pair
 that is the likeliest under both is told (max-product on the forest of characteristics; Pearl 1988, "Probabilistic
-reasoning in intelligent systems"); elsewhere nothing is changed.
+reasoning in intelligent systems"); elsewhere nothing is changed. The child counts for 0.7 of the parent: chosen on
+validation products, where 0.5 to 1 differ little.
 """
 
 from collections import defaultdict
@@ -17,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
-from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError, culprits
 from product_classificator.types import Floats, Rows
 
-_LEAST_MACRO_F1 = 0.9
+_LEAST_SPARED_ERRORS = 0.8
+_LEAST_SHARE = 0.9
 _LARGEST_SHARE = 0.95
 _CHILD_WEIGHT = 0.7
 _LEAST_PROBABILITY = 1e-12
@@ -107,17 +110,13 @@ def _parents(counts: Rows) -> Rows | None:
     if not n or borne.max() > _LARGEST_SHARE * n:
         return None
     # The parent of a label is one that more than half of its other products bear, whichever product is left out.
-    numbers = np.where(2 * counts.max(1) > counts.sum(1) + 1, counts.argmax(1), -1)
-    child, parent = counts.nonzero()
-    told = f1_score(
-        parent,
-        numbers[child],
-        sample_weight=counts[child, parent],
-        labels=np.flatnonzero(borne),
-        average="macro",
-        zero_division=0,
-    )
-    return numbers if told >= _LEAST_MACRO_F1 else None
+    most, products = counts.max(1), counts.sum(1)
+    is_clear = 2 * most > products + 1
+    spared = 1 - (n - most[is_clear].sum()) / (n - borne.max())
+    shares = most[products > 0] / products[products > 0]
+    if spared < _LEAST_SPARED_ERRORS or shares.mean() < _LEAST_SHARE:
+        return None
+    return np.where(is_clear, counts.argmax(1), -1)
 
 
 def known_to(hierarchy: Hierarchy, labels: Mapping[str, Sequence[str]]) -> Hierarchy:

@@ -124,7 +124,7 @@ class WordScores(nn.Module):
 
 
 class _SparseProduct(torch.autograd.Function):
-    """SciPy's product of sparse rows and dense weights: a step takes 8 ms where `EmbeddingBag` takes 12 (137 labels)."""
+    """SciPy's product of sparse rows and dense weights: a step takes 8 ms, 12 with `EmbeddingBag` (137 labels)."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, words: WordRows) -> Tensor:

@@ -67,7 +67,7 @@ def test_of_several_parents_the_finest_is_one_so_that_levels_make_a_chain() -> N
 
 def test_a_label_without_a_clear_parent_goes_with_every_one() -> None:
     codes = drawn()
-    rare = np.array([[4, 0, 0], [4, 1, 0]])
+    rare = np.array([[4, 0, 0], [4, 0, 0], [4, 1, 0]])
     found = learn_hierarchy(np.concatenate([codes, rare]), {**LABELS, "sub": (*LABELS["sub"], "set")})
     assert found == (SUB_TOP,)
     assert found[0].numbers({**LABELS, "sub": (*LABELS["sub"], "set")}).tolist() == [0, 0, 1, 1, -1]
