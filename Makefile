@@ -26,6 +26,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/cleaning.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/review.py
 
 # The tokenizer of the published system, to compare ours with; its build needs what is installed here first.
 youtokentome: $(INSTALLED)

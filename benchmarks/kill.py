@@ -72,7 +72,7 @@ def main() -> None:
         encoders = [
             json.loads((folder / run / "run.json").read_text())["encoder"] for run in ("undisturbed", "disturbed")
         ]
-        left = [path.name for path in (folder / "disturbed").rglob(".*") if path.name.endswith(".tmp")]
+        left = [path.name for path in (folder / "disturbed").rglob(".*.tmp")]
     is_equal = curves[0] == curves[1] and encoders[0] == encoders[1]
     print(f"{killed} kills in {calls} calls; equal curve and encoder: {is_equal}; temporary files left: {len(left)}")
     save(

@@ -1,9 +1,11 @@
 """Writes files and folders so that a killed process leaves the old one or the new one, never a half."""
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,6 +34,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files and folders that killed processes have left in a folder, an hour ago or before."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another process cleans up, too
+            if path.stat().st_mtime > time.time() - 3600:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes bytes as `replacing` does."""
     with replacing(path) as temporary:
@@ -47,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Gives an empty folder to write to; it takes the place of `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         new.mkdir()
         yield new

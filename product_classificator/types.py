@@ -153,6 +153,27 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """Which predictions stand as they are, and which a person should review.
+
+    Attributes:
+        min_precision: share of the values that stand which is promised to be right, 0..1.
+        is_auto: characteristic -> (n,) whether its value stands.
+        is_strange: (n,) whether a product is unlike anything in training; none of its values stands then.
+    """
+
+    min_precision: float
+    is_auto: Mapping[str, Bools]
+    is_strange: Bools
+
+    def __getitem__(self, characteristic: str) -> Strings:
+        """Returns (n,) "auto" or "review"."""
+        if characteristic not in self.is_auto:
+            raise DataError(f"no characteristic {characteristic!r}: {nearest(characteristic, self.is_auto)}")
+        return np.where(self.is_auto[characteristic], "auto", "review").astype(object)
+
+
+@dataclass(frozen=True)
 class Predictions:
     """What the heads think of products.
 
@@ -162,16 +183,20 @@ class Predictions:
         probabilities: characteristic -> (n, k) float32, rows sum to 1; rows of NaN where `is_known` is false.
         is_known: (n,) false for a product with neither photo nor text: nothing is said about it.
         explainer: gives characteristic -> explanation of the product of a row; `None` if nobody can tell.
+        decisions: which values stand without a person; `None` where nobody asked (`HeadBundle.decide`).
     """
 
     ids: Strings
     labels: Mapping[str, Sequence[str]]
     probabilities: Mapping[str, Floats]
     is_known: Bools
+    decisions: Decisions | None = None
     explainer: Callable[[int], Mapping[str, Explanation]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_rows(len(self.ids), is_known=self.is_known, **dict(self.probabilities))
+        if self.decisions:
+            _check_rows(len(self.ids), is_strange=self.decisions.is_strange, **dict(self.decisions.is_auto))
         for name, matrix in self.probabilities.items():
             if matrix.shape[1] != len(self.labels[name]):
                 raise DataError(f"{name} has {len(self.labels[name])} labels but {matrix.shape[1]} probability columns")
@@ -190,6 +215,11 @@ class Predictions:
         best: Strings = strings(self.labels[characteristic])[columns]
         best[~self.is_known] = None
         return best
+
+    def confidence(self, characteristic: str) -> Floats:
+        """Returns the (n,) float32 probabilities of the most probable labels, 0 where nothing is known."""
+        confidence: Floats = self._filled(characteristic).max(1)
+        return confidence
 
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each product its `k` most probable labels with their probabilities, best first."""

@@ -83,6 +83,15 @@ def test_predictions_hold_probabilities_and_the_best_few(classificator):
     assert abs(predictions.probabilities["colour"].sum() - 1) < 1e-5
 
 
+def test_with_a_promise_values_are_kept_or_for_review(classificator):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    texts, photos = ["A nice cup number 3 for you", "A nice cup", "fjdk jfk lsdj"], [jpeg("red"), noise, jpeg("red")]
+    predictions = classificator.predict(texts, photos, min_precision=0.8)
+    assert predictions.decisions["kind"].tolist() == ["auto", "review", "review"]
+    assert predictions.decisions.is_strange.tolist() == [False, True, True]
+    assert classificator.predict(texts, photos).decisions is None
+
+
 def test_it_says_what_it_is(classificator):
     assert repr(classificator).startswith("Classificator(model_name='tiny', heads_ver='', heads=['kind', 'colour']")
 

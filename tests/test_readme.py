@@ -37,6 +37,12 @@ def test_the_tables_are_those_of_the_benchmarks(name):
     assert shown.strip().splitlines() == results["table"]
 
 
+def test_the_table_of_doubt_is_that_of_its_benchmark():
+    results = json.loads((ROOT / "benchmarks/results/review.json").read_text(encoding="utf-8"))
+    shown = README.split("<!-- review -->\n")[1].split("<!-- end -->")[0]
+    assert shown.strip().splitlines() == results["fashion"]["table"]
+
+
 def test_every_file_that_documents_link_to_is_there():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):

@@ -18,6 +18,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, evaluate
+from product_classificator.heads import MIN_PRECISION
 from product_classificator.runs import Run
 
 
@@ -44,6 +45,7 @@ def evaluate_run(
     *,
     classificator: Classificator | None = None,
     store: str | Path | None = None,
+    min_precision: float | None = None,
     on_chunk: Callable[[EmbeddedChunk], None] | None = None,
 ) -> Heldout:
     """Scores a run on the products of a catalog that it has not learned from.
@@ -53,10 +55,12 @@ def evaluate_run(
         catalog: products with the characteristics of the run, or some of them.
         classificator: `None`: loaded from the run.
         store: folder of embeddings to use and fill; `None`: the run's.
+        min_precision: promised for values that are decided without a person; `None`: 0.95, if the heads can promise.
         on_chunk: called after each chunk of embedded products.
 
     Raises:
         DataError: every product of the catalog was seen in training or set aside, or no characteristic is the run's.
+        ArtifactError: `min_precision` is given, and the heads can promise nothing.
     """
     classificator = classificator or Classificator.from_run(run.folder)
     names = [name for name in catalog.columns.characteristics if name in classificator.labels]
@@ -77,7 +81,10 @@ def evaluate_run(
         raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")
     if not len(rows):
         raise DataError("an honest score needs unseen products: the run has learned from every product of the table")
-    predictions = classificator.bundle.predict(embeddings.take(rows), texts.take(rows), names)
+    bundle, products, words = classificator.bundle, embeddings.take(rows), texts.take(rows)
+    predictions = bundle.predict(products, words, names)
+    if bundle.can_decide or min_precision is not None:
+        predictions = bundle.decide(predictions, products, words, min_precision or MIN_PRECISION)
     truth = catalog.truth()
     evaluation = evaluate(predictions, {name: truth[name][rows] for name in names})
     return Heldout(evaluation, len(rows), int((usable & seen).sum()), int((~usable).sum()))

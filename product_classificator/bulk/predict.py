@@ -9,8 +9,8 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -32,6 +32,7 @@ from product_classificator.types import Predictions, Strings
 logger = logging.getLogger(__name__)
 
 FORMATS = (".parquet", ".csv", ".jsonl")
+_DECISION = "_decision"
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class BulkSummary:
         rows: rows in the file.
         resumed: how many of them an interrupted call had left.
         flaws: status -> number of rows, for every status but "ok", most frequent first.
+        auto: characteristic -> rows whose value needs no review; empty where nobody asked.
     """
 
     rows: int
     resumed: int
     flaws: Mapping[str, int]
+    auto: Mapping[str, int] = field(default_factory=dict)
 
 
 def predict_to_file(
@@ -55,25 +58,30 @@ def predict_to_file(
     out: str | Path,
     *,
     top_k: int = 1,
+    min_precision: float | None = None,
     store: EmbeddingStore | None = None,
     on_chunk: Callable[[EmbeddedChunk], None] | None = None,
 ) -> BulkSummary:
     """Writes the predictions of a catalog to a parquet, CSV or JSON lines file.
 
     Columns: the id; for each characteristic `<name>` and `<name>_probability`, with `top_k` above 1 also `<name>_2`,
-    `<name>_2_probability`, ...; `status`: "ok", or what is wrong with the row. A product with neither photo nor text
-    has nulls and a status that begins with "set_aside:".
+    `<name>_2_probability`, ...; with `min_precision` also `<name>_decision`, "auto" or "review"; `status`: "ok", or
+    what is wrong with the row. A product with neither photo nor text has nulls and a status that begins with
+    "set_aside:"; it is for review.
 
     Args:
         classificator: what predicts.
         catalog: the products.
         out: the file; its ending says the format. An existing file is replaced when the new one is whole.
         top_k: how many labels of each characteristic, 1 or more.
+        min_precision: share of the values called "auto" that shall be right, above 0 and below 1.
         store: embeddings to use and fill.
         on_chunk: called after each chunk.
 
     Raises:
-        DataError: the ending is unknown, `top_k` is below 1, or the folder of `out` is not there.
+        DataError: the ending is unknown, `top_k` is below 1, `min_precision` no share, or the folder of `out` is not
+            there.
+        ArtifactError: `min_precision` is given, and the heads can promise nothing.
     """
     out = Path(out)
     if out.suffix.lower() not in FORMATS:
@@ -85,12 +93,17 @@ def predict_to_file(
     sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images else [])]
     if out.resolve() in [source.resolve() for source in sources]:
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
-    _check_names(classificator, catalog.columns.id, top_k)
+    if min_precision is not None:
+        classificator.bundle.check_promise(min_precision)
+    options = {"top_k": top_k, "min_precision": min_precision}
+    _check_names(classificator, catalog.columns.id, top_k, decides=min_precision is not None)
     parts = out.with_name(out.name + ".parts")
-    resumed = _resume(parts, _state(classificator, catalog, top_k))
+    resumed = _resume(parts, _state(classificator, catalog, options))
     row = resumed
     for chunk in embed_chunks(catalog, classificator.encoder, store, first_row=resumed):
         predictions = classificator.bundle.predict(chunk.embeddings, chunk.texts)
+        if min_precision is not None:
+            predictions = classificator.bundle.decide(predictions, chunk.embeddings, chunk.texts, min_precision)
         table = _table(predictions, chunk.status, catalog.columns.id, top_k)
         with replacing(parts / f"{row:012d}-{row + table.num_rows:012d}.parquet") as temporary:
             pq.write_table(table, temporary)
@@ -99,13 +112,14 @@ def predict_to_file(
             on_chunk(chunk)
     if not row:
         raise DataError(f"there is nothing to predict: {catalog.table.name} has no rows")
-    flaws = _join(parts, out)
+    status, auto = _join(parts, out, () if min_precision is None else tuple(classificator.labels))
     (parts / "state.json").unlink()  # without it, what a kill leaves of the folder is not taken for unfinished work
     shutil.rmtree(parts)
-    return BulkSummary(row, resumed, flaws)
+    flaws = {name: n for name, n in status.most_common() if name != "ok"}
+    return BulkSummary(row, resumed, flaws, dict(auto))
 
 
-def _state(classificator: Classificator, catalog: Catalog, top_k: int) -> str:
+def _state(classificator: Classificator, catalog: Catalog, options: Mapping[str, object]) -> str:
     """Names everything that decides the output, but for the bytes of photos."""
     source, images = Path(catalog.table.name), catalog.images
     if source.is_file():
@@ -121,7 +135,7 @@ def _state(classificator: Classificator, catalog: Catalog, top_k: int) -> str:
         "columns": asdict(catalog.columns),
         "encoder": classificator.encoder.fingerprint,
         "bundle": classificator.bundle.digest,
-        "top_k": top_k,
+        **options,
     }
     return json.dumps(facts, indent=1, ensure_ascii=False)
 
@@ -132,12 +146,12 @@ def _identity(path: Path) -> str:
     return f"{path.resolve()}{changed}"
 
 
-def _check_names(classificator: Classificator, id_name: str, top_k: int) -> None:
+def _check_names(classificator: Classificator, id_name: str, top_k: int, *, decides: bool) -> None:
     """Refuses an output in which two columns would have one name."""
     columns = [id_name, "status"]
     for name, labels in classificator.labels.items():
         ranked = [name, *(f"{name}_{rank}" for rank in range(2, min(top_k, len(labels)) + 1))]
-        columns += [*ranked, *(f"{column}_probability" for column in ranked)]
+        columns += [*ranked, *(f"{column}_probability" for column in ranked), *[f"{name}{_DECISION}"] * decides]
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
         raise DataError(f"columns of the output must differ, several would be {culprits(repeated)}: rename the column")
@@ -179,23 +193,28 @@ def _table(predictions: Predictions, status: Strings, id_name: str, top_k: int) 
             found = [labels[rank] if labels else (None, None) for labels in ranked]
             columns[column] = pa.array([label for label, _ in found], pa.string())
             columns[f"{column}_probability"] = pa.array([p for _, p in found], pa.float32())
+            if predictions.decisions and not rank:
+                columns[f"{name}{_DECISION}"] = pa.array(predictions.decisions[name], pa.string())
     columns["status"] = pa.array(np.where(is_known, status, "set_aside:" + status.astype(object)), pa.string())
     return pa.table(columns)
 
 
-def _join(parts: Path, out: Path) -> dict[str, int]:
-    """Writes the parts as one file and returns how often each status but "ok" occurs."""
+def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+    """Writes the parts as one file and returns how often each status occurs, and each of `decided` needs no review."""
     status: Counter[str] = Counter()
+    auto: Counter[str] = Counter()
 
     def tables() -> Iterator[pa.Table]:
         for path in _parts(parts):
             table = pq.read_table(path)
             status.update(table["status"].to_pylist())
+            for name in decided:
+                auto[name] += table[f"{name}{_DECISION}"].to_pylist().count("auto")
             yield table
 
     with replacing(out) as temporary:
         _WRITERS[out.suffix.lower()](tables(), temporary)
-    return {name: n for name, n in status.most_common() if name != "ok"}
+    return status, auto
 
 
 def _write_arrow(open_writer: Callable[..., Any], tables: Iterator[pa.Table], path: Path) -> None:

@@ -27,7 +27,7 @@ from product_classificator.types import Embeddings, Predictions, strings
 if TYPE_CHECKING:
     import torch
 
-    from product_classificator.encoders.towers import Towers
+    from product_classificator.encoders.towers import Dtype, Towers
 
 Texts: TypeAlias = str | Sequence[str | None] | None
 Photos: TypeAlias = Photo | Sequence[Photo | None] | None
@@ -51,6 +51,7 @@ class Classificator:
             those of the heads.
         heads_ver: a run, a bundle, or the name of imported heads (`pretrained_heads`).
         cache_dir: where ruCLIP models and exported towers lie; `None`: the caches of the hub and of this package.
+        dtype: what the encoder computes in, see `load_encoder`.
 
     Attributes:
         encoder: turns photos and texts into embeddings.
@@ -73,11 +74,13 @@ class Classificator:
         model_name: str | None = None,
         heads_ver: str | Path = _PUBLISHED_HEADS,
         cache_dir: str | Path | None = None,
+        *,
+        dtype: "Dtype" = "auto",
     ) -> None:
         bundle, trained_on, self.run = _open_heads(heads_ver)
         name = _encoder_name(model_name, trained_on)
-        self._set(load_encoder(name, device=device, cache_dir=cache_dir), bundle, heads)
-        self.device = device
+        self._set(load_encoder(name, device=device, dtype=dtype, cache_dir=cache_dir), bundle, heads)
+        self.device, self._dtype = device, dtype
         self.channels: Channels = self.run.channels if self.run else "rgb"
         self.heads_ver = str(heads_ver)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
@@ -92,22 +95,26 @@ class Classificator:
         self = cls.__new__(cls)
         self._set(encoder, bundle, None)
         self.device, self.heads_ver, self.cache_dir, self.channels, self.run = device, "", None, "rgb", None
+        self._dtype = "auto"
         return self
 
     @classmethod
-    def from_run(cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None) -> "Classificator":
+    def from_run(
+        cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None, dtype: "Dtype" = "auto"
+    ) -> "Classificator":
         """Loads what a training left.
 
         Args:
             path: folder of the run.
             device: where the encoder computes.
             encoder: where the encoder lies now, if it has moved since.
+            dtype: what it computes in, see `load_encoder`.
 
         Raises:
             ArtifactError: the folder is not a finished run, or its heads are damaged.
         """
         Run.load(path)
-        return cls(device, model_name=encoder, heads_ver=path)
+        return cls(device, model_name=encoder, heads_ver=path, dtype=dtype)
 
     @classmethod
     def zero_shot(
@@ -204,7 +211,11 @@ class Classificator:
         return {name: predictions.best(name).tolist() for name in predictions.characteristics}
 
     def predict(
-        self, texts: Texts = None, images: Photos = None, characteristics: str | Sequence[str] | None = None
+        self,
+        texts: Texts = None,
+        images: Photos = None,
+        characteristics: str | Sequence[str] | None = None,
+        min_precision: float | None = None,
     ) -> Predictions:
         """Returns the probabilities of all labels; `Predictions.top` gives the best few, `.explain` says why.
 
@@ -212,10 +223,13 @@ class Classificator:
             texts: one text, n texts, or `None`; in a sequence `None` stands for a product without text.
             images: one photo, n photos, or `None`; in a sequence `None` stands for a product without photo.
             characteristics: one or several to tell; `None`: `heads`.
+            min_precision: share of the values that stand without a person which shall be right, above 0 and below 1:
+                `Predictions.decisions` tells "auto" from "review". `None`: nothing is decided.
 
         Raises:
-            DataError: texts and images differ in number, a product has neither, a photo cannot be read, or a
-                characteristic is unknown.
+            DataError: texts and images differ in number, a product has neither, a photo cannot be read, a
+                characteristic is unknown, or `min_precision` is no share.
+            ArtifactError: `min_precision` is given, and the heads can promise nothing.
         """
         embeddings, text_list = self._embed(texts, images)
         uses_image, uses_text = self.bundle.image_dim > 0, self.bundle.text_dim > 0
@@ -225,7 +239,11 @@ class Classificator:
             raise DataError(f"a product needs {needs}: number {bare[0]} (counted from 0) has none")
         wanted = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.bundle.predict(embeddings, text_list, self.heads if wanted is None else wanted)
-        return with_nearest(predictions, embeddings, self.run, self.encoder) if self.run else predictions
+        if self.run is not None:
+            predictions = with_nearest(predictions, embeddings, self.run, self.encoder)
+        if min_precision is None:
+            return predictions
+        return self.bundle.decide(predictions, embeddings, text_list, min_precision)
 
     def get_products_embeddings(self, texts: Texts = None, images: Photos = None) -> "torch.Tensor":
         """Returns (n, image_dim + text_dim) float32: the image part first, then the text part, each of unit length.
@@ -251,8 +269,12 @@ class Classificator:
         """
         from product_classificator.encoders.combined import clip_of
         from product_classificator.encoders.onnx import export_towers
+        from product_classificator.encoders.towers import TorchTowers
 
-        export_towers(clip_of(self.encoder), self._onnx_folder, text, self._prepared(0, image))
+        clip = clip_of(self.encoder)
+        if isinstance(clip.towers, TorchTowers) and clip.towers.precision == "int8":  # cannot be turned back
+            clip = clip_of(load_encoder(self.model_name, dtype="float32", cache_dir=self.cache_dir))
+        export_towers(clip, self._onnx_folder, text, self._prepared(0, image))
 
     @property
     def _onnx_folder(self) -> Path:
@@ -305,7 +327,7 @@ class Classificator:
             DataError: there is no such device, or the encoder cannot compute there.
         """
         if device != self.device:
-            encoder = load_encoder(self.model_name, device=device, cache_dir=self.cache_dir)
+            encoder = load_encoder(self.model_name, device=device, dtype=self._dtype, cache_dir=self.cache_dir)
             was_onnx, self._torch_towers = self.is_onnx, None
             self.encoder, self.device = encoder, device
             if was_onnx:

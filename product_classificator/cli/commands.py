@@ -1,7 +1,6 @@
 """The commands. What is heavy to import is imported by the command that needs it, so that `--help` is quick."""
 
 import json
-import shlex
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from product_classificator.cli.options import (
     LikeRunPhotoOpt,
     LikeRunTextOpt,
     MaxPixelsOpt,
+    MinPrecisionOpt,
     MovedEncoderOpt,
     PhotoOpt,
     Precision,
+    PrecisionOpt,
     Recipe,
     RunArg,
     Source,
@@ -30,6 +31,7 @@ from product_classificator.cli.options import (
     TextEncoderOpt,
     TextOpt,
     TrackerOpt,
+    TunePrecision,
     names,
     open_catalog,
     open_catalog_like,
@@ -52,6 +54,7 @@ def train(
     encoder: EncoderOpt = None,
     text_encoder: TextEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
     recipe: Annotated[Recipe | None, typer.Option("--recipe", help="How the heads are fitted.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")] = None,
@@ -71,20 +74,14 @@ def train(
     console.print_columns(catalog)
     if (out / "run.json").exists():
         console.log.print(f"{out} holds a run already: it is replaced when the new one is done", style="yellow")
-    loaded = load_encoder(settings.encoder, device=device)
+    loaded = load_encoder(settings.encoder, device=device, dtype=precision.value)
     with console.training_watch(len(catalog)) as watch, tracking(tracker, out, asdict(settings)) as logger:
         watch = told(watch, logger)
         training = train_heads(catalog, out, settings, encoder=loaded, store=store, watch=watch)
     console.out.print(f"\nTest part of {table.name}, {settings.heads.recipe} recipe, seed {settings.seed}")
     console.print_scores(training.evaluation)
     console.print_left_out(training.fitted.left_out)
-    photos = f" --images {shlex.quote(str(images))}" if images else ""
-    console.log.print(
-        f"report: {training.run.report / 'report.md'}\n"
-        f"next:   product-classificator predict {shlex.quote(str(out))} {shlex.quote(str(table))}{photos} "
-        "--out predictions.parquet",
-        soft_wrap=True,
-    )
+    console.print_next(training.run.report / "report.md", out, table, images)
 
 
 def tune(
@@ -110,8 +107,8 @@ def tune(
         float, typer.Option("--cache-limit-gb", help="What is above is computed anew in every epoch.")
     ] = 100.0,
     precision: Annotated[
-        Precision, typer.Option("--precision", help="auto: bfloat16 on a GPU that can.")
-    ] = Precision.auto,
+        TunePrecision, typer.Option("--precision", help="auto: bfloat16 on a GPU that can.")
+    ] = TunePrecision.auto,
     tracker: TrackerOpt = None,
 ) -> None:
     """Tune the last blocks of an encoder on pairs of photo and text, fit heads, and keep the best epoch.
@@ -146,9 +143,9 @@ def tune(
             catalog, out, settings, tuning, encoder=loaded, cache_dir=cache_dir, engine=engine, watch=watch
         )
     kept = f"epoch {found.best_epoch}" if found.best_epoch else "the untuned encoder: no epoch was better"
-    console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}")
+    console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}", soft_wrap=True)
     console.print_scores(found.evaluation)
-    console.log.print(f"report: {found.run.report / 'tuning.md'} and report.md beside it", soft_wrap=True)
+    console.print_next(found.run.report / "tuning.md", out, table, images)
 
 
 def evaluate(
@@ -161,9 +158,11 @@ def evaluate(
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
     json_: Annotated[Path | None, typer.Option("--json", help="File for the scores.")] = None,
+    min_precision: MinPrecisionOpt = None,
     store: StoreOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Score a run on labelled products; those it has learned from are left out."""
     from product_classificator.bulk import evaluate_run
@@ -181,8 +180,15 @@ def evaluate(
     catalog = open_catalog_like(opened, source, [n for n in opened.columns.characteristics if n in have])
     console.print_columns(catalog)
     with console.product_progress(len(catalog)) as progress:
-        classificator = Classificator.from_run(run, device=device, encoder=encoder)
-        heldout = evaluate_run(opened, catalog, classificator=classificator, store=store, on_chunk=progress.on_chunk)
+        classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
+        heldout = evaluate_run(
+            opened,
+            catalog,
+            classificator=classificator,
+            store=store,
+            min_precision=min_precision,
+            on_chunk=progress.on_chunk,
+        )
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out, for the run has learned from them or from "
         f"near-identical ones; {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
@@ -203,9 +209,11 @@ def predict(
     channels: ChannelsOpt = None,
     max_pixels: MaxPixelsOpt = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 1,
+    min_precision: MinPrecisionOpt = None,
     store: StoreOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Predict the characteristics of every product of a table; an interrupted call goes on where it stopped."""
     from product_classificator.bulk import predict_to_file
@@ -217,17 +225,24 @@ def predict(
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog_like(Run.load(run), source, [])
     console.print_columns(catalog)
-    classificator = Classificator.from_run(run, device=device, encoder=encoder)
+    classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, and none are given here (--images)", style="yellow")
     embeddings = EmbeddingStore(store, classificator.encoder) if store else None
     with console.product_progress(len(catalog)) as progress:
         summary = predict_to_file(
-            classificator, catalog, out, top_k=top_k, store=embeddings, on_chunk=progress.on_chunk
+            classificator,
+            catalog,
+            out,
+            top_k=top_k,
+            min_precision=min_precision,
+            store=embeddings,
+            on_chunk=progress.on_chunk,
         )
     taken_over = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
     console.log.print(f"{summary.rows} rows in {out}{taken_over}")
     console.print_counts("rows with a flaw", summary.flaws)
+    console.print_counts("rows that need no review", summary.auto)
 
 
 def classify(
@@ -236,10 +251,12 @@ def classify(
     text: Annotated[str | None, typer.Option("--text", help="Text of the product.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels per characteristic.")] = 3,
     explain: Annotated[bool, typer.Option("--explain", help="Say what moved each prediction.")] = False,
+    min_precision: MinPrecisionOpt = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     channels: ChannelsOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Classify one product from its photo, its text, or both."""
     if image is None and not text:
@@ -247,20 +264,26 @@ def classify(
     from product_classificator.classificator import Classificator
     from product_classificator.cli import console
 
-    classificator = Classificator.from_run(run, device=device, encoder=encoder)
+    classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
     classificator.channels = channels.value if channels else classificator.channels
-    predictions = classificator.predict(None if text is None else [text], None if image is None else [image])
+    product = None if text is None else [text], None if image is None else [image]
+    predictions = classificator.predict(*product, min_precision=min_precision)
     explanations = predictions.explain(0) if explain else {}
     if not json_:
         console.print_products(predictions, top_k=top_k)
         console.print_explanations(explanations)
         return
-    found: dict[str, object] = {
+    found: dict[str, list[dict[str, str | float]]] = {
         name: [{"label": label, "probability": round(share, 6)} for label, share in predictions.top(name, top_k)[0]]
         for name in predictions.characteristics
     }
+    if predictions.decisions:
+        for name, labels in found.items():
+            labels[0]["decision"] = predictions.decisions[name][0]
     if explain:
-        found = {"predictions": found, "explanations": {name: asdict(why) for name, why in explanations.items()}}
+        whys = {name: asdict(why) for name, why in explanations.items()}
+        typer.echo(json.dumps({"predictions": found, "explanations": whys}, ensure_ascii=False, indent=2))
+        return
     typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 
@@ -276,6 +299,7 @@ def embed(
     encoder: EncoderOpt = None,
     text_encoder: TextEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Embed products into a store that training and prediction can use; an interrupted call goes on."""
     from product_classificator.cli import console
@@ -284,7 +308,7 @@ def embed(
 
     catalog = open_catalog(Source(table, images, id_, names(text), photo, channels, max_pixels), [])
     console.print_columns(catalog)
-    loaded = load_encoder(with_text_encoder(encoder or "lite", text_encoder), device=device)
+    loaded = load_encoder(with_text_encoder(encoder or "lite", text_encoder), device=device, dtype=precision.value)
     store = EmbeddingStore(out, loaded)
     status: Counter[str] = Counter()
     encoded = 0

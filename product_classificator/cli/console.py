@@ -1,5 +1,6 @@
 """What the command line shows: progress, tables, bars. Nothing here computes a result."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -153,6 +154,11 @@ def print_scores(evaluation: "Evaluation") -> None:
     table.add_section()
     table.add_row("mean", _number(evaluation.mean_macro_f1), style="bold")
     out.print(table)
+    if evaluation.review:
+        review = evaluation.review
+        shares = ", ".join(f"{name} {decided.share:.0%}" for name, decided in review.characteristics.items())
+        sentence = f"decided without a person at a promised precision of {review.min_precision:g}: {shares}"
+        log.print(escape(f"{sentence}; every characteristic of {review.share:.0%} of the products"), soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
@@ -169,7 +175,9 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
             for rank, (label, probability) in enumerate(predictions.top(name, top_k)[row]):
                 bar = "█" * round(probability * _BAR_WIDTH)
                 first = "" if rank else escape(name)
-                table.add_row(first, escape(label), f"{bar:<{_BAR_WIDTH}} {probability:4.0%}", style="dim" * (rank > 0))
+                decision = "" if rank or not predictions.decisions else predictions.decisions[name][row]
+                shown = f"{bar:<{_BAR_WIDTH}} {probability:4.0%}"
+                table.add_row(first, escape(label), shown, decision, style="dim" * (rank > 0))
         out.print(table)
         out.print()
 
@@ -236,6 +244,17 @@ def print_encoders() -> None:
     """Lists what `--encoder` takes, and the options that may follow."""
     for name, description in {**ENCODERS, **OPTIONS}.items():
         out.print(f"[bold]{escape(name)}[/bold]  {escape(description)}", soft_wrap=True)
+
+
+def print_next(report: Path, run: Path, table: Path, images: Path | None) -> None:
+    """Says where the report of a run is, and with which command to go on."""
+    photos = f" --images {shlex.quote(str(images))}" if images else ""
+    log.print(
+        f"report: {report}\n"
+        f"next:   product-classificator predict {shlex.quote(str(run))} {shlex.quote(str(table))}{photos} "
+        "--out predictions.parquet",
+        soft_wrap=True,
+    )
 
 
 def print_run(folder: Path) -> None:

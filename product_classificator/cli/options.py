@@ -30,7 +30,17 @@ class Recipe(StrEnum):
 
 
 class Precision(StrEnum):
-    """How matrix products are computed."""
+    """How an encoder computes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
+
+
+class TunePrecision(StrEnum):
+    """How matrix products are computed while blocks are trained."""
 
     auto = "auto"
     float32 = "float32"
@@ -69,8 +79,15 @@ TextEncoderOpt = Annotated[
     typer.Option("--text-encoder", help="Texts through a model of sentence-transformers: st:<repository or folder>."),
 ]
 DeviceOpt = Annotated[str, typer.Option("--device", help="Where the encoder computes: auto, cpu, cuda, mps.")]
+PrecisionOpt = Annotated[
+    Precision, typer.Option("--precision", help="What the encoder computes in. auto: the fastest here that agrees.")
+]
 TrackerOpt = Annotated[
     str | None, typer.Option("--tracker", help="Who is told of the progress, too: tensorboard, mlflow, wandb, ...")
+]
+MinPrecisionOpt = Annotated[
+    float | None,
+    typer.Option("--min-precision", help="Call values auto such a share of which is right, the others review."),
 ]
 MovedEncoderOpt = Annotated[
     str | None, typer.Option("--encoder", help="Where the run's encoder lies now, if it has moved.")

@@ -24,6 +24,9 @@ from product_classificator.text import clean
 from product_classificator.types import Embeddings, Floats, Rows, Strings, strings
 
 CHUNK_PRODUCTS = 256
+WORTH_A_TRIAL = 1000
+"""Products of a catalog below which choosing a precision would cost more than it brings."""
+_TRIED_PRODUCTS = 32
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def embed_chunks(
     with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
         ahead: deque[tuple[Products, list[Future[Loaded]]]] = deque()
         try:
+            if len(catalog) >= WORTH_A_TRIAL:
+                _settle(catalog, encoder)
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
                 rows = zip(products.ids, products.photos, products.texts, strict=True)
                 ahead.append((products, [pool.submit(load_product, catalog, encoder, store, *row) for row in rows]))
@@ -117,6 +122,20 @@ def embed_chunks(
                 yield _embed_chunk(catalog, encoder, store, *ahead.popleft())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _settle(catalog: Catalog, encoder: Encoder) -> None:
+    """Lets an encoder choose its precision by the first products; most have none to choose."""
+    from product_classificator.encoders.precision import may_settle, settle
+
+    if not may_settle(encoder):
+        return
+    for products in catalog.batches(_TRIED_PRODUCTS):
+        rows = zip(products.ids, products.photos, products.texts, strict=True)
+        loaded = [load_product(catalog, encoder, None, *row) for row in rows]
+        photos = [item.image for item in loaded if item.image is not None]
+        settle(encoder, photos, [text for text in products.texts if clean(text)])
+        break
 
 
 @dataclass(frozen=True)

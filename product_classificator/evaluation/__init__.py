@@ -10,6 +10,13 @@ from product_classificator.evaluation.clusters import (
     cluster,
     write_clusters,
 )
+from product_classificator.evaluation.confidence import (
+    Decided,
+    Reliability,
+    ReliabilityBin,
+    ReviewScore,
+    expected_calibration_error,
+)
 from product_classificator.evaluation.metrics import (
     CharacteristicScore,
     Confusion,
@@ -25,12 +32,17 @@ __all__ = [
     "ClusterSettings",
     "Clusters",
     "Confusion",
+    "Decided",
     "Evaluation",
     "LabelScore",
+    "Reliability",
+    "ReliabilityBin",
+    "ReviewScore",
     "RunFacts",
     "cluster",
     "evaluate",
     "evaluation_json",
+    "expected_calibration_error",
     "markdown_table",
     "write_clusters",
     "write_report",

@@ -19,6 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from product_classificator.errors import DataError, culprits, nearest
+from product_classificator.evaluation.confidence import (
+    Reliability,
+    ReviewScore,
+    precision_by_coverage,
+    reliability_of,
+    score_review,
+)
 from product_classificator.types import Predictions, Rows, Strings, Truth
 
 _Ratios = npt.NDArray[np.float64]
@@ -71,6 +78,8 @@ class CharacteristicScore:
         not_predicted: products of which nothing is said, for they have neither photo nor text.
         labels: the labels seen in truth or prediction, the one with most products first.
         confusions: every pair that was confused, the most frequent first.
+        reliability: how far probabilities mean what they say; `None` if no product could be scored.
+        precision_by_coverage: (share of the products with a known label, precision of the surest such share).
     """
 
     macro_f1: float | None
@@ -82,6 +91,8 @@ class CharacteristicScore:
     not_predicted: int
     labels: tuple[LabelScore, ...]
     confusions: tuple[Confusion, ...]
+    reliability: Reliability | None
+    precision_by_coverage: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Evaluation:
         products: number of products judged, scored or not.
         seed: of the bootstrap.
         resamples: of the bootstrap.
+        review: what is left to a person; `None` if the predictions bear no decisions.
     """
 
     mean_macro_f1: float | None
@@ -101,6 +113,7 @@ class Evaluation:
     products: int
     seed: int
     resamples: int
+    review: ReviewScore | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +162,8 @@ def evaluate(predictions: Predictions, truth: Truth, *, seed: int = 0, resamples
         for name in predictions.characteristics
     }
     known = [score.macro_f1 for score in scores.values() if score.macro_f1 is not None]
-    return Evaluation(float(np.mean(known)) if known else None, scores, len(predictions), seed, resamples)
+    mean, review = float(np.mean(known)) if known else None, score_review(predictions, truth)
+    return Evaluation(mean, scores, len(predictions), seed, resamples, review)
 
 
 def _check_truth(predictions: Predictions, truth: Truth) -> None:
@@ -185,7 +199,9 @@ def _score(
     is_trained = np.array([label in trained for label in true], dtype=bool)
     is_scored = is_labelled & is_trained & predictions.is_known
     n = int(is_scored.sum())
-    pairs = _pairs(true[is_scored], predictions.best(characteristic)[is_scored], names) if n else None
+    best, confidence = predictions.best(characteristic), predictions.confidence(characteristic)
+    pairs = _pairs(true[is_scored], best[is_scored], names) if n else None
+    is_right, is_judged = (best == true).astype(bool), is_labelled & predictions.is_known
     return CharacteristicScore(
         macro_f1=None if pairs is None else _macro_f1(_sums(pairs, pairs.count)),
         interval=None if pairs is None or not resamples else _interval(pairs, seed, resamples),
@@ -196,6 +212,8 @@ def _score(
         not_predicted=int((is_trained & ~predictions.is_known).sum()),
         labels=() if pairs is None else _label_scores(pairs, names),
         confusions=() if pairs is None else _confusions(pairs, names),
+        reliability=reliability_of(confidence[is_scored], is_right[is_scored], seed) if n else None,
+        precision_by_coverage=precision_by_coverage(confidence[is_judged], is_right[is_judged]) if n else (),
     )
 
 

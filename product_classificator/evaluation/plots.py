@@ -16,7 +16,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.stats import binom
 
 from product_classificator.evaluation.metrics import CharacteristicScore, Evaluation
 from product_classificator.text import clean
@@ -31,6 +32,8 @@ _GREY = "0.45"
 _TAIL_CHARS = 9
 _LINE_STYLES = ("-", "--", ":", "-.")
 _OTHERS = "(all others)"
+_PANEL_COLUMNS = 4
+_QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 
 
 def shorten(name: str) -> str:
@@ -185,6 +188,57 @@ def _confusion_counts(score: CharacteristicScore, labels: Sequence[str]) -> npt.
         if pair.true in places:
             counts[places[pair.true], places.get(pair.predicted, len(labels))] += pair.count
     return counts
+
+
+def draw_reliability(evaluation: Evaluation) -> Figure:
+    """Draws for each characteristic how often products of a probability are right; on the diagonal it means that."""
+    found = {name: score.reliability for name, score in evaluation.characteristics.items() if score.reliability}
+    columns = min(max(len(found), 1), _PANEL_COLUMNS)
+    lines = -(-max(len(found), 1) // columns)
+    figure = Figure(figsize=(0.4 + 2.7 * columns, 0.4 + 2.9 * lines), dpi=DPI, layout="constrained")
+    for i, (name, reliability) in enumerate(found.items()):
+        axes = figure.add_subplot(lines, columns, i + 1)
+        sure, right, n = np.array([(each.confidence, each.accuracy, each.n) for each in reliability.bins]).T
+        axes.plot((0, 1), (0, 1), color=_GREY, linestyle=(0, (3, 3)), linewidth=1)
+        # Where nine in ten such bins would lie if the probability were right.
+        low, high = (binom.ppf(level, n, sure) / n for level in (0.05, 0.95))
+        axes.vlines(sure, low, high, color=_COLORS(0.3), linewidth=4)
+        axes.plot(sure, right, color=_DARK, linewidth=1.2, marker="o", markersize=3.5)
+        axes.set_title(f"{shorten(name)}: ECE {reliability.error:.3f}", fontsize=9, parse_math=False)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=_QUARTERS, yticks=_QUARTERS)
+        axes.grid(color="0.92")
+        _strip(axes)
+    figure.supxlabel(
+        "probability of the most probable label, mean of a bin (bars: where 9 in 10 are by chance)", fontsize=9
+    )
+    figure.supylabel("share that is right", fontsize=9)
+    return figure
+
+
+def draw_precision_by_coverage(evaluation: Evaluation) -> Figure:
+    """Draws how precise the surest share of the products is; a dot marks what was decided without a person."""
+    figure = Figure(figsize=(9, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    palette, curves, lowest = mpl.colormaps["tab10"], [], 1.0
+    names = [name for name, score in evaluation.characteristics.items() if score.precision_by_coverage]
+    for i, name in enumerate(names):
+        coverage, precision = zip(*evaluation.characteristics[name].precision_by_coverage, strict=True)
+        style = _LINE_STYLES[i // 10 % len(_LINE_STYLES)]
+        curves += axes.plot(coverage, precision, style, color=palette(i % 10), linewidth=1.5)
+        decided = evaluation.review.characteristics[name] if evaluation.review else None
+        if decided is not None and decided.precision is not None:
+            axes.plot(decided.share, decided.precision, "o", color=palette(i % 10), markeredgecolor="white")
+        lowest = min(lowest, precision[-1])
+    if evaluation.review:
+        axes.axhline(evaluation.review.min_precision, color=_GREY, linestyle=(0, (3, 3)), linewidth=1)
+    axes.set(xlim=(0, 1.01), ylim=(max(0.0, lowest - 0.05), 1.005))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("the surest share of the products", fontsize=9)
+    axes.set_ylabel("precision", fontsize=9)
+    axes.grid(color="0.92")
+    _strip(axes)
+    _add_legend(axes, curves[:MAX_LABELS], names[:MAX_LABELS])
+    return figure
 
 
 def _number(value: object) -> float:

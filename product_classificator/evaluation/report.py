@@ -28,7 +28,7 @@ FORMAT = 1
 _SHOWN_ROWS = 10
 _SHOWN_LEFT_OUT = 20
 _NOTHING = "—"
-_OVERVIEW, _HISTORY = 0, -1
+_OVERVIEW, _HISTORY, _TRUST = 0, -1, -2
 _MARKDOWN_SIGNS = re.compile(r"([\\`*{}\[\]<>|$~#&!]|(?<![^\W_])_|_(?![^\W_]))")
 
 
@@ -98,6 +98,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "mean_macro_f1": evaluation.mean_macro_f1,
         "products": evaluation.products,
+        "review": _plain(evaluation.review),
         "bootstrap": {"seed": evaluation.seed, "resamples": evaluation.resamples},
         "characteristics": {name: _score_json(score) for name, score in evaluation.characteristics.items()},
     }
@@ -116,6 +117,8 @@ def _score_json(score: CharacteristicScore) -> dict[str, Any]:
         "not_predicted": score.not_predicted,
         "labels": _plain(score.labels),
         "confusions": _plain(score.confusions),
+        "reliability": _plain(score.reliability),
+        "precision_by_coverage": _plain(score.precision_by_coverage),
     }
 
 
@@ -151,11 +154,15 @@ def escape_markdown(value: object) -> str:
 
 
 def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[int, str, str, Figure]]:
-    """Yields place, path in the folder, caption and picture; the place is a characteristic's, from 1, or one of two."""
+    """Yields place, path in the folder, caption and picture; the place is a characteristic's, from 1, or of three."""
     yield _OVERVIEW, "plots/overview.png", "Macro-F1 by characteristic", plots.draw_overview(evaluation)
     if facts.history:
         curves = plots.draw_learning_curves(facts.history, facts.best_epoch)
         yield _HISTORY, "plots/learning-curves.png", "Learning curves", curves
+    if any(score.reliability for score in evaluation.characteristics.values()):
+        yield _TRUST, "plots/reliability.png", "Reliability of the probabilities", plots.draw_reliability(evaluation)
+        curves = plots.draw_precision_by_coverage(evaluation)
+        yield _TRUST, "plots/precision-by-coverage.png", "Precision of the surest share of the products", curves
     for i, (name, score) in enumerate(evaluation.characteristics.items(), start=1):
         if not score.labels:
             continue
@@ -183,6 +190,7 @@ def _report_markdown(evaluation: Evaluation, facts: RunFacts, pictures: Mapping[
         undefined=StrictUndefined,
     )
     environment.filters |= {"score": _figure, "worst": _worst_labels, "duration": _duration, "line": _line}
+    environment.filters["percent"] = _percent
     return environment.get_template("report.md.jinja").render(
         evaluation=evaluation,
         facts=facts,
@@ -204,6 +212,10 @@ def _line(value: object) -> _Markdown:
 
 def _figure(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.3f}"
+
+
+def _percent(share: float | None) -> str:
+    return _NOTHING if share is None else f"{share:.1%}".replace("%", " %")
 
 
 def _duration(seconds: float) -> str:

@@ -96,6 +96,7 @@ def write_comparison(folder: Path, untuned: Evaluation, best: Evaluation, histor
         *course,
         "",
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "tuning.md", "\n".join(lines))
     found = {"untuned": evaluation_json(untuned), "best": evaluation_json(best), "history": list(history)}
     write_text(folder / "tuning.json", json.dumps(found, ensure_ascii=False, indent=1))

@@ -6,10 +6,12 @@ Heads also come without fitting: from the published files, or from the names of 
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.fit import EpochFacts, FittedHeads, fit_heads
 from product_classificator.heads.published import read_published_heads
+from product_classificator.heads.review import MIN_PRECISION
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.zero_shot import zero_shot_heads
 
 __all__ = [
+    "MIN_PRECISION",
     "EpochFacts",
     "FittedHeads",
     "HeadBundle",

@@ -8,8 +8,9 @@ against the shapes that the manifest calls for.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,19 @@ from torch import Tensor
 
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing_folder
+from product_classificator.heads.calibration import temperatures_of
 from product_classificator.heads.explain import explain
+from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
+from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, threshold_for
 from product_classificator.heads.words import WordBag, WordRows
-from product_classificator.types import Embeddings, Floats, Predictions
+from product_classificator.types import Decisions, Embeddings, Floats, Predictions
 
 FORMAT = 1
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 _NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "bag.idf"
+_SEEN = ("seen.image", "seen.text")
 _ROWS_PER_STEP = 8192
 
 
@@ -55,6 +60,9 @@ class _Manifest(BaseModel):
     encoder_fingerprint: str
     labels: dict[str, list[str]]
     temperatures: list[float]
+    exponents: list[float] = []
+    thresholds: dict[str, list[list[float]]] = {}
+    strange_from: list[float] | None = None
     network: _Shape
     facts: dict[str, Any]
     sha256: dict[str, str]
@@ -73,6 +81,10 @@ class HeadBundle:
         temperatures: what the logits of each characteristic are divided by, so that probabilities mean something.
         facts: how the heads were trained; JSON values.
         encoder_name: what `load_encoder` was asked for; empty in older bundles.
+        exponents: how the temperature of each characteristic depends on the product (`calibration`); empty: not.
+        thresholds: characteristic -> from which probability on a precision is promised; empty in heads that were not
+            fitted here, and in older bundles.
+        familiarity: tells products unlike those of the training; `None` where there are no thresholds.
     """
 
     network: Network
@@ -82,6 +94,9 @@ class HeadBundle:
     temperatures: tuple[float, ...]
     facts: Mapping[str, Any]
     encoder_name: str = ""
+    exponents: tuple[float, ...] = ()
+    thresholds: Mapping[str, Thresholds] = field(default_factory=dict)
+    familiarity: Familiarity | None = None
 
     @property
     def image_dim(self) -> int:
@@ -95,12 +110,29 @@ class HeadBundle:
 
     @property
     def digest(self) -> str:
-        """Names what decides predictions: weights, words, labels and temperatures."""
-        known = json.dumps([dict(self.labels), self.bag.words, self.temperatures, self.encoder_fingerprint])
+        """Names what decides predictions and decisions: weights, words, labels, temperatures and thresholds."""
+        limits = self.familiarity.limits if self.familiarity else ()
+        decided = [self.temperatures, self.exponents, dict(self.thresholds), limits]
+        known = json.dumps([dict(self.labels), self.bag.words, *decided, self.encoder_fingerprint])
         digest = hashlib.sha256(known.encode())
-        for name, weight in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + weight.contiguous().numpy().tobytes())
+        for name, weight in sorted(self._weights().items()):
+            digest.update(name.encode() + weight.numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether `decide` can be asked: only heads that were fitted here know how often they are right."""
+        return self.familiarity is not None
+
+    def check_promise(self, min_precision: float) -> Familiarity:
+        """Returns what decisions need beside thresholds, or raises as `decide` does."""
+        check_precision(min_precision)
+        if self.familiarity is None:
+            raise ArtifactError(
+                "decisions need thresholds from a validation part, and these heads have none: they were imported, made "
+                "of names, or fitted by an older version; train again"
+            )
+        return self.familiarity
 
     def bound_to(self, name: str, fingerprint: str, image_dim: int, text_dim: int) -> "HeadBundle":
         """Returns these heads for the embeddings of one encoder.
@@ -149,21 +181,63 @@ class HeadBundle:
         known = np.flatnonzero(is_known)
         for start in range(0, len(known), _ROWS_PER_STEP):
             rows = known[start : start + _ROWS_PER_STEP]
-            found = self.probabilities(embeddings.take(rows), [texts[row] for row in rows], wanted)
+            found = self.logits(embeddings.take(rows), [texts[row] for row in rows], wanted)
             for name in wanted:
-                probabilities[name][rows] = found[name]
+                scaled, temperature = found[name]
+                probabilities[name][rows] = torch.softmax(scaled / temperature, 1).numpy()
         labels = {name: self.labels[name] for name in wanted}
         explainer = partial(explain, self, embeddings, texts, wanted)
-        return Predictions(embeddings.ids, labels, probabilities, is_known, explainer)
+        return Predictions(embeddings.ids, labels, probabilities, is_known, explainer=explainer)
 
-    def probabilities(
+    def logits(
         self, embeddings: Embeddings, texts: Sequence[str], characteristics: Sequence[str]
-    ) -> dict[str, Floats]:
-        """Returns characteristic -> (n, labels) probabilities, of products with neither photo nor text as well."""
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns characteristic -> (n, labels) logits, and the (n, 1) temperatures to divide them by.
+
+        Unlike `predict` it judges products with neither photo nor text as well.
+        """
         logits = logits_of(self.network, embeddings, self.bag.rows(texts))
-        places = zip(self.labels, self.network.shape.spans, self.temperatures, strict=True)
-        found = {name: logits[:, span] / temperature for name, span, temperature in places if name in characteristics}
-        return {name: torch.softmax(scaled, 1).numpy() for name, scaled in found.items()}
+        exponents = self.exponents or (0.0,) * len(self.labels)
+        places = zip(self.labels, self.network.shape.spans, self.temperatures, exponents, strict=True)
+        return {
+            name: (logits[:, span], temperatures_of(logits[:, span], temperature, exponent))
+            for name, span, temperature, exponent in places
+            if name in characteristics
+        }
+
+    def decide(
+        self,
+        predictions: Predictions,
+        embeddings: Embeddings,
+        texts: Sequence[str],
+        min_precision: float = MIN_PRECISION,
+    ) -> Predictions:
+        """Returns the predictions with decisions: which values stand, and which a person should review.
+
+        Of the values of a characteristic that stand, a share of `min_precision` is right, as far as the products are
+        like those of the validation part. Where it cannot be promised, all values are for review; so are those of a
+        product unlike anything in training.
+
+        Args:
+            predictions: what these heads say of n products.
+            embeddings: of the same products.
+            texts: (n,) their raw texts.
+            min_precision: above 0 and below 1.
+
+        Raises:
+            ArtifactError: the heads do not know how often they are right.
+            DataError: `min_precision` is no share.
+        """
+        familiarity = self.check_promise(min_precision)
+        self._check(embeddings, texts, predictions.characteristics)
+        strange = familiarity.strange(embeddings, texts, self.bag)
+        is_auto = {
+            name: (predictions.confidence(name) >= threshold_for(self.thresholds[name], min_precision))
+            & predictions.is_known
+            & ~strange
+            for name in predictions.characteristics
+        }
+        return replace(predictions, decisions=Decisions(min_precision, is_auto, strange))
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str], wanted: Sequence[str]) -> None:
         if not self.encoder_fingerprint:
@@ -194,9 +268,15 @@ class HeadBundle:
         with replacing_folder(folder) as new:
             self._write(new)
 
-    def _write(self, folder: Path) -> None:
+    def _weights(self) -> dict[str, Tensor]:
         weights = {name: weight.contiguous() for name, weight in self.network.state_dict().items()}
-        save_file({**weights, _IDF: torch.from_numpy(self.bag.idf)}, folder / WEIGHTS)
+        if self.familiarity:
+            seen = (self.familiarity.image, self.familiarity.text)
+            weights |= {name: torch.from_numpy(centres) for name, centres in zip(_SEEN, seen, strict=True)}
+        return weights
+
+    def _write(self, folder: Path) -> None:
+        save_file({**self._weights(), _IDF: torch.from_numpy(self.bag.idf)}, folder / WEIGHTS)
         (folder / WORDS).write_text(json.dumps(self.bag.words, ensure_ascii=False), encoding="utf-8")
         shape = asdict(self.network.shape)
         del shape["n_labels"]
@@ -206,6 +286,9 @@ class HeadBundle:
             encoder_fingerprint=self.encoder_fingerprint,
             labels={name: list(names) for name, names in self.labels.items()},
             temperatures=list(self.temperatures),
+            exponents=list(self.exponents),
+            thresholds={name: [list(step) for step in steps] for name, steps in self.thresholds.items()},
+            strange_from=list(self.familiarity.limits) if self.familiarity else None,
             network=_Shape(**shape),
             facts=dict(self.facts),
             sha256={name: _sha256((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
@@ -228,6 +311,7 @@ class HeadBundle:
         try:
             weights = load(weights_bytes)
             idf: Floats = weights.pop(_IDF).numpy()
+            familiarity = _familiarity(manifest, weights)
             bag = WordBag(json.loads(words_bytes), idf)
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             with torch.random.fork_rng(devices=[]):
@@ -244,6 +328,9 @@ class HeadBundle:
             tuple(manifest.temperatures),
             manifest.facts,
             manifest.encoder_name,
+            tuple(manifest.exponents),
+            {name: tuple((p, level) for p, level in steps) for name, steps in manifest.thresholds.items()},
+            familiarity,
         )
 
 
@@ -255,6 +342,18 @@ def logits_of(network: Network, embeddings: Embeddings, words: WordRows) -> Tens
         return torch.cat([network(Batch.of(embeddings, words, rows, network.shape)) for rows in steps])
 
 
+def _familiarity(manifest: _Manifest, weights: dict[str, Tensor]) -> Familiarity | None:
+    """Takes the centres of the training products out of the weights."""
+    if manifest.strange_from is None:
+        return None
+    image, text = (weights.pop(name) for name in _SEEN)
+    for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
+        if len(centres) and (centres.shape[1:] != (width,) or not centres.isfinite().all()):
+            raise ValueError(f"centres of training products must be finite and {width} wide")
+    photo, distance, share = manifest.strange_from
+    return Familiarity(image.numpy(), text.numpy(), (photo, distance, share))
+
+
 def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tensor]) -> None:
     """Raises `ValueError` where sizes agree but values cannot be."""
     if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
@@ -264,6 +363,12 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
             raise ValueError(f"{name} needs two labels or more, each once")
     if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
         raise ValueError("every characteristic needs a positive temperature")
+    if len(manifest.exponents) not in (0, len(manifest.labels)) or not all(map(math.isfinite, manifest.exponents)):
+        raise ValueError("exponents are for every characteristic or for none, and finite")
+    if manifest.strange_from is not None and manifest.thresholds.keys() != manifest.labels.keys():
+        raise ValueError("every characteristic needs thresholds")
+    if any(len(step) != 2 for steps in manifest.thresholds.values() for step in steps):
+        raise ValueError("a threshold is a precision and a probability")
     if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
 

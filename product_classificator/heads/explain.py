@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from product_classificator.heads.network import JointNetwork
 from product_classificator.types import Embeddings, Explanation
 
 if TYPE_CHECKING:
     from product_classificator.heads.bundle import HeadBundle
-
-_LEAST_PROBABILITY = 1e-30
 
 
 def explain(
@@ -33,20 +32,22 @@ def explain(
         characteristics: which to explain.
         row: which product.
     """
-    looks = bundle.probabilities(*_looks(embeddings.take(np.array([row])), texts[row]), characteristics)
+    looks = bundle.logits(*_looks(embeddings.take(np.array([row])), texts[row]), characteristics)
     found = {}
     for name in characteristics:
-        runner_up, best = np.argsort(looks[name][0], kind="stable")[-2:].tolist()
-        log = np.log(np.maximum(looks[name], _LEAST_PROBABILITY))
-        whole, photo, text, nothing = (log[:, best] - log[:, runner_up]).tolist()
+        logits, temperatures = looks[name]
+        scaled = logits / temperatures
+        best, runner_up = np.argsort(-scaled[0].numpy(), kind="stable")[:2].tolist()
+        whole, photo, text, nothing = (scaled[:, best] - scaled[:, runner_up]).tolist()
+        words = _words(bundle, texts[row], name, best, runner_up)
         found[name] = Explanation(
             label=bundle.labels[name][best],
-            probability=float(looks[name][0, best]),
+            probability=float(torch.softmax(scaled[0], 0)[best]),
             runner_up=bundle.labels[name][runner_up],
             base=nothing,
             photo=((photo - nothing) + (whole - text)) / 2,
             text=((text - nothing) + (whole - photo)) / 2,
-            words=_words(bundle, texts[row], name, best, runner_up),
+            words={word: weight / float(temperatures[0]) for word, weight in words.items()},
         )
     return found
 
@@ -67,13 +68,12 @@ def _looks(product: Embeddings, text: str) -> tuple[Embeddings, list[str]]:
 
 
 def _words(bundle: "HeadBundle", text: str, characteristic: str, label: int, runner_up: int) -> dict[str, float]:
-    """Returns known word of the text -> what it adds, the strongest first."""
+    """Returns word of the text -> what it adds to the logit of the label, less the runner-up's; the strongest first."""
     if not isinstance(bundle.network, JointNetwork):
         return {}
     rows = bundle.bag.rows([text])
-    place = list(bundle.labels).index(characteristic)
-    first = bundle.network.shape.spans[place].start
+    first = bundle.network.shape.spans[list(bundle.labels).index(characteristic)].start
     logits = bundle.network.word_contributions(rows)[:, [first + label, first + runner_up]]
-    weights = ((logits[:, 0] - logits[:, 1]) / bundle.temperatures[place]).tolist()
+    weights = (logits[:, 0] - logits[:, 1]).tolist()
     words = [bundle.bag.words[column] for column in rows.indices]
     return dict(sorted(zip(words, weights, strict=True), key=lambda item: -abs(item[1])))

@@ -3,8 +3,9 @@
 All characteristics are fitted together. An unknown label costs nothing: it is masked. Rare labels weigh as much as
 common ones in macro-F1, so the joint recipe adds `prior_strength` x the log frequency of each label to the logits
 while training (balanced softmax, Ren et al. 2020; Menon et al. 2021), and leaves it away in use. The weights of the
-epoch with the best validation macro-F1 are kept, as a copy. Validation products choose that epoch and the
-temperatures, nothing else; nothing is learned from test products.
+epoch with the best validation macro-F1 are kept, as a copy. Validation products choose that epoch, the temperatures,
+and from where on values need no review (`calibration`, `review`, `familiarity`), nothing else; nothing is learned from
+test products.
 
 Where a label has few products, the joint recipe starts from the names of the labels (`zero_shot`): macro-F1 of
 `sub_category` on validation products with 1, 3 and 9 training products a label .41, .51, .66 instead of .29, .47, .63.
@@ -25,7 +26,10 @@ from torch.nn import functional
 
 from product_classificator.errors import DataError
 from product_classificator.heads.bundle import HeadBundle, logits_of
+from product_classificator.heads.calibration import fit_temperatures
+from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
+from product_classificator.heads.review import fit_thresholds
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.heads.zero_shot import SCALE, Codes, LabelVectors, names_to_start_from
@@ -137,7 +141,10 @@ def fit_heads(
         "history": [asdict(epoch) for epoch in history],
         "left_out": left_out,
     }
-    bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, _temperatures(network, material), facts)
+    known = torch.from_numpy(codes[valid])
+    temperatures, exponents = fit_temperatures(_valid_logits(network, material), known, shape.spans)
+    bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, temperatures, facts, exponents=exponents)
+    bundle = _with_review(bundle, embeddings, texts, truth, part, settings.seed)
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
 
@@ -339,13 +346,12 @@ def _valid_macro_f1(network: Network, material: _Material) -> dict[str, float]:
     return scores
 
 
-def _temperatures(network: Network, material: _Material) -> tuple[float, ...]:
-    """Returns for each characteristic the temperature under which its validation labels are the most likely."""
-    logits, codes = _valid_logits(network, material), torch.from_numpy(material.codes[material.valid])
-    candidates = np.geomspace(0.25, 4, 33).tolist()
-    best = []
-    for span, column in zip(network.shape.spans, codes.T, strict=True):
-        known = column >= 0
-        losses = [float(functional.cross_entropy(logits[known][:, span] / t, column[known])) for t in candidates]
-        best.append(float(candidates[int(np.argmin(losses))]) if known.any() else 1.0)
-    return tuple(best)
+def _with_review(
+    bundle: HeadBundle, embeddings: Embeddings, texts: Sequence[str], truth: Truth, part: Strings, seed: int
+) -> HeadBundle:
+    """Returns the heads with what they need to tell which values a person should review."""
+    train, valid = np.flatnonzero(part == "train"), np.flatnonzero(part == "valid")
+    predictions = bundle.predict(embeddings.take(valid), [texts[row] for row in valid.tolist()])
+    thresholds = fit_thresholds(predictions, {name: truth[name][valid] for name in bundle.labels})
+    familiarity = Familiarity.fit(embeddings, texts, train, valid, bundle.bag, seed=seed)
+    return replace(bundle, thresholds=thresholds, familiarity=familiarity)

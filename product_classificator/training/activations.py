@@ -22,6 +22,8 @@ from product_classificator.embeddings import CHUNK_PRODUCTS
 from product_classificator.embeddings.pipeline import Loaded, load_product
 from product_classificator.encoders import Encoder, cores
 from product_classificator.encoders.blocks import Side
+from product_classificator.errors import DataError, culprits
+from product_classificator.files import remove_leftovers
 from product_classificator.training.shards import Frozen, Shard
 from product_classificator.types import Rows, strings
 
@@ -57,12 +59,22 @@ class _Anew:
         self._rows = [row for chunk in chunks for row in zip(chunk.ids, chunk.texts, chunk.photos, strict=True)]
 
     def shard(self, rows: Rows, side: Side) -> Shard:
-        """Returns the states of one side of `rows`, numbered in their order."""
+        """Returns the states of one side of `rows`, numbered in their order.
+
+        Raises:
+            DataError: a photo that was there cannot be read any more.
+        """
         found = [self._rows[row - self._first_row] for row in rows.tolist()]
         products = Products(0, *(list(column) for column in zip(*found, strict=True)))
         if side == "text":
             return self._frozen.shard(self._catalog, products.texts, [_NO_PHOTO] * len(found))
         loaded = [future.result() for future in self._photos.load(products)]
+        gone = [id_ for id_, item in zip(products.ids, loaded, strict=True) if item.image is None]
+        if gone:
+            raise DataError(
+                f"photos must stay while an encoder is tuned on them, those of {culprits(gone)} cannot be read any "
+                "more: bring them back, or start again"
+            )
         return self._frozen.shard(self._catalog, [""] * len(found), loaded)
 
 
@@ -151,6 +163,7 @@ def keep_activations(
         n_kept: how many products may be kept; `None`: all.
         on_products: called after each shard with its number of products.
     """
+    remove_leftovers(folder)
     limit = len(catalog) if n_kept is None else n_kept
     photos = _Photos(catalog, frozen.encoder)
     paths: list[Path] = []
@@ -161,7 +174,7 @@ def keep_activations(
         if not is_kept:
             outlined.append(products)
         digests = [future.result().digest for future in photos.load(products, _EVERYTHING)]
-        path = folder / _name(frozen, digests, is_kept=is_kept)
+        path = folder / _name(catalog, frozen, digests, is_kept=is_kept)
         paths.append(path)
         if frozen.engine.is_mine(number) and not path.exists():
             compute = frozen.shard if is_kept else frozen.outline
@@ -177,8 +190,10 @@ def keep_activations(
     return Activations(shards, len(shards) - len(outlined), _Anew(catalog, frozen, photos, outlined))
 
 
-def _name(frozen: Frozen, digests: Sequence[bytes], *, is_kept: bool) -> str:
-    name = blake2b(f"{frozen.fingerprint}{'' if is_kept else '-outline'}".encode(), digest_size=16)
+def _name(catalog: Catalog, frozen: Frozen, digests: Sequence[bytes], *, is_kept: bool) -> str:
+    max_pixels = catalog.images and catalog.images.max_pixels  # decides which photos are too large
+    known = f"{frozen.fingerprint}-{max_pixels}{'' if is_kept else '-outline'}"
+    name = blake2b(known.encode(), digest_size=16)
     for digest in digests:
         name.update(digest)
     return name.hexdigest()
@@ -191,7 +206,12 @@ def _save(
     loaded: Sequence[Future[Loaded]],
     path: Path,
 ) -> None:
-    compute(catalog, products.texts, [future.result() for future in loaded]).save(path)
+    shard = compute(catalog, products.texts, [future.result() for future in loaded])
+    try:
+        shard.save(path)
+    except OSError:
+        if not path.exists():  # another process has written the same one meanwhile
+            raise
 
 
 def bytes_needed(catalog: Catalog, frozen: Frozen) -> int:

@@ -1,7 +1,7 @@
 """Keeps the state of a tuning, so that a killed one goes on and ends as if nothing had happened.
 
-A state is a folder that is replaced as a whole: trained weights, those of the best epoch, the optimiser's moments (all
-as safetensors) and `state.json` with the place in the data, the history, and what the tuning is of. The order of the
+A state is one safetensors file, so that it is replaced in one step: trained weights, those of the best epoch, the
+optimiser's moments, and as metadata the place in the data, the history, and what the tuning is of. The order of the
 pairs and the learning rate follow from the place, so no generator needs to be kept.
 """
 
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from product_classificator.errors import ArtifactError
-from product_classificator.files import replacing_folder
+from product_classificator.files import replacing
 
 Weights = dict[str, Tensor]
+
+_FACTS = ("identity", "epoch", "step", "losses", "history", "best_epoch")
+_TENSORS = ("weights", "best_weights", "moments")
 
 
 @dataclass
@@ -28,7 +31,7 @@ class TuneState:
 
     Attributes:
         identity: what it is of; another tuning must not go on from it.
-        epoch: the epoch that is being trained, from 1; 0: none yet.
+        epoch: the epoch that is being trained, from 1.
         step: steps of that epoch that are done.
         losses: of these steps.
         history: one entry per finished epoch, epoch 0 (untuned) first.
@@ -39,7 +42,7 @@ class TuneState:
     """
 
     identity: str
-    epoch: int = 0
+    epoch: int = 1
     step: int = 0
     losses: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -48,32 +51,35 @@ class TuneState:
     best_weights: Weights = field(default_factory=dict)
     moments: Weights = field(default_factory=dict)
 
-    def save(self, folder: Path) -> None:
+    def save(self, path: Path) -> None:
         """Writes the state in place of an older one."""
-        with replacing_folder(folder) as new:
-            for name in ("weights", "best_weights", "moments"):
-                save_file({key: value.contiguous() for key, value in getattr(self, name).items()}, new / f"{name}.st")
-            facts = {
-                name: getattr(self, name) for name in ("identity", "epoch", "step", "losses", "history", "best_epoch")
-            }
-            (new / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+        tensors = {f"{part}/{name}": value for part in _TENSORS for name, value in getattr(self, part).items()}
+        facts = {name: getattr(self, name) for name in _FACTS}
+        with replacing(path) as temporary:
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()},
+                temporary,
+                metadata={"state": json.dumps(facts)},
+            )
 
     @classmethod
-    def load(cls, folder: Path) -> "TuneState | None":
+    def load(cls, path: Path) -> "TuneState | None":
         """Reads a state; `None` if there is none.
 
         Raises:
             ArtifactError: it is damaged.
         """
-        if not (folder / "state.json").is_file():
+        if not path.is_file():
             return None
         try:
-            facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            for name in ("weights", "best_weights", "moments"):
-                facts[name] = load_file(folder / f"{name}.st")
-            return cls(**facts)
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
-            raise ArtifactError(f"{folder} is damaged ({error}): delete it, and the tuning begins anew") from error
+            with safe_open(path, "pt") as file:
+                state = cls(**json.loads(file.metadata()["state"]))
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    part, _, name_in_part = name.partition("/")
+                    getattr(state, part)[name_in_part] = file.get_tensor(name).clone()  # the file will be replaced
+            return state
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}): delete it, and the tuning begins anew") from error
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> Weights:

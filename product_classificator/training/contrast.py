@@ -22,7 +22,7 @@ from product_classificator.training.activations import Activations
 from product_classificator.training.engine import Engine
 from product_classificator.types import Floats, Rows
 
-_EMBEDDED_AT_ONCE = 256
+_EMBEDDED_AT_ONCE = 64
 RECALL_AMONG = 256
 """Pairs that are compared with one another when the fit is judged."""
 
@@ -186,7 +186,8 @@ _Encode = Callable[[Tail, Activations, Rows, Engine], Tensor]
 
 
 def _gathered(encode: _Encode, tail: Tail, activations: Activations, rows: Rows, engine: Engine) -> Tensor:
-    return engine.gather(encode(tail, activations, engine.share(rows), engine), len(rows))
+    parts = [encode(tail, activations, part, engine) for part in _steps(engine.share(rows), _EMBEDDED_AT_ONCE)]
+    return engine.gather(torch.cat(parts), len(rows))
 
 
 @torch.inference_mode()

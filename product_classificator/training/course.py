@@ -1,6 +1,7 @@
 """The epochs of a tuning: batches that change the last blocks, heads after each epoch, and the best epoch kept."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -91,8 +92,8 @@ class Course:
         self._settings, self._tuning, self._engine, self._watch = settings, tuning, engine, watch
 
     def follow(self, folder: Path, identity: str) -> TuneState:
-        """Trains until the last epoch, from where the state in `<folder>/tuning` stands, and returns the last state."""
-        kept = folder / "tuning"
+        """Trains until the last epoch, from where the state in `folder` stands, and returns the last state."""
+        kept = folder / "tuning.safetensors"
         state = self._engine.from_main(lambda: TuneState.load(kept))
         if state is not None and state.identity != identity:
             raise ArtifactError(
@@ -101,7 +102,7 @@ class Course:
         optimizer = make_optimizer(self._tail, self._tuning)
         if state is None:
             self._watch.on_stage("Fitting heads on the untuned encoder")
-            state = TuneState(identity, epoch=1, weights=self.original, best_weights=self.original)
+            state = TuneState(identity, weights=self.original, best_weights=self.original)
             self._close_epoch(state, 0, folder)
             self._save(state, optimizer, kept)
         else:
@@ -111,10 +112,23 @@ class Course:
         with _interrupts() as is_interrupted:
             while state.epoch <= self._tuning.epochs:
                 self._train_epoch(state, optimizer, kept, is_interrupted)
+                if not np.isfinite(state.losses).all():
+                    self._watch.on_stage(
+                        f"The loss is no number any more: tuning ends in epoch {state.epoch}, the best epoch before "
+                        "it is kept; a lower learning rate may help"
+                    )
+                    break
                 self._close_epoch(state, state.epoch, folder)
                 state.epoch, state.step, state.losses = state.epoch + 1, 0, []
                 self._save(state, optimizer, kept)
+                if self._engine.any(is_interrupted()):
+                    self._leave()
         return state
+
+    def _leave(self) -> NoReturn:
+        """Ends an interrupted tuning, once its state is saved."""
+        self._engine.wait()  # a launcher kills the first process, which saves, as soon as another one ends
+        raise KeyboardInterrupt
 
     def _train_epoch(
         self,
@@ -137,12 +151,14 @@ class Course:
             if self._watch.on_step:
                 self._watch.on_step(state.epoch, state.step, len(batches), state.losses[-1])
             is_due = time.monotonic() - saved > 60 * self._tuning.checkpoint_minutes
+            if not math.isfinite(state.losses[-1]):
+                return
             is_last = self._engine.any(is_interrupted())
             if is_last or is_due:
                 self._save(state, optimizer, kept)
                 saved = time.monotonic()
             if is_last:
-                raise KeyboardInterrupt
+                self._leave()
 
     def _save(self, state: TuneState, optimizer: torch.optim.Optimizer, kept: Path) -> None:
         if self._engine.is_main:

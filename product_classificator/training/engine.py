@@ -53,7 +53,9 @@ class Engine:
     def __init__(self, device: str = "auto", precision: Precision = "auto") -> None:
         if precision not in PRECISIONS:
             raise DataError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        self._state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+        # Where there is no GPU, processes find one another only if accelerate is told to stay on the CPU.
+        is_cpu = device == "cpu" or not torch.cuda.is_available()
+        self._state = PartialState(cpu=is_cpu, timeout=_PATIENCE)
         self.processes: int = self._state.num_processes
         self.is_main: bool = self._state.is_main_process
         self.device = Compute(device if self.processes == 1 else str(self._state.device)).device
@@ -110,5 +112,4 @@ class Engine:
 
     def is_mine(self, number: int) -> bool:
         """Tells whether a numbered piece of work is this process's."""
-        mine: int = self._state.process_index
-        return number % self.processes == mine
+        return number % self.processes == int(self._state.process_index)

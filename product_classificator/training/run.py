@@ -209,7 +209,9 @@ def fit_divided(
 def judge_divided(divided: Divided, embeddings: Embeddings, fitted: FittedHeads, settings: TrainSettings) -> Evaluation:
     """Scores heads on the test part."""
     rows = divided.split.rows("test")
-    predictions = fitted.bundle.predict(embeddings.take(rows), divided.texts.take(rows))
+    products, texts = embeddings.take(rows), divided.texts.take(rows)
+    predictions = fitted.bundle.predict(products, texts)
+    predictions = fitted.bundle.decide(predictions, products, texts)
     truth = {name: divided.truth[name][rows] for name in predictions.labels}
     return evaluate(predictions, truth, seed=settings.seed)
 

@@ -84,18 +84,26 @@ class Shard:
     def load(cls, folder: Path) -> "Shard":
         """Maps a shard into memory."""
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
-        inputs = {name: array for name, array in arrays.items() if name.startswith("input.")}
         return cls(
-            inputs={name.removeprefix("input."): np.asarray(array) for name, array in inputs.items()},
+            image=_mapped(folder / "image.npy"),
+            text=_mapped(folder / "text.npy"),
+            inputs={path.stem.removeprefix("input."): _mapped(path) for path in folder.glob("input.*.npy")},
+            lengths=np.load(folder / "lengths.npy"),
+            owners=np.load(folder / "owners.npy"),
+            image_keys=np.load(folder / "image_keys.npy"),
             image_status=strings(status["image"]),
             text_status=strings(status["text"]),
-            image=arrays["image"],
-            text=arrays["text"],
-            lengths=np.asarray(arrays["lengths"]),
-            owners=np.asarray(arrays["owners"]),
-            image_keys=np.asarray(arrays["image_keys"]),
         )
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    """Maps an array into memory; `np.load` would keep its file open, and a process may often open 1,024 only."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        first_byte = file.tell()
+    every: npt.NDArray[np.uint8] = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8).numpy()
+    return every[first_byte:].view(dtype).reshape(shape)
 
 
 class Frozen:

@@ -239,7 +239,7 @@ class Trainer:
             from product_classificator.encoders.checkpoint import forget
 
             forget(model, self._models_dir)
-            if run.encoder != self.ruclip_model and not run.encoder.startswith(str(run.folder)):
+            if run.encoder != self.ruclip_model and not run.encoder.startswith(str(run.folder.resolve())):
                 replace(run, encoder=self.ruclip_model).save()  # the folder is gone: fetch it again when it is needed
 
 

@@ -5,7 +5,7 @@ never makes the result worse there. The test part is read twice at the end, for 
 one.
 
 An interrupted tuning goes on when the same call is made again: activations lie in the cache, and the state of the
-training in `<run>/tuning`.
+training in `<run>/tuning.safetensors`.
 
 Several processes (`accelerate launch`) share the encoding and each batch; the first one alone fits heads and writes.
 """
@@ -30,6 +30,7 @@ from product_classificator.encoders.towers import torch_towers_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation
 from product_classificator.evaluation.tuning import write_comparison
+from product_classificator.files import remove_leftovers
 from product_classificator.heads import FittedHeads
 from product_classificator.runs import Run
 from product_classificator.training.activations import Activations, bytes_needed, keep_activations
@@ -111,6 +112,7 @@ def tune(
     settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
     tuning = replace(tuning, seed=settings.seed)
     run = new_run(Path(out), catalog, encoder.name, settings)
+    remove_leftovers(run.folder)
     frozen = Frozen(encoder, tuning.last_blocks, engine)
     folder = Path(cache_dir or run.folder / "activations")
     activations = _activations(catalog, frozen, folder, tuning.cache_limit_gb, watch)
@@ -122,6 +124,8 @@ def tune(
     course = Course(encoder, tail, _pairs(activations, divided), divided, settings, tuning, engine, watch)
     state = course.follow(run.folder, _identity(encoder, settings, tuning, engine, divided, activations))
 
+    if engine.is_main:
+        run.retract()
     watch.on_stage("Judging the untuned and the best encoder on the test part")
     untuned = best = course.outcome(course.original)
     if state.best_epoch > 0:
@@ -139,8 +143,8 @@ def tune(
             best_epoch=state.best_epoch,
             duration_s=time.monotonic() - began,
         )
-        save_run(run, divided, best.fitted, best.evaluation, facts)
         write_comparison(run.report, untuned.evaluation, best.evaluation, state.history)
+        save_run(run, divided, best.fitted, best.evaluation, facts)
     engine.wait()
     return Tuning(
         run, best.evaluation, untuned.evaluation, state.history, state.best_epoch, best.fitted, best.embeddings
@@ -189,7 +193,8 @@ def _identity(
     """Names everything that decides the course of a tuning."""
     known = asdict(replace(tuning, micro_batch=1, checkpoint_minutes=1, cache_limit_gb=1))  # these do not
     digest = hashlib.sha256(json.dumps([encoder.fingerprint, asdict(settings), known, engine.precision]).encode())
-    digest.update("\0".join(divided.split.part).encode() + activations.image_keys.tobytes())
+    digest.update("\0".join(divided.split.part).encode())
+    digest.update(activations.image_keys.tobytes() + activations.has_image.tobytes())
     for name, labels in divided.truth.items():
         digest.update("\0".join([name, *(label or "" for label in labels)]).encode())
     for text in divided.texts:

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from product_classificator.bulk import evaluate_run
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
-from product_classificator.errors import DataError
+from product_classificator.errors import ArtifactError, DataError
 from tests.fakes import TinyEncoder, shop
 
 
@@ -19,6 +21,22 @@ def test_on_its_own_table_a_run_is_judged_on_its_test_part(tiny_training, classi
     assert heldout.scored == tiny_training.evaluation.products
     assert heldout.set_aside == 6
     assert heldout.scored + heldout.seen + heldout.set_aside == len(catalog)
+
+
+def test_a_promise_is_reported_with_what_came_of_it(tiny_training, classificator, catalog):
+    heldout = evaluate_run(tiny_training.run, catalog, classificator=classificator, min_precision=0.8)
+    review = heldout.evaluation.review
+    assert review.min_precision == 0.8
+    assert review.characteristics["kind"].precision > 0.8
+    assert 0 < review.share <= min(decided.share for decided in review.characteristics.values())
+
+
+def test_heads_that_can_promise_nothing_are_judged_without_decisions(tiny_training, catalog):
+    bundle = replace(tiny_training.fitted.bundle, thresholds={}, familiarity=None)
+    old = Classificator.from_parts(TinyEncoder(), bundle)
+    assert evaluate_run(tiny_training.run, catalog, classificator=old).evaluation.review is None
+    with pytest.raises(ArtifactError, match="decisions need thresholds"):
+        evaluate_run(tiny_training.run, catalog, classificator=old, min_precision=0.9)
 
 
 def test_new_products_are_all_judged_and_copies_of_learned_ones_are_not(tiny_training, classificator, tmp_path):

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from product_classificator.bulk import BulkSummary, predict_to_file
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings import CHUNK_PRODUCTS, EmbeddingStore
-from product_classificator.errors import DataError
+from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from tests.fakes import TinyEncoder
 
@@ -52,6 +53,18 @@ def test_top_k_adds_columns_up_to_the_number_of_labels(classificator, catalog, t
     assert "colour_4" not in frame
     assert (probabilities.sum(axis=1)[frame.status == "ok"] - 1).abs().max() < 1e-5
     assert (probabilities.colour_probability >= probabilities.colour_2_probability)[frame.status == "ok"].all()
+
+
+def test_with_a_promise_each_value_is_kept_or_for_review(classificator, catalog, tmp_path):
+    summary = predict_to_file(classificator, catalog, tmp_path / "p.parquet", top_k=2, min_precision=0.9)
+    frame = pd.read_parquet(tmp_path / "p.parquet")
+    assert list(frame)[:6] == ["nm", "kind", "kind_probability", "kind_decision", "kind_2", "kind_2_probability"]
+    assert set(frame.kind_decision) == {"auto", "review"}
+    assert frame.kind_decision[7] == "review"
+    assert summary.auto == {name: (frame[f"{name}_decision"] == "auto").sum() for name in ("kind", "colour")}
+    sure = frame[frame.kind_decision == "auto"]
+    assert len(sure) > 100
+    assert (sure.kind == pd.read_parquet(catalog.table.name).kind[sure.index]).mean() > 0.9
 
 
 def test_a_store_spares_the_encoder(tiny_training, catalog, tmp_path):
@@ -114,6 +127,10 @@ def test_parts_of_another_setting_are_not_mixed_in(classificator, catalog, tmp_p
     summary = predict_to_file(classificator, catalog, tmp_path / "p.csv", top_k=2)
     assert summary.resumed == 0
     assert "is of another table, run or setting: starting anew" in caplog.text
+    interrupted(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.8).resumed == 0
+    interrupted(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.9).resumed > 0
 
 
 def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
@@ -144,12 +161,17 @@ def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tm
     catalog = read_catalog(frame, id="kind_probability", text="description")
     with pytest.raises(DataError, match="several would be kind_probability"):
         predict_to_file(classificator, catalog, tmp_path / "p.csv")
+    frame = pd.DataFrame({"kind_decision": [1], "description": ["a"]})
+    catalog = read_catalog(frame, id="kind_decision", text="description")
+    with pytest.raises(DataError, match="several would be kind_decision"):
+        predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("p.xlsx", {}, r"predictions are written as .parquet, .csv, .jsonl, got p.xlsx"),
+        ("p.csv", {"min_precision": 95}, "min_precision must be a share above 0 and below 1, got 95"),
         ("p.csv", {"top_k": 0}, "top_k must be 1 or more, got 0"),
         ("nowhere/p.csv", {}, "the output must be a file in a folder that is there"),
     ],
@@ -157,6 +179,13 @@ def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tm
 def test_bad_arguments_are_named(classificator, catalog, tmp_path, name, options, message):
     with pytest.raises(DataError, match=message):
         predict_to_file(classificator, catalog, tmp_path / name, **options)
+
+
+def test_heads_that_can_promise_nothing_are_refused_before_any_work(tiny_training, catalog, tmp_path):
+    bundle = replace(tiny_training.fitted.bundle, thresholds={}, familiarity=None)
+    with pytest.raises(ArtifactError, match="decisions need thresholds"):
+        predict_to_file(Classificator.from_parts(TinyEncoder(), bundle), catalog, tmp_path / "p.csv", min_precision=0.9)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_itself_is_never_overwritten(classificator, catalog):

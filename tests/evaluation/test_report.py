@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from product_classificator.evaluation import RunFacts, evaluate, evaluation_json, markdown_table, write_report
+from product_classificator.types import Decisions
 
 HOSTILE = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; \n# h"
 SHOWN = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; # h"
@@ -68,6 +70,8 @@ def test_the_report_is_json_markdown_and_pictures(folder):
         "plots/03-category-largest.png",
         "plots/learning-curves.png",
         "plots/overview.png",
+        "plots/precision-by-coverage.png",
+        "plots/reliability.png",
         "report.json",
         "report.md",
     ]
@@ -98,6 +102,7 @@ def test_evaluation_json_tells_scores_intervals_and_counts(evaluation):
     assert set(scores["category"]) == {
         *("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy", "n"),
         *("unknown_labels", "unlabelled", "not_predicted", "labels", "confusions"),
+        *("reliability", "precision_by_coverage"),
     }
     assert scores["category"]["macro_f1_low"] <= scores["category"]["macro_f1"] <= scores["category"]["macro_f1_high"]
     assert [scores["empty"][key] for key in ("macro_f1", "macro_f1_low", "accuracy", "n")] == [None, None, None, 0]
@@ -124,8 +129,8 @@ def test_the_table_has_a_row_per_characteristic_and_the_mean(evaluation):
 
 def test_names_and_labels_are_shown_as_they_are_and_stay_in_their_cells(folder):
     cells = plain_texts((folder / "report.md").read_text("utf-8"))
-    # title, scores, products not scored, heading, label, confusions (two cells), setting, value
-    assert cells.count(SHOWN) == 9
+    # title, scores, calibration, products not scored, heading, label, confusions (two cells), setting, value
+    assert cells.count(SHOWN) == 10
 
 
 def test_the_report_says_what_was_set_aside_and_left_out_and_how_it_was_measured(folder):
@@ -172,3 +177,18 @@ def test_a_report_replaces_the_one_before(judged, tmp_path):
     for title in ("first", "second"):
         write_report(tmp_path, evaluation, RunFacts(title=title))
     assert (tmp_path / "report.md").read_text("utf-8").startswith("# second\n")
+
+
+def test_what_is_decided_stands_beside_the_calibration_error(judged, tmp_path):
+    predictions, truth = judged({"kind": ("ab", "abab", "abaa"), "sex": ("ab", "abab", "abab")})
+    is_auto = {"kind": np.array([True, True, False, False]), "sex": np.ones(4, bool)}
+    decisions = Decisions(0.9, is_auto, np.array([False, False, False, True]))
+    write_report(tmp_path, evaluate(replace(predictions, decisions=decisions), truth, resamples=0), RunFacts("x"))
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert (
+        "| characteristic | ECE | by chance | decided | precision of it | right, of all |\n|---|---:|---:|---:" in text
+    )
+    assert "| kind | 0.250 | 0.000 | 50.0 % | 1.000 | 0.750 |\n| sex |" in text
+    assert "Of all products, 50.0 % have every characteristic decided, and 25.0 % are unlike" in text
+    review = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]["review"]
+    assert review["characteristics"]["kind"] == {"share": 0.5, "precision": 1.0, "n": 2}

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,10 @@ def gappy(embeddings: Embeddings) -> Embeddings:
 def change_manifest(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_probabilities_are_well_formed_when_a_photo_or_a_text_is_missing(
@@ -156,6 +161,66 @@ def test_a_bundle_that_was_written_before_there_were_names_and_projections_is_re
     assert HeadBundle.load(saved).encoder_name == ""
 
 
+def test_a_bundle_that_was_written_before_there_were_decisions_predicts_and_decides_nothing(
+    saved: Path, material: Material
+) -> None:
+    weights = load_file(saved / "weights.safetensors")
+    save_file({k: v for k, v in weights.items() if not k.startswith("seen.")}, saved / "weights.safetensors")
+    manifest = json.loads((saved / "manifest.json").read_text("utf-8"))
+    for name in ("exponents", "thresholds", "strange_from"):
+        del manifest[name]
+    manifest["sha256"]["weights.safetensors"] = sha256_of(saved / "weights.safetensors")
+    (saved / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    old = HeadBundle.load(saved)
+    assert not old.can_decide
+    predictions = old.predict(material.embeddings, material.texts)
+    with pytest.raises(ArtifactError, match=r"decisions need thresholds .* these heads have none: .* train again"):
+        old.decide(predictions, material.embeddings, material.texts)
+
+
+def test_a_loaded_bundle_decides_as_the_saved_one_did(saved: Path, fitted: FittedHeads, material: Material) -> None:
+    found = []
+    for bundle in (fitted.bundle, HeadBundle.load(saved)):
+        predictions = bundle.predict(material.embeddings, material.texts)
+        found.append(bundle.decide(predictions, material.embeddings, material.texts, 0.8).decisions)
+    one, two = found
+    assert one is not None
+    assert two is not None
+    assert np.array_equal(one.is_strange, two.is_strange)
+    assert all(np.array_equal(one[name], two[name]) for name in ("kind", "colour", "size"))
+
+
+def test_a_value_stands_if_it_is_sure_enough_known_and_familiar(fitted: FittedHeads, material: Material) -> None:
+    products = material.embeddings.take(np.arange(240))
+    products.has_image[7] = products.has_text[7] = False
+    products.image[8] *= -1
+    predictions = fitted.bundle.predict(products, material.texts)
+    decisions = fitted.bundle.decide(predictions, products, material.texts, 0.9).decisions
+    assert decisions is not None
+    assert set(decisions["kind"]) == {"auto", "review"}
+    assert decisions["kind"][[7, 8]].tolist() == ["review", "review"]
+    assert decisions.is_strange[8]
+    everything = fitted.bundle.decide(predictions, products, material.texts, 0.1).decisions
+    assert everything is not None
+    assert np.array_equal(everything.is_auto["kind"], predictions.is_known & ~decisions.is_strange)
+
+
+def test_what_cannot_be_promised_is_all_for_review(fitted: FittedHeads, material: Material) -> None:
+    predictions = fitted.bundle.predict(material.embeddings, material.texts, ["size"])
+    decided = fitted.bundle.decide(predictions, material.embeddings, material.texts, 0.99)
+    assert decided.decisions is not None
+    assert set(decided.decisions["size"]) == {"review"}
+    assert decided.probabilities is predictions.probabilities
+    with pytest.raises(DataError, match="no characteristic 'kind': Known: size"):
+        decided.decisions["kind"]
+
+
+def test_a_promise_of_certainty_is_refused(fitted: FittedHeads, material: Material) -> None:
+    predictions = fitted.bundle.predict(material.embeddings, material.texts)
+    with pytest.raises(DataError, match="min_precision must be a share above 0 and below 1, got 1"):
+        fitted.bundle.decide(predictions, material.embeddings, material.texts, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -185,6 +250,11 @@ def test_a_manifest_that_is_no_json_object_is_refused(saved: Path, content: str)
         {"labels": {"kind": ["a", "b"]}},
         {"temperatures": [1.0]},
         {"temperatures": [1.0, 0.0, 1.0]},
+        {"exponents": [0.1]},
+        {"exponents": [float("nan")] * 3},
+        {"thresholds": {"kind": [[0.9, 0.5]]}},
+        {"thresholds": {"kind": [[0.9, 0.5, 0.1]], "colour": [], "size": []}},
+        {"strange_from": [0.5]},
         {"labels": {"kind": ["a", "a", "b"], "colour": ["c", "d"], "size": ["L", "S"]}},
     ],
 )
@@ -194,12 +264,13 @@ def test_files_that_do_not_fit_together_are_refused(saved: Path, change: dict[st
         HeadBundle.load(saved)
 
 
-def test_weights_that_are_not_numbers_are_refused(saved: Path) -> None:
+@pytest.mark.parametrize("name", ["labels.bias", "seen.image"])
+def test_weights_that_are_not_numbers_are_refused(saved: Path, name: str) -> None:
     weights = load_file(saved / "weights.safetensors")
-    weights["labels.bias"] = torch.full_like(weights["labels.bias"], float("nan"))
+    weights[name] = torch.full_like(weights[name], float("nan"))
     save_file(weights, saved / "weights.safetensors")
-    forged = HeadBundle.load.__globals__["_sha256"]((saved / "weights.safetensors").read_bytes())
     manifest = json.loads((saved / "manifest.json").read_text("utf-8"))
+    forged = sha256_of(saved / "weights.safetensors")
     change_manifest(saved, sha256={**manifest["sha256"], "weights.safetensors": forged})
     with pytest.raises(ArtifactError, match="do not fit together"):
         HeadBundle.load(saved)

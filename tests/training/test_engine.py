@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -24,9 +25,11 @@ def test_two_processes_take_the_steps_of_one_on_the_same_batches(shop_files, cat
     table, photos = map(str, shop_files)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "product_classificator", "tune", table, "--images", photos, "--text", "description"]
-    command += ["--characteristics", "kind,colour", "--encoder", str(model), "--device", "cpu", "--epochs", "2"]
+    command += ["--characteristics", "kind,colour", "--encoder", str(model), "--epochs", "2"]
     command += ["--batch-size", "51", "--learning-rate", "0.003", "--config", str(tmp_path / "settings.toml")]
-    ended = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)  # noqa: S603
+    command += ["--out", str(tmp_path / "run")]
+    no_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(command, env=no_gpu, capture_output=True, text=True)  # noqa: S603
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("macro-F1") == 1  # the second process is silent
     assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["engine"]["processes"] == 2

@@ -2,6 +2,8 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import torch
 from transformers import CLIPModel
 
 from product_classificator import Classificator, make_marketplace
-from product_classificator.catalog import read_catalog
+from product_classificator.catalog import open_images, read_catalog
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.blocks import Tail
 from product_classificator.encoders.combined import clip_of
@@ -18,6 +20,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.runs import Run
 from product_classificator.training import Trainer, TuneSettings, TuneWatch, tune
 from product_classificator.training.activations import keep_activations
+from product_classificator.training.checkpoints import TuneState
 from product_classificator.training.contrast import (
     Pairs,
     contrastive_loss,
@@ -30,7 +33,7 @@ from product_classificator.training.contrast import (
 )
 from product_classificator.training.engine import Engine
 from product_classificator.training.published import published_tuning
-from product_classificator.training.shards import Frozen
+from product_classificator.training.shards import Frozen, Shard
 from tests.conftest import QUICK as SHOP
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.training.test_trainer import RecordingTask
@@ -101,6 +104,16 @@ def test_the_best_epoch_is_kept_and_the_untuned_encoder_competes(tuned, catalog,
     assert not (tmp_path / "run/encoder").exists()
 
 
+def test_a_tuning_that_diverges_ends_and_keeps_what_was_better(catalog, encoder, cache, tmp_path):
+    sentences = []
+    wild = replace(FAST, learning_rate=1e30, warmup_share=0)
+    watch = TuneWatch(on_stage=sentences.append)
+    found = tune(catalog, tmp_path / "run", QUICK, wild, encoder=encoder, cache_dir=cache, watch=watch)
+    assert found.best_epoch == 0
+    assert len(found.history) == 1
+    assert any("The loss is no number any more" in line for line in sentences)
+
+
 def test_a_run_holds_encoder_heads_report_curves_and_settings(tuned):
     folder = tuned.run.folder
     assert tuned.best_epoch > 0
@@ -142,6 +155,13 @@ def test_activations_are_found_again(catalog, encoder, cache, activations):
     assert torch.equal(again.images(rows), activations.images(rows))
     keep_activations(catalog, Frozen(encoder, 2, ENGINE), cache)
     assert len(list(cache.rglob("image.npy"))) == 2 * len([path for path in files if path.name == "image.npy"])
+
+
+def test_activations_of_a_big_catalog_keep_no_files_open(activations, cache):
+    open_files = len(list(Path("/dev/fd").iterdir()))
+    again = [Shard.load(path) for path in cache.iterdir()]
+    assert sum(shard.image.nbytes for shard in again) > 0
+    assert len(list(Path("/dev/fd").iterdir())) == open_files
 
 
 def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, activations, tail):
@@ -223,13 +243,47 @@ def test_an_interrupted_tuning_goes_on_and_ends_like_an_undisturbed_one(tuned, c
     with pytest.raises(KeyboardInterrupt):
         tune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache, watch=stop_after(4))
     assert not (tmp_path / "run/run.json").exists()
-    state = json.loads((tmp_path / "run/tuning/state.json").read_text())
-    assert (state["epoch"], state["step"]) != (1, 0)
+    state = TuneState.load(tmp_path / "run/tuning.safetensors")
+    assert (state.epoch, state.step) != (1, 0)
     found = tune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache)
     for row, known in zip(found.history, tuned.history, strict=True):
         assert {**row, "judged_s": 0} == {**known, "judged_s": 0}
     assert found.evaluation == tuned.evaluation
     assert found.fitted.bundle.encoder_fingerprint == tuned.fitted.bundle.encoder_fingerprint
+
+
+def test_an_interruption_while_the_last_heads_are_fitted_is_heard(catalog, encoder, cache, tmp_path):
+    def on_epoch(row):
+        if row["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    once = replace(FAST, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        tune(catalog, tmp_path, QUICK, once, encoder=encoder, cache_dir=cache, watch=TuneWatch(on_epoch=on_epoch))
+    assert len(TuneState.load(tmp_path / "tuning.safetensors").history) == 2
+
+
+def test_a_state_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "tuning.safetensors"
+    weights, moments = {"a.weight": torch.eye(2)}, {"0.step": torch.tensor(3.0)}
+    for epoch in (1, 2):
+        state = TuneState("shop", epoch, 4, [0.1], [{"epoch": 0, "train_loss": None}], 0, weights, {}, moments)
+        state.save(path)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    found = TuneState.load(path)
+    assert (found.epoch, found.losses, found.history) == (2, state.losses, state.history)
+    assert torch.equal(found.weights["a.weight"], torch.eye(2))
+    assert found.moments["0.step"] == 3
+    assert TuneState.load(tmp_path / "other.safetensors") is None
+
+
+def test_what_killed_calls_have_left_is_removed_later(catalog, encoder, tmp_path):
+    old, new = (tmp_path / f".shard.{name}.tmp" for name in ("old", "new"))
+    for folder in (old, new):
+        (folder / "new").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path)
+    assert new.exists() and not old.exists()
 
 
 def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encoder, cache, tmp_path):
@@ -238,7 +292,7 @@ def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encode
     other = replace(FAST, learning_rate=1e-4)
     with pytest.raises(ArtifactError, match=r"is of another tuning .*delete it, or name another run"):
         tune(catalog, tmp_path / "run", QUICK, other, encoder=encoder, cache_dir=cache)
-    (tmp_path / "run/tuning/weights.st").write_bytes(b"broken")
+    (tmp_path / "run/tuning.safetensors").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match=r"is damaged .*delete it, and the tuning begins anew"):
         tune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache)
 
@@ -257,6 +311,28 @@ def test_activations_that_are_not_kept_are_computed_anew(shop_files, encoder, tm
     assert torch.allclose(states, known, atol=5e-3)
     assert torch.equal(owners, known_owners)
     assert all(torch.equal(inputs[name], known_inputs[name]) for name in known_inputs)
+
+
+def test_a_photo_that_vanishes_while_it_is_needed_is_named(encoder, tmp_path):
+    made = make_marketplace(tmp_path / "shop", products=50)
+    with ZipFile(made.images) as photos:
+        photos.extractall(tmp_path / "photos")
+    catalog = read_catalog(made.table, tmp_path / "photos", text="description", characteristics=[])
+    found = keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path / "activations", n_kept=0)
+    rows = np.flatnonzero(found.has_image)[:3]
+    id_ = catalog.ids[rows[1]]
+    next((tmp_path / "photos").glob(f"{id_}.*")).unlink()
+    with pytest.raises(DataError, match=rf"photos must stay .* those of {id_} \(1 in all\) cannot be read any more"):
+        found.images(rows)
+
+
+def test_another_limit_of_pixels_computes_activations_anew(shop_files, encoder, tmp_path):
+    counts = []
+    for max_pixels in (100, 10_000):
+        images = open_images(shop_files[1], max_pixels=max_pixels)
+        catalog = read_catalog(shop_files[0], images, text="description", characteristics=[])
+        counts.append(keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path).has_image.sum())
+    assert counts[0] == 0 < counts[1]
 
 
 def test_a_table_whose_files_end_within_a_shard_is_kept_whole(encoder, tmp_path):
@@ -304,6 +380,25 @@ def test_what_cannot_be_tuned_is_refused(catalog, shop_files, encoder, tmp_path)
 def test_wrong_settings_are_named(change, message):
     with pytest.raises(DataError, match=message):
         TuneSettings(**change)
+
+
+def test_a_tuned_run_keeps_its_encoder_when_the_fetched_model_is_deleted(shop_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "models/ruclip-vit-base-patch32-224")
+    trainer = Trainer(
+        shop_files[1],
+        shop_files[0],
+        ["kind", "colour"],
+        {"epochs": 1, "batch_size": 64, "optimizer_params": {"lr": 3e-3}},
+        ruclip_model="ruclip-vit-base-patch32-224",
+        cache_dir="models",
+        save_dir="experiments",
+        settings=QUICK,
+    )
+    trainer.end_of_train["del_loaded_ruclip_model"] = True
+    found = trainer.train_ruclip(experiment_name="first")
+    assert found.best_epoch == 1
+    assert Run.load("experiments/first").encoder == str(tmp_path / "experiments/first/encoder")
 
 
 def test_the_trainer_tunes_as_published(shop_files, model, tmp_path):

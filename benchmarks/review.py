@@ -1,0 +1,167 @@
+"""How far the heads can be left alone: calibration, decisions at a promised precision, products unlike the training's.
+
+    python benchmarks/review.py [--sets fashion ozon] [--seeds 0 1 2] [--cache FOLDER]
+
+Thresholds, temperatures and limits come from the valid part; the figures are of the test part. What is strange is made
+here: photos of noise, gradients, one colour, cuttings of two landscapes (scikit-learn's) and drawn products; texts of
+random letters and digits, and the texts of the other set.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+from common import fill_readme, save
+from PIL import Image
+from quality import open_set
+from sklearn.datasets import load_sample_images
+
+from product_classificator import Embeddings, EmbeddingStore, HeadBundle, HeadSettings, embed, evaluate, load_encoder
+from product_classificator.catalog import make_marketplace, read_catalog
+from product_classificator.encoders import Encoder
+from product_classificator.encoders.labels import embed_labels
+from product_classificator.evaluation import Evaluation
+from product_classificator.heads import fit_heads
+from product_classificator.training.run import divide
+from product_classificator.training.settings import TrainSettings
+from product_classificator.types import strings
+
+PRECISIONS = (0.9, 0.95, 0.98)
+STRANGE = 200
+
+
+def strange_photos(encoder: Encoder, folder: Path) -> dict[str, np.ndarray]:
+    """Returns kind -> the image parts of photos unlike those of a shop."""
+    draw = np.random.default_rng(0)
+    noise = [Image.fromarray(draw.integers(0, 256, (200, 160, 3), dtype=np.uint8)) for _ in range(STRANGE)]
+    gradients = [image.resize((8, 6)).resize((160, 200), Image.Resampling.BICUBIC) for image in noise]
+    plain = [Image.new("RGB", (160, 200), tuple(draw.integers(0, 256, 3).tolist())) for _ in range(STRANGE)]
+    cuttings = []
+    for image in map(Image.fromarray, load_sample_images().images):
+        for _ in range(STRANGE // 2):
+            size = int(draw.integers(96, 400))
+            x, y = int(draw.integers(image.width - size)), int(draw.integers(image.height - size))
+            cuttings.append(image.crop((x, y, x + size, y + size)))
+    shop = make_marketplace(folder / "drawn", products=STRANGE)
+    drawn = embed(read_catalog(shop.table, shop.images), encoder, EmbeddingStore(folder / "drawn_store", encoder))
+    made = {"noise": noise, "gradients": gradients, "one colour": plain, "landscapes": cuttings}
+    parts = {k: encoder.encode_images([encoder.prepare_image(each) for each in v]) for k, v in made.items()}
+    return {**parts, "drawn products": drawn.embeddings.image[drawn.embeddings.has_image]}
+
+
+def strange_texts(other: Sequence[str]) -> dict[str, list[str]]:
+    """Returns kind -> texts unlike those of a shop."""
+    draw = np.random.default_rng(0)
+
+    def gibberish(letters: str) -> list[str]:
+        def word() -> str:
+            return "".join(draw.choice(list(letters), draw.integers(3, 11)))
+
+        return [" ".join(word() for _ in range(draw.integers(1, 9))) for _ in range(STRANGE)]
+
+    told = [text for text in other if text]
+    return {
+        "latin gibberish": gibberish("abcdefghijklmnopqrstuvwxyz"),
+        "keyboard, asdf": gibberish("asdfghjkl"),
+        "cyrillic gibberish": gibberish("абвгдежзийклмнопрстуфхцчшщъыьэюя"),
+        "keyboard, фыва": gibberish("фывапролджэ"),
+        "digits": gibberish("0123456789"),
+        "texts of the other set": [told[row] for row in draw.choice(len(told), STRANGE, replace=False)],
+    }
+
+
+def detected(bundle: HeadBundle, photos: dict, texts: dict, encoder: Encoder) -> dict[str, float]:
+    """Returns kind -> share of strange products that are told as such."""
+    found = {}
+    for kind, image in photos.items() if bundle.image_dim else ():
+        products = alone(bundle, image, np.zeros((len(image), encoder.text_dim), np.float32))
+        found[kind] = float(bundle.familiarity.strange(products, [""] * len(image), bundle.bag).mean())
+    for kind, words in texts.items():
+        products = alone(bundle, np.zeros((len(words), encoder.image_dim), np.float32), encoder.encode_texts(words))
+        found[kind] = float(bundle.familiarity.strange(products, words, bundle.bag).mean())
+    return found
+
+
+def alone(bundle: HeadBundle, image: np.ndarray, text: np.ndarray) -> Embeddings:
+    """Returns products that have the one part that is not zero."""
+    ids = strings([str(row) for row in range(len(image))])
+    return Embeddings(ids, image, text, image.any(1), text.any(1), bundle.encoder_fingerprint)
+
+
+def figures(evaluation: Evaluation) -> dict[str, object]:
+    """Returns what one promise gave on the test part."""
+    review = evaluation.review
+    told = {name: {"share": d.share, "precision": d.precision, "n": d.n} for name, d in review.characteristics.items()}
+    return {"all_decided": review.share, "characteristics": told}
+
+
+def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> dict[str, object]:
+    """Fits heads on one split and returns all figures of the test part."""
+    catalog = open_set(name, cache)
+    embedded = embed(catalog, encoder, EmbeddingStore(cache / name, encoder))
+    divided = divide(catalog, embedded, TrainSettings(seed=seed))
+    texts, embeddings, test = list(catalog.texts()), embedded.embeddings, divided.split.rows("test")
+    names = partial(embed_labels, encoder)
+    settings = HeadSettings(seed=seed)
+    bundle = fit_heads(embeddings, texts, divided.truth, divided.split, settings, label_vectors=names).bundle
+    products, words = embeddings.take(test), [texts[row] for row in test]
+    truth = {key: divided.truth[key][test] for key in bundle.labels}
+    predictions = bundle.predict(products, words)
+    promised = {p: evaluate(bundle.decide(predictions, products, words, p), truth, resamples=0) for p in PRECISIONS}
+    first = promised[PRECISIONS[0]]
+    other = list(open_set("ozon" if name == "fashion" else "fashion", cache).texts())
+    return {
+        "seed": seed,
+        "test_products": len(test),
+        "calibration": {
+            key: {"ece": s.reliability.error, "ece_by_chance": s.reliability.error_by_chance, "n": s.n}
+            for key, s in first.characteristics.items()
+        },
+        "temperatures": dict(zip(bundle.labels, zip(bundle.temperatures, bundle.exponents, strict=True), strict=True)),
+        "promised": {str(p): figures(evaluation) for p, evaluation in promised.items()},
+        "false_alarms": first.review.strange,
+        "detected": detected(bundle, photos, strange_texts(other), encoder),
+    }
+
+
+def table(runs: list[dict]) -> list[str]:
+    """Returns a Markdown table: characteristics down, means over the seeds; precision also the lowest."""
+    lines = ["| at 0.95 | ECE | by chance | decided | precision | lowest |", "|---|---:|---:|---:|---:|---:|"]
+    for name in runs[0]["calibration"]:
+        errors = [run["calibration"][name] for run in runs]
+        told = [run["promised"]["0.95"]["characteristics"][name] for run in runs]
+        known = [each["precision"] for each in told if each["precision"] is not None]
+        precision = f"{np.mean(known):.3f} | {min(known):.3f}" if known else "— | —"
+        means = (np.mean([each[key] for each in errors]) for key in ("ece", "ece_by_chance"))
+        shown = " | ".join(f"{value:.3f}" for value in means)
+        lines.append(f"| {name} | {shown} | {np.mean([each['share'] for each in told]):.1%} | {precision} |")
+    return lines
+
+
+def main() -> None:
+    """Runs what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sets", nargs="+", default=["fashion", "ozon"], choices=["fashion", "ozon"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
+    arguments = parser.parse_args()
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    encoder = load_encoder("lite")
+    photos = strange_photos(encoder, arguments.cache)
+    results: dict[str, object] = {}
+    for name in arguments.sets:
+        seeds = arguments.seeds if name == "fashion" else arguments.seeds[:1]
+        runs = [run(name, seed, arguments.cache, encoder, photos) for seed in seeds]
+        results[name] = {"runs": runs, "table": table(runs)}
+        print(name, *table(runs), runs[0]["false_alarms"], runs[0]["detected"], sep="\n", flush=True)
+        path = save("review", results)
+        if name == "fashion":
+            fill_readme("review", table(runs))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

