@@ -3,7 +3,7 @@
 Near-identical means: the same bytes of the photo, the same text and photo, or a cosine of `NEAR` or more between
 photo and text side by side, which a photo saved anew under the same text has. The same text under different photos is
 not enough: it is often that of a family of products, whose colours and sizes differ (in 8,889 fashion goods 388 groups
-of one text would contradict one another in colour, against 4 found here).
+of one text would contradict one another in colour, against 6 found here).
 
 Vectors are compared with one another within cells of about `_CELL_PRODUCTS` products, those nearest to the same of a
 few random products, so time and memory grow with the number of products and not with its square; of larger catalogs

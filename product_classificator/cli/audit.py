@@ -14,6 +14,8 @@ from product_classificator.cli.options import (
     LikeRunTextOpt,
     MaxPixelsOpt,
     MovedEncoderOpt,
+    Precision,
+    PrecisionOpt,
     RunArg,
     Source,
     StoreOpt,
@@ -37,6 +39,7 @@ def audit(
     store: StoreOpt = None,
     encoder: MovedEncoderOpt = None,
     device: DeviceOpt = "auto",
+    precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """List likely wrong labels, contradictions, outliers and broken rows of a table; an interrupted call goes on."""
     from product_classificator.audit import audit_run
@@ -48,7 +51,7 @@ def audit(
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog_like(opened, source, [name for name in opened.columns.characteristics if name in have])
     console.print_columns(catalog)
-    loaded = Classificator.from_run(run, device=device, encoder=encoder).encoder
+    loaded = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value).encoder
     with console.training_watch(len(catalog)) as watch:
         found = audit_run(opened, catalog, out, encoder=loaded, store=store, watch=watch)
     console.print_findings(found.counts)

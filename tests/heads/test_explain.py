@@ -51,12 +51,11 @@ def test_the_word_that_tells_is_the_strongest_and_speaks_for_the_label(predictio
 def test_hiding_the_words_changes_the_logits_by_their_weights(fitted, material):
     """The weights of words are exact: a text whose vector stays and whose words go loses just these."""
     row = material.embeddings.take(np.array([3]))
-    with_words = fitted.bundle.predict(row, [material.texts[3]])
-    without = fitted.bundle.predict(row, ["?"]).probabilities["colour"][0]
-    why = with_words.explain(0)["colour"]
-    place = [list(with_words.labels["colour"]).index(label) for label in (why.label, why.runner_up)]
-    left = math.log(without[place[0]] / without[place[1]])
-    assert sum(why.words.values()) == pytest.approx(why.base + why.photo + why.text - left, abs=1e-3)
+    why = fitted.bundle.predict(row, [material.texts[3]]).explain(0)["colour"]
+    label, runner_up = (fitted.bundle.labels["colour"].index(name) for name in (why.label, why.runner_up))
+    with_words, temperature = fitted.bundle.logits(row, [material.texts[3]], ["colour"])["colour"]
+    lost = (with_words - fitted.bundle.logits(row, ["?"], ["colour"])["colour"][0])[0]
+    assert sum(why.words.values()) * float(temperature) == pytest.approx(float(lost[label] - lost[runner_up]), abs=1e-4)
 
 
 def test_what_a_product_lacks_has_no_credit(fitted, material):
