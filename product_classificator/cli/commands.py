@@ -291,7 +291,8 @@ def classify(
     }
     if predictions.decisions:
         for name, labels in found.items():
-            labels[0]["decision"] = predictions.decisions[name][0]
+            for best in labels[:1]:  # none where what is refined leaves nothing to say
+                best["decision"] = predictions.decisions[name][0]
     if explain:
         found = {"predictions": found, "explanations": {name: asdict(why) for name, why in explanations.items()}}
     typer.echo(json.dumps(found, ensure_ascii=False, indent=2))

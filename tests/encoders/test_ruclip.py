@@ -167,7 +167,7 @@ def test_a_name_is_taken_apart_and_put_together():
 def test_what_cannot_be_computed_with_is_refused(folder, tmp_path):
     with pytest.raises(DataError, match="there is no device 'nonsense' on this machine"):
         load_encoder(str(folder), device="nonsense")
-    with pytest.raises(DataError, match="dtype must be one of auto, float32, bfloat16, float16, got 'int3'"):
+    with pytest.raises(DataError, match="dtype must be one of auto, float32, bfloat16, float16, int8, got 'int3'"):
         load_encoder(str(folder), dtype="int3")
     with pytest.raises(DataError, match="threads must lie between 1 and"):
         load_encoder(str(folder), threads=cores() + 1)

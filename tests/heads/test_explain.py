@@ -53,8 +53,9 @@ def test_hiding_the_words_changes_the_logits_by_their_weights(fitted, material):
     row = material.embeddings.take(np.array([3]))
     why = fitted.bundle.predict(row, [material.texts[3]]).explain(0)["colour"]
     label, runner_up = (fitted.bundle.labels["colour"].index(name) for name in (why.label, why.runner_up))
-    with_words, temperature = fitted.bundle.logits(row, [material.texts[3]], ["colour"])["colour"]
-    lost = (with_words - fitted.bundle.logits(row, ["?"], ["colour"])["colour"][0])[0]
+    with_words = fitted.bundle.logits(row, [material.texts[3]])["colour"]
+    temperature = fitted.bundle.temperatures_of("colour", with_words)
+    lost = (with_words - fitted.bundle.logits(row, ["?"])["colour"])[0]
     assert sum(why.words.values()) * float(temperature) == pytest.approx(float(lost[label] - lost[runner_up]), abs=1e-4)
 
 
