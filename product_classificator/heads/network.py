@@ -143,7 +143,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 class Dropout(nn.Module):
-    """Silences a share of units in training, in steps of 1/256: a random byte decides, in a third of the time of torch."""
+    """Silences a share of units in training, in steps of 1/256: a random byte decides, in a third of torch's time."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
