@@ -7,6 +7,8 @@ as much (60,000 titles). Words seen in fewer than two training texts cannot tell
 the rarest beyond a limit, which bounds the memory of the heads.
 """
 
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -14,8 +16,6 @@ from typing import TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.preprocessing import normalize
 
 from product_classificator.text import words_of
 from product_classificator.types import Floats
@@ -56,7 +56,9 @@ class WordBag:
     def __init__(self, words: Sequence[str], idf: Floats) -> None:
         self.words = tuple(words)
         self.idf = idf
-        self._counter = CountVectorizer(analyzer=grams_of, vocabulary=self.words) if self.words else None
+        self._columns = {word: column for column, word in enumerate(self.words)}
+        if len(self._columns) < len(self.words):
+            raise ValueError(f"every word has one column, found {len(self.words) - len(self._columns)} words repeated")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -72,6 +74,8 @@ class WordBag:
         """
         if not max_words or not any(words_of(text) for text in texts):
             return cls((), np.empty(0, dtype=np.float32))
+        from sklearn.feature_extraction.text import CountVectorizer  # a second to import, and use does without it
+
         counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
         counts = counter.fit_transform(texts)
         n_texts = np.bincount(counts.indices, minlength=counts.shape[1])
@@ -82,8 +86,17 @@ class WordBag:
 
     def rows(self, texts: Sequence[str]) -> WordRows:
         """Returns the (n, words) sparse float32 rows of texts."""
-        if self._counter is None:
-            return csr_matrix((len(texts), 0), dtype=np.float32)
-        counts = self._counter.transform(texts)
-        weights = ((1 + np.log(counts.data)) * self.idf[counts.indices]).astype(np.float32)
-        return normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape), copy=False)
+        columns, counts, ends = array("i"), array("i"), array("i", [0])
+        for text in texts:
+            known = Counter(map(self._columns.get, grams_of(text)))
+            known.pop(None, None)
+            columns.extend(known)
+            counts.extend(known.values())
+            ends.append(len(columns))
+        weights = ((1 + np.log(np.asarray(counts))) * self.idf[np.asarray(columns)]).astype(np.float32)
+        rows = csr_matrix((weights, np.asarray(columns), np.asarray(ends)), shape=(len(texts), len(self)))
+        rows.sort_indices()
+        owners = np.repeat(np.arange(len(texts)), np.diff(rows.indptr))
+        norms = np.sqrt(np.bincount(owners, rows.data * rows.data, len(texts)))
+        rows.data = (rows.data / np.maximum(norms, np.finfo(np.float32).tiny)[owners]).astype(np.float32)
+        return rows
