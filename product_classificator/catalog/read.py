@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.tables import Table, canonical, open_table
 from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable
@@ -35,23 +36,6 @@ _ID_GUESSES = ("nm", "id", "sku", "product_id", "item_id", "offer_id", "nm_id", 
 _TEXT_GUESSES = ("title", "name", "text", "description")
 _UNKNOWN_LABELS = ("", "nan", "none", "null", "<na>")
 _READ_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column of the table is what.
-
-    Attributes:
-        id: the product id; photos are found by it unless `photo` is given.
-        text: the columns that are joined to the text, in this order; empty for photos only.
-        characteristics: the columns with labels.
-        photo: the column of photo file names, if photos are not found by id.
-    """
-
-    id: str
-    text: tuple[str, ...] = ()
-    characteristics: tuple[str, ...] = ()
-    photo: str | None = None
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,7 @@ class WordBag:
         """Returns the (n, words) sparse float32 rows of texts."""
         columns, counts, ends = array("i"), array("i"), array("i", [0])
         for text in texts:
-            known = Counter(map(self._columns.get, grams_of(text)))
-            known.pop(None, None)
+            known = Counter(self._columns[gram] for gram in grams_of(text) if gram in self._columns)
             columns.extend(known)
             counts.extend(known.values())
             ends.append(len(columns))
