@@ -55,7 +55,7 @@ def prepare(folder: Path) -> Path:
     arguments = ["shop/products.parquet", "--images", "shop/images.zip", "--id", "nm", "--text", "title,description"]
     arguments += ["--characteristics", "category,sex,season,fragility", "--out", "run"]
     subprocess.run([sys.executable, *COMMAND, "train", *arguments], cwd=folder, check=True, capture_output=True)  # noqa: S603
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", "shop/images.zip", "photos"], cwd=folder, check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", "shop/images.zip", "photos"], cwd=folder, check=True)
     return sorted((folder / "photos").rglob("*.jpg"))[0].relative_to(folder)
 
 
