@@ -53,6 +53,11 @@ class Products:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: Sequence[int]) -> "Products":
+        """Returns the products of `rows`, counted from the first of these; `first_row` stays."""
+        ids, texts = ([column[row] for row in rows] for column in (self.ids, self.texts))
+        return Products(self.first_row, ids, texts, [self.photos[row] for row in rows])
+
 
 class Texts(Sequence[str]):
     """Texts of products kept as Arrow memory: a Python string exists only while it is looked at."""

@@ -269,7 +269,8 @@ def print_run(folder: Path) -> None:
     from product_classificator.runs import Run
 
     run = Run.load(folder)
-    out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}"))
+    precision = f" in {run.facts['precision']}" if run.facts.get("precision") else ""
+    out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}{precision}"))
     out.print(escape(f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}"))
     for name, labels in HeadBundle.load(run.bundle).labels.items():
         shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")

@@ -7,6 +7,7 @@ from product_classificator.embeddings.pipeline import (
     count_statuses,
     embed,
     embed_chunks,
+    embed_rows,
     row_status,
 )
 from product_classificator.embeddings.store import EmbeddingStore, Record, read_store_facts
@@ -20,6 +21,7 @@ __all__ = [
     "count_statuses",
     "embed",
     "embed_chunks",
+    "embed_rows",
     "read_store_facts",
     "row_status",
 ]

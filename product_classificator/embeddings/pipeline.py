@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -136,6 +137,25 @@ def _settle(catalog: Catalog, encoder: Encoder) -> None:
         photos = [item.image for item in loaded if item.image is not None]
         settle(encoder, photos, [text for text in products.texts if clean(text)])
         break
+
+
+def embed_rows(catalog: Catalog, encoder: Encoder, rows: Rows) -> Embeddings:
+    """Returns the embeddings of some products, `rows` ascending, encoded anew and rounded as those of a store are."""
+    wanted, records, ids = set(rows.tolist()), [], []
+    with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
+        for products in catalog.batches(CHUNK_PRODUCTS):
+            chosen = products.take([row for row in range(len(products)) if products.first_row + row in wanted])
+            if len(chosen):
+                load = partial(load_product, catalog, encoder, None)
+                loaded = list(pool.map(load, chosen.ids, chosen.photos, chosen.texts))
+                records.append(_encode(catalog, encoder, chosen, loaded, np.arange(len(chosen))))
+                ids += chosen.ids
+    image, text, image_status, text_status = (
+        np.concatenate([getattr(record, name) for record in records])
+        for name in ("image", "text", "image_status", "text_status")
+    )
+    sides = (image.astype(np.float32), text.astype(np.float32), image_status == "ok", text_status == "ok")
+    return Embeddings(strings(ids), *sides, encoder.fingerprint)
 
 
 @dataclass(frozen=True)
