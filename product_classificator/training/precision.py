@@ -60,8 +60,9 @@ class PrecisionCheck:
 
     def __str__(self) -> str:
         return (
-            f"on {self.products} validation products the heads have macro-F1 {self.macro_f1:.4f} by {self.precision} and "
-            f"{self.exact_macro_f1:.4f} by float32, {self.became_right} values became right and {self.became_wrong} wrong"
+            f"on {self.products} validation products the heads have macro-F1 {self.macro_f1:.4f} by {self.precision} "
+            f"and {self.exact_macro_f1:.4f} by float32; {self.became_right} values are right by {self.precision} "
+            f"alone, {self.became_wrong} by float32 alone"
         )
 
 
