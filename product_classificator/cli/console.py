@@ -54,7 +54,7 @@ class ProductProgress:
         notes += [f"{self._flawed} with a flaw"] if self._flawed else []
         self._idle.add(chunk)
         if self._idle.share is not None:
-            notes.append(f"encoder waits {self._idle.share:.0%} of the time")
+            notes.append(f"encoder idle {self._idle.share:.0%}")
         rate = (done - self._first_row) / max(self._progress.tasks[0].elapsed or 0.0, 1e-3)
         self._progress.update(self._task, completed=done, rate=rate, notes=", ".join(notes))
 

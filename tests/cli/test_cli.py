@@ -331,10 +331,10 @@ def test_a_text_encoder_stands_beside_the_encoder_of_the_settings(files, tmp_pat
     assert "--text-encoder is written st:<repository or folder>" in printed
 
 
-def test_progress_says_how_long_the_encoder_waited(trained, files, tmp_path):
-    waits = r"encoder waits \d+% of the time"
-    assert re.search(waits, trained[1])
+def test_progress_says_how_long_the_encoder_was_idle(trained, files, tmp_path):
+    idle = r"encoder idle \d+%"
+    assert re.search(idle, trained[1])
     _, table, images = files
     arguments = (table, "--images", images, "--text", "description", "--out", tmp_path / "store")
-    assert re.search(waits, call("embed", *arguments))
-    assert not re.search(waits, call("embed", *arguments))  # all is known
+    assert re.search(idle, call("embed", *arguments))
+    assert not re.search(idle, call("embed", *arguments))  # all is known
