@@ -27,6 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cleaning.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/review.py
+	$(BIN)/python benchmarks/startup.py
 
 # The tokenizer of the published system, to compare ours with; its build needs what is installed here first.
 youtokentome: $(INSTALLED)

@@ -1,13 +1,16 @@
 """Writes files and folders so that a killed process leaves the old one or the new one, never a half."""
 
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+logger = logging.getLogger(__name__)
 
 
 def cache_home() -> Path:
@@ -55,6 +58,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text as `replacing` does."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def kept_file(name: str, write: Callable[[Path], object]) -> Path | None:
+    """Returns a file of the cache folder that is written at its first use and only read after that.
+
+    Args:
+        name: names everything that the content depends on.
+        write: writes the content to the path that it gets.
+
+    Returns:
+        The file; `None` if the cache folder cannot be written to.
+    """
+    path = cache_home() / "made" / name
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent)
+            with replacing(path) as temporary:
+                write(temporary)
+        except OSError as error:
+            logger.info("%s cannot be kept (%s): it is made anew at every start", path, error)
+            return None
+    return path
 
 
 @contextmanager

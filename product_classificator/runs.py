@@ -8,18 +8,18 @@ before the others are replaced and written last, how it was made.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photos import Channels
-from product_classificator.catalog.read import Columns
 from product_classificator.errors import ArtifactError
 from product_classificator.files import replacing, write_text
 from product_classificator.types import Split, Truth
+
+if TYPE_CHECKING:  # labels alone need tables, and tables take most of a second to import
+    import pandas as pd
 
 _FORMAT = 1
 _HERE = "<run>"
@@ -69,6 +69,9 @@ class Run:
 
     def save_labels(self, split: Split, truth: Truth) -> None:
         """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         rows = np.flatnonzero((split.part == "train") & (split.ids != ""))
         arrays = [pa.array(labels[rows], pa.string()).dictionary_encode() for labels in truth.values()]
         table = pa.table(
@@ -77,12 +80,16 @@ class Run:
         with replacing(self.labels) as temporary:
             pq.write_table(table, temporary)
 
-    def load_labels(self) -> pd.DataFrame:
+    def load_labels(self) -> "pd.DataFrame":
         """Reads what `save_labels` wrote: ids are the index, characteristics the columns.
 
         Raises:
             ArtifactError: the file is damaged or missing, as in runs of older versions.
         """
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             table = pq.read_table(self.labels)
             columns = table["labels"].flatten()

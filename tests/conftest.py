@@ -12,6 +12,14 @@ from tests.fakes import TinyEncoder, shop
 QUICK = TrainSettings(heads=HeadSettings(max_epochs=12, hidden=64, batch_size=16, learning_rate=0.01))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory):
+    """The cache folder of whoever runs the tests is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shop_files(tmp_path_factory):
     """A table and a zip: the photo tells the colour, the text tells the kind."""

@@ -238,3 +238,31 @@ def test_broken_rows_stop_nothing(tmp_path):
     table, photos = shop(tmp_path / "shop", products=90)
     embedded = embed(read_catalog(table, photos, text="description"), TinyEncoder())
     assert len(embedded.embeddings) == 90
+
+
+class SlowPhotos(TinyEncoder):
+    """Makes the decoding of photos wait."""
+
+    def sufficient_size(self, size):
+        time.sleep(0.01)
+        return size
+
+
+def test_an_encoder_that_is_slower_than_its_photos_hardly_waits(catalog, monkeypatch):
+    monkeypatch.setattr("product_classificator.embeddings.pipeline.CHUNK_PRODUCTS", 24)
+    chunks = []
+    embedded = embed(catalog, SlowEncoder(), on_chunk=chunks.append)
+    assert embedded.idle_share < 0.3
+    assert sum(chunk.took_s for chunk in chunks) > 1
+    assert all(0 <= chunk.waited_s <= chunk.took_s for chunk in chunks)
+
+
+def test_an_encoder_that_is_quicker_than_its_photos_waits_most_of_the_time(catalog, monkeypatch):
+    monkeypatch.setattr("product_classificator.embeddings.pipeline.CHUNK_PRODUCTS", 24)
+    assert embed(catalog, SlowPhotos()).idle_share > 0.7
+
+
+def test_where_nothing_is_encoded_no_encoder_waits(catalog, tmp_path):
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    assert embed(catalog, TinyEncoder(), store).idle_share is not None
+    assert embed(catalog, TinyEncoder(), store).idle_share is None

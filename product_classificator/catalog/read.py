@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.tables import Table, canonical, open_table
 from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable
@@ -38,23 +39,6 @@ _READ_ROWS = 16_384
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which column of the table is what.
-
-    Attributes:
-        id: the product id; photos are found by it unless `photo` is given.
-        text: the columns that are joined to the text, in this order; empty for photos only.
-        characteristics: the columns with labels.
-        photo: the column of photo file names, if photos are not found by id.
-    """
-
-    id: str
-    text: tuple[str, ...] = ()
-    characteristics: tuple[str, ...] = ()
-    photo: str | None = None
-
-
-@dataclass(frozen=True)
 class Products:
     """A batch of consecutive rows of a catalog, the first of them number `first_row`.
 
@@ -68,6 +52,11 @@ class Products:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> "Products":
+        """Returns the products of `rows`, counted from the first of these; `first_row` stays."""
+        ids, texts = ([column[row] for row in rows] for column in (self.ids, self.texts))
+        return Products(self.first_row, ids, texts, [self.photos[row] for row in rows])
 
 
 class Texts(Sequence[str]):

@@ -7,14 +7,16 @@ second, a million some seconds. Products of one text and one photo are stored on
 from dataclasses import replace
 from functools import partial
 from heapq import nlargest
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from product_classificator.embeddings import EmbeddingStore
 from product_classificator.encoders import Encoder
 from product_classificator.runs import Run
 from product_classificator.types import Embeddings, Explanation, Neighbour, Predictions
+
+if TYPE_CHECKING:  # only explanations need tables, and tables take most of a second to import
+    import pandas as pd
 
 _NEAREST = 3
 
@@ -44,13 +46,15 @@ def _explain(
     }
 
 
-def _told(similar: list[tuple[str, float]], labels: pd.Series) -> tuple[Neighbour, ...]:
+def _told(similar: list[tuple[str, float]], labels: "pd.Series") -> tuple[Neighbour, ...]:
     known = labels.dropna()
     return tuple(Neighbour(id_, cosine, known.get(id_)) for id_, cosine in similar)
 
 
-def _nearest(product: Embeddings, run: Run, encoder: Encoder, trained: pd.Index) -> list[tuple[str, float]]:
+def _nearest(product: Embeddings, run: Run, encoder: Encoder, trained: "pd.Index") -> list[tuple[str, float]]:
     """Returns id and similarity of the training products that are most like a product, the nearest first."""
+    from product_classificator.embeddings import EmbeddingStore
+
     sides = int(product.has_image[0]) + int(product.has_text[0])
     found: dict[str, float] = {}
     for part in EmbeddingStore(run.store, encoder).scan():

@@ -32,10 +32,12 @@ _BAR_WIDTH = 20
 
 
 class ProductProgress:
-    """A progress bar over products: rate, time left, and how many rows are flawed or came from the store."""
+    """A progress bar over products: rate, time left, how many rows are flawed or came from the store, and idle time."""
 
     def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
+        from product_classificator.embeddings import Idle
+
+        self._progress, self._idle = progress, Idle()
         self._flawed = self._known = 0
         self._first_row: int | None = None
         self._task = progress.add_task("products", total=total, rate=0.0, notes="")
@@ -50,6 +52,9 @@ class ProductProgress:
             self._first_row = chunk.first_row
         notes = [f"{self._known} known"] if self._known else []
         notes += [f"{self._flawed} with a flaw"] if self._flawed else []
+        self._idle.add(chunk)
+        if self._idle.share is not None:
+            notes.append(f"encoder idle {self._idle.share:.0%}")
         rate = (done - self._first_row) / max(self._progress.tasks[0].elapsed or 0.0, 1e-3)
         self._progress.update(self._task, completed=done, rate=rate, notes=", ".join(notes))
 
@@ -269,7 +274,8 @@ def print_run(folder: Path) -> None:
     from product_classificator.runs import Run
 
     run = Run.load(folder)
-    out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}"))
+    precision = f" in {run.facts['precision']}" if run.facts.get("precision") else ""
+    out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}{precision}"))
     out.print(escape(f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}"))
     for name, labels in HeadBundle.load(run.bundle).labels.items():
         shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")

@@ -4,9 +4,11 @@ from product_classificator.embeddings.pipeline import (
     CHUNK_PRODUCTS,
     EmbeddedCatalog,
     EmbeddedChunk,
+    Idle,
     count_statuses,
     embed,
     embed_chunks,
+    embed_rows,
     row_status,
 )
 from product_classificator.embeddings.store import EmbeddingStore, Record, read_store_facts
@@ -16,10 +18,12 @@ __all__ = [
     "EmbeddedCatalog",
     "EmbeddedChunk",
     "EmbeddingStore",
+    "Idle",
     "Record",
     "count_statuses",
     "embed",
     "embed_chunks",
+    "embed_rows",
     "read_store_facts",
     "row_status",
 ]

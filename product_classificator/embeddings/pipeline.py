@@ -5,10 +5,13 @@ by two chunks, whatever the catalog's size. Vectors are rounded to float16, with
 give the same numbers.
 """
 
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -40,6 +43,8 @@ class EmbeddedChunk:
         image_keys: (n,) equal for photos of the same bytes, 0 without a photo.
         status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
         encoded: how many of them were encoded now; the others were in the store.
+        waited_s: wall time that the encoder waited for their photos to be read and decoded.
+        took_s: wall time since the chunk before.
     """
 
     first_row: int
@@ -48,15 +53,25 @@ class EmbeddedChunk:
     image_keys: Keys
     status: Strings
     encoded: int
+    waited_s: float = 0.0
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class EmbeddedCatalog:
-    """Embeddings of a whole catalog in RAM; fields as in `EmbeddedChunk`."""
+    """Embeddings of a whole catalog in RAM.
+
+    Attributes:
+        embeddings: n products.
+        image_keys: as in `EmbeddedChunk`.
+        status: likewise.
+        idle_share: share of its time that the encoder waited for photos; `None` where nothing was encoded.
+    """
 
     embeddings: Embeddings
     image_keys: Keys
     status: Strings
+    idle_share: float | None = None
 
     def set_aside(self) -> Strings:
         """Returns (n,) "ok", or why a product can be neither learned from nor judged: its status, or "duplicate_id".
@@ -68,6 +83,24 @@ class EmbeddedCatalog:
         repeated = pd.Series(self.embeddings.ids).duplicated().to_numpy() & (self.embeddings.ids != "")
         reasons[repeated & found] = "duplicate_id"
         return strings(reasons)
+
+
+class Idle:
+    """The share of its time that an encoder waits for photos; of chunks in which nothing is encoded nothing counts."""
+
+    def __init__(self) -> None:
+        self._waited_s = self._took_s = 0.0
+
+    def add(self, chunk: EmbeddedChunk) -> None:
+        """Counts a chunk."""
+        if chunk.encoded:
+            self._waited_s += chunk.waited_s
+            self._took_s += chunk.took_s
+
+    @property
+    def share(self) -> float | None:
+        """0..1; `None` where nothing was encoded."""
+        return self._waited_s / self._took_s if self._took_s else None
 
 
 OnChunk = Callable[[EmbeddedChunk], None]
@@ -88,7 +121,7 @@ def embed(
     image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
     has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     image_keys, status = np.zeros(n, dtype=np.uint64), np.full(n, "", dtype=object)
-    row = 0
+    row, idle = 0, Idle()
     for chunk in embed_chunks(catalog, encoder, store):
         part, here = chunk.embeddings, slice(row, row + len(chunk.embeddings))
         has_image[here], has_text[here] = part.has_image, part.has_text
@@ -98,28 +131,44 @@ def embed(
             text[here] = part.text
         image_keys[here], status[here] = chunk.image_keys, chunk.status
         row += len(part)
+        idle.add(chunk)
         if on_chunk:
             on_chunk(chunk)
     embeddings = Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint)
-    return EmbeddedCatalog(embeddings, image_keys, status)
+    return EmbeddedCatalog(embeddings, image_keys, status, idle.share)
 
 
 def embed_chunks(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
 ) -> Iterator[EmbeddedChunk]:
     """Yields the embeddings of a catalog from `first_row` on, `CHUNK_PRODUCTS` at a time, in flat memory."""
+    if len(catalog) >= WORTH_A_TRIAL:
+        _settle(catalog, encoder)
+    began = time.perf_counter()
+    with closing(_load_ahead(catalog, encoder, store, first_row)) as chunks:
+        for products, futures in chunks:
+            asked = time.perf_counter()
+            loaded = [future.result() for future in futures]
+            waited = time.perf_counter() - asked
+            chunk = _embed_chunk(catalog, encoder, store, products, loaded)
+            ended = time.perf_counter()
+            yield replace(chunk, waited_s=waited, took_s=ended - began)
+            began = ended
+
+
+def _load_ahead(
+    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, first_row: int
+) -> Generator[tuple[Products, list[Future["Loaded"]]]]:
+    """Yields products whose photos are being loaded; those of the next chunk are begun before."""
     with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
         ahead: deque[tuple[Products, list[Future[Loaded]]]] = deque()
         try:
-            if len(catalog) >= WORTH_A_TRIAL:
-                _settle(catalog, encoder)
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
                 rows = zip(products.ids, products.photos, products.texts, strict=True)
                 ahead.append((products, [pool.submit(load_product, catalog, encoder, store, *row) for row in rows]))
                 if len(ahead) > 1:
-                    yield _embed_chunk(catalog, encoder, store, *ahead.popleft())
-            while ahead:
-                yield _embed_chunk(catalog, encoder, store, *ahead.popleft())
+                    yield ahead.popleft()
+            yield from ahead
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -136,6 +185,25 @@ def _settle(catalog: Catalog, encoder: Encoder) -> None:
         photos = [item.image for item in loaded if item.image is not None]
         settle(encoder, photos, [text for text in products.texts if clean(text)])
         break
+
+
+def embed_rows(catalog: Catalog, encoder: Encoder, rows: Rows) -> Embeddings:
+    """Returns the embeddings of some products, `rows` ascending, encoded anew and rounded as those of a store are."""
+    wanted, records, ids = set(rows.tolist()), [], []
+    with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
+        for products in catalog.batches(CHUNK_PRODUCTS):
+            chosen = products.take([row for row in range(len(products)) if products.first_row + row in wanted])
+            if len(chosen):
+                load = partial(load_product, catalog, encoder, None)
+                loaded = list(pool.map(load, chosen.ids, chosen.photos, chosen.texts))
+                records.append(_encode(catalog, encoder, chosen, loaded, np.arange(len(chosen))))
+                ids += chosen.ids
+    image, text, image_status, text_status = (
+        np.concatenate([getattr(record, name) for record in records])
+        for name in ("image", "text", "image_status", "text_status")
+    )
+    sides = (image.astype(np.float32), text.astype(np.float32), image_status == "ok", text_status == "ok")
+    return Embeddings(strings(ids), *sides, encoder.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -177,9 +245,8 @@ def _embed_chunk(
     encoder: Encoder,
     store: EmbeddingStore | None,
     products: Products,
-    futures: list[Future[Loaded]],
+    loaded: list[Loaded],
 ) -> EmbeddedChunk:
-    loaded = [future.result() for future in futures]
     first = {item.digest: row for row, item in reversed(list(enumerate(loaded)))}
     new = np.array(sorted(row for digest, row in first.items() if store is None or digest not in store), dtype=np.int64)
     record = _encode(catalog, encoder, products, loaded, new)

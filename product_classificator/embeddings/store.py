@@ -124,6 +124,12 @@ class EmbeddingStore:
         self._index.add(record.digests, len(self._parts))
         self._parts.append(path)
 
+    def clear(self) -> None:
+        """Removes all products, as if nothing had been embedded."""
+        for path in (self.folder / "parts").glob("*.parquet"):
+            path.unlink(missing_ok=True)
+        self._index, self._parts, self._last = _DigestIndex(), [], None
+
     def read(self, digests: Sequence[bytes]) -> Record:
         """Returns the products of `digests`, in that order.
 

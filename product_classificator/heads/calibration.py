@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 _LEAST_SPREAD = 1e-3
@@ -69,6 +68,8 @@ def fit_temperature(logits: Tensor, codes: Tensor) -> tuple[float, float]:
         penalty = (exponent / _EXPONENT_DEVIATION) ** 2 / 2
         slope = [float(slopes.sum()), float((slopes * log_spread).sum()) + exponent / _EXPONENT_DEVIATION**2]
         return float(surprise.sum()) + penalty, np.array(slope)
+
+    from scipy.optimize import minimize  # slow to import, and use does without it
 
     bounds = [(-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE), (-_LARGEST_EXPONENT, _LARGEST_EXPONENT)]
     log_temperature, exponent = minimize(loss, np.zeros(2), jac=True, bounds=bounds, method="L-BFGS-B").x.tolist()

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.preprocessing import normalize
 
 from product_classificator.heads.words import WordBag
 from product_classificator.text import words_of
@@ -88,6 +86,9 @@ def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:
         rows = np.random.default_rng(seed).choice(rows, _CENTRES_FROM, replace=False)
     if len(rows) <= _CENTRES:
         return vectors[rows]
+    from sklearn.cluster import MiniBatchKMeans  # a second to import, and use does without it
+    from sklearn.preprocessing import normalize
+
     # Random products are as good a start as k-means++, which took a quarter of the time of fitting heads.
     kmeans = MiniBatchKMeans(_CENTRES, init="random", batch_size=2048, n_init=1, random_state=seed)
     centres: Floats = normalize(kmeans.fit(vectors[rows]).cluster_centers_)

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
@@ -360,6 +359,8 @@ def _valid_logits(network: Network, material: _Material) -> Tensor:
 
 
 def _valid_macro_f1(network: Network, material: _Material) -> dict[str, float]:
+    from sklearn.metrics import f1_score  # a second to import, and use does without it
+
     logits, codes = _valid_logits(network, material), material.codes[material.valid]
     scores = {}
     for name, span, column in zip(material.characteristics, network.shape.spans, codes.T, strict=True):

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from product_classificator.errors import DataError, culprits
 from product_classificator.types import Floats, Rows
@@ -223,6 +222,7 @@ def _shares(scores: Scores, chosen: Rows) -> Floats:
     """Returns scores as probabilities in which the chosen label is the best beyond rounding; NaN where none is."""
     scores = scores.copy()
     scores[np.arange(len(scores)), chosen] += _TIE
-    shares: Floats = softmax(scores, axis=1).astype(np.float32)
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    shares: Floats = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     shares[chosen < 0] = np.nan
     return shares

@@ -11,7 +11,6 @@ The thresholds of all precisions are kept, in steps of half a percent: any one c
 from typing import TypeAlias
 
 import numpy as np
-from scipy.stats import beta
 
 from product_classificator.errors import DataError
 from product_classificator.types import Bools, Floats, Predictions, Truth
@@ -50,6 +49,8 @@ def thresholds_of(confidence: Floats, is_right: Bools) -> Thresholds:
     """
     if not len(confidence):
         return ()
+    from scipy.stats import beta  # a second to import, and use does without it
+
     order = np.argsort(-confidence, kind="stable")
     levels = confidence[order].astype(np.float64)
     # Products of one probability stand on one side of a threshold.

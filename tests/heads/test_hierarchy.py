@@ -3,10 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluation import evaluate
 from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, Refinement, fit_heads
+from product_classificator.heads import hierarchy as hierarchies
 from product_classificator.heads.hierarchy import check_hierarchy, known_to, learn_hierarchy, reconcile, with_relatives
 from product_classificator.types import Predictions, strings
 from tests.heads.conftest import Material
@@ -204,3 +206,11 @@ def test_a_damaged_hierarchy_is_refused(refined: FittedHeads, tmp_path: Path, hi
     change_manifest(tmp_path / "heads", hierarchy=hierarchy)
     with pytest.raises(ArtifactError, match=message):
         HeadBundle.load(tmp_path / "heads")
+
+
+def test_shares_are_the_softmax_of_scipy_to_the_last_bit():
+    scores = np.random.default_rng(0).normal(0, 30, (200, 7))
+    chosen = scores.argmax(1)
+    raised = scores.copy()
+    raised[np.arange(len(scores)), chosen] += hierarchies._TIE
+    assert np.array_equal(hierarchies._shares(scores, chosen), softmax(raised, axis=1).astype(np.float32))

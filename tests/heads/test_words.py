@@ -1,6 +1,10 @@
 import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.preprocessing import normalize
 
-from product_classificator.heads.words import WordBag
+from product_classificator.heads.words import WordBag, grams_of
 
 
 def test_a_row_has_unit_length_and_rare_words_weigh_more() -> None:
@@ -42,3 +46,23 @@ def test_texts_without_any_word_give_a_bag_without_words() -> None:
 
 def test_a_limit_of_zero_turns_words_off() -> None:
     assert len(WordBag.fit(["red mug", "red mug"], max_words=0)) == 0
+
+
+def test_rows_are_those_of_scikit_learn_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    words = [f"{'abcdefgh'[number % 8]}слово{'ъ' * (number % 3)}{number}" for number in range(400)] + ["кружка", "red"]
+    texts = [" ".join(rng.choice(words, rng.integers(0, 60))) for _ in range(300)]
+    bag = WordBag.fit(texts[:200])
+    counts = CountVectorizer(analyzer=grams_of, vocabulary=bag.words).transform(texts)
+    weights = ((1 + np.log(counts.data)) * bag.idf[counts.indices]).astype(np.float32)
+    known = normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape))
+    rows = bag.rows(texts)
+    assert rows.dtype == np.float32
+    assert np.array_equal(rows.indptr, known.indptr)
+    assert np.array_equal(rows.indices, known.indices)
+    assert np.array_equal(rows.data, known.data)
+
+
+def test_a_word_stands_in_a_vocabulary_once() -> None:
+    with pytest.raises(ValueError, match="every word has one column, found 1 words repeated"):
+        WordBag(["red", "mug", "red"], np.ones(3, np.float32))

@@ -1,0 +1,111 @@
+"""CPU time of a start: what `--help`, and the classification of one product in a new process, cost.
+
+    python benchmarks/startup.py [--rounds 7]
+
+Trains heads on a synthetic shop with `lite`, then starts the command line anew for every measurement and reads user and
+system time of that process from the operating system. CPU time is told, since wall time depends on who else computes.
+`import torch` alone is measured beside it: heads compute with torch, so no start with them can cost less. Of the
+modules that `classify` imports, the 15 with the largest own time are listed (`-X importtime`, whose clock is the wall).
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from common import fill_readme, save
+
+from product_classificator import make_marketplace
+
+COMMAND = ["-m", "product_classificator"]
+CLASSIFY = [*COMMAND, "classify", "run"]
+TEXT = ["--text", "Куртка зимняя мужская, утеплённая"]
+MODULES = 15
+
+
+def cpu_seconds(arguments: list[str], folder: Path) -> float:
+    """Runs Python in a folder and returns the CPU seconds it took."""
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"{arguments} failed with status {status}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def own_times(arguments: list[str], folder: Path) -> dict[str, float]:
+    """Returns module -> milliseconds that its import took, without those that it imports."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    log = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr  # noqa: S603
+    found = re.findall(r"^import time: +(\d+) \| +\d+ \| +(\S+)$", log, re.MULTILINE)
+    return {name: int(us) / 1000 for us, name in found}
+
+
+def prepare(folder: Path) -> Path:
+    """Draws a shop, trains a run, and returns the name of a photo."""
+    make_marketplace(folder / "shop", products=150)
+    arguments = ["shop/products.parquet", "--images", "shop/images.zip", "--id", "nm", "--text", "title,description"]
+    arguments += ["--characteristics", "category,sex,season,fragility", "--out", "run"]
+    subprocess.run([sys.executable, *COMMAND, "train", *arguments], cwd=folder, check=True, capture_output=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", "shop/images.zip", "photos"], cwd=folder, check=True)
+    return sorted((folder / "photos").rglob("*.jpg"))[0].relative_to(folder)
+
+
+def measured(rounds: int) -> dict[str, object]:
+    """Returns the CPU seconds of each command, and the slowest imports."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["PRODUCT_CLASSIFICATOR_CACHE"] = str(folder / "cache")
+        photo = ["--image", str(prepare(folder))]
+        commands = {
+            "`--help`": [*COMMAND, "--help"],
+            "`classify`, text": [*CLASSIFY, *TEXT],
+            "`classify`, text and photo": [*CLASSIFY, *TEXT, *photo],
+            "`import torch` alone": ["-c", "import torch"],
+        }
+        # Rounds go through all commands, so that each has the same share of what else the machine does.
+        seconds: dict[str, list[float]] = defaultdict(list)
+        imports: dict[str, list[float]] = defaultdict(list)
+        for _ in range(rounds):
+            for title, arguments in commands.items():
+                seconds[title].append(cpu_seconds(arguments, folder))
+            for module, ms in own_times(commands["`classify`, text and photo"], folder).items():
+                imports[module].append(ms)
+        os.environ["PRODUCT_CLASSIFICATOR_CACHE"] = str(folder / "empty")
+        first = cpu_seconds(commands["`classify`, text and photo"], folder)
+    slowest = sorted(((median(ms), module) for module, ms in imports.items()), reverse=True)[:MODULES]
+    return {
+        "rounds": rounds,
+        "cpu_s": {
+            title: {"best": round(min(found), 2), "median": round(median(found), 2)} for title, found in seconds.items()
+        },
+        "first_cpu_s": round(first, 2),
+        "imports_own_ms": {module: round(ms, 1) for ms, module in slowest},
+    }
+
+
+def main() -> None:
+    """Measures, prints, and keeps the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    results = measured(parser.parse_args().rounds)
+    table = ["| CPU seconds of a start | best | median |", "|---|---:|---:|"]
+    table += [f"| {title} | {took['best']:.2f} | {took['median']:.2f} |" for title, took in results["cpu_s"].items()]
+    table += [f"| `classify`, text and photo, for the first time | {results['first_cpu_s']:.2f} | |"]
+    print("\n".join(table))
+    for module, ms in results["imports_own_ms"].items():
+        print(f"{ms:8.1f} ms  {module}")
+    fill_readme("startup", table)
+    print(save("startup", {**results, "table": table}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Which column of a table is what: all that a run needs to know of the table it was trained on."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the table is what.
+
+    Attributes:
+        id: the product id; photos are found by it unless `photo` is given.
+        text: the columns that are joined to the text, in this order; empty for photos only.
+        characteristics: the columns with labels.
+        photo: the column of photo file names, if photos are not found by id.
+    """
+
+    id: str
+    text: tuple[str, ...] = ()
+    characteristics: tuple[str, ...] = ()
+    photo: str | None = None
