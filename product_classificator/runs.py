@@ -19,7 +19,7 @@ from product_classificator.catalog.photos import Channels
 from product_classificator.catalog.read import Columns
 from product_classificator.errors import ArtifactError
 from product_classificator.files import replacing, write_text
-from product_classificator.types import Split, Truth
+from product_classificator.types import Split, Strings, Truth, is_multi_label
 
 _FORMAT = 1
 _HERE = "<run>"
@@ -68,9 +68,9 @@ class Run:
         return self.folder / "labels.parquet"
 
     def save_labels(self, split: Split, truth: Truth) -> None:
-        """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels."""
+        """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels, or lists."""
         rows = np.flatnonzero((split.part == "train") & (split.ids != ""))
-        arrays = [pa.array(labels[rows], pa.string()).dictionary_encode() for labels in truth.values()]
+        arrays = [_arrow(labels[rows]) for labels in truth.values()]
         table = pa.table(
             {"id": pa.array(split.ids[rows], pa.string()), "labels": pa.StructArray.from_arrays(arrays, list(truth))}
         )
@@ -78,7 +78,7 @@ class Run:
             pq.write_table(table, temporary)
 
     def load_labels(self) -> pd.DataFrame:
-        """Reads what `save_labels` wrote: ids are the index, characteristics the columns.
+        """Reads what `save_labels` wrote: ids are the index, characteristics the columns; lists come as tuples.
 
         Raises:
             ArtifactError: the file is damaged or missing, as in runs of older versions.
@@ -87,7 +87,7 @@ class Run:
             table = pq.read_table(self.labels)
             columns = table["labels"].flatten()
             names = [field.name for field in table["labels"].type]
-            labels = {name: column.to_pandas() for name, column in zip(names, columns, strict=True)}
+            labels = {name: _pandas(column) for name, column in zip(names, columns, strict=True)}
             return pd.DataFrame(labels).set_axis(table["id"].to_pandas())
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"a run keeps its labels, {self.labels} is damaged ({error}): train again") from error
@@ -129,7 +129,13 @@ class Run:
             if facts["format"] != _FORMAT:
                 raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
             columns = facts["columns"]
-            chosen = Columns(columns["id"], tuple(columns["text"]), tuple(columns["characteristics"]), columns["photo"])
+            chosen = Columns(
+                columns["id"],
+                tuple(columns["text"]),
+                tuple(columns["characteristics"]),
+                columns["photo"],
+                tuple(columns.get("multi_label", ())),  # runs of older versions know none
+            )
             store = folder.resolve() / facts["store"]
             if not store.exists():  # the run has moved and its store has not
                 store = folder.resolve() / "embeddings"
@@ -137,3 +143,15 @@ class Run:
             return cls(folder, encoder, chosen, facts["channels"], store, facts["settings"], facts["facts"])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error
+
+
+def _arrow(labels: Strings) -> pa.Array:
+    if not is_multi_label(labels):
+        return pa.array(labels, pa.string()).dictionary_encode()
+    return pa.array([None if item is None else sorted(item) for item in labels], pa.list_(pa.string()))
+
+
+def _pandas(column: pa.ChunkedArray) -> pd.Series:
+    if not pa.types.is_list(column.type):
+        return column.to_pandas()
+    return pd.Series([None if item is None else tuple(item) for item in column.to_pylist()], dtype=object)

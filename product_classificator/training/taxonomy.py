@@ -14,7 +14,7 @@ from typing import TypeAlias
 import pandas as pd
 import pyarrow as pa
 
-from product_classificator.catalog.read import read_labels
+from product_classificator.catalog.labels import read_labels
 from product_classificator.catalog.tables import open_table
 from product_classificator.errors import DataError, culprits
 from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy

@@ -1,0 +1,130 @@
+"""Turns multi-label characteristics into targets, loss, temperature and cuts: a product bears any number of labels.
+
+Each label is a yes or no of its own, the sigmoid of its logit. The loss of a product is the sum of the binary
+cross-entropies of all labels, which is on the scale of the cross-entropy of a single-label characteristic: the
+negative log-likelihood of what is known of the product. Biases start at the log-odds of the labels.
+
+From which probability on a label is told, its cut, is chosen on the validation products for its F1. Of rare labels they
+hold a handful, and the best cut for these is mostly chance. So the F1 that is maximised is that of the true labels
+and of what the probabilities themselves expect, mixed: the latter weighs as much as `_PRIOR_PRODUCTS` products with
+the label. Where probabilities are right, the best cut is half of the best F1 (Lipton et al. 2014, "Optimal thresholding
+of classifiers to maximize F1 measure"), which bounds it at 0.5.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_matrix
+from torch import Tensor
+from torch.nn import functional
+
+from product_classificator.types import Bools, Floats, Rows, Strings, Truth, is_multi_label
+
+Borne: TypeAlias = csr_matrix
+"""(n, k) float32 sparse, 1 where a product bears a label."""
+
+_PRIOR_PRODUCTS = 100.0
+_LARGEST_CUT = 0.5
+_LARGEST_LOG_TEMPERATURE = math.log(8)
+
+
+def borne_labels(truth: Truth, labels: Mapping[str, Sequence[str]]) -> dict[int, Borne]:
+    """Returns place of each multi-label characteristic among `labels` -> which of its labels products bear.
+
+    Args:
+        truth: characteristic -> (n,) labels.
+        labels: characteristic -> its labels; others that a product bears are passed over.
+    """
+    places = enumerate(labels.items())
+    return {place: _borne(truth[name], names) for place, (name, names) in places if is_multi_label(truth[name])}
+
+
+def _borne(column: Strings, names: Sequence[str]) -> Borne:
+    numbers = {label: number for number, label in enumerate(names)}
+    rows = [[numbers[label] for label in sorted(item or ()) if label in numbers] for item in column]
+    starts = np.cumsum([0, *map(len, rows)])
+    columns = np.array([number for row in rows for number in row], dtype=np.int64)
+    return csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(column), len(names)))
+
+
+def loss_of(logits: Tensor, borne: Borne, is_known: Tensor) -> Tensor:
+    """Returns the sum over known products and labels of the binary cross-entropies.
+
+    Args:
+        logits: (n, k).
+        borne: (n, k) of the same products.
+        is_known: (n,) whether the labels of a product are known.
+    """
+    targets = torch.from_numpy(borne.toarray())
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (losses.sum(1) * is_known).sum()
+
+
+def log_odds(borne: Borne, n_known: int) -> Floats:
+    """Returns (k,) log-odds of the labels among products whose labels are known, as if half a product more bore each
+    and half a product less did."""
+    counts = np.asarray(borne.sum(0)).ravel() + 0.5
+    odds: Floats = np.log(counts / (n_known + 1 - counts)).astype(np.float32)
+    return odds
+
+
+def fit_set_temperature(logits: Tensor, is_known: Tensor, borne: Borne) -> float:
+    """Returns the temperature under which what products bear is the most likely; 1 without known products.
+
+    Args:
+        logits: (n, k) of products that the network has not learned from.
+        is_known: (n,) whether the labels of a product are known.
+        borne: (n, k) of the same products.
+    """
+    if not is_known.any():
+        return 1.0
+    own, targets = logits[is_known].double(), torch.from_numpy(borne[is_known.numpy()].toarray()).double()
+
+    def surprise(log_temperature: float) -> float:
+        scaled = own / math.exp(log_temperature)
+        return float(functional.binary_cross_entropy_with_logits(scaled, targets, reduction="sum"))
+
+    bounds = (-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE)
+    return math.exp(float(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
+
+
+def cuts_of(logits: Tensor, is_known: Tensor, borne: Borne, temperature: float) -> tuple[float, ...]:
+    """Returns from which probability on each of k labels is told; arguments as above."""
+    probabilities = torch.sigmoid(logits[is_known] / temperature).numpy()
+    return tuple(fit_cuts(probabilities, borne[is_known.numpy()]).tolist())
+
+
+def fit_cuts(probabilities: Floats, borne: Borne) -> Floats:
+    """Returns (k,) float32, from which probability on each label is told.
+
+    Args:
+        probabilities: (n, k) of products with known labels that the network has not learned from.
+        borne: (n, k) of the same products.
+    """
+    if not len(probabilities):
+        return np.full(probabilities.shape[1], _LARGEST_CUT, np.float32)
+    true = borne.toarray().astype(np.float64)
+    expected = probabilities.astype(np.float64)
+    trust = true.sum(0) / (true.sum(0) + _PRIOR_PRODUCTS)
+    mixed = trust * true + (1 - trust) * expected
+    order = np.argsort(-expected, axis=0, kind="stable")
+    told = np.take_along_axis(expected, order, 0)
+    hits = np.cumsum(np.take_along_axis(mixed, order, 0), 0)
+    f1 = 2 * hits / (mixed.sum(0) + np.arange(1, len(told) + 1)[:, None])
+    best = f1.argmax(0)
+    columns = np.arange(told.shape[1])
+    lower = np.vstack([told[1:], np.zeros(told.shape[1])])[best, columns]
+    # Half way to the next lower probability, so that neither side of the cut hangs on a rounding.
+    cuts: Floats = np.minimum((told[best, columns] + lower) / 2, _LARGEST_CUT).astype(np.float32)
+    return cuts
+
+
+def macro_f1_of(told: Bools, borne: Borne) -> float:
+    """Returns the mean F1 of the labels that are told or borne, both (n, k); 0 if there are none."""
+    hits = np.asarray(borne.multiply(told).sum(0)).ravel()
+    seen = np.asarray(borne.sum(0)).ravel() + told.sum(0)
+    return float((2 * hits[seen > 0] / seen[seen > 0]).mean()) if seen.any() else 0.0
