@@ -50,6 +50,16 @@ def borne_by(labels: Strings) -> Iterator[str]:
             yield item
 
 
+def as_text(labels: Strings, unknown: str | None = None) -> Strings:
+    """Returns labels as (n,) strings, a set of them as one: "cotton, wool", or "(none)"; `unknown` where they are."""
+    return strings(
+        [
+            unknown if item is None else (", ".join(sorted(item)) or "(none)") if isinstance(item, frozenset) else item
+            for item in labels
+        ]
+    )
+
+
 def _check_rows(rows: int, **arrays: npt.NDArray[Any]) -> None:
     wrong = {name: array.shape for name, array in arrays.items() if len(array) != rows}
     if wrong:

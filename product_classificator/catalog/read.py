@@ -260,7 +260,7 @@ def read_catalog(
 
 
 def read_frame(table: str | Path) -> pd.DataFrame:
-    """Reads a whole table into memory, its values as strings, lists as lists; of the Wildberries set, both tables as one.
+    """Reads a whole table into memory, values as strings, lists as lists; of the Wildberries set, both tables as one.
 
     Raises:
         DataError: the table cannot be read.

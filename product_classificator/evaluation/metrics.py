@@ -10,8 +10,8 @@ Decisions:
   alike, so a resample is one multinomial draw over the distinct pairs: 1,000 resamples of 10,000 products and 600
   labels take about 0.3 s on one core, and memory does not grow with the resamples. Where many labels have a handful
   of products it lies low, for a resample loses products of rare labels: read it as a width, not as a test.
-- Of a multi-label characteristic each label is judged by itself (`label_sets`), which leaves no confusions, and a product
-  is right if its set of labels is.
+- Of a multi-label characteristic each label is judged by itself (`label_sets`), which leaves no confusions, and a
+  product is right if its set of labels is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -219,10 +219,7 @@ def _score(
     names, is_multi = predictions.labels[characteristic], characteristic in predictions.cuts
     trained = set(names)
     is_labelled = np.array([label is not None for label in true], dtype=bool)
-    if is_multi:
-        is_trained = is_scorable(true, names)
-    else:
-        is_trained = np.array([label in trained for label in true], dtype=bool)
+    is_trained = is_scorable(true, names) if is_multi else np.array([label in trained for label in true], dtype=bool)
     is_scored = is_labelled & is_trained & predictions.is_known
     n = int(is_scored.sum())
     best, confidence = predictions.best(characteristic), predictions.confidence(characteristic)

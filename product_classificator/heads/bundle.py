@@ -395,13 +395,9 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
     for name, labels in manifest.labels.items():
         if len(set(labels)) != len(labels) or len(labels) < (1 if name in manifest.cuts else 2):
             raise ValueError(f"{name} needs two labels or more, each once")
-    for name, cuts in manifest.cuts.items():
-        if len(cuts) != len(manifest.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
-            raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
+    _check_cuts(manifest)
     hierarchy = _hierarchy(manifest)
     check_hierarchy(hierarchy)
-    if any(each.child in manifest.cuts or each.parent in manifest.cuts for each in hierarchy):
-        raise ValueError("a multi-label characteristic refines none and is refined by none")
     if known_to(hierarchy, manifest.labels) != hierarchy:
         raise ValueError("the hierarchy names labels that the heads do not know")
     if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
@@ -414,6 +410,14 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
         raise ValueError("a threshold is a precision and a probability")
     if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
+
+
+def _check_cuts(manifest: _Manifest) -> None:
+    for name, cuts in manifest.cuts.items():
+        if len(cuts) != len(manifest.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
+            raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
+    if any(each.child in manifest.cuts or each.parent in manifest.cuts for each in manifest.hierarchy):
+        raise ValueError("a multi-label characteristic refines none and is refined by none")
 
 
 def _hierarchy(manifest: _Manifest) -> Hierarchy:

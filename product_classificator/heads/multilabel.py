@@ -22,7 +22,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional
 
-from product_classificator.types import Bools, Floats, Rows, Strings, Truth, is_multi_label
+from product_classificator.types import Bools, Floats, Strings, Truth, is_multi_label
 
 Borne: TypeAlias = csr_matrix
 """(n, k) float32 sparse, 1 where a product bears a label."""
@@ -65,8 +65,7 @@ def loss_of(logits: Tensor, borne: Borne, is_known: Tensor) -> Tensor:
 
 
 def log_odds(borne: Borne, n_known: int) -> Floats:
-    """Returns (k,) log-odds of the labels among products whose labels are known, as if half a product more bore each
-    and half a product less did."""
+    """Returns (k,) log-odds of the labels among `n_known` products, as if one more bore each half."""
     counts = np.asarray(borne.sum(0)).ravel() + 0.5
     odds: Floats = np.log(counts / (n_known + 1 - counts)).astype(np.float32)
     return odds
