@@ -1,9 +1,9 @@
 """Turns a table file or a DataFrame into a stream of record batches whose columns are all strings.
 
 Everything is a string because ids, texts and labels are; a list is a JSON array. `canonical` makes those of ids and
-labels that formats write differently alike (`1` and `1.0`, `true` and `True`). Only the asked columns are read, a batch at
-a time; a million rows never stand in memory as Python objects. The cost: CSV and JSON lines are parsed again on every
-pass.
+labels that formats write differently alike (`1` and `1.0`, `true` and `True`). Only the asked columns are read, a batch
+at a time; a million rows never stand in memory as Python objects. The cost: CSV and JSON lines are parsed again on
+every pass.
 """
 
 import csv
