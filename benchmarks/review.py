@@ -9,24 +9,20 @@ random letters and digits, and the texts of the other set.
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
 from common import fill_readme, save
 from PIL import Image
-from quality import open_set
+from sets import open_task
 from sklearn.datasets import load_sample_images
 
 from product_classificator import Embeddings, EmbeddingStore, HeadBundle, HeadSettings, embed, evaluate, load_encoder
 from product_classificator.catalog import make_marketplace, read_catalog
 from product_classificator.encoders import Encoder
-from product_classificator.encoders.labels import embed_labels
 from product_classificator.evaluation import Evaluation
 from product_classificator.heads import fit_heads
-from product_classificator.training.run import divide
-from product_classificator.training.settings import TrainSettings
 from product_classificator.types import strings
 
 PRECISIONS = (0.9, 0.95, 0.98)
@@ -100,19 +96,16 @@ def figures(evaluation: Evaluation) -> dict[str, object]:
 
 def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> dict[str, object]:
     """Fits heads on one split and returns all figures of the test part."""
-    catalog = open_set(name, cache)
-    embedded = embed(catalog, encoder, EmbeddingStore(cache / name, encoder))
-    divided = divide(catalog, embedded, TrainSettings(seed=seed))
-    texts, embeddings, test = list(catalog.texts()), embedded.embeddings, divided.split.rows("test")
-    names = partial(embed_labels, encoder)
+    task = open_task(name, seed, cache)
+    test = task.split.rows("test")
     settings = HeadSettings(seed=seed)
-    bundle = fit_heads(embeddings, texts, divided.truth, divided.split, settings, label_vectors=names).bundle
-    products, words = embeddings.take(test), [texts[row] for row in test]
-    truth = {key: divided.truth[key][test] for key in bundle.labels}
+    fitted = fit_heads(task.embeddings, task.texts, task.truth, task.split, settings, label_vectors=task.label_vectors)
+    bundle, products, words = fitted.bundle, task.embeddings.take(test), [task.texts[row] for row in test]
+    truth = {key: task.truth[key][test] for key in bundle.labels}
     predictions = bundle.predict(products, words)
     promised = {p: evaluate(bundle.decide(predictions, products, words, p), truth, resamples=0) for p in PRECISIONS}
     first = promised[PRECISIONS[0]]
-    other = list(open_set("ozon" if name == "fashion" else "fashion", cache).texts())
+    other = open_task("ozon" if name == "fashion" else "fashion", seed, cache).texts
     return {
         "seed": seed,
         "test_products": len(test),

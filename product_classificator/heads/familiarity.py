@@ -88,7 +88,8 @@ def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:
         rows = np.random.default_rng(seed).choice(rows, _CENTRES_FROM, replace=False)
     if len(rows) <= _CENTRES:
         return vectors[rows]
-    kmeans = MiniBatchKMeans(_CENTRES, batch_size=2048, n_init=1, random_state=seed)
+    # Random products are as good a start as k-means++, which took a quarter of the time of fitting heads.
+    kmeans = MiniBatchKMeans(_CENTRES, init="random", batch_size=2048, n_init=1, random_state=seed)
     centres: Floats = normalize(kmeans.fit(vectors[rows]).cluster_centers_)
     return centres
 

@@ -137,7 +137,7 @@ def fit_heads(
     train, valid = (np.flatnonzero((part == name) & (codes >= 0).any(1)) for name in ("train", "valid"))
     if not len(valid):
         raise DataError("the valid part has no product with a label and a photo or text: check the split")
-    bag = WordBag.fit([texts[row] for row in train[embeddings.has_text[train]].tolist()], max_words=settings.max_words)
+    bag, words = WordBag.fit_rows(texts, train[embeddings.has_text[train]], max_words=settings.max_words)
     image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
     text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
     can_start = settings.recipe == "joint" and (text_dim or (image_dim and shares_space))
@@ -154,7 +154,7 @@ def fit_heads(
         name_dim=names.shape[1],
         shares_space=shares_space and names.shape[1] > 0,
     )
-    material = _Material(embeddings, bag.rows(texts), codes, borne, train, valid, tuple(labels), names)
+    material = _Material(embeddings, words, codes, borne, train, valid, tuple(labels), names)
     # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 from product_classificator.text import words_of
-from product_classificator.types import Floats
+from product_classificator.types import Floats, Rows
 
 WordRows: TypeAlias = csr_matrix
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
@@ -70,20 +70,37 @@ class WordBag:
             min_texts: words of fewer texts are dropped.
             max_words: of the rest, at most so many are kept, those of most texts first.
         """
-        if not max_words or not any(words_of(text) for text in texts):
-            return cls((), np.empty(0, dtype=np.float32))
+        return cls.fit_rows(texts, np.arange(len(texts)), min_texts, max_words)[0]
+
+    @classmethod
+    def fit_rows(
+        cls, texts: Sequence[str], train: Rows, min_texts: int = 2, max_words: int = 100_000
+    ) -> tuple["WordBag", WordRows]:
+        """Learns the words of the training texts among `texts`, and returns the rows of all: each text is read once.
+
+        Args:
+            texts: (n,) of all products.
+            train: numbers of those to learn from; what others say leaves no trace in the bag.
+            min_texts: as for `fit`.
+            max_words: as for `fit`.
+        """
+        if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
+            return cls((), np.empty(0, dtype=np.float32)), csr_matrix((len(texts), 0), dtype=np.float32)
         counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
         counts = counter.fit_transform(texts)
-        n_texts = np.bincount(counts.indices, minlength=counts.shape[1])
+        n_texts = np.bincount(counts[train].indices, minlength=counts.shape[1])
         common = np.flatnonzero(n_texts >= min_texts)
         kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
-        idf = np.log((1 + len(texts)) / (1 + n_texts[kept])) + 1
-        return cls(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32))
+        idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
+        bag = cls(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32))
+        return bag, bag._weighted(counts[:, kept])
 
     def rows(self, texts: Sequence[str]) -> WordRows:
         """Returns the (n, words) sparse float32 rows of texts."""
         if self._counter is None:
             return csr_matrix((len(texts), 0), dtype=np.float32)
-        counts = self._counter.transform(texts)
+        return self._weighted(self._counter.transform(texts))
+
+    def _weighted(self, counts: csr_matrix) -> WordRows:
         weights = ((1 + np.log(counts.data)) * self.idf[counts.indices]).astype(np.float32)
         return normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape), copy=False)
