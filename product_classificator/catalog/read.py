@@ -175,12 +175,17 @@ class Catalog:
         """Returns for each characteristic the (n,) labels; blank, "nan", "none" and "null" are unknown (`None`).
 
         Raises:
-            DataError: a cell of a multi-label column cannot be read.
+            DataError: a cell of a multi-label column cannot be read, or lists begin too far down to be noticed.
         """
         names = list(self.columns.characteristics)
         batches = list(self.table.batches(names, _READ_ROWS))
         columns = {name: pa.chunked_array([b.column(name) for b in batches], pa.string()) for name in names}
         is_multi = self.columns.multi_label
+        late = [name for name in names if name not in is_multi and self.table.holds_lists(name)]
+        if late:  # of JSON lines, whose first rows were looked at
+            raise DataError(
+                f"lists are seen only far down in {culprits(late)}: name them in multi_label (--multi-label)"
+            )
         return {n: read_label_sets(array, n) if n in is_multi else read_labels(array) for n, array in columns.items()}
 
 

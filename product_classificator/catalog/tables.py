@@ -313,5 +313,6 @@ class _JsonLinesTable:
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         records = self._records()
         while chunk := list(islice(records, size)):
+            self._lists.update(name for name in columns if any(isinstance(row.get(name), list) for row in chunk))
             arrays = [_series(pd.Series([row.get(name) for row in chunk], dtype=object, name=name)) for name in columns]
             yield pa.RecordBatch.from_arrays(arrays, names=list(columns))

@@ -47,6 +47,15 @@ def test_lists_of_json_lines_may_stand_beside_single_labels(tmp_path):
     assert truth(tmp_path / "t.jsonl") == [*WANTED, {"silk"}, {"1", "2", "false"}]
 
 
+def test_lists_that_begin_far_down_must_be_named(tmp_path):
+    rows = [{"nm": i, "title": "a", "materials": "wool"} for i in range(1001)] + [{"nm": -1, "materials": ["silk"]}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    catalog = read_catalog(tmp_path / "t.jsonl", text="title", characteristics="materials")
+    with pytest.raises(DataError, match=r"lists are seen only far down in materials \(1 in all\): name them in multi_"):
+        catalog.truth()
+    assert truth(tmp_path / "t.jsonl", multi_label="materials")[-2:] == [{"wool"}, {"silk"}]
+
+
 def test_csv_holds_lists_as_json_or_joined_if_they_are_named(tmp_path):
     cells = ["wool|cotton", '["cotton", "a|b"]', "[]", "", "nan", " | ", "silk"]
     frame(cells).to_csv(tmp_path / "t.csv", index=False)
