@@ -15,7 +15,7 @@ import numpy as np
 from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photos import Channels
 from product_classificator.errors import ArtifactError
-from product_classificator.files import replacing, write_text
+from product_classificator.files import write_text
 from product_classificator.types import Split, Truth
 
 if TYPE_CHECKING:  # labels alone need tables, and tables take most of a second to import
@@ -68,36 +68,21 @@ class Run:
         return self.folder / "labels.parquet"
 
     def save_labels(self, split: Split, truth: Truth) -> None:
-        """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels, or lists."""
+        from product_classificator.catalog.labels import save_labels
 
         rows = np.flatnonzero((split.part == "train") & (split.ids != ""))
-        arrays = [pa.array(labels[rows], pa.string()).dictionary_encode() for labels in truth.values()]
-        table = pa.table(
-            {"id": pa.array(split.ids[rows], pa.string()), "labels": pa.StructArray.from_arrays(arrays, list(truth))}
-        )
-        with replacing(self.labels) as temporary:
-            pq.write_table(table, temporary)
+        save_labels(split.ids[rows], {name: labels[rows] for name, labels in truth.items()}, self.labels)
 
     def load_labels(self) -> "pd.DataFrame":
-        """Reads what `save_labels` wrote: ids are the index, characteristics the columns.
+        """Reads what `save_labels` wrote: ids are the index, characteristics the columns; lists come as tuples.
 
         Raises:
             ArtifactError: the file is damaged or missing, as in runs of older versions.
         """
-        import pandas as pd
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from product_classificator.catalog.labels import load_labels
 
-        try:
-            table = pq.read_table(self.labels)
-            columns = table["labels"].flatten()
-            names = [field.name for field in table["labels"].type]
-            labels = {name: column.to_pandas() for name, column in zip(names, columns, strict=True)}
-            return pd.DataFrame(labels).set_axis(table["id"].to_pandas())
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise ArtifactError(f"a run keeps its labels, {self.labels} is damaged ({error}): train again") from error
+        return load_labels(self.labels)
 
     def retract(self) -> None:
         """Lets a run that was there before count as unfinished, so that its halves are not mixed with new ones."""
@@ -136,7 +121,13 @@ class Run:
             if facts["format"] != _FORMAT:
                 raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
             columns = facts["columns"]
-            chosen = Columns(columns["id"], tuple(columns["text"]), tuple(columns["characteristics"]), columns["photo"])
+            chosen = Columns(
+                columns["id"],
+                tuple(columns["text"]),
+                tuple(columns["characteristics"]),
+                columns["photo"],
+                tuple(columns.get("multi_label", ())),  # runs of older versions know none
+            )
             store = folder.resolve() / facts["store"]
             if not store.exists():  # the run has moved and its store has not
                 store = folder.resolve() / "embeddings"

@@ -1,11 +1,14 @@
 """Turns raw text into the forms that training and use share.
 
 `words_of` feeds the words branch of the heads; `identity_of` tells near-identical texts of the split;
-`clean_published` is the preparation of the 2024 system. Encoders take raw text and prepare it themselves.
+`clean_published` is the preparation of the 2024 system. Encoders take raw text and prepare it themselves. `join_labels`
+and `split_labels` are how several labels are written in one cell.
 """
 
+import json
 import re
 import unicodedata
+from collections.abc import Collection
 
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
 _SPACE = re.compile(r"\s+")
@@ -76,3 +79,34 @@ def clean_published(text: str) -> str:
     words = _PUBLISHED_WORD.findall(_SIZE_OR_AMOUNT.sub("", text.lower().replace("_", " ")))
     kept = [word for word in words if word not in _LEFT_OUT and len(word) <= _LONGEST_WORD and not word.isdigit()]
     return " ".join(kept[:_MOST_WORDS])
+
+
+def join_labels(labels: Collection[str]) -> str:
+    """Returns labels as one cell of a table without lists: joined by "|", or a JSON array where that would not do.
+
+    >>> join_labels(["cotton", "wool"]), join_labels([])
+    ('cotton|wool', '[]')
+    """
+    is_plain = len(labels) > 0 and not any("|" in label or label.startswith("[") for label in labels)
+    return "|".join(labels) if is_plain else json.dumps(list(labels), ensure_ascii=False)
+
+
+def split_labels(cell: str) -> list[object]:
+    """Returns the entries of a cell with labels: of a JSON array, or what stands between "|".
+
+    >>> split_labels("cotton|wool"), split_labels('["1|2", 3]')
+    (['cotton', 'wool'], ['1|2', 3])
+
+    Raises:
+        ValueError: the cell begins and ends like a list, and is no JSON array of plain values.
+    """
+    cell = cell.strip()
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return list(cell.split("|"))
+    try:
+        entries: list[object] = json.loads(cell)
+    except RecursionError as error:
+        raise ValueError("it is nested") from error
+    if any(isinstance(entry, list | dict) for entry in entries):
+        raise ValueError("it is nested")
+    return entries

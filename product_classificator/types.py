@@ -3,7 +3,7 @@
 Arrays are row-aligned: row i of every array belongs to `ids[i]`. Nothing here knows where the values come from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +16,11 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Rows: TypeAlias = npt.NDArray[np.int64]
 Strings: TypeAlias = npt.NDArray[np.object_]
-"""An object array of `str`; `None` stands for an unknown label."""
+"""An object array of `str`; `None` stands for an unknown label.
+
+Of a multi-label characteristic an item is the `frozenset` of the labels that a product bears, empty if it is known to
+bear none of them.
+"""
 
 Truth: TypeAlias = Mapping[str, Strings]
 """characteristic -> (n,) labels, `None` where the label is unknown."""
@@ -25,11 +29,35 @@ Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
 
 
-def strings(values: Sequence[str | None] | Strings) -> Strings:
+def strings(values: Sequence[str | frozenset[str] | None] | Strings) -> Strings:
     """Returns `values` as an object array of shape (n,), whatever their lengths."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
+
+
+def is_multi_label(labels: Strings) -> bool:
+    """Whether (n,) labels are those of a multi-label characteristic: the first known one is a `frozenset`."""
+    return isinstance(next((item for item in labels if item is not None), None), frozenset)
+
+
+def borne_by(labels: Strings) -> Iterator[str]:
+    """Yields every known label of products, of a multi-label characteristic all that a product bears, sorted."""
+    for item in labels:
+        if isinstance(item, frozenset):
+            yield from sorted(item)
+        elif item is not None:
+            yield item
+
+
+def as_text(labels: Strings, unknown: str | None = None) -> Strings:
+    """Returns labels as (n,) strings, a set of them as one: "cotton, wool", or "(none)"; `unknown` where they are."""
+    return strings(
+        [
+            unknown if item is None else (", ".join(sorted(item)) or "(none)") if isinstance(item, frozenset) else item
+            for item in labels
+        ]
+    )
 
 
 def _check_rows(rows: int, **arrays: npt.NDArray[Any]) -> None:
@@ -136,12 +164,12 @@ class Neighbour:
     Attributes:
         id: its id.
         similarity: mean cosine over the photo and the text that the product at hand has, -1 to 1.
-        label: its label of the characteristic, `None` if it is unknown.
+        label: its label of the characteristic, `None` if it is unknown; of a multi-label one all that it bears, sorted.
     """
 
     id: str
     similarity: float
-    label: str | None
+    label: str | tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -150,12 +178,13 @@ class Explanation:
 
     Weights are log-odds of `label` against `runner_up`: 0.7 doubles the odds, a negative one speaks for the runner-up.
     `base`, `photo` and `text` add up to log(probability of `label` / probability of `runner_up`), unless another
-    characteristic, which refines this one or is refined by it, has decided the label.
+    characteristic, which refines this one or is refined by it, has decided the label. Of a multi-label characteristic
+    the most probable label is explained, against its absence.
 
     Attributes:
         label: the most probable label.
         probability: its probability.
-        runner_up: the second most probable label.
+        runner_up: the second most probable label; `None`: the absence of `label`.
         base: what is left if neither photo nor text is seen.
         photo: what the photo adds, 0 without one.
         text: what the text adds, its words included, 0 without one.
@@ -166,7 +195,7 @@ class Explanation:
 
     label: str
     probability: float
-    runner_up: str
+    runner_up: str | None
     base: float
     photo: float
     text: float
@@ -181,11 +210,13 @@ class Predictions:
     Attributes:
         ids: (n,) product ids.
         labels: characteristic -> its k labels, in the order of the probability columns.
-        probabilities: characteristic -> (n, k) float32, rows sum to 1; rows of NaN where nothing is said: where
-            `is_known` is false, and of a characteristic that refines another where the heads know no refinement.
+        probabilities: characteristic -> (n, k) float32, rows sum to 1, but of a multi-label one each is a probability
+            of its own; rows of NaN where nothing is said: where `is_known` is false, and of a characteristic that
+            refines another where the heads know no refinement.
         is_known: (n,) false for a product with neither photo nor text: nothing is said about it.
         decisions: which values stand without a person; `None` where nobody asked (`HeadBundle.decide`).
         explainer: gives characteristic -> explanation of the product of a row; `None` if nobody can tell.
+        cuts: multi-label characteristic -> for each of its k labels the probability from which on a product bears it.
     """
 
     ids: Strings
@@ -194,6 +225,7 @@ class Predictions:
     is_known: Bools
     decisions: Decisions | None = None
     explainer: Callable[[int], Mapping[str, Explanation]] | None = field(default=None, repr=False, compare=False)
+    cuts: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_rows(len(self.ids), is_known=self.is_known, **dict(self.probabilities))
@@ -202,6 +234,8 @@ class Predictions:
         for name, matrix in self.probabilities.items():
             if matrix.shape[1] != len(self.labels[name]):
                 raise DataError(f"{name} has {len(self.labels[name])} labels but {matrix.shape[1]} probability columns")
+            if name in self.cuts and len(self.cuts[name]) != len(self.labels[name]):
+                raise DataError(f"{name} has {len(self.labels[name])} labels but {len(self.cuts[name])} cuts")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -212,16 +246,44 @@ class Predictions:
         return tuple(self.labels)
 
     def best(self, characteristic: str) -> Strings:
-        """Returns the (n,) most probable labels, `None` where nothing is said."""
-        columns = self._filled(characteristic).argmax(1)
-        best: Strings = strings(self.labels[characteristic])[columns]
-        best[~self._is_told(characteristic)] = None
+        """Returns the (n,) most probable labels, `None` where nothing is said.
+
+        Of a multi-label characteristic: the (n,) sets of labels that products bear, those of their cut or above.
+        """
+        if characteristic in self.cuts:
+            best = strings([None if labels is None else frozenset(labels) for labels in self.labels_of(characteristic)])
+        else:
+            columns = self._filled(characteristic).argmax(1)
+            best = strings(self.labels[characteristic])[columns]
+            best[~self._is_told(characteristic)] = None
         return best
 
     def confidence(self, characteristic: str) -> Floats:
-        """Returns the (n,) float32 probabilities of the most probable labels, 0 where nothing is known."""
-        confidence: Floats = self._filled(characteristic).max(1)
-        return confidence
+        """Returns the (n,) float32 probabilities of what `best` says, 0 where nothing is known.
+
+        That of a set of labels is the product over all labels, of those in it and of the absence of the others.
+        """
+        matrix = self._filled(characteristic)
+        if characteristic not in self.cuts:
+            confidence: Floats = matrix.max(1)
+            return confidence
+        sure = np.where(self._is_borne(characteristic), matrix, 1 - matrix)
+        return np.where(self._is_told(characteristic), sure.prod(1), 0).astype(np.float32)
+
+    def labels_of(self, characteristic: str) -> list[list[str] | None]:
+        """Returns for each product the labels that it bears, the most probable first; `None` where nothing is said.
+
+        Of a characteristic with one label a product that is the one.
+        """
+        if characteristic not in self.cuts:
+            return [None if label is None else [label] for label in self.best(characteristic)]
+        matrix, is_borne = self._filled(characteristic), self._is_borne(characteristic)
+        found: list[list[str] | None] = []
+        for shares, borne, is_told in zip(matrix, is_borne, self._is_told(characteristic), strict=True):
+            columns = np.flatnonzero(borne)
+            order = columns[np.argsort(-shares[columns], kind="stable")]
+            found.append([self.labels[characteristic][column] for column in order] if is_told else None)
+        return found
 
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each product its `k` most probable labels with their probabilities, best first."""
@@ -246,6 +308,12 @@ class Predictions:
         if not self.is_known[row]:
             raise DataError(f"row {row} has neither photo nor text that the heads use: there is nothing to explain")
         return self.explainer(row)
+
+    def _is_borne(self, characteristic: str) -> Bools:
+        """Returns (n, k) whether a product bears each label of a multi-label characteristic; false where unknown."""
+        cuts = np.asarray(self.cuts[characteristic], dtype=np.float32)
+        is_borne: Bools = (self._filled(characteristic) >= cuts) & self._is_told(characteristic)[:, None]
+        return is_borne
 
     def _is_told(self, characteristic: str) -> Bools:
         return self.is_known & ~np.isnan(self.probabilities[characteristic]).any(1)

@@ -23,7 +23,7 @@ from product_classificator.encoders.labels import embed_labels
 from product_classificator.files import replacing
 from product_classificator.heads import HeadBundle, HeadSettings, fit_heads
 from product_classificator.training import Watch
-from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, strings
+from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, as_text, strings
 
 FOLDS = 5
 _PARTS = 2 * FOLDS
@@ -58,6 +58,9 @@ class Opinions:
             no label or the product is not usable.
         other: (n,) the most probable label besides it, `None` where `given` is NaN.
         other_probability: (n,) its probability, NaN where `given` is.
+
+    A set of labels is judged by the label that is the most doubtful, borne or not: `given` is the probability that this
+    one is right, `other` the set, as text, in which it is the other way round.
     """
 
     given: Floats
@@ -114,7 +117,7 @@ def _digest(products: Labelled, settings: HeadSettings) -> str:
     digest = blake2b(f"{embeddings.fingerprint} {json.dumps(asdict(settings))}".encode(), digest_size=16)
     for array in (embeddings.image, embeddings.text, products.groups, products.usable):
         digest.update(np.ascontiguousarray(array).data)
-    for values in (products.truth, products.texts, *products.truth.values()):
+    for values in (products.truth, products.texts, *map(as_text, products.truth.values())):
         digest.update(json.dumps(list(values)).encode())
     return digest.hexdigest()
 
@@ -130,7 +133,8 @@ def _ask(bundle: HeadBundle, products: Labelled, rows: Rows) -> pa.Table:
             if name in predictions.labels:
                 known = truth[here]
                 known[~predictions.is_known] = None
-                found = _opinion(predictions.labels[name], predictions.probabilities[name], known)
+                judge = _opinion_of_sets if name in predictions.cuts else _opinion
+                found = judge(predictions.labels[name], predictions.probabilities[name], known)
             else:  # none of its labels could be learned without this fold
                 found = _nothing(len(here))
             columns[f"given_{i}"] = pa.array(found.given, pa.float32())
@@ -153,6 +157,18 @@ def _opinion(labels: Sequence[str], probabilities: Floats, truth: Strings) -> Op
     unknown = np.array([label is None for label in truth], dtype=bool)
     given[unknown], other[unknown], other_probability[unknown] = np.nan, None, np.nan
     return Opinions(given, other, other_probability)
+
+
+def _opinion_of_sets(labels: Sequence[str], probabilities: Floats, truth: Strings) -> Opinions:
+    found, least = _nothing(len(truth)), np.finfo(np.float32).tiny
+    for row, borne in enumerate(truth):
+        if borne is None:
+            continue
+        given = np.where([label in borne for label in labels], probabilities[row], 1 - probabilities[row])
+        worst = int(given.argmin())
+        found.given[row], found.other_probability[row] = max(given[worst], least), 1 - given[worst]
+        found.other[row] = as_text(strings([borne ^ {labels[worst]}]))[0]
+    return found
 
 
 def _nothing(n: int) -> Opinions:

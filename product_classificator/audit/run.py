@@ -27,7 +27,7 @@ from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadSettings
 from product_classificator.runs import Run
 from product_classificator.training import Watch
-from product_classificator.types import Strings
+from product_classificator.types import Strings, as_text
 
 UNFINISHED = "unfinished"
 
@@ -120,9 +120,10 @@ def _findings(
         "photo": strangeness(embeddings.image, embeddings.has_image),
         "text": strangeness(embeddings.text, embeddings.has_text),
     }
+    told = {name: as_text(labels) for name, labels in truth.items()}
     tables = [
-        findings.wrong_labels(truth, opinions),
-        findings.contradictions(truth, near_identical(embeddings, keys, embedded.image_keys)),
+        findings.wrong_labels(told, opinions),
+        findings.contradictions(told, near_identical(embeddings, keys, embedded.image_keys)),
         findings.outliers(strange),
         findings.broken_rows(embedded.status, reasons),
     ]

@@ -27,6 +27,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed_chunks
 from product_classificator.errors import DataError, culprits
 from product_classificator.files import replacing, write_text
+from product_classificator.text import join_labels
 from product_classificator.types import Predictions, Strings
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def predict_to_file(
     Columns: the id; for each characteristic `<name>` and `<name>_probability`, with `top_k` above 1 also `<name>_2`,
     `<name>_2_probability`, ...; with `min_precision` also `<name>_decision`, "auto" or "review"; `status`: "ok", or
     what is wrong with the row. A product with neither photo nor text has nulls and a status that begins with
-    "set_aside:"; it is for review.
+    "set_aside:"; it is for review. Of a multi-label characteristic `<name>` is the list of the labels that a product
+    bears, whatever `top_k` is, and `<name>_probability` that of their probabilities; in CSV both are joined by "|".
 
     Args:
         classificator: what predicts.
@@ -150,7 +152,8 @@ def _check_names(classificator: Classificator, id_name: str, top_k: int, *, deci
     """Refuses an output in which two columns would have one name."""
     columns = [id_name, "status"]
     for name, labels in classificator.labels.items():
-        ranked = [name, *(f"{name}_{rank}" for rank in range(2, min(top_k, len(labels)) + 1))]
+        ranks = 1 if name in classificator.bundle.cuts else min(top_k, len(labels))
+        ranked = [name, *(f"{name}_{rank}" for rank in range(2, ranks + 1))]
         columns += [*ranked, *(f"{column}_probability" for column in ranked), *[f"{name}{_DECISION}"] * decides]
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
@@ -187,6 +190,9 @@ def _table(predictions: Predictions, status: Strings, id_name: str, top_k: int) 
     is_known = predictions.is_known
     columns: dict[str, pa.Array] = {id_name: pa.array(predictions.ids, pa.string())}
     for name in predictions.characteristics:
+        if name in predictions.cuts:
+            columns |= _list_columns(predictions, name)
+            continue
         ranked = predictions.top(name, top_k)
         for rank in range(min(top_k, len(predictions.labels[name]))):
             column = name if rank == 0 else f"{name}_{rank + 1}"
@@ -197,6 +203,23 @@ def _table(predictions: Predictions, status: Strings, id_name: str, top_k: int) 
                 columns[f"{name}{_DECISION}"] = pa.array(predictions.decisions[name], pa.string())
     columns["status"] = pa.array(np.where(is_known, status, "set_aside:" + status.astype(object)), pa.string())
     return pa.table(columns)
+
+
+def _list_columns(predictions: Predictions, name: str) -> dict[str, pa.Array]:
+    """Returns the columns of a multi-label characteristic: labels and their probabilities as lists."""
+    places = {label: place for place, label in enumerate(predictions.labels[name])}
+    borne, shares = predictions.labels_of(name), predictions.probabilities[name]
+    probabilities = [
+        None if labels is None else [float(shares[row, places[label]]) for label in labels]
+        for row, labels in enumerate(borne)
+    ]
+    columns = {
+        name: pa.array(borne, pa.list_(pa.string())),
+        f"{name}_probability": pa.array(probabilities, pa.list_(pa.float32())),
+    }
+    if predictions.decisions:
+        columns[f"{name}{_DECISION}"] = pa.array(predictions.decisions[name], pa.string())
+    return columns
 
 
 def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
@@ -231,8 +254,24 @@ def _write_json_lines(tables: Iterator[pa.Table], path: Path) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def _flat(table: pa.Table) -> pa.Table:
+    """Returns a table for CSV: lists of labels as `read_catalog` reads them, lists of numbers joined likewise."""
+    for place, field_ in enumerate(table.schema):
+        if pa.types.is_list(field_.type):
+            is_text = pa.types.is_string(field_.type.value_type)
+            joined = join_labels if is_text else lambda numbers: "|".join(f"{number:.6g}" for number in numbers)
+            cells = [None if item is None else joined(item) for item in table.column(place).to_pylist()]
+            table = table.set_column(place, field_.name, pa.array(cells, pa.string()))
+    return table
+
+
+def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
+    options = pa.csv.WriteOptions(quoting_style="needed")
+    _write_arrow(partial(pa.csv.CSVWriter, write_options=options), map(_flat, tables), path)
+
+
 _WRITERS: dict[str, Callable[[Iterator[pa.Table], Path], None]] = {
     ".parquet": partial(_write_arrow, pq.ParquetWriter),
-    ".csv": partial(_write_arrow, partial(pa.csv.CSVWriter, write_options=pa.csv.WriteOptions(quoting_style="needed"))),
+    ".csv": _write_csv,
     ".jsonl": _write_json_lines,
 }

@@ -12,9 +12,11 @@ class Columns:
         text: the columns that are joined to the text, in this order; empty for photos only.
         characteristics: the columns with labels.
         photo: the column of photo file names, if photos are not found by id.
+        multi_label: those characteristics of which a product bears any number of labels.
     """
 
     id: str
     text: tuple[str, ...] = ()
     characteristics: tuple[str, ...] = ()
     photo: str | None = None
+    multi_label: tuple[str, ...] = ()

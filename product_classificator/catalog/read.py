@@ -4,8 +4,9 @@ A catalog reads nothing but the header when it is made; ids, labels and texts ar
 NumPy form. Texts stay raw here: encoders and heads prepare them.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +19,10 @@ import pyarrow.compute as pc
 
 from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.images import ImageSource, open_images
+from product_classificator.catalog.labels import read_label_sets, read_labels
 from product_classificator.catalog.tables import Table, canonical, open_table
 from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable
-from product_classificator.errors import DataError, nearest
+from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.types import Strings, Truth, strings
 
 PUBLISHED_CHARACTERISTICS = (
@@ -34,7 +36,6 @@ PUBLISHED_CHARACTERISTICS = (
 )
 _ID_GUESSES = ("nm", "id", "sku", "product_id", "item_id", "offer_id", "nm_id", "article")
 _TEXT_GUESSES = ("title", "name", "text", "description")
-_UNKNOWN_LABELS = ("", "nan", "none", "null", "<na>")
 _READ_ROWS = 16_384
 
 
@@ -158,10 +159,21 @@ class Catalog:
         return Texts(pa.chunked_array([_joined(batch, self.columns.text) for batch in batches], pa.string()))
 
     def truth(self) -> Truth:
-        """Returns for each characteristic the (n,) labels; blank, "nan", "none" and "null" are unknown (`None`)."""
+        """Returns for each characteristic the (n,) labels; blank, "nan", "none" and "null" are unknown (`None`).
+
+        Raises:
+            DataError: a cell of a multi-label column cannot be read, or lists begin too far down to be noticed.
+        """
         names = list(self.columns.characteristics)
         batches = list(self.table.batches(names, _READ_ROWS))
-        return {name: read_labels(pa.chunked_array([b.column(name) for b in batches], pa.string())) for name in names}
+        columns = {name: pa.chunked_array([b.column(name) for b in batches], pa.string()) for name in names}
+        is_multi = self.columns.multi_label
+        late = [name for name in names if name not in is_multi and self.table.holds_lists(name)]
+        if late:  # of JSON lines, whose first rows were looked at
+            raise DataError(
+                f"lists are seen only far down in {culprits(late)}: name them in multi_label (--multi-label)"
+            )
+        return {n: read_label_sets(array, n) if n in is_multi else read_labels(array) for n, array in columns.items()}
 
 
 def _ids(column: pa.Array) -> list[str]:
@@ -178,15 +190,6 @@ def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def read_labels(array: pa.ChunkedArray) -> Strings:
-    """Returns a column of strings as labels, `None` where a label is unknown."""
-    encoded = canonical(array).combine_chunks().dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    names = [None if name.lower() in _UNKNOWN_LABELS else name for name in encoded.dictionary.to_pylist()]
-    labels: Strings = strings([*names, None])[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
-    return labels
-
-
 def read_catalog(
     table: str | Path | pd.DataFrame,
     images: str | Path | ImageSource | None = None,
@@ -195,6 +198,7 @@ def read_catalog(
     text: str | Sequence[str] | None = None,
     characteristics: str | Sequence[str] | None = None,
     photo: str | None = None,
+    multi_label: str | Sequence[str] = (),
 ) -> Catalog:
     """Opens a table of products and their photos.
 
@@ -208,13 +212,20 @@ def read_catalog(
             as far as they are there.
         characteristics: the columns with labels; `None`: the published seven, as far as they are there.
         photo: the column of photo file names; `None`: photos are found by id (`<id>.jpg`, `.png`, ...).
+        multi_label: further characteristics of which a product bears any number of labels, in a cell of text joined
+            by "|" or as a JSON array. Characteristics that hold lists are multi-label without being named here.
 
     Raises:
-        DataError: the table or photos cannot be read, or a column is not there (the nearest one is named).
+        DataError: the table or photos cannot be read, a column is not there (the nearest one is named), or lists stand
+            where text is needed.
     """
     if not isinstance(table, pd.DataFrame) and Path(table).is_dir():
         if id not in (None, ID) or photo is not None:
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
+        if multi_label:
+            raise DataError(
+                f"the Wildberries set has one label a characteristic: leave out multi_label ({multi_label})"
+            )
         texts = ("description",) if text is None else text
         return read_wildberries(table, images, min_products_in_sub_cat=1, text=texts, characteristics=characteristics)
     opened = open_table(table)
@@ -222,15 +233,18 @@ def read_catalog(
     source = open_images(images) if isinstance(images, str | Path) else images
     if text is None:
         text = _guess(have, _TEXT_GUESSES)
-    chosen = Columns(
-        id=id if id is not None else _guess_id(opened),
-        text=_names(text),
-        characteristics=_guess(have, PUBLISHED_CHARACTERISTICS) if characteristics is None else _names(characteristics),
-        photo=photo,
-    )
-    for name in (chosen.id, *chosen.text, *chosen.characteristics, *([photo] if photo else [])):
+    named = _guess(have, PUBLISHED_CHARACTERISTICS) if characteristics is None else _names(characteristics)
+    labels = _names((*named, *_names(multi_label)))
+    chosen = Columns(id if id is not None else _guess_id(opened), _names(text), labels, photo)
+    plain = (chosen.id, *chosen.text, *([photo] if photo else []))
+    for name in (*plain, *labels):
         if name not in have:
             raise DataError(f"{opened.name} has no column {name!r}: {nearest(name, have)}")
+    lists = [name for name in plain if opened.holds_lists(name)]
+    if lists:
+        raise DataError(f"ids, texts and photos are plain values, but {culprits(lists)} hold lists: join them to text")
+    multi = tuple(name for name in labels if name in _names(multi_label) or opened.holds_lists(name))
+    chosen = replace(chosen, multi_label=multi)
     if source is None and photo is not None:
         raise DataError(f"a column of photo names ({photo!r}) needs photos: say where they are (images)")
     _check_something_to_see(chosen, source, have)
@@ -238,7 +252,7 @@ def read_catalog(
 
 
 def read_frame(table: str | Path) -> pd.DataFrame:
-    """Reads a whole table into memory, its values as strings; of the Wildberries set, both tables as one.
+    """Reads a whole table into memory, values as strings, lists as lists; of the Wildberries set, both tables as one.
 
     Raises:
         DataError: the table cannot be read.
@@ -247,7 +261,10 @@ def read_frame(table: str | Path) -> pd.DataFrame:
         opened: Table = WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
     else:
         opened = open_table(table)
-    return pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS)).to_pandas()
+    frame: pd.DataFrame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS)).to_pandas()
+    for name in filter(opened.holds_lists, opened.columns):
+        frame[name] = frame[name].map(lambda cell: json.loads(cell) if cell.startswith("[") else cell, "ignore")
+    return frame
 
 
 def read_wildberries(

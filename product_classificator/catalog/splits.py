@@ -7,8 +7,9 @@ shared by more than `PLACEHOLDER_SHARE` of the catalog ("no photo yet") links pr
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing
 from product_classificator.text import identity_of
-from product_classificator.types import PARTS, Bools, Rows, Split, Strings, Truth, strings
+from product_classificator.types import PARTS, Bools, Rows, Split, Strings, Truth, borne_by, is_multi_label, strings
 
 PLACEHOLDER_SHARE = 0.02
 _PLACEHOLDER_MIN_PRODUCTS = 50
@@ -87,7 +88,7 @@ def split_products(
     Args:
         ids: (n,) product ids.
         groups: (n,) groups that must not be torn, see `group_products`.
-        truth: labels to stratify on, the rarest first.
+        truth: labels to stratify on, the rarest first; of a multi-label characteristic each one that is borne.
         usable: (n,) false for products that are set aside: they belong to no part.
         valid_share: share of products for validation, 0 to 1.
         test_share: share of products for the report, 0 to 1.
@@ -131,16 +132,31 @@ def deal_products(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[fl
 
 
 def _label_codes(truth: Truth, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Numbers the labels of all characteristics: (n, characteristics) codes, -1 unknown, and the count of each code."""
-    codes = np.full((len(rows), len(truth)), -1, dtype=np.int64)
+    """Numbers the labels of all characteristics.
+
+    Returns:
+        (n, columns) codes, a column for each characteristic, of a multi-label one as many as a product bears labels at
+        most; -1: unknown, or none. And the count of each code.
+    """
+    columns: list[npt.NDArray[np.int64]] = []
     counts: list[int] = []
-    for column, labels in enumerate(truth.values()):
+    for labels in truth.values():
         found = labels[rows]
-        numbers = {label: len(counts) + i for i, label in enumerate(sorted({x for x in found if x is not None}))}
-        codes[:, column] = [numbers.get(label, -1) for label in found]
-        tally = Counter(codes[:, column].tolist())
-        counts += [tally[number] for number in numbers.values()]
+        tally = Counter(borne_by(found))
+        numbers = {label: len(counts) + i for i, label in enumerate(sorted(tally))}
+        columns += _columns(found, numbers)
+        counts += [tally[label] for label in numbers]
+    codes = np.stack(columns, 1) if columns else np.empty((len(rows), 0), dtype=np.int64)
     return codes, np.array([*counts, 0], dtype=np.int64)
+
+
+def _columns(labels: Strings, numbers: Mapping[str, int]) -> list[npt.NDArray[np.int64]]:
+    """Returns (n,) numbers of the labels of products, as many arrays as a product bears labels at most."""
+    if not is_multi_label(labels):
+        return [np.array([numbers.get(label, -1) for label in labels], dtype=np.int64)]
+    borne = [sorted(numbers[label] for label in item or ()) for item in labels]
+    padded = zip_longest(*borne, fillvalue=-1)
+    return [np.array(column, dtype=np.int64) for column in padded]
 
 
 def _members(groups: Rows) -> list[Rows]:

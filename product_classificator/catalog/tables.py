@@ -1,19 +1,21 @@
 """Turns a table file or a DataFrame into a stream of record batches whose columns are all strings.
 
-Everything is a string because ids, texts and labels are. `canonical` makes those of ids and labels that formats write
-differently alike (`1` and `1.0`, `true` and `True`). Only the asked columns are read, a batch at a time; a million rows
-never stand in memory as Python objects. The cost: CSV and JSON lines are parsed again on every pass.
+Everything is a string because ids, texts and labels are; a list is a JSON array. `canonical` makes those of ids and
+labels that formats write differently alike (`1` and `1.0`, `true` and `True`). Only the asked columns are read, a batch
+at a time; a million rows never stand in memory as Python objects. The cost: CSV and JSON lines are parsed again on
+every pass.
 """
 
 import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +27,8 @@ from product_classificator.errors import DataError, culprits
 logger = logging.getLogger(__name__)
 
 _CSV_BLOCK_BYTES = 8 << 20
+_JSON_ROWS_LOOKED_AT = 1000
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 class Table(Protocol):
@@ -32,6 +36,9 @@ class Table(Protocol):
 
     name: str
     columns: list[str]
+
+    def holds_lists(self, column: str) -> bool:
+        """Whether a column holds lists, by its type, or where there are no types by its values."""
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """Yields batches of at most `size` rows; every column is a string array with nulls."""
@@ -85,16 +92,20 @@ def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def as_strings(array: pa.Array) -> pa.Array:
-    """Casts any scalar column to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null.
+    """Casts any column of plain values, or lists of them, to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null.
+
+    Lists become JSON arrays of strings.
 
     Raises:
-        DataError: the column holds lists or structs.
+        DataError: the column holds structs, or lists of lists or structs.
     """
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type
+    if _is_list(kind):
+        return pa.array([None if values is None else _list_cell(values) for values in array.to_pylist()], pa.string())
     if pa.types.is_nested(kind):
-        raise DataError(f"a column must hold plain values, found {kind}: flatten it to text first")
+        raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
         array = pc.cast(array, pa.float64())
         array = pc.if_else(pc.is_finite(array), array, None)
@@ -105,6 +116,24 @@ def as_strings(array: pa.Array) -> pa.Array:
         values = [None if value is None else value.decode("utf-8", "replace") for value in array.to_pylist()]
         return pa.array(values, pa.string())
     return pc.cast(array, pa.string())
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _list_cell(values: Iterable[object]) -> str:
+    """Returns a list as a JSON array of strings; nulls stay.
+
+    >>> _list_cell(["wool", 12, None])
+    '["wool", "12", null]'
+    """
+    entries = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+    nested = [type(value).__name__ for value in entries if isinstance(value, (*_LISTS, dict))]
+    if nested:
+        raise DataError(f"lists must hold plain values, found {culprits(nested)}: flatten them first")
+    cell = json.dumps([None if value is None else str(value) for value in entries], ensure_ascii=False)
+    return cell.encode("utf-8", "replace").decode()
 
 
 def _stringify(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
@@ -123,6 +152,9 @@ class _FrameTable:
         self.columns = [str(column) for column in frame.columns]
         self._frame = frame.set_axis(self.columns, axis=1)
 
+    def holds_lists(self, column: str) -> bool:
+        return any(isinstance(value, _LISTS) for value in self._frame[column])
+
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         for start in range(0, len(self._frame), size):
             part = self._frame.iloc[start : start + size]
@@ -134,13 +166,20 @@ def _series(series: pd.Series) -> pa.Array:
     try:
         array = pa.Array.from_pandas(series)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # mixed types, lone surrogates, huge integers
-        known = zip(series, series.notna(), strict=True)
-        values = [str(value).encode("utf-8", "replace").decode() if is_known else None for value, is_known in known]
-        array = pa.array(values, pa.string())
+        array = None
     try:
+        if array is None:
+            known = zip(series, series.notna(), strict=True)
+            return pa.array([_cell(value) if is_known else None for value, is_known in known], pa.string())
         return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
     except DataError as error:
         raise DataError(f"column {series.name!r} cannot be used: {error}") from error
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, _LISTS):
+        return _list_cell(value)
+    return str(value).encode("utf-8", "replace").decode()
 
 
 class _ParquetTable:
@@ -148,7 +187,11 @@ class _ParquetTable:
         self.name = str(path)
         self._path = path
         with pq.ParquetFile(path) as file:
-            self.columns: list[str] = list(file.schema_arrow.names)
+            self._schema = file.schema_arrow
+            self.columns: list[str] = list(self._schema.names)
+
+    def holds_lists(self, column: str) -> bool:
+        return _is_list(self._schema.field(column).type)
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         try:
@@ -178,6 +221,9 @@ class _CsvTable:
             self._delimiter = max("\t;|,", key=header.count)
             text.seek(0)
             self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter))
+
+    def holds_lists(self, column: str) -> bool:
+        return False
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         rows = broken = 0
@@ -237,11 +283,16 @@ class _JsonLinesTable:
         with path.open("rb") as file:
             self._encoding = _encoding(file.read(1 << 20)).replace("utf-8", "utf-8-sig")
         first: dict[str, None] = {}
-        for record in islice(self._records(), 1000):
+        self._lists: set[str] = set()
+        for record in islice(self._records(), _JSON_ROWS_LOOKED_AT):
             first.update(dict.fromkeys(record))
+            self._lists.update(name for name, value in record.items() if isinstance(value, list))
         if not first:
             raise DataError(f"{path} holds no JSON objects: one object a line is expected")
         self.columns = list(first)
+
+    def holds_lists(self, column: str) -> bool:
+        return column in self._lists
 
     def _records(self) -> Iterator[dict[str, object]]:
         broken: list[int] = []
@@ -262,5 +313,6 @@ class _JsonLinesTable:
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         records = self._records()
         while chunk := list(islice(records, size)):
+            self._lists.update(name for name in columns if any(isinstance(row.get(name), list) for row in chunk))
             arrays = [_series(pd.Series([row.get(name) for row in chunk], dtype=object, name=name)) for name in columns]
             yield pa.RecordBatch.from_arrays(arrays, names=list(columns))

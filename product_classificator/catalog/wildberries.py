@@ -87,6 +87,10 @@ class WildberriesTable:
         train, test = _read_train(self._tables[0], told), _read_test(self._tables[1], others)
         self._kept, self._held, self.notes = _join(train, test, min_products_in_sub_cat)
 
+    def holds_lists(self, column: str) -> bool:
+        """Answers no: values that are lists are told as text."""
+        return False
+
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """Yields batches of at most `size` products; every column is a string array with nulls."""
         start = 0

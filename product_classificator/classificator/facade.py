@@ -6,7 +6,7 @@ It keeps the published interface (product_classificator 0.0.6); what it does not
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -205,10 +205,16 @@ class Classificator:
 
     def classify_products(
         self, texts: Texts = None, images: Photos = None, characteristics: str | Sequence[str] | None = None
-    ) -> dict[str, list[str]]:
-        """Returns characteristic -> the most probable label of each product; arguments as in `predict`."""
+    ) -> dict[str, list[Any]]:
+        """Returns characteristic -> the most probable label of each product; arguments as in `predict`.
+
+        Of a multi-label characteristic the list of the labels that each product bears, the most probable first.
+        """
         predictions = self.predict(texts, images, characteristics)
-        return {name: predictions.best(name).tolist() for name in predictions.characteristics}
+        return {
+            name: predictions.labels_of(name) if name in predictions.cuts else predictions.best(name).tolist()
+            for name in predictions.characteristics
+        }
 
     def predict(
         self,

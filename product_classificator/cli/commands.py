@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from product_classificator.cli.options import (
     MaxPixelsOpt,
     MinPrecisionOpt,
     MovedEncoderOpt,
+    MultiLabelOpt,
     PhotoOpt,
     Precision,
     PrecisionOpt,
@@ -47,6 +48,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; made if it is not there.")],
     images: ImagesOpt = None,
     characteristics: CharacteristicsOpt = None,
+    multi_label: MultiLabelOpt = None,
     text: TextOpt = None,
     id_: IdOpt = None,
     photo: PhotoOpt = None,
@@ -72,7 +74,7 @@ def train(
     settings = read_settings(config, {"encoder": encoder, "seed": seed, "heads.recipe": recipe and recipe.value})
     settings = replace(settings, encoder=with_text_encoder(settings.encoder, text_encoder))
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
-    catalog = open_catalog(source, names(characteristics))
+    catalog = open_catalog(source, names(characteristics), names(multi_label))
     console.print_columns(catalog)
     if (out / "run.json").exists():
         console.log.print(f"{out} holds a run already: it is replaced when the new one is done", style="yellow")
@@ -93,6 +95,7 @@ def tune(
     images: ImagesOpt,
     encoder: Annotated[str, typer.Option("--encoder", help="A CLIP-like one; see `info encoders`.")],
     characteristics: CharacteristicsOpt = None,
+    multi_label: MultiLabelOpt = None,
     text: TextOpt = None,
     id_: IdOpt = None,
     photo: PhotoOpt = None,
@@ -126,9 +129,8 @@ def tune(
     from product_classificator.training.trackers import told_of_tuning, tracking
 
     settings = read_settings(config, {"encoder": encoder, "seed": seed})
-    catalog = open_catalog(
-        Source(table, images, id_, names(text), photo, channels, max_pixels), names(characteristics), guesses_text=True
-    )
+    source = Source(table, images, id_, names(text), photo, channels, max_pixels)
+    catalog = open_catalog(source, names(characteristics), names(multi_label), guesses_text=True)
     engine = Engine(device, precision.value)
     console.out.quiet = console.log.quiet = not engine.is_main
     console.print_columns(catalog)
@@ -285,14 +287,7 @@ def classify(
         console.print_products(predictions, top_k=top_k)
         console.print_explanations(explanations)
         return
-    found: dict[str, Any] = {
-        name: [{"label": label, "probability": round(share, 6)} for label, share in predictions.top(name, top_k)[0]]
-        for name in predictions.characteristics
-    }
-    if predictions.decisions:
-        for name, labels in found.items():
-            for best in labels[:1]:  # none where what is refined leaves nothing to say
-                best["decision"] = predictions.decisions[name][0]
+    found = console.predictions_json(predictions, top_k)
     if explain:
         found = {"predictions": found, "explanations": {name: asdict(why) for name, why in explanations.items()}}
     typer.echo(json.dumps(found, ensure_ascii=False, indent=2))

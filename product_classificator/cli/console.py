@@ -134,8 +134,9 @@ def print_columns(catalog: "Catalog") -> None:
     text = ", ".join(columns.text) or "none (photos only)"
     images = catalog.images
     photos = "none (text only)" if images is None else f"by {columns.photo or columns.id} ({images.channels})"
+    multi = f"; multi-label {', '.join(columns.multi_label)}" if columns.multi_label else ""
     log.print(
-        escape(f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}"),
+        escape(f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}{multi}"),
         soft_wrap=True,
     )
 
@@ -171,20 +172,49 @@ def _number(value: float | None) -> str:
 
 
 def print_products(predictions: "Predictions", titles: Sequence[str] | None = None, top_k: int = 3) -> None:
-    """Prints the most probable labels of each product with bars."""
+    """Prints the most probable labels of each product with bars; of a multi-label one those borne stand out."""
     for row in range(len(predictions)):
         if titles:
             out.print(f"[bold]{escape(titles[row])}[/bold]", soft_wrap=True)
         table = Table(box=None, show_header=False, pad_edge=False)
         for name in predictions.characteristics:
-            for rank, (label, probability) in enumerate(predictions.top(name, top_k)[row]):
+            is_multi = name in predictions.cuts
+            borne = predictions.labels_of(name)[row] or []
+            decision = predictions.decisions[name][row] if predictions.decisions else ""
+            ranked = predictions.top(name, max(top_k, len(borne)))[row]
+            # Each label of a multi-label characteristic has a cut of its own: those that are borne come first.
+            ranked = sorted(ranked, key=lambda each: each[0] not in borne) if is_multi else ranked
+            if is_multi and ranked and not borne:
+                table.add_row(escape(name), "(none)", "", decision)
+            for rank, (label, probability) in enumerate(ranked):
                 bar = "█" * round(probability * _BAR_WIDTH)
-                first = "" if rank else escape(name)
-                decision = "" if rank or not predictions.decisions else predictions.decisions[name][row]
+                is_first = not rank and bool(borne)
                 shown = f"{bar:<{_BAR_WIDTH}} {probability:4.0%}"
-                table.add_row(first, escape(label), shown, decision, style="dim" * (rank > 0))
+                style = "dim" * (label not in borne)
+                table.add_row(
+                    escape(name) if is_first else "", escape(label), shown, decision if is_first else "", style=style
+                )
         out.print(table)
         out.print()
+
+
+def predictions_json(predictions: "Predictions", top_k: int) -> dict[str, Any]:
+    """Returns what is said of one product as plain values: the best labels; of a multi-label one those borne."""
+    found: dict[str, Any] = {}
+    for name in predictions.characteristics:
+        borne = predictions.labels_of(name)[0]
+        ranked = predictions.top(name, max(top_k, len(borne or ())))[0]
+        shares = [{"label": label, "probability": round(share, 6)} for label, share in ranked]
+        decision = {"decision": predictions.decisions[name][0]} if predictions.decisions else {}
+        if name in predictions.cuts:
+            found[name] = {"labels": borne, **decision, "probabilities": shares}
+        else:
+            found[name] = [each | (decision if not rank else {}) for rank, each in enumerate(shares)]
+    return found
+
+
+def _written(label: str | tuple[str, ...] | None) -> str:
+    return " + ".join(label) or "(none)" if isinstance(label, tuple) else label or "unknown"
 
 
 def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 4) -> None:
@@ -197,11 +227,11 @@ def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 4
         table.add_column(title, justify="right" if title in ("photo", "text") else "left", overflow="fold")
     for name, why in explanations.items():
         strongest = ", ".join(f"{word} {weight:+.1f}" for word, weight in list(why.words.items())[:words])
-        labels = Counter(neighbour.label or "unknown" for neighbour in why.nearest)
+        labels = Counter(_written(neighbour.label) for neighbour in why.nearest)
         near = ", ".join(f"{n} x {label}" for label, n in labels.most_common())
         table.add_row(
             escape(f"{name}: {why.label}"),
-            escape(why.runner_up),
+            "its absence" if why.runner_up is None else escape(why.runner_up),
             f"{why.photo:+.1f}",
             f"{why.text:+.1f}",
             escape(strongest or "-"),
@@ -277,9 +307,11 @@ def print_run(folder: Path) -> None:
     precision = f" in {run.facts['precision']}" if run.facts.get("precision") else ""
     out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}{precision}"))
     out.print(escape(f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}"))
-    for name, labels in HeadBundle.load(run.bundle).labels.items():
+    bundle = HeadBundle.load(run.bundle)
+    for name, labels in bundle.labels.items():
         shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-        out.print(f"  [bold]{escape(name)}[/bold] ({len(labels)} labels): {escape(shown)}", soft_wrap=True)
+        kind = ", any number a product" if name in bundle.cuts else ""
+        out.print(f"  [bold]{escape(name)}[/bold] ({len(labels)} labels{kind}): {escape(shown)}", soft_wrap=True)
 
 
 def print_store(folder: Path) -> None:

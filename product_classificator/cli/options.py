@@ -101,6 +101,13 @@ CharacteristicsOpt = Annotated[
 ]
 
 
+MultiLabelOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--multi-label",
+        help='Further columns with several labels in a cell: "a|b", or a JSON array. Columns of lists need no naming.',
+    ),
+]
 LikeRunPhotoOpt = Annotated[
     str | None,
     typer.Option("--photo", help='Column of photo file names. Left out: as the run had it; "": found by id.'),
@@ -146,7 +153,13 @@ def with_text_encoder(encoder: str, text_encoder: str | None) -> str:
     return str(replace(EncoderSpec.parse(encoder), text_encoder=text_encoder.removeprefix("st:")))
 
 
-def open_catalog(source: Source, characteristics: Sequence[str] | None, *, guesses_text: bool = False) -> "Catalog":
+def open_catalog(
+    source: Source,
+    characteristics: Sequence[str] | None,
+    multi_label: Sequence[str] | None = None,
+    *,
+    guesses_text: bool = False,
+) -> "Catalog":
     """Opens a table; without `--text` it is photos only where there are photos, unless its texts are guessed.
 
     The Wildberries tables are opened as they were published: with the description, red and blue of photos swapped.
@@ -168,6 +181,7 @@ def open_catalog(source: Source, characteristics: Sequence[str] | None, *, guess
         text=text,
         characteristics=characteristics,
         photo=source.photo,
+        multi_label=multi_label or (),
     )
 
 
@@ -197,4 +211,4 @@ def open_catalog_like(run: "Run", source: Source, characteristics: Sequence[str]
         photo=(columns.photo if source.images else None) if source.photo is None else source.photo or None,
         channels=source.channels or Channels(run.channels),
     )
-    return open_catalog(like_run, characteristics)
+    return open_catalog(like_run, characteristics, [name for name in columns.multi_label if name in characteristics])

@@ -10,6 +10,8 @@ Decisions:
   alike, so a resample is one multinomial draw over the distinct pairs: 1,000 resamples of 10,000 products and 600
   labels take about 0.3 s on one core, and memory does not grow with the resamples. Where many labels have a handful
   of products it lies low, for a resample loses products of rare labels: read it as a width, not as a test.
+- Of a multi-label characteristic each label is judged by itself (`label_sets`), which leaves no confusions, and a
+  product is right if its set of labels is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ from product_classificator.evaluation.confidence import (
     reliability_of,
     score_review,
 )
+from product_classificator.evaluation.label_sets import SetPairs, is_scorable, set_pairs, told_labels
 from product_classificator.types import Predictions, Rows, Strings, Truth
 
 _Ratios = npt.NDArray[np.float64]
@@ -71,15 +74,18 @@ class CharacteristicScore:
     Attributes:
         macro_f1: 0..1; `None` if no product could be scored.
         interval: (low, high), the 95 % bootstrap interval of `macro_f1`; `None` without scored products or resamples.
-        accuracy: share of the scored products that are right, 0..1; `None` if no product could be scored.
+        accuracy: share of the scored products that are right, 0..1; `None` if no product could be scored. Of a
+            multi-label characteristic: right in every label that was trained.
         n: scored products; one of which nothing is said but in other characteristics is wrong.
         unknown_labels: products whose true label was not trained, so that it could not be predicted.
         unlabelled: products whose true label is not known.
         not_predicted: products of which nothing is said, for they have neither photo nor text.
         labels: the labels seen in truth or prediction, the one with most products first.
-        confusions: every pair that was confused, the most frequent first.
-        reliability: how far probabilities mean what they say; `None` if no product could be scored.
+        confusions: every pair that was confused, the most frequent first; none of a multi-label characteristic.
+        reliability: how far probabilities mean what they say; `None` if no product could be scored. Of a multi-label
+            characteristic: those of the labels that are told; `None` if none is.
         precision_by_coverage: (share of the products with a known label, precision of the surest such share).
+        is_multi_label: whether a product bears any number of labels.
     """
 
     macro_f1: float | None
@@ -93,6 +99,7 @@ class CharacteristicScore:
     confusions: tuple[Confusion, ...]
     reliability: Reliability | None
     precision_by_coverage: tuple[tuple[float, float], ...]
+    is_multi_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,21 @@ class _Pairs:
     predicted: Rows
     count: Rows
     k: int
+
+    @property
+    def n_right(self) -> int:
+        """Products that are right."""
+        return int(self.count[self.true == self.predicted].sum())
+
+    def sums(self, count: Rows) -> _Ratios:
+        """Returns (3, k): per label the correct, true and predicted products when pair i occurs `count[i]` times."""
+        is_correct = self.true == self.predicted
+        sums = (
+            np.bincount(self.true[is_correct], count[is_correct], minlength=self.k),
+            np.bincount(self.true, count, minlength=self.k),
+            np.bincount(self.predicted, count, minlength=self.k)[: self.k],
+        )
+        return np.stack(sums).astype(np.float64)
 
 
 def evaluate(predictions: Predictions, truth: Truth, *, seed: int = 0, resamples: int = 1000) -> Evaluation:
@@ -178,11 +200,12 @@ def _check_truth(predictions: Predictions, truth: Truth) -> None:
                 f"truth must have one label per predicted product: {name!r} has {len(truth[name])} labels for "
                 f"{len(predictions)} products; give the labels in the order of predictions.ids"
             )
-        wrong = [label for label in truth[name] if label is not None and not isinstance(label, str)]
+        kind, what = (frozenset, "frozensets of text") if name in predictions.cuts else (str, "text")
+        wrong = [label for label in truth[name] if label is not None and not isinstance(label, kind)]
         if wrong:
             raise DataError(
-                f"true labels must be text, or None where unknown: {name!r} holds {culprits(map(repr, wrong))}; "
-                "turn them into text, and NaN into None"
+                f"true labels must be {what}, or None where unknown: {name!r} holds {culprits(map(repr, wrong))}; "
+                f"turn them into {what}, and NaN into None"
             )
 
 
@@ -193,27 +216,32 @@ def _nothing(n: int) -> Strings:
 def _score(
     predictions: Predictions, characteristic: str, true: Strings, seed: int, resamples: int
 ) -> CharacteristicScore:
-    names = predictions.labels[characteristic]
+    names, is_multi = predictions.labels[characteristic], characteristic in predictions.cuts
     trained = set(names)
     is_labelled = np.array([label is not None for label in true], dtype=bool)
-    is_trained = np.array([label in trained for label in true], dtype=bool)
+    is_trained = is_scorable(true, names) if is_multi else np.array([label in trained for label in true], dtype=bool)
     is_scored = is_labelled & is_trained & predictions.is_known
     n = int(is_scored.sum())
     best, confidence = predictions.best(characteristic), predictions.confidence(characteristic)
-    pairs = _pairs(true[is_scored], best[is_scored], names) if n else None
+    find_pairs = set_pairs if is_multi else _pairs
+    pairs = find_pairs(true[is_scored], best[is_scored], names) if n else None
     is_right, is_judged = (best == true).astype(bool), is_labelled & predictions.is_known
+    sure, right = confidence[is_scored], is_right[is_scored]
+    if is_multi:
+        sure, right = told_labels(predictions, characteristic, true, np.flatnonzero(is_scored))
     return CharacteristicScore(
-        macro_f1=None if pairs is None else _macro_f1(_sums(pairs, pairs.count)),
+        macro_f1=None if pairs is None else _macro_f1(pairs.sums(pairs.count)),
         interval=None if pairs is None or not resamples else _interval(pairs, seed, resamples),
-        accuracy=None if pairs is None else int(pairs.count[pairs.true == pairs.predicted].sum()) / n,
+        accuracy=None if pairs is None else pairs.n_right / n,
         n=n,
         unknown_labels=int((is_labelled & ~is_trained).sum()),
         unlabelled=int((~is_labelled).sum()),
         not_predicted=int((is_trained & ~predictions.is_known).sum()),
         labels=() if pairs is None else _label_scores(pairs, names),
-        confusions=() if pairs is None else _confusions(pairs, names),
-        reliability=reliability_of(confidence[is_scored], is_right[is_scored], seed) if n else None,
+        confusions=_confusions(pairs, names) if isinstance(pairs, _Pairs) else (),
+        reliability=reliability_of(sure, right, seed) if len(sure) else None,
         precision_by_coverage=precision_by_coverage(confidence[is_judged], is_right[is_judged]) if n else (),
+        is_multi_label=is_multi,
     )
 
 
@@ -225,35 +253,25 @@ def _pairs(true: Strings, predicted: Strings, names: Sequence[str]) -> _Pairs:
     return _Pairs(pairs // (k + 1), pairs % (k + 1), count, k)
 
 
-def _sums(pairs: _Pairs, count: Rows) -> _Ratios:
-    """Returns (3, k): per label the correct, true and predicted products when pair i occurs `count[i]` times."""
-    is_correct = pairs.true == pairs.predicted
-    sums = (
-        np.bincount(pairs.true[is_correct], count[is_correct], minlength=pairs.k),
-        np.bincount(pairs.true, count, minlength=pairs.k),
-        np.bincount(pairs.predicted, count, minlength=pairs.k)[: pairs.k],
-    )
-    return np.stack(sums).astype(np.float64)
-
-
 def _macro_f1(sums: _Ratios) -> float:
     correct, support, predicted = sums
     seen = support + predicted
     is_seen = seen > 0
-    return float(np.mean(2 * correct[is_seen] / seen[is_seen]))
+    # Nothing is borne and nothing told only where labels are sets: then nothing is wrong.
+    return float(np.mean(2 * correct[is_seen] / seen[is_seen])) if is_seen.any() else 1.0
 
 
-def _interval(pairs: _Pairs, seed: int, resamples: int) -> tuple[float, float]:
+def _interval(pairs: _Pairs | SetPairs, seed: int, resamples: int) -> tuple[float, float]:
     random = np.random.default_rng(seed)
     n = int(pairs.count.sum())
     shares = pairs.count / n
-    scores = [_macro_f1(_sums(pairs, random.multinomial(n, shares))) for _ in range(resamples)]
+    scores = [_macro_f1(pairs.sums(random.multinomial(n, shares))) for _ in range(resamples)]
     low, high = np.percentile(scores, _INTERVAL_PERCENT)
     return float(low), float(high)
 
 
-def _label_scores(pairs: _Pairs, names: Sequence[str]) -> tuple[LabelScore, ...]:
-    correct, support, predicted = _sums(pairs, pairs.count).astype(int).tolist()
+def _label_scores(pairs: _Pairs | SetPairs, names: Sequence[str]) -> tuple[LabelScore, ...]:
+    correct, support, predicted = pairs.sums(pairs.count).astype(int).tolist()
     scores = [
         LabelScore(
             label,

@@ -177,6 +177,34 @@ def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str
     return figure
 
 
+def draw_labels(score: CharacteristicScore, labels: Sequence[str], title: str) -> Figure:
+    """Draws F1, precision and recall of each of `labels`, where a product bears any number of them.
+
+    Args:
+        score: of the characteristic.
+        labels: at most 20 of its labels, at least one.
+        title: heads the picture.
+    """
+    shown = [label for label in score.labels if label.label in labels]
+    figure = Figure(figsize=(8, 1.6 + 0.3 * len(shown)), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(shown))
+    bars = axes.barh(places, [label.f1 for label in shown], color=_COLORS(0.35), height=0.62)
+    dots = axes.plot([label.precision for label in shown], places, "o", color=_DARK, markersize=4)
+    dots += axes.plot([label.recall for label in shown], places, "|", color=_DARK, markersize=9, markeredgewidth=2)
+    names = [f"{shorten(label.label)} ({label.support:,})" for label in shown]
+    axes.set_yticks(places, labels=names, parse_math=False)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylabel("label (products that bear it)", fontsize=9)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    _strip(axes)
+    _add_legend(axes, [bars, *dots], ["F1", "precision", "recall"])
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    return figure
+
+
 def _confusion_counts(score: CharacteristicScore, labels: Sequence[str]) -> npt.NDArray[np.int64]:
     """Returns counts[i, j], products of label i taken for label j; the last column is all other labels."""
     places = {label: place for place, label in enumerate(labels)}
@@ -209,7 +237,7 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
         axes.grid(color="0.92")
         _strip(axes)
     figure.supxlabel(
-        "probability of the most probable label, mean of a bin (bars: where 9 in 10 are by chance)", fontsize=9
+        "probability of the label that is told, mean of a bin (bars: where 9 in 10 are by chance)", fontsize=9
     )
     figure.supylabel("share that is right", fontsize=9)
     return figure

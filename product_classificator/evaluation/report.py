@@ -112,6 +112,7 @@ def _score_json(score: CharacteristicScore) -> dict[str, Any]:
         "macro_f1": score.macro_f1,
         "macro_f1_low": low,
         "macro_f1_high": high,
+        "is_multi_label": score.is_multi_label,
         "accuracy": score.accuracy,
         "n": score.n,
         "unknown_labels": score.unknown_labels,
@@ -174,6 +175,9 @@ def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[int, str
         is_whole = len(score.labels) == len(largest)
         caption = "all labels" if is_whole else f"the {len(largest)} largest of {len(score.labels)} labels"
         title = f"{plots.shorten(name)}: {caption}"
+        if score.is_multi_label:
+            yield i, f"{stem}-largest.png", caption, plots.draw_labels(score, largest, title)
+            continue
         yield i, f"{stem}-largest.png", caption, plots.draw_confusion(score, largest, title)
         if confused and not is_whole:
             caption = f"the {len(confused)} most confused of {len(score.labels)} labels"

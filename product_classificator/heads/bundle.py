@@ -40,7 +40,7 @@ from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Decisions, Embeddings, Floats, Predictions
 
-FORMAT = 2  # 1: its words have no beginnings, and it is read as it is
+FORMAT = 3  # 1: its words have no beginnings; 1 and 2 know no multi-label characteristics; both are read as they are
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 _NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "bag.idf"
@@ -79,6 +79,7 @@ class _Manifest(BaseModel):
     thresholds: dict[str, list[list[float]]] = {}
     strange_from: list[float] | None = None
     hierarchy: list[_Refinement] = []
+    cuts: dict[str, list[float]] = {}
     network: _Shape
     facts: dict[str, Any]
     sha256: dict[str, str]
@@ -102,6 +103,7 @@ class HeadBundle:
             fitted here, and in older bundles.
         familiarity: tells products unlike those of the training; `None` where there are no thresholds.
         hierarchy: which characteristic refines which; predictions never contradict it. Empty in older bundles.
+        cuts: multi-label characteristic -> for each of its labels the probability from which on a product bears it.
     """
 
     network: Network
@@ -115,6 +117,7 @@ class HeadBundle:
     thresholds: Mapping[str, Thresholds] = field(default_factory=dict)
     familiarity: Familiarity | None = None
     hierarchy: Hierarchy = ()
+    cuts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def image_dim(self) -> int:
@@ -133,6 +136,7 @@ class HeadBundle:
         decided = [self.temperatures, self.exponents, dict(self.thresholds), limits]
         known = json.dumps([dict(self.labels), self.bag.words, *decided, self.encoder_fingerprint])
         known += json.dumps([asdict(each) for each in self.hierarchy]) if self.hierarchy else ""
+        known += json.dumps(dict(self.cuts)) if self.cuts else ""
         digest = hashlib.sha256(known.encode())
         for name, weight in sorted(self._weights().items()):
             digest.update(name.encode() + weight.numpy().tobytes())
@@ -202,13 +206,14 @@ class HeadBundle:
         for start in range(0, len(known), _ROWS_PER_STEP):
             rows = known[start : start + _ROWS_PER_STEP]
             logits = self.logits(embeddings.take(rows), [texts[row] for row in rows])
-            told = {name: probabilities_of(logits[name], *self._calibration(name)).numpy() for name in needed}
+            told = {name: self._probabilities(name, logits[name]) for name in needed}
             told = reconcile(told, self.labels, self.hierarchy)
             for name in wanted:
                 probabilities[name][rows] = told[name]
         labels = {name: self.labels[name] for name in wanted}
         explainer = partial(explain, self, embeddings, texts, wanted)
-        return Predictions(embeddings.ids, labels, probabilities, is_known, explainer=explainer)
+        cuts = {name: self.cuts[name] for name in wanted if name in self.cuts}
+        return Predictions(embeddings.ids, labels, probabilities, is_known, explainer=explainer, cuts=cuts)
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Tensor]:
         """Returns characteristic -> (n, labels) logits, of products with neither photo nor text as well."""
@@ -218,6 +223,13 @@ class HeadBundle:
     def temperatures_of(self, characteristic: str, logits: Tensor) -> Tensor:
         """Returns the (n,) temperatures of products by their logits of a characteristic."""
         return temperatures_of(logits, *self._calibration(characteristic))
+
+    def _probabilities(self, characteristic: str, logits: Tensor) -> Floats:
+        temperature, exponent = self._calibration(characteristic)
+        if characteristic in self.cuts:
+            told: Floats = torch.sigmoid(logits / temperature).numpy()
+            return told
+        return probabilities_of(logits, temperature, exponent).numpy()
 
     def _calibration(self, characteristic: str) -> tuple[float, float]:
         place = list(self.labels).index(characteristic)
@@ -308,6 +320,7 @@ class HeadBundle:
             thresholds={name: [list(step) for step in steps] for name, steps in self.thresholds.items()},
             strange_from=list(self.familiarity.limits) if self.familiarity else None,
             hierarchy=[_Refinement(**asdict(each)) for each in self.hierarchy],
+            cuts={name: list(cuts) for name, cuts in self.cuts.items()},
             network=_Shape(**shape),
             facts=dict(self.facts),
             sha256={name: _sha256((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
@@ -351,6 +364,7 @@ class HeadBundle:
             {name: tuple((p, level) for p, level in steps) for name, steps in manifest.thresholds.items()},
             familiarity,
             hierarchy=_hierarchy(manifest),
+            cuts={name: tuple(cuts) for name, cuts in manifest.cuts.items()},
         )
 
 
@@ -379,8 +393,9 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
     if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
         raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
     for name, labels in manifest.labels.items():
-        if len(set(labels)) != len(labels) or len(labels) < 2:
+        if len(set(labels)) != len(labels) or len(labels) < (1 if name in manifest.cuts else 2):
             raise ValueError(f"{name} needs two labels or more, each once")
+    _check_cuts(manifest)
     hierarchy = _hierarchy(manifest)
     check_hierarchy(hierarchy)
     if known_to(hierarchy, manifest.labels) != hierarchy:
@@ -395,6 +410,14 @@ def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tenso
         raise ValueError("a threshold is a precision and a probability")
     if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
+
+
+def _check_cuts(manifest: _Manifest) -> None:
+    for name, cuts in manifest.cuts.items():
+        if len(cuts) != len(manifest.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
+            raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
+    if any(each.child in manifest.cuts or each.parent in manifest.cuts for each in manifest.hierarchy):
+        raise ValueError("a multi-label characteristic refines none and is refined by none")
 
 
 def _hierarchy(manifest: _Manifest) -> Hierarchy:

@@ -9,12 +9,15 @@ of labels stays as it was, and with it macro-F1.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from product_classificator.heads.multilabel import Borne, fit_set_temperature
 
 _LEAST_SPREAD = 1e-3
 _LARGEST_LOG_TEMPERATURE, _LARGEST_EXPONENT = math.log(8), 0.75
@@ -34,7 +37,7 @@ def temperatures_of(logits: Tensor, temperature: float, exponent: float = 0.0) -
 
 
 def fit_temperatures(
-    logits: Tensor, codes: Tensor, spans: Sequence[slice]
+    logits: Tensor, codes: Tensor, spans: Sequence[slice], borne: Mapping[int, Borne] = MappingProxyType({})
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns the temperatures and the exponents of all characteristics.
 
@@ -42,8 +45,14 @@ def fit_temperatures(
         logits: (n, all labels), of products that the network has not learned from.
         codes: (n, characteristics) numbers of the true labels; -1: unknown.
         spans: columns of the logits of each characteristic.
+        borne: place of each multi-label characteristic -> which labels products bear; they have one temperature.
     """
-    pairs = [fit_temperature(logits[:, span], column) for span, column in zip(spans, codes.T, strict=True)]
+    pairs = [
+        (fit_set_temperature(logits[:, span], column >= 0, borne[place]), 0.0)
+        if place in borne
+        else fit_temperature(logits[:, span], column)
+        for place, (span, column) in enumerate(zip(spans, codes.T, strict=True))
+    ]
     return tuple(temperature for temperature, _ in pairs), tuple(exponent for _, exponent in pairs)
 
 

@@ -5,6 +5,8 @@ and text share the credit by their Shapley values (Shapley 1953; Lundberg and Le
 after four looks at the product: whole, without one, without the other, without both. What is hidden is treated as
 missing. The words branch of the joint recipe is linear, so the weights of words are exact, too; what a text says beyond
 its words, by its vector, is in the credit of the text alone.
+
+Of a multi-label characteristic the most probable label is explained, against its absence.
 """
 
 from collections.abc import Sequence
@@ -36,19 +38,22 @@ def explain(
     looks = bundle.logits(*_looks(product, texts[row]))
     found = {}
     for name in characteristics:
-        temperature = float(bundle.temperatures_of(name, looks[name][:1]))  # that of the whole product, for all looks
+        is_multi = name in bundle.cuts
+        # That of the whole product, for all looks.
+        temperature = float(bundle.temperatures_of(name, looks[name][:1]))
         logits = looks[name].numpy() / temperature
         order = np.argsort(-logits[0], kind="stable").tolist()
-        label = told.best(name)[0]
+        label = bundle.labels[name][order[0]] if is_multi else told.best(name)[0]
         if label is None:  # what it refines leaves it nothing to say
             continue
         best = bundle.labels[name].index(label)
-        runner_up = next(column for column in order if column != best)
-        whole, photo, text, nothing = (logits[:, best] - logits[:, runner_up]).tolist()
+        runner_up = None if is_multi else next(column for column in order if column != best)
+        against = 0.0 if runner_up is None else logits[:, runner_up]
+        whole, photo, text, nothing = (logits[:, best] - against).tolist()
         found[name] = Explanation(
             label=label,
             probability=float(told.probabilities[name][0, best]),
-            runner_up=bundle.labels[name][runner_up],
+            runner_up=None if runner_up is None else bundle.labels[name][runner_up],
             base=nothing,
             photo=((photo - nothing) + (whole - text)) / 2,
             text=((text - nothing) + (whole - photo)) / 2,
@@ -73,14 +78,16 @@ def _looks(product: Embeddings, text: str) -> tuple[Embeddings, list[str]]:
 
 
 def _words(
-    bundle: "HeadBundle", text: str, characteristic: str, labels: tuple[int, int], temperature: float
+    bundle: "HeadBundle", text: str, characteristic: str, labels: tuple[int, int | None], temperature: float
 ) -> dict[str, float]:
-    """Returns known word of the text -> what it adds, the strongest first."""
+    """Returns known word of the text -> what it adds, the strongest first; without a second label to the first."""
     if not isinstance(bundle.network, JointNetwork):
         return {}
     rows = bundle.bag.rows([text])
     first = bundle.network.shape.spans[list(bundle.labels).index(characteristic)].start
-    logits = bundle.network.word_contributions(rows)[:, [first + label for label in labels]]
-    weights = ((logits[:, 0] - logits[:, 1]) / temperature).tolist()
+    logits = bundle.network.word_contributions(rows)
+    best, runner_up = labels
+    against = 0.0 if runner_up is None else logits[:, first + runner_up]
+    weights = ((logits[:, first + best] - against) / temperature).tolist()
     words = [bundle.bag.words[column] for column in rows.indices]
     return dict(sorted(zip(words, weights, strict=True), key=lambda item: -abs(item[1])))

@@ -29,12 +29,31 @@ from product_classificator.heads.bundle import HeadBundle, logits_of
 from product_classificator.heads.calibration import fit_temperatures
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import Hierarchy, known_to, learn_hierarchy
+from product_classificator.heads.multilabel import (
+    Borne,
+    borne_labels,
+    cuts_of,
+    fit_cuts,
+    log_odds,
+    loss_of,
+    macro_f1_of,
+)
 from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
 from product_classificator.heads.review import fit_thresholds
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.heads.zero_shot import SCALE, Codes, LabelVectors, names_to_start_from
-from product_classificator.types import PARTS, Embeddings, Floats, Rows, Split, Strings, Truth
+from product_classificator.types import (
+    PARTS,
+    Embeddings,
+    Floats,
+    Rows,
+    Split,
+    Strings,
+    Truth,
+    borne_by,
+    is_multi_label,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +115,7 @@ def fit_heads(
     Args:
         embeddings: of n products.
         texts: (n,) their raw texts.
-        truth: characteristic -> (n,) labels.
+        truth: characteristic -> (n,) labels; of a multi-label one sets of labels, see `multilabel`.
         split: of the same n products in the same order.
         settings: how to fit.
         on_epoch: called after each epoch, for progress.
@@ -113,7 +132,7 @@ def fit_heads(
     _check_rows(embeddings, texts, truth, split)
     part = np.where(embeddings.has_image | embeddings.has_text, split.part, "")
     labels, left_out = _labels_to_learn(truth, part, settings.min_products_per_label)
-    codes = _codes(truth, labels)
+    codes, borne = _codes(truth, labels), borne_labels(truth, labels)
     train, valid = (np.flatnonzero((part == name) & (codes >= 0).any(1)) for name in ("train", "valid"))
     if not len(valid):
         raise DataError("the valid part has no product with a label and a photo or text: check the split")
@@ -121,7 +140,8 @@ def fit_heads(
     image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
     text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
     can_start = settings.recipe == "joint" and (text_dim or (image_dim and shares_space))
-    names = names_to_start_from(labels, codes[train], label_vectors if can_start else None)
+    counts = _counts(codes, borne, train, labels)
+    names = names_to_start_from(labels, counts, label_vectors if can_start else None)
     shape = NetworkShape(
         recipe=settings.recipe,
         image_dim=image_dim,
@@ -133,7 +153,7 @@ def fit_heads(
         name_dim=names.shape[1],
         shares_space=shares_space and names.shape[1] > 0,
     )
-    material = _Material(embeddings, words, codes, train, valid, tuple(labels), names)
+    material = _Material(embeddings, words, codes, borne, train, valid, tuple(labels), names)
     # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -146,10 +166,19 @@ def fit_heads(
         "left_out": left_out,
     }
     if hierarchy is None:
-        hierarchy = learn_hierarchy(codes[train], labels) if settings.recipe == "joint" else ()
-    known = torch.from_numpy(codes[valid])
-    temperatures, exponents = fit_temperatures(_valid_logits(network, material), known, shape.spans)
-    bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, temperatures, facts, exponents=exponents)
+        single = {place: name for place, name in enumerate(labels) if place not in borne}
+        can_refine = {name: labels[name] for name in single.values()}
+        hierarchy = learn_hierarchy(codes[train][:, list(single)], can_refine) if settings.recipe == "joint" else ()
+    known, logits = torch.from_numpy(codes[valid]), _valid_logits(network, material)
+    borne_by_valid = {place: each[valid] for place, each in borne.items()}
+    temperatures, exponents = fit_temperatures(logits, known, shape.spans, borne_by_valid)
+    cuts = {
+        tuple(labels)[place]: cuts_of(logits[:, shape.spans[place]], known[:, place] >= 0, each, temperatures[place])
+        for place, each in borne_by_valid.items()
+    }
+    bundle = HeadBundle(
+        network, bag, labels, embeddings.fingerprint, temperatures, facts, exponents=exponents, cuts=cuts
+    )
     bundle = replace(bundle, hierarchy=known_to(hierarchy, labels))
     bundle = _with_review(bundle, embeddings, texts, truth, part, settings.seed)
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
@@ -171,10 +200,10 @@ def _labels_to_learn(
     """Returns the labels to learn of each trainable characteristic, and the labels left out with their counts."""
     labels, left_out = {}, {}
     for name, column in truth.items():
-        counts = Counter(label for label in column[part != ""] if label is not None)
-        trained = set(column[part == "train"])
+        counts = Counter(borne_by(column[part != ""]))
+        trained = set(borne_by(column[part == "train"]))
         kept = tuple(sorted(label for label, count in counts.items() if count >= minimum and label in trained))
-        if len(kept) >= 2:
+        if len(kept) >= (1 if is_multi_label(column) else 2):
             labels[name] = kept
         else:
             logger.warning("%s is left out: it has %d label(s) with %d products or more", name, len(kept), minimum)
@@ -191,11 +220,25 @@ def _labels_to_learn(
 
 
 def _codes(truth: Truth, labels: Mapping[str, Sequence[str]]) -> Codes:
+    """Returns the number of each product's label, of a multi-label characteristic 0 where its labels are known."""
     columns = []
     for name, names in labels.items():
+        if is_multi_label(truth[name]):
+            columns.append(np.array([-1 if item is None else 0 for item in truth[name]], dtype=np.int64))
+            continue
         number = {label: i for i, label in enumerate(names)}
         columns.append(np.fromiter((number.get(label, -1) for label in truth[name]), np.int64, len(truth[name])))
     return np.stack(columns, 1)
+
+
+def _counts(codes: Codes, borne: Mapping[int, Borne], rows: Rows, labels: Mapping[str, Sequence[str]]) -> list[Rows]:
+    """Returns of each characteristic the (k,) products of each label among those of `rows`."""
+    counts = []
+    for place, names in enumerate(labels.values()):
+        column = codes[rows, place]
+        number = np.bincount(column[column >= 0], minlength=len(names))
+        counts.append(np.asarray(borne[place][rows].sum(0)).ravel().astype(np.int64) if place in borne else number)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -205,6 +248,7 @@ class _Material:
     embeddings: Embeddings
     words: WordRows
     codes: Codes
+    borne: Mapping[int, Borne]
     train: Rows
     valid: Rows
     characteristics: tuple[str, ...]
@@ -225,6 +269,7 @@ def _fit_network(
     network = make_network(shape)
     _standardise(network, material)
     _start_from_names(network, material)
+    _start_from_odds(network, material)
     priors = _log_priors(material, shape, settings.prior_strength)
     optimizers = _optimizers(network, settings)
     schedules = _schedules(optimizers, settings, -(-len(material.train) // batch_size))
@@ -271,11 +316,21 @@ def _start_from_names(network: Network, material: _Material) -> None:
             network.labels.bias.sub_(network.start(batch).mean(0))
 
 
+def _start_from_odds(network: Network, material: _Material) -> None:
+    """Lets the biases of multi-label characteristics start at the log-odds of their labels."""
+    for place, borne in material.borne.items():
+        known = material.train[material.codes[material.train, place] >= 0]
+        if isinstance(network, JointNetwork) and len(known):
+            with torch.no_grad():
+                bias = network.labels.bias[network.shape.spans[place]]
+                bias.add_(torch.from_numpy(log_odds(borne[known], len(known))))
+
+
 def _log_priors(material: _Material, shape: NetworkShape, strength: float) -> Tensor:
-    """Returns (all labels,) what is added to the logits while training."""
+    """Returns (all labels,) what is added to the logits while training; nothing to those of multi-label ones."""
     counts = [
-        np.bincount(column[column >= 0], minlength=k)
-        for column, k in zip(material.codes[material.train].T, shape.n_labels, strict=True)
+        np.zeros(k) if place in material.borne else np.bincount(column[column >= 0], minlength=k)
+        for place, (column, k) in enumerate(zip(material.codes[material.train].T, shape.n_labels, strict=True))
     ]
     return torch.from_numpy(
         np.concatenate([strength * np.log(np.maximum(c, 1) / max(c.sum(), 1)) for c in counts]).astype(np.float32)
@@ -316,7 +371,7 @@ def _run_epoch(
     for order in torch.split(torch.randperm(len(material.train)), settings.batch_size):
         rows = material.train[order.numpy()]
         batch = _with_gaps(Batch.of(material.embeddings, material.words, rows, network.shape), settings)
-        loss = _loss(network(batch) + priors, torch.from_numpy(material.codes[rows]), network.shape)
+        loss = _loss(network(batch) + priors, material, rows, network.shape)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -341,14 +396,17 @@ def _with_gaps(batch: Batch, settings: HeadSettings) -> Batch:
     return Batch(batch.image, batch.text, has_image, has_text, words)
 
 
-def _loss(logits: Tensor, codes: Tensor, shape: NetworkShape) -> Tensor:
+def _loss(logits: Tensor, material: _Material, rows: Rows, shape: NetworkShape) -> Tensor:
     """Returns the cross-entropy of a batch, summed over characteristics and averaged over products.
 
     An unknown label counts as 0, so a known one weighs the same however rare it is that one is known.
     """
+    codes = torch.from_numpy(material.codes[rows])
     losses = [
-        functional.cross_entropy(logits[:, span], column, ignore_index=-1, reduction="sum")
-        for span, column in zip(shape.spans, codes.T, strict=True)
+        loss_of(logits[:, span], material.borne[place][rows], column >= 0)
+        if place in material.borne
+        else functional.cross_entropy(logits[:, span], column, ignore_index=-1, reduction="sum")
+        for place, (span, column) in enumerate(zip(shape.spans, codes.T, strict=True))
     ]
     return torch.stack(losses).sum() / len(codes)
 
@@ -363,9 +421,14 @@ def _valid_macro_f1(network: Network, material: _Material) -> dict[str, float]:
 
     logits, codes = _valid_logits(network, material), material.codes[material.valid]
     scores = {}
-    for name, span, column in zip(material.characteristics, network.shape.spans, codes.T, strict=True):
+    for place, (name, span, column) in enumerate(
+        zip(material.characteristics, network.shape.spans, codes.T, strict=True)
+    ):
         known = column >= 0
-        if known.any():
+        if place in material.borne and known.any():
+            borne, told = material.borne[place][material.valid[known]], torch.sigmoid(logits[:, span]).numpy()[known]
+            scores[name] = macro_f1_of(told >= fit_cuts(told, borne), borne)
+        elif known.any():
             predicted = logits[:, span].argmax(1).numpy()[known]
             scores[name] = float(f1_score(column[known], predicted, average="macro", zero_division=0))
     return scores

@@ -16,7 +16,7 @@ from product_classificator.errors import DataError, culprits
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.network import NetworkShape, ZeroShotNetwork
 from product_classificator.heads.words import WordBag
-from product_classificator.types import Floats
+from product_classificator.types import Floats, Rows
 
 Codes: TypeAlias = npt.NDArray[np.int64]
 """(n, characteristics) number of each product's label, -1 where it is unknown."""
@@ -86,7 +86,7 @@ def zero_shot_heads(
 
 
 def names_to_start_from(
-    labels: Mapping[str, Sequence[str]], codes: Codes, label_vectors: LabelVectors | None
+    labels: Mapping[str, Sequence[str]], counts: Sequence[Rows], label_vectors: LabelVectors | None
 ) -> Floats:
     """Embeds the labels of those characteristics that have a label of under 10 training products.
 
@@ -94,7 +94,7 @@ def names_to_start_from(
 
     Args:
         labels: characteristic -> its labels.
-        codes: of the training products.
+        counts: of each characteristic the (k,) training products of each label.
         label_vectors: the encoder's; `None`: there are none.
 
     Returns:
@@ -102,10 +102,9 @@ def names_to_start_from(
         width 0 if there are only others.
     """
     found: dict[str, Floats] = {}
-    for (name, names), column in zip(labels.items(), codes.T, strict=True):
-        counts = np.bincount(column[column >= 0], minlength=len(names))
-        if label_vectors is not None and counts.min() < _FEW_PRODUCTS:
-            weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
+    for (name, names), products in zip(labels.items(), counts, strict=True):
+        if label_vectors is not None and products.min() < _FEW_PRODUCTS:
+            weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + products)).astype(np.float32)
             found[name] = label_vectors(names) * weights[:, None]
     width = next((vectors.shape[1] for vectors in found.values()), 0)
     rows = [found.get(name, np.zeros((len(names), width), dtype=np.float32)) for name, names in labels.items()]

@@ -14,11 +14,11 @@ from typing import TypeAlias
 import pandas as pd
 import pyarrow as pa
 
-from product_classificator.catalog.read import read_labels
+from product_classificator.catalog.labels import read_labels
 from product_classificator.catalog.tables import open_table
 from product_classificator.errors import DataError, culprits
 from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy
-from product_classificator.types import Truth
+from product_classificator.types import Truth, is_multi_label
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,12 @@ def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
 
     Raises:
         DataError: the table cannot be read, a label has two parents, characteristics refine one another in a circle,
-            no label is the catalog's, or it cannot be told of which characteristics the labels are.
+            no label is the catalog's, it cannot be told of which characteristics the labels are, or they are those of a
+            multi-label one.
     """
-    columns, rows = _read(source, truth)
+    multi = [name for name, labels in truth.items() if is_multi_label(labels)]
+    truth = {name: labels for name, labels in truth.items() if name not in multi}
+    columns, rows = _read(source, truth, multi)
     known = {name: set(labels) - {None} for name, labels in truth.items()}
     if columns == _COLUMNS:
         sorted_out, rest = _sort_out(rows, known)
@@ -67,9 +70,13 @@ def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
     return hierarchy
 
 
-def _read(source: Taxonomy, truth: Truth) -> tuple[list[str], list[_Pair]]:
+def _read(source: Taxonomy, truth: Truth, multi: Sequence[str]) -> tuple[list[str], list[_Pair]]:
     table = open_table(source)
     columns = _COLUMNS if set(_COLUMNS) <= set(table.columns) else table.columns
+    if columns != _COLUMNS and set(columns) & set(multi):
+        raise DataError(
+            f"a multi-label characteristic refines none and is refined by none: leave out {culprits(multi)}"
+        )
     if columns != _COLUMNS and (len(columns) != 2 or not set(columns) <= truth.keys()):
         raise DataError(
             "a taxonomy needs the columns label and parent, or two that are named like characteristics "

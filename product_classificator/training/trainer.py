@@ -31,7 +31,7 @@ from product_classificator.training.settings import TrainSettings
 from product_classificator.training.taxonomy import Taxonomy
 from product_classificator.training.trackers import Task, told, told_of_tuning, tracking
 from product_classificator.training.tune import Tuning, tune
-from product_classificator.types import Embeddings, Truth
+from product_classificator.types import Embeddings, Truth, as_text
 
 _DEFAULT_ENCODER = "ruclip-vit-base-patch16-384"
 
@@ -62,6 +62,7 @@ class Trainer:
         text: the text columns; `None`: guessed.
         device: where the encoder computes; "auto": on the GPU where there is one.
         taxonomy: a table with the columns `label` and `parent`; `None`: which characteristic refines which is learned.
+        multi_label: further characteristics of which a product bears any number of labels, see `read_catalog`.
         settings: everything else; its encoder gives way to `ruclip_model`.
 
     Attributes:
@@ -91,6 +92,7 @@ class Trainer:
         text: str | Sequence[str] | None = None,
         device: str = "auto",
         taxonomy: Taxonomy | None = None,
+        multi_label: str | Sequence[str] = (),
         settings: TrainSettings | None = None,
     ) -> None:
         if min_products_in_sub_cat is not None and min_products_in_sub_cat <= 1:
@@ -109,7 +111,7 @@ class Trainer:
         self.end_of_train = {"del_img_and_txt_tensors": False, "del_loaded_ruclip_model": False}
         self._models_dir = None if cache_dir is None else self.cache_dir
         self._id, self._text = id, text
-        self._device, self._taxonomy = device, taxonomy
+        self._device, self._taxonomy, self._multi_label = device, taxonomy, multi_label
         self._settings = self._resolve(settings or TrainSettings())
         self._tuning = published_tuning(ruclip_train_params or {})
         self._clusters = None if clusterization_params is None else _cluster_settings(clusterization_params)
@@ -147,7 +149,8 @@ class Trainer:
         images: str | Path | ImageSource | None = given
         if given is not None and isinstance(told, str | Path) and is_wildberries(told):
             images = open_images(given, channels="bgr")  # however a subclass brings the table
-        if not isinstance(products, pd.DataFrame) and is_wildberries(products) and self._id in (None, "nm"):
+        is_published = not isinstance(products, pd.DataFrame) and is_wildberries(products) and not self._multi_label
+        if is_published and self._id in (None, "nm"):
             return read_wildberries(
                 products,
                 images,
@@ -155,7 +158,14 @@ class Trainer:
                 text=("description",) if text is None else text,
                 characteristics=self.characteristics,
             )
-        return read_catalog(products, images, id=self._id, text=text, characteristics=self.characteristics)
+        return read_catalog(
+            products,
+            images,
+            id=self._id,
+            text=text,
+            characteristics=self.characteristics,
+            multi_label=self._multi_label,
+        )
 
     def train_heads_only(
         self, task: Task | str | None = None, experiment_name: str | None = None, *, watch: Watch | None = None
@@ -255,7 +265,8 @@ class Trainer:
 
 def _write_clusters(folder: Path, embeddings: Embeddings, truth: Truth, settings: ClusterSettings) -> None:
     rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
-    embeddings, truth = embeddings.take(rows), {name: labels[rows] for name, labels in truth.items()}
+    # To clusters a set of labels is one label.
+    embeddings, truth = embeddings.take(rows), {name: as_text(labels[rows]) for name, labels in truth.items()}
     vectors = np.concatenate([embeddings.image, embeddings.text], 1)
     write_clusters(folder, cluster(vectors, truth, settings), vectors, truth, embeddings.ids)
 

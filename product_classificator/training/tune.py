@@ -48,7 +48,7 @@ from product_classificator.training.run import (
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.shards import Frozen
 from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
-from product_classificator.types import Embeddings
+from product_classificator.types import Embeddings, as_text
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _identity(
     digest.update("\0".join(divided.split.part).encode())
     digest.update(activations.image_keys.tobytes() + activations.has_image.tobytes())
     for name, labels in divided.truth.items():
-        digest.update("\0".join([name, *(label or "" for label in labels)]).encode())
+        digest.update("\0".join([name, *as_text(labels, unknown="")]).encode())
     for text in divided.texts:
         digest.update(text.encode("utf-8", "replace") + b"\0")
     return digest.hexdigest()

@@ -68,9 +68,9 @@ def test_dictionaries_and_bytes_are_read_as_text():
     assert as_strings(pa.array(["чай".encode(), b"\xff"])).to_pylist() == ["чай", "\ufffd"]
 
 
-def test_a_column_of_lists_is_refused():
-    frame = pd.DataFrame({"nm": [1], "tags": [["a", "b"]]})
-    with pytest.raises(DataError, match="column 'tags' cannot be used: a column must hold plain values"):
+def test_a_column_of_structs_is_refused():
+    frame = pd.DataFrame({"nm": [1], "tags": [{"a": "b"}]})
+    with pytest.raises(DataError, match="column 'tags' cannot be used: a column must hold plain values or lists of"):
         list(open_table(frame).batches(["tags"], 10))
 
 

@@ -100,7 +100,7 @@ def test_the_json_is_numbered_and_holds_everything_but_nan(folder, evaluation):
 def test_evaluation_json_tells_scores_intervals_and_counts(evaluation):
     scores = evaluation_json(evaluation)["characteristics"]
     assert set(scores["category"]) == {
-        *("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy", "n"),
+        *("macro_f1", "macro_f1_low", "macro_f1_high", "is_multi_label", "accuracy", "n"),
         *("unknown_labels", "unlabelled", "not_predicted", "labels", "confusions"),
         *("reliability", "precision_by_coverage"),
     }

@@ -137,8 +137,8 @@ def test_a_missing_file_is_refused(saved: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    change_manifest(saved, format=3)
-    with pytest.raises(ArtifactError, match=r"has format 3, this version reads up to 2: upgrade"):
+    change_manifest(saved, format=4)
+    with pytest.raises(ArtifactError, match=r"has format 4, this version reads up to 3: upgrade"):
         HeadBundle.load(saved)
 
 

@@ -1,0 +1,133 @@
+"""Turns multi-label characteristics into targets, loss, temperature and cuts: a product bears any number of labels.
+
+Each label is a yes or no of its own, the sigmoid of its logit. The loss of a product is the sum of the binary
+cross-entropies of all labels, which is on the scale of the cross-entropy of a single-label characteristic: the
+negative log-likelihood of what is known of the product. Biases start at the log-odds of the labels.
+
+From which probability on a label is told, its cut, is chosen on the validation products for its F1. Of rare labels they
+hold a handful, and the best cut for these is mostly chance. So the F1 that is maximised is that of the true labels
+and of what the probabilities themselves expect, mixed: the latter weighs as much as `_PRIOR_PRODUCTS` products with
+the label. Where probabilities are right, the best cut is half of the best F1 (Lipton et al. 2014, "Optimal thresholding
+of classifiers to maximize F1 measure"), which bounds it at 0.5.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_matrix
+from torch import Tensor
+from torch.nn import functional
+
+from product_classificator.types import Bools, Floats, Strings, Truth, is_multi_label
+
+Borne: TypeAlias = csr_matrix
+"""(n, k) float32 sparse, 1 where a product bears a label."""
+
+_PRIOR_PRODUCTS = 100.0
+_LARGEST_CUT = 0.5
+_MEASURED_ON = 20_000
+_LARGEST_LOG_TEMPERATURE = math.log(8)
+
+
+def borne_labels(truth: Truth, labels: Mapping[str, Sequence[str]]) -> dict[int, Borne]:
+    """Returns place of each multi-label characteristic among `labels` -> which of its labels products bear.
+
+    Args:
+        truth: characteristic -> (n,) labels.
+        labels: characteristic -> its labels; others that a product bears are passed over.
+    """
+    places = enumerate(labels.items())
+    return {place: _borne(truth[name], names) for place, (name, names) in places if is_multi_label(truth[name])}
+
+
+def _borne(column: Strings, names: Sequence[str]) -> Borne:
+    numbers = {label: number for number, label in enumerate(names)}
+    rows = [[numbers[label] for label in sorted(item or ()) if label in numbers] for item in column]
+    starts = np.cumsum([0, *map(len, rows)])
+    columns = np.array([number for row in rows for number in row], dtype=np.int64)
+    return csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(column), len(names)))
+
+
+def loss_of(logits: Tensor, borne: Borne, is_known: Tensor) -> Tensor:
+    """Returns the sum over known products and labels of the binary cross-entropies.
+
+    Args:
+        logits: (n, k).
+        borne: (n, k) of the same products.
+        is_known: (n,) whether the labels of a product are known.
+    """
+    targets = torch.from_numpy(borne.toarray())
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (losses.sum(1) * is_known).sum()
+
+
+def log_odds(borne: Borne, n_known: int) -> Floats:
+    """Returns (k,) log-odds of the labels among `n_known` products, as if one more bore each half."""
+    counts = np.asarray(borne.sum(0)).ravel() + 0.5
+    odds: Floats = np.log(counts / (n_known + 1 - counts)).astype(np.float32)
+    return odds
+
+
+def fit_set_temperature(logits: Tensor, is_known: Tensor, borne: Borne) -> float:
+    """Returns the temperature under which what products bear is the most likely; 1 without known products.
+
+    Args:
+        logits: (n, k) of products that the network has not learned from.
+        is_known: (n,) whether the labels of a product are known.
+        borne: (n, k) of the same products.
+    """
+    rows = np.flatnonzero(is_known.numpy())
+    if not len(rows):
+        return 1.0
+    rows = rows[:: -(-len(rows) // _MEASURED_ON)]  # enough to know one number
+    own, targets = logits[rows].double(), torch.from_numpy(borne[rows].toarray()).double()
+
+    def surprise(log_temperature: float) -> float:
+        scaled = own / math.exp(log_temperature)
+        return float(functional.binary_cross_entropy_with_logits(scaled, targets, reduction="sum"))
+
+    bounds = (-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE)
+    return math.exp(float(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
+
+
+def cuts_of(logits: Tensor, is_known: Tensor, borne: Borne, temperature: float) -> tuple[float, ...]:
+    """Returns from which probability on each of k labels is told; arguments as above."""
+    probabilities = torch.sigmoid(logits[is_known] / temperature).numpy()
+    return tuple(fit_cuts(probabilities, borne[is_known.numpy()]).tolist())
+
+
+def fit_cuts(probabilities: Floats, borne: Borne) -> Floats:
+    """Returns (k,) float32, from which probability on each label is told.
+
+    Args:
+        probabilities: (n, k) of products with known labels that the network has not learned from.
+        borne: (n, k) of the same products.
+    """
+    columns = borne.tocsc()
+    cuts = [_cut(own, columns[:, place].toarray()[:, 0]) for place, own in enumerate(probabilities.T)]
+    return np.array(cuts, dtype=np.float32)
+
+
+def _cut(probabilities: Floats, is_borne: Floats) -> float:
+    if not len(probabilities):
+        return _LARGEST_CUT
+    n_borne = is_borne.sum()
+    trust = n_borne / (n_borne + _PRIOR_PRODUCTS)
+    order = np.argsort(-probabilities, kind="stable")
+    told = probabilities[order].astype(np.float64)
+    mixed = trust * is_borne[order] + (1 - trust) * told
+    f1 = 2 * np.cumsum(mixed) / (mixed.sum() + np.arange(1, len(told) + 1))
+    best = int(f1.argmax())
+    # Half way to the next lower probability, so that neither side of the cut hangs on a rounding.
+    return min(float(np.append(told, 0.0)[[best, best + 1]].mean()), _LARGEST_CUT)
+
+
+def macro_f1_of(told: Bools, borne: Borne) -> float:
+    """Returns the mean F1 of the labels that are told or borne, both (n, k); 0 if there are none."""
+    hits = np.asarray(borne.multiply(told).sum(0)).ravel()
+    seen = np.asarray(borne.sum(0)).ravel() + told.sum(0)
+    return float((2 * hits[seen > 0] / seen[seen > 0]).mean()) if seen.any() else 0.0

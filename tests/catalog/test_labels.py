@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from product_classificator.catalog import read_catalog
+from product_classificator.catalog.read import read_frame
+from product_classificator.catalog.splits import deal_products
+from product_classificator.errors import DataError
+from product_classificator.text import join_labels, split_labels
+from product_classificator.types import as_text, is_multi_label, strings
+
+LISTS = [["wool", "cotton"], ["cotton", "cotton", " ", None], [], None, [None, ""], ["12.0", "True"]]
+WANTED = [{"wool", "cotton"}, {"cotton"}, set(), None, None, {"12", "true"}]
+
+
+def truth(source, **options):
+    catalog = read_catalog(source, text="title", **{"characteristics": ["materials"], **options})
+    assert catalog.columns.multi_label == ("materials",)
+    found = catalog.truth()["materials"]
+    assert is_multi_label(found)
+    return [None if item is None else set(item) for item in found]
+
+
+def frame(values):
+    return pd.DataFrame({"nm": range(len(values)), "title": "a", "materials": pd.Series(values, dtype=object)})
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, frozenset, set])
+def test_lists_of_a_frame_are_sets_of_labels_in_which_an_empty_one_is_known(kind):
+    assert truth(frame([None if item is None else kind(item) for item in LISTS])) == WANTED
+
+
+@pytest.mark.parametrize("of", [pa.list_, pa.large_list])
+def test_lists_of_parquet_are_known_by_their_type(tmp_path, of):
+    table = pa.table({"nm": range(6), "title": ["a"] * 6, "materials": pa.array(LISTS, of(pa.string()))})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert truth(tmp_path / "t.parquet") == WANTED
+
+
+def test_lists_of_json_lines_may_stand_beside_single_labels(tmp_path):
+    rows = [{"nm": i, "title": "a", "materials": item} for i, item in enumerate([*LISTS, "silk", [1, 2.0, False]])]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert truth(tmp_path / "t.jsonl") == [*WANTED, {"silk"}, {"1", "2", "false"}]
+
+
+def test_lists_that_begin_far_down_must_be_named(tmp_path):
+    rows = [{"nm": i, "title": "a", "materials": "wool"} for i in range(1001)] + [{"nm": -1, "materials": ["silk"]}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    catalog = read_catalog(tmp_path / "t.jsonl", text="title", characteristics="materials")
+    with pytest.raises(DataError, match=r"lists are seen only far down in materials \(1 in all\): name them in multi_"):
+        catalog.truth()
+    assert truth(tmp_path / "t.jsonl", multi_label="materials")[-2:] == [{"wool"}, {"silk"}]
+
+
+def test_csv_holds_lists_as_json_or_joined_if_they_are_named(tmp_path):
+    cells = ["wool|cotton", '["cotton", "a|b"]', "[]", "", "nan", " | ", "silk"]
+    frame(cells).to_csv(tmp_path / "t.csv", index=False)
+    named = {"characteristics": [], "multi_label": "materials"}
+    wanted = [{"wool", "cotton"}, {"cotton", "a|b"}, set(), None, None, None, {"silk"}]
+    assert truth(tmp_path / "t.csv", **named) == wanted
+    assert truth(frame(cells), **named) == wanted
+
+
+def test_a_cell_that_only_looks_like_a_list_is_refused():
+    for cell in ("['a', 'b']", "[a]", '[["a"]]', '[{"a": 1}]', "[" * 100_000 + "]" * 100_000):
+        catalog = read_catalog(frame([cell, "wool"]), text="title", multi_label="materials")
+        with pytest.raises(
+            DataError, match=r"a cell of the multi-label column 'materials' is a JSON array of labels or"
+        ):
+            catalog.truth()
+
+
+def test_lists_of_lists_are_refused():
+    catalog = read_catalog(frame([[["a"]], [["b"]]]), text="title", characteristics="materials")
+    with pytest.raises(DataError, match=r"column 'materials' cannot be used: lists must hold plain values, found list"):
+        catalog.truth()
+
+
+def test_lists_are_no_ids_no_texts_and_no_photos(tmp_path):
+    with pytest.raises(
+        DataError, match=r"ids, texts and photos are plain values, but materials \(1 in all\) hold lists"
+    ):
+        read_catalog(frame(LISTS), text="materials")
+
+
+def test_the_wildberries_set_has_no_lists(tmp_path):
+    with pytest.raises(DataError, match="the Wildberries set has one label a characteristic: leave out multi_label"):
+        read_catalog(tmp_path, multi_label="materials")
+
+
+def test_a_table_read_into_memory_keeps_its_lists(tmp_path):
+    frame(LISTS).to_parquet(tmp_path / "t.parquet")
+    assert truth(read_frame(tmp_path / "t.parquet")) == WANTED
+
+
+def test_what_is_joined_can_be_split():
+    for labels in (["a"], ["a", "b c"], ["a|b", "c"], ["[x]"], ['"'], []):
+        assert split_labels(join_labels(labels)) == labels
+
+
+def test_sets_are_written_as_one_text():
+    found = as_text(strings([frozenset("ba"), frozenset(), None]))
+    assert found.tolist() == ["a, b", "(none)", None]
+
+
+def test_every_label_of_a_list_is_dealt_out_evenly():
+    random = np.random.default_rng(0)
+    sets = [
+        frozenset(label for label, p in (("a", 0.5), ("b", 0.1), ("c", 0.02)) if random.random() < p)
+        for _ in range(900)
+    ]
+    sets[::7] = [None] * len(sets[::7])
+    part = deal_products(np.arange(900), {"x": strings(sets)}, np.ones(900, bool), [0.8, 0.2], seed=0)
+    for label in "abc":
+        bears = np.array([item is not None and label in item for item in sets])
+        assert abs((part[bears] == 1).sum() - 0.2 * bears.sum()) <= 1

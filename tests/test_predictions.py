@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from product_classificator.errors import DataError
+from product_classificator.types import Predictions, strings
+
+SHARES = np.array([[0.9, 0.3, 0.6], [0.1, 0.1, 0.2], [np.nan] * 3], np.float32)
+
+
+def make(cuts):
+    known = np.array([True, True, False])
+    ids, labels = strings(["1", "2", "3"]), {"materials": ("cotton", "silk", "wool")}
+    return Predictions(ids, labels, {"materials": SHARES}, known, cuts={"materials": cuts})
+
+
+def test_a_product_bears_the_labels_of_their_cut_or_above_the_most_probable_first():
+    predictions = make([0.5, 0.25, 0.7])
+    assert predictions.labels_of("materials") == [["cotton", "silk"], [], None]
+    assert predictions.best("materials").tolist() == [{"cotton", "silk"}, set(), None]
+    assert predictions.top("materials", 2)[0] == [("cotton", pytest.approx(0.9)), ("wool", pytest.approx(0.6))]
+
+
+def test_the_confidence_of_a_set_is_that_of_every_label_being_right():
+    confidence = make([0.5, 0.25, 0.7]).confidence("materials")
+    assert confidence == pytest.approx([0.9 * 0.3 * 0.4, 0.9 * 0.9 * 0.8, 0])
+    assert confidence.dtype == np.float32
+
+
+def test_every_label_needs_a_cut():
+    with pytest.raises(DataError, match="materials has 3 labels but 2 cuts"):
+        make([0.5, 0.5])
+
+
+def test_of_a_single_label_the_list_holds_the_one():
+    shares = np.array([[0.7, 0.3], [np.nan, np.nan]], np.float32)
+    predictions = Predictions(strings(["1", "2"]), {"sex": ("men", "women")}, {"sex": shares}, np.array([True, False]))
+    assert predictions.labels_of("sex") == [["men"], None]
