@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.preprocessing import normalize
 
 from product_classificator.heads.words import WordBag
 from product_classificator.text import words_of
@@ -88,6 +86,9 @@ def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:
         rows = np.random.default_rng(seed).choice(rows, _CENTRES_FROM, replace=False)
     if len(rows) <= _CENTRES:
         return vectors[rows]
+    from sklearn.cluster import MiniBatchKMeans  # only learning needs scikit-learn
+    from sklearn.preprocessing import normalize
+
     kmeans = MiniBatchKMeans(_CENTRES, batch_size=2048, n_init=1, random_state=seed)
     centres: Floats = normalize(kmeans.fit(vectors[rows]).cluster_centers_)
     return centres
@@ -103,9 +104,8 @@ def _distances(vectors: Floats, centres: Floats) -> Floats:
 
 def _unknown_shares(texts: Sequence[str], bag: WordBag) -> Floats:
     """Returns (n,) share of words that the heads do not know; 0 for a text without words, or without a vocabulary."""
-    known = frozenset(bag.words)
-    words = [words_of(text) if known else [] for text in texts]
-    shares = [sum(word not in known for word in found) / max(len(found), 1) for found in words]
+    words = [words_of(text) if len(bag) else [] for text in texts]
+    shares = [sum(word not in bag for word in found) / max(len(found), 1) for found in words]
     return np.array(shares, dtype=np.float32)
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from product_classificator.errors import DataError, culprits
+from product_classificator.heads.sharpness import softmax
 from product_classificator.types import Floats, Rows
 
 _LEAST_SPARED_ERRORS = 0.8
@@ -223,6 +223,6 @@ def _shares(scores: Scores, chosen: Rows) -> Floats:
     """Returns scores as probabilities in which the chosen label is the best beyond rounding; NaN where none is."""
     scores = scores.copy()
     scores[np.arange(len(scores)), chosen] += _TIE
-    shares: Floats = softmax(scores, axis=1).astype(np.float32)
+    shares: Floats = softmax(scores).astype(np.float32)
     shares[chosen < 0] = np.nan
     return shares

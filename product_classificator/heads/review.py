@@ -11,7 +11,6 @@ The thresholds of all precisions are kept, in steps of half a percent: any one c
 from typing import TypeAlias
 
 import numpy as np
-from scipy.stats import beta
 
 from product_classificator.errors import DataError
 from product_classificator.types import Bools, Floats, Predictions, Truth
@@ -48,6 +47,8 @@ def thresholds_of(confidence: Floats, is_right: Bools) -> Thresholds:
         confidence: (n,) probability of the most probable label.
         is_right: (n,) whether that label is the true one.
     """
+    from scipy.stats import beta  # only learning needs SciPy
+
     if not len(confidence):
         return ()
     order = np.argsort(-confidence, kind="stable")

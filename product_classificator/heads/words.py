@@ -10,17 +10,17 @@ the rarest beyond a limit, which bounds the memory of the heads.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.preprocessing import normalize
 
 from product_classificator.text import words_of
-from product_classificator.types import Floats
+from product_classificator.types import Floats, Rows
 
-WordRows: TypeAlias = csr_matrix
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+WordRows: TypeAlias = "csr_matrix"
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
 
 
@@ -56,10 +56,13 @@ class WordBag:
     def __init__(self, words: Sequence[str], idf: Floats) -> None:
         self.words = tuple(words)
         self.idf = idf
-        self._counter = CountVectorizer(analyzer=grams_of, vocabulary=self.words) if self.words else None
+        self._numbers = {word: number for number, word in enumerate(self.words)}
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._numbers
 
     @classmethod
     def fit(cls, texts: Sequence[str], min_texts: int = 2, max_words: int = 100_000) -> "WordBag":
@@ -72,6 +75,8 @@ class WordBag:
         """
         if not max_words or not any(words_of(text) for text in texts):
             return cls((), np.empty(0, dtype=np.float32))
+        from sklearn.feature_extraction.text import CountVectorizer  # only learning needs scikit-learn
+
         counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
         counts = counter.fit_transform(texts)
         n_texts = np.bincount(counts.indices, minlength=counts.shape[1])
@@ -82,8 +87,30 @@ class WordBag:
 
     def rows(self, texts: Sequence[str]) -> WordRows:
         """Returns the (n, words) sparse float32 rows of texts."""
-        if self._counter is None:
-            return csr_matrix((len(texts), 0), dtype=np.float32)
-        counts = self._counter.transform(texts)
-        weights = ((1 + np.log(counts.data)) * self.idf[counts.indices]).astype(np.float32)
-        return normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape), copy=False)
+        from scipy.sparse import csr_matrix  # use without training does without SciPy
+
+        return csr_matrix(self.weigh(texts), shape=(len(texts), len(self)))
+
+    def weigh(self, texts: Sequence[str]) -> tuple[Floats, Rows, Rows]:
+        """Returns what `rows` are made of.
+
+        Returns:
+            Weights (k,) float32 and numbers (k,) of the known words, text after text, ascending in each; starts (n + 1,):
+            those of text i lie from starts[i] to before starts[i + 1].
+        """
+        found = [self._count(text) for text in texts] if len(self) else [[]] * len(texts)
+        starts = np.cumsum([0, *map(len, found)])
+        numbers, counts = np.array([*chain.from_iterable(found)], dtype=np.int64).reshape(-1, 2).T
+        weights = (1 + np.log(counts)) * self.idf[numbers]
+        owners = np.repeat(np.arange(len(texts)), np.diff(starts))
+        lengths = np.sqrt(np.bincount(owners, weights**2, minlength=len(texts)))
+        return (weights / lengths[owners]).astype(np.float32), numbers, starts
+
+    def _count(self, text: str) -> list[tuple[int, int]]:
+        """Returns number and count of the known words of a text, ascending."""
+        counts: dict[int, int] = {}
+        for word in grams_of(text):
+            number = self._numbers.get(word)
+            if number is not None:
+                counts[number] = counts.get(number, 0) + 1
+        return sorted(counts.items())
