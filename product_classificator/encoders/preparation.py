@@ -13,14 +13,16 @@ tokenizer does it letter by letter, and would miss that a Greek sigma at the end
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tokenizers import Tokenizer
 
 from product_classificator.types import Floats
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Ids: TypeAlias = list[int]
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
@@ -122,31 +124,31 @@ class TokenPreparation:
         max_windows: how many windows of a text are read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
+    def __init__(self, tokenizer: "Tokenizer", *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self.max_tokens = max_tokens
-        self._max_windows = max_windows
+        self.max_windows = max_windows
 
     def __str__(self) -> str:
-        return f"{self.max_tokens} tokens, {self._max_windows} window(s), padding {self._pad_id}"
+        return f"{self.max_tokens} tokens, {self.max_windows} window(s), padding {self.pad_id}"
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
         found: list[Ids] = []
         owners: list[int] = []
         for number, encoding in enumerate(self.tokenizer.encode_batch([text.lower() for text in texts])):
-            parts = [encoding, *encoding.overflowing][: self._max_windows]
+            parts = [encoding, *encoding.overflowing][: self.max_windows]
             found += [part.ids for part in parts]
             owners += [number] * len(parts)
         return found, np.array(owners, dtype=np.int64)
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids`, (n, longest) int64."""
-        ids = np.full((len(windows), max(len(window) for window in windows)), self._pad_id, dtype=np.int64)
+        ids = np.full((len(windows), max(len(window) for window in windows)), self.pad_id, dtype=np.int64)
         for row, window in enumerate(windows):
             ids[row, : len(window)] = window
         return {"input_ids": ids}

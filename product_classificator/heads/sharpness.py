@@ -30,8 +30,7 @@ def temperatures_of(logits: npt.NDArray[Float], temperature: float, exponent: fl
     """Returns the (n,) temperatures that the (n, k) logits of one characteristic are divided by."""
     if not exponent:
         return np.full(len(logits), temperature, dtype=logits.dtype)
-    found: npt.NDArray[Float] = temperature * spreads_of(logits) ** exponent
-    return found
+    return spreads_of(logits) ** exponent * logits.dtype.type(temperature)
 
 
 def spreads_of(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:

@@ -95,8 +95,8 @@ class WordBag:
         """Returns what `rows` are made of.
 
         Returns:
-            Weights (k,) float32 and numbers (k,) of the known words, text after text, ascending in each; starts (n + 1,):
-            those of text i lie from starts[i] to before starts[i + 1].
+            Weights (k,) float32 and numbers (k,) of the known words, text after text, ascending in each; starts
+            (n + 1,): those of text i lie from starts[i] to before starts[i + 1].
         """
         found = [self._count(text) for text in texts] if len(self) else [[]] * len(texts)
         starts = np.cumsum([0, *map(len, found)])
