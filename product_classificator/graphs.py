@@ -1,13 +1,14 @@
 """Writes ONNX networks node by node: the exporters of PyTorch need packages that nothing else here needs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from product_classificator.types import Floats
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 _OPSET = 17
 _IR_VERSION = 8

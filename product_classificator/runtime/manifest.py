@@ -32,6 +32,7 @@ SEEN_IMAGE, SEEN_TEXT = "seen_image.npy", "seen_text.npy"
 FILES = frozenset(
     {REQUIREMENTS, IMAGE_FILE, TEXT_FILE, TOKENIZER, HEADS, WORDS, WEIGHTS, RARITIES, SEEN_IMAGE, SEEN_TEXT}
 )
+KINDS = ("lite", "ruclip")
 _BLOCK_BYTES = 1 << 20
 
 
@@ -95,6 +96,15 @@ class Manifest:
     requires: Mapping[str, str]
     sha256: Mapping[str, str]
 
+    @property
+    def needed(self) -> set[str]:
+        """The files that are read, but for those that only some heads have."""
+        towers = {IMAGE_FILE} if self.image_dim else set()
+        if self.encoder.kind != "lite":
+            towers |= {TOKENIZER, *([TEXT_FILE] if self.text_dim else [])}
+        words = {WORDS, WEIGHTS, RARITIES} if WORDS in self.sha256 else set()
+        return {HEADS, REQUIREMENTS, *towers, *words, *([SEEN_IMAGE, SEEN_TEXT] if self.strange_from else [])}
+
     def write(self, folder: Path) -> None:
         """Writes `manifest.json`."""
         found = {"format": FORMAT, **asdict(self)}
@@ -123,7 +133,7 @@ class Manifest:
             raise ArtifactError(
                 f"{path} is not the manifest of an exported folder ({error!r}): export again"
             ) from error
-        unknown = sorted(set(manifest.sha256) - FILES)
+        unknown = sorted((set(manifest.sha256) - FILES) | (manifest.needed - set(manifest.sha256)))
         changed = [
             name
             for name, digest in manifest.sha256.items()
@@ -157,6 +167,8 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         sha256=dict(found["sha256"]),
     )
     check_hierarchy(hierarchy)
+    if manifest.encoder.kind not in KINDS:
+        raise ValueError(f"kinds of encoders are {' and '.join(KINDS)}, found {manifest.encoder.kind!r}")
     if not labels or any(len(set(names)) != len(names) or len(names) < 2 for names in labels.values()):
         raise ValueError("every characteristic needs two labels or more, each once")
     if known_to(hierarchy, labels) != hierarchy:
