@@ -23,8 +23,8 @@ def export(
         exported = export_classificator(classificator, out)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     console.log.print(
-        f"{len(exported.labels)} characteristics, encoder {classificator.model_name}: {out}, {size_mb:.0f} MB; it answers "
-        f"as the run does\nneeds:  {', '.join(exported.manifest.requires)} (see {out / 'requirements.txt'})\n"
+        f"{len(exported.labels)} characteristics, encoder {classificator.model_name}: {out}, {size_mb:.0f} MB; it "
+        f"answers as the run does\nneeds:  {', '.join(exported.manifest.requires)} (see {out / 'requirements.txt'})\n"
         f"next:   product_classificator.runtime.Exported.load({str(out)!r}).classify(texts, photos)",
         soft_wrap=True,
     )
