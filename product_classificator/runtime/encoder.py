@@ -6,13 +6,20 @@ brings its weights. Nothing of it is copied; that its files are those of the tra
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.clip import ClipEncoder
 from product_classificator.encoders.combined import CleaningEncoder
 from product_classificator.encoders.lite import LiteEncoder, text_files
 from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE, OnnxTowers
-from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
+from product_classificator.encoders.plain import PlainImages, PlainTexts
+from product_classificator.encoders.preparation import (
+    ImagePreparation,
+    SquarePreparation,
+    TextPreparation,
+    TokenPreparation,
+)
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.runtime.manifest import REQUIREMENTS, TOKENIZER, EncoderFacts, Manifest, sha256_of
 
@@ -68,9 +75,16 @@ def _clip(folder: Path, manifest: Manifest, threads: int) -> Encoder:
     try:
         from tokenizers import Tokenizer
 
-        photos = facts.photos
-        images = SquarePreparation(photos["size_px"], tuple(photos["mean"]), tuple(photos["std"]), photos["fit"])
-        texts = TokenPreparation(Tokenizer.from_file(str(folder / TOKENIZER)), **facts.texts)
+        photos: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in facts.photos.items()
+        }
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        images: ImagePreparation
+        texts: TextPreparation
+        if facts.kind == "ruclip":
+            images, texts = SquarePreparation(**photos), TokenPreparation(tokenizer, **facts.texts)
+        else:
+            images, texts = PlainImages(**photos), PlainTexts(tokenizer, **facts.texts)
     except Exception as error:  # the tokenizer's errors are plain exceptions
         raise ArtifactError(f"the preparation of {folder} cannot be read ({error!r}): export again") from error
     return ClipEncoder(facts.name, _inner_fingerprint(facts), towers, images, texts)

@@ -32,7 +32,7 @@ SEEN_IMAGE, SEEN_TEXT = "seen_image.npy", "seen_text.npy"
 FILES = frozenset(
     {REQUIREMENTS, IMAGE_FILE, TEXT_FILE, TOKENIZER, HEADS, WORDS, WEIGHTS, RARITIES, SEEN_IMAGE, SEEN_TEXT}
 )
-KINDS = ("lite", "ruclip")
+KINDS = ("lite", "ruclip", "hub")
 _BLOCK_BYTES = 1 << 20
 
 
@@ -41,14 +41,14 @@ class EncoderFacts:
     """How photos and texts become vectors.
 
     Attributes:
-        kind: "lite" or "ruclip".
+        kind: "lite", "ruclip", or "hub" for `hf:`.
         name: what the encoder was called in training.
         fingerprint: of its weights and preparation.
         image_dim: length of an image vector.
         text_dim: length of a text vector.
         is_cleaning: whether texts are cleaned as published.
-        photos: preparation of photos: the fields of `SquarePreparation`, or words for a person.
-        texts: preparation of texts: arguments of `TokenPreparation`, or the sha256 of the files of a pip package.
+        photos: preparation of photos: the fields of `SquarePreparation` or `PlainImages`, or words for a person.
+        texts: preparation of texts: arguments of `TokenPreparation` or `PlainTexts`, or sha256 of a package's files.
     """
 
     kind: str
@@ -168,7 +168,7 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
     )
     check_hierarchy(hierarchy)
     if manifest.encoder.kind not in KINDS:
-        raise ValueError(f"kinds of encoders are {' and '.join(KINDS)}, found {manifest.encoder.kind!r}")
+        raise ValueError(f"an encoder is of one of the kinds {', '.join(KINDS)}, found {manifest.encoder.kind!r}")
     if not labels or any(len(set(names)) != len(names) or len(names) < 2 for names in labels.values()):
         raise ValueError("every characteristic needs two labels or more, each once")
     if known_to(hierarchy, labels) != hierarchy:

@@ -16,7 +16,7 @@ from product_classificator.export import export_classificator
 from product_classificator.heads import HeadBundle, Refinement
 from product_classificator.heads.network import NetworkShape, make_network
 from product_classificator.heads.words import WordBag
-from tests.encoders.tiny_models import save_clip
+from tests.encoders.tiny_models import save_siglip, save_siglip2
 from tests.fakes import jpeg
 
 LONG = "A nice cup number 7 for you, кружка стеклянная для дома " * 40
@@ -138,12 +138,20 @@ def test_an_export_that_answers_otherwise_is_not_kept(lite, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_of_transformers_answers_the_same_without_it(tmp_path):
+    encoder = load_encoder(f"hf:{save_siglip(tmp_path / 'siglip')}+windows", dtype="float32")
+    known = drawn(encoder)
+    exported = export_classificator(known, tmp_path / "exported")
+    texts, images = [TEXTS[0], *TEXTS[3:]], photos()[: len(TEXTS) - 2]
+    assert_same(known.predict(texts, images), exported.predict(texts, images))
+
+
 def test_encoders_that_need_transformers_to_prepare_are_refused(lite, ruclip_folder, tmp_path):
-    hub = load_encoder(f"hf:{save_clip(tmp_path / 'clip')}", dtype="float32")
+    hub = load_encoder(f"hf:{save_siglip2(tmp_path / 'siglip2')}", dtype="float32")
     paired = PairedEncoder("lite+st:x", lite.encoder, lite.encoder)
-    for encoder in (hub, paired):
+    for encoder, reason in ((hub, "photos are prepared by Siglip2ImageProcessorPil"), (paired, "by two encoders")):
         named = Classificator.zero_shot({"kind": ["cup", "hat"]}, encoder=encoder)
-        with pytest.raises(DataError, match="needs transformers, which an exported folder does without: train with"):
+        with pytest.raises(DataError, match=f"does without transformers, .* cannot: .*{reason}.*. Train with lite"):
             export_classificator(named, tmp_path / "exported")
     rounded = load_encoder(str(ruclip_folder), dtype="bfloat16")
     named = Classificator.zero_shot({"kind": ["cup", "hat"]}, encoder=rounded)

@@ -133,7 +133,7 @@ def test_an_encoder_that_is_not_that_of_the_training_is_refused(folder):
     with pytest.raises(ArtifactError, match=r"promised to answer 1408 \+ 300 columns, its networks answer 1408 \+ 512"):
         Exported.load(folder)
     change(folder, encoder={**known, "kind": "unheard-of"})
-    with pytest.raises(ArtifactError, match="kinds of encoders are lite and ruclip, found 'unheard-of'"):
+    with pytest.raises(ArtifactError, match="of one of the kinds lite, ruclip, hub, found 'unheard-of'"):
         Exported.load(folder)
     change(folder, encoder={**known, "texts": {"weights.npz": "0"}})
     with pytest.raises(ArtifactError, match=r"encoder brings others: pip install -r .*requirements.txt"):
