@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from product_classificator.encoders import RUCLIP_MODELS, load_encoder
     from product_classificator.encoders.checkpoint import load
     from product_classificator.evaluation import evaluate
+    from product_classificator.export import export_classificator
     from product_classificator.heads import HeadBundle, HeadSettings, fit_heads
+    from product_classificator.runtime import Exported
     from product_classificator.training import Trainer, train_heads
     from product_classificator.types import Embeddings, Predictions, Split
 
@@ -23,6 +25,7 @@ _HOMES = {
     "Classificator": "classificator",
     "EmbeddingStore": "embeddings",
     "Embeddings": "types",
+    "Exported": "runtime",
     "HeadBundle": "heads",
     "HeadSettings": "heads",
     "Predictions": "types",
@@ -31,6 +34,7 @@ _HOMES = {
     "Trainer": "training",
     "embed": "embeddings",
     "evaluate": "evaluation",
+    "export_classificator": "export",
     "fit_heads": "heads",
     "load": "encoders.checkpoint",
     "load_encoder": "encoders",
@@ -46,6 +50,7 @@ __all__ = [
     "Classificator",
     "EmbeddingStore",
     "Embeddings",
+    "Exported",
     "HeadBundle",
     "HeadSettings",
     "Predictions",
@@ -53,6 +58,7 @@ __all__ = [
     "Trainer",
     "embed",
     "evaluate",
+    "export_classificator",
     "fit_heads",
     "load",
     "load_encoder",

@@ -60,6 +60,16 @@ def as_text(labels: Strings, unknown: str | None = None) -> Strings:
     )
 
 
+def row_status(image_status: Strings, text_status: Strings) -> Strings:
+    """Returns for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
+    sides = (("image", image_status), ("text", text_status))
+    reasons = [
+        ",".join(f"{side}_{status[row]}" for side, status in sides if status[row] not in ("ok", "unused"))
+        for row in range(len(image_status))
+    ]
+    return strings([reason or "ok" for reason in reasons])
+
+
 def _check_rows(rows: int, **arrays: npt.NDArray[Any]) -> None:
     wrong = {name: array.shape for name, array in arrays.items() if len(array) != rows}
     if wrong:

@@ -8,9 +8,9 @@ from PIL import Image
 
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
-from product_classificator.classificator.inputs import opened
 from product_classificator.classificator.nearest import with_nearest
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.inputs import opened
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, jpeg

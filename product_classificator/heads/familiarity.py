@@ -105,9 +105,8 @@ def _distances(vectors: Floats, centres: Floats) -> Floats:
 
 def _unknown_shares(texts: Sequence[str], bag: WordBag) -> Floats:
     """Returns (n,) share of words that the heads do not know; 0 for a text without words, or without a vocabulary."""
-    known = frozenset(bag.words)
-    words = [words_of(text) if known else [] for text in texts]
-    shares = [sum(word not in known for word in found) / max(len(found), 1) for found in words]
+    words = [words_of(text) if len(bag) else [] for text in texts]
+    shares = [sum(word not in bag for word in found) / max(len(found), 1) for found in words]
     return np.array(shares, dtype=np.float32)
 
 

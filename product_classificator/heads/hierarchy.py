@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from product_classificator.errors import DataError, culprits
+from product_classificator.heads.sharpness import softmax
 from product_classificator.types import Floats, Rows
 
 _LEAST_SPARED_ERRORS = 0.8
@@ -222,7 +223,6 @@ def _shares(scores: Scores, chosen: Rows) -> Floats:
     """Returns scores as probabilities in which the chosen label is the best beyond rounding; NaN where none is."""
     scores = scores.copy()
     scores[np.arange(len(scores)), chosen] += _TIE
-    weights = np.exp(scores - scores.max(1, keepdims=True))
-    shares: Floats = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    shares: Floats = softmax(scores).astype(np.float32)
     shares[chosen < 0] = np.nan
     return shares

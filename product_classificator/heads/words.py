@@ -12,17 +12,21 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from scipy.sparse import csr_matrix
+import numpy.typing as npt
 
 from product_classificator.text import words_of
 from product_classificator.types import Floats, Rows
 
-WordRows: TypeAlias = csr_matrix
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+WordRows: TypeAlias = "csr_matrix"
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
 
+Numbers: TypeAlias = npt.NDArray[np.int32]
 
 _BEGINNINGS = range(3, 7)
 
@@ -56,12 +60,15 @@ class WordBag:
     def __init__(self, words: Sequence[str], idf: Floats) -> None:
         self.words = tuple(words)
         self.idf = idf
-        self._columns = {word: column for column, word in enumerate(self.words)}
-        if len(self._columns) < len(self.words):
-            raise ValueError(f"every word has one column, found {len(self.words) - len(self._columns)} words repeated")
+        self._numbers = {word: number for number, word in enumerate(self.words)}
+        if len(self._numbers) < len(self.words):
+            raise ValueError(f"every word has one column, found {len(self.words) - len(self._numbers)} words repeated")
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._numbers
 
     @classmethod
     def fit(cls, texts: Sequence[str], min_texts: int = 2, max_words: int = 100_000) -> "WordBag":
@@ -77,7 +84,7 @@ class WordBag:
     @classmethod
     def fit_rows(
         cls, texts: Sequence[str], train: Rows, min_texts: int = 2, max_words: int = 100_000
-    ) -> tuple["WordBag", WordRows]:
+    ) -> tuple["WordBag", "WordRows"]:
         """Learns the words of the training texts among `texts`, and returns the rows of all: each text is read once.
 
         Args:
@@ -87,7 +94,8 @@ class WordBag:
             max_words: as for `fit`.
         """
         if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
-            return cls((), np.empty(0, dtype=np.float32)), csr_matrix((len(texts), 0), dtype=np.float32)
+            bag = cls((), np.empty(0, dtype=np.float32))
+            return bag, bag.rows([""] * len(texts))
         from sklearn.feature_extraction.text import CountVectorizer  # a second to import, and use does without it
 
         counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
@@ -97,25 +105,37 @@ class WordBag:
         kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
         idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
         bag = cls(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32))
-        return bag, bag._weighted(counts[:, kept])
+        rows = counts[:, kept].sorted_indices()
+        rows.data = bag._weights(rows.data, rows.indices, rows.indptr)
+        return bag, rows
 
     def rows(self, texts: Sequence[str]) -> WordRows:
         """Returns the (n, words) sparse float32 rows of texts."""
-        columns, counts, ends = array("i"), array("i"), array("i", [0])
-        for text in texts:
-            known = Counter(self._columns[gram] for gram in grams_of(text) if gram in self._columns)
-            columns.extend(known)
-            counts.extend(known.values())
-            ends.append(len(columns))
-        found = (np.asarray(counts), np.asarray(columns), np.asarray(ends))
-        return self._weighted(csr_matrix(found, shape=(len(texts), len(self))))
+        from scipy.sparse import csr_matrix  # use without training does without SciPy
 
-    def _weighted(self, counts: csr_matrix) -> WordRows:
-        """Returns the rows of (n, words) counts."""
-        weights = ((1 + np.log(counts.data)) * self.idf[counts.indices]).astype(np.float32)
-        rows = csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape)
-        rows.sort_indices()
-        owners = np.repeat(np.arange(len(counts.indptr) - 1), np.diff(rows.indptr))
-        norms = np.sqrt(np.bincount(owners, rows.data * rows.data, len(counts.indptr) - 1))
-        rows.data = (rows.data / np.maximum(norms, np.finfo(np.float32).tiny)[owners]).astype(np.float32)
-        return rows
+        return csr_matrix(self.weigh(texts), shape=(len(texts), len(self)))
+
+    def weigh(self, texts: Sequence[str]) -> tuple[Floats, Numbers, Numbers]:
+        """Returns what `rows` are made of.
+
+        Returns:
+            Weights (k,) float32 and numbers (k,) of the known words, text after text, ascending in each; starts
+            (n + 1,): those of text i lie from starts[i] to before starts[i + 1].
+        """
+        numbers, counts, starts = array("i"), array("i"), array("i", [0])
+        for text in texts:
+            known = Counter(self._numbers[gram] for gram in grams_of(text) if gram in self._numbers)
+            for number in sorted(known):
+                numbers.append(number)
+                counts.append(known[number])
+            starts.append(len(numbers))
+        found = (np.asarray(counts), np.asarray(numbers), np.asarray(starts))
+        return self._weights(*found), *found[1:]
+
+    def _weights(self, counts: Numbers, numbers: Numbers, starts: Numbers) -> Floats:
+        """Returns the (k,) weights of words that occur `counts` times in their texts; see `weigh`."""
+        weights = ((1 + np.log(counts)) * self.idf[numbers]).astype(np.float32)
+        owners = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        norms = np.sqrt(np.bincount(owners, weights * weights, len(starts) - 1))
+        unit: Floats = (weights / np.maximum(norms, np.finfo(np.float32).tiny)[owners]).astype(np.float32)
+        return unit

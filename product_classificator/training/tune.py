@@ -21,7 +21,7 @@ import numpy as np
 
 from product_classificator.catalog.read import Catalog
 from product_classificator.catalog.splits import group_products
-from product_classificator.embeddings import EmbeddedCatalog, row_status
+from product_classificator.embeddings import EmbeddedCatalog
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.blocks import Tail
 from product_classificator.encoders.combined import clip_of
@@ -48,7 +48,7 @@ from product_classificator.training.run import (
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.shards import Frozen
 from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
-from product_classificator.types import Embeddings, as_text
+from product_classificator.types import Embeddings, as_text, row_status
 
 
 @dataclass(frozen=True)

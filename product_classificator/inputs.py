@@ -1,6 +1,6 @@
 """Turns what a caller may give for texts and photos into lists of both, one entry per product."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,6 +12,9 @@ from product_classificator.errors import DataError
 
 Photo: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
 """A Pillow image, an (h, w, 3) uint8 RGB array, the bytes of an image file, or the path of one."""
+
+Texts: TypeAlias = str | Sequence[str | None] | None
+Photos: TypeAlias = Photo | Sequence[Photo | None] | None
 
 
 def as_list(value: object) -> list[object] | None:

@@ -1,0 +1,65 @@
+"""Two ONNX files, as `onnx` writes them, in the place of the towers of a network; ONNX Runtime computes."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from product_classificator.encoders.base import cores
+from product_classificator.encoders.preparation import Inputs
+from product_classificator.errors import ArtifactError
+from product_classificator.types import Floats
+
+IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
+
+
+def is_exported(folder: Path) -> bool:
+    """Says whether a folder holds exported towers."""
+    return (folder / IMAGE_FILE).is_file() and (folder / TEXT_FILE).is_file()
+
+
+class OnnxTowers:
+    """Towers of two ONNX files; see `Towers`.
+
+    Args:
+        folder: holds what `export_towers` wrote.
+        device: "cpu", or "cuda" where ONNX Runtime has it; "auto": CUDA where ONNX Runtime has it.
+        threads: CPU threads; `None`: the cores this process may use.
+        files: those that are needed; the other side has the width 0.
+
+    Raises:
+        ArtifactError: the files are not there or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        files: Collection[str] = (IMAGE_FILE, TEXT_FILE),
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or cores()
+        providers = ["CPUExecutionProvider"]
+        if device.startswith(("auto", "cuda")) and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._sessions = {name: onnxruntime.InferenceSession(folder / name, options, providers) for name in files}
+        except Exception as error:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
+            raise ArtifactError(f"the towers in {folder} cannot be read ({error}): export them again") from error
+        widths = {name: int(session.get_outputs()[0].shape[1]) for name, session in self._sessions.items()}
+        self.image_dim, self.text_dim = widths.get(IMAGE_FILE, 0), widths.get(TEXT_FILE, 0)
+
+    def of_images(self, inputs: Inputs) -> Floats:
+        """Returns (n, image_dim) float32."""
+        return _run(self._sessions[IMAGE_FILE], inputs)
+
+    def of_texts(self, inputs: Inputs) -> Floats:
+        """Returns (n, text_dim) float32."""
+        return _run(self._sessions[TEXT_FILE], inputs)
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Inputs) -> Floats:
+    found: Floats = session.run(None, dict(inputs))[0]
+    return found.astype(np.float32, copy=False)

@@ -1,0 +1,162 @@
+"""Exported heads: embeddings and texts into predictions, with ONNX Runtime and NumPy.
+
+The dense part is an ONNX network. The words branch is a sum of few rows of a large matrix, which is mapped into memory:
+what products name is read, the rest stays on the disk.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from product_classificator.errors import ArtifactError, DataError, nearest
+from product_classificator.heads.familiarity import Familiarity
+from product_classificator.heads.hierarchy import reconcile, with_relatives
+from product_classificator.heads.review import check_precision, threshold_for
+from product_classificator.heads.sharpness import probabilities_of
+from product_classificator.heads.words import WordBag
+from product_classificator.runtime.manifest import (
+    HEADS,
+    RARITIES,
+    SEEN_IMAGE,
+    SEEN_TEXT,
+    WEIGHTS,
+    WORDS,
+    Manifest,
+)
+from product_classificator.types import Bools, Decisions, Embeddings, Floats, Predictions, Rows
+
+
+@dataclass(frozen=True)
+class ExportedHeads:
+    """Heads of all characteristics.
+
+    Attributes:
+        manifest: labels, calibration, thresholds, hierarchy.
+        session: the dense part; takes those of `image`, `text` (n, width) and `has_image`, `has_text` (n, 1), all
+            float32, that it uses, and answers (n, all labels) logits.
+        bag: the words that they know.
+        weights: (words, all labels) float32.
+        familiarity: tells products unlike those of the training; `None` if the heads can promise nothing.
+    """
+
+    manifest: Manifest
+    session: onnxruntime.InferenceSession
+    bag: WordBag
+    weights: Floats
+    familiarity: Familiarity | None
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest, threads: int) -> "ExportedHeads":
+        """Reads the heads of an exported folder.
+
+        Raises:
+            ArtifactError: the files do not fit together.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        n_labels = sum(map(len, manifest.labels.values()))
+        try:
+            session = onnxruntime.InferenceSession(folder / HEADS, options, ["CPUExecutionProvider"])
+            bag, weights = WordBag((), np.empty(0, np.float32)), np.empty((0, n_labels), np.float32)
+            if WORDS in manifest.sha256:
+                bag = WordBag(json.loads((folder / WORDS).read_text(encoding="utf-8")), _array(folder / RARITIES))
+                weights = np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False)
+            if weights.shape != (len(bag), n_labels) or session.get_outputs()[0].shape[1] != n_labels:
+                raise ValueError(f"{len(bag)} words and {n_labels} labels are promised, weights are {weights.shape}")
+            familiarity = None
+            if manifest.strange_from:
+                image, text = (_array(folder / name) for name in (SEEN_IMAGE, SEEN_TEXT))
+                familiarity = Familiarity(image, text, manifest.strange_from)
+        except Exception as error:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
+            raise ArtifactError(f"the heads of {folder} cannot be read ({error}): export again") from error
+        return cls(manifest, session, bag, weights, familiarity)
+
+    def predict(
+        self, embeddings: Embeddings, texts: Sequence[str], characteristics: Sequence[str] | None = None
+    ) -> Predictions:
+        """Tells the characteristics of n products; arguments as those of `HeadBundle.predict`.
+
+        Raises:
+            DataError: a characteristic is unknown.
+        """
+        labels, hierarchy = self.manifest.labels, self.manifest.hierarchy
+        wanted = tuple(labels) if characteristics is None else tuple(characteristics)
+        for name in wanted:
+            if name not in labels:
+                raise DataError(f"the heads know no characteristic {name!r}: {nearest(name, labels)}")
+        is_known = self.is_known(embeddings)
+        rows = np.flatnonzero(is_known)
+        logits = self.logits(embeddings.take(rows), [texts[row] for row in rows.tolist()])
+        exponents = self.manifest.exponents or (0.0,) * len(labels)
+        calibration = dict(zip(labels, zip(self.manifest.temperatures, exponents, strict=True), strict=True))
+        spans = dict(zip(labels, _spans([len(names) for names in labels.values()]), strict=True))
+        needed = with_relatives(wanted, hierarchy)
+        told = {name: probabilities_of(logits[:, spans[name]], *calibration[name]) for name in needed}
+        told = reconcile(told, labels, hierarchy)
+        probabilities = {name: np.full((len(texts), len(labels[name])), np.nan, np.float32) for name in wanted}
+        for name in wanted:
+            probabilities[name][rows] = told[name]
+        return Predictions(embeddings.ids, {name: labels[name] for name in wanted}, probabilities, is_known)
+
+    def is_known(self, embeddings: Embeddings) -> Bools:
+        """Returns (n,) whether products have something that the heads use."""
+        has_image, has_text = self.manifest.image_dim > 0, self.manifest.text_dim > 0
+        found: Bools = (embeddings.has_image & has_image) | (embeddings.has_text & has_text)
+        return found
+
+    def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> Floats:
+        """Returns the (n, all labels) logits of products."""
+        known = {
+            "image": embeddings.image,
+            "text": embeddings.text,
+            "has_image": embeddings.has_image[:, None].astype(np.float32),
+            "has_text": embeddings.has_text[:, None].astype(np.float32),
+        }
+        inputs = {each.name: known[each.name] for each in self.session.get_inputs()}
+        logits: Floats = self.session.run(None, inputs)[0].astype(np.float32, copy=False)
+        if len(self.bag):
+            said = [text if has else "" for text, has in zip(texts, embeddings.has_text, strict=True)]
+            weights, numbers, starts = self.bag.weigh(said)
+            for row in range(len(said)):
+                own = slice(starts[row], starts[row + 1])
+                logits[row] += weights[own] @ self.weights[numbers[own]]
+        return logits
+
+    def check_promise(self, min_precision: float) -> Familiarity:
+        """Returns what decisions need beside thresholds, or raises as `decide` does."""
+        check_precision(min_precision)
+        if self.familiarity is None:
+            raise ArtifactError("decisions need thresholds, and these heads were exported without any: train again")
+        return self.familiarity
+
+    def decide(
+        self, predictions: Predictions, embeddings: Embeddings, texts: Sequence[str], min_precision: float
+    ) -> Predictions:
+        """Returns the predictions with decisions, as `HeadBundle.decide` does.
+
+        Raises:
+            ArtifactError: the heads do not know how often they are right.
+            DataError: `min_precision` is no share.
+        """
+        strange = self.check_promise(min_precision).strange(embeddings, texts, self.bag)
+        is_auto = {
+            name: (predictions.confidence(name) >= threshold_for(self.manifest.thresholds[name], min_precision))
+            & predictions.is_known
+            & ~strange
+            for name in predictions.characteristics
+        }
+        return replace(predictions, decisions=Decisions(min_precision, is_auto, strange))
+
+
+def _array(path: Path) -> Floats:
+    found: Floats = np.load(path, allow_pickle=False)
+    return found
+
+
+def _spans(widths: Sequence[int]) -> list[slice]:
+    stops: Rows = np.cumsum(widths)
+    return [slice(stop - width, stop) for width, stop in zip(widths, stops.tolist(), strict=True)]
