@@ -88,7 +88,7 @@ class LiteEncoder:
             raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
         self._threads = threads or cores()
         self._file = network
-        self.fingerprint = fingerprint or _fingerprint()
+        self.fingerprint = fingerprint or _fingerprint(_image_weights(), text_files()["weights.npz"])
 
     @cached_property
     def _network(self) -> "onnxruntime.InferenceSession":
@@ -144,9 +144,8 @@ class LiteEncoder:
         return unit_rows(vectors)
 
 
-def _fingerprint() -> str:
+def _fingerprint(*weights: Path) -> str:
     """Names weights and preparation; weights that have kept place, size and time of change are not read again."""
-    weights = (_image_weights(), text_files()["weights.npz"])
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
     known = blake2b(repr((PREPARATION, stats)).encode(), digest_size=16).hexdigest()
 
