@@ -73,6 +73,7 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Ex
             thresholds=bundle.thresholds,
             strange_from=bundle.familiarity.limits if bundle.familiarity else None,
             hierarchy=bundle.hierarchy,
+            cuts=bundle.cuts,
             requires=requires,
             sha256={path.name: sha256_of(path) for path in sorted(new.iterdir())},
         )

@@ -21,6 +21,13 @@ def softmax(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
     return powers
 
 
+def sigmoid(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """Returns the logistic function of logits, of which none is too large for it."""
+    odds = np.exp(-np.abs(logits))
+    shares: npt.NDArray[Float] = np.where(logits >= 0, 1, odds) / (1 + odds)
+    return shares
+
+
 def probabilities_of(logits: npt.NDArray[Float], temperature: float, exponent: float = 0.0) -> npt.NDArray[Float]:
     """Returns (n, k) calibrated probabilities of the (n, k) logits of one characteristic."""
     return softmax(logits / temperatures_of(logits, temperature, exponent)[:, None])

@@ -76,9 +76,9 @@ class Exported:
 
         Returns:
             For each product `status`: "ok", or what is wrong, such as "image_truncated"; it begins with "set_aside:"
-            where nothing is left to judge. `labels` and `probabilities`: characteristic -> the most probable label, and
-            how probable it is; `None` where nothing is said. With `min_precision` also `decisions`: characteristic ->
-            "auto" or "review".
+            where nothing is left to judge. `labels` and `probabilities`: characteristic -> the most probable label, or
+            the list of those that it bears of a multi-label one, and how probable that is; `None` where nothing is
+            said. With `min_precision` also `decisions`: characteristic -> "auto" or "review".
 
         Raises:
             DataError: texts and photos differ in number or are nothing of the kind, all lack what the heads use, a
@@ -86,7 +86,10 @@ class Exported:
             ArtifactError: `min_precision` is given, and the heads can promise nothing.
         """
         predictions, status = self._judge(texts, photos, characteristics, min_precision)
-        best = {name: predictions.best(name).tolist() for name in predictions.characteristics}
+        best = {
+            name: predictions.labels_of(name) if name in predictions.cuts else predictions.best(name).tolist()
+            for name in predictions.characteristics
+        }
         surest = {name: predictions.confidence(name).tolist() for name in best}
         found: list[dict[str, Any]] = []
         for row, said in enumerate(status.tolist()):

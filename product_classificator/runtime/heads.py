@@ -16,7 +16,7 @@ from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import reconcile, with_relatives
 from product_classificator.heads.review import check_precision, threshold_for
-from product_classificator.heads.sharpness import probabilities_of
+from product_classificator.heads.sharpness import probabilities_of, sigmoid
 from product_classificator.heads.words import WordBag
 from product_classificator.runtime.manifest import (
     HEADS,
@@ -95,12 +95,18 @@ class ExportedHeads:
         calibration = dict(zip(labels, zip(self.manifest.temperatures, exponents, strict=True), strict=True))
         spans = dict(zip(labels, _spans([len(names) for names in labels.values()]), strict=True))
         needed = with_relatives(wanted, hierarchy)
-        told = {name: probabilities_of(logits[:, spans[name]], *calibration[name]) for name in needed}
+        told = {name: self._probabilities(name, logits[:, spans[name]], *calibration[name]) for name in needed}
         told = reconcile(told, labels, hierarchy)
         probabilities = {name: np.full((len(texts), len(labels[name])), np.nan, np.float32) for name in wanted}
         for name in wanted:
             probabilities[name][rows] = told[name]
-        return Predictions(embeddings.ids, {name: labels[name] for name in wanted}, probabilities, is_known)
+        cuts = {name: self.manifest.cuts[name] for name in wanted if name in self.manifest.cuts}
+        return Predictions(embeddings.ids, {name: labels[name] for name in wanted}, probabilities, is_known, cuts=cuts)
+
+    def _probabilities(self, characteristic: str, logits: Floats, temperature: float, exponent: float) -> Floats:
+        if characteristic in self.manifest.cuts:
+            return sigmoid(logits / np.float32(temperature))
+        return probabilities_of(logits, temperature, exponent)
 
     def is_known(self, embeddings: Embeddings) -> Bools:
         """Returns (n,) whether products have something that the heads use."""

@@ -78,6 +78,7 @@ class Manifest:
         strange_from: the largest familiar distance of a photo, of a text, and share of unknown words; `None`: the heads
             can promise nothing.
         hierarchy: which characteristic refines which.
+        cuts: multi-label characteristic -> for each label the probability from which on a product bears it.
         requires: package of pip -> version that the folder was written and checked with.
         sha256: file -> digest.
     """
@@ -93,6 +94,7 @@ class Manifest:
     thresholds: Mapping[str, Thresholds]
     strange_from: tuple[float, float, float] | None
     hierarchy: Hierarchy
+    cuts: Mapping[str, tuple[float, ...]]
     requires: Mapping[str, str]
     sha256: Mapping[str, str]
 
@@ -163,14 +165,18 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         thresholds={name: tuple((p, level) for p, level in steps) for name, steps in found["thresholds"].items()},
         strange_from=None if strange_from is None else (strange_from[0], strange_from[1], strange_from[2]),
         hierarchy=hierarchy,
+        cuts={name: tuple(cuts) for name, cuts in found["cuts"].items()},
         requires=dict(found["requires"]),
         sha256=dict(found["sha256"]),
     )
     check_hierarchy(hierarchy)
     if manifest.encoder.kind not in KINDS:
         raise ValueError(f"an encoder is of one of the kinds {', '.join(KINDS)}, found {manifest.encoder.kind!r}")
-    if not labels or any(len(set(names)) != len(names) or len(names) < 2 for names in labels.values()):
+    fewest = {name: 1 if name in manifest.cuts else 2 for name in labels}
+    if not labels or any(len(set(own)) != len(own) or len(own) < fewest[name] for name, own in labels.items()):
         raise ValueError("every characteristic needs two labels or more, each once")
+    if any(len(cuts) != len(labels[name]) for name, cuts in manifest.cuts.items()):
+        raise ValueError("a multi-label characteristic needs a cut for each of its labels")
     if known_to(hierarchy, labels) != hierarchy:
         raise ValueError("the hierarchy names labels that the heads do not know")
     if len(manifest.temperatures) != len(labels) or not all(t > 0 for t in manifest.temperatures):

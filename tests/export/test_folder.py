@@ -67,6 +67,16 @@ def test_decisions_are_those_of_the_package(lite, exported):
     assert "auto" in found.decisions["kind"]
 
 
+def test_several_labels_are_told_as_a_list(lite, tmp_path):
+    several = Classificator.from_parts(lite.encoder, replace(lite.bundle, cuts={"kind": (0.2, 0.3, 0.2)}))
+    exported = export_classificator(several, tmp_path / "exported")
+    assert_same(several.predict(TEXTS, photos()), exported.predict(TEXTS, photos()))
+    found = exported.classify(["A nice hat", ""])
+    assert isinstance(found[0]["labels"]["kind"], list)
+    assert found[1]["labels"] == {"kind": None, "colour": None}
+    assert json.loads(json.dumps(found)) == found
+
+
 def test_predictions_stay_free_of_contradictions(lite, tmp_path):
     bound = (Refinement("kind", "colour", {"cup": "red", "hat": "green", "sock": "blue"}),)
     torn = Classificator.from_parts(lite.encoder, replace(lite.bundle, hierarchy=bound))
