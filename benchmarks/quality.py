@@ -33,7 +33,15 @@ Result = dict[str, Any]
 def heads(task: Task, settings: HeadSettings) -> Fitted:
     """Fits the heads of this package."""
     began = time.process_time()
-    fitted = fit_heads(task.embeddings, task.texts, task.truth, task.split, settings, label_vectors=task.label_vectors)
+    fitted = fit_heads(
+        task.embeddings,
+        task.texts,
+        task.truth,
+        task.split,
+        settings,
+        label_vectors=task.label_vectors,
+        has_title=task.has_title,
+    )
     seconds = time.process_time() - began
     found = fitted.bundle.predict(task.embeddings.take(task.judged), [task.texts[row] for row in task.judged])
     return Fitted(found.probabilities, seconds)

@@ -99,7 +99,15 @@ def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> di
     task = open_task(name, seed, cache)
     test = task.split.rows("test")
     settings = HeadSettings(seed=seed)
-    fitted = fit_heads(task.embeddings, task.texts, task.truth, task.split, settings, label_vectors=task.label_vectors)
+    fitted = fit_heads(
+        task.embeddings,
+        task.texts,
+        task.truth,
+        task.split,
+        settings,
+        label_vectors=task.label_vectors,
+        has_title=task.has_title,
+    )
     bundle, products, words = fitted.bundle, task.embeddings.take(test), [task.texts[row] for row in test]
     truth = {key: task.truth[key][test] for key in bundle.labels}
     predictions = bundle.predict(products, words)

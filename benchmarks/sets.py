@@ -50,6 +50,7 @@ class Task:
         split: train to learn from, valid to choose by, test to be judged on.
         labels: characteristic -> the labels that are learned, at least two.
         label_vectors: names of labels -> their text vectors, which ours starts from.
+        has_title: whether the first line of each text is a title.
     """
 
     texts: Sequence[str]
@@ -58,6 +59,7 @@ class Task:
     split: Split
     labels: dict[str, tuple[str, ...]]
     label_vectors: Callable[[Sequence[str]], Floats]
+    has_title: bool = False
 
     @property
     def judged(self) -> Rows:
@@ -90,7 +92,10 @@ def open_task(name: str, seed: int, folder: Path) -> Task:
     texts, embeddings = _shown(name, folder)
     split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, divided.split.part, ""))
     labels = _labels(divided.truth, split)
-    return Task(texts, embeddings, divided.truth, split, labels, partial(embed_labels, _encoder()))
+    vectors = partial(embed_labels, _encoder())
+    vectors(["warm"])  # a training has the encoder at hand: its loading is not to be counted
+    has_title = name == "fashion_title" or catalog.columns.has_title
+    return Task(texts, embeddings, divided.truth, split, labels, vectors, has_title)
 
 
 def _shown(name: str, folder: Path) -> tuple[list[str], Embeddings]:

@@ -40,6 +40,7 @@ class Labelled:
         truth: characteristic -> (n,) labels.
         groups: (n,) groups of near-identical products.
         usable: (n,) false for products that are neither judged nor learned from.
+        has_title: whether the first line of each text is a title.
     """
 
     embeddings: Embeddings
@@ -47,6 +48,7 @@ class Labelled:
     truth: Truth
     groups: Rows
     usable: Bools
+    has_title: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def opinions_out_of_fold(
             on_epoch=watch.on_epoch,
             label_vectors=partial(embed_labels, encoder),
             shares_space=encoder.shares_space,
+            has_title=products.has_title,
         )
         with replacing(path) as temporary:
             pq.write_table(_ask(fitted.bundle, products, np.flatnonzero(is_held)), temporary)

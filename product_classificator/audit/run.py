@@ -112,7 +112,7 @@ def _findings(
     embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()
     keys, reasons = text_keys(texts), embedded.set_aside()
     groups = group_products(identity_keys(keys, embedded.image_keys).values())
-    products = Labelled(embeddings, texts, truth, groups, reasons == "ok")
+    products = Labelled(embeddings, texts, truth, groups, reasons == "ok", catalog.columns.has_title)
     opinions = opinions_out_of_fold(products, encoder, settings, unfinished, watch)
 
     watch.on_stage("Comparing the products with one another")

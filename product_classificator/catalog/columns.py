@@ -9,7 +9,8 @@ class Columns:
 
     Attributes:
         id: the product id; photos are found by it unless `photo` is given.
-        text: the columns that are joined to the text, in this order; empty for photos only.
+        text: the columns that are joined to the text, in this order, the first of several as its first line; empty for
+            photos only.
         characteristics: the columns with labels.
         photo: the column of photo file names, if photos are not found by id.
         multi_label: those characteristics of which a product bears any number of labels.
@@ -20,3 +21,8 @@ class Columns:
     characteristics: tuple[str, ...] = ()
     photo: str | None = None
     multi_label: tuple[str, ...] = ()
+
+    @property
+    def has_title(self) -> bool:
+        """Whether the first line of a text is a title: the first of several columns."""
+        return len(self.text) > 1

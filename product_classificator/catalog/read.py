@@ -182,12 +182,17 @@ def _ids(column: pa.Array) -> list[str]:
 
 
 def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Array:
-    """Joins text columns by line breaks, skipping empty ones."""
+    """Joins text columns by line breaks, skipping empty ones; the first of several is one line, though it be empty."""
     # Not pyarrow's binary_join_element_wise: of rows whose values are all null it loses some (seen in 26.0.1).
     values = [batch.column(column).to_pylist() for column in columns]
-    stripped = ([value.strip() for value in row if value] for row in zip(*values, strict=True))
-    texts = ["\n".join(filter(None, row)) for row in stripped] if columns else [""] * batch.num_rows
+    stripped = ([(value or "").strip() for value in row] for row in zip(*values, strict=True))
+    texts = [_text_of(*row) for row in stripped] if columns else [""] * batch.num_rows
     return pa.array(texts, pa.string())
+
+
+def _text_of(first: str, *others: str) -> str:
+    rest = list(filter(None, others))
+    return "\n".join([" ".join(first.splitlines()), *rest]) if rest else first
 
 
 def read_catalog(

@@ -74,6 +74,7 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Ex
             strange_from=bundle.familiarity.limits if bundle.familiarity else None,
             hierarchy=bundle.hierarchy,
             cuts=bundle.cuts,
+            has_title=bundle.bag.has_title,
             requires=requires,
             sha256={path.name: sha256_of(path) for path in sorted(new.iterdir())},
         )

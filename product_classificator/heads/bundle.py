@@ -40,7 +40,7 @@ from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Decisions, Embeddings, Floats, Predictions
 
-FORMAT = 3  # 1: its words have no beginnings; 1 and 2 know no multi-label characteristics; both are read as they are
+FORMAT = 3  # 1: its words have no beginnings; 1 and 2 know neither several labels nor titles; both are read as they are
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 _NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "bag.idf"
@@ -80,6 +80,7 @@ class _Manifest(BaseModel):
     strange_from: list[float] | None = None
     hierarchy: list[_Refinement] = []
     cuts: dict[str, list[float]] = {}
+    has_title: bool = False
     network: _Shape
     facts: dict[str, Any]
     sha256: dict[str, str]
@@ -137,6 +138,7 @@ class HeadBundle:
         known = json.dumps([dict(self.labels), self.bag.words, *decided, self.encoder_fingerprint])
         known += json.dumps([asdict(each) for each in self.hierarchy]) if self.hierarchy else ""
         known += json.dumps(dict(self.cuts)) if self.cuts else ""
+        known += "title" if self.bag.has_title else ""
         digest = hashlib.sha256(known.encode())
         for name, weight in sorted(self._weights().items()):
             digest.update(name.encode() + weight.numpy().tobytes())
@@ -321,6 +323,7 @@ class HeadBundle:
             strange_from=list(self.familiarity.limits) if self.familiarity else None,
             hierarchy=[_Refinement(**asdict(each)) for each in self.hierarchy],
             cuts={name: list(cuts) for name, cuts in self.cuts.items()},
+            has_title=self.bag.has_title,
             network=_Shape(**shape),
             facts=dict(self.facts),
             sha256={name: _sha256((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
@@ -344,7 +347,7 @@ class HeadBundle:
             weights = load(weights_bytes)
             idf: Floats = weights.pop(_IDF).numpy()
             familiarity = _familiarity(manifest, weights)
-            bag = WordBag(json.loads(words_bytes), idf)
+            bag = WordBag(json.loads(words_bytes), idf, has_title=manifest.has_title)
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             with torch.random.fork_rng(devices=[]):
                 network = make_network(shape)

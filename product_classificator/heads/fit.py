@@ -109,6 +109,7 @@ def fit_heads(
     label_vectors: LabelVectors | None = None,
     shares_space: bool = False,
     hierarchy: Hierarchy | None = None,
+    has_title: bool = False,
 ) -> FittedHeads:
     """Fits heads for all characteristics of `truth`.
 
@@ -124,6 +125,7 @@ def fit_heads(
         shares_space: whether the vectors of names lie in the space of the photos too.
         hierarchy: which characteristic refines which; `None`: learned from the training products, if the recipe is
             the joint one.
+        has_title: whether the first line of each text is a title: its words weigh as much as all others.
 
     Raises:
         DataError: rows do not belong together, or nothing can be learned: no characteristic has two labels with
@@ -136,7 +138,9 @@ def fit_heads(
     train, valid = (np.flatnonzero((part == name) & (codes >= 0).any(1)) for name in ("train", "valid"))
     if not len(valid):
         raise DataError("the valid part has no product with a label and a photo or text: check the split")
-    bag, words = WordBag.fit_rows(texts, train[embeddings.has_text[train]], max_words=settings.max_words)
+    bag, words = WordBag.fit_rows(
+        texts, train[embeddings.has_text[train]], max_words=settings.max_words, has_title=has_title
+    )
     image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
     text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
     can_start = settings.recipe == "joint" and (text_dim or (image_dim and shares_space))

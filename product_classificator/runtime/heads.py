@@ -63,7 +63,8 @@ class ExportedHeads:
             session = onnxruntime.InferenceSession(folder / HEADS, options, ["CPUExecutionProvider"])
             bag, weights = WordBag((), np.empty(0, np.float32)), np.empty((0, n_labels), np.float32)
             if WORDS in manifest.sha256:
-                bag = WordBag(json.loads((folder / WORDS).read_text(encoding="utf-8")), _array(folder / RARITIES))
+                known = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+                bag = WordBag(known, _array(folder / RARITIES), has_title=manifest.has_title)
                 weights = np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False)
             if weights.shape != (len(bag), n_labels) or session.get_outputs()[0].shape[1] != n_labels:
                 raise ValueError(f"{len(bag)} words and {n_labels} labels are promised, weights are {weights.shape}")

@@ -79,6 +79,7 @@ class Manifest:
             can promise nothing.
         hierarchy: which characteristic refines which.
         cuts: multi-label characteristic -> for each label the probability from which on a product bears it.
+        has_title: whether the first line of a text weighs as much as all that follows.
         requires: package of pip -> version that the folder was written and checked with.
         sha256: file -> digest.
     """
@@ -95,6 +96,7 @@ class Manifest:
     strange_from: tuple[float, float, float] | None
     hierarchy: Hierarchy
     cuts: Mapping[str, tuple[float, ...]]
+    has_title: bool
     requires: Mapping[str, str]
     sha256: Mapping[str, str]
 
@@ -166,6 +168,7 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         strange_from=None if strange_from is None else (strange_from[0], strange_from[1], strange_from[2]),
         hierarchy=hierarchy,
         cuts={name: tuple(cuts) for name, cuts in found["cuts"].items()},
+        has_title=bool(found["has_title"]),
         requires=dict(found["requires"]),
         sha256=dict(found["sha256"]),
     )

@@ -164,6 +164,7 @@ class Divided:
         set_aside: reason -> products that are in no part.
         row_reasons: reason -> products that are in one although they have this flaw.
         hierarchy: which characteristic refines which; `None`: not given.
+        has_title: whether the first line of each text is a title.
     """
 
     texts: Texts
@@ -173,6 +174,7 @@ class Divided:
     set_aside: Mapping[str, int]
     row_reasons: Mapping[str, int]
     hierarchy: Hierarchy | None = None
+    has_title: bool = False
 
 
 def divide(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings) -> Divided:
@@ -202,7 +204,7 @@ def divide(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings)
         seed=settings.seed,
     )
     row_reasons = {**count_statuses(embedded.status[usable]), **catalog.notes}
-    return Divided(texts, truth, keys, split, count_statuses(reasons), row_reasons)
+    return Divided(texts, truth, keys, split, count_statuses(reasons), row_reasons, has_title=catalog.columns.has_title)
 
 
 def fit_divided(
@@ -223,6 +225,7 @@ def fit_divided(
         label_vectors=partial(embed_labels, encoder),
         shares_space=encoder.shares_space,
         hierarchy=divided.hierarchy,
+        has_title=divided.has_title,
     )
     return replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
 

@@ -21,7 +21,7 @@ def test_columns_are_guessed_and_texts_are_joined():
     assert catalog.columns.id == "nm"
     assert catalog.columns.text == ("title", "description")
     assert catalog.columns.characteristics == ("category", "sex")
-    assert list(catalog.texts()) == ["Чашка\nсиняя", "просто", ""]
+    assert list(catalog.texts()) == ["Чашка\nсиняя", "\nпросто", ""]
     assert list(catalog.ids) == ["7", "8", "9"]
     assert len(catalog) == 3
 
@@ -43,8 +43,8 @@ def test_batches_begin_where_asked_and_keep_the_order(size, first_row):
 
 def test_texts_can_be_taken_and_sliced():
     texts = read_catalog(FRAME).texts()
-    assert texts[1] == "просто"
-    assert texts[:2] == ["Чашка\nсиняя", "просто"]
+    assert texts[1] == "\nпросто"
+    assert texts[:2] == ["Чашка\nсиняя", "\nпросто"]
     assert list(texts.take([2, 0])) == ["", "Чашка\nсиняя"]
 
 
@@ -93,3 +93,12 @@ def test_a_folder_that_holds_no_tables_says_which_are_expected(tmp_path):
 
 def test_a_catalog_of_one_table_has_no_notes():
     assert dict(read_catalog(FRAME).notes) == {}
+
+
+def test_the_first_of_several_text_columns_is_the_first_line():
+    frame = pd.DataFrame({"id": ["1", "2", "3"], "a": ["red\nmug", None, "hat"], "b": ["one\ntwo", "three", ""]})
+    catalog = read_catalog(frame, text=["a", "b"])
+    assert list(catalog.texts()) == ["red mug\none\ntwo", "\nthree", "hat"]
+    assert catalog.columns.has_title
+    assert list(read_catalog(frame, text="b").texts()) == ["one\ntwo", "three", ""]
+    assert not read_catalog(frame, text="b").columns.has_title

