@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from product_classificator.heads.bundle import HeadBundle
-    from product_classificator.heads.fit import EpochFacts, FittedHeads, fit_heads
+    from product_classificator.heads.descent import EpochFacts
+    from product_classificator.heads.fit import FittedHeads, fit_heads
     from product_classificator.heads.hierarchy import Hierarchy, Refinement
     from product_classificator.heads.published import read_published_heads
     from product_classificator.heads.review import MIN_PRECISION
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MIN_PRECISION": "review",
-    "EpochFacts": "fit",
+    "EpochFacts": "descent",
     "FittedHeads": "fit",
     "HeadBundle": "bundle",
     "HeadSettings": "settings",
