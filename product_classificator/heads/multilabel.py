@@ -17,7 +17,6 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional
@@ -89,6 +88,8 @@ def fit_set_temperature(logits: Tensor, is_known: Tensor, borne: Borne) -> float
     def surprise(log_temperature: float) -> float:
         scaled = own / math.exp(log_temperature)
         return float(functional.binary_cross_entropy_with_logits(scaled, targets, reduction="sum"))
+
+    from scipy.optimize import minimize_scalar  # slow to import, and use does without it
 
     bounds = (-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE)
     return math.exp(float(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
