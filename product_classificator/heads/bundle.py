@@ -1,14 +1,12 @@
 """Keeps fitted heads: what turns embeddings and texts into predictions, as a folder without any pickle.
 
 The folder holds `weights.safetensors`, `words.json` and, written last, `manifest.json` with the sha256 of the other
-two. It is written under a temporary name and renamed, so a bundle is there whole or not at all. Loading reads these
-three names only and believes nothing: the manifest is checked field by field, files against their sha256, weights
-against the shapes that the manifest calls for.
+two. It is written under a temporary name and renamed, so a bundle is there whole or not at all. Loading believes
+nothing (`manifest`).
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -29,61 +26,33 @@ from product_classificator.heads.explain import explain
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import (
     Hierarchy,
-    Refinement,
-    check_hierarchy,
-    known_to,
     reconcile,
     with_relatives,
+)
+from product_classificator.heads.manifest import (
+    FORMAT,
+    IDF,
+    MANIFEST,
+    NAMES,
+    SEEN,
+    WEIGHTS,
+    WORDS,
+    Manifest,
+    RefinementFacts,
+    ShapeFacts,
+    check_values,
+    familiarity_of,
+    hierarchy_of,
+    read_checked,
+    read_manifest,
+    sha256_of,
 )
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
 from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, threshold_for
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.types import Decisions, Embeddings, Floats, Predictions
 
-FORMAT = 3  # 1: its words have no beginnings; 1 and 2 know neither several labels nor titles; both are read as they are
-MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
-_NAMES = {MANIFEST, WEIGHTS, WORDS}
-_IDF = "bag.idf"
-_SEEN = ("seen.image", "seen.text")
 _ROWS_PER_STEP = 8192
-
-
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    recipe: str
-    image_dim: int
-    text_dim: int
-    n_words: int
-    hidden: int
-    dropout: float
-    projected: int = 0
-    name_dim: int = 0
-    shares_space: bool = False
-
-
-class _Refinement(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    child: str
-    parent: str
-    parents: dict[str, str]
-
-
-class _Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    format: int
-    encoder_name: str = ""
-    encoder_fingerprint: str
-    labels: dict[str, list[str]]
-    temperatures: list[float]
-    exponents: list[float] = []
-    thresholds: dict[str, list[list[float]]] = {}
-    strange_from: list[float] | None = None
-    hierarchy: list[_Refinement] = []
-    cuts: dict[str, list[float]] = {}
-    has_title: bool = False
-    network: _Shape
-    facts: dict[str, Any]
-    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -295,7 +264,7 @@ class HeadBundle:
             ArtifactError: `folder` exists and holds more than a bundle.
         """
         folder = Path(folder)
-        if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - _NAMES):
+        if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - NAMES):
             raise ArtifactError(f"a bundle is saved as a folder of its own, but {folder} holds other things")
         with replacing_folder(folder) as new:
             self._write(new)
@@ -304,15 +273,15 @@ class HeadBundle:
         weights = {name: weight.contiguous() for name, weight in self.network.state_dict().items()}
         if self.familiarity:
             seen = (self.familiarity.image, self.familiarity.text)
-            weights |= {name: torch.from_numpy(centres) for name, centres in zip(_SEEN, seen, strict=True)}
+            weights |= {name: torch.from_numpy(centres) for name, centres in zip(SEEN, seen, strict=True)}
         return weights
 
     def _write(self, folder: Path) -> None:
-        save_file({**self._weights(), _IDF: torch.from_numpy(self.bag.idf)}, folder / WEIGHTS)
+        save_file({**self._weights(), IDF: torch.from_numpy(self.bag.idf)}, folder / WEIGHTS)
         (folder / WORDS).write_text(json.dumps(self.bag.words, ensure_ascii=False), encoding="utf-8")
         shape = asdict(self.network.shape)
         del shape["n_labels"]
-        manifest = _Manifest(
+        manifest = Manifest(
             format=FORMAT,
             encoder_name=self.encoder_name,
             encoder_fingerprint=self.encoder_fingerprint,
@@ -321,12 +290,12 @@ class HeadBundle:
             exponents=list(self.exponents),
             thresholds={name: [list(step) for step in steps] for name, steps in self.thresholds.items()},
             strange_from=list(self.familiarity.limits) if self.familiarity else None,
-            hierarchy=[_Refinement(**asdict(each)) for each in self.hierarchy],
+            hierarchy=[RefinementFacts(**asdict(each)) for each in self.hierarchy],
             cuts={name: list(cuts) for name, cuts in self.cuts.items()},
             has_title=self.bag.has_title,
-            network=_Shape(**shape),
+            network=ShapeFacts(**shape),
             facts=dict(self.facts),
-            sha256={name: _sha256((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
+            sha256={name: sha256_of((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
         )
         (folder / MANIFEST).write_text(
             json.dumps(manifest.model_dump(), ensure_ascii=False, indent=1), encoding="utf-8"
@@ -340,19 +309,19 @@ class HeadBundle:
             ArtifactError: the folder is no bundle, is damaged, or was written by a newer version.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
-        weights_bytes, words_bytes = (_read_checked(folder, name, manifest) for name in (WEIGHTS, WORDS))
+        manifest = read_manifest(folder)
+        weights_bytes, words_bytes = (read_checked(folder, name, manifest) for name in (WEIGHTS, WORDS))
         n_labels = tuple(len(names) for names in manifest.labels.values())
         try:
             weights = load(weights_bytes)
-            idf: Floats = weights.pop(_IDF).numpy()
-            familiarity = _familiarity(manifest, weights)
+            idf: Floats = weights.pop(IDF).numpy()
+            familiarity = familiarity_of(manifest, weights)
             bag = WordBag(json.loads(words_bytes), idf, has_title=manifest.has_title)
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             with torch.random.fork_rng(devices=[]):
                 network = make_network(shape)
             network.load_state_dict(weights)
-            _check_values(manifest, bag, weights)
+            check_values(manifest, bag, weights)
         except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
         return cls(
@@ -366,7 +335,7 @@ class HeadBundle:
             tuple(manifest.exponents),
             {name: tuple((p, level) for p, level in steps) for name, steps in manifest.thresholds.items()},
             familiarity,
-            hierarchy=_hierarchy(manifest),
+            hierarchy=hierarchy_of(manifest),
             cuts={name: tuple(cuts) for name, cuts in manifest.cuts.items()},
         )
 
@@ -377,79 +346,3 @@ def logits_of(network: Network, embeddings: Embeddings, words: WordRows) -> Tens
     steps = [np.arange(i, min(i + _ROWS_PER_STEP, len(embeddings))) for i in range(0, len(embeddings), _ROWS_PER_STEP)]
     with torch.inference_mode():
         return torch.cat([network(Batch.of(embeddings, words, rows, network.shape)) for rows in steps])
-
-
-def _familiarity(manifest: _Manifest, weights: dict[str, Tensor]) -> Familiarity | None:
-    """Takes the centres of the training products out of the weights."""
-    if manifest.strange_from is None:
-        return None
-    image, text = (weights.pop(name) for name in _SEEN)
-    for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
-        if len(centres) and (centres.shape[1:] != (width,) or not centres.isfinite().all()):
-            raise ValueError(f"centres of training products must be finite and {width} wide")
-    photo, distance, share = manifest.strange_from
-    return Familiarity(image.numpy(), text.numpy(), (photo, distance, share))
-
-
-def _check_values(manifest: _Manifest, bag: WordBag, weights: Mapping[str, Tensor]) -> None:
-    """Raises `ValueError` where sizes agree but values cannot be."""
-    if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
-        raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
-    for name, labels in manifest.labels.items():
-        if len(set(labels)) != len(labels) or len(labels) < (1 if name in manifest.cuts else 2):
-            raise ValueError(f"{name} needs two labels or more, each once")
-    _check_cuts(manifest)
-    hierarchy = _hierarchy(manifest)
-    check_hierarchy(hierarchy)
-    if known_to(hierarchy, manifest.labels) != hierarchy:
-        raise ValueError("the hierarchy names labels that the heads do not know")
-    if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
-        raise ValueError("every characteristic needs a positive temperature")
-    if len(manifest.exponents) not in (0, len(manifest.labels)) or not all(map(math.isfinite, manifest.exponents)):
-        raise ValueError("exponents are for every characteristic or for none, and finite")
-    if manifest.strange_from is not None and manifest.thresholds.keys() != manifest.labels.keys():
-        raise ValueError("every characteristic needs thresholds")
-    if any(len(step) != 2 for steps in manifest.thresholds.values() for step in steps):
-        raise ValueError("a threshold is a precision and a probability")
-    if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
-        raise ValueError("some weights are not finite")
-
-
-def _check_cuts(manifest: _Manifest) -> None:
-    for name, cuts in manifest.cuts.items():
-        if len(cuts) != len(manifest.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
-            raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
-    if any(each.child in manifest.cuts or each.parent in manifest.cuts for each in manifest.hierarchy):
-        raise ValueError("a multi-label characteristic refines none and is refined by none")
-
-
-def _hierarchy(manifest: _Manifest) -> Hierarchy:
-    return tuple(Refinement(**each.model_dump()) for each in manifest.hierarchy)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_manifest(folder: Path) -> _Manifest:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        number = found.get("format") if isinstance(found, dict) else None
-        if isinstance(number, int) and number > FORMAT:
-            raise ArtifactError(
-                f"{folder} has format {number}, this version reads up to {FORMAT}: upgrade product_classificator"
-            )
-        return _Manifest.model_validate(found)
-    except (ValueError, ValidationError) as error:
-        raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
-
-
-def _read_checked(folder: Path, name: str, manifest: _Manifest) -> bytes:
-    path = folder / name
-    content = path.read_bytes() if path.is_file() else b""
-    if _sha256(content) != manifest.sha256.get(name):
-        raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle anew")
-    return content

@@ -1,0 +1,151 @@
+"""The files of a bundle of heads: what its manifest says, and whether it may be believed.
+
+The manifest is checked field by field, files against their sha256, weights against the shapes that the manifest calls
+for. Loading reads the three names below and nothing else.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from product_classificator.errors import ArtifactError
+from product_classificator.heads.familiarity import Familiarity
+from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy, known_to
+from product_classificator.heads.words import WordBag
+
+FORMAT = 3  # 1: its words have no beginnings; 1 and 2 know neither several labels nor titles; both are read as they are
+MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
+NAMES = {MANIFEST, WEIGHTS, WORDS}
+IDF = "bag.idf"
+SEEN = ("seen.image", "seen.text")
+
+
+class ShapeFacts(BaseModel):
+    """A `NetworkShape`, but for the numbers of labels."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    recipe: str
+    image_dim: int
+    text_dim: int
+    n_words: int
+    hidden: int
+    dropout: float
+    projected: int = 0
+    name_dim: int = 0
+    shares_space: bool = False
+
+
+class RefinementFacts(BaseModel):
+    """A `Refinement`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    child: str
+    parent: str
+    parents: dict[str, str]
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` holds; the fields are those of `HeadBundle`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    encoder_name: str = ""
+    encoder_fingerprint: str
+    labels: dict[str, list[str]]
+    temperatures: list[float]
+    exponents: list[float] = []
+    thresholds: dict[str, list[list[float]]] = {}
+    strange_from: list[float] | None = None
+    hierarchy: list[RefinementFacts] = []
+    cuts: dict[str, list[float]] = {}
+    has_title: bool = False
+    network: ShapeFacts
+    facts: dict[str, Any]
+    sha256: dict[str, str]
+
+
+def familiarity_of(manifest: Manifest, weights: dict[str, Tensor]) -> Familiarity | None:
+    """Takes the centres of the training products out of the weights."""
+    if manifest.strange_from is None:
+        return None
+    image, text = (weights.pop(name) for name in SEEN)
+    for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
+        if len(centres) and (centres.shape[1:] != (width,) or not centres.isfinite().all()):
+            raise ValueError(f"centres of training products must be finite and {width} wide")
+    photo, distance, share = manifest.strange_from
+    return Familiarity(image.numpy(), text.numpy(), (photo, distance, share))
+
+
+def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Tensor]) -> None:
+    """Raises `ValueError` where sizes agree but values cannot be."""
+    if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
+        raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
+    for name, labels in manifest.labels.items():
+        if len(set(labels)) != len(labels) or len(labels) < (1 if name in manifest.cuts else 2):
+            raise ValueError(f"{name} needs two labels or more, each once")
+    _check_cuts(manifest)
+    hierarchy = hierarchy_of(manifest)
+    check_hierarchy(hierarchy)
+    if known_to(hierarchy, manifest.labels) != hierarchy:
+        raise ValueError("the hierarchy names labels that the heads do not know")
+    if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
+        raise ValueError("every characteristic needs a positive temperature")
+    if len(manifest.exponents) not in (0, len(manifest.labels)) or not all(map(math.isfinite, manifest.exponents)):
+        raise ValueError("exponents are for every characteristic or for none, and finite")
+    if manifest.strange_from is not None and manifest.thresholds.keys() != manifest.labels.keys():
+        raise ValueError("every characteristic needs thresholds")
+    if any(len(step) != 2 for steps in manifest.thresholds.values() for step in steps):
+        raise ValueError("a threshold is a precision and a probability")
+    if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
+        raise ValueError("some weights are not finite")
+
+
+def _check_cuts(manifest: Manifest) -> None:
+    for name, cuts in manifest.cuts.items():
+        if len(cuts) != len(manifest.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
+            raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
+    if any(each.child in manifest.cuts or each.parent in manifest.cuts for each in manifest.hierarchy):
+        raise ValueError("a multi-label characteristic refines none and is refined by none")
+
+
+def hierarchy_of(manifest: Manifest) -> Hierarchy:
+    """Returns which characteristic refines which."""
+    return tuple(Refinement(**each.model_dump()) for each in manifest.hierarchy)
+
+
+def sha256_of(content: bytes) -> str:
+    """Returns the sha256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `manifest.json`, or raises `ArtifactError` if it is missing, damaged or of a newer version."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        number = found.get("format") if isinstance(found, dict) else None
+        if isinstance(number, int) and number > FORMAT:
+            raise ArtifactError(
+                f"{folder} has format {number}, this version reads up to {FORMAT}: upgrade product_classificator"
+            )
+        return Manifest.model_validate(found)
+    except (ValueError, ValidationError) as error:
+        raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
+
+
+def read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
+    """Reads another file, or raises `ArtifactError` if it is not the one that was written."""
+    path = folder / name
+    content = path.read_bytes() if path.is_file() else b""
+    if sha256_of(content) != manifest.sha256.get(name):
+        raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle anew")
+    return content
