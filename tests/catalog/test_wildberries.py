@@ -295,7 +295,7 @@ def test_read_catalog_recognises_the_folder(folder):
 
 def test_text_and_characteristics_are_those_asked_for(folder):
     catalog = read_catalog(str(folder), text=["brand", "title"], characteristics="price")
-    assert list(catalog.texts())[:2] == ["B\nшапка", "кепка"]
+    assert list(catalog.texts())[:2] == ["B\nшапка", "\nкепка"]
     assert catalog.truth()["price"].tolist()[3:5] == ["1.5", "2"]
     assert catalog.notes == {"title_and_description_empty": 1}
 
