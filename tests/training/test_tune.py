@@ -95,7 +95,7 @@ def test_tuning_brings_photos_and_their_texts_together(tuned):
 def test_the_best_epoch_is_kept_and_the_untuned_encoder_competes(tuned, catalog, encoder, cache, tmp_path):
     scores = [row["valid_macro_f1"] for row in tuned.history]
     assert tuned.best_epoch == int(np.argmax(scores))
-    harmful = replace(FAST, learning_rate=1.0, epochs=1, weight_decay=0.9, warmup_share=0)
+    harmful = replace(FAST, learning_rate=10.0, epochs=1, weight_decay=0.9, warmup_share=0)
     hurt = tune(catalog, tmp_path / "run", QUICK, harmful, encoder=encoder, cache_dir=cache)
     assert hurt.history[1]["valid_macro_f1"] < hurt.history[0]["valid_macro_f1"]
     assert hurt.best_epoch == 0
@@ -389,7 +389,7 @@ def test_a_tuned_run_keeps_its_encoder_when_the_fetched_model_is_deleted(shop_fi
         shop_files[1],
         shop_files[0],
         ["kind", "colour"],
-        {"epochs": 1, "batch_size": 64, "optimizer_params": {"lr": 3e-3}},
+        {"epochs": 3, "batch_size": 64, "optimizer_params": {"lr": 3e-3}},
         ruclip_model="ruclip-vit-base-patch32-224",
         cache_dir="models",
         save_dir="experiments",
@@ -397,7 +397,7 @@ def test_a_tuned_run_keeps_its_encoder_when_the_fetched_model_is_deleted(shop_fi
     )
     trainer.end_of_train["del_loaded_ruclip_model"] = True
     found = trainer.train_ruclip(experiment_name="first")
-    assert found.best_epoch == 1
+    assert found.best_epoch > 0
     assert Run.load("experiments/first").encoder == str(tmp_path / "experiments/first/encoder")
 
 
