@@ -127,10 +127,14 @@ def table(runs: Sequence[Mapping[str, Result]]) -> list[str]:
 
 def overview() -> list[str]:
     """Returns a Markdown table of the other sets, as far as there are results: sets down, methods across, means."""
-    lines = [f"| mean macro-F1 | {' | '.join(METHODS)} |", "|---|" + "---:|" * len(METHODS)]
-    for name in (name for name in SETS if name not in TABLES and (RESULTS / f"quality_{name}.json").is_file()):
-        runs = json.loads((RESULTS / f"quality_{name}.json").read_text(encoding="utf-8"))["runs"]
-        cells = [f"{mean(mean(run[m]['test'].values()) for run in runs):.3f}" if m in runs[0] else "" for m in METHODS]
+    paths = {name: RESULTS / f"quality_{name}.json" for name in SETS if name not in TABLES}
+    known = {
+        name: json.loads(path.read_text(encoding="utf-8"))["runs"] for name, path in paths.items() if path.is_file()
+    }
+    methods = [method for method in METHODS if any(method in runs[0] for runs in known.values())]
+    lines = [f"| mean macro-F1 | {' | '.join(methods)} |", "|---|" + "---:|" * len(methods)]
+    for name, runs in known.items():
+        cells = [f"{mean(mean(run[m]['test'].values()) for run in runs):.3f}" if m in runs[0] else "" for m in methods]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
