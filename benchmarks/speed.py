@@ -11,6 +11,7 @@ matrix product reaches here.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -110,7 +111,7 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
     def one_text_at_a_time() -> np.ndarray:
         return np.concatenate([encode_padded(exact, text) for text in texts])
 
-    precisions = {dtype: in_precision(exact.towers, dtype) for dtype in ("float32", "bfloat16", "int8")}
+    precisions = {dtype: in_precision(exact.towers, dtype) for dtype in {"float32", "int8", chosen.towers.precision}}
 
     def image_tower(dtype: str) -> Callable[[], object]:
         inputs = [exact.images.inputs(prepared[start : start + 32]) for start in range(0, n, 32)]
@@ -254,6 +255,7 @@ def main() -> None:
     asked = parser.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["PRODUCT_CLASSIFICATOR_CACHE"] = str(folder / "cache")  # what was settled before does not count
         table, zipped = draw(folder, asked.products)
         found: dict[str, object] = {"decode": measure_decoding(zipped, asked.rounds)}
         print("decode", found["decode"], ratios(found["decode"]), flush=True)

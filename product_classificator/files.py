@@ -68,19 +68,26 @@ def kept_file(name: str, write: Callable[[Path], object]) -> Path | None:
         write: writes the content to the path that it gets.
 
     Returns:
-        The file; `None` if the cache folder cannot be written to.
+        The file; `None` if the cache folder cannot be read or written to.
     """
-    path = cache_home() / "made" / name
-    if not path.is_file():
-        try:
+    try:
+        path = cache_home() / "made" / name
+        if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path.parent)
             with replacing(path) as temporary:
                 write(temporary)
-        except OSError as error:
-            logger.info("%s cannot be kept (%s): it is made anew at every start", path, error)
-            return None
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the home folder
+        logger.info("%s cannot be kept (%s): it is made anew at every start", name, error)
+        return None
     return path
+
+
+def forget(*paths: Path) -> None:
+    """Removes kept files that proved to be damaged, as far as that is allowed."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager

@@ -117,10 +117,15 @@ def opinions_out_of_fold(
 def _digest(products: Labelled, settings: HeadSettings) -> str:
     """Names everything that decides the opinions."""
     embeddings = products.embeddings
-    digest = blake2b(f"{embeddings.fingerprint} {json.dumps(asdict(settings))}".encode(), digest_size=16)
+    digest = blake2b(
+        f"{embeddings.fingerprint} {json.dumps(asdict(settings))} {products.has_title}".encode(), digest_size=16
+    )
     for array in (embeddings.image, embeddings.text, products.groups, products.usable):
         digest.update(np.ascontiguousarray(array).data)
-    for values in (products.truth, products.texts, *map(as_text, products.truth.values())):
+    labels = [
+        sorted(item) if isinstance(item, frozenset) else item for each in products.truth.values() for item in each
+    ]
+    for values in (products.truth, products.texts, labels):
         digest.update(json.dumps(list(values)).encode())
     return digest.hexdigest()
 

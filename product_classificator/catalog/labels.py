@@ -42,7 +42,9 @@ def read_label_sets(array: pa.ChunkedArray, name: str) -> Strings:
     entries, broken = [], []
     for cell in encoded.dictionary.to_pylist():
         try:
-            entries.append([None if entry is None else str(entry) for entry in split_labels(cell)])
+            found = [None if entry is None else str(entry) for entry in split_labels(cell)]
+            # Half of an emoji, as an escape, cannot be encoded.
+            entries.append([None if entry is None else entry.encode("utf-8", "replace").decode() for entry in found])
         except ValueError:
             broken.append(cell)
     if broken:

@@ -191,8 +191,10 @@ def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Array:
 
 
 def _text_of(first: str, *others: str) -> str:
+    if not others:
+        return first
     rest = list(filter(None, others))
-    return "\n".join([" ".join(first.splitlines()), *rest]) if rest else first
+    return "\n".join([" ".join(first.splitlines()), *rest])
 
 
 def read_catalog(

@@ -12,6 +12,7 @@ lose several times their speed as soon as anything else runs on the machine.
 Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 2019 (multilingual USE).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -27,7 +28,7 @@ from product_classificator.encoders.base import cores, unit_rows
 from product_classificator.encoders.colours import COLOURS_DIM, colours_of
 from product_classificator.encoders.preparation import letterboxed, shrunk
 from product_classificator.errors import DataError
-from product_classificator.files import kept_file
+from product_classificator.files import forget, kept_file
 from product_classificator.text import clean
 from product_classificator.types import Floats
 
@@ -156,4 +157,12 @@ def _fingerprint(*weights: Path) -> str:
         return f"lite-{digest.hexdigest()}"
 
     kept = kept_file(f"lite-{known}.fingerprint", lambda path: path.write_text(found(), encoding="ascii"))
-    return found() if kept is None else kept.read_text(encoding="ascii")
+    try:
+        known = kept.read_text(encoding="ascii") if kept else ""
+    except (OSError, UnicodeDecodeError):
+        known = ""
+    if re.fullmatch("lite-[0-9a-f]{16}", known):
+        return known
+    if kept:
+        forget(kept)
+    return found()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from product_classificator.files import kept_file
+from product_classificator.files import forget, kept_file
 
 INPUT, OUTPUT = "pixels", "vectors"
 _FORM = 1  # to be raised when `efficientnet` writes another graph
@@ -26,7 +26,7 @@ def open_network(weights: Path, fingerprint: str) -> onnxruntime.InferenceSessio
         try:
             return session_of(path)
         except Exception:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
-            path.unlink(missing_ok=True)  # it is damaged
+            forget(path)  # it is damaged
     return session_of(network_of(weights))
 
 

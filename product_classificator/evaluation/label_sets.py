@@ -45,7 +45,7 @@ def set_pairs(true: Strings, predicted: Strings, names: Sequence[str]) -> SetPai
     numbers = {label: number for number, label in enumerate(names)}
     kinds: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     for pair in zip(true, predicted, strict=True):
-        borne, told = (tuple(sorted(numbers[label] for label in item if label in numbers)) for item in pair)
+        borne, told = (tuple(sorted(numbers[label] for label in item or () if label in numbers)) for item in pair)
         kinds[borne, told] = kinds.get((borne, told), 0) + 1
     borne, told = (_matrix([pair[side] for pair in kinds], len(names)) for side in (0, 1))
     n_right = sum(count for (left, right), count in kinds.items() if left == right)
@@ -69,6 +69,8 @@ def told_labels(predictions: Predictions, characteristic: str, true: Strings, ro
     """Returns of all labels that products of `rows` are told to bear the probability, and whether they bear them."""
     places = {label: column for column, label in enumerate(predictions.labels[characteristic])}
     shares, told = predictions.probabilities[characteristic], predictions.best(characteristic)
-    found = [(shares[row, places[label]], label in true[row]) for row in rows.tolist() for label in sorted(told[row])]
+    found = [
+        (shares[row, places[label]], label in true[row]) for row in rows.tolist() for label in sorted(told[row] or ())
+    ]
     sure, right = zip(*found, strict=True) if found else ((), ())
     return np.array(sure, dtype=np.float32), np.array(right, dtype=bool)

@@ -32,6 +32,7 @@ WordRows: TypeAlias = "csr_matrix"
 Numbers: TypeAlias = npt.NDArray[np.int32]
 
 _BEGINNINGS = range(3, 7)
+_TEXTS_PER_BLOCK = 4096
 
 
 def grams_of(text: str) -> list[str]:
@@ -139,24 +140,36 @@ class WordBag:
         numbers, counts, starts = array("i"), array("i"), array("i", [0])
         for part in _parts_of(texts, self.has_title):
             known = Counter(self._numbers[gram] for gram in grams_of(part) if gram in self._numbers)
-            numbers.extend(known)
-            counts.extend(known.values())
+            numbers.extend(sorted(known))
+            counts.extend(known[number] for number in sorted(known))
             starts.append(len(numbers))
         return self._weights(np.asarray(counts), np.asarray(numbers), np.asarray(starts))
 
     def _weights(self, counts: Numbers, numbers: Numbers, starts: Numbers) -> tuple[Floats, Numbers, Numbers]:
         """Returns what `weigh` does, of words that occur `counts` times in the parts of texts, one after the other."""
-        n_parts, parts_each = len(starts) - 1, 2 if self.has_title else 1
-        parts, n = np.repeat(np.arange(n_parts), np.diff(starts)), n_parts // parts_each
-        weights = _unit((1 + np.log(counts)) * self.idf[numbers], parts, n_parts)
-        # A word of both parts is added up.
-        places, places_of = np.unique(parts // parts_each * len(self) + numbers, return_inverse=True)
+        parts = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        weights = _unit((1 + np.log(counts)) * self.idf[numbers], parts, len(starts) - 1)
+        if not self.has_title:
+            return weights.astype(np.float32), numbers, starts
+        blocks = range(0, len(starts) - 1, 2 * _TEXTS_PER_BLOCK)
+        joined = []
+        for first in blocks:
+            last = min(first + 2 * _TEXTS_PER_BLOCK, len(starts) - 1)
+            here = slice(starts[first], starts[last])
+            joined.append(self._joined(weights[here], numbers[here], parts[here] - first, (last - first) // 2))
+        none = np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int64)
+        found, words, lengths = (np.concatenate(each) for each in zip(none, *joined, strict=True))
+        return found, words, np.append(0, np.cumsum(lengths)).astype(np.int32)
+
+    def _joined(
+        self, weights: npt.NDArray[np.float64], numbers: Numbers, parts: Rows, n: int
+    ) -> tuple[Floats, Numbers, Rows]:
+        """Returns weights and numbers of the words of n texts, a word of both parts once, and how many each has."""
+        places, places_of = np.unique(parts // 2 * len(self) + numbers, return_inverse=True)
         texts, words = np.divmod(places, max(len(self), 1))
         summed: npt.NDArray[np.float64] = np.zeros(len(places))
         np.add.at(summed, places_of, weights)
-        weights = _unit(summed, texts, n)
-        ends = np.cumsum(np.bincount(texts, minlength=n))
-        return weights.astype(np.float32), words.astype(np.int32), np.append(0, ends).astype(np.int32)
+        return _unit(summed, texts, n).astype(np.float32), words.astype(np.int32), np.bincount(texts, minlength=n)
 
 
 def _parts_of(texts: Iterable[str], has_title: bool) -> Iterator[str]:

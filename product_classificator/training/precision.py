@@ -54,8 +54,8 @@ class PrecisionCheck:
         from scipy.stats import binomtest
 
         n = self.became_right + self.became_wrong
-        if abs(self.macro_f1 - self.exact_macro_f1) <= _MOST_DIFFERENCE:
-            return False
+        if not n or abs(self.macro_f1 - self.exact_macro_f1) <= _MOST_DIFFERENCE:
+            return False  # where no value became right or wrong, macro-F1 differs by which wrong label is told
         return bool(binomtest(self.became_right, n).pvalue < _CHANCE)
 
     def __str__(self) -> str:

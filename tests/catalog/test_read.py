@@ -96,9 +96,9 @@ def test_a_catalog_of_one_table_has_no_notes():
 
 
 def test_the_first_of_several_text_columns_is_the_first_line():
-    frame = pd.DataFrame({"id": ["1", "2", "3"], "a": ["red\nmug", None, "hat"], "b": ["one\ntwo", "three", ""]})
+    frame = pd.DataFrame({"id": ["1", "2", "3"], "a": ["red\nmug", None, "old\nhat"], "b": ["one\ntwo", "three", ""]})
     catalog = read_catalog(frame, text=["a", "b"])
-    assert list(catalog.texts()) == ["red mug\none\ntwo", "\nthree", "hat"]
+    assert list(catalog.texts()) == ["red mug\none\ntwo", "\nthree", "old hat"]
     assert catalog.columns.has_title
     assert list(read_catalog(frame, text="b").texts()) == ["one\ntwo", "three", ""]
     assert not read_catalog(frame, text="b").columns.has_title

@@ -83,7 +83,19 @@ def test_weights_are_named_once_until_they_change(cache, tmp_path):
     weights.write_bytes(b"first")
     first = _fingerprint(weights)
     (kept,) = cache.iterdir()
-    kept.write_text("lite-kept")
-    assert _fingerprint(weights) == "lite-kept"
+    kept.write_text("lite-0123456789abcdef")
+    assert _fingerprint(weights) == "lite-0123456789abcdef"
     weights.write_bytes(b"second")
-    assert _fingerprint(weights) not in (first, "lite-kept")
+    assert _fingerprint(weights) not in (first, "lite-0123456789abcdef")
+
+
+@pytest.mark.parametrize("damage", [b"", b"lite-\xff", b"lite-short"])
+def test_a_damaged_name_of_weights_is_not_believed(cache, tmp_path, damage):
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"first")
+    first = _fingerprint(weights)
+    (kept,) = cache.iterdir()
+    kept.write_bytes(damage)
+    assert _fingerprint(weights) == first
+    assert _fingerprint(weights) == first
+    assert kept.read_text() == first

@@ -82,3 +82,11 @@ def test_a_text_of_one_line_is_the_same_with_and_without_a_title() -> None:
     texts = ["red mug", "red hat", "\nred", ""]
     plain, titled = (WordBag.fit_rows(texts, np.arange(4), has_title=has)[1].toarray() for has in (False, True))
     assert np.allclose(plain, titled)
+
+
+def test_many_titles_are_weighed_block_by_block(monkeypatch) -> None:
+    texts = [f"red mug {number % 3}\nfor tea {number % 4}" for number in range(7)]
+    bag, rows = WordBag.fit_rows(texts, np.arange(7), has_title=True)
+    monkeypatch.setattr("product_classificator.heads.words._TEXTS_PER_BLOCK", 3)
+    assert (bag.rows(texts) != rows).nnz == 0
+    assert bag.rows([]).shape == (0, len(bag))
