@@ -1,5 +1,6 @@
 """The options that commands share, and how the tables and runs they name are opened."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from product_classificator.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from product_classificator.catalog import Catalog
@@ -205,6 +208,12 @@ def open_catalog_like(run: "Run", source: Source, characteristics: Sequence[str]
     if is_wildberries(source.table):  # its ids and photos are found in one way only
         text = columns.text if source.text is None else source.text
         return open_catalog(source._replace(text=text), characteristics)
+    if columns.has_title and source.text and source.text[0] != columns.text[0]:
+        logger.warning(
+            "the run takes the first line of a text for the title (%s), and --text begins with %s: name it first",
+            columns.text[0],
+            source.text[0],
+        )
     like_run = source._replace(
         id=source.id or columns.id,
         text=columns.text if source.text is None else source.text,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from product_classificator.catalog.read import Catalog
-from product_classificator.embeddings import embed_rows
+from product_classificator.embeddings import EmbeddingStore, embed_rows
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.precision import give_up, is_chosen, precision_of, threads_of
 from product_classificator.evaluation import evaluate
@@ -67,7 +67,13 @@ class PrecisionCheck:
 
 
 def check_precision(
-    catalog: Catalog, embeddings: Embeddings, truth: Truth, split: Split, bundle: HeadBundle, encoder: Encoder
+    catalog: Catalog,
+    embeddings: Embeddings,
+    truth: Truth,
+    split: Split,
+    bundle: HeadBundle,
+    encoder: Encoder,
+    store: EmbeddingStore | None = None,
 ) -> PrecisionCheck | None:
     """Compares the precision that an encoder has chosen with float32, and lets the encoder give it up if heads differ.
 
@@ -78,6 +84,7 @@ def check_precision(
         split: of the products.
         bundle: heads that were fitted on the embeddings.
         encoder: computes in float32 afterwards if the check is refused.
+        store: is emptied then, before the precision is given up: a killed training must not leave its vectors there.
 
     Returns:
         `None` if the encoder computes in float32, or in what it was told to.
@@ -101,6 +108,8 @@ def check_precision(
         _only_right(theirs, ours, known),
     )
     if check.is_refused:
+        if store:
+            store.clear()
         give_up(encoder, exact, str(check))
     return check
 

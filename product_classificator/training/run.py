@@ -110,12 +110,11 @@ def train_heads(
     watch.on_stage("Fitting the heads")
     fitted = fit_divided(divided, embedded.embeddings, encoder, settings, watch.on_epoch)
     embeddings = embedded.embeddings
-    check = check_precision(catalog, embeddings, divided.truth, divided.split, fitted.bundle, encoder)
+    check = check_precision(catalog, embeddings, divided.truth, divided.split, fitted.bundle, encoder, kept)
     if check is not None:
         watch.on_stage(f"Comparing precisions: {check}")
         if check.is_refused:
             watch.on_stage(f"Embedding and fitting again; what {kept.folder} held is removed")
-            kept.clear()
             embeddings = embed(catalog, encoder, kept, on_chunk=watch.on_chunk).embeddings
             fitted = fit_divided(divided, embeddings, encoder, settings, watch.on_epoch)
     run = replace(run, facts={**run.facts, "precision": precision_of(encoder), "precision_check": check and str(check)})

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,9 @@ import torch
 from rich.console import Console
 
 from product_classificator import Classificator, make_marketplace, pretrained_heads
+from product_classificator.catalog import Columns
 from product_classificator.cli import console, main
-from product_classificator.cli.options import names
+from product_classificator.cli.options import Source, names, open_catalog_like
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
 from product_classificator.runtime import Exported
@@ -349,3 +351,11 @@ def test_progress_says_how_long_the_encoder_was_idle(trained, files, tmp_path):
     arguments = (table, "--images", images, "--text", "description", "--out", tmp_path / "store")
     assert re.search(idle, call("embed", *arguments))
     assert not re.search(idle, call("embed", *arguments))  # all is known
+
+
+def test_another_first_column_than_the_title_is_a_warning(files, caplog):
+    _, table, _ = files
+    run = Run(Path("run"), "lite", Columns("nm", ("brand", "description")), "rgb", Path("store"), {}, {})
+    source = Source(table, None, id=None, text=("description",), photo=None, channels=None, max_pixels=None)
+    open_catalog_like(run, source, [])
+    assert "takes the first line of a text for the title (brand), and --text begins with description" in caplog.text
