@@ -1,6 +1,6 @@
 """An exported run in an environment of its own, beside the whole package: the same answers, how large, how quick.
 
-    python benchmarks/export.py [--folder /tmp/export]
+    python benchmarks/export.py [--folder FOLDER]
 
 Trains on 1,500 fashion products with `lite`, exports the run, makes a virtual environment with what the export needs
 and the package without its dependencies, and classifies 50 other products in both, every tenth without its text and
@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median
+from tempfile import gettempdir
 from zipfile import ZipFile
 
 import numpy as np
@@ -54,7 +55,7 @@ print(json.dumps({**seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF
 def main() -> None:
     """Measures, saves, and fills the table of the README."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/product_classificator_export"))  # noqa: S108
+    parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "product-classificator-bench/export")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "run/run.json").exists():
@@ -100,7 +101,7 @@ def train(folder: Path) -> None:
     learned.to_parquet(folder / "products.parquet")
     with ZipFile(DATA / "fashion/images.zip") as photos:
         photos.extractall(folder / "photos", [f"{nm}.jpg" for nm in [*learned["nm"], *new["nm"]]])
-    texts: list[str | None] = (new["title"] + " " + new["description"].fillna("")).tolist()
+    texts: list[str | None] = (new["title"] + "\n" + new["description"].fillna("")).tolist()
     files: list[str | None] = [str(folder / f"photos/{nm}.jpg") for nm in new["nm"]]
     texts[3::10] = [None] * len(texts[3::10])
     files[7::10] = [None] * len(files[7::10])

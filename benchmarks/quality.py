@@ -21,9 +21,9 @@ from boosted import catboost, late_fusion
 from common import RESULTS, facts, fill_readme, save
 from rivals import Fitted, character_svm, logistic_regression, word_svm
 from scipy.special import softmax
-from sets import SETS, Task, open_task
+from sets import SETS, Task, fit, open_task
 
-from product_classificator import HeadSettings, Predictions, evaluate, fit_heads
+from product_classificator import HeadSettings, Predictions, evaluate
 from product_classificator.files import write_text
 from product_classificator.types import Part
 
@@ -33,15 +33,7 @@ Result = dict[str, Any]
 def heads(task: Task, settings: HeadSettings) -> Fitted:
     """Fits the heads of this package."""
     began = time.process_time()
-    fitted = fit_heads(
-        task.embeddings,
-        task.texts,
-        task.truth,
-        task.split,
-        settings,
-        label_vectors=task.label_vectors,
-        has_title=task.has_title,
-    )
+    fitted = fit(task, settings)
     seconds = time.process_time() - began
     found = fitted.bundle.predict(task.embeddings.take(task.judged), [task.texts[row] for row in task.judged])
     return Fitted(found.probabilities, seconds)

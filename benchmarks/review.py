@@ -15,14 +15,13 @@ from tempfile import gettempdir
 import numpy as np
 from common import fill_readme, save
 from PIL import Image
-from sets import open_task
+from sets import fit, open_task
 from sklearn.datasets import load_sample_images
 
 from product_classificator import Embeddings, EmbeddingStore, HeadBundle, HeadSettings, embed, evaluate, load_encoder
 from product_classificator.catalog import make_marketplace, read_catalog
 from product_classificator.encoders import Encoder
 from product_classificator.evaluation import Evaluation
-from product_classificator.heads import fit_heads
 from product_classificator.types import strings
 
 PRECISIONS = (0.9, 0.95, 0.98)
@@ -98,16 +97,7 @@ def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> di
     """Fits heads on one split and returns all figures of the test part."""
     task = open_task(name, seed, cache)
     test = task.split.rows("test")
-    settings = HeadSettings(seed=seed)
-    fitted = fit_heads(
-        task.embeddings,
-        task.texts,
-        task.truth,
-        task.split,
-        settings,
-        label_vectors=task.label_vectors,
-        has_title=task.has_title,
-    )
+    fitted = fit(task, HeadSettings(seed=seed))
     bundle, products, words = fitted.bundle, task.embeddings.take(test), [task.texts[row] for row in test]
     truth = {key: task.truth[key][test] for key in bundle.labels}
     predictions = bundle.predict(products, words)

@@ -22,6 +22,7 @@ from product_classificator import (
     HeadSettings,
     Split,
     embed,
+    fit_heads,
     load_encoder,
     make_marketplace,
     read_catalog,
@@ -30,6 +31,7 @@ from product_classificator.catalog import Catalog
 from product_classificator.embeddings import EmbeddedCatalog
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.labels import embed_labels
+from product_classificator.heads import FittedHeads
 from product_classificator.training.run import divide
 from product_classificator.training.settings import TrainSettings
 from product_classificator.types import Floats, Rows, Truth
@@ -76,6 +78,19 @@ class Task:
         """Names products, parts and labels: results are comparable where it is the same."""
         facts = (self.embeddings.fingerprint, self.split.ids.tolist(), self.split.part.tolist(), self.labels)
         return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+
+def fit(task: Task, settings: HeadSettings) -> FittedHeads:
+    """Fits the heads of this package to a task."""
+    return fit_heads(
+        task.embeddings,
+        task.texts,
+        task.truth,
+        task.split,
+        settings,
+        label_vectors=task.label_vectors,
+        has_title=task.has_title,
+    )
 
 
 def open_task(name: str, seed: int, folder: Path) -> Task:

@@ -295,6 +295,13 @@ class Predictions:
             found.append([self.labels[characteristic][column] for column in order] if is_told else None)
         return found
 
+    def told(self, characteristic: str) -> list[str | list[str] | None]:
+        """Returns for each product its label, of a multi-label characteristic the list of its labels, as for JSON."""
+        if characteristic in self.cuts:
+            return [*self.labels_of(characteristic)]
+        label: list[str | list[str] | None] = self.best(characteristic).tolist()
+        return label
+
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each product its `k` most probable labels with their probabilities, best first."""
         matrix = self._filled(characteristic)

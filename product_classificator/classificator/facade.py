@@ -14,6 +14,7 @@ from PIL import Image
 from product_classificator.catalog.images import PhotoError
 from product_classificator.catalog.photos import Channels
 from product_classificator.classificator.nearest import with_nearest
+from product_classificator.classificator.opening import PUBLISHED_HEADS, encoder_name, open_heads
 from product_classificator.encoders import Encoder, EncoderSpec, load_encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import ArtifactError, DataError, nearest
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from product_classificator.encoders.towers import Dtype, Towers
-
-_PUBLISHED_HEADS = "wb-6_cats-pca"
-
-
-def pretrained_heads() -> list[str]:
-    """Returns the names of the heads that were imported for `Classificator(heads_ver=...)`."""
-    folder = cache_home() / "heads"
-    return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
 
 
 class Classificator:
@@ -69,13 +62,13 @@ class Classificator:
         device: str = "cpu",
         heads: Sequence[str] | None = None,
         model_name: str | None = None,
-        heads_ver: str | Path = _PUBLISHED_HEADS,
+        heads_ver: str | Path = PUBLISHED_HEADS,
         cache_dir: str | Path | None = None,
         *,
         dtype: "Dtype" = "auto",
     ) -> None:
-        bundle, trained_on, self.run = _open_heads(heads_ver)
-        name = _encoder_name(model_name, trained_on)
+        bundle, trained_on, self.run = open_heads(heads_ver)
+        name = encoder_name(model_name, trained_on)
         self._set(load_encoder(name, device=device, dtype=dtype, cache_dir=cache_dir), bundle, heads)
         self.device, self._dtype = device, dtype
         self.channels: Channels = self.run.channels if self.run else "rgb"
@@ -208,10 +201,7 @@ class Classificator:
         Of a multi-label characteristic the list of the labels that each product bears, the most probable first.
         """
         predictions = self.predict(texts, images, characteristics)
-        return {
-            name: predictions.labels_of(name) if name in predictions.cuts else predictions.best(name).tolist()
-            for name in predictions.characteristics
-        }
+        return {name: predictions.told(name) for name in predictions.characteristics}
 
     def predict(
         self,
@@ -358,33 +348,3 @@ class Classificator:
             raise
         except (PhotoError, OSError, ValueError) as error:
             raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
-
-
-def _open_heads(heads_ver: str | Path) -> tuple[HeadBundle, str, Run | None]:
-    """Returns the heads, the name of the encoder they were trained on, and the run they are of, if they are."""
-    path = Path(heads_ver)
-    if (path / "run.json").is_file():
-        run = Run.load(path)
-        return HeadBundle.load(run.bundle), run.encoder, run
-    known = pretrained_heads()
-    if not (path / "manifest.json").is_file():
-        if str(heads_ver) not in known:
-            raise ArtifactError(
-                f"heads are a run, a bundle, or imported under a name: {str(heads_ver)!r} is none of them. Train, or "
-                "import the published ones with import-heads, and give their name as heads_ver. Imported: "
-                f"{', '.join(known) or 'none'}"
-            )
-        path = cache_home() / "heads" / heads_ver
-    bundle = HeadBundle.load(path)
-    return bundle, bundle.encoder_name, None
-
-
-def _encoder_name(model_name: str | None, trained_on: str) -> str:
-    """Returns the encoder to load: the asked one with the options of the one that the heads were trained on."""
-    if model_name is None:
-        if not trained_on:
-            raise ArtifactError("these heads do not say which encoder they were trained on: give model_name")
-        return trained_on
-    asked = EncoderSpec.parse(model_name)
-    is_bare = str(asked) == asked.base
-    return str(replace(EncoderSpec.parse(trained_on), base=asked.base)) if is_bare and trained_on else model_name

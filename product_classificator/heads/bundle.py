@@ -48,9 +48,9 @@ from product_classificator.heads.manifest import (
     sha256_of,
 )
 from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
-from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, threshold_for
+from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, with_decisions
 from product_classificator.heads.words import WordBag, WordRows
-from product_classificator.types import Decisions, Embeddings, Floats, Predictions
+from product_classificator.types import Embeddings, Floats, Predictions
 
 _ROWS_PER_STEP = 8192
 
@@ -232,13 +232,7 @@ class HeadBundle:
         familiarity = self.check_promise(min_precision)
         self._check(embeddings, texts, predictions.characteristics)
         strange = familiarity.strange(embeddings, texts, self.bag)
-        is_auto = {
-            name: (predictions.confidence(name) >= threshold_for(self.thresholds[name], min_precision))
-            & predictions.is_known
-            & ~strange
-            for name in predictions.characteristics
-        }
-        return replace(predictions, decisions=Decisions(min_precision, is_auto, strange))
+        return with_decisions(predictions, self.thresholds, strange, min_precision)
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str], wanted: Sequence[str]) -> None:
         if not self.encoder_fingerprint:

@@ -8,12 +8,14 @@ So a characteristic needs 45 validation products, all right, before a precision 
 The thresholds of all precisions are kept, in steps of half a percent: any one can be asked for later.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
 from product_classificator.errors import DataError
-from product_classificator.types import Bools, Floats, Predictions, Truth
+from product_classificator.types import Bools, Decisions, Floats, Predictions, Truth
 
 Thresholds: TypeAlias = tuple[tuple[float, float], ...]
 """(precision, probability from which on it is promised), both ascending; empty where nothing is known."""
@@ -70,6 +72,19 @@ def thresholds_of(confidence: Floats, is_right: Bools) -> Thresholds:
 def threshold_for(thresholds: Thresholds, min_precision: float) -> float:
     """Returns the probability from which on a precision is promised; above 1 where it cannot be."""
     return next((level for precision, level in thresholds if precision >= min_precision), np.inf)
+
+
+def with_decisions(
+    predictions: Predictions, thresholds: Mapping[str, Thresholds], strange: Bools, min_precision: float
+) -> Predictions:
+    """Returns predictions with which values stand: those from their threshold on, of products that are not strange."""
+    is_auto = {
+        name: (predictions.confidence(name) >= threshold_for(thresholds[name], min_precision))
+        & predictions.is_known
+        & ~strange
+        for name in predictions.characteristics
+    }
+    return replace(predictions, decisions=Decisions(min_precision, is_auto, strange))
 
 
 def check_precision(min_precision: float) -> None:

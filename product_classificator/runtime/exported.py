@@ -86,10 +86,7 @@ class Exported:
             ArtifactError: `min_precision` is given, and the heads can promise nothing.
         """
         predictions, status = self._judge(texts, photos, characteristics, min_precision)
-        best = {
-            name: predictions.labels_of(name) if name in predictions.cuts else predictions.best(name).tolist()
-            for name in predictions.characteristics
-        }
+        best = {name: predictions.told(name) for name in predictions.characteristics}
         surest = {name: predictions.confidence(name).tolist() for name in best}
         found: list[dict[str, Any]] = []
         for row, said in enumerate(status.tolist()):

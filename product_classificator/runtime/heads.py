@@ -6,7 +6,7 @@ what products name is read, the rest stays on the disk.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import onnxruntime
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import reconcile, with_relatives
-from product_classificator.heads.review import check_precision, threshold_for
+from product_classificator.heads.review import check_precision, with_decisions
 from product_classificator.heads.sharpness import probabilities_of, sigmoid
 from product_classificator.heads.words import WordBag
 from product_classificator.runtime.manifest import (
@@ -27,7 +27,7 @@ from product_classificator.runtime.manifest import (
     WORDS,
     Manifest,
 )
-from product_classificator.types import Bools, Decisions, Embeddings, Floats, Predictions, Rows
+from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,7 @@ class ExportedHeads:
             DataError: `min_precision` is no share.
         """
         strange = self.check_promise(min_precision).strange(embeddings, texts, self.bag)
-        is_auto = {
-            name: (predictions.confidence(name) >= threshold_for(self.manifest.thresholds[name], min_precision))
-            & predictions.is_known
-            & ~strange
-            for name in predictions.characteristics
-        }
-        return replace(predictions, decisions=Decisions(min_precision, is_auto, strange))
+        return with_decisions(predictions, self.manifest.thresholds, strange, min_precision)
 
 
 def _array(path: Path) -> Floats:
