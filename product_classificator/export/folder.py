@@ -75,6 +75,7 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Ex
             hierarchy=bundle.hierarchy,
             cuts=bundle.cuts,
             has_title=bundle.bag.has_title,
+            has_openings=bundle.bag.has_openings,
             requires=requires,
             sha256={path.name: sha256_of(path) for path in sorted(new.iterdir())},
         )

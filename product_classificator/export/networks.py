@@ -54,11 +54,14 @@ class _HeadsGraph(Graph):
             missing = first[:, own] @ self._weights[f"missing_{side}"]
             lacks = self.add("Sub", self.constant(1), self._has(side))
             instead.append(self.add("Mul", lacks, self.constant(missing[None])))
-        hidden = self.linear(self._beside(parts), first, self._weights["trunk.1.bias"])
+        seen = self._beside(parts)
+        hidden = self.linear(seen, first, self._weights["trunk.1.bias"])
         for each in instead:
             hidden = self.add("Add", hidden, each)
         hidden = self.add("Relu", hidden)
         logits = self.linear(hidden, self._weights["labels.weight"], self._weights["labels.bias"])
+        if network.straight is not None:
+            logits = self.add("Add", logits, self.linear(seen, self._weights["straight.weight"]))
         return logits if network.start is None else self.add("Add", logits, self.names(network.start))
 
     def published(self, network: PublishedNetwork) -> str:

@@ -43,6 +43,7 @@ from product_classificator.heads.manifest import (
     check_values,
     familiarity_of,
     hierarchy_of,
+    missing_weights,
     read_checked,
     read_manifest,
     sha256_of,
@@ -108,6 +109,7 @@ class HeadBundle:
         known += json.dumps([asdict(each) for each in self.hierarchy]) if self.hierarchy else ""
         known += json.dumps(dict(self.cuts)) if self.cuts else ""
         known += "title" if self.bag.has_title else ""
+        known += "openings" if self.bag.has_openings else ""
         digest = hashlib.sha256(known.encode())
         for name, weight in sorted(self._weights().items()):
             digest.update(name.encode() + weight.numpy().tobytes())
@@ -287,6 +289,7 @@ class HeadBundle:
             hierarchy=[RefinementFacts(**asdict(each)) for each in self.hierarchy],
             cuts={name: list(cuts) for name, cuts in self.cuts.items()},
             has_title=self.bag.has_title,
+            has_openings=self.bag.has_openings,
             network=ShapeFacts(**shape),
             facts=dict(self.facts),
             sha256={name: sha256_of((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
@@ -310,7 +313,9 @@ class HeadBundle:
             weights = load(weights_bytes)
             idf: Floats = weights.pop(IDF).numpy()
             familiarity = familiarity_of(manifest, weights)
-            bag = WordBag(json.loads(words_bytes), idf, has_title=manifest.has_title)
+            titles = {"has_title": manifest.has_title, "has_openings": manifest.has_openings}
+            bag = WordBag(json.loads(words_bytes), idf, **titles)
+            weights |= missing_weights(manifest)
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             with torch.random.fork_rng(devices=[]):
                 network = make_network(shape)

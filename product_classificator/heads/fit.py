@@ -20,9 +20,10 @@ from product_classificator.heads.calibration import fit_temperatures
 from product_classificator.heads.descent import EpochFacts, fit_network, valid_logits
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import Hierarchy, known_to, learn_hierarchy
-from product_classificator.heads.material import Material, codes_of, counts_of, labels_to_learn
+from product_classificator.heads.material import Material, codes_of, counts_of, labels_to_learn, words_of_names
 from product_classificator.heads.multilabel import borne_labels, cuts_of
 from product_classificator.heads.network import NetworkShape
+from product_classificator.heads.openings import open_with_their_kind
 from product_classificator.heads.review import fit_thresholds
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.words import WordBag
@@ -89,8 +90,12 @@ def fit_heads(
     train, valid = (np.flatnonzero((part == name) & (codes >= 0).any(1)) for name in ("train", "valid"))
     if not len(valid):
         raise DataError("the valid part has no product with a label and a photo or text: check the split")
+    told = train[embeddings.has_text[train]]
+    titles = [texts[row].partition("\n")[0] if has_title else texts[row] for row in told.tolist()]
+    single = [place for place in range(len(labels)) if place not in borne]
+    has_openings = open_with_their_kind(titles, codes[told][:, single])
     bag, words = WordBag.fit_rows(
-        texts, train[embeddings.has_text[train]], max_words=settings.max_words, has_title=has_title
+        texts, told, max_words=settings.max_words, has_title=has_title, has_openings=has_openings
     )
     image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
     text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
@@ -108,7 +113,8 @@ def fit_heads(
         name_dim=names.shape[1],
         shares_space=shares_space and names.shape[1] > 0,
     )
-    material = Material(embeddings, words, codes, borne, train, valid, tuple(labels), names)
+    name_words = words_of_names(labels, bag)
+    material = Material(embeddings, words, codes, borne, train, valid, tuple(labels), names, name_words)
     # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -121,9 +127,8 @@ def fit_heads(
         "left_out": left_out,
     }
     if hierarchy is None:
-        single = {place: name for place, name in enumerate(labels) if place not in borne}
-        can_refine = {name: labels[name] for name in single.values()}
-        hierarchy = learn_hierarchy(codes[train][:, list(single)], can_refine) if settings.recipe == "joint" else ()
+        can_refine = {tuple(labels)[place]: tuple(labels.values())[place] for place in single}
+        hierarchy = learn_hierarchy(codes[train][:, single], can_refine) if settings.recipe == "joint" else ()
     known, logits = torch.from_numpy(codes[valid]), valid_logits(network, material)
     borne_by_valid = {place: each[valid] for place, each in borne.items()}
     temperatures, exponents = fit_temperatures(logits, known, shape.spans, borne_by_valid)

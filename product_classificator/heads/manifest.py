@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -20,7 +21,9 @@ from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy, known_to
 from product_classificator.heads.words import WordBag
 
-FORMAT = 3  # 1: its words have no beginnings; 1 and 2 know neither several labels nor titles; both are read as they are
+FORMAT = 4
+"""Bundles of earlier formats are read as they are: 1 has words without beginnings; 1 and 2 know neither several labels
+nor titles; up to 3 no layer leads straight from the parts to the labels."""
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 NAMES = {MANIFEST, WEIGHTS, WORDS}
 IDF = "bag.idf"
@@ -66,6 +69,7 @@ class Manifest(BaseModel):
     hierarchy: list[RefinementFacts] = []
     cuts: dict[str, list[float]] = {}
     has_title: bool = False
+    has_openings: bool = False
     network: ShapeFacts
     facts: dict[str, Any]
     sha256: dict[str, str]
@@ -81,6 +85,15 @@ def familiarity_of(manifest: Manifest, weights: dict[str, Tensor]) -> Familiarit
             raise ValueError(f"centres of training products must be finite and {width} wide")
     photo, distance, share = manifest.strange_from
     return Familiarity(image.numpy(), text.numpy(), (photo, distance, share))
+
+
+def missing_weights(manifest: Manifest) -> dict[str, Tensor]:
+    """Returns what today's network has beyond that of the bundle's format, as it changes nothing."""
+    shape = manifest.network
+    if manifest.format > 3 or shape.recipe != "joint" or shape.n_words:
+        return {}
+    n_labels = sum(map(len, manifest.labels.values()))
+    return {"straight.weight": torch.zeros(n_labels, shape.image_dim + shape.text_dim)}
 
 
 def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Tensor]) -> None:

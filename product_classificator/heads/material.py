@@ -9,18 +9,24 @@ import numpy as np
 
 from product_classificator.errors import DataError
 from product_classificator.heads.multilabel import Borne
-from product_classificator.heads.words import WordRows
+from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.heads.zero_shot import Codes
 from product_classificator.types import Embeddings, Floats, Rows, Strings, Truth, borne_by, is_multi_label
 
 logger = logging.getLogger(__name__)
 
 _MEASURED_ON = 50_000
+_NAME_WEIGHT, _WEIGHED_FULLY = 30.0, 100
 
 
 @dataclass(frozen=True)
 class Material:
-    """All products, row-aligned, and which of them are for training and which for validation."""
+    """All products, row-aligned, and which of them are for training and which for validation.
+
+    Attributes:
+        names: (all labels, dim) vectors of the names of labels to start from, of width 0 if there are none.
+        name_words: (all labels, words) words of the names of labels, by what they weigh to start with.
+    """
 
     embeddings: Embeddings
     words: WordRows
@@ -30,6 +36,7 @@ class Material:
     valid: Rows
     characteristics: tuple[str, ...]
     names: Floats
+    name_words: WordRows
 
     @property
     def sample(self) -> Rows:
@@ -60,6 +67,19 @@ def labels_to_learn(
             f"found none among {list(truth)}: add products or lower min_products_per_label"
         )
     return labels, left_out
+
+
+def words_of_names(labels: Mapping[str, Sequence[str]], bag: WordBag) -> WordRows:
+    """Returns the (all labels, words) rows of the names of labels, times what a cosine with them weighs to start with.
+
+    Validation macro-F1 of fashion goods (2 to 58 labels), three splits, with weights of 0, 10, 20, 30 and 40: .817,
+    .821, .828, .831, .830; with titles .922, .927, .930, .930 (30). Where labels are many, their words mislead: 60,000
+    titles with 565 labels .772, .772 (5), .772 (10), .770 (20), .762 (30). So beyond 100 labels a name weighs less.
+    """
+    rows = bag.rows([name for names in labels.values() for name in names])
+    weights = [_NAME_WEIGHT * min(1, _WEIGHED_FULLY / len(names)) for names in labels.values() for _ in names]
+    rows.data *= np.repeat(np.array(weights, np.float32), np.diff(rows.indptr))
+    return rows
 
 
 def codes_of(truth: Truth, labels: Mapping[str, Sequence[str]]) -> Codes:

@@ -2,7 +2,8 @@
 
 All networks answer one row of logits for all characteristics, label after label; `spans` says which columns belong
 to which. The joint network shares one hidden layer between all characteristics, so that rare labels profit from the
-common ones, and adds a linear model of words, which sees what a sentence vector blurs (brand, "pack of 2", sizes).
+common ones, and adds a linear model of words, which sees what a sentence vector blurs (brand, "pack of 2", sizes), or,
+where there are no words, of the parts themselves.
 The published heads share nothing but a projection. The zero-shot network has learned nothing: it compares a product
 with the names of the labels, and the joint network may start from it.
 """
@@ -117,6 +118,13 @@ class WordScores(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(n_words, n_labels))
 
+    def start_from(self, names: WordRows) -> None:
+        """Sets the weights to those of (labels, words) names: a text scores by the words that it shares with them."""
+        known = names.tocoo()
+        places = torch.from_numpy(known.col).long(), torch.from_numpy(known.row).long()
+        with torch.no_grad():
+            self.weight.zero_()[places] = torch.from_numpy(known.data)
+
     def forward(self, words: WordRows) -> Tensor:
         """Returns (n, labels) logits."""
         logits: Tensor = _SparseProduct.apply(self.weight, words)  # type: ignore[no-untyped-call]
@@ -161,7 +169,9 @@ class Dropout(nn.Module):
 class JointNetwork(nn.Module):
     """One hidden layer over both parts for all characteristics, plus a linear model of the words.
 
-    Where names of labels are given, their scores are added: training starts from the zero-shot network.
+    Without words the linear model is one of the parts: photos alone, validation macro-F1 of three splits of fashion
+    goods .711 without it, .721 with it; beside words it brings nothing. Where vectors of the names of labels are given,
+    their scores are added: training starts from the zero-shot network.
     """
 
     def __init__(self, shape: NetworkShape) -> None:
@@ -176,6 +186,9 @@ class JointNetwork(nn.Module):
             Dropout(shape.dropout / 2), nn.Linear(width, shape.hidden), nn.ReLU(), Dropout(shape.dropout)
         )
         self.labels = nn.Linear(shape.hidden, sum(shape.n_labels))
+        self.straight = None if shape.n_words else nn.Linear(width, sum(shape.n_labels), bias=False)
+        if self.straight is not None:
+            nn.init.zeros_(self.straight.weight)
         self.words = WordScores(shape.n_words, sum(shape.n_labels))
         self.start = NameScores(shape) if shape.name_dim else None
 
@@ -190,10 +203,12 @@ class JointNetwork(nn.Module):
             batch.has_text.expand(-1, self.shape.text_dim),
         ]
         parts = (torch.cat([batch.image, batch.text], 1) - self.mean) / self.scale
-        logits: Tensor = self.labels(self._hidden(torch.where(torch.cat(has, 1), parts, 0), batch))
+        seen = torch.where(torch.cat(has, 1), parts, 0)
+        logits: Tensor = self.labels(self._hidden(seen, batch))
         if self.start is not None:
-            logits = logits + self.start(batch)
-        return logits + self.words(batch.words) * batch.has_text if self.shape.n_words else logits
+            logits += self.start(batch)
+        logits += self.straight(seen) if self.straight is not None else self.words(batch.words) * batch.has_text
+        return logits
 
     @torch.inference_mode()
     def word_contributions(self, words: WordRows) -> Tensor:
@@ -211,7 +226,9 @@ class JointNetwork(nn.Module):
         weights = self.trunk.get_parameter("1.weight")
         of_image, of_text = torch.split(weights, [self.shape.image_dim, self.shape.text_dim], 1)
         instead = ~batch.has_image * (of_image @ self.missing_image) + ~batch.has_text * (of_text @ self.missing_text)
-        hidden: Tensor = dropped_again(relu(linear(dropped(seen)) + instead))
+        # Texts repeat what their words say; of photos all is needed: without words .707 if units of theirs are dropped.
+        image, text = torch.split(seen, [self.shape.image_dim, self.shape.text_dim], 1)
+        hidden: Tensor = dropped_again(relu(linear(torch.cat([image, dropped(text)], 1)) + instead))
         return hidden
 
 

@@ -25,7 +25,7 @@ from product_classificator.files import write_text
 from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy, known_to
 from product_classificator.heads.review import Thresholds
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, REQUIREMENTS = "manifest.json", "requirements.txt"
 TOKENIZER, HEADS, WORDS, WEIGHTS, RARITIES = "tokenizer.json", "heads.onnx", "words.json", "words.npy", "rarities.npy"
 SEEN_IMAGE, SEEN_TEXT = "seen_image.npy", "seen_text.npy"
@@ -80,6 +80,7 @@ class Manifest:
         hierarchy: which characteristic refines which.
         cuts: multi-label characteristic -> for each label the probability from which on a product bears it.
         has_title: whether the first line of a text weighs as much as all that follows.
+        has_openings: whether the first word of a text, and its first two, count as words of their own too.
         requires: package of pip -> version that the folder was written and checked with.
         sha256: file -> digest.
     """
@@ -97,6 +98,7 @@ class Manifest:
     hierarchy: Hierarchy
     cuts: Mapping[str, tuple[float, ...]]
     has_title: bool
+    has_openings: bool
     requires: Mapping[str, str]
     sha256: Mapping[str, str]
 
@@ -169,6 +171,7 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         hierarchy=hierarchy,
         cuts={name: tuple(cuts) for name, cuts in found["cuts"].items()},
         has_title=bool(found["has_title"]),
+        has_openings=bool(found["has_openings"]),
         requires=dict(found["requires"]),
         sha256=dict(found["sha256"]),
     )

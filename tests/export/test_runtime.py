@@ -84,7 +84,7 @@ def test_a_file_that_was_changed_or_is_missing_is_refused(folder, name):
 
 def test_a_manifest_that_is_missing_newer_or_damaged_is_refused(folder):
     change(folder, format=FORMAT + 1)
-    with pytest.raises(ArtifactError, match="has format 2, this version reads 1: export again with this version"):
+    with pytest.raises(ArtifactError, match="has format 3, this version reads 2: export again with this version"):
         Exported.load(folder)
     for damage in ({"format": FORMAT, "labels": {"kind": ["cup"]}}, {"labels": 3}, {"encoder": {}}):
         change(folder, **damage)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, fit_heads
+from product_classificator.heads.network import JointNetwork
 from product_classificator.types import Embeddings
 from tests.heads.conftest import Material
 
@@ -137,8 +138,8 @@ def test_a_missing_file_is_refused(saved: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    change_manifest(saved, format=4)
-    with pytest.raises(ArtifactError, match=r"has format 4, this version reads up to 3: upgrade"):
+    change_manifest(saved, format=5)
+    with pytest.raises(ArtifactError, match=r"has format 5, this version reads up to 4: upgrade"):
         HeadBundle.load(saved)
 
 
@@ -160,6 +161,34 @@ def test_a_bundle_of_format_1_that_was_written_before_there_were_names_and_proje
     (saved / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     assert HeadBundle.load(saved).digest == fitted.bundle.digest
     assert HeadBundle.load(saved).encoder_name == ""
+
+
+def test_a_bundle_of_format_3_without_words_has_no_layer_straight_to_the_labels(
+    saved: Path, material: Material, quick: HeadSettings
+) -> None:
+    known = (material.embeddings, material.texts, material.truth, material.split)
+    heads = fit_heads(*known, replace(quick, max_words=0)).bundle
+    heads.save(saved)
+    weights = load_file(saved / "weights.safetensors")
+    del weights["straight.weight"]
+    save_file(weights, saved / "weights.safetensors")
+    with pytest.raises(ArtifactError, match="do not fit together"):
+        rewritten(saved, format=4)
+    old, (embeddings, texts) = rewritten(saved, format=3), material.rows("test")
+    assert isinstance(heads.network, JointNetwork)
+    assert heads.network.straight is not None
+    assert heads.network.straight.weight.abs().sum() > 0
+    with torch.no_grad():
+        heads.network.straight.weight.zero_()
+    for name, matrix in heads.predict(embeddings, texts).probabilities.items():
+        assert np.array_equal(old.predict(embeddings, texts).probabilities[name], matrix)
+
+
+def rewritten(folder: Path, **changes: object) -> HeadBundle:
+    """Returns the bundle of a folder whose weights were changed."""
+    sha256 = {name: sha256_of(folder / name) for name in ("weights.safetensors", "words.json")}
+    change_manifest(folder, sha256=sha256, **changes)
+    return HeadBundle.load(folder)
 
 
 def test_a_bundle_that_was_written_before_there_were_decisions_predicts_and_decides_nothing(

@@ -8,6 +8,8 @@ from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError
 from product_classificator.heads import EpochFacts, FittedHeads, HeadSettings, fit_heads
+from product_classificator.heads.material import words_of_names
+from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, Split, strings
 from tests.heads.conftest import COLOURS, KINDS, Material
 
@@ -116,7 +118,7 @@ def test_fitting_leaves_the_global_random_state_as_it_was(material: Material, qu
 
 
 def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(material: Material, quick: HeadSettings) -> None:
-    settings = replace(quick, learning_rate=0.5, words_learning_rate=1e-3, max_epochs=8, patience=8)
+    settings = replace(quick, learning_rate=1.0, words_learning_rate=1e-3, max_epochs=8, patience=8)
     fitted = fit(material, settings)
     means = [epoch.mean_valid_macro_f1 for epoch in fitted.history]
     assert fitted.best_epoch == int(np.argmax(means)) + 1 < len(means)
@@ -218,3 +220,21 @@ def test_a_validation_part_without_labels_is_refused(material: Material, quick: 
     kind[material.split.rows("valid")] = None
     with pytest.raises(DataError, match="the valid part has no product with a label"):
         fit(replace(material, truth={"kind": kind}), quick)
+
+
+def test_words_start_from_the_names_of_labels_and_weigh_less_where_there_are_many() -> None:
+    bag = WordBag.fit(["red mug", "blue mug", "red cup", "blue cup"])
+    many = tuple(f"label {number}" for number in range(200))
+    rows = words_of_names({"colour": ("red", "green"), "kind": (*many[1:], "mug")}, bag)
+    lengths = np.sqrt(rows.multiply(rows).sum(1)).ravel().tolist()[0]
+    assert np.allclose([lengths[0], lengths[1], lengths[-1]], [30, 0, 15])
+    assert sum(lengths) == pytest.approx(45)
+
+
+def test_a_label_of_few_products_is_found_by_its_name(material: Material, quick: HeadSettings) -> None:
+    draw = np.random.default_rng(0)
+    named = strings([KINDS[draw.integers(0, 3)] for _ in material.texts])
+    texts = [f"{text} {name}" for text, name in zip(material.texts, named, strict=True)]
+    lazy = replace(quick, learning_rate=1e-6, words_learning_rate=1e-6, max_epochs=1)
+    told = replace(material, texts=texts, truth={"named": named})
+    assert judged(fit(told, lazy), told, "named") == 1

@@ -42,6 +42,24 @@ def test_scores_of_words_and_their_gradient_are_those_of_a_dense_product() -> No
     assert torch.allclose(words.weight.grad.to_dense(), weight.grad)
 
 
+def test_words_start_from_the_names_of_labels() -> None:
+    words = WordScores(4, 3)
+    names = csr_matrix(np.array([[6, 0, 8, 0], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=np.float32))
+    words.start_from(names)
+    assert torch.allclose(words(ROWS), torch.tensor([[19.0, 0, 0], [8, 0, 0], [0, 0, 0]]))
+
+
+def test_without_words_a_layer_leads_straight_to_the_labels(batch: Batch) -> None:
+    network = JointNetwork(replace(SHAPE, n_words=0)).eval()
+    batch = replace(batch, words=csr_matrix((3, 0), dtype=np.float32))
+    assert network.straight is not None
+    before = network(batch)
+    with torch.no_grad():
+        network.straight.weight[:, 0] = 1.0
+    seen = torch.where(batch.has_image[:, 0], batch.image[:, 0], 0)
+    assert torch.allclose(network(batch) - before, seen[:, None].expand(3, 5), atol=1e-6)
+
+
 def test_a_missing_part_is_replaced_by_what_was_learned_for_it(network: JointNetwork, batch: Batch) -> None:
     network.eval()
     filled = replace(

@@ -25,6 +25,15 @@ def test_forms_of_a_word_share_their_beginnings() -> None:
     assert bag.rows(["кружкой"]).nnz == 3
 
 
+def test_the_opening_of_a_text_counts_as_a_word_of_its_own() -> None:
+    texts = ["red mug", "red mug\nblue red mug", "mug red"]
+    bag, rows = WordBag.fit_rows(texts, np.arange(3), min_texts=1, has_title=True, has_openings=True)
+    assert {word for word in bag.words if word[0] == "^"} == {"^red", "^red mug", "^mug", "^mug red"}
+    assert (bag.rows(texts) != rows).nnz == 0
+    plain = WordBag.fit(texts, min_texts=1)
+    assert not any(word.startswith("^") for word in plain.words)
+
+
 def test_numbers_have_no_beginnings() -> None:
     assert WordBag.fit(["123456", "123456"]).words == ("123456",)
 
