@@ -89,8 +89,9 @@ def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:
     from sklearn.cluster import MiniBatchKMeans  # a second to import, and use does without it
     from sklearn.preprocessing import normalize
 
-    # Random products are as good a start as k-means++, which took a quarter of the time of fitting heads.
-    kmeans = MiniBatchKMeans(_CENTRES, init="random", batch_size=2048, n_init=1, random_state=seed)
+    # Random products are as good a start as k-means++, which took a quarter of the time of fitting heads, and five
+    # passes as good as all: products are .002 of .312 farther from their centre.
+    kmeans = MiniBatchKMeans(_CENTRES, init="random", batch_size=2048, n_init=1, max_iter=5, random_state=seed)
     centres: Floats = normalize(kmeans.fit(vectors[rows]).cluster_centers_)
     return centres
 
