@@ -73,8 +73,9 @@ def words_of_names(labels: Mapping[str, Sequence[str]], bag: WordBag) -> WordRow
     """Returns the (all labels, words) rows of the names of labels, times what a cosine with them weighs to start with.
 
     Validation macro-F1 of fashion goods (2 to 58 labels), three splits, with weights of 0, 10, 20, 30 and 40: .817,
-    .821, .828, .831, .830; with titles .922, .927, .930, .930 (40 not tried). Where labels are many, their words mislead: 60,000
-    titles with 565 labels .772, .772 (5), .772 (10), .770 (20), .762 (30). So beyond 100 labels a name weighs less.
+    .821, .828, .831, .830; with titles .922, .927, .930, .930 for the first four. Where labels are many, their words
+    mislead: 60,000 titles with 565 labels .772 with 0, 5 and 10, .770 with 20, .762 with 30. So beyond 100 labels a
+    name weighs less.
     """
     rows = bag.rows([name for names in labels.values() for name in names])
     weights = [_NAME_WEIGHT * min(1, _WEIGHED_FULLY / len(names)) for names in labels.values() for _ in names]
