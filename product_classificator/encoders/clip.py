@@ -1,11 +1,11 @@
 """Turns photos and texts into vectors by the two towers of a CLIP-like network.
 
 What differs between ruCLIP, CLIP, SigLIP and others is how they prepare (see `preparation`) and which towers compute
-(see `towers`); this class brings both together. Windows are sorted by length before they are batched, so that little
+(see `towers`); this class brings both together. Windows are batched with others of about their length, so that little
 padding is computed; those of one text are averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _IMAGE_BATCH = 32
 _TEXT_BATCH = 64
+_MOST_PADDED = 1.25
 
 
 @dataclass
@@ -71,16 +72,30 @@ class ClipEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Returns (n, text_dim) float32 vectors of unit length."""
         windows, owners = self.texts.windows([readable(text) for text in texts])
-        order = np.argsort([len(window) for window in windows], kind="stable")
         found = np.zeros((len(windows), self.text_dim), dtype=np.float32)
-        for start in range(0, len(order), _TEXT_BATCH):
-            rows = order[start : start + _TEXT_BATCH]
+        for rows in batches_of([len(window) for window in windows]):
             found[rows] = self.towers.of_texts(self.texts.inputs([windows[row] for row in rows]))
         if len(windows) == len(texts):
             return unit_rows(found)
         sums = np.zeros((len(texts), self.text_dim), dtype=np.float32)
         np.add.at(sums, owners, unit_rows(found))
         return unit_rows(sums)
+
+
+def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yields the numbers of windows, batch after batch: at most 64, none under 4/5 of the longest of its batch.
+
+    >>> list(batches_of([40, 7, 8, 38]))
+    [[1, 2], [3, 0]]
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == _TEXT_BATCH or lengths[row] > _MOST_PADDED * lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def readable(text: str) -> str:
