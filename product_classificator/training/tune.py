@@ -196,7 +196,9 @@ def _identity(
 ) -> str:
     """Names everything that decides the course of a tuning."""
     known = asdict(replace(tuning, micro_batch=1, checkpoint_minutes=1, cache_limit_gb=1))  # these do not
-    digest = hashlib.sha256(json.dumps([encoder.fingerprint, asdict(settings), known, engine.precision]).encode())
+    digest = hashlib.sha256(
+        json.dumps([encoder.fingerprint, asdict(settings), known, engine.precision, divided.has_title]).encode()
+    )
     digest.update("\0".join(divided.split.part).encode())
     digest.update(activations.image_keys.tobytes() + activations.has_image.tobytes())
     for name, labels in divided.truth.items():
