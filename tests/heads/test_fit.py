@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError
@@ -225,10 +226,11 @@ def test_a_validation_part_without_labels_is_refused(material: Material, quick: 
 def test_words_start_from_the_names_of_labels_and_weigh_less_where_there_are_many() -> None:
     bag = WordBag.fit(["red mug", "blue mug", "red cup", "blue cup"])
     many = tuple(f"label {number}" for number in range(200))
-    rows = words_of_names({"colour": ("red", "green"), "kind": (*many[1:], "mug")}, bag)
+    labels = {"colour": ("red", "green"), "kind": (*many[1:], "mug"), "marks": ("blue", "old")}
+    rows = words_of_names(labels, {2: csr_matrix((4, 2), dtype=bool)}, bag)
     lengths = np.sqrt(rows.multiply(rows).sum(1)).ravel().tolist()[0]
-    assert np.allclose([lengths[0], lengths[1], lengths[-1]], [30, 0, 15])
-    assert sum(lengths) == pytest.approx(45)
+    assert np.allclose([lengths[0], lengths[1], lengths[201], lengths[202]], [30, 0, 15, 60])
+    assert sum(lengths) == pytest.approx(105)
 
 
 def test_a_label_of_few_products_is_found_by_its_name(material: Material, quick: HeadSettings) -> None:
