@@ -5,6 +5,7 @@ histogram slightly. Near-white pixels, the background of shop photos, hardly cou
 one of its middle, where the product is.
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -16,31 +17,38 @@ COLOURS_DIM = 128
 """Length of what `colours_of` returns."""
 
 _LEVELS = 4
+_STEPS = np.array([_LEVELS**2, _LEVELS, 1])
 _SIZE_PX = 32
 _MIDDLE = slice(_SIZE_PX // 4, _SIZE_PX * 3 // 4)
 _WHITE = 0.94
 _WEIGHT_OF_WHITE = 1e-3  # not 0: a photo that is all white is white
 
 
-def colours_of(image: Image.Image) -> Floats:
-    """Returns the (128,) float32 roots of both histograms of a photo; each half has unit length."""
-    small = image.convert("RGB").resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BICUBIC)
-    pixels = np.asarray(small, dtype=np.float32) / np.float32(255)
-    middle = pixels[_MIDDLE, _MIDDLE]
-    shares = np.concatenate([_histogram(part.reshape(-1, 3)) for part in (pixels, middle)])
+def colours_of(images: Sequence[Image.Image]) -> Floats:
+    """Returns the (n, 128) float32 roots of both histograms of n photos, one or more; each half has unit length."""
+    size = (_SIZE_PX, _SIZE_PX)
+    small = [np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in images]
+    pixels = np.stack(small).astype(np.float32) / np.float32(255)
+    middle = pixels[:, _MIDDLE, _MIDDLE]
+    shares = np.concatenate([_histograms(part.reshape(len(images), -1, 3)) for part in (pixels, middle)], 1)
     roots: Floats = np.sqrt(shares).astype(np.float32)
     return roots
 
 
-def _histogram(pixels: Floats) -> Floats:
-    """Returns the (64,) shares of the colours among (n, 3) pixels from 0 to 1."""
-    weights = np.where(pixels.min(1) < _WHITE, 1, _WEIGHT_OF_WHITE)
+def _histograms(pixels: Floats) -> Floats:
+    """Returns the (n, 64) shares of the colours among (n, p, 3) pixels from 0 to 1."""
+    n, n_colours = len(pixels), _LEVELS**3
+    weights = np.where(pixels.min(2) < _WHITE, 1, _WEIGHT_OF_WHITE)
     places = pixels * (_LEVELS - 1)
     low = np.minimum(places.astype(np.int64), _LEVELS - 2)
     above = places - low
-    counts = np.zeros(_LEVELS**3)
+    nearness = (1 - above, above)
+    lowest = low @ _STEPS + n_colours * np.arange(n)[:, None]
+    counts = np.zeros(n * n_colours)
     for corner in product((0, 1), repeat=3):
-        shares = np.where(corner, above, 1 - above).prod(1) * weights
-        counts += np.bincount((low + corner) @ (_LEVELS**2, _LEVELS, 1), shares, minlength=_LEVELS**3)
-    histogram: Floats = counts / counts.sum()
-    return histogram
+        red, green, blue = (nearness[up][..., channel] for channel, up in enumerate(corner))
+        columns = lowest + corner @ _STEPS
+        counts += np.bincount(columns.ravel(), (red * green * blue * weights).ravel(), minlength=len(counts))
+    counts = counts.reshape(n, n_colours)
+    histograms: Floats = counts / counts.sum(1, keepdims=True)
+    return histograms

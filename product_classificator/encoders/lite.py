@@ -121,8 +121,7 @@ class LiteEncoder:
             prepared = [self.prepare_image(image) for image in batch]
             pixels = np.stack([np.asarray(image) for image in prepared])
             features = network.run(None, {network.get_inputs()[0].name: pixels})[0]
-            colours = np.stack([colours_of(image) for image in prepared])
-            return np.concatenate([unit_rows(features), _WEIGHT_OF_COLOURS * colours], 1)
+            return np.concatenate([unit_rows(features), _WEIGHT_OF_COLOURS * colours_of(prepared)], 1)
 
         return self._in_batches(encode, images, _IMAGE_BATCH, self.image_dim)
 
