@@ -49,6 +49,6 @@ def _histograms(pixels: Floats) -> Floats:
         red, green, blue = (nearness[up][..., channel] for channel, up in enumerate(corner))
         columns = lowest + corner @ _STEPS
         counts += np.bincount(columns.ravel(), (red * green * blue * weights).ravel(), minlength=len(counts))
-    counts = counts.reshape(n, n_colours)
-    histograms: Floats = counts / counts.sum(1, keepdims=True)
+    of_photos = counts.reshape(n, n_colours)
+    histograms: Floats = of_photos / of_photos.sum(1, keepdims=True)
     return histograms
