@@ -22,6 +22,7 @@ from product_classificator.encoders import Encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.files import replacing
 from product_classificator.heads import HeadBundle, HeadSettings, fit_heads
+from product_classificator.heads.manifest import FORMAT
 from product_classificator.training import Watch
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, as_text, strings
 
@@ -117,9 +118,8 @@ def opinions_out_of_fold(
 def _digest(products: Labelled, settings: HeadSettings) -> str:
     """Names everything that decides the opinions."""
     embeddings = products.embeddings
-    digest = blake2b(
-        f"{embeddings.fingerprint} {json.dumps(asdict(settings))} {products.has_title}".encode(), digest_size=16
-    )
+    known = [embeddings.fingerprint, asdict(settings), products.has_title, FORMAT]
+    digest = blake2b(json.dumps(known).encode(), digest_size=16)
     for array in (embeddings.image, embeddings.text, products.groups, products.usable):
         digest.update(np.ascontiguousarray(array).data)
     labels = [

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _IMAGE_BATCH = 32
 _TEXT_BATCH = 64
-_MOST_PADDED = 1.25
+_MOST_PADDED, _SLACK = 1.25, 4
 
 
 @dataclass
@@ -73,7 +73,7 @@ class ClipEncoder:
         """Returns (n, text_dim) float32 vectors of unit length."""
         windows, owners = self.texts.windows([readable(text) for text in texts])
         found = np.zeros((len(windows), self.text_dim), dtype=np.float32)
-        for rows in batches_of([len(window) for window in windows]):
+        for rows in batches_of([0 if self.texts.pads_to_max else len(window) for window in windows]):
             found[rows] = self.towers.of_texts(self.texts.inputs([windows[row] for row in rows]))
         if len(windows) == len(texts):
             return unit_rows(found)
@@ -83,14 +83,14 @@ class ClipEncoder:
 
 
 def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yields the numbers of windows, batch after batch: at most 64, none under 4/5 of the longest of its batch.
+    """Yields the numbers of windows, batch after batch: at most 64, the longest at most 5/4 of the shortest and 4 more.
 
     >>> list(batches_of([40, 7, 8, 38]))
     [[1, 2], [3, 0]]
     """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == _TEXT_BATCH or lengths[row] > _MOST_PADDED * lengths[batch[0]]):
+        if batch and (len(batch) == _TEXT_BATCH or lengths[row] > _MOST_PADDED * lengths[batch[0]] + _SLACK):
             yield batch
             batch = []
         batch.append(row)

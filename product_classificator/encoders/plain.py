@@ -118,6 +118,7 @@ class PlainTexts:
         self._before, self._after = list(before), list(after)
         self._reserved = frozenset(reserved)
         self._room = max_tokens - len(before) - len(after)
+        self.pads_to_max = pads_to_max
         self._pad_id, self._width = pad_id, max_tokens if pads_to_max else 0
         self._max_windows = max_windows
         self._has_mask = has_mask

@@ -48,7 +48,13 @@ class ImagePreparation(Protocol):
 
 
 class TextPreparation(Protocol):
-    """How texts become the inputs of a text tower; its string is part of the fingerprint."""
+    """How texts become the inputs of a text tower; its string is part of the fingerprint.
+
+    Attributes:
+        pads_to_max: whether windows are filled up to a length of their own, not only to the longest of their batch.
+    """
+
+    pads_to_max: bool
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the token ids of all windows, and for each the number of the text it belongs to, ascending."""
@@ -134,6 +140,8 @@ class TokenPreparation:
         max_tokens: of a window, special tokens included.
         max_windows: how many windows of a text are read.
     """
+
+    pads_to_max = False
 
     def __init__(self, tokenizer: "Tokenizer", *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
         tokenizer.no_padding()

@@ -42,7 +42,7 @@ class _HeadsGraph(Graph):
         self._weights = {name: weight.numpy() for name, weight in network.state_dict().items()}
 
     def joint(self, network: JointNetwork) -> str:
-        """Adds the hidden layer over both parts, and the names of labels if it started from them."""
+        """Adds the hidden layer over both parts, what leads straight to the labels, and the names of labels."""
         parts, instead = [], []
         first = self._weights["trunk.1.weight"]
         start = 0

@@ -313,8 +313,8 @@ class HeadBundle:
             weights = load(weights_bytes)
             idf: Floats = weights.pop(IDF).numpy()
             familiarity = familiarity_of(manifest, weights)
-            titles = {"has_title": manifest.has_title, "has_openings": manifest.has_openings}
-            bag = WordBag(json.loads(words_bytes), idf, **titles)
+            known = json.loads(words_bytes)
+            bag = WordBag(known, idf, has_title=manifest.has_title, has_openings=manifest.has_openings)
             weights |= missing_weights(manifest)
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             with torch.random.fork_rng(devices=[]):

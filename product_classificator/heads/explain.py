@@ -9,12 +9,14 @@ its words, by its vector, is in the credit of the text alone.
 Of a multi-label characteristic the most probable label is explained, against its absence.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from product_classificator.heads.network import JointNetwork
+from product_classificator.heads.words import OPENING
 from product_classificator.types import Embeddings, Explanation
 
 if TYPE_CHECKING:
@@ -89,5 +91,7 @@ def _words(
     best, runner_up = labels
     against = 0.0 if runner_up is None else logits[:, first + runner_up]
     weights = ((logits[:, first + best] - against) / temperature).tolist()
-    words = [bundle.bag.words[column] for column in rows.indices]
-    return dict(sorted(zip(words, weights, strict=True), key=lambda item: -abs(item[1])))
+    credit: Counter[str] = Counter()
+    for column, weight in zip(rows.indices, weights, strict=True):
+        credit[bundle.bag.words[column].removeprefix(OPENING)] += weight  # a word that opens the text has two columns
+    return dict(sorted(credit.items(), key=lambda item: -abs(item[1])))

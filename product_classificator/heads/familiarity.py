@@ -90,7 +90,7 @@ def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:
     from sklearn.preprocessing import normalize
 
     # Random products are as good a start as k-means++, which took a quarter of the time of fitting heads, and five
-    # passes as good as all: products are .002 of .312 farther from their centre.
+    # passes as good as all: the farthest 1 % of 889 fashion photos lie .314 from their centre, .312 after all.
     kmeans = MiniBatchKMeans(_CENTRES, init="random", batch_size=2048, n_init=1, max_iter=5, random_state=seed)
     centres: Floats = normalize(kmeans.fit(vectors[rows]).cluster_centers_)
     return centres

@@ -4,8 +4,9 @@ All characteristics are fitted together (`descent`). An unknown label costs noth
 choose the epoch whose weights are kept, the temperatures, and from where on values need no review (`calibration`,
 `review`, `familiarity`), nothing else; nothing is learned from test products.
 
-Where a label has few products, the joint recipe starts from the names of the labels (`zero_shot`): macro-F1 of
-`sub_category` on validation products with 1, 3 and 9 training products a label .41, .51, .66 instead of .29, .47, .63.
+The joint recipe starts from the words of the names of the labels (`material`). Where a label has few products, it
+starts from the vectors of the names, too (`zero_shot`): macro-F1 of `sub_category` on validation products with 1, 3 and
+9 training products a label .41, .51, .66 instead of .29, .47, .63.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +27,9 @@ from product_classificator.heads.network import NetworkShape
 from product_classificator.heads.openings import open_with_their_kind
 from product_classificator.heads.review import fit_thresholds
 from product_classificator.heads.settings import HeadSettings
-from product_classificator.heads.words import WordBag
-from product_classificator.heads.zero_shot import LabelVectors, names_to_start_from
-from product_classificator.types import PARTS, Embeddings, Split, Strings, Truth
+from product_classificator.heads.words import WordBag, WordRows
+from product_classificator.heads.zero_shot import Codes, LabelVectors, names_to_start_from
+from product_classificator.types import PARTS, Embeddings, Rows, Split, Strings, Truth
 
 _DEFAULTS = HeadSettings()
 
@@ -90,13 +91,8 @@ def fit_heads(
     train, valid = (np.flatnonzero((part == name) & (codes >= 0).any(1)) for name in ("train", "valid"))
     if not len(valid):
         raise DataError("the valid part has no product with a label and a photo or text: check the split")
-    told = train[embeddings.has_text[train]]
-    titles = [texts[row].partition("\n")[0] if has_title else texts[row] for row in told.tolist()]
     single = [place for place in range(len(labels)) if place not in borne]
-    has_openings = open_with_their_kind(titles, codes[told][:, single])
-    bag, words = WordBag.fit_rows(
-        texts, told, max_words=settings.max_words, has_title=has_title, has_openings=has_openings
-    )
+    bag, words = _words(texts, train[embeddings.has_text[train]], codes[:, single], settings.max_words, has_title)
     image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
     text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
     can_start = settings.recipe == "joint" and (text_dim or (image_dim and shares_space))
@@ -127,7 +123,7 @@ def fit_heads(
         "left_out": left_out,
     }
     if hierarchy is None:
-        can_refine = {tuple(labels)[place]: tuple(labels.values())[place] for place in single}
+        can_refine = {name: known for place, (name, known) in enumerate(labels.items()) if place in single}
         hierarchy = learn_hierarchy(codes[train][:, single], can_refine) if settings.recipe == "joint" else ()
     known, logits = torch.from_numpy(codes[valid]), valid_logits(network, material)
     borne_by_valid = {place: each[valid] for place, each in borne.items()}
@@ -142,6 +138,17 @@ def fit_heads(
     bundle = replace(bundle, hierarchy=known_to(hierarchy, labels))
     bundle = _with_review(bundle, embeddings, texts, truth, part, settings.seed)
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
+
+
+def _words(
+    texts: Sequence[str], train: Rows, codes: Codes, max_words: int, has_title: bool
+) -> tuple[WordBag, WordRows]:
+    """Learns the words of the training texts, by their numbers, and returns the rows of all."""
+    if not max_words:
+        return WordBag.fit_rows(texts, train, max_words=0)
+    titles = [texts[row].partition("\n")[0] if has_title else texts[row] for row in train.tolist()]
+    has_openings = open_with_their_kind(titles, codes[train])
+    return WordBag.fit_rows(texts, train, max_words=max_words, has_title=has_title, has_openings=has_openings)
 
 
 def _check_rows(embeddings: Embeddings, texts: Sequence[str], truth: Truth, split: Split) -> None:

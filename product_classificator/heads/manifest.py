@@ -23,7 +23,7 @@ from product_classificator.heads.words import WordBag
 
 FORMAT = 4
 """Bundles of earlier formats are read as they are: 1 has words without beginnings; 1 and 2 know neither several labels
-nor titles; up to 3 no layer leads straight from the parts to the labels."""
+nor titles; up to 3 openings do not count, and no layer leads straight from the parts to the labels."""
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 NAMES = {MANIFEST, WEIGHTS, WORDS}
 IDF = "bag.idf"

@@ -16,7 +16,7 @@ from product_classificator.types import Embeddings, Floats, Rows, Strings, Truth
 logger = logging.getLogger(__name__)
 
 _MEASURED_ON = 50_000
-_NAME_WEIGHT, _NAME_WEIGHT_IN_SETS, _WEIGHED_FULLY = 30.0, 60.0, 100
+_NAME_WEIGHT, _NAME_WEIGHT_IN_SETS, _MOST_LABELS_WEIGHED_FULLY = 30.0, 60.0, 100
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def words_of_names(labels: Mapping[str, Sequence[str]], borne: Mapping[int, Born
     """
     rows = bag.rows([name for names in labels.values() for name in names])
     weights = [
-        (_NAME_WEIGHT_IN_SETS if place in borne else _NAME_WEIGHT) * min(1, _WEIGHED_FULLY / len(names))
+        (_NAME_WEIGHT_IN_SETS if place in borne else _NAME_WEIGHT) * min(1, _MOST_LABELS_WEIGHED_FULLY / len(names))
         for place, names in enumerate(labels.values())
         for _ in names
     ]

@@ -169,9 +169,9 @@ class Dropout(nn.Module):
 class JointNetwork(nn.Module):
     """One hidden layer over both parts for all characteristics, plus a linear model of the words.
 
-    Without words the linear model is one of the parts: photos alone, validation macro-F1 of three splits of fashion
-    goods .711 without it, .721 with it; beside words it brings nothing. Where vectors of the names of labels are given,
-    their scores are added: training starts from the zero-shot network.
+    Without any words the linear model is one of the parts: photos alone, validation macro-F1 of three splits of fashion
+    goods .711 without it, .721 with it; beside words it took .002, with half of the photos .002 as well. Where vectors of
+    the names of labels are given, their scores are added: training starts from the zero-shot network.
     """
 
     def __init__(self, shape: NetworkShape) -> None:
@@ -226,7 +226,7 @@ class JointNetwork(nn.Module):
         weights = self.trunk.get_parameter("1.weight")
         of_image, of_text = torch.split(weights, [self.shape.image_dim, self.shape.text_dim], 1)
         instead = ~batch.has_image * (of_image @ self.missing_image) + ~batch.has_text * (of_text @ self.missing_text)
-        # Texts repeat what their words say; of photos all is needed: without words .707 if units of theirs are dropped.
+        # Texts repeat what their words say. Of photos all is needed: photos alone, as above, .707 instead of .711.
         image, text = torch.split(seen, [self.shape.image_dim, self.shape.text_dim], 1)
         hidden: Tensor = dropped_again(relu(linear(torch.cat([image, dropped(text)], 1)) + instead))
         return hidden

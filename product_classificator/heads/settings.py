@@ -36,15 +36,15 @@ class HeadSettings:
         max_epochs: passes over the training part; the published recipe has 15.
         patience: epochs without a better validation macro-F1 after which fitting stops.
         batch_size: products per step; fewer where an epoch would have less than 50 steps.
-        learning_rate: of the hidden layer and the labels.
+        learning_rate: of all but the words branch.
         words_learning_rate: of the words branch, which learns by plain gradient descent; per product of a batch.
-        weight_decay: of the hidden layer and the labels.
+        weight_decay: of all but the words branch.
         hidden: width of the hidden layer.
-        dropout: share of hidden units silenced in training.
+        dropout: share of hidden units silenced in training; of the units of texts half as many are.
         modality_dropout: share of training products whose photo is hidden, and share whose text is.
         word_dropout: share of the words of a training text that are hidden.
         prior_strength: 0 favours the common labels as the data do, 1 treats all labels alike.
-        max_words: limit of the vocabulary; 0 turns the words branch off.
+        max_words: limit of the vocabulary; with 0 a linear model of photos and texts stands for that of words.
         seed: of weights, order and dropout.
     """
 

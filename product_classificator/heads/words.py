@@ -33,6 +33,9 @@ WordRows: TypeAlias = "csr_matrix"
 
 Numbers: TypeAlias = npt.NDArray[np.int32]
 
+OPENING = "^"
+"""Stands before what a text opens with."""
+
 _BEGINNINGS = range(3, 7)
 _TEXTS_PER_BLOCK = 4096
 
@@ -47,7 +50,7 @@ def grams_of(text: str, *, has_opening: bool = False) -> list[str]:
     """
     words = words_of(text)
     pairs = [f"{left} {right}" for left, right in pairwise(words)]
-    openings = [f"^{gram}" for gram in (*words[:1], *pairs[:1])] if has_opening else []
+    openings = [f"{OPENING}{gram}" for gram in (*words[:1], *pairs[:1])] if has_opening else []
     return [*words, *pairs, *chain.from_iterable(map(_beginnings_of, words)), *openings]
 
 
@@ -123,8 +126,8 @@ class WordBag:
         from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import CountVectorizer  # a second to import, and use does without it
 
-        counter = CountVectorizer(analyzer=_grams_of_part, dtype=np.int32)
-        counts = counter.fit_transform(_parts_of(texts, has_title, has_openings))
+        counter = CountVectorizer(analyzer=list, dtype=np.int32)
+        counts = counter.fit_transform(_grams_of_parts(texts, has_title, has_openings))
         whole = counts[0::2] + counts[1::2] if has_title else counts
         n_texts = np.bincount(whole[train].indices, minlength=counts.shape[1])
         common = np.flatnonzero(n_texts >= min_texts)
@@ -150,8 +153,8 @@ class WordBag:
             (n + 1,): those of text i lie from starts[i] to before starts[i + 1].
         """
         numbers, counts, starts = array("i"), array("i"), array("i", [0])
-        for part in _parts_of(texts, self.has_title, self.has_openings):
-            known = Counter(self._numbers[gram] for gram in _grams_of_part(part) if gram in self._numbers)
+        for grams in _grams_of_parts(texts, self.has_title, self.has_openings):
+            known = Counter(self._numbers[gram] for gram in grams if gram in self._numbers)
             numbers.extend(sorted(known))
             counts.extend(known[number] for number in sorted(known))
             starts.append(len(numbers))
@@ -184,20 +187,15 @@ class WordBag:
         return _unit(summed, texts, n).astype(np.float32), words.astype(np.int32), np.bincount(texts, minlength=n)
 
 
-def _parts_of(texts: Iterable[str], has_title: bool, has_openings: bool) -> Iterator[tuple[str, bool]]:
-    """Yields texts, or of each text its first line and what follows; and whether the opening of each counts."""
+def _grams_of_parts(texts: Iterable[str], has_title: bool, has_openings: bool) -> Iterator[list[str]]:
+    """Yields the grams of texts, or of each text those of its first line and those of what follows."""
     for text in texts:
         if has_title:
             title, _, rest = text.partition("\n")
-            yield title, has_openings
-            yield rest, False
+            yield grams_of(title, has_opening=has_openings)
+            yield grams_of(rest)
         else:
-            yield text, has_openings
-
-
-def _grams_of_part(part: tuple[str, bool]) -> list[str]:
-    text, has_opening = part
-    return grams_of(text, has_opening=has_opening)
+            yield grams_of(text, has_opening=has_openings)
 
 
 def _unit(weights: npt.NDArray[np.float64], owners: Rows, n: int) -> npt.NDArray[np.float64]:

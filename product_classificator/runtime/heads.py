@@ -64,8 +64,8 @@ class ExportedHeads:
             bag, weights = WordBag((), np.empty(0, np.float32)), np.empty((0, n_labels), np.float32)
             if WORDS in manifest.sha256:
                 known = json.loads((folder / WORDS).read_text(encoding="utf-8"))
-                titles = {"has_title": manifest.has_title, "has_openings": manifest.has_openings}
-                bag = WordBag(known, _array(folder / RARITIES), **titles)
+                rarities = _array(folder / RARITIES)
+                bag = WordBag(known, rarities, has_title=manifest.has_title, has_openings=manifest.has_openings)
                 weights = np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False)
             if weights.shape != (len(bag), n_labels) or session.get_outputs()[0].shape[1] != n_labels:
                 raise ValueError(f"{len(bag)} words and {n_labels} labels are promised, weights are {weights.shape}")

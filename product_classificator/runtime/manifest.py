@@ -129,7 +129,7 @@ class Manifest:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             number = found["format"]
-            if number != FORMAT:
+            if number not in (1, FORMAT):  # 1 knows no openings, and is else as 2
                 raise ArtifactError(
                     f"{folder} has format {number}, this version reads {FORMAT}: export again with this version, or "
                     "install the one that wrote it"
@@ -171,7 +171,7 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         hierarchy=hierarchy,
         cuts={name: tuple(cuts) for name, cuts in found["cuts"].items()},
         has_title=bool(found["has_title"]),
-        has_openings=bool(found["has_openings"]),
+        has_openings=bool(found.get("has_openings", False)),
         requires=dict(found["requires"]),
         sha256=dict(found["sha256"]),
     )

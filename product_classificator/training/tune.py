@@ -32,6 +32,7 @@ from product_classificator.evaluation import Evaluation
 from product_classificator.evaluation.tuning import write_comparison
 from product_classificator.files import remove_leftovers
 from product_classificator.heads import FittedHeads
+from product_classificator.heads.manifest import FORMAT
 from product_classificator.runs import Run
 from product_classificator.training.activations import Activations, bytes_needed, keep_activations
 from product_classificator.training.contrast import Pairs, TuneSettings
@@ -196,9 +197,8 @@ def _identity(
 ) -> str:
     """Names everything that decides the course of a tuning."""
     known = asdict(replace(tuning, micro_batch=1, checkpoint_minutes=1, cache_limit_gb=1))  # these do not
-    digest = hashlib.sha256(
-        json.dumps([encoder.fingerprint, asdict(settings), known, engine.precision, divided.has_title]).encode()
-    )
+    facts = [encoder.fingerprint, asdict(settings), known, engine.precision, divided.has_title, FORMAT]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     digest.update("\0".join(divided.split.part).encode())
     digest.update(activations.image_keys.tobytes() + activations.has_image.tobytes())
     for name, labels in divided.truth.items():

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from product_classificator.encoders import Encoder, EncoderSpec, cores, load_encoder
+from product_classificator.encoders.clip import batches_of
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.encoders.onnx import export_towers
@@ -252,3 +253,15 @@ def test_pixels_and_embeddings_are_those_of_the_original_code(tmp_path):
     for found, known in ((of_images, golden["image_embeds_normalized"]), (of_texts, golden["text_embeds_normalized"])):
         assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) - known).max() < 1e-5
     assert np.abs(encoder.encode_texts(names["texts"]) - golden["text_embeds_normalized"]).max() < 1e-5
+
+
+def test_texts_are_batched_with_others_of_about_their_length() -> None:
+    lengths = np.random.default_rng(0).integers(2, 78, 500).tolist()
+    batches = list(batches_of(lengths))
+    assert sorted(row for batch in batches for row in batch) == list(range(500))
+    for batch in batches:
+        own = [lengths[row] for row in batch]
+        assert len(batch) <= 64
+        assert max(own) <= 1.25 * min(own) + 4
+    assert [len(batch) for batch in batches_of([7] * 130)] == [64, 64, 2]
+    assert list(batches_of([])) == []

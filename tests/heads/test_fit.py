@@ -233,7 +233,7 @@ def test_words_start_from_the_names_of_labels_and_weigh_less_where_there_are_man
     assert sum(lengths) == pytest.approx(105)
 
 
-def test_a_label_of_few_products_is_found_by_its_name(material: Material, quick: HeadSettings) -> None:
+def test_labels_are_found_by_their_names_before_anything_is_learned(material: Material, quick: HeadSettings) -> None:
     draw = np.random.default_rng(0)
     named = strings([KINDS[draw.integers(0, 3)] for _ in material.texts])
     texts = [f"{text} {name}" for text, name in zip(material.texts, named, strict=True)]

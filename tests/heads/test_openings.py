@@ -1,7 +1,13 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from product_classificator.heads import HeadBundle, HeadSettings, fit_heads
 from product_classificator.heads.openings import open_with_their_kind
+from product_classificator.heads.words import WordBag
+from product_classificator.types import PARTS, Embeddings, Split, strings
 
 KINDS, BRANDS = ("чехол", "кружка", "лампа", "сумка"), ("acme", "umbrella", "hooli")
 
@@ -35,3 +41,43 @@ def test_unknown_labels_are_passed_over() -> None:
     assert open_with_their_kind(texts, codes)
     assert not open_with_their_kind(texts, np.full_like(codes, -1))
     assert not open_with_their_kind(texts, codes[:, :0])
+
+
+def test_characteristics_that_no_word_tells_do_not_count() -> None:
+    texts, codes = titles(1200, kind_first=True)
+    others = np.random.default_rng(1).integers(0, 2, (1200, 9))
+    assert open_with_their_kind(texts, np.hstack([others, codes]))
+    assert not open_with_their_kind(texts, others)
+
+
+def test_the_order_of_the_products_does_not_matter() -> None:
+    texts, codes = titles(30_000, kind_first=True)
+    order = np.argsort(codes[:, 0], kind="stable")
+    assert open_with_their_kind([texts[row] for row in order.tolist()], codes[order])
+
+
+@pytest.mark.parametrize("kind_first", [True, False])
+def test_heads_keep_that_openings_count(kind_first: bool, quick: HeadSettings, tmp_path: Path) -> None:
+    names, codes = titles(1600, kind_first=kind_first)
+    texts = [f"{name}\nпродаётся {name}" for name in names]
+    ids = strings([f"p{row}" for row in range(len(texts))])
+    none, all_of_them = np.zeros(len(texts), dtype=bool), np.ones(len(texts), dtype=bool)
+    vectors = np.full((len(texts), 2), 0.5, dtype=np.float32)
+    embeddings = Embeddings(ids, vectors[:, :0], vectors, none, all_of_them, "tiny-1")
+    split = Split(ids, strings([PARTS[(0, 0, 1, 2)[row % 4]] for row in range(len(texts))]))
+    truth = {"kind": strings(KINDS)[codes[:, 0]]}
+    bundle = fit_heads(embeddings, texts, truth, split, replace(quick, max_epochs=1), has_title=True).bundle
+    assert bundle.bag.has_openings is kind_first
+    assert any(word.startswith("^") for word in bundle.bag.words) is kind_first
+    bundle.save(tmp_path / "heads")
+    read = HeadBundle.load(tmp_path / "heads")
+    assert read.digest == bundle.digest
+    one, two = (heads.predict(embeddings, texts).probabilities["kind"] for heads in (bundle, read))
+    assert np.array_equal(one, two)
+    if kind_first:
+        plain = replace(bundle, bag=WordBag(bundle.bag.words, bundle.bag.idf, has_title=True))
+        assert plain.digest != bundle.digest
+        assert not np.array_equal(plain.predict(embeddings, texts).probabilities["kind"], one)
+        words = bundle.predict(embeddings, texts).explain(0)["kind"].words
+        assert names[0].split()[0] in words
+        assert not any(word.startswith("^") for word in words)
