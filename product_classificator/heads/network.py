@@ -170,8 +170,8 @@ class JointNetwork(nn.Module):
     """One hidden layer over both parts for all characteristics, plus a linear model of the words.
 
     Without any words the linear model is one of the parts: photos alone, validation macro-F1 of three splits of fashion
-    goods .711 without it, .721 with it; beside words it took .002, with half of the photos .002 as well. Where vectors of
-    the names of labels are given, their scores are added: training starts from the zero-shot network.
+    goods .711 without it, .721 with it; beside words it took .002, with half of the photos .002 as well. Where vectors
+    of the names of labels are given, their scores are added: training starts from the zero-shot network.
     """
 
     def __init__(self, shape: NetworkShape) -> None:
