@@ -100,13 +100,10 @@ def _start_from_names(network: Network, material: Material) -> None:
     network.words.start_from(material.name_words)
     if network.start is not None:
         network.start.compare(torch.from_numpy(material.names), SCALE)
-    batch = Batch.of(material.embeddings, material.words, material.sample, network.shape)
-    with torch.no_grad():
-        scores = network.words(batch.words) * batch.has_text
-        if network.start is not None:
-            scores += network.start(batch)
         # A name that is near to all products tells nothing: without this a bias would have to unlearn it first.
-        network.labels.bias.sub_(scores.mean(0))
+        batch = Batch.of(material.embeddings, material.words, material.sample, network.shape)
+        with torch.no_grad():
+            network.labels.bias.sub_(network.start(batch).mean(0))
 
 
 def _start_from_odds(network: Network, material: Material) -> None:

@@ -1,5 +1,7 @@
 import logging
 from dataclasses import replace
+from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError
-from product_classificator.heads import EpochFacts, FittedHeads, HeadSettings, fit_heads
+from product_classificator.heads import EpochFacts, FittedHeads, HeadSettings, descent, fit_heads
 from product_classificator.heads.material import words_of_names
 from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, Split, strings
@@ -118,9 +120,17 @@ def test_fitting_leaves_the_global_random_state_as_it_was(material: Material, qu
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(material: Material, quick: HeadSettings) -> None:
-    settings = replace(quick, learning_rate=1.0, words_learning_rate=1e-3, max_epochs=8, patience=8)
-    fitted = fit(material, settings)
+def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(
+    material: Material, quick: HeadSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_epochs, judge = count(1), descent._valid_macro_f1
+
+    def good_at_first(*known: Any) -> dict[str, float]:
+        scores = judge(*known)
+        return scores if next(judged_epochs) <= 3 else dict.fromkeys(scores, 0.0)
+
+    monkeypatch.setattr(descent, "_valid_macro_f1", good_at_first)
+    fitted = fit(material, replace(quick, max_epochs=6, patience=6))
     means = [epoch.mean_valid_macro_f1 for epoch in fitted.history]
     assert fitted.best_epoch == int(np.argmax(means)) + 1 < len(means)
     valid = material.split.rows("valid")
