@@ -109,7 +109,7 @@ def fit_heads(
         name_dim=names.shape[1],
         shares_space=shares_space and names.shape[1] > 0,
     )
-    name_words = words_of_names(labels, borne, bag)
+    name_words = words_of_names(labels, borne, bag, words[train], codes[train])
     material = Material(embeddings, words, codes, borne, train, valid, tuple(labels), names, name_words)
     # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
     with torch.random.fork_rng(devices=[]):

@@ -233,14 +233,19 @@ def test_a_validation_part_without_labels_is_refused(material: Material, quick: 
         fit(replace(material, truth={"kind": kind}), quick)
 
 
-def test_words_start_from_the_names_of_labels_and_weigh_less_where_there_are_many() -> None:
-    bag = WordBag.fit(["red mug", "blue mug", "red cup", "blue cup"])
-    many = tuple(f"label {number}" for number in range(200))
-    labels = {"colour": ("red", "green"), "kind": (*many[1:], "mug"), "marks": ("blue", "old")}
-    rows = words_of_names(labels, {2: csr_matrix((4, 2), dtype=bool)}, bag)
+def test_names_weigh_what_training_products_speak_for_and_less_where_there_are_many() -> None:
+    texts = ["red mug", "blue mug", "red cup", "blue cup"] * 50
+    bag, words = WordBag.fit_rows(texts, np.arange(200))
+    many = tuple(f"label {number}" for number in range(199))
+    labels = {"colour": ("blue", "red"), "wrong": ("blue", "red"), "kind": (*many, "mug"), "marks": ("blue", "old")}
+    colour = np.array([1, 0, 1, 0] * 50)
+    kind = np.where([text.endswith("mug") for text in texts], 199, 0)
+    codes = np.stack([colour, 1 - colour, kind, np.zeros(200, dtype=np.int64)], 1)
+    rows = words_of_names(labels, {3: csr_matrix((200, 2), dtype=bool)}, bag, words, codes)
     lengths = np.sqrt(rows.multiply(rows).sum(1)).ravel().tolist()[0]
-    assert np.allclose([lengths[0], lengths[1], lengths[201], lengths[202]], [30, 0, 15, 60])
-    assert sum(lengths) == pytest.approx(105)
+    assert np.allclose([lengths[0], lengths[1], lengths[203], lengths[204]], [30, 30, 15, 60], atol=1)
+    assert np.allclose(lengths[2:4], 0, atol=1)
+    assert lengths[4:203] == [0] * 199
 
 
 def test_labels_are_found_by_their_names_before_anything_is_learned(material: Material, quick: HeadSettings) -> None:
