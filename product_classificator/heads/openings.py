@@ -28,11 +28,9 @@ def open_with_their_kind(texts: Sequence[str], codes: Codes) -> bool:
     """
     if len(texts) < _FEWEST:
         return False
-    rows = [row for row in range(0, len(texts), -(-len(texts) // _MOST)) if len(words_of(texts[row])) > 1]
-    if not rows:
-        return False
-    ends = [(words[0], words[-1]) for words in (words_of(texts[row]) for row in rows)]
-    first, last = zip(*ends, strict=True)
+    found = {row: words_of(texts[row]) for row in range(0, len(texts), -(-len(texts) // _MOST))}
+    rows = [row for row, words in found.items() if len(words) > 1]
+    first, last = ([found[row][end] for row in rows] for end in (0, -1))
     gains = []
     for column in codes[rows].T:
         known = np.flatnonzero(column >= 0)

@@ -6,10 +6,9 @@ weighs as much as all that follows: among 300 words of a description the five th
 (fashion goods with title and description, validation macro-F1 of two splits: .882, now .921; of colours .71, now .85).
 Where titles open with the kind of the product, as Russian ones do ("Чехол для ..."), the first word, and the first two
 together, count once more as words of their own (60,000 titles: .763, now .772); `openings` tells where.
-Beginnings join the forms of one word, of which
-Russian has many, and reach forms that training has not seen; all character n-grams told little more and cost 2.4 times
-as much (60,000 titles). Words seen in fewer than two training texts cannot tell products apart and are dropped; so are
-the rarest beyond a limit, which bounds the memory of the heads.
+Beginnings join the forms of one word, of which Russian has many, and reach forms that training has not seen; all
+character n-grams told little more and cost 2.4 times as much (60,000 titles). Words seen in fewer than two training
+texts cannot tell products apart and are dropped; so are the rarest beyond a limit, which bounds the memory of heads.
 """
 
 from array import array
