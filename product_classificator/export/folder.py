@@ -16,7 +16,6 @@ from product_classificator.export.encoder import export_encoder
 from product_classificator.export.networks import heads_onnx
 from product_classificator.files import replacing_folder, write_bytes
 from product_classificator.heads import HeadBundle
-from product_classificator.heads.network import JointNetwork
 from product_classificator.runtime import Exported
 from product_classificator.runtime.manifest import (
     FILES,
@@ -86,10 +85,10 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Ex
 
 def _write_heads(bundle: HeadBundle, folder: Path) -> None:
     write_bytes(folder / HEADS, heads_onnx(bundle.network))
-    if isinstance(bundle.network, JointNetwork) and len(bundle.bag):
+    if bundle.network.reads_words:
         write_bytes(folder / WORDS, json.dumps(bundle.bag.words, ensure_ascii=False).encode())
         np.save(folder / RARITIES, bundle.bag.idf)
-        np.save(folder / WEIGHTS, bundle.network.words.weight.detach().numpy())
+        np.save(folder / WEIGHTS, bundle.network.of_words)
     if bundle.familiarity:
         np.save(folder / SEEN_IMAGE, bundle.familiarity.image)
         np.save(folder / SEEN_TEXT, bundle.familiarity.text)

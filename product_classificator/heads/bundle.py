@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor
+from safetensors.numpy import load, save_file
 
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing_folder
-from product_classificator.heads.calibration import probabilities_of, temperatures_of
 from product_classificator.heads.explain import explain
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import (
@@ -29,6 +26,7 @@ from product_classificator.heads.hierarchy import (
     reconcile,
     with_relatives,
 )
+from product_classificator.heads.inference import FittedNetwork
 from product_classificator.heads.manifest import (
     FORMAT,
     IDF,
@@ -48,9 +46,10 @@ from product_classificator.heads.manifest import (
     read_manifest,
     sha256_of,
 )
-from product_classificator.heads.network import Batch, Network, NetworkShape, make_network
 from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, with_decisions
-from product_classificator.heads.words import WordBag, WordRows
+from product_classificator.heads.shape import NetworkShape
+from product_classificator.heads.sharpness import probabilities_of, sigmoid, temperatures_of
+from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, Floats, Predictions
 
 _ROWS_PER_STEP = 8192
@@ -77,7 +76,7 @@ class HeadBundle:
         cuts: multi-label characteristic -> for each of its labels the probability from which on a product bears it.
     """
 
-    network: Network
+    network: FittedNetwork
     bag: WordBag
     labels: Mapping[str, tuple[str, ...]]
     encoder_fingerprint: str
@@ -112,7 +111,7 @@ class HeadBundle:
         known += "openings" if self.bag.has_openings else ""
         digest = hashlib.sha256(known.encode())
         for name, weight in sorted(self._weights().items()):
-            digest.update(name.encode() + weight.numpy().tobytes())
+            digest.update(name.encode() + weight.tobytes())
         return digest.hexdigest()
 
     @property
@@ -188,21 +187,20 @@ class HeadBundle:
         cuts = {name: self.cuts[name] for name in wanted if name in self.cuts}
         return Predictions(embeddings.ids, labels, probabilities, is_known, explainer=explainer, cuts=cuts)
 
-    def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Tensor]:
+    def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Floats]:
         """Returns characteristic -> (n, labels) logits, of products with neither photo nor text as well."""
-        found = logits_of(self.network, embeddings, self.bag.rows(texts))
+        found = self.network.logits(embeddings, self.bag.weigh(texts))
         return {name: found[:, span] for name, span in zip(self.labels, self.network.shape.spans, strict=True)}
 
-    def temperatures_of(self, characteristic: str, logits: Tensor) -> Tensor:
+    def temperatures_of(self, characteristic: str, logits: Floats) -> Floats:
         """Returns the (n,) temperatures of products by their logits of a characteristic."""
         return temperatures_of(logits, *self._calibration(characteristic))
 
-    def _probabilities(self, characteristic: str, logits: Tensor) -> Floats:
+    def _probabilities(self, characteristic: str, logits: Floats) -> Floats:
         temperature, exponent = self._calibration(characteristic)
         if characteristic in self.cuts:
-            told: Floats = torch.sigmoid(logits / temperature).numpy()
-            return told
-        return probabilities_of(logits, temperature, exponent).numpy()
+            return sigmoid(logits / np.float32(temperature))
+        return probabilities_of(logits, temperature, exponent)
 
     def _calibration(self, characteristic: str) -> tuple[float, float]:
         place = list(self.labels).index(characteristic)
@@ -265,15 +263,13 @@ class HeadBundle:
         with replacing_folder(folder) as new:
             self._write(new)
 
-    def _weights(self) -> dict[str, Tensor]:
-        weights = {name: weight.contiguous() for name, weight in self.network.state_dict().items()}
-        if self.familiarity:
-            seen = (self.familiarity.image, self.familiarity.text)
-            weights |= {name: torch.from_numpy(centres) for name, centres in zip(SEEN, seen, strict=True)}
-        return weights
+    def _weights(self) -> dict[str, Floats]:
+        seen = (self.familiarity.image, self.familiarity.text) if self.familiarity else ()
+        weights = {**self.network.weights, **dict(zip(SEEN, seen, strict=False))}
+        return {name: np.ascontiguousarray(weight).reshape(weight.shape) for name, weight in weights.items()}
 
     def _write(self, folder: Path) -> None:
-        save_file({**self._weights(), IDF: torch.from_numpy(self.bag.idf)}, folder / WEIGHTS)
+        save_file({**self._weights(), IDF: self.bag.idf}, folder / WEIGHTS)
         (folder / WORDS).write_text(json.dumps(self.bag.words, ensure_ascii=False), encoding="utf-8")
         shape = asdict(self.network.shape)
         del shape["n_labels"]
@@ -311,20 +307,18 @@ class HeadBundle:
         n_labels = tuple(len(names) for names in manifest.labels.values())
         try:
             weights = load(weights_bytes)
-            idf: Floats = weights.pop(IDF).numpy()
+            idf: Floats = weights.pop(IDF)
             familiarity = familiarity_of(manifest, weights)
             known = json.loads(words_bytes)
             bag = WordBag(known, idf, has_title=manifest.has_title, has_openings=manifest.has_openings)
             weights |= missing_weights(manifest)
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
-            with torch.random.fork_rng(devices=[]):
-                network = make_network(shape)
-            network.load_state_dict(weights)
+            network = FittedNetwork(shape, weights)
             check_values(manifest, bag, weights)
-        except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
         return cls(
-            network.eval(),
+            network,
             bag,
             {name: tuple(names) for name, names in manifest.labels.items()},
             manifest.encoder_fingerprint,
@@ -337,11 +331,3 @@ class HeadBundle:
             hierarchy=hierarchy_of(manifest),
             cuts={name: tuple(cuts) for name, cuts in manifest.cuts.items()},
         )
-
-
-def logits_of(network: Network, embeddings: Embeddings, words: WordRows) -> Tensor:
-    """Returns (n, all labels) logits of products, without dropout."""
-    network.eval()
-    steps = [np.arange(i, min(i + _ROWS_PER_STEP, len(embeddings))) for i in range(0, len(embeddings), _ROWS_PER_STEP)]
-    with torch.inference_mode():
-        return torch.cat([network(Batch.of(embeddings, words, rows, network.shape)) for rows in steps])

@@ -14,28 +14,17 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from product_classificator.heads import sharpness
 from product_classificator.heads.multilabel import Borne, fit_set_temperature
+from product_classificator.heads.sharpness import spreads_of
+from product_classificator.types import Floats, Rows
 
 _LARGEST_LOG_TEMPERATURE, _LARGEST_EXPONENT = math.log(8), 0.75
 _EXPONENT_DEVIATION = 0.3
 
 
-def probabilities_of(logits: Tensor, temperature: float, exponent: float = 0.0) -> Tensor:
-    """Returns (n, k) calibrated probabilities of the (n, k) logits of one characteristic."""
-    return torch.from_numpy(sharpness.probabilities_of(logits.numpy(), temperature, exponent))
-
-
-def temperatures_of(logits: Tensor, temperature: float, exponent: float = 0.0) -> Tensor:
-    """Returns the (n,) temperatures that the (n, k) logits of one characteristic are divided by."""
-    return torch.from_numpy(sharpness.temperatures_of(logits.numpy(), temperature, exponent))
-
-
 def fit_temperatures(
-    logits: Tensor, codes: Tensor, spans: Sequence[slice], borne: Mapping[int, Borne] = MappingProxyType({})
+    logits: Floats, codes: Rows, spans: Sequence[slice], borne: Mapping[int, Borne] = MappingProxyType({})
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns the temperatures and the exponents of all characteristics.
 
@@ -54,29 +43,30 @@ def fit_temperatures(
     return tuple(temperature for temperature, _ in pairs), tuple(exponent for _, exponent in pairs)
 
 
-def fit_temperature(logits: Tensor, codes: Tensor) -> tuple[float, float]:
+def fit_temperature(logits: Floats, codes: Rows) -> tuple[float, float]:
     """Returns temperature and exponent under which the labels of products are the most likely.
 
     Args:
         logits: (n, k) of one characteristic, of products that the network has not learned from.
         codes: (n,) number of the true label; -1: unknown. Without a known one it is (1, 0): logits stay as they are.
     """
+    from scipy.optimize import minimize  # slow to import, and use does without them
+    from scipy.special import logsumexp, softmax
+
     known = codes >= 0
-    own, right = logits[known].double(), codes[known]
-    log_spread = torch.from_numpy(sharpness.spreads_of(own.numpy())).log()
+    own, right = logits[known].astype(np.float64), codes[known][:, None]
+    log_spread = np.log(spreads_of(own))
 
     def loss(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         log_temperature, exponent = point.tolist()
-        scaled = own / (log_temperature + exponent * log_spread).exp()[:, None]
-        scaled_right = scaled.gather(1, right[:, None])[:, 0]
-        surprise = torch.logsumexp(scaled, 1) - scaled_right
-        slopes = scaled_right - (torch.softmax(scaled, 1) * scaled).sum(1)
+        scaled = own / np.exp(log_temperature + exponent * log_spread)[:, None]
+        scaled_right = np.take_along_axis(scaled, right, 1)[:, 0]
+        surprise = logsumexp(scaled, axis=1) - scaled_right
+        slopes = scaled_right - (softmax(scaled, axis=1) * scaled).sum(1)
         # Few products must not bend the temperature by much: exponents are thought normal around 0.
         penalty = (exponent / _EXPONENT_DEVIATION) ** 2 / 2
         slope = [float(slopes.sum()), float((slopes * log_spread).sum()) + exponent / _EXPONENT_DEVIATION**2]
         return float(surprise.sum()) + penalty, np.array(slope)
-
-    from scipy.optimize import minimize  # slow to import, and use does without it
 
     bounds = [(-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE), (-_LARGEST_EXPONENT, _LARGEST_EXPONENT)]
     log_temperature, exponent = minimize(loss, np.zeros(2), jac=True, bounds=bounds, method="L-BFGS-B").x.tolist()

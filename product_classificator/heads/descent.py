@@ -15,13 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
-from product_classificator.heads.bundle import logits_of
+from product_classificator.heads.inference import FittedNetwork
 from product_classificator.heads.material import Material
 from product_classificator.heads.multilabel import fit_cuts, log_odds, loss_of, macro_f1_of
-from product_classificator.heads.network import Batch, JointNetwork, Network, NetworkShape, make_network
+from product_classificator.heads.network import Batch, JointNetwork, Network, fitted, make_network
 from product_classificator.heads.settings import HeadSettings
+from product_classificator.heads.shape import NetworkShape
+from product_classificator.heads.sharpness import sigmoid
+from product_classificator.heads.words import WeighedWords
 from product_classificator.heads.zero_shot import SCALE
-from product_classificator.types import Rows
+from product_classificator.types import Floats, Rows
 
 _MIN_STEPS_PER_EPOCH = 50
 
@@ -47,7 +50,7 @@ class EpochFacts:
 
 def fit_network(
     shape: NetworkShape, material: Material, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
-) -> tuple[Network, list[EpochFacts], int]:
+) -> tuple[FittedNetwork, list[EpochFacts], int]:
     """Returns the network with the weights of the best epoch, all epochs, and the number of the best, from 1."""
     # A small catalog gets smaller batches: a handful of steps per epoch teaches nothing.
     batch_size = min(settings.batch_size, max(8, len(material.train) // _MIN_STEPS_PER_EPOCH))
@@ -64,7 +67,7 @@ def fit_network(
     for epoch in range(1, settings.max_epochs + 1):
         started = time.perf_counter()
         loss = _run_epoch(network, material, priors, optimizers, schedules, settings)
-        scores = _valid_macro_f1(network, material)
+        scores = _valid_macro_f1(fitted(network), material)
         mean = float(np.mean(list(scores.values())))
         history.append(EpochFacts(epoch, loss, scores, mean, time.perf_counter() - started))
         on_epoch(history[-1])
@@ -73,7 +76,7 @@ def fit_network(
         if epoch - 1 - best >= settings.patience:
             break
     network.load_state_dict(best_weights)
-    return network.eval(), history, best + 1
+    return fitted(network), history, best + 1
 
 
 def _standardise(network: Network, material: Material) -> None:
@@ -201,13 +204,13 @@ def _loss(logits: Tensor, material: Material, rows: Rows, shape: NetworkShape) -
     return torch.stack(losses).sum() / len(codes)
 
 
-def valid_logits(network: Network, material: Material) -> Tensor:
-    """Returns (valid products, all labels) logits, without dropout."""
+def valid_logits(network: FittedNetwork, material: Material) -> Floats:
+    """Returns (valid products, all labels) logits."""
     valid = material.valid
-    return logits_of(network, material.embeddings.take(valid), material.words[valid])
+    return network.logits(material.embeddings.take(valid), WeighedWords.of(material.words[valid]))
 
 
-def _valid_macro_f1(network: Network, material: Material) -> dict[str, float]:
+def _valid_macro_f1(network: FittedNetwork, material: Material) -> dict[str, float]:
     from sklearn.metrics import f1_score  # a second to import, and use does without it
 
     logits, codes = valid_logits(network, material), material.codes[material.valid]
@@ -217,9 +220,9 @@ def _valid_macro_f1(network: Network, material: Material) -> dict[str, float]:
     ):
         known = column >= 0
         if place in material.borne and known.any():
-            borne, told = material.borne[place][material.valid[known]], torch.sigmoid(logits[:, span]).numpy()[known]
+            borne, told = material.borne[place][material.valid[known]], sigmoid(logits[known, span])
             scores[name] = macro_f1_of(told >= fit_cuts(told, borne), borne)
         elif known.any():
-            predicted = logits[:, span].argmax(1).numpy()[known]
+            predicted = logits[known, span].argmax(1)
             scores[name] = float(f1_score(column[known], predicted, average="macro", zero_division=0))
     return scores

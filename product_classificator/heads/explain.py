@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from product_classificator.heads.network import JointNetwork
 from product_classificator.heads.words import OPENING
 from product_classificator.types import Embeddings, Explanation
 
@@ -42,8 +41,8 @@ def explain(
     for name in characteristics:
         is_multi = name in bundle.cuts
         # That of the whole product, for all looks.
-        temperature = float(bundle.temperatures_of(name, looks[name][:1]))
-        logits = looks[name].numpy() / temperature
+        temperature = float(bundle.temperatures_of(name, looks[name][:1])[0])
+        logits = looks[name] / np.float32(temperature)
         order = np.argsort(-logits[0], kind="stable").tolist()
         label = bundle.labels[name][order[0]] if is_multi else told.best(name)[0]
         if label is None:  # what it refines leaves it nothing to say
@@ -83,15 +82,15 @@ def _words(
     bundle: "HeadBundle", text: str, characteristic: str, labels: tuple[int, int | None], temperature: float
 ) -> dict[str, float]:
     """Returns known word of the text -> what it adds, the strongest first; without a second label to the first."""
-    if not isinstance(bundle.network, JointNetwork):
+    if not bundle.network.reads_words:
         return {}
-    rows = bundle.bag.rows([text])
+    words = bundle.bag.weigh([text])
     first = bundle.network.shape.spans[list(bundle.labels).index(characteristic)].start
-    logits = bundle.network.word_contributions(rows)
+    logits = bundle.network.of_words[words.numbers] * words.weights[:, None]
     best, runner_up = labels
     against = 0.0 if runner_up is None else logits[:, first + runner_up]
     weights = ((logits[:, first + best] - against) / temperature).tolist()
     credit: Counter[str] = Counter()
-    for column, weight in zip(rows.indices, weights, strict=True):
+    for column, weight in zip(words.numbers, weights, strict=True):
         credit[bundle.bag.words[column].removeprefix(OPENING)] += weight  # a word that opens the text has two columns
     return dict(sorted(credit.items(), key=lambda item: -abs(item[1])))

@@ -23,10 +23,10 @@ from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import Hierarchy, known_to, learn_hierarchy
 from product_classificator.heads.material import Material, codes_of, counts_of, labels_to_learn, words_of_names
 from product_classificator.heads.multilabel import borne_labels, cuts_of
-from product_classificator.heads.network import NetworkShape
 from product_classificator.heads.openings import open_with_their_kind
 from product_classificator.heads.review import fit_thresholds
 from product_classificator.heads.settings import HeadSettings
+from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.words import WordBag, WordRows
 from product_classificator.heads.zero_shot import Codes, LabelVectors, names_to_start_from
 from product_classificator.types import PARTS, Embeddings, Rows, Split, Strings, Truth
@@ -125,7 +125,7 @@ def fit_heads(
     if hierarchy is None:
         can_refine = {name: known for place, (name, known) in enumerate(labels.items()) if place in single}
         hierarchy = learn_hierarchy(codes[train][:, single], can_refine) if settings.recipe == "joint" else ()
-    known, logits = torch.from_numpy(codes[valid]), valid_logits(network, material)
+    known, logits = codes[valid], valid_logits(network, material)
     borne_by_valid = {place: each[valid] for place, each in borne.items()}
     temperatures, exponents = fit_temperatures(logits, known, shape.spans, borne_by_valid)
     cuts = {

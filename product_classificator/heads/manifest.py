@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 from product_classificator.errors import ArtifactError
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy, known_to
 from product_classificator.heads.words import WordBag
+from product_classificator.types import Floats
 
 FORMAT = 4
 """Bundles of earlier formats are read as they are: 1 has words without beginnings; 1 and 2 know neither several labels
@@ -75,28 +74,28 @@ class Manifest(BaseModel):
     sha256: dict[str, str]
 
 
-def familiarity_of(manifest: Manifest, weights: dict[str, Tensor]) -> Familiarity | None:
+def familiarity_of(manifest: Manifest, weights: dict[str, Floats]) -> Familiarity | None:
     """Takes the centres of the training products out of the weights."""
     if manifest.strange_from is None:
         return None
     image, text = (weights.pop(name) for name in SEEN)
     for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
-        if len(centres) and (centres.shape[1:] != (width,) or not centres.isfinite().all()):
+        if len(centres) and (centres.shape[1:] != (width,) or not np.isfinite(centres).all()):
             raise ValueError(f"centres of training products must be finite and {width} wide")
     photo, distance, share = manifest.strange_from
-    return Familiarity(image.numpy(), text.numpy(), (photo, distance, share))
+    return Familiarity(image, text, (photo, distance, share))
 
 
-def missing_weights(manifest: Manifest) -> dict[str, Tensor]:
+def missing_weights(manifest: Manifest) -> dict[str, Floats]:
     """Returns what today's network has beyond that of the bundle's format, as it changes nothing."""
     shape = manifest.network
     if manifest.format > 3 or shape.recipe != "joint" or shape.n_words:
         return {}
     n_labels = sum(map(len, manifest.labels.values()))
-    return {"straight.weight": torch.zeros(n_labels, shape.image_dim + shape.text_dim)}
+    return {"straight.weight": np.zeros((n_labels, shape.image_dim + shape.text_dim), np.float32)}
 
 
-def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Tensor]) -> None:
+def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Floats]) -> None:
     """Raises `ValueError` where sizes agree but values cannot be."""
     if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
         raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
@@ -116,7 +115,7 @@ def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Tensor]
         raise ValueError("every characteristic needs thresholds")
     if any(len(step) != 2 for steps in manifest.thresholds.values() for step in steps):
         raise ValueError("a threshold is a precision and a probability")
-    if not all(weight.isfinite().all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
+    if not all(np.isfinite(weight).all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
 
 

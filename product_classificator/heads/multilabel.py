@@ -21,6 +21,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional
 
+from product_classificator.heads.sharpness import sigmoid
 from product_classificator.types import Bools, Floats, Strings, Truth, is_multi_label
 
 Borne: TypeAlias = csr_matrix
@@ -71,7 +72,7 @@ def log_odds(borne: Borne, n_known: int) -> Floats:
     return odds
 
 
-def fit_set_temperature(logits: Tensor, is_known: Tensor, borne: Borne) -> float:
+def fit_set_temperature(logits: Floats, is_known: Bools, borne: Borne) -> float:
     """Returns the temperature under which what products bear is the most likely; 1 without known products.
 
     Args:
@@ -79,15 +80,15 @@ def fit_set_temperature(logits: Tensor, is_known: Tensor, borne: Borne) -> float
         is_known: (n,) whether the labels of a product are known.
         borne: (n, k) of the same products.
     """
-    rows = np.flatnonzero(is_known.numpy())
+    rows = np.flatnonzero(is_known)
     if not len(rows):
         return 1.0
     rows = rows[:: -(-len(rows) // _MEASURED_ON)]  # enough to know one number
-    own, targets = logits[rows].double(), torch.from_numpy(borne[rows].toarray()).double()
+    own, targets = logits[rows].astype(np.float64), borne[rows].toarray()
 
     def surprise(log_temperature: float) -> float:
         scaled = own / math.exp(log_temperature)
-        return float(functional.binary_cross_entropy_with_logits(scaled, targets, reduction="sum"))
+        return float((np.logaddexp(0, scaled) - scaled * targets).sum())
 
     from scipy.optimize import minimize_scalar  # slow to import, and use does without it
 
@@ -95,10 +96,10 @@ def fit_set_temperature(logits: Tensor, is_known: Tensor, borne: Borne) -> float
     return math.exp(float(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
 
 
-def cuts_of(logits: Tensor, is_known: Tensor, borne: Borne, temperature: float) -> tuple[float, ...]:
+def cuts_of(logits: Floats, is_known: Bools, borne: Borne, temperature: float) -> tuple[float, ...]:
     """Returns from which probability on each of k labels is told; arguments as above."""
-    probabilities = torch.sigmoid(logits[is_known] / temperature).numpy()
-    return tuple(fit_cuts(probabilities, borne[is_known.numpy()]).tolist())
+    probabilities = sigmoid(logits[is_known] / np.float32(temperature))
+    return tuple(fit_cuts(probabilities, borne[is_known]).tolist())
 
 
 def fit_cuts(probabilities: Floats, borne: Borne) -> Floats:

@@ -1,63 +1,26 @@
-"""Turns image part, text part and words of products into logits: the networks of the recipes.
+"""Turns image part, text part and words of products into logits: the networks of the recipes, as they are fitted.
 
 All networks answer one row of logits for all characteristics, label after label; `spans` says which columns belong
 to which. The joint network shares one hidden layer between all characteristics, so that rare labels profit from the
 common ones, and adds a linear model of words, which sees what a sentence vector blurs (brand, "pack of 2", sizes), or,
 where there are no words, of the parts themselves.
-The published heads share nothing but a projection. The zero-shot network has learned nothing: it compares a product
-with the names of the labels, and the joint network may start from it.
+The published heads share nothing. What is fitted answers by `inference`, which also knows networks that are not fitted
+here: published heads behind a projection, and the zero-shot network, from which the joint one may start.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.words import WordRows
 from product_classificator.types import Embeddings, Rows
-
-Recipe = Literal["joint", "published"]
-"""What can be fitted."""
-RECIPES: tuple[Recipe, ...] = ("joint", "published")
-
-
-@dataclass(frozen=True)
-class NetworkShape:
-    """What fixes the shapes of a network's weights.
-
-    Attributes:
-        recipe: which network; "zero-shot" is made of the names of labels, not fitted.
-        image_dim: width of the image part, 0 if photos are not used.
-        text_dim: width of the text part, 0 if texts are not used.
-        n_words: columns of the words branch, 0 for none.
-        n_labels: number of labels of each characteristic.
-        hidden: width of the hidden layer.
-        dropout: share of hidden units silenced in training.
-        projected: width that the published heads project both parts to, 0 for no projection.
-        name_dim: width of the vectors of label names, 0 if names are not compared.
-        shares_space: whether names are compared with the image part too, not with the text part alone.
-    """
-
-    recipe: Recipe | Literal["zero-shot"]
-    image_dim: int
-    text_dim: int
-    n_words: int
-    n_labels: tuple[int, ...]
-    hidden: int
-    dropout: float
-    projected: int = 0
-    name_dim: int = 0
-    shares_space: bool = False
-
-    @property
-    def spans(self) -> list[slice]:
-        """Columns of the logits of each characteristic."""
-        return [slice(start, stop) for start, stop in pairwise(accumulate(self.n_labels, initial=0))]
 
 
 @dataclass(frozen=True)
@@ -90,9 +53,6 @@ class NameScores(nn.Module):
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        widths = {shape.text_dim, shape.image_dim if shape.shares_space else 0} - {0}
-        if widths != {shape.name_dim}:
-            raise ValueError(f"names {shape.name_dim} wide cannot be compared with parts {sorted(widths)} wide")
         self.shape = shape
         self.register_buffer("names", torch.zeros(sum(shape.n_labels), shape.name_dim))
         self.register_buffer("scale", torch.zeros(()))
@@ -103,8 +63,8 @@ class NameScores(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns (n, all labels) scores."""
-        parts = [(batch.text, batch.has_text)] * (self.shape.text_dim > 0)
-        parts += [(batch.image, batch.has_image)] * (self.shape.shares_space and self.shape.image_dim > 0)
+        sides = {"text": (batch.text, batch.has_text), "image": (batch.image, batch.has_image)}
+        parts = [sides[side] for side in self.shape.named_sides]
         seen = torch.stack([part * has for part, has in parts]).sum(0)
         n_parts = torch.stack([has for _, has in parts]).sum(0).clamp(min=1)
         scores: Tensor = self.scale * (seen / n_parts) @ self.names.T
@@ -210,12 +170,6 @@ class JointNetwork(nn.Module):
         logits += self.straight(seen) if self.straight is not None else self.words(batch.words) * batch.has_text
         return logits
 
-    @torch.inference_mode()
-    def word_contributions(self, words: WordRows) -> Tensor:
-        """Returns (known words, all labels): what each word of one product, in the order of its row, adds."""
-        weights = self.words.weight[torch.from_numpy(words.indices).long()]
-        return weights * torch.from_numpy(words.data)[:, None]
-
     def _hidden(self, seen: Tensor, batch: Batch) -> Tensor:
         """Returns (n, hidden) units.
 
@@ -236,22 +190,15 @@ class PublishedNetwork(nn.Module):
     """The published heads: for each characteristic its own hidden layer over both parts, nothing shared.
 
     The published system is `torchvision.ops.MLP(d, [1024, k], dropout=0.2)`, which also has the dropout after the
-    last layer; it is kept. Its smaller variant first projects both parts by a PCA, which all heads share.
+    last layer; it is kept.
     """
-
-    mean: Tensor
-    components: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.shape = shape
-        width = shape.image_dim + shape.text_dim
-        if shape.projected:
-            self.register_buffer("mean", torch.zeros(width))
-            self.register_buffer("components", torch.zeros(shape.projected, width))
         self.heads = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(shape.projected or width, shape.hidden),
+                nn.Linear(shape.image_dim + shape.text_dim, shape.hidden),
                 nn.ReLU(),
                 nn.Dropout(shape.dropout),
                 nn.Linear(shape.hidden, n_labels),
@@ -260,45 +207,21 @@ class PublishedNetwork(nn.Module):
             for n_labels in shape.n_labels
         )
 
-    def reduce(self, batch: Batch) -> Tensor:
-        """Returns what the heads read: (n, d_i + d_t) both parts, or their (n, projected) projection."""
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns (n, all labels) logits."""
         parts = torch.cat([batch.image, batch.text], 1)
-        return (parts - self.mean) @ self.components.T if self.shape.projected else parts
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns (n, all labels) logits."""
-        reduced = self.reduce(batch)
-        return torch.cat([head(reduced) for head in self.heads], 1)
+        return torch.cat([head(parts) for head in self.heads], 1)
 
 
-class ZeroShotNetwork(nn.Module):
-    """The names of labels alone: the nearest name wins."""
-
-    def __init__(self, shape: NetworkShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.start = NameScores(shape)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns (n, all labels) logits."""
-        logits: Tensor = self.start(batch)
-        return logits
-
-
-Network = JointNetwork | PublishedNetwork | ZeroShotNetwork
-_NETWORKS: Mapping[str, type[Network]] = {
-    "joint": JointNetwork,
-    "published": PublishedNetwork,
-    "zero-shot": ZeroShotNetwork,
-}
+Network = JointNetwork | PublishedNetwork
+_NETWORKS: Mapping[str, type[Network]] = {"joint": JointNetwork, "published": PublishedNetwork}
 
 
 def make_network(shape: NetworkShape) -> Network:
-    """Returns a fresh network, its weights drawn from torch's global generator.
-
-    Raises:
-        ValueError: there is no such recipe.
-    """
-    if shape.recipe not in _NETWORKS:
-        raise ValueError(f"a recipe is one of {sorted(_NETWORKS)}, found {shape.recipe!r}")
+    """Returns a network to fit, its weights drawn from torch's global generator."""
     return _NETWORKS[shape.recipe](shape)
+
+
+def fitted(network: Network) -> FittedNetwork:
+    """Returns a network as it answers now, without dropout; it shares the memory of its weights."""
+    return FittedNetwork(network.shape, {name: weight.numpy() for name, weight in network.state_dict().items()})

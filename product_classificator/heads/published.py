@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.heads.bundle import HeadBundle
-from product_classificator.heads.network import NetworkShape, make_network
+from product_classificator.heads.inference import FittedNetwork
 from product_classificator.heads.published_files import (
     Projection,
     PublishedHead,
@@ -23,7 +21,9 @@ from product_classificator.heads.published_files import (
     read_labels,
     read_projection,
 )
+from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.words import WordBag
+from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,9 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
     heads = {name: read_head(files[name]) for name in labels}
     path = folder / PROJECTION
     projection = read_projection(path) if path.exists() else None
-    shape = _shape(folder, labels, heads, projection)
-    with torch.random.fork_rng(devices=[]):
-        network = make_network(shape)
-    network.load_state_dict(_weights(heads, projection))
+    network = FittedNetwork(_shape(folder, labels, heads, projection), _weights(heads, projection))
     return HeadBundle(
-        network.eval(),
+        network,
         WordBag((), np.empty(0, dtype=np.float32)),
         labels,
         encoder_fingerprint,
@@ -95,9 +92,9 @@ def _shape(
     return NetworkShape("published", width // 2, width // 2, 0, n_labels, hidden, _DROPOUT, projected)
 
 
-def _weights(heads: Mapping[str, PublishedHead], projection: Projection | None) -> dict[str, Tensor]:
+def _weights(heads: Mapping[str, PublishedHead], projection: Projection | None) -> dict[str, Floats]:
     weights = {} if projection is None else {"mean": projection.mean, "components": projection.components}
     for number, head in enumerate(heads.values()):
         for layer, (weight, bias) in ((0, head.hidden), (3, head.labels)):
             weights |= {f"heads.{number}.{layer}.weight": weight, f"heads.{number}.{layer}.bias": bias}
-    return {name: torch.from_numpy(weight) for name, weight in weights.items()}
+    return {name: weight.astype(np.float32) for name, weight in weights.items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from product_classificator.errors import DataError
-from product_classificator.heads.network import RECIPES, Recipe
+from product_classificator.heads.shape import RECIPES, Recipe
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (

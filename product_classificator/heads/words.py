@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from product_classificator.text import words_of
-from product_classificator.types import Floats, Rows
+from product_classificator.types import Bools, Floats, Rows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -31,6 +31,39 @@ WordRows: TypeAlias = "csr_matrix"
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
 
 Numbers: TypeAlias = npt.NDArray[np.int32]
+
+
+class WeighedWords(NamedTuple):
+    """The known words of n texts: what `WordRows` are made of, without SciPy.
+
+    Attributes:
+        weights: (k,) float32, text after text.
+        numbers: (k,) of the words, ascending in each text.
+        starts: (n + 1,): the words of text i lie from starts[i] to before starts[i + 1].
+    """
+
+    weights: Floats
+    numbers: Numbers
+    starts: Numbers
+
+    @classmethod
+    def of(cls, rows: WordRows) -> "WeighedWords":
+        """Returns the words of rows."""
+        return cls(rows.data, rows.indices, rows.indptr)
+
+    def add_to(self, logits: Floats, of_words: Floats, has_text: Bools) -> None:
+        """Adds what the words say of n products.
+
+        Args:
+            logits: (n, all labels); it is changed.
+            of_words: (words, all labels) what each word says.
+            has_text: (n,) products that are said to have no text get nothing.
+        """
+        starts = self.starts.tolist()
+        for row in np.flatnonzero(has_text).tolist():
+            own = slice(starts[row], starts[row + 1])
+            logits[row] += self.weights[own] @ of_words.take(self.numbers[own], axis=0)
+
 
 OPENING = "^"
 """Stands before what a text opens with."""
@@ -144,13 +177,8 @@ class WordBag:
 
         return csr_matrix(self.weigh(texts), shape=(len(texts), len(self)))
 
-    def weigh(self, texts: Sequence[str]) -> tuple[Floats, Numbers, Numbers]:
-        """Returns what `rows` are made of.
-
-        Returns:
-            Weights (k,) float32 and numbers (k,) of the known words, text after text, ascending in each; starts
-            (n + 1,): those of text i lie from starts[i] to before starts[i + 1].
-        """
+    def weigh(self, texts: Sequence[str]) -> WeighedWords:
+        """Returns the known words of texts."""
         numbers, counts, starts = array("i"), array("i"), array("i", [0])
         for grams in _grams_of_parts(texts, self.has_title, self.has_openings):
             known = Counter(self._numbers[gram] for gram in grams if gram in self._numbers)
@@ -159,12 +187,12 @@ class WordBag:
             starts.append(len(numbers))
         return self._weights(np.asarray(counts), np.asarray(numbers), np.asarray(starts))
 
-    def _weights(self, counts: Numbers, numbers: Numbers, starts: Numbers) -> tuple[Floats, Numbers, Numbers]:
+    def _weights(self, counts: Numbers, numbers: Numbers, starts: Numbers) -> WeighedWords:
         """Returns what `weigh` does, of words that occur `counts` times in the parts of texts, one after the other."""
         parts = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         weights = _unit((1 + np.log(counts)) * self.idf[numbers], parts, len(starts) - 1)
         if not self.has_title:
-            return weights.astype(np.float32), numbers, starts
+            return WeighedWords(weights.astype(np.float32), numbers, starts)
         blocks = range(0, len(starts) - 1, 2 * _TEXTS_PER_BLOCK)
         joined = []
         for first in blocks:
@@ -173,7 +201,7 @@ class WordBag:
             joined.append(self._joined(weights[here], numbers[here], parts[here] - first, (last - first) // 2))
         none = np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int64)
         found, words, lengths = (np.concatenate(each) for each in zip(none, *joined, strict=True))
-        return found, words, np.append(0, np.cumsum(lengths)).astype(np.int32)
+        return WeighedWords(found, words, np.append(0, np.cumsum(lengths)).astype(np.int32))
 
     def _joined(
         self, weights: npt.NDArray[np.float64], numbers: Numbers, parts: Rows, n: int

@@ -10,11 +10,11 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from product_classificator.errors import DataError, culprits
 from product_classificator.heads.bundle import HeadBundle
-from product_classificator.heads.network import NetworkShape, ZeroShotNetwork
+from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.words import WordBag
 from product_classificator.types import Floats, Rows
 
@@ -71,11 +71,9 @@ def zero_shot_heads(
         name_dim=text_dim,
         shares_space=shares_space,
     )
-    network = ZeroShotNetwork(shape)
     names = np.concatenate([vectors[name] for name in labels]).astype(np.float32)
-    network.start.compare(torch.from_numpy(names), scale)
     return HeadBundle(
-        network.eval(),
+        FittedNetwork(shape, {"start.names": names, "start.scale": np.array(scale, dtype=np.float32)}),
         WordBag((), np.empty(0, dtype=np.float32)),
         {name: tuple(names) for name, names in labels.items()},
         encoder_fingerprint,

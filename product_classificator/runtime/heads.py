@@ -127,11 +127,7 @@ class ExportedHeads:
         inputs = {each.name: known[each.name] for each in self.session.get_inputs()}
         logits: Floats = self.session.run(None, inputs)[0].astype(np.float32, copy=False)
         if len(self.bag):
-            said = [text if has else "" for text, has in zip(texts, embeddings.has_text, strict=True)]
-            weights, numbers, starts = self.bag.weigh(said)
-            for row in range(len(said)):
-                own = slice(starts[row], starts[row + 1])
-                logits[row] += weights[own] @ self.weights[numbers[own]]
+            self.bag.weigh(texts).add_to(logits, self.weights, embeddings.has_text)
         return logits
 
     def check_promise(self, min_precision: float) -> Familiarity:

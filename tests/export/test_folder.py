@@ -6,7 +6,6 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from product_classificator import Classificator, load_encoder
@@ -14,7 +13,8 @@ from product_classificator.encoders.combined import PairedEncoder
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
 from product_classificator.heads import HeadBundle, Refinement
-from product_classificator.heads.network import NetworkShape, make_network
+from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.words import WordBag
 from tests.encoders.tiny_models import save_siglip, save_siglip2
 from tests.fakes import jpeg
@@ -34,13 +34,12 @@ def drawn(encoder, **shape):
     fits = {"recipe": "joint", "image_dim": encoder.image_dim, "text_dim": encoder.text_dim, **shape}
     bag = WordBag.fit(["A nice hat", "A nice cup", "cup hat sock"] if fits["text_dim"] else [""])
     n_words = len(bag) if fits["recipe"] == "joint" else 0
-    network = make_network(NetworkShape(**fits, n_words=n_words, n_labels=(3, 2), hidden=8, dropout=0.1))
-    for weight in network.state_dict().values():
-        weight.copy_(torch.from_numpy(draw.uniform(-1, 1, tuple(weight.shape)).astype(np.float32)))
+    shape = NetworkShape(**fits, n_words=n_words, n_labels=(3, 2), hidden=8, dropout=0.1)
+    weights = {name: draw.uniform(-1, 1, axes).astype(np.float32) for name, axes in shape.weights().items()}
     labels = {"kind": ("cup", "hat", "sock"), "sex": ("men", "women")}
     calibration = {"temperatures": (1.5, 0.7), "exponents": (0.3, 0.0)}
     bag = bag if n_words else WordBag((), np.empty(0, np.float32))
-    known = HeadBundle(network.eval(), bag, labels, encoder.fingerprint, facts={}, **calibration)
+    known = HeadBundle(FittedNetwork(shape, weights), bag, labels, encoder.fingerprint, facts={}, **calibration)
     return Classificator.from_parts(encoder, known)
 
 
@@ -134,8 +133,8 @@ def test_an_export_replaces_an_older_one_and_nothing_else(lite, tmp_path):
 
 
 def test_an_export_that_answers_otherwise_is_not_kept(lite, tmp_path, monkeypatch):
-    weights = lite.bundle.network.state_dict()["labels.bias"]
-    kept = weights.clone()
+    weights = lite.bundle.network.weights["labels.bias"]
+    kept = weights.copy()
     known = Classificator.from_parts(lite.encoder, lite.bundle)
 
     def predict(*arguments):  # the heads change between the export and the comparison
@@ -147,7 +146,7 @@ def test_an_export_that_answers_otherwise_is_not_kept(lite, tmp_path, monkeypatc
         with pytest.raises(ArtifactError, match=r"must be within 0.001 of the package's, .*\(1 in all\): nothing was"):
             export_classificator(known, tmp_path / "exported")
     finally:
-        weights.copy_(kept)
+        weights[:] = kept
     assert not list(tmp_path.iterdir())
 
 

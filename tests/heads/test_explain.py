@@ -56,7 +56,8 @@ def test_hiding_the_words_changes_the_logits_by_their_weights(fitted, material):
     with_words = fitted.bundle.logits(row, [material.texts[3]])["colour"]
     temperature = fitted.bundle.temperatures_of("colour", with_words)
     lost = (with_words - fitted.bundle.logits(row, ["?"])["colour"])[0]
-    assert sum(why.words.values()) * float(temperature) == pytest.approx(float(lost[label] - lost[runner_up]), abs=1e-4)
+    told = sum(why.words.values()) * float(temperature[0])
+    assert told == pytest.approx(float(lost[label] - lost[runner_up]), abs=1e-4)
 
 
 def test_what_a_product_lacks_has_no_credit(fitted, material):

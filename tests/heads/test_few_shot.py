@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import f1_score
 
 from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, fit_heads
-from product_classificator.heads.network import JointNetwork
 from product_classificator.types import Floats
 from tests.heads.conftest import KINDS, Material
 
@@ -47,10 +45,8 @@ def score(fitted: FittedHeads, material: Material) -> float:
     return float(f1_score(list(material.truth["kind"][rows]), list(best), average="macro"))
 
 
-def start_of(fitted: FittedHeads) -> torch.Tensor | None:
-    network = fitted.bundle.network
-    assert isinstance(network, JointNetwork)
-    return None if network.start is None else network.start.names
+def start_of(fitted: FittedHeads) -> Floats | None:
+    return fitted.bundle.network.weights.get("start.names")
 
 
 @pytest.fixture

@@ -5,7 +5,11 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from product_classificator.heads.network import Batch, JointNetwork, NetworkShape, WordScores
+from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.network import Batch, JointNetwork, WordScores, fitted, make_network
+from product_classificator.heads.shape import NetworkShape
+from product_classificator.heads.words import WeighedWords
+from product_classificator.types import Embeddings, strings
 
 SHAPE = NetworkShape("joint", image_dim=3, text_dim=2, n_words=4, n_labels=(2, 3), hidden=6, dropout=0.0)
 ROWS = csr_matrix(np.array([[0.5, 0, 2, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=np.float32))
@@ -77,3 +81,53 @@ def test_what_is_learned_for_a_missing_part_gets_a_gradient(network: JointNetwor
     assert network.missing_text.grad is not None
     assert network.missing_image.grad.abs().sum() > 0
     assert network.missing_text.grad.abs().sum() > 0
+
+
+FITTED = {
+    "joint": SHAPE,
+    "without words": replace(SHAPE, n_words=0),
+    "of photos": replace(SHAPE, text_dim=0, n_words=0),
+    "of texts": replace(SHAPE, image_dim=0),
+    "started from names": replace(SHAPE, name_dim=2),
+    "started from names in one space": replace(SHAPE, image_dim=2, name_dim=2, shares_space=True),
+    "published": replace(SHAPE, recipe="published", n_words=0),
+}
+
+
+@pytest.mark.parametrize("shape", FITTED.values(), ids=FITTED)
+@pytest.mark.parametrize("n", [0, 1, 9000])
+def test_what_is_fitted_answers_in_numpy_as_in_torch_whatever_is_missing(shape: NetworkShape, n: int) -> None:
+    draw = np.random.default_rng(0)
+    network = make_network(shape).eval()
+    for weight in network.state_dict().values():
+        weight.copy_(torch.from_numpy(draw.uniform(0.5, 1.5, tuple(weight.shape)).astype(np.float32)))
+    has_image, has_text = draw.random((2, n)) < 0.6
+    image = draw.normal(size=(n, 3)).astype(np.float32) * has_image[:, None]
+    text = draw.normal(size=(n, 2)).astype(np.float32) * has_text[:, None]
+    embeddings = Embeddings(strings([str(row) for row in range(n)]), image, text, has_image, has_text, "tiny")
+    words = csr_matrix(np.float32(draw.random((n, shape.n_words)) < 0.5))
+    with torch.inference_mode():
+        known = network(Batch.of(embeddings, words, np.arange(n), shape)).numpy()
+    found = fitted(network).logits(embeddings, WeighedWords.of(words))
+    assert found.shape == (n, 5)
+    assert np.allclose(found, known, atol=1e-5)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    weights = dict(fitted(JointNetwork(SHAPE)).weights)
+    double = {**weights, "labels.bias": weights["labels.bias"].astype(np.float64)}
+    narrow = {**weights, "labels.bias": weights["labels.bias"][1:]}
+    fewer = {name: weight for name, weight in weights.items() if name != "labels.bias"}
+    for wrong, what in ((double, "float64"), (narrow, r"\(4,\)"), (fewer, "None")):
+        with pytest.raises(ValueError, match=rf"1 are not: of labels.bias is expected .*\(5,\).*, found .*{what}"):
+            FittedNetwork(SHAPE, wrong)
+    more = {**weights, "labels.more": weights["labels.bias"]}
+    with pytest.raises(ValueError, match=r"1 are not: of labels.more is expected None, found"):
+        FittedNetwork(SHAPE, more)
+
+
+def test_a_shape_of_no_network_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a recipe is one of \['joint', 'published'\] or 'zero-shot', found 'deep'"):
+        replace(SHAPE, recipe="deep").weights()
+    with pytest.raises(ValueError, match=r"names 5 wide cannot be compared with parts \[2\] wide"):
+        replace(SHAPE, name_dim=5).weights()

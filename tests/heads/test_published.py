@@ -17,7 +17,6 @@ from torch import nn
 
 from product_classificator.errors import ArtifactError
 from product_classificator.heads import HeadBundle, read_published_heads
-from product_classificator.heads.network import Batch, PublishedNetwork
 from product_classificator.types import Embeddings, strings
 from tests.heads.hostile import HOSTILE
 
@@ -66,9 +65,7 @@ def read(folder: Path) -> HeadBundle:
 
 
 def logits(bundle: HeadBundle, embeddings: Embeddings) -> np.ndarray:
-    words = bundle.bag.rows([""] * len(embeddings))
-    with torch.inference_mode():
-        return bundle.network(Batch.of(embeddings, words, np.arange(len(embeddings)), bundle.network.shape)).numpy()
+    return bundle.network.logits(embeddings, bundle.bag.weigh([""] * len(embeddings)))
 
 
 def expected(networks: dict[str, nn.Sequential], reduced: np.ndarray) -> np.ndarray:
@@ -95,9 +92,8 @@ def test_the_published_files_give_the_published_vectors_and_logits(tmp_path: Pat
     vectors = golden["embeddings"]
     embeddings = replace(products(len(vectors)), image=vectors[:, :512], text=vectors[:, 512:])
     found = logits(bundle, embeddings)
-    batch = Batch.of(embeddings, bundle.bag.rows([""] * 40), np.arange(40), bundle.network.shape)
-    assert isinstance(bundle.network, PublishedNetwork)
-    assert np.abs(bundle.network.reduce(batch).numpy() - golden["reduced"]).max() < 1e-4
+    mean, components = (bundle.network.weights[name] for name in ("mean", "components"))
+    assert np.abs((vectors - mean) @ components.T - golden["reduced"]).max() < 1e-4
     assert len(bundle.labels) == 6
     labels = json.loads((PUBLISHED / "labels.json").read_text("utf-8"))
     for name, span in zip(bundle.labels, bundle.network.shape.spans, strict=True):
