@@ -4,7 +4,7 @@
 
 Trains heads on a synthetic shop with `lite`, then starts the command line anew for every measurement and reads user and
 system time of that process from the operating system. CPU time is told, since wall time depends on who else computes.
-`import torch` alone is measured beside it: heads compute with torch, so no start with them can cost less. Of the
+`import torch` alone is measured beside it: what a start would cost at least if heads computed with it. Of the
 modules that `classify` imports, the 15 with the largest own time are listed (`-X importtime`, whose clock is the wall).
 """
 
