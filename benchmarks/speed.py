@@ -119,7 +119,8 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
     precisions = {dtype: in_precision(exact.towers, dtype) for dtype in {"float32", "int8", chosen.towers.precision}}
 
     def image_tower(dtype: str) -> Callable[[], object]:
-        inputs = [exact.images.inputs(prepared[start : start + 32]) for start in range(0, n, 32)]
+        at_once = exact.towers.photos_per_batch
+        inputs = [exact.images.inputs(prepared[start : start + at_once]) for start in range(0, n, at_once)]
         return lambda: [precisions[dtype].of_images(batch) for batch in inputs]
 
     stages = {

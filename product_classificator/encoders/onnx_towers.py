@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from product_classificator.encoders.base import cores
+from product_classificator.encoders.base import cores, tokens_per_batch
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError
 from product_classificator.types import Floats
 
+_PHOTOS_PER_BATCH = 8  # the files do not tell how many patches a photo has
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 
 
@@ -48,6 +49,8 @@ class OnnxTowers:
             self._sessions = {name: onnxruntime.InferenceSession(folder / name, options, providers) for name in files}
         except Exception as error:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
             raise ArtifactError(f"the towers in {folder} cannot be read ({error}): export them again") from error
+        self.tokens_per_batch = tokens_per_batch("cpu" if len(providers) == 1 else "cuda")
+        self.photos_per_batch = _PHOTOS_PER_BATCH
         widths = {name: int(session.get_outputs()[0].shape[1]) for name, session in self._sessions.items()}
         self.image_dim, self.text_dim = widths.get(IMAGE_FILE, 0), widths.get(TEXT_FILE, 0)
 

@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from product_classificator.encoders.preparation import Ids, ImagePreparation, Inputs, letterboxed, middle_of, shrunk
+from product_classificator.encoders.preparation import (
+    Ids,
+    ImagePreparation,
+    Inputs,
+    as_rgb,
+    letterboxed,
+    middle_of,
+    shrunk,
+)
 from product_classificator.errors import DataError
 from product_classificator.types import Rows
 
@@ -59,7 +67,7 @@ class PlainImages:
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Returns the photo as an RGB image of `size`."""
-        image = image.convert("RGB")
+        image = as_rgb(image)
         if image.size == self.size:
             return image
         if self.letterbox:

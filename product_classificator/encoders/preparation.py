@@ -85,7 +85,7 @@ class SquarePreparation:
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Returns an RGB square of `size_px`."""
-        image = image.convert("RGB")
+        image = as_rgb(image)
         if image.size == (self.size_px, self.size_px):
             return image
         return self._cropped(image) if self.fit == "crop" else letterboxed(image, self.size_px)
@@ -111,8 +111,14 @@ def shrunk(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return width, height
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image as RGB, itself if it is that already: Pillow would copy it."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def letterboxed(image: Image.Image, size_px: int) -> Image.Image:
-    """Returns an RGB photo, whole, in the middle of a white square of `size_px`."""
+    """Returns a photo of any mode, whole, in the middle of a white RGB square of `size_px`."""
+    image = as_rgb(image)
     scale = size_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     square = Image.new("RGB", (size_px, size_px), "white")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from product_classificator.encoders.base import cores
+from product_classificator.encoders.base import cores, tokens_per_batch
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import Floats
@@ -31,10 +31,14 @@ class Towers(Protocol):
     Attributes:
         image_dim: width of the features of photos.
         text_dim: width of the features of texts.
+        tokens_per_batch: how many tokens of texts are best computed at once.
+        photos_per_batch: how many photos.
     """
 
     image_dim: int
     text_dim: int
+    tokens_per_batch: int
+    photos_per_batch: int
 
     def of_images(self, inputs: Inputs) -> Floats:
         """Returns (n, image_dim) float32, of any length."""
@@ -120,6 +124,8 @@ class TorchTowers:
         self.model = model.eval().to(compute.device)
         self.image_dim = self.text_dim = dim
         self.device = compute.device
+        self.tokens_per_batch = tokens_per_batch(compute.device)
+        self.photos_per_batch = max(1, self.tokens_per_batch // _patches(model))
         self.threads = compute.threads or cores()
         self.precision = str(compute.torch_dtype).removeprefix("torch.")
         self.is_open = compute.dtype == "auto" and compute.device == "cpu"
@@ -163,6 +169,13 @@ def computing(threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def _patches(model: "PreTrainedModel") -> int:
+    """Returns how many patches a photo is cut into, 196 where the model does not say."""
+    vision = getattr(model.config, "vision_config", None)
+    image_px, patch_px = (getattr(vision, f"{name}_size", None) for name in ("image", "patch"))
+    return (image_px // patch_px) ** 2 if isinstance(image_px, int) and isinstance(patch_px, int) else 196
 
 
 def _features(output: object) -> Floats:

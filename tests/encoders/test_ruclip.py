@@ -257,11 +257,12 @@ def test_pixels_and_embeddings_are_those_of_the_original_code(tmp_path):
 
 def test_texts_are_batched_with_others_of_about_their_length() -> None:
     lengths = np.random.default_rng(0).integers(2, 78, 500).tolist()
-    batches = list(batches_of(lengths))
+    batches = list(batches_of(lengths, 512))
     assert sorted(row for batch in batches for row in batch) == list(range(500))
     for batch in batches:
         own = [lengths[row] for row in batch]
-        assert len(batch) <= 64
+        assert len(batch) * max(own) <= 512
         assert max(own) <= 1.25 * min(own) + 4
-    assert [len(batch) for batch in batches_of([7] * 130)] == [64, 64, 2]
-    assert list(batches_of([])) == []
+    assert [len(batch) for batch in batches_of([7] * 130, 450)] == [64, 64, 2]
+    assert list(batches_of([9, 9], 5)) == [[0], [1]]
+    assert list(batches_of([], 5)) == []
