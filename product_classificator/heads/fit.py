@@ -125,17 +125,8 @@ def fit_heads(
     if hierarchy is None:
         can_refine = {name: known for place, (name, known) in enumerate(labels.items()) if place in single}
         hierarchy = learn_hierarchy(codes[train][:, single], can_refine) if settings.recipe == "joint" else ()
-    known, logits = codes[valid], valid_logits(network, material)
-    borne_by_valid = {place: each[valid] for place, each in borne.items()}
-    temperatures, exponents = fit_temperatures(logits, known, shape.spans, borne_by_valid)
-    cuts = {
-        tuple(labels)[place]: cuts_of(logits[:, shape.spans[place]], known[:, place] >= 0, each, temperatures[place])
-        for place, each in borne_by_valid.items()
-    }
-    bundle = HeadBundle(
-        network, bag, labels, embeddings.fingerprint, temperatures, facts, exponents=exponents, cuts=cuts
-    )
-    bundle = replace(bundle, hierarchy=known_to(hierarchy, labels))
+    bundle = HeadBundle(network, bag, labels, embeddings.fingerprint, (1.0,) * len(labels), facts)
+    bundle = replace(_calibrated(bundle, material), hierarchy=known_to(hierarchy, labels))
     bundle = _with_review(bundle, embeddings, texts, truth, part, settings.seed)
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
@@ -159,6 +150,24 @@ def _check_rows(embeddings: Embeddings, texts: Sequence[str], truth: Truth, spli
         raise DataError(f"every input must have one row per product: there are {n} embeddings, but {wrong}")
     if not np.array_equal(embeddings.ids, split.ids):
         raise DataError("embeddings and split must hold the same products in the same order: make the split anew")
+
+
+def _calibrated(bundle: HeadBundle, material: Material) -> HeadBundle:
+    """Returns the heads with temperatures, and with the cuts of multi-label characteristics."""
+    logits, known, spans = (
+        valid_logits(bundle.network, material),
+        material.codes[material.valid],
+        bundle.network.shape.spans,
+    )
+    borne = {place: each[material.valid] for place, each in material.borne.items()}
+    temperatures, exponents = fit_temperatures(logits, known, spans, borne)
+    cuts = {
+        material.characteristics[place]: cuts_of(
+            logits[:, spans[place]], known[:, place] >= 0, each, temperatures[place]
+        )
+        for place, each in borne.items()
+    }
+    return replace(bundle, temperatures=temperatures, exponents=exponents, cuts=cuts)
 
 
 def _with_review(
