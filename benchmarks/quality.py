@@ -4,7 +4,8 @@
 
 The sets are described in `sets.py`, the rivals in `rivals.py`. Every method learns from the train part, chooses by the
 valid part and is judged once on the test part, by `evaluate`. Rivals are slow: what a method reached is kept in the
-folder `--cache` and taken from there as long as products, parts and labels are the same; `--fresh` fits methods again.
+folder `--cache` and taken from there as long as products, parts, labels and, unless it reads only words, the encoder
+are the same; `--fresh` fits methods again.
 Seconds are those of the CPU (all threads together), which other processes disturb less than the time on the wall.
 """
 
@@ -72,7 +73,7 @@ def measure(task: Task, method: str, seed: int) -> Result:
     """Fits a method and returns what it reached, and where and when."""
     fitted = METHODS[method](task, seed)
     return {
-        "task": task.digest,
+        "task": task.digest(of_words=method in ONLY_TEXT),
         "valid": judge(task, fitted, "valid"),
         "test": judge(task, fitted, "test"),
         "seconds": round(fitted.seconds, 1),
@@ -88,7 +89,7 @@ def compare(name: str, seed: int, methods: Sequence[str], fresh: Sequence[str], 
     for method in (method for method in methods if can_learn(method, task)):
         path = folder / "quality" / name / str(seed) / f"{method}.json"
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and method not in fresh else {}
-        if result.get("task") != task.digest:
+        if result.get("task") != task.digest(of_words=method in ONLY_TEXT):
             result = measure(task, method, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(result, ensure_ascii=False, indent=1))

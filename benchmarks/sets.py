@@ -73,10 +73,13 @@ class Task:
         numbers = {label: number for number, label in enumerate(self.labels[name])}
         return np.array([numbers.get(label, -1) for label in self.truth[name]], dtype=np.int64)
 
-    @property
-    def digest(self) -> str:
-        """Names products, parts and labels: results are comparable where it is the same."""
-        facts = (self.embeddings.fingerprint, self.split.ids.tolist(), self.split.part.tolist(), self.labels)
+    def digest(self, *, of_words: bool) -> str:
+        """Names products, parts and labels, and, unless only words are read, the encoder.
+
+        Results are comparable where it is the same.
+        """
+        encoder = "" if of_words else self.embeddings.fingerprint
+        facts = (encoder, self.split.ids.tolist(), self.split.part.tolist(), self.labels)
         return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
+from product_classificator.encoders.lite import LEVELS, PARTS
 from product_classificator.encoders.network import INPUT, OUTPUT
 from product_classificator.graphs import FLOAT, UINT8, Graph
 
@@ -25,18 +26,22 @@ def load_efficientnet(weights: Path) -> EfficientNet:
 def efficientnet_onnx(network: EfficientNet) -> bytes:
     """Returns the ONNX file of a network.
 
-    It takes `pixels`, (n, 224, 224, 3) uint8, and answers `vectors`, (n, 1280) float32: the last feature map averaged
-    over positions.
+    It takes `pixels`, (n, 224, 224, 3) uint8, and answers `vectors`, (n, 1744) float32: the last feature map averaged
+    over positions (1280), then the mean and the standard deviation over positions of what three stages in the middle
+    answer (2 x 40, 2 x 80, 2 x 112).
     """
     graph = _Graph()
     last = graph.add("Transpose", graph.add("Cast", INPUT, to=FLOAT), perm=[0, 3, 1, 2])
     last = graph.add("Div", graph.add("Sub", last, graph.constant(127)), graph.constant(128))
     last = graph.convolve(last, network._conv_stem, network._bn0)
+    maps = {}
     for block in network._blocks:
         last = _block(graph, last, block)
+        maps[block._block_args.output_filters] = last  # the last block of as many filters is the end of a stage
     last = graph.convolve(last, network._conv_head, network._bn1)
-    graph.add("Flatten", graph.add("GlobalAveragePool", last), output=OUTPUT)
-    return graph.file("efficientnet-lite0", {INPUT: (224, 224, 3)}, {OUTPUT: (1280,)}, input_type=UINT8)
+    parts = [graph.add("GlobalAveragePool", last), *(part for width in LEVELS for part in graph.pool(maps[width]))]
+    graph.add("Flatten", graph.add("Concat", *parts, axis=1), output=OUTPUT)
+    return graph.file("efficientnet-lite0", {INPUT: (224, 224, 3)}, {OUTPUT: (sum(PARTS),)}, input_type=UINT8)
 
 
 def _block(graph: "_Graph", first: str, block: Any) -> str:
@@ -68,3 +73,10 @@ class _Graph(Graph):
             pads=[top, left, bottom, right],
         )
         return self.add("Clip", last, self.constant(0), self.constant(6)) if is_clipped else last
+
+    def pool(self, last: str) -> tuple[str, str]:
+        """Adds mean and standard deviation over positions."""
+        mean = self.add("GlobalAveragePool", last)
+        mean_square = self.add("GlobalAveragePool", self.add("Mul", last, last))
+        variance = self.add("Relu", self.add("Sub", mean_square, self.add("Mul", mean, mean)))
+        return mean, self.add("Sqrt", variance)

@@ -2,9 +2,11 @@
 
 Both come as pip packages with their pretrained weights, so nothing is downloaded at run time. Photos are padded to a
 white square (nothing is cropped off, shop photos are white) and resized to 224 px; the image vector is the last
-feature map averaged over positions, and histograms of the colours, which that map blurs. Texts of 16 languages,
-Russian among them, share one space. About 20 photos or 1,000 titles a second and core; long descriptions cost more, so
-only their first `_MAX_CHARS` characters are read.
+feature map averaged over positions; mean and spread of three maps in the middle, which know of cut and fabric what a
+network that names things forgets (photos alone, validation macro-F1 of two splits of fashion goods: .722 without, .736
+with them; beside descriptions .830 and .837); and histograms of the colours, which all maps blur. Texts of 16
+languages, Russian among them, share one space. About 40 photos or 1,000 titles a second and core; long descriptions
+cost more, so only their first `_MAX_CHARS` characters are read.
 
 Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other, and
 lose several times their speed as soon as anything else runs on the machine.
@@ -38,10 +40,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, mean of the last map, colours; clean text, 2000 chars"
+PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, means of maps, colours; clean text, 2000 chars"
+LEVELS = (40, 80, 112)
+"""Widths of the maps in the middle."""
+PARTS = (1280, *(width for level in LEVELS for width in (level, level)))
+"""What the network answers side by side: the mean of the last map, then mean and spread of each in the middle."""
 _SIZE_PX = 224
 _MAX_CHARS = 2000
-_WEIGHT_OF_COLOURS = 0.5  # among neighbours the kind of a product counts twice as much as its colours
+_WEIGHT_OF_COLOURS = 0.5  # among neighbours the kind of a product counts twice as much as its colours,
+_WEIGHT_OF_LEVELS = 0.1  # and ten times as much as any other of its maps; heads standardise what they read
 _IMAGE_BATCH = 8
 _TEXT_BATCH = 32
 
@@ -80,7 +87,7 @@ class LiteEncoder:
     """
 
     name = "lite"
-    image_dim = 1280 + COLOURS_DIM
+    image_dim = sum(PARTS) + COLOURS_DIM
     text_dim = 512
     shares_space = False
 
@@ -114,14 +121,16 @@ class LiteEncoder:
         return letterboxed(image, _SIZE_PX)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Returns (n, 1408) float32 vectors of unit length: what the network sees, then colours."""
+        """Returns (n, 1872) float32 vectors of unit length: last map (1280), maps before it (464), colours (128)."""
         network = self._network
 
         def encode(batch: Sequence[Image.Image]) -> Floats:
             prepared = [self.prepare_image(image) for image in batch]
             pixels = np.stack([np.asarray(image) for image in prepared])
             features = network.run(None, {network.get_inputs()[0].name: pixels})[0]
-            return np.concatenate([unit_rows(features), _WEIGHT_OF_COLOURS * colours_of(prepared)], 1)
+            last, *levels = (unit_rows(part) for part in np.split(features, np.cumsum(PARTS)[:-1], axis=1))
+            levels = [_WEIGHT_OF_LEVELS * level for level in levels]
+            return np.concatenate([last, *levels, _WEIGHT_OF_COLOURS * colours_of(prepared)], 1)
 
         return self._in_batches(encode, images, _IMAGE_BATCH, self.image_dim)
 

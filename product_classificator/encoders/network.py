@@ -8,7 +8,7 @@ import onnxruntime
 from product_classificator.files import forget, kept_file
 
 INPUT, OUTPUT = "pixels", "vectors"
-_FORM = 1  # to be raised when `efficientnet` writes another graph
+_FORM = 2  # to be raised when `efficientnet` writes another graph
 
 
 def open_network(weights: Path, fingerprint: str) -> onnxruntime.InferenceSession:

@@ -23,7 +23,7 @@ RUCLIP_MODELS = (
 """The published ruCLIP models (Sber AI, 2022), the fastest first."""
 
 ENCODERS: Mapping[str, str] = {
-    "lite": "embedded default: EfficientNet-Lite0 and colours (1408-d), multilingual USE v3 (512-d), offline, CPU",
+    "lite": "embedded default: EfficientNet-Lite0 and colours (1872-d), multilingual USE v3 (512-d), offline, CPU",
     **dict.fromkeys(RUCLIP_MODELS, "ruCLIP, fetched from the hub at first use"),
     "<folder>": "a ruCLIP checkpoint (bpe.model, config.json, pytorch_model.bin), or what training left of one",
     "hf:<repository or folder>": "any CLIP-like model of transformers (CLIP, SigLIP, Chinese-CLIP, AltCLIP, ...)",

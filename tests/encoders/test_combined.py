@@ -48,7 +48,7 @@ def test_a_pair_has_one_fingerprint_of_both(folder, clip, pair):
 
 def test_any_encoder_can_be_paired(folder, pair):
     lite = load_encoder(f"lite+st:{folder / 'bert'}", threads=1)
-    assert (lite.image_dim, lite.text_dim) == (1408, 32)
+    assert (lite.image_dim, lite.text_dim) == (1872, 32)
     assert lite.name == f"lite+st:{folder / 'bert'}"
     assert lite.fingerprint != pair.fingerprint
     assert np.array_equal(lite.encode_texts(["red"]), pair.encode_texts(["red"]))

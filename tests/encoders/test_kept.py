@@ -75,7 +75,7 @@ def test_without_a_cache_everything_is_made_anew(tmp_path, monkeypatch, known):
     encoder = load_encoder("lite")
     assert encoder.fingerprint == load_encoder("lite").fingerprint
     assert np.array_equal(load_use("lite-0").encode(TEXTS), known)
-    assert open_network(WEIGHTS, "lite-0").run([OUTPUT], {INPUT: PIXELS})[0].shape == (2, 1280)
+    assert open_network(WEIGHTS, "lite-0").run([OUTPUT], {INPUT: PIXELS})[0].shape == (2, 1744)
 
 
 def test_weights_are_named_once_until_they_change(cache, tmp_path):

