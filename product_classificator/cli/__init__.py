@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from product_classificator.cli import audit, commands, demo, export
+from product_classificator.cli import audit, commands, demo, export, training
 from product_classificator.errors import ProductClassificatorError
 
 app = typer.Typer(
@@ -19,8 +19,8 @@ app = typer.Typer(
     help="Tells a product's category, sex, season and other characteristics from its photo and its text.",
 )
 for command in (
-    commands.train,
-    commands.tune,
+    training.train,
+    training.tune,
     commands.evaluate,
     commands.predict,
     commands.classify,
