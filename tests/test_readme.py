@@ -30,7 +30,9 @@ def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
     assert (tmp_path / "predictions.csv").is_file()
 
 
-@pytest.mark.parametrize("name", ["quality_fashion", "quality_fashion_title", "quality_ozon", "ablation", "startup", "export"])
+@pytest.mark.parametrize(
+    "name", ["quality_fashion", "quality_fashion_title", "quality_ozon", "ablation", "startup", "export"]
+)
 def test_the_tables_are_those_of_the_benchmarks(name):
     results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
     shown = README.split(f"<!-- {name} -->\n")[1].split("<!-- end -->")[0]

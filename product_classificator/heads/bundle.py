@@ -17,15 +17,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from product_classificator.errors import ArtifactError, DataError, nearest
+from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing_folder
 from product_classificator.heads.explain import explain
 from product_classificator.heads.familiarity import Familiarity
-from product_classificator.heads.hierarchy import (
-    Hierarchy,
-    reconcile,
-    with_relatives,
-)
+from product_classificator.heads.hierarchy import Hierarchy
 from product_classificator.heads.inference import FittedNetwork
 from product_classificator.heads.manifest import (
     FORMAT,
@@ -48,11 +44,10 @@ from product_classificator.heads.manifest import (
 )
 from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, with_decisions
 from product_classificator.heads.shape import NetworkShape
-from product_classificator.heads.sharpness import probabilities_of, sigmoid, temperatures_of
+from product_classificator.heads.sharpness import temperatures_of
+from product_classificator.heads.telling import calibration_of, check_known, tell
 from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, Floats, Predictions
-
-_ROWS_PER_STEP = 8192
 
 
 @dataclass(frozen=True)
@@ -168,43 +163,21 @@ class HeadBundle:
             ArtifactError: the embeddings were made by another encoder, or the heads are not bound to one yet.
             DataError: a characteristic is unknown, or texts and embeddings differ in length.
         """
-        wanted = tuple(self.labels) if characteristics is None else tuple(characteristics)
-        self._check(embeddings, texts, wanted)
-        has_image, has_text = embeddings.has_image & (self.image_dim > 0), embeddings.has_text & (self.text_dim > 0)
-        is_known = has_image | has_text
-        needed = with_relatives(wanted, self.hierarchy)
-        probabilities = {name: np.full((len(texts), len(self.labels[name])), np.nan, np.float32) for name in wanted}
-        known = np.flatnonzero(is_known)
-        for start in range(0, len(known), _ROWS_PER_STEP):
-            rows = known[start : start + _ROWS_PER_STEP]
-            logits = self.logits(embeddings.take(rows), [texts[row] for row in rows])
-            told = {name: self._probabilities(name, logits[name]) for name in needed}
-            told = reconcile(told, self.labels, self.hierarchy)
-            for name in wanted:
-                probabilities[name][rows] = told[name]
-        labels = {name: self.labels[name] for name in wanted}
-        explainer = partial(explain, self, embeddings, texts, wanted)
-        cuts = {name: self.cuts[name] for name in wanted if name in self.cuts}
-        return Predictions(embeddings.ids, labels, probabilities, is_known, explainer=explainer, cuts=cuts)
+        self._check(embeddings, texts)
+        told = tell(self, embeddings, texts, characteristics, self._logits)
+        return replace(told, explainer=partial(explain, self, embeddings, texts, told.characteristics))
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Floats]:
         """Returns characteristic -> (n, labels) logits, of products with neither photo nor text as well."""
-        found = self.network.logits(embeddings, self.bag.weigh(texts))
+        found = self._logits(embeddings, texts)
         return {name: found[:, span] for name, span in zip(self.labels, self.network.shape.spans, strict=True)}
+
+    def _logits(self, embeddings: Embeddings, texts: Sequence[str]) -> Floats:
+        return self.network.logits(embeddings, self.bag.weigh(texts))
 
     def temperatures_of(self, characteristic: str, logits: Floats) -> Floats:
         """Returns the (n,) temperatures of products by their logits of a characteristic."""
-        return temperatures_of(logits, *self._calibration(characteristic))
-
-    def _probabilities(self, characteristic: str, logits: Floats) -> Floats:
-        temperature, exponent = self._calibration(characteristic)
-        if characteristic in self.cuts:
-            return sigmoid(logits / np.float32(temperature))
-        return probabilities_of(logits, temperature, exponent)
-
-    def _calibration(self, characteristic: str) -> tuple[float, float]:
-        place = list(self.labels).index(characteristic)
-        return self.temperatures[place], self.exponents[place] if self.exponents else 0.0
+        return temperatures_of(logits, *calibration_of(self, characteristic))
 
     def decide(
         self,
@@ -230,11 +203,12 @@ class HeadBundle:
             DataError: `min_precision` is no share.
         """
         familiarity = self.check_promise(min_precision)
-        self._check(embeddings, texts, predictions.characteristics)
+        self._check(embeddings, texts)
+        check_known(self, predictions.characteristics)
         strange = familiarity.strange(embeddings, texts, self.bag)
         return with_decisions(predictions, self.thresholds, strange, min_precision)
 
-    def _check(self, embeddings: Embeddings, texts: Sequence[str], wanted: Sequence[str]) -> None:
+    def _check(self, embeddings: Embeddings, texts: Sequence[str]) -> None:
         if not self.encoder_fingerprint:
             raise ArtifactError(
                 f"heads judge only embeddings of their encoder, and these, for {self.encoder_name!r}, do not know its "
@@ -247,9 +221,6 @@ class HeadBundle:
             )
         if len(texts) != len(embeddings):
             raise DataError(f"every product needs one text: {len(embeddings)} embeddings, {len(texts)} texts")
-        for name in wanted:
-            if name not in self.labels:
-                raise DataError(f"the heads know no characteristic {name!r}: {nearest(name, self.labels)}")
 
     def save(self, folder: str | Path) -> None:
         """Writes the bundle as a new folder, or in place of an older bundle there.

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from product_classificator.heads.shape import NetworkShape
+from product_classificator.heads.telling import ROWS_PER_STEP
 from product_classificator.heads.words import WeighedWords
 from product_classificator.types import Embeddings, Floats
-
-_ROWS_PER_STEP = 8192
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class FittedNetwork:
         """
         answer = _ANSWERS[self.shape.recipe]
         found = np.empty((len(embeddings), sum(self.shape.n_labels)), dtype=np.float32)
-        for start in range(0, len(found), _ROWS_PER_STEP):
-            rows = np.arange(start, min(start + _ROWS_PER_STEP, len(found)))
+        for start in range(0, len(found), ROWS_PER_STEP):
+            rows = np.arange(start, min(start + ROWS_PER_STEP, len(found)))
             found[rows] = answer(self, embeddings.take(rows))
         if self.reads_words:
             words.add_to(found, self.of_words, embeddings.has_text)

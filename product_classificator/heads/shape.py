@@ -1,5 +1,6 @@
 """What fixes the shapes of a network's weights."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -40,7 +41,7 @@ class NetworkShape:
     @property
     def spans(self) -> list[slice]:
         """Columns of the logits of each characteristic."""
-        return [slice(start, stop) for start, stop in pairwise(accumulate(self.n_labels, initial=0))]
+        return spans_of(self.n_labels)
 
     @property
     def named_sides(self) -> list[str]:
@@ -92,3 +93,12 @@ class NetworkShape:
                 f"heads.{number}.3.bias": (k,),
             }
         return found
+
+
+def spans_of(n_labels: Iterable[int]) -> list[slice]:
+    """Returns the columns of each characteristic, where those of all stand side by side.
+
+    >>> spans_of([2, 3])
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
+    return [slice(start, stop) for start, stop in pairwise(accumulate(n_labels, initial=0))]

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from product_classificator.errors import ArtifactError, DataError, nearest
+from product_classificator.errors import ArtifactError
 from product_classificator.heads.familiarity import Familiarity
-from product_classificator.heads.hierarchy import reconcile, with_relatives
 from product_classificator.heads.review import check_precision, with_decisions
-from product_classificator.heads.sharpness import probabilities_of, sigmoid
+from product_classificator.heads.telling import tell
 from product_classificator.heads.words import WordBag
 from product_classificator.runtime.manifest import (
     HEADS,
@@ -27,7 +26,7 @@ from product_classificator.runtime.manifest import (
     WORDS,
     Manifest,
 )
-from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows
+from product_classificator.types import Embeddings, Floats, Predictions
 
 
 @dataclass(frozen=True)
@@ -85,36 +84,7 @@ class ExportedHeads:
         Raises:
             DataError: a characteristic is unknown.
         """
-        labels, hierarchy = self.manifest.labels, self.manifest.hierarchy
-        wanted = tuple(labels) if characteristics is None else tuple(characteristics)
-        for name in wanted:
-            if name not in labels:
-                raise DataError(f"the heads know no characteristic {name!r}: {nearest(name, labels)}")
-        is_known = self.is_known(embeddings)
-        rows = np.flatnonzero(is_known)
-        logits = self.logits(embeddings.take(rows), [texts[row] for row in rows.tolist()])
-        exponents = self.manifest.exponents or (0.0,) * len(labels)
-        calibration = dict(zip(labels, zip(self.manifest.temperatures, exponents, strict=True), strict=True))
-        spans = dict(zip(labels, _spans([len(names) for names in labels.values()]), strict=True))
-        needed = with_relatives(wanted, hierarchy)
-        told = {name: self._probabilities(name, logits[:, spans[name]], *calibration[name]) for name in needed}
-        told = reconcile(told, labels, hierarchy)
-        probabilities = {name: np.full((len(texts), len(labels[name])), np.nan, np.float32) for name in wanted}
-        for name in wanted:
-            probabilities[name][rows] = told[name]
-        cuts = {name: self.manifest.cuts[name] for name in wanted if name in self.manifest.cuts}
-        return Predictions(embeddings.ids, {name: labels[name] for name in wanted}, probabilities, is_known, cuts=cuts)
-
-    def _probabilities(self, characteristic: str, logits: Floats, temperature: float, exponent: float) -> Floats:
-        if characteristic in self.manifest.cuts:
-            return sigmoid(logits / np.float32(temperature))
-        return probabilities_of(logits, temperature, exponent)
-
-    def is_known(self, embeddings: Embeddings) -> Bools:
-        """Returns (n,) whether products have something that the heads use."""
-        has_image, has_text = self.manifest.image_dim > 0, self.manifest.text_dim > 0
-        found: Bools = (embeddings.has_image & has_image) | (embeddings.has_text & has_text)
-        return found
+        return tell(self.manifest, embeddings, texts, characteristics, self.logits)
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> Floats:
         """Returns the (n, all labels) logits of products."""
@@ -153,8 +123,3 @@ class ExportedHeads:
 def _array(path: Path) -> Floats:
     found: Floats = np.load(path, allow_pickle=False)
     return found
-
-
-def _spans(widths: Sequence[int]) -> list[slice]:
-    stops: Rows = np.cumsum(widths)
-    return [slice(stop - width, stop) for width, stop in zip(widths, stops.tolist(), strict=True)]

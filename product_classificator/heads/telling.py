@@ -1,0 +1,100 @@
+"""Turns logits into predictions: calibrated, free of contradictions, and only of products that can be judged.
+
+Heads of a bundle and those of an exported folder do it alike; they differ in where their logits come from.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from product_classificator.errors import DataError, nearest
+from product_classificator.heads.hierarchy import Hierarchy, reconcile, with_relatives
+from product_classificator.heads.shape import spans_of
+from product_classificator.heads.sharpness import probabilities_of, sigmoid
+from product_classificator.types import Embeddings, Floats, Predictions
+
+ROWS_PER_STEP = 8192
+"""So many products are judged at once, which bounds the memory."""
+
+
+class Calibrated(Protocol):
+    """What is known of heads beside their weights; the attributes are those of `HeadBundle`."""
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: D102 - said above
+    @property
+    def temperatures(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def exponents(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def hierarchy(self) -> Hierarchy: ...  # noqa: D102
+    @property
+    def cuts(self) -> Mapping[str, tuple[float, ...]]: ...  # noqa: D102
+    @property
+    def image_dim(self) -> int: ...  # noqa: D102
+    @property
+    def text_dim(self) -> int: ...  # noqa: D102
+
+
+def tell(
+    heads: Calibrated,
+    embeddings: Embeddings,
+    texts: Sequence[str],
+    characteristics: Sequence[str] | None,
+    logits_of: Callable[[Embeddings, Sequence[str]], Floats],
+) -> Predictions:
+    """Tells the characteristics of n products.
+
+    Args:
+        heads: labels and calibration.
+        embeddings: of the products.
+        texts: (n,) their raw texts.
+        characteristics: which to tell; `None`: all.
+        logits_of: answers the (m, all labels) logits of m products.
+
+    Raises:
+        DataError: a characteristic is unknown.
+    """
+    wanted = tuple(heads.labels) if characteristics is None else tuple(characteristics)
+    check_known(heads, wanted)
+    has_image, has_text = embeddings.has_image & (heads.image_dim > 0), embeddings.has_text & (heads.text_dim > 0)
+    is_known = has_image | has_text
+    probabilities = {name: np.full((len(texts), len(heads.labels[name])), np.nan, np.float32) for name in wanted}
+    known = np.flatnonzero(is_known)
+    for start in range(0, len(known), ROWS_PER_STEP):
+        rows = known[start : start + ROWS_PER_STEP]
+        logits = logits_of(embeddings.take(rows), [texts[row] for row in rows.tolist()])
+        told = _probabilities(heads, logits, with_relatives(wanted, heads.hierarchy))
+        for name in wanted:
+            probabilities[name][rows] = told[name]
+    labels = {name: heads.labels[name] for name in wanted}
+    cuts = {name: heads.cuts[name] for name in wanted if name in heads.cuts}
+    return Predictions(embeddings.ids, labels, probabilities, is_known, cuts=cuts)
+
+
+def check_known(heads: Calibrated, characteristics: Sequence[str]) -> None:
+    """Raises `DataError` if a characteristic is unknown to the heads."""
+    for name in characteristics:
+        if name not in heads.labels:
+            raise DataError(f"the heads know no characteristic {name!r}: {nearest(name, heads.labels)}")
+
+
+def calibration_of(heads: Calibrated, characteristic: str) -> tuple[float, float]:
+    """Returns temperature and exponent of a characteristic."""
+    place = list(heads.labels).index(characteristic)
+    return heads.temperatures[place], heads.exponents[place] if heads.exponents else 0.0
+
+
+def _probabilities(heads: Calibrated, logits: Floats, needed: Sequence[str]) -> dict[str, Floats]:
+    """Returns characteristic -> (n, labels) probabilities of those needed, which do not contradict each other."""
+    spans = dict(zip(heads.labels, spans_of(map(len, heads.labels.values())), strict=True))
+    told = {}
+    for name in needed:
+        temperature, exponent = calibration_of(heads, name)
+        own = logits[:, spans[name]]
+        is_multi = name in heads.cuts
+        told[name] = (
+            sigmoid(own / np.float32(temperature)) if is_multi else probabilities_of(own, temperature, exponent)
+        )
+    return reconcile(told, heads.labels, heads.hierarchy)
