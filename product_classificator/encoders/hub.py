@@ -257,10 +257,10 @@ class TokenizedTexts:
         self.reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self.max_tokens = max_tokens
         self.max_windows = max_windows
-        self.pads_to_max = pads_to_max
+        self.padded_to = max_tokens if pads_to_max else 0
 
     def __str__(self) -> str:
-        filled = "the last" if self.pads_to_max else "the longest"
+        filled = "the last" if self.padded_to else "the longest"
         return f"{self.max_tokens} tokens, {self.max_windows} window(s), filled up to {filled}"
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
@@ -277,7 +277,7 @@ class TokenizedTexts:
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids` (n, longest) int64, and `attention_mask` of the same shape where the tower wants one."""
-        padding = {"padding": "max_length", "max_length": self.max_tokens} if self.pads_to_max else {"padding": True}
+        padding = {"padding": "max_length", "max_length": self.max_tokens} if self.padded_to else {"padding": True}
         found = self.tokenizer.pad({"input_ids": list(windows)}, return_tensors="np", **padding)
         return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
 

@@ -1,17 +1,18 @@
 """Two ONNX files, as `onnx` writes them, in the place of the towers of a network; ONNX Runtime computes."""
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from product_classificator.encoders.base import cores, tokens_per_batch
+from product_classificator.encoders.base import cores, photos_per_batch, tokens_per_batch
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError
 from product_classificator.types import Floats
 
-_PHOTOS_PER_BATCH = 8  # the files do not tell how many patches a photo has
+_AXES, _PATCH_PX, _COMMON_PATCHES = 4, 16, 196  # pixels have axes of photo, channel, height, width
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 
 
@@ -49,10 +50,19 @@ class OnnxTowers:
             self._sessions = {name: onnxruntime.InferenceSession(folder / name, options, providers) for name in files}
         except Exception as error:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
             raise ArtifactError(f"the towers in {folder} cannot be read ({error}): export them again") from error
-        self.tokens_per_batch = tokens_per_batch("cpu" if len(providers) == 1 else "cuda")
-        self.photos_per_batch = _PHOTOS_PER_BATCH
+        device = "cpu" if len(providers) == 1 else "cuda"
+        self.tokens_per_batch = tokens_per_batch(device)
+        self.photos_per_batch = photos_per_batch(device, self._patches())
         widths = {name: int(session.get_outputs()[0].shape[1]) for name, session in self._sessions.items()}
         self.image_dim, self.text_dim = widths.get(IMAGE_FILE, 0), widths.get(TEXT_FILE, 0)
+
+    def _patches(self) -> int:
+        """Returns how many patches a photo has if they are of a common size; the file does not tell theirs."""
+        if IMAGE_FILE not in self._sessions:
+            return 1
+        shapes = [taken.shape for taken in self._sessions[IMAGE_FILE].get_inputs()]
+        sizes = [shape[2:] for shape in shapes if len(shape) == _AXES and all(isinstance(n, int) for n in shape[2:])]
+        return max(1, math.prod(side // _PATCH_PX for side in sizes[0])) if sizes else _COMMON_PATCHES
 
     def of_images(self, inputs: Inputs) -> Floats:
         """Returns (n, image_dim) float32."""

@@ -126,8 +126,8 @@ class PlainTexts:
         self._before, self._after = list(before), list(after)
         self._reserved = frozenset(reserved)
         self._room = max_tokens - len(before) - len(after)
-        self.pads_to_max = pads_to_max
-        self._pad_id, self._width = pad_id, max_tokens if pads_to_max else 0
+        self.padded_to = max_tokens if pads_to_max else 0
+        self._pad_id = pad_id
         self._max_windows = max_windows
         self._has_mask = has_mask
 
@@ -145,7 +145,7 @@ class PlainTexts:
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids` (n, longest) int64, and `attention_mask` of the same shape where the tower wants one."""
         lengths = np.array([len(window) for window in windows])
-        width = self._width or int(lengths.max())
+        width = self.padded_to or int(lengths.max())
         ids: Rows = np.full((len(windows), width), self._pad_id, dtype=np.int64)
         for row, window in enumerate(windows):
             ids[row, : len(window)] = window
@@ -210,7 +210,7 @@ def plain_texts(tokenized: "TokenizedTexts") -> tuple[str, dict[str, Any]]:
             "pad_id": int(known.pad_token_id),
             "max_tokens": tokenized.max_tokens,
             "max_windows": tokenized.max_windows,
-            "pads_to_max": tokenized.pads_to_max,
+            "pads_to_max": tokenized.padded_to > 0,
             "has_mask": "attention_mask" in tokenized.inputs(windows),
         }
         plain = PlainTexts(Tokenizer.from_str(written), **facts)

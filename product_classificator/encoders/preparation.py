@@ -51,10 +51,10 @@ class TextPreparation(Protocol):
     """How texts become the inputs of a text tower; its string is part of the fingerprint.
 
     Attributes:
-        pads_to_max: whether windows are filled up to a length of their own, not only to the longest of their batch.
+        padded_to: the length that all windows are filled up to; 0: each to the longest of its batch.
     """
 
-    pads_to_max: bool
+    padded_to: int
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the token ids of all windows, and for each the number of the text it belongs to, ascending."""
@@ -147,7 +147,7 @@ class TokenPreparation:
         max_windows: how many windows of a text are read.
     """
 
-    pads_to_max = False
+    padded_to = 0
 
     def __init__(self, tokenizer: "Tokenizer", *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
         tokenizer.no_padding()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from product_classificator.encoders.base import cores, tokens_per_batch
+from product_classificator.encoders.base import cores, photos_per_batch, tokens_per_batch
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import Floats
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+_COMMON_PATCHES = 196
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -125,7 +126,7 @@ class TorchTowers:
         self.image_dim = self.text_dim = dim
         self.device = compute.device
         self.tokens_per_batch = tokens_per_batch(compute.device)
-        self.photos_per_batch = max(1, self.tokens_per_batch // _patches(model))
+        self.photos_per_batch = photos_per_batch(compute.device, _patches(model))
         self.threads = compute.threads or cores()
         self.precision = str(compute.torch_dtype).removeprefix("torch.")
         self.is_open = compute.dtype == "auto" and compute.device == "cpu"
@@ -172,10 +173,12 @@ def computing(threads: int) -> Iterator[None]:
 
 
 def _patches(model: "PreTrainedModel") -> int:
-    """Returns how many patches a photo is cut into, 196 where the model does not say."""
+    """Returns how many patches a photo is cut into, as many as 224 px have at 16 px where the model does not say."""
     vision = getattr(model.config, "vision_config", None)
     image_px, patch_px = (getattr(vision, f"{name}_size", None) for name in ("image", "patch"))
-    return (image_px // patch_px) ** 2 if isinstance(image_px, int) and isinstance(patch_px, int) else 196
+    if not isinstance(image_px, int) or not isinstance(patch_px, int):
+        return _COMMON_PATCHES
+    return max(1, image_px // patch_px) ** 2
 
 
 def _features(output: object) -> Floats:

@@ -88,7 +88,7 @@ def _write_heads(bundle: HeadBundle, folder: Path) -> None:
     if bundle.network.reads_words:
         write_bytes(folder / WORDS, json.dumps(bundle.bag.words, ensure_ascii=False).encode())
         np.save(folder / RARITIES, bundle.bag.idf)
-        np.save(folder / WEIGHTS, bundle.network.of_words)
+        np.save(folder / WEIGHTS, bundle.network.word_weights)
     if bundle.familiarity:
         np.save(folder / SEEN_IMAGE, bundle.familiarity.image)
         np.save(folder / SEEN_TEXT, bundle.familiarity.text)

@@ -235,8 +235,9 @@ class HeadBundle:
             self._write(new)
 
     def _weights(self) -> dict[str, Floats]:
-        seen = (self.familiarity.image, self.familiarity.text) if self.familiarity else ()
-        weights = {**self.network.weights, **dict(zip(SEEN, seen, strict=False))}
+        weights = dict(self.network.weights)
+        if self.familiarity:
+            weights |= dict(zip(SEEN, (self.familiarity.image, self.familiarity.text), strict=True))
         return {name: np.ascontiguousarray(weight).reshape(weight.shape) for name, weight in weights.items()}
 
     def _write(self, folder: Path) -> None:
@@ -286,7 +287,7 @@ class HeadBundle:
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             network = FittedNetwork(shape, weights)
             check_values(manifest, bag, weights)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
         return cls(
             network,

@@ -86,7 +86,7 @@ def _words(
         return {}
     words = bundle.bag.weigh([text])
     first = bundle.network.shape.spans[list(bundle.labels).index(characteristic)].start
-    logits = bundle.network.of_words[words.numbers] * words.weights[:, None]
+    logits = bundle.network.word_weights[words.numbers] * words.weights[:, None]
     best, runner_up = labels
     against = 0.0 if runner_up is None else logits[:, first + runner_up]
     weights = ((logits[:, first + best] - against) / temperature).tolist()

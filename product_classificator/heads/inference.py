@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from product_classificator.heads.shape import NetworkShape
-from product_classificator.heads.telling import ROWS_PER_STEP
+from product_classificator.heads.shape import ROWS_PER_STEP, NetworkShape
 from product_classificator.heads.words import WeighedWords
 from product_classificator.types import Embeddings, Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class FittedNetwork:
     """A network whose weights are fixed.
 
@@ -46,7 +45,7 @@ class FittedNetwork:
         return self.shape.recipe == "joint" and self.shape.n_words > 0
 
     @property
-    def of_words(self) -> Floats:
+    def word_weights(self) -> Floats:
         """(words, all labels) what each word says, times its weight in a text."""
         return self.weights["words.weight"]
 
@@ -63,7 +62,7 @@ class FittedNetwork:
             rows = np.arange(start, min(start + ROWS_PER_STEP, len(found)))
             found[rows] = answer(self, embeddings.take(rows))
         if self.reads_words:
-            words.add_to(found, self.of_words, embeddings.has_text)
+            words.add_to(found, self.word_weights, embeddings.has_text)
         return found
 
 

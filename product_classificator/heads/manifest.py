@@ -99,9 +99,7 @@ def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Floats]
     """Raises `ValueError` where sizes agree but values cannot be."""
     if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
         raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
-    for name, labels in manifest.labels.items():
-        if len(set(labels)) != len(labels) or len(labels) < (1 if name in manifest.cuts else 2):
-            raise ValueError(f"{name} needs two labels or more, each once")
+    _check_labels(manifest)
     _check_cuts(manifest)
     hierarchy = hierarchy_of(manifest)
     check_hierarchy(hierarchy)
@@ -117,6 +115,14 @@ def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Floats]
         raise ValueError("a threshold is a precision and a probability")
     if not all(np.isfinite(weight).all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
+    if "scale" in weights and not (weights["scale"] > 0).all():
+        raise ValueError("inputs need positive scales")
+
+
+def _check_labels(manifest: Manifest) -> None:
+    for name, labels in manifest.labels.items():
+        if len(set(labels)) != len(labels) or len(labels) < (1 if name in manifest.cuts else 2):
+            raise ValueError(f"{name} needs two labels or more, each once")
 
 
 def _check_cuts(manifest: Manifest) -> None:
@@ -150,7 +156,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{folder} has format {number}, this version reads up to {FORMAT}: upgrade product_classificator"
             )
         return Manifest.model_validate(found)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
 
 

@@ -1,9 +1,9 @@
 """Turns image part, text part and words of products into logits: the networks of the recipes, as they are fitted.
 
-All networks answer one row of logits for all characteristics, label after label; `spans` says which columns belong
-to which. The joint network shares one hidden layer between all characteristics, so that rare labels profit from the
-common ones, and adds a linear model of words, which sees what a sentence vector blurs (brand, "pack of 2", sizes), or,
-where there are no words, of the parts themselves.
+All networks answer one row of logits for all characteristics, label after label. The joint network shares one hidden
+layer between all characteristics, so that rare labels profit from the common ones, and adds a linear model of words,
+which sees what a sentence vector blurs (brand, "pack of 2", sizes), or, where there are no words, of the parts
+themselves.
 The published heads share nothing. What is fitted answers by `inference`, which also knows networks that are not fitted
 here: published heads behind a projection, and the zero-shot network, from which the joint one may start.
 """
@@ -218,7 +218,7 @@ _NETWORKS: Mapping[str, type[Network]] = {"joint": JointNetwork, "published": Pu
 
 
 def make_network(shape: NetworkShape) -> Network:
-    """Returns a network to fit, its weights drawn from torch's global generator."""
+    """Returns a network of a recipe to fit, its weights drawn from torch's global generator."""
     return _NETWORKS[shape.recipe](shape)
 
 

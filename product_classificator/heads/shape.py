@@ -7,6 +7,8 @@ from typing import Literal
 
 Recipe = Literal["joint", "published"]
 """What can be fitted."""
+ROWS_PER_STEP = 8192
+"""So many products go through a network at once, which bounds the memory."""
 RECIPES: tuple[Recipe, ...] = ("joint", "published")
 
 

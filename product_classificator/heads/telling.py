@@ -10,12 +10,9 @@ import numpy as np
 
 from product_classificator.errors import DataError, nearest
 from product_classificator.heads.hierarchy import Hierarchy, reconcile, with_relatives
-from product_classificator.heads.shape import spans_of
+from product_classificator.heads.shape import ROWS_PER_STEP, spans_of
 from product_classificator.heads.sharpness import probabilities_of, sigmoid
 from product_classificator.types import Embeddings, Floats, Predictions
-
-ROWS_PER_STEP = 8192
-"""So many products are judged at once, which bounds the memory."""
 
 
 class Calibrated(Protocol):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from product_classificator.encoders import Encoder, EncoderSpec, cores, load_encoder
+from product_classificator.encoders.base import photos_per_batch
 from product_classificator.encoders.clip import batches_of
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.labels import embed_labels
@@ -266,3 +267,16 @@ def test_texts_are_batched_with_others_of_about_their_length() -> None:
     assert [len(batch) for batch in batches_of([7] * 130, 450)] == [64, 64, 2]
     assert list(batches_of([9, 9], 5)) == [[0], [1]]
     assert list(batches_of([], 5)) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "size_px", "patch_px", "photos"), [("cpu", 384, 16, 1), ("cpu", 224, 32, 12), ("cuda", 224, 32, 408)]
+)
+def test_batches_of_photos_fit_the_cache_of_a_cpu_and_fill_a_gpu(device, size_px, patch_px, photos) -> None:
+    assert photos_per_batch(device, (size_px // patch_px) ** 2) == photos
+
+
+def test_towers_know_how_many_photos_they_take_at_once(encoder) -> None:
+    vision = encoder.towers.model.config.vision_config
+    assert encoder.towers.photos_per_batch == photos_per_batch("cpu", (vision.image_size // vision.patch_size) ** 2)
+    assert encoder.towers.tokens_per_batch == 600

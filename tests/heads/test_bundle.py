@@ -1,5 +1,6 @@
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -293,13 +294,27 @@ def test_files_that_do_not_fit_together_are_refused(saved: Path, change: dict[st
         HeadBundle.load(saved)
 
 
-@pytest.mark.parametrize("name", ["labels.bias", "seen.image"])
-def test_weights_that_are_not_numbers_are_refused(saved: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("labels.bias", lambda weight: np.full_like(weight, np.nan), "some weights are not finite"),
+        ("seen.image", lambda weight: np.full_like(weight, np.nan), "must be finite and 8 wide"),
+        ("labels.bias", lambda weight: weight.astype(np.float64), r"of labels.bias is expected .*, found .*'float64'"),
+        ("scale", np.zeros_like, "inputs need positive scales"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(
+    saved: Path, name: str, change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
     weights = load_file(saved / "weights.safetensors")
-    weights[name] = np.full_like(weights[name], np.nan)
+    weights[name] = change(weights[name])
     save_file(weights, saved / "weights.safetensors")
-    manifest = json.loads((saved / "manifest.json").read_text("utf-8"))
-    forged = sha256_of(saved / "weights.safetensors")
-    change_manifest(saved, sha256={**manifest["sha256"], "weights.safetensors": forged})
-    with pytest.raises(ArtifactError, match="do not fit together"):
-        HeadBundle.load(saved)
+    with pytest.raises(ArtifactError, match=rf"do not fit together \(.*{message}"):
+        rewritten(saved)
+
+
+@pytest.mark.parametrize("name", ["words.json", "manifest.json"])
+def test_lists_in_lists_without_end_are_refused(saved: Path, name: str) -> None:
+    (saved / name).write_text("[" * 200_000, "utf-8")
+    with pytest.raises(ArtifactError, match="recursion"):
+        HeadBundle.load(saved) if name == "manifest.json" else rewritten(saved)

@@ -31,12 +31,12 @@ def test_one_temperature_for_all_is_found_where_one_is_right(too_sure: float) ->
 
 def test_where_sure_products_are_less_right_an_exponent_beats_one_temperature() -> None:
     wrong = np.arange(6000) % 10 == 0
-    logits, codes = drawn(6000, 5, 1.0)
+    logits, codes = drawn(6000, 5, 1.0, seed=2)
     codes = np.where(wrong, np.roll(codes, 1), codes)  # a tenth is wrong however sure it looks
     temperature, exponent = fit_temperature(logits, codes)
     one = min(surprise(softmax(logits / t, 1), codes) for t in np.geomspace(0.5, 4, 60))
     assert exponent < -0.02
-    assert surprise(probabilities_of(logits, temperature, exponent), codes) < one - 0.001
+    assert surprise(probabilities_of(logits, temperature, exponent), codes) < one - 0.002
 
 
 def test_the_order_of_labels_stays() -> None:

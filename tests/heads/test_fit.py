@@ -179,6 +179,11 @@ def test_a_catalog_without_texts_makes_heads_without_text_and_words(material: Ma
 
 def test_the_published_recipe_is_one_small_network_per_characteristic(material: Material) -> None:
     fitted = fit(material, replace(HeadSettings.published(), max_epochs=2))
+    weights = fitted.bundle.network.weights
+    assert {name: weights[f"heads.0.{name}"].shape for name in ("0.weight", "3.weight")} == {
+        "0.weight": (1024, 14),
+        "3.weight": (3, 1024),
+    }
     heads = make_network(fitted.bundle.network.shape).heads
     assert len(heads) == 3
     assert [str(layer) for layer in heads[0]] == [

@@ -131,3 +131,10 @@ def test_a_shape_of_no_network_is_refused() -> None:
         replace(SHAPE, recipe="deep").weights()
     with pytest.raises(ValueError, match=r"names 5 wide cannot be compared with parts \[2\] wide"):
         replace(SHAPE, name_dim=5).weights()
+
+
+def test_a_fitted_network_is_equal_to_itself_alone() -> None:
+    one, other = (fitted(JointNetwork(SHAPE)) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2

@@ -92,8 +92,6 @@ def test_the_published_files_give_the_published_vectors_and_logits(tmp_path: Pat
     vectors = golden["embeddings"]
     embeddings = replace(products(len(vectors)), image=vectors[:, :512], text=vectors[:, 512:])
     found = logits(bundle, embeddings)
-    mean, components = (bundle.network.weights[name] for name in ("mean", "components"))
-    assert np.abs((vectors - mean) @ components.T - golden["reduced"]).max() < 1e-4
     assert len(bundle.labels) == 6
     labels = json.loads((PUBLISHED / "labels.json").read_text("utf-8"))
     for name, span in zip(bundle.labels, bundle.network.shape.spans, strict=True):
