@@ -5,7 +5,9 @@ What differs between ruCLIP, CLIP, SigLIP and others is how they prepare (see `p
 padding is computed; those of one text are averaged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +15,14 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.encoders.base import unit_rows
-from product_classificator.encoders.preparation import ImagePreparation, TextPreparation
+from product_classificator.encoders.preparation import ImagePreparation, Inputs, TextPreparation
 from product_classificator.types import Floats
 
 if TYPE_CHECKING:
     from product_classificator.encoders.towers import Towers
 
 _MOST_PADDED, _SLACK = 1.25, 4
+_PREPARED_AHEAD = 2
 
 
 @dataclass
@@ -62,10 +65,8 @@ class ClipEncoder:
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Returns (n, image_dim) float32 vectors of unit length."""
         at_once = self.towers.photos_per_batch
-        vectors = [
-            self.towers.of_images(self.images.inputs(images[start : start + at_once]))
-            for start in range(0, len(images), at_once)
-        ]
+        batches = [images[start : start + at_once] for start in range(0, len(images), at_once)]
+        vectors = [self.towers.of_images(inputs) for inputs in _ahead(self.images.inputs, batches)]
         return unit_rows(np.concatenate([np.empty((0, self.image_dim), dtype=np.float32), *vectors]))
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
@@ -80,6 +81,20 @@ class ClipEncoder:
         sums = np.zeros((len(texts), self.text_dim), dtype=np.float32)
         np.add.at(sums, owners, unit_rows(found))
         return unit_rows(sums)
+
+
+def _ahead(
+    prepare: Callable[[Sequence[Image.Image]], Inputs], batches: Iterable[Sequence[Image.Image]]
+) -> Iterator[Inputs]:
+    """Yields the inputs of batches, of which a few are prepared while the tower computes: a GPU would wait for them."""
+    with ThreadPoolExecutor(_PREPARED_AHEAD, thread_name_prefix="inputs") as pool:
+        waiting: deque[Future[Inputs]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(prepare, batch))
+            if len(waiting) > _PREPARED_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def batches_of(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:

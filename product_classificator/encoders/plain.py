@@ -19,6 +19,7 @@ from product_classificator.encoders.preparation import (
     as_rgb,
     letterboxed,
     middle_of,
+    normalised,
     shrunk,
 )
 from product_classificator.errors import DataError
@@ -85,10 +86,9 @@ class PlainImages:
 
     def inputs(self, images: Sequence[Image.Image]) -> Inputs:
         """Returns `pixel_values`, (n, 3, height, width) float32."""
-        pixels = np.stack([np.asarray(self.prepare(image)) for image in images])
-        scaled = (pixels * self.factor).astype(np.float32)
-        normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return {"pixel_values": np.ascontiguousarray(normal.transpose(0, 3, 1, 2))}
+        prepared = [self.prepare(image) for image in images]
+        values = normalised(prepared, lambda pixels: (pixels * self.factor).astype(np.float32), self.mean, self.std)
+        return {"pixel_values": values}
 
 
 class PlainTexts:

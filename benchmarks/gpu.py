@@ -1,0 +1,115 @@
+"""What a GPU makes of photos: products per second from a zip to vectors, and what holds it up.
+
+    python benchmarks/gpu.py [--model patch16-384] [--products 2048]
+
+A ruCLIP of random weights in bfloat16, cards of 900 x 1200 pixels as in `speed.py` (256 of them, under many names),
+short titles. Beside the whole way stand its parts: the image tower on pixels that lie on the GPU, the tower fed from
+memory, and photos decoded and prepared by all cores. The peak is what a large product of bfloat16 matrices reaches.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+import numpy as np
+import pandas as pd
+import torch
+from common import save
+from speed import BASE, SIZES, decode, draw, vit_gflop, write_checkpoint
+
+from product_classificator import embed, load_encoder, read_catalog
+from product_classificator.encoders import cores
+
+DRAWN = 256
+ROUNDS = 5
+
+
+def best_seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Returns the best time of a piece of work that the GPU has finished."""
+    seconds = []
+    for _ in range(rounds + 1):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def peak_tflops() -> float:
+    """Returns the rate of a large product of bfloat16 matrices."""
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / best_seconds(lambda: [matrix @ matrix for _ in range(10)]) * 10 / 1e12
+
+
+def multiply(table: Path, zipped: Path, folder: Path, products: int) -> tuple[Path, Path]:
+    """Writes a table and a zip with the same cards under as many names as products are asked for."""
+    frame = pd.read_parquet(table)
+    rows = np.arange(products) % len(frame)
+    many = frame.iloc[rows].assign(nm=[f"{row}" for row in range(products)])
+    many.to_parquet(folder / "many.parquet")
+    with ZipFile(zipped) as few, ZipFile(folder / "many.zip", "w") as cards:
+        files = [few.read(f"{nm}.jpg") for nm in frame["nm"]]
+        for name, row in zip(many["nm"], rows, strict=True):
+            cards.writestr(f"{name}.jpg", files[row])
+    return folder / "many.parquet", folder / "many.zip"
+
+
+def main() -> None:
+    """Measures what the command line names, prints and saves it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", default="patch16-384", choices=SIZES)
+    parser.add_argument("--products", type=int, default=2048)
+    asked = parser.parse_args()
+    gflop, peak = vit_gflop(**SIZES[asked.model]), peak_tflops()
+    found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "cores": cores(), "model": asked.model}
+    found |= {"gflop_per_photo": round(gflop, 2), "peak_tflops": round(peak, 1), "products": asked.products}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        table, zipped = draw(folder, DRAWN)
+        checkpoint = write_checkpoint(folder / "model", **BASE, **SIZES[asked.model])
+        encoder = load_encoder(str(checkpoint), device="cuda")
+        with ZipFile(zipped) as opened:
+            files = [opened.read(each) for each in opened.namelist()]
+        with ThreadPoolExecutor(cores()) as pool:
+            began = time.perf_counter()
+            prepared = list(pool.map(lambda data: prepared_by(encoder, data), files * 4))
+            found["decoded_per_s"] = round(len(prepared) / (time.perf_counter() - began))
+        towers, batches = encoder.towers, {}
+        for size in sorted({8, 32, 64, 128, towers.photos_per_batch}):
+            inputs = encoder.images.inputs(prepared[:size])
+            there = towers.tensors(inputs)
+            with torch.inference_mode():
+                on_gpu = size / best_seconds(lambda there=there: towers.model.get_image_features(**there))
+            batches[size] = {
+                "on_gpu": round(on_gpu),
+                "from_memory": round(size / best_seconds(lambda i=inputs: towers.of_images(i))),
+            }
+            batches[size]["share_of_peak"] = round(on_gpu * gflop / peak / 1000, 3)
+        found["photos_per_s_in_batches"] = batches
+        found["photos_per_batch"] = towers.photos_per_batch
+        found["encode_images_per_s"] = round(len(prepared) / best_seconds(lambda: encoder.encode_images(prepared), 2))
+        table, zipped = multiply(table, zipped, folder, asked.products)
+        catalog = read_catalog(table, zipped, text="title", characteristics=["category"])
+        embed(catalog, encoder)
+        began = time.perf_counter()
+        embedded = embed(catalog, encoder)
+        found["products_per_s"] = round(asked.products / (time.perf_counter() - began))
+        found["encoder_idle_share"] = round(float(embedded.idle_share), 3)
+        found["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    print(json.dumps(found, indent=1))
+    print(save(f"gpu_{asked.model}", found))
+
+
+def prepared_by(encoder, data: bytes):
+    """Returns a photo as the pipeline hands it to the encoder."""
+    return encoder.prepare_image(decode(data, encoder.sufficient_size))
+
+
+if __name__ == "__main__":
+    main()
