@@ -19,7 +19,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
-from common import save
+from common import RESULTS, fill_readme, save
 from speed import BASE, SIZES, decode, draw, vit_gflop, write_checkpoint
 
 from product_classificator import embed, load_encoder, read_catalog
@@ -94,6 +94,8 @@ def main() -> None:
         found["photos_per_s_in_batches"] = batches
         found["photos_per_batch"] = towers.photos_per_batch
         found["encode_images_per_s"] = round(len(prepared) / best_seconds(lambda: encoder.encode_images(prepared), 2))
+        titles = pd.read_parquet(table)["title"].tolist()
+        found["encode_texts_per_s"] = round(len(titles) / best_seconds(lambda: encoder.encode_texts(titles), 2))
         table, zipped = multiply(table, zipped, folder, asked.products)
         catalog = read_catalog(table, zipped, text="title", characteristics=["category"])
         embed(catalog, encoder)
@@ -104,6 +106,22 @@ def main() -> None:
         found["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
     print(json.dumps(found, indent=1))
     print(save(f"gpu_{asked.model}", found))
+    fill_readme("gpu", table_lines())
+
+
+def table_lines() -> list[str]:
+    """Returns a Markdown table of all models that were measured."""
+    lines = [
+        "| per second | decoded by all cores | image tower | of the peak | photos to vectors | zip to vectors |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for path in sorted(RESULTS.glob("gpu_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        tower = found["photos_per_s_in_batches"][str(found["photos_per_batch"])]
+        rates = [found["decoded_per_s"], tower["on_gpu"], f"{tower['share_of_peak']:.0%}"]
+        rates += [found["encode_images_per_s"], found["products_per_s"]]
+        lines.append(f"| {found['model']} | {' | '.join(map(str, rates))} |")
+    return lines
 
 
 def prepared_by(encoder, data: bytes):

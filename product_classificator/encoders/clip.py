@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,8 @@ from product_classificator.types import Floats
 
 if TYPE_CHECKING:
     from product_classificator.encoders.towers import Towers
+
+Images: TypeAlias = Sequence[Image.Image]
 
 _MOST_PADDED, _SLACK = 1.25, 4
 _PREPARED_AHEAD = 2
@@ -83,9 +85,7 @@ class ClipEncoder:
         return unit_rows(sums)
 
 
-def _ahead(
-    prepare: Callable[[Sequence[Image.Image]], Inputs], batches: Iterable[Sequence[Image.Image]]
-) -> Iterator[Inputs]:
+def _ahead(prepare: Callable[[Images], Inputs], batches: Iterable[Images]) -> Iterator[Inputs]:
     """Yields the inputs of batches, of which a few are prepared while the tower computes: a GPU would wait for them."""
     with ThreadPoolExecutor(_PREPARED_AHEAD, thread_name_prefix="inputs") as pool:
         waiting: deque[Future[Inputs]] = deque()
