@@ -31,7 +31,7 @@ def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["quality_fashion", "quality_fashion_title", "quality_ozon", "ablation", "startup", "export"]
+    "name", ["quality_fashion", "quality_fashion_title", "quality_ozon", "ablation", "speed", "startup", "export"]
 )
 def test_the_tables_are_those_of_the_benchmarks(name):
     results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
