@@ -85,6 +85,8 @@ DeviceOpt = Annotated[str, typer.Option("--device", help="Where the encoder comp
 PrecisionOpt = Annotated[
     Precision, typer.Option("--precision", help="What the encoder computes in. auto: the fastest here that agrees.")
 ]
+SeedOpt = Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")]
+ConfigOpt = Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")]
 TaxonomyOpt = Annotated[
     Path | None,
     typer.Option("--taxonomy", help="Table with the columns label and parent. Left out: learned from TABLE."),

@@ -5,7 +5,7 @@ white square (nothing is cropped off, shop photos are white) and resized to 224 
 feature map averaged over positions; mean and spread of three maps in the middle, which know of cut and fabric what a
 network that names things forgets (photos alone, validation macro-F1 of two splits of fashion goods: .722 without, .736
 with them; beside descriptions .830 and .837); and histograms of the colours, which all maps blur. Texts of 16
-languages, Russian among them, share one space. About 40 photos or 1,000 titles a second and core; long descriptions
+languages, Russian among them, share one space. About 35 photos or 1,000 titles a second and core; long descriptions
 cost more, so only their first `_MAX_CHARS` characters are read.
 
 Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other, and

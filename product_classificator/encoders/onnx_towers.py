@@ -12,7 +12,7 @@ from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError
 from product_classificator.types import Floats
 
-_AXES, _PATCH_PX, _COMMON_PATCHES = 4, 16, 196  # pixels have axes of photo, channel, height, width
+_AXES, _PATCH_PX = 4, 16  # pixels have axes of photo, channel, height, width
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 
 
@@ -56,13 +56,13 @@ class OnnxTowers:
         widths = {name: int(session.get_outputs()[0].shape[1]) for name, session in self._sessions.items()}
         self.image_dim, self.text_dim = widths.get(IMAGE_FILE, 0), widths.get(TEXT_FILE, 0)
 
-    def _patches(self) -> int:
+    def _patches(self) -> int | None:
         """Returns how many patches a photo has if they are of a common size; the file does not tell theirs."""
         if IMAGE_FILE not in self._sessions:
-            return 1
+            return None
         shapes = [taken.shape for taken in self._sessions[IMAGE_FILE].get_inputs()]
         sizes = [shape[2:] for shape in shapes if len(shape) == _AXES and all(isinstance(n, int) for n in shape[2:])]
-        return max(1, math.prod(side // _PATCH_PX for side in sizes[0])) if sizes else _COMMON_PATCHES
+        return max(1, math.prod(side // _PATCH_PX for side in sizes[0])) if sizes else None
 
     def of_images(self, inputs: Inputs) -> Floats:
         """Returns (n, image_dim) float32."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-_COMMON_PATCHES = 196
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -172,12 +171,12 @@ def computing(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _patches(model: "PreTrainedModel") -> int:
-    """Returns how many patches a photo is cut into, as many as 224 px have at 16 px where the model does not say."""
+def _patches(model: "PreTrainedModel") -> int | None:
+    """Returns how many patches a photo is cut into, `None` where the model does not say."""
     vision = getattr(model.config, "vision_config", None)
     image_px, patch_px = (getattr(vision, f"{name}_size", None) for name in ("image", "patch"))
     if not isinstance(image_px, int) or not isinstance(patch_px, int):
-        return _COMMON_PATCHES
+        return None
     return max(1, image_px // patch_px) ** 2
 
 

@@ -238,7 +238,7 @@ class HeadBundle:
         weights = dict(self.network.weights)
         if self.familiarity:
             weights |= dict(zip(SEEN, (self.familiarity.image, self.familiarity.text), strict=True))
-        return {name: np.ascontiguousarray(weight).reshape(weight.shape) for name, weight in weights.items()}
+        return {name: np.asarray(weight, order="C") for name, weight in weights.items()}
 
     def _write(self, folder: Path) -> None:
         save_file({**self._weights(), IDF: self.bag.idf}, folder / WEIGHTS)

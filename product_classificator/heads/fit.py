@@ -154,19 +154,14 @@ def _check_rows(embeddings: Embeddings, texts: Sequence[str], truth: Truth, spli
 
 def _calibrated(bundle: HeadBundle, material: Material) -> HeadBundle:
     """Returns the heads with temperatures, and with the cuts of multi-label characteristics."""
-    logits, known, spans = (
-        valid_logits(bundle.network, material),
-        material.codes[material.valid],
-        bundle.network.shape.spans,
-    )
+    logits, spans = valid_logits(bundle.network, material), bundle.network.shape.spans
+    codes = material.codes[material.valid]
     borne = {place: each[material.valid] for place, each in material.borne.items()}
-    temperatures, exponents = fit_temperatures(logits, known, spans, borne)
-    cuts = {
-        material.characteristics[place]: cuts_of(
-            logits[:, spans[place]], known[:, place] >= 0, each, temperatures[place]
-        )
-        for place, each in borne.items()
-    }
+    temperatures, exponents = fit_temperatures(logits, codes, spans, borne)
+    cuts = {}
+    for place, each in borne.items():
+        own, is_known = logits[:, spans[place]], codes[:, place] >= 0
+        cuts[material.characteristics[place]] = cuts_of(own, is_known, each, temperatures[place])
     return replace(bundle, temperatures=temperatures, exponents=exponents, cuts=cuts)
 
 

@@ -90,8 +90,8 @@ def _probabilities(heads: Calibrated, logits: Floats, needed: Sequence[str]) -> 
     for name in needed:
         temperature, exponent = calibration_of(heads, name)
         own = logits[:, spans[name]]
-        is_multi = name in heads.cuts
-        told[name] = (
-            sigmoid(own / np.float32(temperature)) if is_multi else probabilities_of(own, temperature, exponent)
-        )
+        if name in heads.cuts:
+            told[name] = sigmoid(own / np.float32(temperature))
+        else:
+            told[name] = probabilities_of(own, temperature, exponent)
     return reconcile(told, heads.labels, heads.hierarchy)

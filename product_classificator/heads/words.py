@@ -51,18 +51,18 @@ class WeighedWords(NamedTuple):
         """Returns the words of rows."""
         return cls(rows.data, rows.indices, rows.indptr)
 
-    def add_to(self, logits: Floats, of_words: Floats, has_text: Bools) -> None:
+    def add_to(self, logits: Floats, word_weights: Floats, has_text: Bools) -> None:
         """Adds what the words say of n products.
 
         Args:
             logits: (n, all labels); it is changed.
-            of_words: (words, all labels) what each word says.
+            word_weights: (words, all labels) what each word says.
             has_text: (n,) products that are said to have no text get nothing.
         """
         starts = self.starts.tolist()
         for row in np.flatnonzero(has_text).tolist():
             own = slice(starts[row], starts[row + 1])
-            logits[row] += self.weights[own] @ of_words.take(self.numbers[own], axis=0)
+            logits[row] += self.weights[own] @ word_weights.take(self.numbers[own], axis=0)
 
 
 OPENING = "^"
