@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from product_classificator.encoders.base import cores, photos_per_batch, tokens_per_batch
+from product_classificator.encoders.pooled import image_features, is_clip, text_features
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import Floats
@@ -143,12 +144,18 @@ class TorchTowers:
     def of_images(self, inputs: Inputs) -> Floats:
         """Returns (n, image_dim) float32."""
         with computing(self.threads):
-            return _features(self.model.get_image_features(**self.tensors(inputs)))
+            tensors = self.tensors(inputs)
+            if is_clip(self.model) and list(tensors) == ["pixel_values"]:
+                return _features(image_features(self.model, **tensors))
+            return _features(self.model.get_image_features(**tensors))
 
     def of_texts(self, inputs: Inputs) -> Floats:
         """Returns (n, text_dim) float32."""
         with computing(self.threads):
-            return _features(self.model.get_text_features(**self.tensors(inputs)))
+            tensors = self.tensors(inputs)
+            if is_clip(self.model) and list(tensors) == ["input_ids"]:
+                return _features(text_features(self.model, **tensors))
+            return _features(self.model.get_text_features(**tensors))
 
     def tensors(self, inputs: Inputs) -> dict[str, Tensor]:
         """Returns inputs as tensors on the device, fractions in the precision of the model."""
