@@ -47,7 +47,7 @@ from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.sharpness import temperatures_of
 from product_classificator.heads.telling import calibration_of, check_known, tell
 from product_classificator.heads.words import WordBag
-from product_classificator.types import Embeddings, Floats, Predictions
+from product_classificator.types import Embeddings, Floats, Predictions, Rows
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,11 @@ class HeadBundle:
             DataError: a characteristic is unknown, or texts and embeddings differ in length.
         """
         self._check(embeddings, texts)
-        told = tell(self, embeddings, texts, characteristics, self._logits)
+
+        def logits_of(rows: Rows) -> Floats:
+            return self._logits(embeddings.take(rows), [texts[row] for row in rows.tolist()])
+
+        told = tell(self, embeddings, characteristics, logits_of)
         return replace(told, explainer=partial(explain, self, embeddings, texts, told.characteristics))
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Floats]:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from product_classificator.heads.inference import FittedNetwork
 from product_classificator.heads.material import Material
-from product_classificator.heads.multilabel import fit_cuts, log_odds, loss_of, macro_f1_of
+from product_classificator.heads.multilabel import fit_cuts, log_odds, loss_of, macro_f1_of, mean_f1
 from product_classificator.heads.network import Batch, JointNetwork, Network, fitted, make_network
 from product_classificator.heads.settings import HeadSettings
 from product_classificator.heads.shape import NetworkShape
@@ -204,25 +204,22 @@ def _loss(logits: Tensor, material: Material, rows: Rows, shape: NetworkShape) -
     return torch.stack(losses).sum() / len(codes)
 
 
-def valid_logits(network: FittedNetwork, material: Material) -> Floats:
-    """Returns (valid products, all labels) logits."""
-    valid = material.valid
-    return network.logits(material.embeddings.take(valid), WeighedWords.of(material.words[valid]))
+def logits_of(network: FittedNetwork, material: Material, rows: Rows) -> Floats:
+    """Returns the (rows, all labels) logits of products, whose words are counted already."""
+    return network.logits(material.embeddings.take(rows), WeighedWords.of(material.words[rows]))
 
 
 def _valid_macro_f1(network: FittedNetwork, material: Material) -> dict[str, float]:
-    from sklearn.metrics import f1_score  # a second to import, and use does without it
-
-    logits, codes = valid_logits(network, material), material.codes[material.valid]
+    logits, codes = logits_of(network, material, material.valid), material.codes[material.valid]
     scores = {}
-    for place, (name, span, column) in enumerate(
-        zip(material.characteristics, network.shape.spans, codes.T, strict=True)
-    ):
+    shapes = zip(material.characteristics, network.shape.spans, network.shape.n_labels, codes.T, strict=True)
+    for place, (name, span, k, column) in enumerate(shapes):
         known = column >= 0
         if place in material.borne and known.any():
             borne, told = material.borne[place][material.valid[known]], sigmoid(logits[known, span])
             scores[name] = macro_f1_of(told >= fit_cuts(told, borne), borne)
         elif known.any():
-            predicted = logits[known, span].argmax(1)
-            scores[name] = float(f1_score(column[known], predicted, average="macro", zero_division=0))
+            right, told = column[known], logits[known, span].argmax(1)
+            n_right, n_told, hits = (np.bincount(each, minlength=k) for each in (right, told, right[right == told]))
+            scores[name] = mean_f1(hits, n_right + n_told)
     return scores

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -26,6 +27,9 @@ from product_classificator.types import Bools, Floats, Strings, Truth, is_multi_
 
 Borne: TypeAlias = csr_matrix
 """(n, k) float32 sparse, 1 where a product bears a label."""
+
+Counts: TypeAlias = npt.NDArray[np.integer | np.floating]
+"""(k,) products of each label."""
 
 _PRIOR_PRODUCTS = 100.0
 _LARGEST_CUT = 0.5
@@ -131,5 +135,14 @@ def _cut(probabilities: Floats, is_borne: Floats) -> float:
 def macro_f1_of(told: Bools, borne: Borne) -> float:
     """Returns the mean F1 of the labels that are told or borne, both (n, k); 0 if there are none."""
     hits = np.asarray(borne.multiply(told).sum(0)).ravel()
-    seen = np.asarray(borne.sum(0)).ravel() + told.sum(0)
+    return mean_f1(hits, np.asarray(borne.sum(0)).ravel() + told.sum(0))
+
+
+def mean_f1(hits: Counts, seen: Counts) -> float:
+    """Returns the mean F1 of the labels that are seen; 0 if there are none.
+
+    Args:
+        hits: (k,) products of which each label is told rightly.
+        seen: (k,) products of which it is true, plus those of which it is told.
+    """
     return float((2 * hits[seen > 0] / seen[seen > 0]).mean()) if seen.any() else 0.0

@@ -12,7 +12,7 @@ from product_classificator.errors import DataError, nearest
 from product_classificator.heads.hierarchy import Hierarchy, reconcile, with_relatives
 from product_classificator.heads.shape import ROWS_PER_STEP, spans_of
 from product_classificator.heads.sharpness import probabilities_of, sigmoid
-from product_classificator.types import Embeddings, Floats, Predictions
+from product_classificator.types import Embeddings, Floats, Predictions, Rows
 
 
 class Calibrated(Protocol):
@@ -37,18 +37,16 @@ class Calibrated(Protocol):
 def tell(
     heads: Calibrated,
     embeddings: Embeddings,
-    texts: Sequence[str],
     characteristics: Sequence[str] | None,
-    logits_of: Callable[[Embeddings, Sequence[str]], Floats],
+    logits_of: Callable[[Rows], Floats],
 ) -> Predictions:
     """Tells the characteristics of n products.
 
     Args:
         heads: labels and calibration.
         embeddings: of the products.
-        texts: (n,) their raw texts.
         characteristics: which to tell; `None`: all.
-        logits_of: answers the (m, all labels) logits of m products.
+        logits_of: answers the (m, all labels) logits of m of the products by their numbers.
 
     Raises:
         DataError: a characteristic is unknown.
@@ -57,12 +55,11 @@ def tell(
     check_known(heads, wanted)
     has_image, has_text = embeddings.has_image & (heads.image_dim > 0), embeddings.has_text & (heads.text_dim > 0)
     is_known = has_image | has_text
-    probabilities = {name: np.full((len(texts), len(heads.labels[name])), np.nan, np.float32) for name in wanted}
+    probabilities = {name: np.full((len(embeddings), len(heads.labels[name])), np.nan, np.float32) for name in wanted}
     known = np.flatnonzero(is_known)
     for start in range(0, len(known), ROWS_PER_STEP):
         rows = known[start : start + ROWS_PER_STEP]
-        logits = logits_of(embeddings.take(rows), [texts[row] for row in rows.tolist()])
-        told = _probabilities(heads, logits, with_relatives(wanted, heads.hierarchy))
+        told = _probabilities(heads, logits_of(rows), with_relatives(wanted, heads.hierarchy))
         for name in wanted:
             probabilities[name][rows] = told[name]
     labels = {name: heads.labels[name] for name in wanted}

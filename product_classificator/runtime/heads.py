@@ -26,7 +26,7 @@ from product_classificator.runtime.manifest import (
     WORDS,
     Manifest,
 )
-from product_classificator.types import Embeddings, Floats, Predictions
+from product_classificator.types import Embeddings, Floats, Predictions, Rows
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ class ExportedHeads:
         Raises:
             DataError: a characteristic is unknown.
         """
-        return tell(self.manifest, embeddings, texts, characteristics, self.logits)
+
+        def logits_of(rows: Rows) -> Floats:
+            return self.logits(embeddings.take(rows), [texts[row] for row in rows.tolist()])
+
+        return tell(self.manifest, embeddings, characteristics, logits_of)
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> Floats:
         """Returns the (n, all labels) logits of products."""
