@@ -24,6 +24,7 @@ from speed import BASE, SIZES, decode, draw, vit_gflop, write_checkpoint
 
 from product_classificator import embed, load_encoder, read_catalog
 from product_classificator.encoders import cores
+from product_classificator.encoders.pooled import features_of
 
 DRAWN = 256
 ROUNDS = 5
@@ -85,7 +86,7 @@ def main() -> None:
             inputs = encoder.images.inputs(prepared[:size])
             there = towers.tensors(inputs)
             with torch.inference_mode():
-                on_gpu = size / best_seconds(lambda there=there: towers.model.get_image_features(**there))
+                on_gpu = size / best_seconds(lambda there=there: features_of(towers.model, there))
             batches[size] = {
                 "on_gpu": round(on_gpu),
                 "from_memory": round(size / best_seconds(lambda i=inputs: towers.of_images(i))),

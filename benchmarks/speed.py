@@ -45,7 +45,8 @@ from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.efficientnet import load_efficientnet
 from product_classificator.encoders.precision import in_precision, settle
-from product_classificator.encoders.towers import computing
+from product_classificator.encoders.preparation import Inputs
+from product_classificator.encoders.towers import TorchTowers, computing
 from product_classificator.heads import fit_heads
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -110,7 +111,8 @@ def write_learned_bpe(path: Path, titles: Iterable[str], pieces: int = 16_000) -
 def other_titles(folder: Path) -> Iterable[str]:
     """Returns titles that are not among those that are measured."""
     if (DATA / "ozon_ru").exists():
-        return pd.read_parquet(DATA / "ozon_ru/products.parquet")["title"].iloc[5_000:]
+        titles = pd.read_parquet(DATA / "ozon_ru/products.parquet")["title"]
+        return titles[~titles.isin(titles.head(5_000))]
     return pd.read_parquet(make_marketplace(folder / "other", products=5_000, seed=1).table)["title"]
 
 
@@ -148,14 +150,25 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
 
     precisions = {dtype: in_precision(exact.towers, dtype) for dtype in {"float32", "int8", chosen.towers.precision}}
 
+    at_once = exact.towers.photos_per_batch
+    batches = [exact.images.inputs(prepared[start : start + at_once]) for start in range(0, n, at_once)]
+
     def image_tower(dtype: str) -> Callable[[], object]:
-        at_once = exact.towers.photos_per_batch
-        inputs = [exact.images.inputs(prepared[start : start + at_once]) for start in range(0, n, at_once)]
-        return lambda: [precisions[dtype].of_images(batch) for batch in inputs]
+        return lambda: [precisions[dtype].of_images(batch) for batch in batches]
+
+    def of_transformers(dtype: str) -> Callable[[], object]:
+        towers = precisions[dtype]
+        return lambda: [whole_image_tower(towers, batch) for batch in batches]
 
     stages = {
         "image tower": paired(
-            {"published": one_photo_at_a_time, **{dtype: image_tower(dtype) for dtype in precisions}}, rounds, n
+            {
+                "published": one_photo_at_a_time,
+                **{f"{dtype} of transformers": of_transformers(dtype) for dtype in precisions},
+                **{dtype: image_tower(dtype) for dtype in precisions},
+            },
+            rounds,
+            n,
         ),
         "text tower": paired(
             {"published": one_text_at_a_time, "batched": lambda: exact.encode_texts(texts)}, rounds, n
@@ -188,9 +201,13 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
 
 def encode_whole(encoder, photo: Image.Image) -> np.ndarray:
     """Returns the vector of one photo as the published system computes it: by the network of transformers, whole."""
-    with computing(encoder.towers.threads):
-        tensors = encoder.towers.tensors(encoder.images.inputs([photo]))
-        return unit_rows(encoder.towers.model.get_image_features(**tensors).pooler_output.numpy())
+    return unit_rows(whole_image_tower(encoder.towers, encoder.images.inputs([photo])))
+
+
+def whole_image_tower(towers: TorchTowers, inputs: Inputs) -> np.ndarray:
+    """Returns the features of photos as transformers computes them."""
+    with computing(towers.threads):
+        return towers.model.get_image_features(**towers.tensors(inputs)).pooler_output.float().numpy()
 
 
 def encode_padded(encoder, text: str) -> np.ndarray:
@@ -284,9 +301,14 @@ def peak_gflops(dtype: str) -> float:
 
 
 def vit_gflop(image_resolution: int, vision_patch_size: int) -> float:
-    """Returns the operations of one photo in a ViT-B: matrix products of the blocks and of attention."""
+    """Returns the operations of one photo in a ViT-B: matrix products of the blocks and of attention.
+
+    The last block computes keys and values of all tokens, the rest for the one that is pooled.
+    """
     tokens, width, layers = (image_resolution // vision_patch_size) ** 2 + 1, 768, 12
-    return layers * (24 * tokens * width**2 + 4 * tokens**2 * width) / 1e9
+    block = 24 * tokens * width**2 + 4 * tokens**2 * width
+    last = (4 * tokens + 20) * width**2 + 4 * tokens * width
+    return ((layers - 1) * block + last) / 1e9
 
 
 def ratios(found: dict[str, float]) -> dict[str, float]:

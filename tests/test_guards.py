@@ -158,6 +158,19 @@ def assert_little_is_imported(tmp_path, encoder, *options):
     assert heavy_modules(COMMAND_LINE, *arguments) == needed | {"onnxruntime"}
 
 
+def test_the_towers_of_an_encoder_and_a_catalog_for_another_import_no_transformers(tmp_path):
+    assert "transformers" not in heavy_modules("import product_classificator.encoders.precision")
+    table = tmp_path / "table.csv"
+    table.write_text("nm,title\n1,Чашка\n2,Ваза\n", encoding="utf-8")
+    embedding = f"""
+from product_classificator import embed, load_encoder, read_catalog
+from product_classificator.embeddings import pipeline
+pipeline.WORTH_A_TRIAL = 1
+embed(read_catalog({str(table)!r}, id="nm", text="title"), load_encoder("lite"))
+"""
+    assert not heavy_modules(embedding) & {"torch", "transformers"}
+
+
 def test_nothing_in_the_product_unpickles_or_evaluates():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -23,6 +23,7 @@ from product_classificator.catalog.read import Catalog, Products
 from product_classificator.catalog.splits import Keys
 from product_classificator.embeddings.store import EmbeddingStore, Record
 from product_classificator.encoders import Encoder, cores
+from product_classificator.encoders.combined import clip_within
 from product_classificator.text import clean
 from product_classificator.types import Embeddings, Floats, Rows, Strings, row_status, strings
 
@@ -175,7 +176,9 @@ def _load_ahead(
 
 def _settle(catalog: Catalog, encoder: Encoder) -> None:
     """Lets an encoder choose its precision by the first products; most have none to choose."""
-    from product_classificator.encoders.precision import may_settle, settle
+    if clip_within(encoder) is None:
+        return
+    from product_classificator.encoders.precision import may_settle, settle  # imports torch
 
     if not may_settle(encoder):
         return

@@ -99,6 +99,13 @@ class CleaningEncoder(_PhotosOf):
         return self.encoder.encode_texts([clean_published(text) for text in texts])
 
 
+def clip_within(encoder: Encoder) -> ClipEncoder | None:
+    """Returns the CLIP-like encoder that an encoder is, or asks for its photos; `None`: there is none."""
+    while isinstance(encoder, CleaningEncoder | PairedEncoder):
+        encoder = encoder.encoder
+    return encoder if isinstance(encoder, ClipEncoder) else None
+
+
 def clip_of(encoder: Encoder) -> ClipEncoder:
     """Returns the CLIP-like encoder that an encoder is, or cleans texts for.
 

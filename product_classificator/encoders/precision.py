@@ -25,7 +25,7 @@ from PIL import Image
 
 from product_classificator.encoders.base import Encoder
 from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.combined import CleaningEncoder, PairedEncoder
+from product_classificator.encoders.combined import clip_within
 from product_classificator.encoders.towers import Compute, Dtype, TorchTowers
 from product_classificator.files import cache_home, write_text
 from product_classificator.types import Floats
@@ -169,9 +169,8 @@ def choose(trials: Mapping[Dtype, Trial]) -> Dtype:
 
 def _clip(encoder: Encoder) -> ClipEncoder | None:
     """Returns the encoder whose towers compute with PyTorch, if there is one within."""
-    while isinstance(encoder, CleaningEncoder | PairedEncoder):
-        encoder = encoder.encoder
-    return encoder if isinstance(encoder, ClipEncoder) and isinstance(encoder.towers, TorchTowers) else None
+    clip = clip_within(encoder)
+    return clip if clip is not None and isinstance(clip.towers, TorchTowers) else None
 
 
 def _open_clip(encoder: Encoder) -> ClipEncoder | None:

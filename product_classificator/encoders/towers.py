@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from product_classificator.encoders.base import cores, photos_per_batch, tokens_per_batch
-from product_classificator.encoders.pooled import image_features, is_clip, text_features
+from product_classificator.encoders.pooled import features_of
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import Floats
@@ -108,7 +108,7 @@ def _device(device: str) -> str:
 
 
 class TorchTowers:
-    """Towers of a model of transformers.
+    """Towers of a model of transformers; those of CLIP are computed by `pooled`, others by the model itself.
 
     Args:
         model: has `get_image_features` and `get_text_features`; both answer `dim` columns.
@@ -145,17 +145,15 @@ class TorchTowers:
         """Returns (n, image_dim) float32."""
         with computing(self.threads):
             tensors = self.tensors(inputs)
-            if is_clip(self.model) and list(tensors) == ["pixel_values"]:
-                return _features(image_features(self.model, **tensors))
-            return _features(self.model.get_image_features(**tensors))
+            found = features_of(self.model, tensors)
+            return _features(self.model.get_image_features(**tensors) if found is None else found)
 
     def of_texts(self, inputs: Inputs) -> Floats:
         """Returns (n, text_dim) float32."""
         with computing(self.threads):
             tensors = self.tensors(inputs)
-            if is_clip(self.model) and list(tensors) == ["input_ids"]:
-                return _features(text_features(self.model, **tensors))
-            return _features(self.model.get_text_features(**tensors))
+            found = features_of(self.model, tensors)
+            return _features(self.model.get_text_features(**tensors) if found is None else found)
 
     def tensors(self, inputs: Inputs) -> dict[str, Tensor]:
         """Returns inputs as tensors on the device, fractions in the precision of the model."""

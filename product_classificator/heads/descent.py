@@ -212,14 +212,14 @@ def logits_of(network: FittedNetwork, material: Material, rows: Rows) -> Floats:
 def _valid_macro_f1(network: FittedNetwork, material: Material) -> dict[str, float]:
     logits, codes = logits_of(network, material, material.valid), material.codes[material.valid]
     scores = {}
-    shapes = zip(material.characteristics, network.shape.spans, network.shape.n_labels, codes.T, strict=True)
-    for place, (name, span, k, column) in enumerate(shapes):
+    columns = zip(material.characteristics, network.shape.spans, network.shape.n_labels, codes.T, strict=True)
+    for place, (name, span, k, column) in enumerate(columns):
         known = column >= 0
         if place in material.borne and known.any():
             borne, told = material.borne[place][material.valid[known]], sigmoid(logits[known, span])
             scores[name] = macro_f1_of(told >= fit_cuts(told, borne), borne)
         elif known.any():
-            right, told = column[known], logits[known, span].argmax(1)
-            n_right, n_told, hits = (np.bincount(each, minlength=k) for each in (right, told, right[right == told]))
-            scores[name] = mean_f1(hits, n_right + n_told)
+            true, told = column[known], logits[known, span].argmax(1)
+            n_true, n_told, hits = (np.bincount(each, minlength=k) for each in (true, told, true[true == told]))
+            scores[name] = mean_f1(hits, n_true + n_told)
     return scores

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from sklearn.metrics import f1_score
 
 from product_classificator.errors import ArtifactError
 from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, fit_heads
 from product_classificator.heads.calibration import fit_temperatures
-from product_classificator.heads.multilabel import fit_cuts, fit_set_temperature, log_odds, loss_of, macro_f1_of
+from product_classificator.heads.multilabel import (
+    fit_cuts,
+    fit_set_temperature,
+    log_odds,
+    loss_of,
+    macro_f1_of,
+    mean_f1,
+)
 from product_classificator.types import Strings, strings
 from tests.heads.conftest import COLOURS, KINDS, Material
 from tests.heads.test_bundle import change_manifest
@@ -198,3 +206,11 @@ def test_a_label_is_told_only_if_it_is_likelier_than_its_cut() -> None:
     assert macro_f1_of(np.array([[True, False]]), borne([[1, 0]])) == 1
     assert macro_f1_of(np.array([[True, True]]), borne([[1, 0]])) == 0.5
     assert macro_f1_of(np.array([[False, False]]), borne([[0, 0]])) == 0
+
+
+def test_mean_f1_is_that_of_scikit_learn_also_with_labels_that_are_never_true_or_never_told():
+    true, told = np.array([0, 0, 1, 1, 3, 3]), np.array([0, 1, 1, 1, 4, 0])
+    counts = [np.bincount(each, minlength=6) for each in (true[true == told], true, told)]
+    expected = f1_score(true, told, average="macro", zero_division=0)
+    assert mean_f1(counts[0], counts[1] + counts[2]) == pytest.approx(expected)
+    assert mean_f1(np.zeros(2, int), np.zeros(2, int)) == 0
