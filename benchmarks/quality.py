@@ -7,6 +7,7 @@ valid part and is judged once on the test part, by `evaluate`. Rivals are slow: 
 folder `--cache` and taken from there as long as products, parts, labels and, unless it reads only words, the encoder
 are the same; `--fresh` fits methods again.
 Seconds are those of the CPU (all threads together), which other processes disturb less than the time on the wall.
+Threads that wait count, too: what is committed was measured with OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1.
 """
 
 import argparse
