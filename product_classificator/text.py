@@ -91,6 +91,12 @@ def join_labels(labels: Collection[str]) -> str:
     return "|".join(labels) if is_plain else json.dumps(list(labels), ensure_ascii=False)
 
 
+def looks_like_a_list(cell: str) -> bool:
+    """Whether a cell stands in brackets, like a JSON array."""
+    cell = cell.strip()
+    return cell.startswith("[") and cell.endswith("]")
+
+
 def split_labels(cell: str) -> list[object]:
     """Returns the entries of a cell with labels: of a JSON array, or what stands between "|".
 
@@ -100,9 +106,8 @@ def split_labels(cell: str) -> list[object]:
     Raises:
         ValueError: the cell begins and ends like a list, and is no JSON array of plain values.
     """
-    cell = cell.strip()
-    if not (cell.startswith("[") and cell.endswith("]")):
-        return list(cell.split("|"))
+    if not looks_like_a_list(cell):
+        return list(cell.strip().split("|"))
     try:
         entries: list[object] = json.loads(cell)
     except RecursionError as error:

@@ -1,10 +1,12 @@
 """Turns columns of strings into labels, `None` where unknown, or into sets of them where many are borne; keeps labels.
 
-A cell of a multi-label column is a JSON array, which is what `tables` makes of lists, or labels joined by "|". Null and
-blank are unknown, and so is a list of nothing but blanks (`"".split(",")` is one); an empty list says that the product
-bears none of the labels. Repeated labels count once, blank entries among others are dropped.
+A cell of a multi-label column is a JSON array, which is what `tables` makes of lists, or labels joined by "|"; where a
+column holds lists, a plain cell among them is one label. Null and blank are unknown, and so is a list of nothing but
+blanks (`"".split(",")` is one); an empty list says that the product bears none of the labels. Repeated labels count
+once, blank entries among others are dropped.
 """
 
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +17,10 @@ import pyarrow.parquet as pq
 from product_classificator.catalog.tables import canonical
 from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import replacing
-from product_classificator.text import split_labels
+from product_classificator.text import looks_like_a_list, split_labels
 from product_classificator.types import Strings, Truth, is_multi_label, strings
+
+logger = logging.getLogger(__name__)
 
 _UNKNOWN_LABELS = ("", "nan", "none", "null", "<na>")
 
@@ -28,21 +32,25 @@ def read_labels(array: pa.ChunkedArray) -> Strings:
     return _decoded(names, encoded)
 
 
-def read_label_sets(array: pa.ChunkedArray, name: str) -> Strings:
+def read_label_sets(array: pa.ChunkedArray, name: str, *, has_lists: bool) -> Strings:
     """Returns a column of strings as sets of labels, `None` where they are unknown.
 
     Args:
         array: cells as `split_labels` reads them.
         name: of the column, for errors.
+        has_lists: whether the table holds lists there: plain cells are then one label each, with a warning.
 
     Raises:
         DataError: a cell looks like a list and is no JSON array of plain values.
     """
     encoded = _encoded(pc.utf8_trim_whitespace(array))
-    entries, broken = [], []
+    entries, broken, plain = [], [], []
     for cell in encoded.dictionary.to_pylist():
+        is_plain = has_lists and not looks_like_a_list(cell)
+        if is_plain and cell.lower() not in _UNKNOWN_LABELS:
+            plain.append(cell)
         try:
-            found = [None if entry is None else str(entry) for entry in split_labels(cell)]
+            found = [None if entry is None else str(entry) for entry in ([cell] if is_plain else split_labels(cell))]
             # Half of an emoji, as an escape, cannot be encoded.
             entries.append([None if entry is None else entry.encode("utf-8", "replace").decode() for entry in found])
         except ValueError:
@@ -52,6 +60,8 @@ def read_label_sets(array: pa.ChunkedArray, name: str) -> Strings:
             f'a cell of the multi-label column {name!r} is a JSON array of labels or labels joined by "|", found '
             f'{culprits(broken)}; write lists like ["a", "b"], or save the table as parquet'
         )
+    if plain:
+        logger.warning("%s holds lists, so it is multi-label; plain cells are one label each: %s", name, culprits(plain))
     found = list(dict.fromkeys(entry for cell in entries for entry in cell))
     known = dict(zip(found, read_labels(pa.chunked_array([found], pa.string())), strict=True))
     return _decoded([_set_of([known[entry] for entry in cell]) for cell in entries], encoded)

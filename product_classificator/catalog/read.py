@@ -168,12 +168,16 @@ class Catalog:
         batches = list(self.table.batches(names, _READ_ROWS))
         columns = {name: pa.chunked_array([b.column(name) for b in batches], pa.string()) for name in names}
         is_multi = self.columns.multi_label
-        late = [name for name in names if name not in is_multi and self.table.holds_lists(name)]
+        has_lists = {name: self.table.holds_lists(name) for name in names}
+        late = [name for name in names if name not in is_multi and has_lists[name]]
         if late:  # of JSON lines, whose first rows were looked at
             raise DataError(
                 f"lists are seen only far down in {culprits(late)}: name them in multi_label (--multi-label)"
             )
-        return {n: read_label_sets(array, n) if n in is_multi else read_labels(array) for n, array in columns.items()}
+        return {
+            name: read_label_sets(array, name, has_lists=has_lists[name]) if name in is_multi else read_labels(array)
+            for name, array in columns.items()
+        }
 
 
 def _ids(column: pa.Array) -> list[str]:
@@ -220,7 +224,8 @@ def read_catalog(
         characteristics: the columns with labels; `None`: the published seven, as far as they are there.
         photo: the column of photo file names; `None`: photos are found by id (`<id>.jpg`, `.png`, ...).
         multi_label: further characteristics of which a product bears any number of labels, in a cell of text joined
-            by "|" or as a JSON array. Characteristics that hold lists are multi-label without being named here.
+            by "|" or as a JSON array. Characteristics that hold lists are multi-label without being named here; a
+            plain cell among lists is one label.
 
     Raises:
         DataError: the table or photos cannot be read, a column is not there (the nearest one is named), or lists stand

@@ -47,6 +47,19 @@ def test_lists_of_json_lines_may_stand_beside_single_labels(tmp_path):
     assert truth(tmp_path / "t.jsonl") == [*WANTED, {"silk"}, {"1", "2", "false"}]
 
 
+def test_a_plain_cell_among_lists_is_one_label_and_is_told(caplog):
+    cells = [["wool"], "a|b", "", None, '["silk", "a|b"]', "nan", 3]
+    wanted = [{"wool"}, {"a|b"}, None, None, {"silk", "a|b"}, None, {"3"}]
+    assert truth(frame(cells)) == wanted
+    assert truth(frame(cells), multi_label="materials") == wanted
+    assert "materials holds lists, so it is multi-label; plain cells are one label each: a|b, 3 (2 in all)" in (
+        caplog.messages
+    )
+    caplog.clear()
+    assert truth(frame(LISTS)) == WANTED
+    assert not caplog.messages
+
+
 def test_lists_that_begin_far_down_must_be_named(tmp_path):
     rows = [{"nm": i, "title": "a", "materials": "wool"} for i in range(1001)] + [{"nm": -1, "materials": ["silk"]}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
