@@ -61,7 +61,8 @@ def read_label_sets(array: pa.ChunkedArray, name: str, *, has_lists: bool) -> St
             f'{culprits(broken)}; write lists like ["a", "b"], or save the table as parquet'
         )
     if plain:
-        logger.warning("%s holds lists, so it is multi-label; plain cells are one label each: %s", name, culprits(plain))
+        sentence = "%s holds lists, so it is multi-label; plain cells are one label each: %s"
+        logger.warning(sentence, name, culprits(plain))
     found = list(dict.fromkeys(entry for cell in entries for entry in cell))
     known = dict(zip(found, read_labels(pa.chunked_array([found], pa.string())), strict=True))
     return _decoded([_set_of([known[entry] for entry in cell]) for cell in entries], encoded)
