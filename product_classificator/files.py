@@ -1,4 +1,8 @@
-"""Writes files and folders so that a killed process leaves the old one or the new one, never a half."""
+"""Writes files and folders so that a killed process leaves the old one or the new one, never a half.
+
+Of a folder the old one is renamed before the new one takes its place: a process killed in that moment leaves it whole
+beside, as `.<name>.<digits>.old`.
+"""
 
 import logging
 import os
@@ -94,10 +98,17 @@ def forget(*paths: Path) -> None:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Gives an empty folder to write to; it takes the place of `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.parent / f".{folder.name}.{uuid4().hex}.old"
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new = Path(temporary, "new")
         new.mkdir()
         yield new
-        if folder.exists():
-            folder.replace(old)
-        new.replace(folder)
+        try:
+            if folder.exists():
+                folder.replace(old)
+            new.replace(folder)
+        except BaseException:
+            if old.exists():
+                old.replace(folder)
+            raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -30,7 +30,12 @@ def as_list(value: object) -> list[object] | None:
         return [value]
     if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise DataError(f"texts and images must be one, a sequence, or None, got {type(value).__name__}")
-    return [None if isinstance(item, float) and item != item else item for item in value]  # NaN of a pandas column
+    return [None if _is_gap(item) else item for item in value]
+
+
+def _is_gap(item: object) -> bool:
+    """Tells whether an item is NaN or `pd.NA`, as pandas writes gaps; pandas itself is not imported."""
+    return (isinstance(item, float) and item != item) or type(item).__name__ == "NAType"
 
 
 def aligned(texts: list[object] | None, images: list[object] | None) -> tuple[list[str], list[Photo | None]]:

@@ -67,6 +67,11 @@ class Run:
         """File of the labels of the training products."""
         return self.folder / "labels.parquet"
 
+    @property
+    def has_own_encoder(self) -> bool:
+        """Whether the encoder lies in the run, as a tuned one does."""
+        return Path(self.encoder).is_relative_to(self.folder.resolve())
+
     def save_labels(self, split: Split, truth: Truth) -> None:
         """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels, or lists."""
         from product_classificator.catalog.labels import save_labels
@@ -93,7 +98,7 @@ class Run:
         folder = self.folder.resolve()
         store = self.store.relative_to(folder) if self.store.is_relative_to(folder) else self.store
         # What lies in the run is named from it, so that the run may be moved.
-        encoder = self.encoder.replace(str(folder), _HERE, 1) if self.encoder.startswith(str(folder)) else self.encoder
+        encoder = self.encoder.replace(str(folder), _HERE, 1) if self.has_own_encoder else self.encoder
         facts = {"format": _FORMAT, **asdict(self), "store": str(store), "encoder": encoder}
         del facts["folder"]
         write_text(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2))
@@ -133,5 +138,5 @@ class Run:
                 store = folder.resolve() / "embeddings"
             encoder = facts["encoder"].replace(_HERE, str(folder.resolve()), 1)
             return cls(folder, encoder, chosen, facts["channels"], store, facts["settings"], facts["facts"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error

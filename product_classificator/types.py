@@ -265,7 +265,7 @@ class Predictions:
         else:
             columns = self._filled(characteristic).argmax(1)
             best = strings(self.labels[characteristic])[columns]
-            best[~self._is_told(characteristic)] = None
+            best[~self.is_told(characteristic)] = None
         return best
 
     def confidence(self, characteristic: str) -> Floats:
@@ -278,7 +278,7 @@ class Predictions:
             confidence: Floats = matrix.max(1)
             return confidence
         sure = np.where(self._is_borne(characteristic), matrix, 1 - matrix)
-        return np.where(self._is_told(characteristic), sure.prod(1), 0).astype(np.float32)
+        return np.where(self.is_told(characteristic), sure.prod(1), 0).astype(np.float32)
 
     def labels_of(self, characteristic: str) -> list[list[str] | None]:
         """Returns for each product the labels that it bears, the most probable first; `None` where nothing is said.
@@ -289,7 +289,7 @@ class Predictions:
             return [None if label is None else [label] for label in self.best(characteristic)]
         matrix, is_borne = self._filled(characteristic), self._is_borne(characteristic)
         found: list[list[str] | None] = []
-        for shares, borne, is_told in zip(matrix, is_borne, self._is_told(characteristic), strict=True):
+        for shares, borne, is_told in zip(matrix, is_borne, self.is_told(characteristic), strict=True):
             columns = np.flatnonzero(borne)
             order = columns[np.argsort(-shares[columns], kind="stable")]
             found.append([self.labels[characteristic][column] for column in order] if is_told else None)
@@ -305,7 +305,7 @@ class Predictions:
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each product its `k` most probable labels with their probabilities, best first."""
         matrix = self._filled(characteristic)
-        names, is_told = self.labels[characteristic], self._is_told(characteristic)
+        names, is_told = self.labels[characteristic], self.is_told(characteristic)
         order = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
         return [
             [(names[column], float(matrix[row, column])) for column in columns] if is_told[row] else []
@@ -329,10 +329,11 @@ class Predictions:
     def _is_borne(self, characteristic: str) -> Bools:
         """Returns (n, k) whether a product bears each label of a multi-label characteristic; false where unknown."""
         cuts = np.asarray(self.cuts[characteristic], dtype=np.float32)
-        is_borne: Bools = (self._filled(characteristic) >= cuts) & self._is_told(characteristic)[:, None]
+        is_borne: Bools = (self._filled(characteristic) >= cuts) & self.is_told(characteristic)[:, None]
         return is_borne
 
-    def _is_told(self, characteristic: str) -> Bools:
+    def is_told(self, characteristic: str) -> Bools:
+        """Returns (n,) whether anything is said of a product's characteristic."""
         return self.is_known & ~np.isnan(self.probabilities[characteristic]).any(1)
 
     def _filled(self, characteristic: str) -> Floats:

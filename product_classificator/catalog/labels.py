@@ -87,7 +87,7 @@ def load_labels(path: Path) -> pd.DataFrame:
         names = [field.name for field in table["labels"].type]
         columns = zip(names, table["labels"].flatten(), strict=True)
         return pd.DataFrame({name: _pandas(column) for name, column in columns}).set_axis(table["id"].to_pandas())
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise ArtifactError(f"a run keeps its labels, {path} is damaged ({error}): train again") from error
 
 

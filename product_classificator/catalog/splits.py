@@ -203,7 +203,7 @@ def load_split(path: Path) -> tuple[Split, dict[str, Keys]]:
     try:
         table = pq.read_table(path)
         split = Split(strings(table["id"].to_pylist()), strings(table["part"].to_pylist()))
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, DataError) as error:
         raise ArtifactError(f"a run must hold a readable split: {path} ({error}); train again") from error
     names = [name for name in table.column_names if name not in ("id", "part")]
     return split, {name: table[name].to_numpy() for name in names}

@@ -107,11 +107,11 @@ def as_strings(array: pa.Array) -> pa.Array:
     if pa.types.is_nested(kind):
         raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
+        fractions = pc.cast(array, pa.string())  # of its own width: a float32 of 0.1 is 0.1
         array = pc.cast(array, pa.float64())
-        array = pc.if_else(pc.is_finite(array), array, None)
         whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**53))
         integers = pc.cast(pc.if_else(whole, array, 0.0), pa.int64())
-        return pc.if_else(whole, pc.cast(integers, pa.string()), pc.cast(array, pa.string()))
+        return pc.if_else(pc.is_finite(array), pc.if_else(whole, pc.cast(integers, pa.string()), fractions), None)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         values = [None if value is None else value.decode("utf-8", "replace") for value in array.to_pylist()]
         return pa.array(values, pa.string())

@@ -28,7 +28,8 @@ from product_classificator.types import Embeddings, Predictions, strings
 if TYPE_CHECKING:
     import torch
 
-    from product_classificator.encoders.towers import Dtype, Towers
+    from product_classificator.encoders.base import Dtype
+    from product_classificator.encoders.towers import Towers
 
 
 class Classificator:

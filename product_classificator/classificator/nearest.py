@@ -37,13 +37,21 @@ def _explain(
     predictions: Predictions, embeddings: Embeddings, run: Run, encoder: Encoder, row: int
 ) -> dict[str, Explanation]:
     explanations = dict(predictions.explain(row))
-    if not (run.labels.is_file() and (run.store / "store.json").is_file()):  # an older run, or its store was deleted
+    if not (run.labels.is_file() and _has_vectors(run, encoder)):
         return explanations
     labels = run.load_labels()
     similar = _nearest(embeddings.take(np.array([row])), run, encoder, labels.index)
     return {
         name: replace(explanation, nearest=_told(similar, labels[name])) for name, explanation in explanations.items()
     }
+
+
+def _has_vectors(run: Run, encoder: Encoder) -> bool:
+    """Tells whether there is a store of the encoder's vectors: it may have been deleted, or filled by another one."""
+    from product_classificator.embeddings import read_store_facts
+
+    is_there = (run.store / "store.json").is_file()
+    return is_there and read_store_facts(run.store)["fingerprint"] == encoder.fingerprint
 
 
 def _told(similar: list[tuple[str, float]], labels: "pd.Series") -> tuple[Neighbour, ...]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from product_classificator.encoders import ENCODERS, OPTIONS
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from product_classificator.training import TuneWatch, Watch
     from product_classificator.types import Explanation, Predictions
 
-out = Console(highlight=False)
-"""Results go here (stdout)."""
+out = Console(highlight=False, markup=False, emoji=False)
+"""Results go here (stdout); labels and paths are printed as they are, with "[bold]" and ":car:"."""
 
-log = Console(stderr=True, highlight=False)
+log = Console(stderr=True, highlight=False, markup=False, emoji=False)
 """Progress, sentences and errors go here (stderr)."""
 
 _BAR_WIDTH = 20
@@ -89,7 +89,7 @@ def training_watch(total: int) -> "Iterator[Watch]":
                 f"validation macro-F1 {facts.mean_valid_macro_f1:.3f}  {facts.seconds:.1f} s"
             )
 
-        yield Watch(lambda sentence: log.print(f"[bold]{escape(sentence)}[/bold]"), products.on_chunk, on_epoch)
+        yield Watch(lambda sentence: log.print(sentence, style="bold", soft_wrap=True), products.on_chunk, on_epoch)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def tune_watch(total: int) -> "Iterator[TuneWatch]":
             )
 
         yield TuneWatch(
-            on_stage=lambda sentence: log.print(f"[bold]{escape(sentence)}[/bold]", soft_wrap=True),
+            on_stage=lambda sentence: log.print(sentence, style="bold", soft_wrap=True),
             on_products=lambda n: progress.advance(products, n),
             on_step=on_step,
             on_epoch=on_epoch,
@@ -136,7 +136,7 @@ def print_columns(catalog: "Catalog") -> None:
     photos = "none (text only)" if images is None else f"by {columns.photo or columns.id} ({images.channels})"
     multi = f"; multi-label {', '.join(columns.multi_label)}" if columns.multi_label else ""
     log.print(
-        escape(f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}{multi}"),
+        f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}{multi}",
         soft_wrap=True,
     )
 
@@ -149,7 +149,7 @@ def print_scores(evaluation: "Evaluation") -> None:
     for name, score in evaluation.characteristics.items():
         low_high = "-" if score.interval is None else f"{score.interval[0]:.3f}-{score.interval[1]:.3f}"
         table.add_row(
-            escape(name),
+            name,
             _number(score.macro_f1),
             low_high,
             _number(score.accuracy),
@@ -164,7 +164,7 @@ def print_scores(evaluation: "Evaluation") -> None:
         review = evaluation.review
         shares = ", ".join(f"{name} {decided.share:.0%}" for name, decided in review.characteristics.items())
         sentence = f"decided without a person at a promised precision of {review.min_precision:g}: {shares}"
-        log.print(escape(f"{sentence}; every characteristic of {review.share:.0%} of the products"), soft_wrap=True)
+        log.print(f"{sentence}; every characteristic of {review.share:.0%} of the products", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
@@ -175,7 +175,7 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
     """Prints the most probable labels of each product with bars; of a multi-label one those borne stand out."""
     for row in range(len(predictions)):
         if titles:
-            out.print(f"[bold]{escape(titles[row])}[/bold]", soft_wrap=True)
+            out.print(titles[row], style="bold", soft_wrap=True)
         table = Table(box=None, show_header=False, pad_edge=False)
         for name in predictions.characteristics:
             is_multi = name in predictions.cuts
@@ -185,15 +185,13 @@ def print_products(predictions: "Predictions", titles: Sequence[str] | None = No
             # Each label of a multi-label characteristic has a cut of its own: those that are borne come first.
             ranked = sorted(ranked, key=lambda each: each[0] not in borne) if is_multi else ranked
             if is_multi and ranked and not borne:
-                table.add_row(escape(name), "(none)", "", decision)
+                table.add_row(name, "(none)", "", decision)
             for rank, (label, probability) in enumerate(ranked):
                 bar = "█" * round(probability * _BAR_WIDTH)
                 is_first = not rank and bool(borne)
                 shown = f"{bar:<{_BAR_WIDTH}} {probability:4.0%}"
                 style = "dim" * (label not in borne)
-                table.add_row(
-                    escape(name) if is_first else "", escape(label), shown, decision if is_first else "", style=style
-                )
+                table.add_row(name if is_first else "", label, shown, decision if is_first else "", style=style)
         out.print(table)
         out.print()
 
@@ -230,41 +228,37 @@ def print_explanations(explanations: "Mapping[str, Explanation]", words: int = 4
         labels = Counter(_written(neighbour.label) for neighbour in why.nearest)
         near = ", ".join(f"{n} x {label}" for label, n in labels.most_common())
         table.add_row(
-            escape(f"{name}: {why.label}"),
-            "its absence" if why.runner_up is None else escape(why.runner_up),
+            f"{name}: {why.label}",
+            "its absence" if why.runner_up is None else why.runner_up,
             f"{why.photo:+.1f}",
             f"{why.text:+.1f}",
-            escape(strongest or "-"),
-            *[escape(near)] * bool(nearest),
+            strongest or "-",
+            *[near] * bool(nearest),
         )
     out.print(table)
     out.print("\nWeights are log-odds of the label against the runner-up: +0.7 doubles the odds.", style="dim")
     if nearest:
         told = ", ".join(f"{neighbour.id} ({neighbour.similarity:.2f})" for neighbour in nearest)
-        out.print(escape(f"Nearest training products, by their similarity: {told}"), style="dim", soft_wrap=True)
+        out.print(f"Nearest training products, by their similarity: {told}", style="dim", soft_wrap=True)
 
 
 def print_hierarchy(hierarchy: "Hierarchy") -> None:
     """Says which characteristic refines which."""
     for each in hierarchy:
-        log.print(escape(f"{each.child} refines {each.parent}: predictions do not contradict it"), soft_wrap=True)
+        log.print(f"{each.child} refines {each.parent}: predictions do not contradict it", soft_wrap=True)
 
 
 def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
     """Says how many labels of each characteristic were too rare to be trained."""
     if left_out:
         counts = ", ".join(f"{name} {len(labels)}" for name, labels in left_out.items())
-        log.print(
-            escape(f"labels with too few products to be trained (listed in the report): {counts}"), soft_wrap=True
-        )
+        log.print(f"labels with too few products to be trained (listed in the report): {counts}", soft_wrap=True)
 
 
 def print_counts(title: str, counts: Mapping[str, int]) -> None:
     """Prints reasons and how often each occurred; nothing if there are none."""
     if counts:
-        log.print(
-            escape(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items())), soft_wrap=True
-        )
+        log.print(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()), soft_wrap=True)
 
 
 def print_findings(counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -277,14 +271,14 @@ def print_findings(counts: Mapping[str, Mapping[str, int]]) -> None:
         table.add_column(KIND_TITLES[kind], justify="right")
     for name in sorted({name for found in counts.values() for name in found}):
         cells = (str(found.get(name, "")) for found in counts.values())
-        table.add_row(escape(name or "the whole product"), *cells)
+        table.add_row(name or "the whole product", *cells)
     out.print(table)
 
 
 def print_encoders() -> None:
     """Lists what `--encoder` takes, and the options that may follow."""
     for name, description in {**ENCODERS, **OPTIONS}.items():
-        out.print(f"[bold]{escape(name)}[/bold]  {escape(description)}", soft_wrap=True)
+        out.print(Text.assemble((name, "bold"), f"  {description}"), soft_wrap=True)
 
 
 def print_next(report: Path, run: Path, table: Path, images: Path | None) -> None:
@@ -305,13 +299,13 @@ def print_run(folder: Path) -> None:
 
     run = Run.load(folder)
     precision = f" in {run.facts['precision']}" if run.facts.get("precision") else ""
-    out.print(escape(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}{precision}"))
-    out.print(escape(f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}"))
+    out.print(f"Run {folder}, made {run.facts['created']} with the encoder {run.encoder}{precision}")
+    out.print(f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}")
     bundle = HeadBundle.load(run.bundle)
     for name, labels in bundle.labels.items():
         shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
         kind = ", any number a product" if name in bundle.cuts else ""
-        out.print(f"  [bold]{escape(name)}[/bold] ({len(labels)} labels{kind}): {escape(shown)}", soft_wrap=True)
+        out.print(Text.assemble("  ", (name, "bold"), f" ({len(labels)} labels{kind}): {shown}"), soft_wrap=True)
 
 
 def print_store(folder: Path) -> None:
@@ -323,5 +317,5 @@ def print_store(folder: Path) -> None:
     facts = read_store_facts(folder)
     parts = list((folder / "parts").glob("*.parquet"))
     products = sum(pq.read_metadata(part).num_rows for part in parts)
-    out.print(escape(f"Store {folder}: {products} products in {len(parts)} parts, encoder {facts['encoder']}"))
+    out.print(f"Store {folder}: {products} products in {len(parts)} parts, encoder {facts['encoder']}")
     out.print(f"image part {facts['image_dim']}-d, text part {facts['text_dim']}-d, fingerprint {facts['fingerprint']}")

@@ -24,13 +24,13 @@ def demo(
     from product_classificator.training import TrainSettings, train_heads
 
     console.log.print(
-        f"[bold]Drawing {products} SYNTHETIC products[/bold] (photos and Russian texts of our own making)"
+        f"Drawing {products} SYNTHETIC products (photos and Russian texts of our own making)", style="bold"
     )
     shop = make_marketplace(out / "marketplace", products, seed)
     catalog = read_catalog(shop.table, shop.images, id="nm", text=["title", "description"])
     with console.training_watch(len(catalog)) as watch:
         training = train_heads(catalog, out / "synthetic-run", TrainSettings(seed=seed), watch=watch)
-    console.out.print("\n[bold]Macro-F1 on held-back SYNTHETIC products[/bold]")
+    console.out.print("\nMacro-F1 on held-back SYNTHETIC products", style="bold")
     console.print_scores(training.evaluation)
 
     classificator = Classificator.from_run(training.run.folder)
@@ -38,7 +38,7 @@ def demo(
     predictions_file = out / "predictions.parquet"
     predict_to_file(classificator, catalog, predictions_file, store=store)
 
-    console.out.print("\n[bold]Three of them[/bold]\n")
+    console.out.print("\nThree of them\n", style="bold")
     split, _ = load_split(training.run.split)
     is_sound = pq.read_table(predictions_file, columns=["status"])["status"].to_numpy() == "ok"
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(is_sound & (split.part == "test")))[:3]

@@ -10,7 +10,7 @@ from product_classificator.embeddings.pipeline import (
     embed_chunks,
     embed_rows,
 )
-from product_classificator.embeddings.store import EmbeddingStore, Record, read_store_facts
+from product_classificator.embeddings.store import EmbeddingStore, Record, own_store, read_store_facts
 
 __all__ = [
     "CHUNK_PRODUCTS",
@@ -23,5 +23,6 @@ __all__ = [
     "embed",
     "embed_chunks",
     "embed_rows",
+    "own_store",
     "read_store_facts",
 ]

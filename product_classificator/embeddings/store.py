@@ -7,6 +7,7 @@ writers may share a folder. Vectors are float16: for unit vectors that is three 
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _STORE_FORMAT = 1
 _MERGE_FRESH = 65_536
+_HELD_BYTES = 256 << 20
 
 Half = npt.NDArray[np.float16]
 
@@ -66,7 +68,7 @@ class EmbeddingStore:
         self._fingerprint = encoder.fingerprint
         self._index = _DigestIndex()
         self._parts: list[Path] = []
-        self._last: tuple[int, Record] | None = None
+        self._held: OrderedDict[int, Record] = OrderedDict()
         facts = {
             "format": _STORE_FORMAT,
             "encoder": encoder.name,
@@ -128,7 +130,7 @@ class EmbeddingStore:
         """Removes all products, as if nothing had been embedded."""
         for path in (self.folder / "parts").glob("*.parquet"):
             path.unlink(missing_ok=True)
-        self._index, self._parts, self._last = _DigestIndex(), [], None
+        self._index, self._parts, self._held = _DigestIndex(), [], OrderedDict()
 
     def read(self, digests: Sequence[bytes]) -> Record:
         """Returns the products of `digests`, in that order.
@@ -171,9 +173,14 @@ class EmbeddingStore:
             )
 
     def _part(self, number: int) -> Record:
-        if self._last is None or self._last[0] != number:
-            self._last = (number, self._record(self._table(self._parts[number])))
-        return self._last[1]
+        """Returns a part; those read last are held, for a catalog may come in another order than it was embedded in."""
+        record = self._held.pop(number, None) or self._record(self._table(self._parts[number]))
+        self._held[number] = record
+        held_bytes = sum(each.image.nbytes + each.text.nbytes for each in self._held.values())
+        while len(self._held) > 1 and held_bytes > _HELD_BYTES:
+            _, oldest = self._held.popitem(last=False)
+            held_bytes -= oldest.image.nbytes + oldest.text.nbytes
+        return record
 
     def _table(self, path: Path) -> pa.Table:
         try:
@@ -189,6 +196,13 @@ class EmbeddingStore:
             strings(table["image_status"].to_pylist()),
             strings(table["text_status"].to_pylist()),
         )
+
+
+def own_store(run: Path, encoder: Encoder) -> Path:
+    """Returns the folder of the embeddings of a run; with another encoder than before it is another one."""
+    folder = run / "embeddings"
+    is_free = not (folder / "store.json").exists() or read_store_facts(folder)["fingerprint"] == encoder.fingerprint
+    return folder if is_free else run / f"embeddings-{encoder.fingerprint}"
 
 
 def read_store_facts(folder: Path) -> dict[str, object]:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from product_classificator.encoders.base import Encoder, cores
+from product_classificator.encoders.base import Dtype, Encoder, check_dtype, cores
 from product_classificator.encoders.spec import ENCODERS, OPTIONS, RUCLIP_MODELS, EncoderSpec
 from product_classificator.errors import ArtifactError, DataError, nearest
 
 if TYPE_CHECKING:
-    from product_classificator.encoders.towers import Compute, Dtype
+    from product_classificator.encoders.towers import Compute
 
 __all__ = ["ENCODERS", "OPTIONS", "RUCLIP_MODELS", "Encoder", "EncoderSpec", "cores", "load_encoder"]
 
@@ -22,7 +22,7 @@ def load_encoder(
     name: str = "lite",
     *,
     device: str = "cpu",
-    dtype: "Dtype" = "auto",
+    dtype: Dtype = "auto",
     threads: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> Encoder:
@@ -43,6 +43,7 @@ def load_encoder(
         MissingExtraError: a text encoder is asked for without the extra that it needs.
     """
     spec = EncoderSpec.parse(name)
+    check_dtype(dtype)
     # Torch costs seconds, and listing the encoders needs none of it: what needs it is imported late.
     if spec.base == "lite":
         encoder = _load_lite(spec, device, threads)

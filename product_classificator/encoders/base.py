@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
+from product_classificator.errors import DataError
 from product_classificator.types import Floats
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+"""Precision that a network computes in."""
 
 _COMMON_PATCHES = 196  # of 16 px in a photo of 224 px
 
@@ -15,6 +19,12 @@ _COMMON_PATCHES = 196  # of 16 px in a photo of 224 px
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises `DataError` if there is no such precision."""
+    if dtype not in get_args(Dtype):
+        raise DataError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
 
 
 def tokens_per_batch(device: str) -> int:

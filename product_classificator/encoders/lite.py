@@ -15,16 +15,17 @@ Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 from product_classificator.encoders.base import cores, unit_rows
 from product_classificator.encoders.colours import COLOURS_DIM, colours_of
@@ -142,7 +143,7 @@ class LiteEncoder:
             vectors: Floats = sentences.encode([clean(text)[:_MAX_CHARS] for text in batch])
             return vectors
 
-        with threadpool_limits(1, user_api="blas"):
+        with _ONE_BLAS_THREAD.held():
             return self._in_batches(encode, texts, _TEXT_BATCH, self.text_dim)
 
     def _in_batches(self, encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int) -> Floats:
@@ -151,6 +152,34 @@ class LiteEncoder:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="lite") as pool:
             vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
         return unit_rows(vectors)
+
+
+class _OneBlasThread:
+    """Lets BLAS compute in the thread that calls it, in the whole process, as long as anyone asks for it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._holders = 0
+        self._limits: Any = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        from threadpoolctl import threadpool_limits  # an exported encoder of another kind does without it
+
+        with self._lock:
+            if not self._holders:
+                self._limits = threadpool_limits(1, user_api="blas")
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:  # calls overlap: the first to end must not take it from the others
+                    self._limits.restore_original_limits()
+
+
+_ONE_BLAS_THREAD = _OneBlasThread()
 
 
 def _fingerprint(*weights: Path) -> str:

@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from product_classificator.encoders.base import Encoder
+from product_classificator.encoders.base import Dtype, Encoder
 from product_classificator.encoders.clip import ClipEncoder
 from product_classificator.encoders.combined import clip_within
-from product_classificator.encoders.towers import Compute, Dtype, TorchTowers
+from product_classificator.encoders.towers import Compute, TorchTowers
 from product_classificator.files import cache_home, write_text
 from product_classificator.types import Floats
 
@@ -85,32 +85,32 @@ def settle(encoder: Encoder, photos: Sequence[Image.Image], texts: Sequence[str]
 def recall(encoder: Encoder) -> None:
     """Takes the precision that an earlier call on this machine has settled on, if there was one."""
     clip = _open_clip(encoder)
-    if clip is None or not _memory_of(clip).is_file():
+    if clip is None:
         return
     try:
         known = json.loads(_memory_of(clip).read_text(encoding="utf-8"))["chosen"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # it is settled anew
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return  # nothing is known: it is settled anew
     if known in TRIED:
         _take(clip, known)
 
 
 def precision_of(encoder: Encoder) -> str | None:
     """Returns the precision that the towers of an encoder compute in; `None` for an encoder without."""
-    clip = _clip(encoder)
-    return None if clip is None else clip.towers.precision  # type: ignore[attr-defined]
+    towers = _torch_towers(encoder)
+    return None if towers is None else towers.precision
 
 
 def threads_of(encoder: Encoder) -> int | None:
     """Returns the threads that the towers of an encoder compute with; `None` for an encoder without."""
-    clip = _clip(encoder)
-    return None if clip is None else clip.towers.threads  # type: ignore[attr-defined]
+    towers = _torch_towers(encoder)
+    return None if towers is None else towers.threads
 
 
 def is_chosen(encoder: Encoder) -> bool:
     """Tells whether an encoder computes in a precision other than float32 that was chosen on this machine."""
-    clip = _clip(encoder)
-    return clip is not None and clip.towers.is_chosen  # type: ignore[attr-defined]
+    towers = _torch_towers(encoder)
+    return towers is not None and towers.is_chosen
 
 
 def give_up(encoder: Encoder, exact: Encoder, why: str) -> None:
@@ -121,11 +121,11 @@ def give_up(encoder: Encoder, exact: Encoder, why: str) -> None:
         exact: the same encoder in float32.
         why: a sentence.
     """
-    clip, other = _clip(encoder), _clip(exact)
-    if clip is None or other is None:
+    clip, towers = clip_within(encoder), _torch_towers(exact)
+    if clip is None or towers is None:
         return
     logger.warning("%s computes in float32 on this machine from now on: %s", clip.name, why)
-    clip.towers = other.towers
+    clip.towers = towers
     _write_memory(clip, {"chosen": "float32", "why": why})
 
 
@@ -167,15 +167,16 @@ def choose(trials: Mapping[Dtype, Trial]) -> Dtype:
     return min(agreeing, key=lambda name: trials[name].seconds, default="float32")
 
 
-def _clip(encoder: Encoder) -> ClipEncoder | None:
-    """Returns the encoder whose towers compute with PyTorch, if there is one within."""
+def _torch_towers(encoder: Encoder) -> TorchTowers | None:
+    """Returns the towers within an encoder, if it has some and they compute with PyTorch."""
     clip = clip_within(encoder)
-    return clip if clip is not None and isinstance(clip.towers, TorchTowers) else None
+    return clip.towers if clip is not None and isinstance(clip.towers, TorchTowers) else None
 
 
 def _open_clip(encoder: Encoder) -> ClipEncoder | None:
-    clip = _clip(encoder)
-    return clip if clip is not None and clip.towers.is_open else None  # type: ignore[attr-defined]
+    """Returns the encoder whose precision is still to be chosen, if there is one within."""
+    towers = _torch_towers(encoder)
+    return clip_within(encoder) if towers is not None and towers.is_open else None
 
 
 def _take(clip: ClipEncoder, dtype: Dtype) -> None:
@@ -195,6 +196,9 @@ def _remember(clip: ClipEncoder, chosen: Dtype, trials: Mapping[Dtype, Trial]) -
 
 
 def _write_memory(clip: ClipEncoder, facts: Mapping[str, object]) -> None:
-    path = _memory_of(clip)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False))
+    try:
+        path = _memory_of(clip)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(facts, indent=1, ensure_ascii=False))
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the home folder
+        logger.info("the precision of %s cannot be kept (%s): every process tries anew", clip.name, error)

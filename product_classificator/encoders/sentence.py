@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel
 
-from product_classificator.encoders.base import cores, unit_rows
+from product_classificator.encoders.base import Dtype, cores, unit_rows
 from product_classificator.encoders.hub import (
     REPORTED,
     fetch_model,
@@ -25,7 +25,7 @@ from product_classificator.encoders.hub import (
     silent_loading,
     unreadable,
 )
-from product_classificator.encoders.towers import Compute, Dtype, computing
+from product_classificator.encoders.towers import Compute, computing
 from product_classificator.errors import MissingExtraError, ProductClassificatorError
 from product_classificator.types import Floats
 

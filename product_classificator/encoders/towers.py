@@ -6,14 +6,15 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from product_classificator.encoders.base import cores, photos_per_batch, tokens_per_batch
+from product_classificator.encoders.base import Dtype, check_dtype, cores, photos_per_batch, tokens_per_batch
 from product_classificator.encoders.pooled import features_of
 from product_classificator.encoders.preparation import Inputs
 from product_classificator.errors import ArtifactError, DataError
@@ -21,9 +22,6 @@ from product_classificator.types import Floats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 class Towers(Protocol):
@@ -74,8 +72,7 @@ class Compute:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise DataError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        check_dtype(self.dtype)
         if self.threads is not None and not 1 <= self.threads <= cores():
             raise DataError(
                 f"threads must lie between 1 and the {cores()} cores (more slow it down), got {self.threads}"
@@ -164,16 +161,36 @@ class TorchTowers:
         }
 
 
+@dataclass
+class _Overlapping:
+    """Calls that compute at the moment, and how many threads PyTorch had before the first of them."""
+
+    calls: int = 0
+    threads_before: int = 1
+    lock: Lock = field(default_factory=Lock)
+
+
+_OVERLAPPING = _Overlapping()
+
+
 @contextmanager
 def computing(threads: int) -> Iterator[None]:
-    """Lets PyTorch compute, and only compute, on so many threads of the CPU; the caller's number comes back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    """Lets PyTorch compute, and only compute, on so many threads of the CPU; the number from before comes back.
+
+    The number is one of the whole process: where calls overlap, it is what the first of them found that comes back.
+    """
+    with _OVERLAPPING.lock:
+        if not _OVERLAPPING.calls:
+            _OVERLAPPING.threads_before = torch.get_num_threads()
+        _OVERLAPPING.calls += 1
+        torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             yield
     finally:
-        torch.set_num_threads(before)
+        with _OVERLAPPING.lock:
+            _OVERLAPPING.calls -= 1
+            torch.set_num_threads(_OVERLAPPING.threads_before)
 
 
 def _patches(model: "PreTrainedModel") -> int | None:

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from product_classificator.errors import ArtifactError, DataError
+from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import replacing_folder
 from product_classificator.heads.explain import explain
 from product_classificator.heads.familiarity import Familiarity
@@ -232,10 +232,8 @@ class HeadBundle:
         Raises:
             ArtifactError: `folder` exists and holds more than a bundle.
         """
-        folder = Path(folder)
-        if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - NAMES):
-            raise ArtifactError(f"a bundle is saved as a folder of its own, but {folder} holds other things")
-        with replacing_folder(folder) as new:
+        check_place(Path(folder))
+        with replacing_folder(Path(folder)) as new:
             self._write(new)
 
     def _weights(self) -> dict[str, Floats]:
@@ -306,4 +304,14 @@ class HeadBundle:
             familiarity,
             hierarchy=hierarchy_of(manifest),
             cuts={name: tuple(cuts) for name, cuts in manifest.cuts.items()},
+        )
+
+
+def check_place(folder: Path) -> None:
+    """Raises `ArtifactError` if what is no bundle, nor hidden, would be replaced by one that is saved there."""
+    found = [folder.name] if folder.is_file() else [path.name for path in folder.glob("*")]
+    others = sorted(name for name in found if name not in NAMES and not name.startswith("."))
+    if others:
+        raise ArtifactError(
+            f"a bundle is saved as a folder of its own, but {folder} holds other things: {culprits(others)}"
         )

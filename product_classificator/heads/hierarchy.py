@@ -199,11 +199,12 @@ def _joint(
         messages[each.child] = _CHILD_WEIGHT * _best_below(below[each.child], numbers[each.child], n_parents)
         below[each.parent] = below[each.parent] + messages[each.child]
     root = family[0].parent
-    scores, chosen = {root: below[root]}, {root: below[root].argmax(1)}
+    scores, chosen, weights = {root: below[root]}, {root: below[root].argmax(1)}, {root: 1.0}
     for each in family:
-        number, outside = numbers[each.child], scores[each.parent] - messages[each.child]
+        weights[each.child] = _CHILD_WEIGHT * weights[each.parent]
+        number, outside = numbers[each.child], scores[each.parent] - weights[each.parent] * messages[each.child]
         above = np.where(number >= 0, outside[:, number], outside.max(1, keepdims=True))
-        scores[each.child] = own = _CHILD_WEIGHT * below[each.child] + above
+        scores[each.child] = own = weights[each.child] * below[each.child] + above
         fits = (number < 0) | (number == chosen[each.parent][:, None])
         chosen[each.child] = np.where(fits.any(1), np.where(fits, own, -np.inf).argmax(1), -1)
     return {name: _shares(scores[name], chosen[name]) for name in scores}

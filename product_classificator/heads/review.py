@@ -36,7 +36,7 @@ def fit_thresholds(predictions: Predictions, truth: Truth) -> dict[str, Threshol
     """
     found = {}
     for name in predictions.characteristics:
-        known = predictions.is_known & np.array([label is not None for label in truth[name]], dtype=bool)
+        known = predictions.is_told(name) & np.array([label is not None for label in truth[name]], dtype=bool)
         is_right = predictions.best(name) == truth[name]
         found[name] = thresholds_of(predictions.confidence(name)[known], is_right[known].astype(bool))
     return found
@@ -77,10 +77,10 @@ def threshold_for(thresholds: Thresholds, min_precision: float) -> float:
 def with_decisions(
     predictions: Predictions, thresholds: Mapping[str, Thresholds], strange: Bools, min_precision: float
 ) -> Predictions:
-    """Returns predictions with which values stand: those from their threshold on, of products that are not strange."""
+    """Returns predictions with which values stand: those told from their threshold on, of products not strange."""
     is_auto = {
         name: (predictions.confidence(name) >= threshold_for(thresholds[name], min_precision))
-        & predictions.is_known
+        & predictions.is_told(name)
         & ~strange
         for name in predictions.characteristics
     }

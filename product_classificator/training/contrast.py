@@ -68,6 +68,8 @@ class TuneSettings:
         for name in ("learning_rate", "eps", "checkpoint_minutes", "cache_limit_gb"):
             if not 0 < getattr(self, name) < math.inf:
                 raise DataError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise DataError(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.warmup_share < 1 or self.weight_decay < 0:
             raise DataError(
                 f"warmup_share must lie in [0, 1) and weight_decay at 0 or above, got {self.warmup_share} and "
@@ -96,7 +98,7 @@ def learning_rate(settings: TuneSettings, step: int, steps: int) -> float:
     """Returns the learning rate of a step counted from 0, of `steps` in all."""
     warm = settings.warmup_share * steps
     if step < warm:
-        return settings.learning_rate * (step + 1) / warm if warm >= 1 else settings.learning_rate
+        return settings.learning_rate * min(1.0, (step + 1) / warm)
     done = (step - warm) / max(steps - warm, 1)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -24,13 +24,21 @@ from product_classificator.catalog.splits import (
     split_products,
     text_keys,
 )
-from product_classificator.embeddings import EmbeddedCatalog, EmbeddedChunk, EmbeddingStore, count_statuses, embed
+from product_classificator.embeddings import (
+    EmbeddedCatalog,
+    EmbeddedChunk,
+    EmbeddingStore,
+    count_statuses,
+    embed,
+    own_store,
+)
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.encoders.precision import precision_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
 from product_classificator.heads import EpochFacts, FittedHeads, Hierarchy, fit_heads
+from product_classificator.heads.bundle import check_place
 from product_classificator.runs import Run
 from product_classificator.training.precision import check_precision
 from product_classificator.training.settings import TrainSettings
@@ -84,21 +92,22 @@ def train_heads(
         out: folder of the run; made if it is not there.
         settings: `None`: the defaults.
         encoder: `None`: loads the one that `settings` names.
-        store: folder of embeddings to use and fill; `None`: `<out>/embeddings`.
+        store: folder of embeddings to use and fill; `None`: `<out>/embeddings`, with a name of its own where a run
+            before left those of another encoder there.
         taxonomy: table of labels and their parents, see `read_taxonomy`; `None`: which characteristic refines which is
             learned.
         watch: who is told of the progress.
 
     Raises:
         DataError: the catalog has no characteristics, too little is known to train on, or the taxonomy breaks a rule.
-        ArtifactError: the store holds the vectors of another encoder.
+        ArtifactError: the store holds the vectors of another encoder, or other things lie where the bundle is to be.
     """
     settings, watch, began = settings or TrainSettings(), watch or Watch(), time.monotonic()
     check_characteristics(catalog)
     hierarchy = None if taxonomy is None else read_taxonomy(taxonomy, catalog.truth())
     encoder = encoder or load_encoder(settings.encoder)
     settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
-    run = new_run(Path(out), catalog, encoder.name, settings, store=store)
+    run = new_run(Path(out), catalog, encoder, settings, store=store)
 
     watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     kept = EmbeddingStore(run.store, encoder)
@@ -136,16 +145,21 @@ def check_characteristics(catalog: Catalog) -> None:
 
 
 def new_run(
-    folder: Path, catalog: Catalog, encoder: str, settings: TrainSettings, *, store: str | Path | None = None
+    folder: Path, catalog: Catalog, encoder: Encoder, settings: TrainSettings, *, store: str | Path | None = None
 ) -> Run:
-    """Returns a run that is not saved yet; its folder is made if it is not there."""
+    """Returns a run that is not saved yet; its folder is made if it is not there.
+
+    Raises:
+        ArtifactError: what is no bundle lies where the heads are to be saved.
+    """
+    check_place(folder / "bundle")
     folder.mkdir(parents=True, exist_ok=True)
     return Run(
         folder=folder,
-        encoder=encoder,
+        encoder=encoder.name,
         columns=catalog.columns,
         channels="rgb" if catalog.images is None else catalog.images.channels,
-        store=Path(store or folder / "embeddings").resolve(),
+        store=Path(store or own_store(folder, encoder)).resolve(),
         settings=asdict(settings),
         facts=_facts(),
     )

@@ -227,7 +227,7 @@ class Trainer:
         folder = engine.from_main(lambda: self._new_folder(experiment_name))
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=engine.device, dtype="float32", cache_dir=self._models_dir)
-        cache = self.cache_dir / "activations"
+        cache = self.cache_dir / "activations" / encoder.fingerprint
         with tracking(task, folder, {**asdict(self._settings), "tuning": asdict(self._tuning)}) as logger:
             found = tune(
                 catalog,
@@ -259,7 +259,7 @@ class Trainer:
             from product_classificator.encoders.checkpoint import forget
 
             forget(model, self._models_dir)
-            if run.encoder != self.ruclip_model and not run.encoder.startswith(str(run.folder.resolve())):
+            if run.encoder != self.ruclip_model and not run.has_own_encoder:
                 replace(run, encoder=self.ruclip_model).save()  # the folder is gone: fetch it again when it is needed
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from product_classificator.catalog.read import Catalog
 from product_classificator.catalog.splits import group_products
-from product_classificator.embeddings import EmbeddedCatalog
+from product_classificator.embeddings import EmbeddedCatalog, own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.blocks import Tail
 from product_classificator.encoders.combined import clip_of
@@ -116,7 +116,7 @@ def tune(
     encoder = encoder or load_encoder(settings.encoder, device=engine.device, dtype="float32")
     settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
     tuning = replace(tuning, seed=settings.seed)
-    run = new_run(Path(out), catalog, encoder.name, settings)
+    run = new_run(Path(out), catalog, encoder, settings)
     remove_leftovers(run.folder)
     frozen = Frozen(encoder, tuning.last_blocks, engine)
     folder = Path(cache_dir or run.folder / "activations")
@@ -136,8 +136,8 @@ def tune(
     if state.best_epoch > 0:
         best = course.outcome(state.best_weights)
         name = engine.from_main(lambda: save_encoder(encoder, state.best_weights, run.folder / "encoder"))
-        best = best.of(load_encoder(name))
-        run = replace(run, encoder=name)
+        best = best.of(tuned := load_encoder(name))
+        run = replace(run, encoder=name, store=own_store(run.folder, tuned).resolve())
     computed = {"device": engine.device, "precision": engine.precision, "processes": engine.processes}
     run = replace(run, settings={**asdict(settings), "tuning": asdict(tuning), "engine": computed})
     if engine.is_main:
