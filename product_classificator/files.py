@@ -4,6 +4,7 @@ Of a folder the old one is renamed before the new one takes its place: a process
 beside, as `.<name>.<digits>.old`.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -51,6 +52,12 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the sha256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

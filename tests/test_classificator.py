@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from io import BytesIO
 
@@ -68,6 +69,7 @@ def test_heads_of_texts_alone_ask_for_a_text(tmp_path):
 def test_missing_values_of_pandas_stand_for_nothing(classificator):
     found = classificator.predict(pd.Series(["A nice cup", np.nan]), pd.Series([np.nan, jpeg("blue")], dtype=object))
     assert found.is_known.all()
+    assert classificator.predict(pd.Series(["A nice cup", None], dtype="string"), [None, jpeg("blue")]).is_known.all()
 
 
 def test_only_the_asked_characteristics_are_told(classificator):
@@ -158,12 +160,20 @@ def test_a_run_without_its_store_or_its_labels_explains_without_neighbours(tiny_
     classificator.run = replace(tiny_training.run, store=tmp_path / "gone")
     assert classificator.predict("A nice hat").explain(0)["kind"].nearest == ()
     assert not (tmp_path / "gone").exists()
+    (tmp_path / "other").mkdir()
+    facts = json.loads((tiny_training.run.store / "store.json").read_text())
+    (tmp_path / "other/store.json").write_text(json.dumps({**facts, "fingerprint": "of another encoder"}))
+    classificator.run = replace(tiny_training.run, store=tmp_path / "other")
+    assert classificator.predict("A nice hat").explain(0)["kind"].nearest == ()
     classificator.run = replace(tiny_training.run, folder=tmp_path)
     assert classificator.predict("A nice hat").explain(0)["kind"].nearest == ()
 
 
 def test_damaged_labels_of_a_run_are_named(tiny_training, tmp_path):
     (tmp_path / "labels.parquet").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"a run keeps its labels, .* is damaged .*: train again"):
+        replace(tiny_training.run, folder=tmp_path).load_labels()
+    pd.DataFrame({"id": ["1"], "labels": ["cup"]}).to_parquet(tmp_path / "labels.parquet")
     with pytest.raises(ArtifactError, match=r"a run keeps its labels, .* is damaged .*: train again"):
         replace(tiny_training.run, folder=tmp_path).load_labels()
 

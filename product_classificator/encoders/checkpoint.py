@@ -11,7 +11,6 @@ names; query, key and value, one matrix there, are three in transformers. Nothin
 unpickling objects, and their shapes are compared with those that the configuration calls for before they are used.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -40,7 +39,7 @@ from transformers import CLIPConfig, CLIPModel
 from product_classificator.encoders.spec import RUCLIP_MODELS
 from product_classificator.encoders.tokenizer import BEGIN_ID, END_ID, PAD_ID, read_bpe
 from product_classificator.errors import ArtifactError, DataError, culprits, nearest
-from product_classificator.files import replacing_folder
+from product_classificator.files import replacing_folder, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ FILES = ("bpe.model", "config.json", "pytorch_model.bin")
 MARKER = "ruclip.json"
 _CONVERTED = "converted"
 _CONVERTED_FILES = ("model.safetensors", "tokenizer.json", "config.json")
-_FORMAT = 1
+FORMAT = 1
 _HEAD_WIDTH = 64  # of the image tower; the configuration names only the heads of the text tower
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -234,9 +233,9 @@ def read_marker(folder: Path) -> Marker:
     """
     try:
         marker = Marker.model_validate_json((folder / MARKER).read_bytes())
-        if marker.format > _FORMAT:
-            raise ArtifactError(f"{folder} has format {marker.format}, this version reads {_FORMAT}: upgrade")
-        wrong = [name for name in _CONVERTED_FILES if sha256(folder / name) != marker.sha256.get(name)]
+        if marker.format > FORMAT:
+            raise ArtifactError(f"{folder} has format {marker.format}, this version reads {FORMAT}: upgrade")
+        wrong = [name for name in _CONVERTED_FILES if sha256_of(folder / name) != marker.sha256.get(name)]
     except (OSError, ValidationError) as error:
         raise ArtifactError(f"{folder} is not a converted ruCLIP checkpoint ({error}): convert it anew") from error
     if wrong:
@@ -244,15 +243,9 @@ def read_marker(folder: Path) -> Marker:
     return marker
 
 
-def sha256(path: Path) -> str:
-    """Returns the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_marker(folder: Path, marker: Marker) -> Marker:
     """Writes `ruclip.json`, with the sha256 of the files that lie beside it, and returns it."""
-    known = marker.model_copy(update={"sha256": {name: sha256(folder / name) for name in _CONVERTED_FILES}})
+    known = marker.model_copy(update={"sha256": {name: sha256_of(folder / name) for name in _CONVERTED_FILES}})
     (folder / MARKER).write_text(known.model_dump_json(indent=1), encoding="utf-8")
     return known
 
@@ -303,7 +296,7 @@ def _convert(folder: Path, target: Path) -> Marker:
     of_transformers.architectures = ["CLIPModel"]
     of_transformers.save_pretrained(target)
     marker = Marker(
-        format=_FORMAT,
+        format=FORMAT,
         size_px=config.image_resolution,
         mean=config.mean or _MEAN,
         std=config.std or _STD,

@@ -36,13 +36,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from product_classificator.encoders.checkpoint import fetch_repository, sha256
+from product_classificator.encoders.checkpoint import fetch_repository
 from product_classificator.encoders.clip import ClipEncoder
 from product_classificator.encoders.preparation import (
     MAX_WINDOWS,
     Ids,
     Inputs,
     as_rgb,
+    cut_into_windows,
     letterboxed,
     middle_of,
     shrunk,
@@ -51,6 +52,7 @@ from product_classificator.encoders.ruclip import quiet_loading
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.towers import Compute, TorchTowers
 from product_classificator.errors import ArtifactError, DataError, ProductClassificatorError, culprits
+from product_classificator.files import sha256_of
 
 _CONFIGS = (
     "config.json",
@@ -122,7 +124,7 @@ def _weight_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 def fingerprint_of(kind: str, folder: Path, files: Iterable[Path], known: str) -> str:
     """Returns `<kind>-<digest>` of the files below a folder, wherever it lies, and of what else is known."""
-    contents = [(path.relative_to(folder).as_posix(), sha256(path)) for path in sorted(files)]
+    contents = [(path.relative_to(folder).as_posix(), sha256_of(path)) for path in sorted(files)]
     return f"{kind}-{hashlib.blake2b(repr((contents, known)).encode(), digest_size=8).hexdigest()}"
 
 
@@ -251,7 +253,6 @@ class TokenizedTexts:
         ids: Ids = list(probe["input_ids"])
         own = [place for place, is_special in enumerate(probe["special_tokens_mask"]) if not is_special]
         self.before, self.after = ids[: own[0]], ids[own[-1] + 1 :]
-        self._room = max_tokens - len(self.before) - len(self.after)
         self.tokenizer = tokenizer
         # Some vocabularies hold the names of special tokens as words, and find them in texts.
         self.reserved = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -265,15 +266,9 @@ class TokenizedTexts:
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
-        found: list[Ids] = []
-        owners: list[int] = []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        for number, tokens in enumerate(encoded):
-            ids = [token for token in tokens if token not in self.reserved]
-            starts = range(0, max(1, len(ids)), self._room)[: self.max_windows]
-            found += [[*self.before, *ids[start : start + self._room], *self.after] for start in starts]
-            owners += [number] * len(starts)
-        return found, np.array(owners, dtype=np.int64)
+        known = ([token for token in ids if token not in self.reserved] for ids in encoded)
+        return cut_into_windows(known, self.before, self.after, self.max_tokens, self.max_windows)
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids` (n, longest) int64, and `attention_mask` of the same shape where the tower wants one."""

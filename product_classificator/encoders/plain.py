@@ -17,6 +17,7 @@ from product_classificator.encoders.preparation import (
     ImagePreparation,
     Inputs,
     as_rgb,
+    cut_into_windows,
     letterboxed,
     middle_of,
     normalised,
@@ -125,7 +126,7 @@ class PlainTexts:
         self._tokenizer = tokenizer
         self._before, self._after = list(before), list(after)
         self._reserved = frozenset(reserved)
-        self._room = max_tokens - len(before) - len(after)
+        self._max_tokens = max_tokens
         self.padded_to = max_tokens if pads_to_max else 0
         self._pad_id = pad_id
         self._max_windows = max_windows
@@ -133,14 +134,9 @@ class PlainTexts:
 
     def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
-        found: list[Ids] = []
-        owners: list[int] = []
-        for number, encoding in enumerate(self._tokenizer.encode_batch(list(texts), add_special_tokens=False)):
-            ids = [token for token in encoding.ids if token not in self._reserved]
-            starts = range(0, max(1, len(ids)), self._room)[: self._max_windows]
-            found += [[*self._before, *ids[start : start + self._room], *self._after] for start in starts]
-            owners += [number] * len(starts)
-        return found, np.array(owners, dtype=np.int64)
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        known = ([token for token in encoding.ids if token not in self._reserved] for encoding in encoded)
+        return cut_into_windows(known, self._before, self._after, self._max_tokens, self._max_windows)
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns `input_ids` (n, longest) int64, and `attention_mask` of the same shape where the tower wants one."""

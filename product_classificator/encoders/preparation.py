@@ -11,7 +11,7 @@ tokenizer does it letter by letter, and would miss that a Greek sigma at the end
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -200,3 +200,25 @@ class TokenPreparation:
         for row, window in enumerate(windows):
             ids[row, : len(window)] = window
         return {"input_ids": ids}
+
+
+def cut_into_windows(
+    texts: Iterable[Ids], before: Ids, after: Ids, max_tokens: int, max_windows: int
+) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+    """Returns the ids of all windows between their special tokens, and the number of each one's text.
+
+    Args:
+        texts: ids of each text, without special tokens.
+        before: special tokens that a window begins with.
+        after: special tokens that it ends with.
+        max_tokens: of a window, special tokens included.
+        max_windows: how many windows of a text are read.
+    """
+    room = max_tokens - len(before) - len(after)
+    found: list[Ids] = []
+    owners: list[int] = []
+    for number, ids in enumerate(texts):
+        starts = range(0, max(1, len(ids)), room)[:max_windows]
+        found += [[*before, *ids[start : start + room], *after] for start in starts]
+        owners += [number] * len(starts)
+    return found, np.array(owners, dtype=np.int64)

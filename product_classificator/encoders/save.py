@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from product_classificator.encoders.base import Encoder
-from product_classificator.encoders.checkpoint import Marker, write_marker
+from product_classificator.encoders.checkpoint import FORMAT, Marker, write_marker
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.hub import ProcessedImages, TokenizedTexts
 from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
@@ -47,7 +47,7 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
         if isinstance(images, SquarePreparation) and isinstance(texts, TokenPreparation):
             texts.tokenizer.save(str(new / "tokenizer.json"))
             marker = Marker(
-                format=1,
+                format=FORMAT,
                 size_px=images.size_px,
                 mean=images.mean,
                 std=images.std,

@@ -79,7 +79,7 @@ class ReviewScore:
     characteristics: Mapping[str, Decided]
 
 
-def expected_calibration_error(confidence: Floats, is_right: Bools, bins: int = 15) -> float:
+def expected_calibration_error(confidence: Floats, is_right: Bools, bins: int = _BINS) -> float:
     """Returns the mean distance between confidence and accuracy over bins of equally many products, 0..1.
 
     Args:

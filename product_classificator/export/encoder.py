@@ -17,8 +17,8 @@ from product_classificator.encoders.plain import plain_images, plain_texts
 from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
 from product_classificator.encoders.towers import torch_towers_of
 from product_classificator.errors import DataError
-from product_classificator.files import write_bytes, write_text
-from product_classificator.runtime.manifest import TOKENIZER, EncoderFacts, sha256_of
+from product_classificator.files import sha256_of, write_bytes, write_text
+from product_classificator.runtime.manifest import TOKENIZER, EncoderFacts
 
 _SAMPLE_TEXT = "Сумка женская, чёрная, 30 x 40 см"
 _BASE = ("numpy", "onnxruntime", "pillow")

@@ -14,7 +14,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.export.encoder import export_encoder
 from product_classificator.export.networks import heads_onnx
-from product_classificator.files import replacing_folder, write_bytes
+from product_classificator.files import replacing_folder, sha256_of, write_bytes
 from product_classificator.heads import HeadBundle
 from product_classificator.runtime import Exported
 from product_classificator.runtime.manifest import (
@@ -28,7 +28,6 @@ from product_classificator.runtime.manifest import (
     WEIGHTS,
     WORDS,
     Manifest,
-    sha256_of,
 )
 
 _LARGEST_DIFFERENCE = 1e-3  # rounding of large logits at a low temperature reached 1.3e-4

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 from product_classificator.errors import ArtifactError, DataError, culprits
-from product_classificator.files import replacing_folder
+from product_classificator.files import replacing_folder, sha256_of
 from product_classificator.heads.explain import explain
 from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import Hierarchy
@@ -40,12 +40,11 @@ from product_classificator.heads.manifest import (
     missing_weights,
     read_checked,
     read_manifest,
-    sha256_of,
 )
 from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, with_decisions
 from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.sharpness import temperatures_of
-from product_classificator.heads.telling import calibration_of, check_known, tell
+from product_classificator.heads.telling import calibration_of, check_calibration, check_known, tell
 from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, Floats, Predictions, Rows
 
@@ -262,7 +261,7 @@ class HeadBundle:
             has_openings=self.bag.has_openings,
             network=ShapeFacts(**shape),
             facts=dict(self.facts),
-            sha256={name: sha256_of((folder / name).read_bytes()) for name in (WEIGHTS, WORDS)},
+            sha256={name: sha256_of(folder / name) for name in (WEIGHTS, WORDS)},
         )
         (folder / MANIFEST).write_text(
             json.dumps(manifest.model_dump(), ensure_ascii=False, indent=1), encoding="utf-8"
@@ -289,22 +288,24 @@ class HeadBundle:
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             network = FittedNetwork(shape, weights)
             check_values(manifest, bag, weights)
+            bundle = cls(
+                network,
+                bag,
+                {name: tuple(names) for name, names in manifest.labels.items()},
+                manifest.encoder_fingerprint,
+                tuple(manifest.temperatures),
+                manifest.facts,
+                manifest.encoder_name,
+                tuple(manifest.exponents),
+                {name: tuple((p, level) for p, level in steps) for name, steps in manifest.thresholds.items()},
+                familiarity,
+                hierarchy=hierarchy_of(manifest),
+                cuts={name: tuple(cuts) for name, cuts in manifest.cuts.items()},
+            )
+            check_calibration(bundle, decides=familiarity is not None)
         except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
-        return cls(
-            network,
-            bag,
-            {name: tuple(names) for name, names in manifest.labels.items()},
-            manifest.encoder_fingerprint,
-            tuple(manifest.temperatures),
-            manifest.facts,
-            manifest.encoder_name,
-            tuple(manifest.exponents),
-            {name: tuple((p, level) for p, level in steps) for name, steps in manifest.thresholds.items()},
-            familiarity,
-            hierarchy=hierarchy_of(manifest),
-            cuts={name: tuple(cuts) for name, cuts in manifest.cuts.items()},
-        )
+        return bundle
 
 
 def check_place(folder: Path) -> None:

@@ -6,7 +6,6 @@ for. Loading reads the three names below and nothing else.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from product_classificator.errors import ArtifactError
 from product_classificator.heads.familiarity import Familiarity
-from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy, known_to
+from product_classificator.heads.hierarchy import Hierarchy, Refinement
 from product_classificator.heads.words import WordBag
 from product_classificator.types import Floats
 
@@ -99,48 +98,15 @@ def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Floats]
     """Raises `ValueError` where sizes agree but values cannot be."""
     if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
         raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
-    _check_labels(manifest)
-    _check_cuts(manifest)
-    hierarchy = hierarchy_of(manifest)
-    check_hierarchy(hierarchy)
-    if known_to(hierarchy, manifest.labels) != hierarchy:
-        raise ValueError("the hierarchy names labels that the heads do not know")
-    if len(manifest.temperatures) != len(manifest.labels) or not all(t > 0 for t in manifest.temperatures):
-        raise ValueError("every characteristic needs a positive temperature")
-    if len(manifest.exponents) not in (0, len(manifest.labels)) or not all(map(math.isfinite, manifest.exponents)):
-        raise ValueError("exponents are for every characteristic or for none, and finite")
-    if manifest.strange_from is not None and manifest.thresholds.keys() != manifest.labels.keys():
-        raise ValueError("every characteristic needs thresholds")
-    if any(len(step) != 2 for steps in manifest.thresholds.values() for step in steps):
-        raise ValueError("a threshold is a precision and a probability")
     if not all(np.isfinite(weight).all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
         raise ValueError("some weights are not finite")
     if "scale" in weights and not (weights["scale"] > 0).all():
         raise ValueError("inputs need positive scales")
 
 
-def _check_labels(manifest: Manifest) -> None:
-    for name, labels in manifest.labels.items():
-        if len(set(labels)) != len(labels) or len(labels) < (1 if name in manifest.cuts else 2):
-            raise ValueError(f"{name} needs two labels or more, each once")
-
-
-def _check_cuts(manifest: Manifest) -> None:
-    for name, cuts in manifest.cuts.items():
-        if len(cuts) != len(manifest.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
-            raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
-    if any(each.child in manifest.cuts or each.parent in manifest.cuts for each in manifest.hierarchy):
-        raise ValueError("a multi-label characteristic refines none and is refined by none")
-
-
 def hierarchy_of(manifest: Manifest) -> Hierarchy:
     """Returns which characteristic refines which."""
     return tuple(Refinement(**each.model_dump()) for each in manifest.hierarchy)
-
-
-def sha256_of(content: bytes) -> str:
-    """Returns the sha256 of a file's content."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -164,6 +130,6 @@ def read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
     """Reads another file, or raises `ArtifactError` if it is not the one that was written."""
     path = folder / name
     content = path.read_bytes() if path.is_file() else b""
-    if sha256_of(content) != manifest.sha256.get(name):
+    if hashlib.sha256(content).hexdigest() != manifest.sha256.get(name):
         raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle anew")
     return content

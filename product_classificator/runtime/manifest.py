@@ -10,9 +10,7 @@
 Arrays are NumPy's own files, read without pickle; the weights of words are mapped into memory, not read into it.
 """
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +19,10 @@ from typing import Any
 from product_classificator.catalog.photos import Channels
 from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE
 from product_classificator.errors import ArtifactError, culprits
-from product_classificator.files import write_text
-from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy, known_to
+from product_classificator.files import sha256_of, write_text
+from product_classificator.heads.hierarchy import Hierarchy, Refinement
 from product_classificator.heads.review import Thresholds
+from product_classificator.heads.telling import check_calibration
 
 FORMAT = 2
 MANIFEST, REQUIREMENTS = "manifest.json", "requirements.txt"
@@ -33,7 +32,6 @@ FILES = frozenset(
     {REQUIREMENTS, IMAGE_FILE, TEXT_FILE, TOKENIZER, HEADS, WORDS, WEIGHTS, RARITIES, SEEN_IMAGE, SEEN_TEXT}
 )
 KINDS = ("lite", "ruclip", "hub")
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -175,29 +173,7 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         requires=dict(found["requires"]),
         sha256=dict(found["sha256"]),
     )
-    check_hierarchy(hierarchy)
     if manifest.encoder.kind not in KINDS:
         raise ValueError(f"an encoder is of one of the kinds {', '.join(KINDS)}, found {manifest.encoder.kind!r}")
-    fewest = {name: 1 if name in manifest.cuts else 2 for name in labels}
-    if not labels or any(len(set(own)) != len(own) or len(own) < fewest[name] for name, own in labels.items()):
-        raise ValueError("every characteristic needs two labels or more, each once")
-    if any(len(cuts) != len(labels[name]) for name, cuts in manifest.cuts.items()):
-        raise ValueError("a multi-label characteristic needs a cut for each of its labels")
-    if known_to(hierarchy, labels) != hierarchy:
-        raise ValueError("the hierarchy names labels that the heads do not know")
-    if len(manifest.temperatures) != len(labels) or not all(t > 0 for t in manifest.temperatures):
-        raise ValueError("every characteristic needs a positive temperature")
-    if len(manifest.exponents) not in (0, len(labels)) or not all(map(math.isfinite, manifest.exponents)):
-        raise ValueError("exponents are for every characteristic or for none, and finite")
-    if strange_from is not None and manifest.thresholds.keys() != labels.keys():
-        raise ValueError("every characteristic needs thresholds")
+    check_calibration(manifest, decides=strange_from is not None)
     return manifest
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file, read block by block."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -92,6 +92,15 @@ def test_a_quote_that_is_not_closed_is_told(tmp_path, caplog):
     assert "values span several lines, or a quote is not closed" in caplog.text
 
 
+def test_fractions_are_written_alike_whatever_their_width(tmp_path):
+    frame = pd.DataFrame({"nm": range(3), "x": np.array([0.1, 42.5, 3], np.float32)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    for source in (frame, tmp_path / "t.csv", tmp_path / "t.parquet"):
+        (batch,) = open_table(source).batches(["x"], 10)
+        assert canonical(batch.column("x")).to_pylist() == ["0.1", "42.5", "3"]
+
+
 def test_huge_integers_and_half_floats_are_text():
     frame = pd.DataFrame({"nm": pd.Series([10**31], dtype=object), "x": np.array([1.5], dtype=np.float16)})
     (batch,) = open_table(frame).batches(["nm", "x"], 10)

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 
 from product_classificator import Classificator, make_marketplace, pretrained_heads
 from product_classificator.catalog import Columns
@@ -252,18 +251,21 @@ def test_names_are_split_at_commas():
     assert names(None) is None
 
 
-def test_labels_with_brackets_are_printed_as_they_are(monkeypatch):
-    shown = Console(record=True, width=120, file=StringIO())
-    monkeypatch.setattr(console, "out", shown)
+def test_labels_and_paths_with_brackets_are_printed_as_they_are():
     predictions = Predictions(
         strings(["1"]), {"[red]size": ["[b]XL", "[/]"]}, {"[red]size": np.array([[0.7, 0.3]], "f4")}, np.array([True])
     )
-    console.print_products(predictions, ["[bold]title"])
-    console.print_scores(evaluate(predictions, {"[red]size": strings(["[b]XL"])}, resamples=10))
-    text = shown.export_text()
+    with console.out.capture() as shown:
+        console.print_products(predictions, [":car: [bold]title"])
+        console.print_scores(evaluate(predictions, {"[red]size": strings(["[b]XL"])}, resamples=10))
+    text = shown.get()
     assert "[red]size" in text
     assert "[b]XL" in text
-    assert "[bold]title" in text
+    assert ":car: [bold]title" in text
+    with console.log.capture() as shown:
+        console.print_next(Path("/[new]/report"), Path("/[/x]/run"), Path("/[new]/t.csv"), None)
+    assert "report: /[new]/report\n" in shown.get()
+    assert "predict '/[/x]/run' '/[new]/t.csv' --out" in shown.get()
 
 
 def test_a_folder_of_wildberries_tables_is_taken_for_a_table(tmp_path):

@@ -1,8 +1,11 @@
 import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from product_classificator.catalog import read_catalog
@@ -10,7 +13,7 @@ from product_classificator.embeddings import embed
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.precision import MIN_COSINE, Trial, choose, settle, try_precisions
-from product_classificator.encoders.towers import torch_towers_of
+from product_classificator.encoders.towers import computing, torch_towers_of
 from product_classificator.errors import DataError
 from tests.encoders.tiny_ruclip import write_checkpoint
 
@@ -40,7 +43,8 @@ def test_the_fastest_precision_that_agrees_is_chosen():
     assert choose({"float32": fast, "int8": slow}) == "float32"
 
 
-def test_every_precision_is_tried_on_the_given_products_and_nothing_is_changed(model):
+def test_every_precision_is_tried_on_the_given_products_and_nothing_is_changed(model, monkeypatch):
+    monkeypatch.setattr("product_classificator.encoders.precision._HOPELESS", math.inf)  # this machine may be busy
     encoder = load_encoder(model, threads=1)
     before = encoder.encode_images(PHOTOS)
     trials = try_precisions(clip_of(encoder), PHOTOS, TEXTS)
@@ -65,6 +69,30 @@ def test_what_was_settled_is_remembered_on_this_machine(model, cache, monkeypatc
     assert precision_of(load_encoder(model, threads=1, dtype="float32")) == "float32"
     memory.write_text("{")
     assert precision_of(load_encoder(model, threads=1)) == "float32"
+
+
+def test_where_the_cache_cannot_be_written_every_process_settles_anew(model, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(
+        "product_classificator.encoders.precision.try_precisions",
+        lambda *_: {"float32": Trial(2.0, 1.0), "int8": Trial(1.0, 0.995)},
+    )
+    encoder = load_encoder(model, threads=1)
+    settle(encoder, PHOTOS, TEXTS)
+    assert precision_of(encoder) == "int8"
+    assert precision_of(load_encoder(model, threads=1)) == "float32"
+
+
+def test_calls_that_overlap_leave_the_threads_as_they_were(model):
+    before = torch.get_num_threads()
+    first, second = computing(1), computing(1)
+    with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
+        first.__enter__()
+        other.submit(second.__enter__).result()
+        first.__exit__(None, None, None)
+        other.submit(second.__exit__, None, None, None).result()
+        assert torch.get_num_threads() == new.submit(torch.get_num_threads).result() == before
 
 
 def test_a_precision_that_was_named_stays(model, cache):

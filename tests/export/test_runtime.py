@@ -11,8 +11,9 @@ import pytest
 
 from product_classificator import encoders
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.files import sha256_of
 from product_classificator.runtime import Exported
-from product_classificator.runtime.manifest import FORMAT, sha256_of
+from product_classificator.runtime.manifest import FORMAT
 from tests.fakes import jpeg, truncated_jpeg
 
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "pyarrow", "pydantic", "safetensors", "onnx", "typer")

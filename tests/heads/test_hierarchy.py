@@ -113,6 +113,27 @@ def test_chains_and_branches_agree_on_every_level() -> None:
     assert with_relatives(["d"], hierarchy) == ("d", "a", "b", "c")
 
 
+def test_three_levels_are_told_as_likely_as_their_best_assignments() -> None:
+    draw = np.random.default_rng(2)
+    sizes = {"c": 2, "b": 4, "a": 8}  # from the coarsest to the finest
+    labels = {name: tuple(f"{name}{i}" for i in range(k)) for name, k in sizes.items()}
+    hierarchy = tuple(
+        Refinement(x, y, {f"{x}{i}": f"{y}{i // 2}" for i in range(sizes[x])}) for x, y in (("b", "c"), ("a", "b"))
+    )
+    told = {name: draw.dirichlet(np.full(k, 0.3), 200).astype(np.float32) for name, k in sizes.items()}
+    is_wrong = told["a"].argmax(1) // 2 != told["b"].argmax(1)
+    is_wrong |= told["b"].argmax(1) // 2 != told["c"].argmax(1)
+    found = reconcile(told, labels, hierarchy)
+    weigh = {"c": 1.0, "b": 0.7, "a": 0.7**2}
+    log = {name: weigh[name] * np.log(np.maximum(matrix, 1e-12).astype(np.float64)) for name, matrix in told.items()}
+    leaf = np.arange(8)
+    scores = log["a"] + log["b"][:, leaf // 2] + log["c"][:, leaf // 4]  # of every assignment: a leaf decides all
+    for name, step in (("a", 1), ("b", 2), ("c", 4)):
+        best = scores.reshape(len(scores), -1, step).max(2)
+        assert np.allclose(found[name][is_wrong], softmax(best, axis=1)[is_wrong], atol=2e-5)
+    assert is_wrong.sum() > 100
+
+
 def test_a_parent_whose_refinements_are_unknown_is_told_and_nothing_of_the_child() -> None:
     labels = {**LABELS, "top": ("dishes", "footwear", "makeup")}
     told = {"sub": shares([0.6, 0.2, 0.1, 0.1], [0.6, 0.2, 0.1, 0.1]), "top": shares([0.1, 0.1, 0.8], [0.9, 0.0, 0.1])}

@@ -3,7 +3,13 @@ import pytest
 from scipy.stats import binomtest
 
 from product_classificator.errors import DataError
-from product_classificator.heads.review import check_precision, fit_thresholds, threshold_for, thresholds_of
+from product_classificator.heads.review import (
+    check_precision,
+    fit_thresholds,
+    threshold_for,
+    thresholds_of,
+    with_decisions,
+)
 from product_classificator.types import Bools, Floats, Predictions, strings
 
 
@@ -76,3 +82,12 @@ def test_a_label_that_was_not_trained_counts_as_wrong_and_an_unknown_one_not_at_
 def test_a_precision_is_a_share(wrong: float) -> None:
     with pytest.raises(DataError, match="min_precision must be a share above 0 and below 1, got"):
         check_precision(wrong)
+
+
+def test_of_what_nothing_is_said_no_value_stands() -> None:
+    told = np.array([[0.9, 0.1], [np.nan, np.nan]], np.float32)
+    predictions = Predictions(strings(["1", "2"]), {"sub": ("a", "b")}, {"sub": told}, np.array([True, True]))
+    every = {"sub": ((0.95, 0.0),)}
+    decided = with_decisions(predictions, every, np.array([False, False]), 0.95)
+    assert decided.decisions is not None
+    assert list(decided.decisions["sub"]) == ["auto", "review"]

@@ -7,6 +7,7 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.catalog.splits import load_split
+from product_classificator.embeddings import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
@@ -107,6 +108,38 @@ def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_pat
         Run.load(tmp_path / "run")
 
 
+def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_computed(catalog, tmp_path):
+    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    (first.run.bundle / "notes.txt").touch()
+    encoder = TinyEncoder()
+    with pytest.raises(ArtifactError, match=r"a folder of its own, but .* holds other things: notes.txt \(1 in all\)"):
+        train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
+    assert Run.load(tmp_path / "run") == first.run
+    (first.run.bundle / "notes.txt").rename(first.run.bundle / ".DS_Store")
+    assert train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder).run.bundle.is_dir()
+
+
+def test_a_run_with_another_encoder_fills_a_store_of_its_own(catalog, tmp_path):
+    class OtherEncoder(TinyEncoder):
+        fingerprint = "tiny-2"
+
+    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    assert first.run.store == tmp_path / "run/embeddings"
+    second = train_heads(catalog, tmp_path / "run", QUICK, encoder=OtherEncoder())
+    assert Run.load(tmp_path / "run").store == second.run.store == tmp_path / "run/embeddings-tiny-2"
+    assert len(EmbeddingStore(first.run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, OtherEncoder()))
+
+
+def test_an_encoder_beside_a_run_is_not_one_within(tiny_training, tmp_path):
+    beside, within = f"{tmp_path / 'run-encoder'}", f"{tmp_path / 'run' / 'encoder+windows'}"
+    for encoder, wanted in ((beside, beside), (within, f"{tmp_path / 'moved' / 'encoder+windows'}")):
+        (tmp_path / "run").mkdir()
+        replace(tiny_training.run, folder=tmp_path / "run", encoder=encoder).save()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        assert Run.load(tmp_path / "moved").encoder == wanted
+        shutil.rmtree(tmp_path / "moved")
+
+
 def test_a_characteristic_that_predictions_could_not_name_is_refused(tmp_path):
     frame = pd.DataFrame({"nm": [1], "title": ["a"], "status": ["new"]})
     with pytest.raises(DataError, match=r"must not be named like the id or the status .* rename {'status'}"):
@@ -138,6 +171,7 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
     [
         ({"format": 9}, "has run format 9, this version reads 1"),
         ({"columns": None}, "lacks or breaks"),
+        ({"encoder": None}, "lacks or breaks"),
         (None, "is damaged"),
     ],
 )

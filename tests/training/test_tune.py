@@ -213,6 +213,9 @@ def test_the_learning_rate_rises_and_falls():
     assert max(rates) == rates[20] == 1.0
     assert rates[-1] < 0.01
     assert learning_rate(replace(settings, warmup_share=0.0), 0, 100) == 1.0
+    for steps in (1, 5, 12, 15, 25, 55):  # of which a tenth is no whole number
+        short = replace(settings, warmup_share=0.1)
+        assert max(learning_rate(short, step, steps) for step in range(steps)) <= 1.0
 
 
 def test_the_order_of_an_epoch_is_the_same_whenever_it_is_asked(pairs):
@@ -375,6 +378,7 @@ def test_what_cannot_be_tuned_is_refused(catalog, shop_files, encoder, tmp_path)
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"learning_rate": 0}, "learning_rate must be positive and finite, got 0"),
         ({"warmup_share": 1}, r"warmup_share must lie in \[0, 1\)"),
+        ({"betas": (0.9, 1.5)}, r"betas must lie in \[0, 1\), got \(0.9, 1.5\)"),
     ],
 )
 def test_wrong_settings_are_named(change, message):
@@ -416,7 +420,7 @@ def test_the_trainer_tunes_as_published(shop_files, model, tmp_path):
     task = RecordingTask()
     found = trainer.train_ruclip(task, "first")
     assert trainer.experiment_dir == tmp_path / "first"
-    assert not (tmp_path / "cache/activations").exists()
+    assert not list((tmp_path / "cache/activations").iterdir())
     assert ("contrastive loss", "train", 1) in task.scalars
     assert ("valid macro-F1", "kind", 0) in task.scalars
     assert found.run.settings["tuning"]["last_blocks"] == 2
