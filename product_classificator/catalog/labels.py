@@ -50,9 +50,9 @@ def read_label_sets(array: pa.ChunkedArray, name: str, *, has_lists: bool) -> St
         if is_plain and cell.lower() not in _UNKNOWN_LABELS:
             plain.append(cell)
         try:
-            found = [None if entry is None else str(entry) for entry in ([cell] if is_plain else split_labels(cell))]
+            own = [None if entry is None else str(entry) for entry in ([cell] if is_plain else split_labels(cell))]
             # Half of an emoji, as an escape, cannot be encoded.
-            entries.append([None if entry is None else entry.encode("utf-8", "replace").decode() for entry in found])
+            entries.append([None if entry is None else entry.encode("utf-8", "replace").decode() for entry in own])
         except ValueError:
             broken.append(cell)
     if broken:

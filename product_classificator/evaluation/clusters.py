@@ -212,14 +212,14 @@ def _draw_panel(axes: Axes, places: Floats, labels: Strings, rows: Rows) -> None
     here = labels[rows]
     is_unknown = np.array([label is None for label in here], dtype=bool)
     is_other = np.array([label is not None and label not in largest for label in here], dtype=bool)
-    layers = [("(unknown)", _UNKNOWN_COLOR, is_unknown), (plots._OTHERS, _OTHERS_COLOR, is_other)]
+    layers = [("(unknown)", _UNKNOWN_COLOR, is_unknown), (plots.OTHERS, _OTHERS_COLOR, is_other)]
     layers = [layer for layer in layers if layer[2].any()]
     layers += [(label, color, here == label) for label, color in zip(largest, _PALETTE, strict=False)]
     for _, color, mask in layers:
         axes.scatter(places[mask, 0], places[mask, 1], s=5, color=color, linewidths=0)
     key = [Line2D([], [], color=color, marker="o", markersize=5, linestyle="none") for _, color, _ in layers]
     order = [*range(len(layers) - len(largest), len(layers)), *reversed(range(len(layers) - len(largest)))]
-    plots._add_legend(axes, [key[i] for i in order], [layers[i][0] for i in order])
+    plots.add_legend(axes, [key[i] for i in order], [layers[i][0] for i in order])
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color("0.85")

@@ -31,7 +31,7 @@ _DARK, _MIDDLE, _PALE = _COLORS(0.95), _COLORS(0.6), _COLORS(0.08)
 _GREY = "0.45"
 _TAIL_CHARS = 9
 _LINE_STYLES = ("-", "--", ":", "-.")
-_OTHERS = "(all others)"
+OTHERS = "(all others)"
 _PANEL_COLUMNS = 4
 _QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 
@@ -112,11 +112,11 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int |
         _strip(axes)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=_GREY, linestyle=(0, (3, 3)), linewidth=1)
-    _add_legend(f1_axes, lines[: MAX_LABELS + 1], ["mean", *curves][: MAX_LABELS + 1])
+    add_legend(f1_axes, lines[: MAX_LABELS + 1], ["mean", *curves][: MAX_LABELS + 1])
     return figure
 
 
-def _add_legend(axes: Axes, lines: Sequence[Any], names: Sequence[str]) -> None:
+def add_legend(axes: Axes, lines: Sequence[Any], names: Sequence[str]) -> None:
     # Texts are set afterwards: a legend leaves out a name that begins with "_".
     legend = axes.legend(lines, [str(i) for i in range(len(lines))], fontsize=8, frameon=False, loc="center left")
     legend.set_bbox_to_anchor((1.01, 0.5))
@@ -157,7 +157,7 @@ def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str
     for row, column in np.argwhere(counts):
         color = "white" if shares[row, column] > 0.55 else _DARK
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=7, color=color)
-    column_names = [*names, _OTHERS][:columns]
+    column_names = [*names, OTHERS][:columns]
     axes.set_xticks(range(columns), labels=column_names, rotation=90, fontsize=8, parse_math=False)
     row_names = [f"{name} ({support[label]:,})" for name, label in zip(names, labels, strict=True)]
     axes.set_yticks(range(rows), labels=row_names, fontsize=8, parse_math=False)
@@ -200,7 +200,7 @@ def draw_labels(score: CharacteristicScore, labels: Sequence[str], title: str) -
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     _strip(axes)
-    _add_legend(axes, [bars, *dots], ["F1", "precision", "recall"])
+    add_legend(axes, [bars, *dots], ["F1", "precision", "recall"])
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
@@ -265,7 +265,7 @@ def draw_precision_by_coverage(evaluation: Evaluation) -> Figure:
     axes.set_ylabel("precision", fontsize=9)
     axes.grid(color="0.92")
     _strip(axes)
-    _add_legend(axes, curves[:MAX_LABELS], names[:MAX_LABELS])
+    add_legend(axes, curves[:MAX_LABELS], names[:MAX_LABELS])
     return figure
 
 
