@@ -72,7 +72,7 @@ def opened(photo: Photo, channels: Channels = "rgb", sufficient: Callable[[Size]
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):
         return decode_photo(photo, channels=channels, max_pixels=MAX_PIXELS, sufficient=sufficient)
-    if isinstance(photo, Image.Image):
+    if isinstance(photo, Image.Image) and min(photo.size) > 0:
         return to_rgb(ImageOps.exif_transpose(photo))
     if (
         isinstance(photo, np.ndarray)
@@ -82,5 +82,9 @@ def opened(photo: Photo, channels: Channels = "rgb", sufficient: Callable[[Size]
         and photo.size
     ):
         return Image.fromarray(photo)
-    found = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
+    found = type(photo).__name__
+    if isinstance(photo, np.ndarray):
+        found = f"{photo.dtype} {photo.shape}"
+    elif isinstance(photo, Image.Image):
+        found = f"an image of {photo.width} x {photo.height} pixels"
     raise DataError(f"a photo must be an image, its file's path or bytes, or an (h, w, 3) uint8 array, got {found}")

@@ -110,6 +110,7 @@ def test_it_says_what_it_is(classificator):
         (None, ["no\0such.jpg"], "photo number 0 .counted from 0. cannot be read"),
         (None, np.zeros((0, 5, 3), dtype=np.uint8), r"got uint8 \(0, 5, 3\)"),
         (None, np.zeros((5, 5), dtype=np.uint8), r"got uint8 \(5, 5\)"),
+        (None, [Image.new("RGB", (0, 3))], "got an image of 0 x 3 pixels"),
         ({"a": 1}, None, "must be one, a sequence, or None, got dict"),
         (None, ["no/such/file.jpg"], "photo number 0 .counted from 0. cannot be read"),
         (None, [np.zeros((4, 4), dtype=np.float32)], r"an \(h, w, 3\) uint8 array, got float32 \(4, 4\)"),

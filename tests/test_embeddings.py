@@ -194,6 +194,14 @@ def test_a_damaged_part_is_left_out_and_its_products_are_encoded_again(catalog, 
     assert embedded.embeddings.has_image.sum() > 200
 
 
+def test_a_store_that_cannot_be_written_to_is_named(tmp_path, catalog):
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    (tmp_path / "s/parts").rmdir()
+    (tmp_path / "s/parts").touch()
+    with pytest.raises(ArtifactError, match=r"/s cannot be written to \(.*\): name another store"):
+        embed(catalog, TinyEncoder(), store)
+
+
 def test_a_store_of_another_encoder_is_refused(tmp_path):
     EmbeddingStore(tmp_path / "s", TinyEncoder())
     other = TinyEncoder()

@@ -111,6 +111,8 @@ def _findings(
 ) -> pa.Table:
     embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()
     keys, reasons = text_keys(texts), embedded.set_aside()
+    if not (reasons == "ok").any():
+        raise DataError(f"an audit needs products with a photo or a text: {catalog.table.name} has none")
     groups = group_products(identity_keys(keys, embedded.image_keys).values())
     products = Labelled(embeddings, texts, truth, groups, reasons == "ok", catalog.columns.has_title)
     opinions = opinions_out_of_fold(products, encoder, settings, unfinished, watch)

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from product_classificator.catalog.read import Catalog
 from product_classificator.classificator import Classificator
@@ -81,8 +83,8 @@ def predict_to_file(
         on_chunk: called after each chunk.
 
     Raises:
-        DataError: the ending is unknown, `top_k` is below 1, `min_precision` no share, or the folder of `out` is not
-            there.
+        DataError: the ending is unknown, `top_k` is below 1, `min_precision` no share, the folder of `out` is not
+            there, or another process writes the file now.
         ArtifactError: `min_precision` is given, and the heads can promise nothing.
     """
     out = Path(out)
@@ -100,6 +102,39 @@ def predict_to_file(
     options = {"top_k": top_k, "min_precision": min_precision}
     _check_names(classificator, catalog.columns.id, top_k, decides=min_precision is not None)
     parts = out.with_name(out.name + ".parts")
+    with _alone(parts):
+        return _predict(classificator, catalog, out, parts, options, store, on_chunk)
+
+
+@contextmanager
+def _alone(parts: Path) -> Iterator[None]:
+    """Lets one process at a time work on a folder of parts.
+
+    Raises:
+        DataError: another one does.
+    """
+    lock = FileLock(parts.with_name(parts.name + ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(f"another process writes {parts.stem} now: wait for it, or name another output") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _predict(
+    classificator: Classificator,
+    catalog: Catalog,
+    out: Path,
+    parts: Path,
+    options: Mapping[str, Any],
+    store: EmbeddingStore | None,
+    on_chunk: Callable[[EmbeddedChunk], None] | None,
+) -> BulkSummary:
+    min_precision, top_k = options["min_precision"], options["top_k"]
     resumed = _resume(parts, _state(classificator, catalog, options))
     row = resumed
     for chunk in embed_chunks(catalog, classificator.encoder, store, first_row=resumed):

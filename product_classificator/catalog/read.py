@@ -273,7 +273,8 @@ def read_frame(table: str | Path) -> pd.DataFrame:
         opened: Table = WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
     else:
         opened = open_table(table)
-    frame: pd.DataFrame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS)).to_pandas()
+    schema = pa.schema([(name, pa.string()) for name in opened.columns])
+    frame: pd.DataFrame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()
     for name in filter(opened.holds_lists, opened.columns):
         frame[name] = frame[name].map(lambda cell: json.loads(cell) if cell.startswith("[") else cell, "ignore")
     return frame

@@ -26,6 +26,7 @@ from product_classificator.types import PARTS, Bools, Rows, Split, Strings, Trut
 
 PLACEHOLDER_SHARE = 0.02
 _PLACEHOLDER_MIN_PRODUCTS = 50
+_OVERFILLED = 0.05
 
 Keys = npt.NDArray[np.uint64]
 """(n,) hashes that are equal for near-identical products; 0 where there is nothing to compare."""
@@ -172,15 +173,20 @@ def _dealt(
     counts: npt.NDArray[np.int64],
     shares: npt.NDArray[np.float64],
 ) -> Iterable[tuple[Rows, int]]:
-    """Yields for each group, rarest label first, its rows and the number of the part that misses it most."""
+    """Yields for each group, rarest label first, its rows and the number of the part that misses it most.
+
+    A part that is full gets no more: labels that one product bears alone would all go to the largest part.
+    """
     # Plain lists: a million small steps are several times faster on them than on arrays.
     missing = [[share * count for count in counts.tolist()] for share in shares.tolist()]
     room = [share * len(codes) for share in shares.tolist()]
+    least_room = [-_OVERFILLED * each for each in room]
     tally = counts.tolist()
     for group in order:
         found = [code for row in codes[members[group]].tolist() for code in row if code >= 0]
         rarest = min(found, key=lambda code: (tally[code], code), default=-1)
-        where = max(range(len(room)), key=lambda i: (missing[i][rarest], room[i]) if found else (room[i], 0.0))
+        open_parts = [i for i in range(len(room)) if room[i] > least_room[i]] or range(len(room))
+        where = max(open_parts, key=lambda i: (missing[i][rarest], room[i]) if found else (room[i], 0.0))
         for code in found:
             missing[where][code] -= 1
         room[where] -= len(members[group])

@@ -9,8 +9,11 @@ every pass.
 import csv
 import json
 import logging
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _CSV_BLOCK_BYTES = 8 << 20
 _JSON_ROWS_LOOKED_AT = 1000
+_DATE, _TIME = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
@@ -72,20 +76,22 @@ def open_table(source: str | Path | pd.DataFrame) -> Table:
 
 
 def _checked(table: Table) -> Table:
-    repeated = [name for name, count in Counter(table.columns).items() if count > 1]
+    repeated = [name for name, count in Counter(filter(None, table.columns)).items() if count > 1]
     if repeated:
         raise DataError(f"column names must differ, {table.name} has several of {culprits(repeated)}")
     return table
 
 
 def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Returns ids or labels trimmed and as every format writes them: "12.0" -> "12", "True" -> "true".
+    """Returns ids or labels trimmed and as every format writes them, letters with their accents as one sign (NFC).
 
-    >>> canonical(pa.array(["12.0", " True", "v1.0", None])).to_pylist()
-    ['12', 'true', 'v1.0', None]
+    >>> canonical(pa.array(["12.0", " True", "v1.0", "2024-01-31 00:00:00.000", None])).to_pylist()
+    ['12', 'true', 'v1.0', '2024-01-31', None]
     """
-    array = pc.utf8_trim_whitespace(array)
+    array = pc.utf8_normalize(pc.utf8_trim_whitespace(array), "NFC")
     array = pc.replace_substring_regex(array, r"^(-?\d+)\.0+$", r"\1")
+    array = pc.replace_substring_regex(array, rf"^({_DATE})[ T]00:00:00(\.0+)?$", r"\1")
+    array = pc.replace_substring_regex(array, rf"^({_DATE} {_TIME})\.0+$", r"\1")
     for capital, small in (("True", "true"), ("False", "false")):
         array = pc.if_else(pc.equal(array, capital), small, array)
     return array
@@ -104,6 +110,8 @@ def as_strings(array: pa.Array) -> pa.Array:
     kind = array.type
     if _is_list(kind):
         return pa.array([None if values is None else _list_cell(values) for values in array.to_pylist()], pa.string())
+    if isinstance(kind, pa.BaseExtensionType) and not pa.types.is_nested(kind.storage_type):  # UUIDs
+        return pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
     if pa.types.is_nested(kind):
         raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
@@ -164,14 +172,14 @@ class _FrameTable:
 def _series(series: pd.Series) -> pa.Array:
     """Returns a column of a DataFrame as strings; a column of mixed objects goes value by value."""
     try:
-        array = pa.Array.from_pandas(series)
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # mixed types, lone surrogates, huge integers
-        array = None
-    try:
-        if array is None:
-            known = zip(series, series.notna(), strict=True)
-            return pa.array([_cell(value) if is_known else None for value, is_known in known], pa.string())
-        return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
+        with suppress(pa.ArrowException, UnicodeEncodeError, OverflowError):
+            array = pa.Array.from_pandas(series)
+            kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+            if not isinstance(kind, pa.BaseExtensionType) and not pa.types.is_duration(kind):
+                return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
+        # Mixed types, lone surrogates, huge integers, or what only pandas can write: intervals, periods, UUIDs.
+        known = zip(series, series.notna(), strict=True)
+        return pa.array([_cell(value) if is_known else None for value, is_known in known], pa.string())
     except DataError as error:
         raise DataError(f"column {series.name!r} cannot be used: {error}") from error
 
@@ -217,7 +225,7 @@ class _CsvTable:
         if self._encoding != "utf-8":
             logger.warning("%s is not UTF-8: read as %s", path, self._encoding)
         with path.open(encoding=self._encoding + ("-sig" if self._encoding == "utf-8" else ""), newline="") as text:
-            header = text.readline()
+            header = re.sub(r'"[^"]*"', "", text.readline())  # what is quoted separates nothing
             self._delimiter = max("\t;|,", key=header.count)
             text.seek(0)
             self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter))
@@ -267,6 +275,8 @@ class _CsvTable:
 
 
 def _encoding(sample: bytes) -> str:
+    if sample.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "utf-16"
     try:
         # The sample may end inside a character: its last three bytes are not judged.
         sample[:-3].decode("utf-8") if len(sample) > 3 else sample.decode("utf-8")

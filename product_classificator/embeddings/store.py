@@ -108,7 +108,11 @@ class EmbeddingStore:
         self._parts.append(path)
 
     def append(self, record: Record, ids: Sequence[str]) -> None:
-        """Writes products as a new part; once this returns they survive a crash."""
+        """Writes products as a new part; once this returns they survive a crash.
+
+        Raises:
+            ArtifactError: the folder cannot be written to.
+        """
         table = pa.table(
             {
                 "id": pa.array(ids, pa.string()),
@@ -120,9 +124,12 @@ class EmbeddingStore:
             }
         )
         path = self.folder / "parts" / f"{len(self._parts):06d}-{uuid4().hex[:12]}.parquet"
-        with replacing(path) as temporary:
-            # Vectors hardly compress, but the zeros of a side that is not there do.
-            pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+        try:
+            with replacing(path) as temporary:
+                # Vectors hardly compress, but the zeros of a side that is not there do.
+                pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+        except OSError as error:
+            raise ArtifactError(f"{self.folder} cannot be written to ({error}): name another store") from error
         self._index.add(record.digests, len(self._parts))
         self._parts.append(path)
 
@@ -152,6 +159,7 @@ class EmbeddingStore:
             rows = row_of[here]
             image[here], text[here] = record.image[rows], record.text[rows]
             image_status[here], text_status[here] = record.image_status[rows], record.text_status[rows]
+        self._forget(_HELD_BYTES if len(np.unique(part_of)) > 1 else 0)
         return Record(list(digests), image, text, image_status, text_status)
 
     def scan(self) -> Iterator[Embeddings]:
@@ -173,14 +181,21 @@ class EmbeddingStore:
             )
 
     def _part(self, number: int) -> Record:
-        """Returns a part; those read last are held, for a catalog may come in another order than it was embedded in."""
         record = self._held.pop(number, None) or self._record(self._table(self._parts[number]))
         self._held[number] = record
+        self._forget(_HELD_BYTES)
+        return record
+
+    def _forget(self, allowed_bytes: int) -> None:
+        """Lets go of the parts that were read the longest ago, but for the last one.
+
+        A catalog in the order in which it was embedded needs one at a time, in another order all of them again and
+        again.
+        """
         held_bytes = sum(each.image.nbytes + each.text.nbytes for each in self._held.values())
-        while len(self._held) > 1 and held_bytes > _HELD_BYTES:
+        while len(self._held) > 1 and held_bytes > allowed_bytes:
             _, oldest = self._held.popitem(last=False)
             held_bytes -= oldest.image.nbytes + oldest.text.nbytes
-        return record
 
     def _table(self, path: Path) -> pa.Table:
         try:

@@ -117,6 +117,7 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int |
 
 
 def add_legend(axes: Axes, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """Adds a legend of lines, or of other things that are drawn, by their names."""
     # Texts are set afterwards: a legend leaves out a name that begins with "_".
     legend = axes.legend(lines, [str(i) for i in range(len(lines))], fontsize=8, frameon=False, loc="center left")
     legend.set_bbox_to_anchor((1.01, 0.5))

@@ -6,6 +6,10 @@ undivided softmax as a share of its largest (entropy-based temperature scaling, 
 for all is wrong where some products name their label and others do not: on the colours of 8,889 fashion goods, five
 folds of the validation part, the calibration error was .030 with it and .017 with both; chance leaves .019. The order
 of labels stays as it was, and with it macro-F1.
+
+Where heads tell the few validation products all right, nothing would stop the temperature from falling, and a product
+in thirty would be told wrong with .999. So what is fitted is held near 1: descriptions of 210 fashion goods and 45 for
+validation, three draws, calibration error .048 without and .044 with it; with 1,300 for validation .020 with both.
 """
 
 import math
@@ -15,12 +19,13 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from product_classificator.heads.multilabel import Borne, fit_set_temperature
+from product_classificator.heads.multilabel import Borne
 from product_classificator.heads.sharpness import spreads_of
-from product_classificator.types import Floats, Rows
+from product_classificator.types import Bools, Floats, Rows
 
 _LARGEST_LOG_TEMPERATURE, _LARGEST_EXPONENT = math.log(8), 0.75
-_EXPONENT_DEVIATION = 0.3
+_MEASURED_ON = 20_000
+_LOG_TEMPERATURE_DEVIATION, _EXPONENT_DEVIATION = 0.5, 0.3
 
 
 def fit_temperatures(
@@ -56,6 +61,7 @@ def fit_temperature(logits: Floats, codes: Rows) -> tuple[float, float]:
     known = codes >= 0
     own, right = logits[known].astype(np.float64), codes[known][:, None]
     log_spread = np.log(spreads_of(own))
+    deviations = np.array([_LOG_TEMPERATURE_DEVIATION, _EXPONENT_DEVIATION])
 
     def loss(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         log_temperature, exponent = point.tolist()
@@ -63,11 +69,36 @@ def fit_temperature(logits: Floats, codes: Rows) -> tuple[float, float]:
         scaled_right = np.take_along_axis(scaled, right, 1)[:, 0]
         surprise = logsumexp(scaled, axis=1) - scaled_right
         slopes = scaled_right - (softmax(scaled, axis=1) * scaled).sum(1)
-        # Few products must not bend the temperature by much: exponents are thought normal around 0.
-        penalty = (exponent / _EXPONENT_DEVIATION) ** 2 / 2
-        slope = [float(slopes.sum()), float((slopes * log_spread).sum()) + exponent / _EXPONENT_DEVIATION**2]
-        return float(surprise.sum()) + penalty, np.array(slope)
+        # Few products must not bend temperatures by much: both numbers are thought normal around 0.
+        penalty = float(((point / deviations) ** 2).sum()) / 2
+        slope = np.array([slopes.sum(), (slopes * log_spread).sum()]) + point / deviations**2
+        return float(surprise.sum()) + penalty, slope
 
     bounds = [(-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE), (-_LARGEST_EXPONENT, _LARGEST_EXPONENT)]
     log_temperature, exponent = minimize(loss, np.zeros(2), jac=True, bounds=bounds, method="L-BFGS-B").x.tolist()
     return math.exp(log_temperature), exponent
+
+
+def fit_set_temperature(logits: Floats, is_known: Bools, borne: Borne) -> float:
+    """Returns the temperature under which what products bear is the most likely; 1 without known products.
+
+    Args:
+        logits: (n, k) of products that the network has not learned from.
+        is_known: (n,) whether the labels of a product are known.
+        borne: (n, k) of the same products.
+    """
+    rows = np.flatnonzero(is_known)
+    if not len(rows):
+        return 1.0
+    rows = rows[:: -(-len(rows) // _MEASURED_ON)]  # enough to know one number
+    own, targets = logits[rows].astype(np.float64), borne[rows].toarray()
+
+    def surprise(log_temperature: float) -> float:
+        scaled = own / math.exp(log_temperature)
+        penalty = (log_temperature / _LOG_TEMPERATURE_DEVIATION) ** 2 / 2
+        return float((np.logaddexp(0, scaled) - scaled * targets).sum()) + penalty
+
+    from scipy.optimize import minimize_scalar  # slow to import, and use does without it
+
+    bounds = (-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE)
+    return math.exp(float(minimize_scalar(surprise, bounds=bounds, method="bounded").x))

@@ -91,7 +91,10 @@ def fit_heads(
     codes, borne = codes_of(truth, labels), borne_labels(truth, labels)
     train, valid = (np.flatnonzero((part == name) & (codes >= 0).any(1)) for name in ("train", "valid"))
     if not len(valid):
-        raise DataError("the valid part has no product with a label and a photo or text: check the split")
+        raise DataError(
+            "the valid part has no product with a known label and a photo or text: check the split; near-identical "
+            "products are in one part together, so a catalog needs some different ones"
+        )
     single = [place for place in range(len(labels)) if place not in borne]
     bag, words = _words(texts, train[embeddings.has_text[train]], codes[:, single], settings.max_words, has_title)
     image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0

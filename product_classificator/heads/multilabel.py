@@ -11,7 +11,6 @@ the label. Where probabilities are right, the best cut is half of the best F1 (L
 of classifiers to maximize F1 measure"), which bounds it at 0.5.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -33,8 +32,6 @@ Counts: TypeAlias = npt.NDArray[np.integer | np.floating]
 
 _PRIOR_PRODUCTS = 100.0
 _LARGEST_CUT = 0.5
-_MEASURED_ON = 20_000
-_LARGEST_LOG_TEMPERATURE = math.log(8)
 
 
 def borne_labels(truth: Truth, labels: Mapping[str, Sequence[str]]) -> dict[int, Borne]:
@@ -76,32 +73,15 @@ def log_odds(borne: Borne, n_known: int) -> Floats:
     return odds
 
 
-def fit_set_temperature(logits: Floats, is_known: Bools, borne: Borne) -> float:
-    """Returns the temperature under which what products bear is the most likely; 1 without known products.
+def cuts_of(logits: Floats, is_known: Bools, borne: Borne, temperature: float) -> tuple[float, ...]:
+    """Returns from which probability on each of k labels is told.
 
     Args:
         logits: (n, k) of products that the network has not learned from.
         is_known: (n,) whether the labels of a product are known.
         borne: (n, k) of the same products.
+        temperature: that of `calibration`.
     """
-    rows = np.flatnonzero(is_known)
-    if not len(rows):
-        return 1.0
-    rows = rows[:: -(-len(rows) // _MEASURED_ON)]  # enough to know one number
-    own, targets = logits[rows].astype(np.float64), borne[rows].toarray()
-
-    def surprise(log_temperature: float) -> float:
-        scaled = own / math.exp(log_temperature)
-        return float((np.logaddexp(0, scaled) - scaled * targets).sum())
-
-    from scipy.optimize import minimize_scalar  # slow to import, and use does without it
-
-    bounds = (-_LARGEST_LOG_TEMPERATURE, _LARGEST_LOG_TEMPERATURE)
-    return math.exp(float(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
-
-
-def cuts_of(logits: Floats, is_known: Bools, borne: Borne, temperature: float) -> tuple[float, ...]:
-    """Returns from which probability on each of k labels is told; arguments as above."""
     probabilities = sigmoid(logits[is_known] / np.float32(temperature))
     return tuple(fit_cuts(probabilities, borne[is_known]).tolist())
 

@@ -62,7 +62,7 @@ class Exported:
         texts: Texts = None,
         photos: Photos = None,
         *,
-        characteristics: Sequence[str] | None = None,
+        characteristics: str | Sequence[str] | None = None,
         min_precision: float | None = None,
     ) -> list[dict[str, Any]]:
         """Tells the characteristics of each product, as plain values that can be sent as JSON.
@@ -70,7 +70,7 @@ class Exported:
         Args:
             texts: one text, n texts, or `None`; in a sequence `None` stands for a product without text.
             photos: one photo, n photos, or `None`; in a sequence `None` stands for a product without photo.
-            characteristics: which to tell; all by default.
+            characteristics: one or several to tell; all by default.
             min_precision: share of the values that stand without a person which shall be right; `None`: nothing is
                 decided.
 
@@ -103,7 +103,7 @@ class Exported:
         texts: Texts = None,
         photos: Photos = None,
         *,
-        characteristics: Sequence[str] | None = None,
+        characteristics: str | Sequence[str] | None = None,
         min_precision: float | None = None,
     ) -> Predictions:
         """Returns the probabilities of all labels; arguments and errors as those of `classify`.
@@ -113,7 +113,7 @@ class Exported:
         return self._judge(texts, photos, characteristics, min_precision)[0]
 
     def _judge(
-        self, texts: Texts, photos: Photos, characteristics: Sequence[str] | None, min_precision: float | None
+        self, texts: Texts, photos: Photos, characteristics: str | Sequence[str] | None, min_precision: float | None
     ) -> tuple[Predictions, Strings]:
         """Returns predictions and the (n,) statuses of products."""
         uses_image, uses_text = self.manifest.image_dim > 0, self.manifest.text_dim > 0
@@ -122,6 +122,8 @@ class Exported:
             raise DataError(f"these heads judge products by {needs}: give them")
         if min_precision is not None:
             self.heads.check_promise(min_precision)
+        if isinstance(characteristics, str):
+            characteristics = [characteristics]
         text_list, photo_list = aligned(as_list(texts), as_list(photos))
         embeddings, status = embed_products(
             self.encoder,

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from product_classificator.errors import DataError, nearest
 from product_classificator.heads import HeadSettings
 from product_classificator.training.contrast import TuneSettings
+from product_classificator.training.settings import first_fault
 
 Settings = TypeVar("Settings", HeadSettings, TuneSettings)
 
@@ -63,9 +64,7 @@ def _checked(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     try:
         return TypeAdapter(type(settings)).validate_python({**asdict(settings), **changes})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"parameter {where}: {first['msg']}, got {first['input']!r}") from error
+        raise DataError(first_fault(error, "parameter")) from error
 
 
 def _flat(

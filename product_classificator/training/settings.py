@@ -83,9 +83,15 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
     try:
         return TypeAdapter(TrainSettings).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"setting {where}: {first['msg']}, got {first['input']!r}") from error
+        raise DataError(first_fault(error, "setting")) from error
+
+
+def first_fault(error: ValidationError, kind: str) -> str:
+    """Returns what is wrong with the first wrong value; what our own rules say already names it."""
+    first = error.errors()[0]
+    if "error" in first.get("ctx", {}):
+        return str(first["ctx"]["error"])
+    return f"{kind} {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, got {first['input']!r}"
 
 
 def _check_names(values: Mapping[str, Any], default: Any, table: str) -> None:

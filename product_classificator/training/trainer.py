@@ -1,7 +1,9 @@
 """`Trainer`, the published façade over the verbs: photos and texts in, an experiment folder out."""
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,9 +185,9 @@ class Trainer:
                 that name.
             ArtifactError: the encoder is not on this machine and cannot be fetched, or is damaged.
         """
-        folder = self._new_folder(experiment_name)
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=self._device, cache_dir=self._models_dir)
+        folder = self._new_folder(experiment_name)
         store = self.cache_dir / "embeddings" / encoder.fingerprint
         watch = watch or Watch()
         with tracking(task, folder, asdict(self._settings)) as logger:
@@ -224,9 +226,9 @@ class Trainer:
             ArtifactError: as `train_heads_only`; or the unfinished tuning there is of other products or settings.
         """
         engine = Engine(self._device)
-        folder = engine.from_main(lambda: self._new_folder(experiment_name))
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=engine.device, dtype="float32", cache_dir=self._models_dir)
+        folder = engine.from_main(lambda: self._new_folder(experiment_name))
         cache = self.cache_dir / "activations" / encoder.fingerprint
         with tracking(task, folder, {**asdict(self._settings), "tuning": asdict(self._tuning)}) as logger:
             found = tune(
@@ -246,10 +248,17 @@ class Trainer:
         return found
 
     def _new_folder(self, name: str | None) -> Path:
-        folder = self.save_dir / (name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S"))
-        if (folder / "run.json").exists():
-            raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
-        return folder
+        if name is not None:
+            folder = self.save_dir / name
+            if (folder / "run.json").exists():
+                raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
+            return folder
+        while True:
+            folder = self.save_dir / datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
+            with suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+            time.sleep(0.1)  # another process has begun in the same second
 
     def _clean_up(self, store: Path, run: Run) -> None:
         if self.end_of_train["del_img_and_txt_tensors"]:

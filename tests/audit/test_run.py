@@ -99,6 +99,9 @@ def test_what_cannot_be_audited_is_said(spoilt, tmp_path):
     bare = read_catalog(catalog.table.name, text="description", characteristics=[])
     with pytest.raises(DataError, match="an audit needs labels: the run tells kind, colour"):
         audit_run(run, bare, tmp_path, encoder=TinyEncoder())
+    blank = pd.DataFrame({"nm": [1, 2], "description": ["", " "], "kind": ["cup", "hat"]})
+    with pytest.raises(DataError, match="an audit needs products with a photo or a text: DataFrame has none"):
+        audit_run(run, read_catalog(blank, text="description", characteristics="kind"), tmp_path, encoder=TinyEncoder())
     odd = replace(run, settings={"heads": {"recipe": "magic"}})
     with pytest.raises(ArtifactError, match="settings unknown to this version: train again"):
         audit_run(odd, catalog, tmp_path, encoder=TinyEncoder())

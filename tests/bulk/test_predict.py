@@ -122,6 +122,21 @@ def interrupted(classificator, catalog, out, **options):
         predict_to_file(classificator, catalog, out, on_chunk=stop, **options)
 
 
+def test_one_file_is_written_by_one_process_at_a_time(classificator, catalog, tmp_path):
+    out = tmp_path / "p.csv"
+
+    def begin_again(chunk):
+        with pytest.raises(DataError, match=r"another process writes p.csv now: wait for it, or name another output"):
+            predict_to_file(classificator, catalog, out)
+
+    predict_to_file(classificator, catalog, out, on_chunk=begin_again)
+    assert len(read(out)) == 240
+    with pytest.raises(ZeroDivisionError):
+        predict_to_file(classificator, catalog, out, on_chunk=lambda chunk: 1 / 0)
+    assert predict_to_file(classificator, catalog, out).resumed == 240
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
 def test_parts_of_another_setting_are_not_mixed_in(classificator, catalog, tmp_path, caplog):
     interrupted(classificator, catalog, tmp_path / "p.csv")
     summary = predict_to_file(classificator, catalog, tmp_path / "p.csv", top_k=2)

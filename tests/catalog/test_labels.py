@@ -110,6 +110,11 @@ def test_a_table_read_into_memory_keeps_its_lists(tmp_path):
     assert truth(read_frame(tmp_path / "t.parquet")) == WANTED
 
 
+def test_a_table_without_rows_is_read_into_memory(tmp_path):
+    frame(LISTS).head(0).to_csv(tmp_path / "t.csv", index=False)
+    assert list(read_frame(tmp_path / "t.csv")) == ["nm", "title", "materials"]
+
+
 def test_what_is_joined_can_be_split():
     for labels in (["a"], ["a", "b c"], ["a|b", "c"], ["[x]"], ['"'], []):
         assert split_labels(join_labels(labels)) == labels

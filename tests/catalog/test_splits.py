@@ -83,6 +83,15 @@ def test_the_rarest_characteristic_is_stratified_first():
     assert [int((split.part[:20] == part).sum()) for part in PARTS] == [14, 3, 3]
 
 
+def test_labels_that_one_product_bears_alone_leave_every_part_its_share():
+    n = 240
+    truth = {"kind": strings([["cup", "hat"][i % 2] for i in range(n)]), "brand": strings([f"b{i}" for i in range(n)])}
+    for shown in ({"kind"}, {"kind", "brand"}, {"brand"}):
+        part = split_products(ids(n), np.arange(n), {k: truth[k] for k in shown}, np.ones(n, dtype=bool)).part
+        sizes = [int((part == name).sum()) for name in PARTS]
+        assert np.allclose(sizes, [168, 36, 36], atol=10), (shown, sizes)
+
+
 def test_the_same_seed_gives_the_same_split_and_another_seed_another():
     arguments = (ids(300), np.arange(300), {}, np.ones(300, dtype=bool))
     first, again, other = (split_products(*arguments, seed=seed).part for seed in (1, 1, 2))

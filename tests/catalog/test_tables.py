@@ -1,5 +1,6 @@
 import json
 import logging
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,45 @@ def test_fractions_are_written_alike_whatever_their_width(tmp_path):
     for source in (frame, tmp_path / "t.csv", tmp_path / "t.parquet"):
         (batch,) = open_table(source).batches(["x"], 10)
         assert canonical(batch.column("x")).to_pylist() == ["0.1", "42.5", "3"]
+
+
+def test_dates_and_what_only_pandas_knows_are_written_as_in_csv(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "id": [UUID(int=number) for number in range(3)],
+            "band": pd.cut([1, 2, 3], 3),
+            "month": pd.period_range("2020-01", periods=3, freq="M"),
+            "takes": pd.to_timedelta(["1h", "2h", None]),
+            "day": pd.to_datetime(["2024-01-01", "2024-01-02", None]),
+            "moment": pd.to_datetime(["2024-01-01 10:00:00", "2024-01-02 11:30:01", None]),
+            "sex": ["женскии\u0306", "женский", "женский"],
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    (of_frame,), (of_csv,) = (open_table(source).batches(list(frame), 10) for source in (frame, tmp_path / "t.csv"))
+    for name in frame:
+        assert canonical(of_frame.column(name)).to_pylist() == canonical(of_csv.column(name)).to_pylist()
+    assert canonical(of_csv.column("day")).to_pylist() == ["2024-01-01", "2024-01-02", None]
+    assert canonical(of_csv.column("sex")).to_pylist() == ["женский"] * 3
+    frame[["day", "id"]].to_parquet(tmp_path / "t.parquet")
+    (of_parquet,) = open_table(tmp_path / "t.parquet").batches(["day", "id"], 10)
+    for name in ("day", "id"):
+        assert canonical(of_parquet.column(name)).to_pylist() == canonical(of_csv.column(name)).to_pylist()
+
+
+def test_a_header_with_quoted_marks_and_blank_names_is_read(tmp_path):
+    (tmp_path / "t.csv").write_text('id,"title","colour; size; weight",kind,,\n1,a,b,c,,\n')
+    table = open_table(tmp_path / "t.csv")
+    assert table.columns == ["id", "title", "colour; size; weight", "kind", "", ""]
+    (batch,) = table.batches(["id", "kind"], 10)
+    assert batch.to_pydict() == {"id": ["1"], "kind": ["c"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1251"])
+def test_the_encodings_of_excel_are_read(tmp_path, encoding):
+    (tmp_path / "t.csv").write_text("id\tвид\n1\tчашка\n", encoding)
+    (batch,) = open_table(tmp_path / "t.csv").batches(["id", "вид"], 10)
+    assert batch.to_pydict() == {"id": ["1"], "вид": ["чашка"]}
 
 
 def test_huge_integers_and_half_floats_are_text():

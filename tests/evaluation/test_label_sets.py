@@ -100,8 +100,8 @@ def test_labels_and_sets_are_not_mixed(is_multi, labels):
     shares = np.full((1, 3), 0.3, np.float32)
     cuts = {"materials": [0.5] * 3} if is_multi else {}
     predictions = Predictions(strings(["a"]), {"materials": LABELS}, {"materials": shares}, np.ones(1, bool), cuts=cuts)
-    message = r"true labels must be frozensets of text" if is_multi else "true labels must be text, or None"
-    with pytest.raises(DataError, match=message):
+    rule = {True: "true labels must be frozensets of text", False: "'materials' was learned with one label a product"}
+    with pytest.raises(DataError, match=rule[is_multi]):
         evaluate(predictions, {"materials": strings(labels)})
 
 

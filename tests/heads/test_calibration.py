@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
-from product_classificator.heads.calibration import fit_temperature, fit_temperatures
+from product_classificator.heads.calibration import fit_set_temperature, fit_temperature, fit_temperatures
 from product_classificator.heads.sharpness import probabilities_of
 from product_classificator.types import Floats, Rows
 
@@ -64,6 +65,13 @@ def test_products_that_are_all_right_do_not_make_probabilities_of_one() -> None:
     assert np.isfinite(probabilities_of(logits, temperature, exponent)).all()
     assert 1 / 8 <= temperature <= 8
     assert abs(exponent) <= 0.75
+    mild = np.tile(4 * np.eye(3, dtype=np.float32), (12, 1))
+    few, _ = fit_temperature(mild, np.tile(np.arange(3), 12))
+    many, _ = fit_temperature(np.tile(mild, (100, 1)), np.tile(np.arange(3), 1200))
+    assert 0.6 < few < 1  # the fewer they are, the less they prove
+    assert many < few - 0.1
+    every = csr_matrix(np.tile(np.eye(3, dtype=bool), (12, 1)))
+    assert 0.6 < fit_set_temperature(8 * np.tile(np.eye(3), (12, 1)) - 4, np.ones(36, dtype=bool), every) < 1
 
 
 def test_each_characteristic_has_its_own() -> None:

@@ -235,7 +235,7 @@ def test_nothing_to_learn_is_refused(material: Material) -> None:
 def test_a_validation_part_without_labels_is_refused(material: Material, quick: HeadSettings) -> None:
     kind = material.truth["kind"].copy()
     kind[material.split.rows("valid")] = None
-    with pytest.raises(DataError, match="the valid part has no product with a label"):
+    with pytest.raises(DataError, match="the valid part has no product with a known label"):
         fit(replace(material, truth={"kind": kind}), quick)
 
 

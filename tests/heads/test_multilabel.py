@@ -12,10 +12,9 @@ from sklearn.metrics import f1_score
 
 from product_classificator.errors import ArtifactError
 from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, fit_heads
-from product_classificator.heads.calibration import fit_temperatures
+from product_classificator.heads.calibration import fit_set_temperature, fit_temperatures
 from product_classificator.heads.multilabel import (
     fit_cuts,
-    fit_set_temperature,
     log_odds,
     loss_of,
     macro_f1_of,
