@@ -121,6 +121,11 @@ def test_an_interrupted_training_goes_on_under_its_name(make_trainer):
     assert np.isfinite(trainer.train_heads_only(experiment_name="again").evaluation.mean_macro_f1)
 
 
+def test_trainings_that_begin_in_the_same_second_have_folders_of_their_own(make_trainer):
+    trainer = make_trainer()
+    assert len({trainer._new_folder(None) for _ in range(2)}) == 2
+
+
 def test_photos_of_the_wildberries_tables_are_bgr_however_the_table_is_brought(tiny_ruclip, tmp_path):
     class MyTrainer(Trainer):
         def _loading_texts(self):
