@@ -44,14 +44,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files and folders that killed processes have left in a folder, an hour ago or before."""
-    for path in folder.glob(".*.tmp"):
+    replaced = (path for path in folder.glob(".*.old") if (folder / path.name[1:].rsplit(".", 2)[0]).exists())
+    for path in (*folder.glob(".*.tmp"), *replaced):
         with suppress(FileNotFoundError):  # another process cleans up, too
-            if path.stat().st_mtime > time.time() - 3600:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+            if path.stat().st_mtime < time.time() - 3600:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, link or folder, as far as it is there and that is allowed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def sha256_of(path: Path) -> str:
@@ -115,7 +121,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 folder.replace(old)
             new.replace(folder)
         except BaseException:
-            if old.exists():
+            if old.exists() and not folder.exists():
                 old.replace(folder)
             raise
-    shutil.rmtree(old, ignore_errors=True)
+        finally:
+            if folder.exists():
+                _remove(old)

@@ -1,8 +1,9 @@
 """A run: the folder that a training leaves, and what it says of itself.
 
 `bundle/` holds the heads, `report/` the report, `split.parquet` which product was in which part, `labels.parquet` what
-was known of the training products, `embeddings/` the store (unless another one was named), and `run.json`, removed
-before the others are replaced and written last, how it was made.
+was known of the training products, `embeddings/` the store (unless another one was named; `embeddings-<fingerprint>/`
+where a run before left vectors of another encoder), and `run.json`, removed before the others are replaced and written
+last, how it was made.
 """
 
 import json
@@ -134,7 +135,7 @@ class Run:
                 tuple(columns.get("multi_label", ())),  # runs of older versions know none
             )
             store = folder.resolve() / facts["store"]
-            if not store.exists():  # the run has moved and its store has not
+            if Path(facts["store"]).is_absolute() and not store.exists():  # the run has moved and its store has not
                 store = folder.resolve() / "embeddings"
             encoder = facts["encoder"].replace(_HERE, str(folder.resolve()), 1)
             return cls(folder, encoder, chosen, facts["channels"], store, facts["settings"], facts["facts"])

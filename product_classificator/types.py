@@ -280,6 +280,10 @@ class Predictions:
         sure = np.where(self._is_borne(characteristic), matrix, 1 - matrix)
         return np.where(self.is_told(characteristic), sure.prod(1), 0).astype(np.float32)
 
+    def is_told(self, characteristic: str) -> Bools:
+        """Returns (n,) whether anything is said of a product's characteristic."""
+        return self.is_known & ~np.isnan(self.probabilities[characteristic]).any(1)
+
     def labels_of(self, characteristic: str) -> list[list[str] | None]:
         """Returns for each product the labels that it bears, the most probable first; `None` where nothing is said.
 
@@ -331,10 +335,6 @@ class Predictions:
         cuts = np.asarray(self.cuts[characteristic], dtype=np.float32)
         is_borne: Bools = (self._filled(characteristic) >= cuts) & self.is_told(characteristic)[:, None]
         return is_borne
-
-    def is_told(self, characteristic: str) -> Bools:
-        """Returns (n,) whether anything is said of a product's characteristic."""
-        return self.is_known & ~np.isnan(self.probabilities[characteristic]).any(1)
 
     def _filled(self, characteristic: str) -> Floats:
         if characteristic not in self.probabilities:

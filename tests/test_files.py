@@ -1,10 +1,11 @@
+import os
 import shutil
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from product_classificator.files import replacing_folder, sha256_of
+from product_classificator.files import remove_leftovers, replacing_folder, sha256_of
 
 
 def write(folder: Path, text: str) -> None:
@@ -36,6 +37,30 @@ def test_a_folder_whose_replacement_fails_is_put_back(tmp_path, monkeypatch, fai
     monkeypatch.undo()
     assert (tmp_path / "a/file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_interruption_after_the_replacement_leaves_the_new_folder_and_no_other(tmp_path, monkeypatch):
+    write(tmp_path / "a", "old")
+    rename = Path.replace
+
+    def interrupted(path, target):
+        rename(path, target)
+        if path.name == "new":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a", "new")
+    assert (tmp_path / "a/file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_kill_has_left_of_a_replaced_folder_is_removed_later(tmp_path):
+    for name in (".a.1f.old", ".b.1f.old", "a"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.1f.old", "a"]  # of b it is all there is
 
 
 def test_what_fails_while_it_is_written_replaces_nothing(tmp_path):

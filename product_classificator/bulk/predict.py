@@ -10,7 +10,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -53,6 +53,14 @@ class BulkSummary:
     resumed: int
     flaws: Mapping[str, int]
     auto: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is written of each product; see `predict_to_file`."""
+
+    top_k: int
+    min_precision: float | None
 
 
 def predict_to_file(
@@ -99,11 +107,16 @@ def predict_to_file(
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
     if min_precision is not None:
         classificator.bundle.check_promise(min_precision)
-    options = {"top_k": top_k, "min_precision": min_precision}
+    options = _Options(top_k, min_precision)
     _check_names(classificator, catalog.columns.id, top_k, decides=min_precision is not None)
     parts = out.with_name(out.name + ".parts")
     with _alone(parts):
-        return _predict(classificator, catalog, out, parts, options, store, on_chunk)
+        row, resumed = _predict(classificator, catalog, parts, options, store, on_chunk)
+        status, auto = _join(parts, out, () if min_precision is None else tuple(classificator.labels))
+        (parts / "state.json").unlink()  # without it, what a kill leaves of the folder is not taken for unfinished work
+        shutil.rmtree(parts)
+    flaws = {name: n for name, n in status.most_common() if name != "ok"}
+    return BulkSummary(row, resumed, flaws, dict(auto))
 
 
 @contextmanager
@@ -121,27 +134,28 @@ def _alone(parts: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # some systems do not remove what is open
+            Path(lock.lock_file).unlink()
         lock.release()
 
 
 def _predict(
     classificator: Classificator,
     catalog: Catalog,
-    out: Path,
     parts: Path,
-    options: Mapping[str, Any],
+    options: _Options,
     store: EmbeddingStore | None,
     on_chunk: Callable[[EmbeddedChunk], None] | None,
-) -> BulkSummary:
-    min_precision, top_k = options["min_precision"], options["top_k"]
+) -> tuple[int, int]:
+    """Fills the folder of parts, and returns how many rows are in it, and how many of them were there before."""
     resumed = _resume(parts, _state(classificator, catalog, options))
     row = resumed
     for chunk in embed_chunks(catalog, classificator.encoder, store, first_row=resumed):
         predictions = classificator.bundle.predict(chunk.embeddings, chunk.texts)
-        if min_precision is not None:
-            predictions = classificator.bundle.decide(predictions, chunk.embeddings, chunk.texts, min_precision)
-        table = _table(predictions, chunk.status, catalog.columns.id, top_k)
+        if options.min_precision is not None:
+            promised = options.min_precision
+            predictions = classificator.bundle.decide(predictions, chunk.embeddings, chunk.texts, promised)
+        table = _table(predictions, chunk.status, catalog.columns.id, options.top_k)
         with replacing(parts / f"{row:012d}-{row + table.num_rows:012d}.parquet") as temporary:
             pq.write_table(table, temporary)
         row += table.num_rows
@@ -149,14 +163,10 @@ def _predict(
             on_chunk(chunk)
     if not row:
         raise DataError(f"there is nothing to predict: {catalog.table.name} has no rows")
-    status, auto = _join(parts, out, () if min_precision is None else tuple(classificator.labels))
-    (parts / "state.json").unlink()  # without it, what a kill leaves of the folder is not taken for unfinished work
-    shutil.rmtree(parts)
-    flaws = {name: n for name, n in status.most_common() if name != "ok"}
-    return BulkSummary(row, resumed, flaws, dict(auto))
+    return row, resumed
 
 
-def _state(classificator: Classificator, catalog: Catalog, options: Mapping[str, object]) -> str:
+def _state(classificator: Classificator, catalog: Catalog, options: _Options) -> str:
     """Names everything that decides the output, but for the bytes of photos."""
     source, images = Path(catalog.table.name), catalog.images
     if source.is_file():
@@ -172,7 +182,7 @@ def _state(classificator: Classificator, catalog: Catalog, options: Mapping[str,
         "columns": asdict(catalog.columns),
         "encoder": classificator.encoder.fingerprint,
         "bundle": classificator.bundle.digest,
-        **options,
+        **asdict(options),
     }
     return json.dumps(facts, indent=1, ensure_ascii=False)
 

@@ -26,7 +26,7 @@ from product_classificator.types import PARTS, Bools, Rows, Split, Strings, Trut
 
 PLACEHOLDER_SHARE = 0.02
 _PLACEHOLDER_MIN_PRODUCTS = 50
-_OVERFILLED = 0.05
+_MOST_OF_RARE_LABELS = 0.05
 
 Keys = npt.NDArray[np.uint64]
 """(n,) hashes that are equal for near-identical products; 0 where there is nothing to compare."""
@@ -121,7 +121,7 @@ def deal_products(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[fl
         (n,) the number of each product's part, -1 where it belongs to none.
     """
     rows = np.flatnonzero(usable)
-    codes, counts = _label_codes(truth, rows)
+    codes, counts = _label_codes(truth, rows, 1 / min(shares))
     members = _members(groups[rows])
     rarity = np.where(codes >= 0, counts[codes], np.iinfo(np.int64).max).min(1, initial=np.iinfo(np.int64).max)
     shuffled = np.random.default_rng(seed).permutation(len(members)).tolist()
@@ -132,8 +132,11 @@ def deal_products(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[fl
     return part
 
 
-def _label_codes(truth: Truth, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _label_codes(truth: Truth, rows: Rows, fewest: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Numbers the labels of all characteristics.
+
+    Labels of fewer products than `fewest` cannot stand in every part; they go to the largest. Where more than a
+    twentieth of the products bear such labels (brands, titles), that would fill it up, and they count as unknown.
 
     Returns:
         (n, columns) codes, a column for each characteristic, of a multi-label one as many as a product bears labels at
@@ -145,8 +148,12 @@ def _label_codes(truth: Truth, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.N
         found = labels[rows]
         tally = Counter(borne_by(found))
         numbers = {label: len(counts) + i for i, label in enumerate(sorted(tally))}
-        columns += _columns(found, numbers)
         counts += [tally[label] for label in numbers]
+        own = _columns(found, numbers)
+        is_rare = np.append(np.array(counts) < fewest, False)  # the last stands for -1
+        if own and np.any([is_rare[column] for column in own], axis=0).mean() > _MOST_OF_RARE_LABELS:
+            own = [np.where(is_rare[column], -1, column) for column in own]
+        columns += own
     codes = np.stack(columns, 1) if columns else np.empty((len(rows), 0), dtype=np.int64)
     return codes, np.array([*counts, 0], dtype=np.int64)
 
@@ -173,20 +180,15 @@ def _dealt(
     counts: npt.NDArray[np.int64],
     shares: npt.NDArray[np.float64],
 ) -> Iterable[tuple[Rows, int]]:
-    """Yields for each group, rarest label first, its rows and the number of the part that misses it most.
-
-    A part that is full gets no more: labels that one product bears alone would all go to the largest part.
-    """
+    """Yields for each group, rarest label first, its rows and the number of the part that misses it most."""
     # Plain lists: a million small steps are several times faster on them than on arrays.
     missing = [[share * count for count in counts.tolist()] for share in shares.tolist()]
     room = [share * len(codes) for share in shares.tolist()]
-    least_room = [-_OVERFILLED * each for each in room]
     tally = counts.tolist()
     for group in order:
         found = [code for row in codes[members[group]].tolist() for code in row if code >= 0]
         rarest = min(found, key=lambda code: (tally[code], code), default=-1)
-        open_parts = [i for i in range(len(room)) if room[i] > least_room[i]] or range(len(room))
-        where = max(open_parts, key=lambda i: (missing[i][rarest], room[i]) if found else (room[i], 0.0))
+        where = max(range(len(room)), key=lambda i: (missing[i][rarest], room[i]) if found else (room[i], 0.0))
         for code in found:
             missing[where][code] -= 1
         room[where] -= len(members[group])

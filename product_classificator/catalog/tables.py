@@ -83,7 +83,9 @@ def _checked(table: Table) -> Table:
 
 
 def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Returns ids or labels trimmed and as every format writes them, letters with their accents as one sign (NFC).
+    """Returns ids or labels trimmed, whole numbers, truth values, dates and times as every format writes them.
+
+    Letters and their accents become one sign (NFC), as on most keyboards.
 
     >>> canonical(pa.array(["12.0", " True", "v1.0", "2024-01-31 00:00:00.000", None])).to_pylist()
     ['12', 'true', 'v1.0', '2024-01-31', None]
@@ -91,7 +93,8 @@ def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     array = pc.utf8_normalize(pc.utf8_trim_whitespace(array), "NFC")
     array = pc.replace_substring_regex(array, r"^(-?\d+)\.0+$", r"\1")
     array = pc.replace_substring_regex(array, rf"^({_DATE})[ T]00:00:00(\.0+)?$", r"\1")
-    array = pc.replace_substring_regex(array, rf"^({_DATE} {_TIME})\.0+$", r"\1")
+    array = pc.replace_substring_regex(array, rf"^((?:{_DATE} )?{_TIME})\.0+$", r"\1")
+    array = pc.replace_substring_regex(array, rf"^((?:{_DATE} )?{_TIME}\.\d*[1-9])0+$", r"\1")
     for capital, small in (("True", "true"), ("False", "false")):
         array = pc.if_else(pc.equal(array, capital), small, array)
     return array
@@ -103,16 +106,16 @@ def as_strings(array: pa.Array) -> pa.Array:
     Lists become JSON arrays of strings.
 
     Raises:
-        DataError: the column holds structs, or lists of lists or structs.
+        DataError: the column holds structs, durations or types of other libraries, or lists of lists or structs.
     """
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type
     if _is_list(kind):
         return pa.array([None if values is None else _list_cell(values) for values in array.to_pylist()], pa.string())
-    if isinstance(kind, pa.BaseExtensionType) and not pa.types.is_nested(kind.storage_type):  # UUIDs
+    if isinstance(kind, pa.UuidType):
         return pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
-    if pa.types.is_nested(kind):
+    if pa.types.is_nested(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.BaseExtensionType):
         raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
         fractions = pc.cast(array, pa.string())  # of its own width: a float32 of 0.1 is 0.1

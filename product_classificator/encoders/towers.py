@@ -177,7 +177,8 @@ _OVERLAPPING = _Overlapping()
 def computing(threads: int) -> Iterator[None]:
     """Lets PyTorch compute, and only compute, on so many threads of the CPU; the number from before comes back.
 
-    The number is one of the whole process: where calls overlap, it is what the first of them found that comes back.
+    Calls of several threads may overlap, but one is not made within another: the number is one of the whole process,
+    and what comes back is what the first call found.
     """
     with _OVERLAPPING.lock:
         if not _OVERLAPPING.calls:

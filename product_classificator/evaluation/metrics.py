@@ -203,7 +203,7 @@ def _check_truth(predictions: Predictions, truth: Truth) -> None:
         kind, what = (frozenset, "frozensets of text") if name in predictions.cuts else (str, "text")
         wrong = [label for label in truth[name] if label is not None and not isinstance(label, kind)]
         if wrong and all(isinstance(label, frozenset) for label in wrong):
-            raise DataError(f"{name!r} was learned with one label a product, its true labels are lists: join them")
+            raise DataError(f"{name!r} was learned with one label a product, and its true labels are lists: give text")
         if wrong:
             raise DataError(
                 f"true labels must be {what}, or None where unknown: {name!r} holds {culprits(map(repr, wrong))}; "

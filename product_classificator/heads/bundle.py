@@ -48,6 +48,8 @@ from product_classificator.heads.telling import calibration_of, check_calibratio
 from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, Floats, Predictions, Rows
 
+_LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
 
 @dataclass(frozen=True)
 class HeadBundle:
@@ -309,9 +311,9 @@ class HeadBundle:
 
 
 def check_place(folder: Path) -> None:
-    """Raises `ArtifactError` if what is no bundle, nor hidden, would be replaced by one that is saved there."""
-    found = [folder.name] if folder.is_file() else [path.name for path in folder.glob("*")]
-    others = sorted(name for name in found if name not in NAMES and not name.startswith("."))
+    """Raises `ArtifactError` if what is no bundle would be replaced by one that is saved there."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = [folder.name] if folder.is_file() else sorted(found - NAMES - _LEFT_BY_DESKTOPS)
     if others:
         raise ArtifactError(
             f"a bundle is saved as a folder of its own, but {folder} holds other things: {culprits(others)}"

@@ -46,7 +46,7 @@ def open_with_their_kind(texts: Sequence[str], codes: Codes) -> bool:
 
 
 def _share_told(words: Sequence[str], codes: Codes) -> float:
-    """Returns the share of every other product's labels that words tell right, by their commonest label among the rest.
+    """Returns which share of labels words tell right: of every other product, by the commonest among the rest.
 
     A word that the rest do not have is given the commonest label of all.
     """

