@@ -9,7 +9,7 @@ from product_classificator.heads import HeadSettings
 from product_classificator.training import TrainSettings, train_heads
 from tests.fakes import TinyEncoder, shop
 
-QUICK = TrainSettings(heads=HeadSettings(max_epochs=12, hidden=64, batch_size=16, learning_rate=0.01))
+QUICK = TrainSettings(heads=HeadSettings(max_epochs=4, hidden=64, batch_size=16, learning_rate=0.01))
 
 
 @pytest.fixture(scope="session", autouse=True)
