@@ -6,6 +6,7 @@ NumPy form. Texts stay raw here: encoders and heads prepare them.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -276,8 +277,15 @@ def read_frame(table: str | Path) -> pd.DataFrame:
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
     frame: pd.DataFrame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()
     for name in filter(opened.holds_lists, opened.columns):
-        frame[name] = frame[name].map(lambda cell: json.loads(cell) if cell.startswith("[") else cell, "ignore")
+        frame[name] = frame[name].map(_as_list, "ignore")
     return frame
+
+
+def _as_list(cell: str) -> object:
+    """Returns a list that `tables` has written as a JSON array; what is plain stays."""
+    with suppress(ValueError):
+        return json.loads(cell) if cell.startswith("[") else cell
+    return cell
 
 
 def read_wildberries(

@@ -110,6 +110,11 @@ def test_a_table_read_into_memory_keeps_its_lists(tmp_path):
     assert truth(read_frame(tmp_path / "t.parquet")) == WANTED
 
 
+def test_a_plain_cell_among_lists_that_begins_like_one_is_read_into_memory(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"nm": 1, "materials": ["wool"]}\n{"nm": 2, "materials": "[new] silk"}\n')
+    assert read_frame(tmp_path / "t.jsonl").materials.tolist() == [["wool"], "[new] silk"]
+
+
 def test_a_table_without_rows_is_read_into_memory(tmp_path):
     frame(LISTS).head(0).to_csv(tmp_path / "t.csv", index=False)
     assert list(read_frame(tmp_path / "t.csv")) == ["nm", "title", "materials"]
