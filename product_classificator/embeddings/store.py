@@ -26,7 +26,7 @@ from product_classificator.types import Embeddings, Strings, strings
 logger = logging.getLogger(__name__)
 
 _STORE_FORMAT = 1
-_MERGE_FRESH = 65_536
+_MERGE_FRESH = 16_384
 _HELD_BYTES = 256 << 20
 
 Half = npt.NDArray[np.float16]
