@@ -282,7 +282,7 @@ class Predictions:
 
     def is_told(self, characteristic: str) -> Bools:
         """Returns (n,) whether anything is said of a product's characteristic."""
-        return self.is_known & ~np.isnan(self.probabilities[characteristic]).any(1)
+        return self.is_known & ~np.isnan(self._told_of(characteristic)).any(1)
 
     def labels_of(self, characteristic: str) -> list[list[str] | None]:
         """Returns for each product the labels that it bears, the most probable first; `None` where nothing is said.
@@ -337,6 +337,9 @@ class Predictions:
         return is_borne
 
     def _filled(self, characteristic: str) -> Floats:
+        return np.nan_to_num(self._told_of(characteristic))
+
+    def _told_of(self, characteristic: str) -> Floats:
         if characteristic not in self.probabilities:
             raise DataError(f"no characteristic {characteristic!r}: {nearest(characteristic, self.probabilities)}")
-        return np.nan_to_num(self.probabilities[characteristic])
+        return self.probabilities[characteristic]

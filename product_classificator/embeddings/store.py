@@ -153,13 +153,14 @@ class EmbeddingStore:
         image = np.zeros((n, self._dims[0]), dtype=np.float16)
         text = np.zeros((n, self._dims[1]), dtype=np.float16)
         image_status, text_status = np.empty(n, dtype=object), np.empty(n, dtype=object)
-        for part in np.unique(part_of):
+        parts = np.unique(part_of)
+        for part in parts:
             here = np.flatnonzero(part_of == part)
             record = self._part(int(part))
             rows = row_of[here]
             image[here], text[here] = record.image[rows], record.text[rows]
             image_status[here], text_status[here] = record.image_status[rows], record.text_status[rows]
-        self._forget(_HELD_BYTES if len(np.unique(part_of)) > 1 else 0)
+        self._forget(_HELD_BYTES if len(parts) > 1 else 0)
         return Record(list(digests), image, text, image_status, text_status)
 
     def scan(self) -> Iterator[Embeddings]:

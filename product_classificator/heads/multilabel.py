@@ -1,4 +1,4 @@
-"""Turns multi-label characteristics into targets, loss, temperature and cuts: a product bears any number of labels.
+"""Turns multi-label characteristics into targets, loss and cuts: a product bears any number of labels.
 
 Each label is a yes or no of its own, the sigmoid of its logit. The loss of a product is the sum of the binary
 cross-entropies of all labels, which is on the scale of the cross-entropy of a single-label characteristic: the
