@@ -22,9 +22,9 @@ from rivals import Fitted
 from sets import Task, fit, open_task
 
 from product_classificator import HeadSettings
-from product_classificator.encoders.colours import COLOURS_DIM
+from product_classificator.encoders.color_histogram import COLOURS_DIM
 from product_classificator.encoders.lite import PARTS
-from product_classificator.heads import material
+from product_classificator.training import material
 
 COLUMNS = {
     "last map": slice(0, PARTS[0]),

@@ -155,7 +155,7 @@ def _fuse(
     """Returns the (judged products, labels) probabilities of LightGBM fitted on those of the sides."""
     _, train_codes = learned(task, name, "train")
     codes = task.codes(name)[task.judged]
-    is_valid = (task.split.part[task.judged] == "valid") & (codes >= 0)
+    is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
     judged = np.hstack(on_judged)
     model = lightgbm.LGBMClassifier(
         n_estimators=MOST_TREES,
@@ -179,7 +179,7 @@ def _fuse_candidates(
     """Returns (judged products, labels) probabilities of LightGBM that tells right labels among the likeliest ones."""
     _, train_codes = learned(task, name, "train")
     codes = task.codes(name)[task.judged]
-    is_valid = (task.split.part[task.judged] == "valid") & (codes >= 0)
+    is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
     prior = np.bincount(train_codes) / len(train_codes)
     products, labels, features = _candidates(on_train, prior)
     judged, judged_labels, judged_features = _candidates(on_judged, prior)

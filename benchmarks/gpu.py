@@ -127,7 +127,7 @@ def table_lines() -> list[str]:
 
 def prepared_by(encoder, data: bytes):
     """Returns a photo as the pipeline hands it to the encoder."""
-    return encoder.prepare_image(decode(data, encoder.sufficient_size))
+    return encoder.prepare_image(decode(data, encoder.min_decode_size))
 
 
 if __name__ == "__main__":

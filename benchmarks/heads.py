@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from product_classificator import HeadSettings
 from product_classificator.encoders import cores
-from product_classificator.heads import fit_heads
+from product_classificator.training import fit_heads
 from product_classificator.types import Embeddings, Split, strings
 
 LABELS = {

@@ -51,7 +51,7 @@ def resident_mib(pid: int) -> dict[str, float]:
     return {"all": kib.get("VmRSS", 0) / 1024, "without_files": kib.get("RssAnon", 0) / 1024}
 
 
-def watch(pid: int, store: Path, products: int) -> tuple[dict[str, dict[str, float]], int]:
+def callbacks(pid: int, store: Path, products: int) -> tuple[dict[str, dict[str, float]], int]:
     """Waits for a process, and returns its highest memory in the first and the last thousand, and its exit status."""
     highest: dict[str, dict[str, float]] = {"first": {}, "last": {}}
     while True:
@@ -77,7 +77,7 @@ def embed(products: int, photo_share: float) -> dict[str, object]:
         if pid == 0:
             os.chdir(folder)
             os.execv(sys.executable, [sys.executable, "-c", COMMAND, *arguments])  # noqa: S606
-        highest, status = watch(pid, folder / "store", products)
+        highest, status = callbacks(pid, folder / "store", products)
         seconds = time.perf_counter() - began
         if status:
             raise SystemExit(f"embed failed with status {status}")

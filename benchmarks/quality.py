@@ -27,7 +27,7 @@ from sets import SETS, Task, fit, open_task
 
 from product_classificator import HeadSettings, Predictions, evaluate
 from product_classificator.files import write_text
-from product_classificator.types import Part
+from product_classificator.types import SplitName
 
 Result = dict[str, Any]
 
@@ -60,9 +60,9 @@ def can_learn(method: str, task: Task) -> bool:
     return method not in ONLY_TEXT or bool(task.embeddings.has_text.any())
 
 
-def judge(task: Task, fitted: Fitted, part: Part) -> dict[str, float]:
+def judge(task: Task, fitted: Fitted, part: SplitName) -> dict[str, float]:
     """Returns the macro-F1 of each characteristic on a part."""
-    is_in = task.split.part[task.judged] == part
+    is_in = task.split.names[task.judged] == part
     rows = task.judged[is_in]
     probabilities = {name: softmax(scores[is_in], axis=1).astype(np.float32) for name, scores in fitted.scores.items()}
     found = Predictions(task.split.ids[rows], task.labels, probabilities, np.ones(len(rows), dtype=bool))

@@ -73,10 +73,12 @@ def detected(bundle: HeadBundle, photos: dict, texts: dict, encoder: Encoder) ->
     found = {}
     for kind, image in photos.items() if bundle.image_dim else ():
         products = alone(bundle, image, np.zeros((len(image), encoder.text_dim), np.float32))
-        found[kind] = float(bundle.familiarity.strange(products, [""] * len(image), bundle.bag).mean())
+        found[kind] = float(
+            bundle.novelty.is_out_of_distribution(products, [""] * len(image), bundle.vocabulary).mean()
+        )
     for kind, words in texts.items():
         products = alone(bundle, np.zeros((len(words), encoder.image_dim), np.float32), encoder.encode_texts(words))
-        found[kind] = float(bundle.familiarity.strange(products, words, bundle.bag).mean())
+        found[kind] = float(bundle.novelty.is_out_of_distribution(products, words, bundle.vocabulary).mean())
     return found
 
 
@@ -101,7 +103,9 @@ def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> di
     bundle, products, words = fitted.bundle, task.embeddings.take(test), [task.texts[row] for row in test]
     truth = {key: task.truth[key][test] for key in bundle.labels}
     predictions = bundle.predict(products, words)
-    promised = {p: evaluate(bundle.decide(predictions, products, words, p), truth, resamples=0) for p in PRECISIONS}
+    promised = {
+        p: evaluate(bundle.with_decisions(predictions, products, words, p), truth, resamples=0) for p in PRECISIONS
+    }
     first = promised[PRECISIONS[0]]
     other = open_task("ozon" if name == "fashion" else "fashion", seed, cache).texts
     return {

@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from product_classificator.types import Bools, Floats, Part, Rows
+from product_classificator.types import Bools, Floats, Rows, SplitName
 
 WEIGHTS = (None, "balanced")
 REGULARISATIONS = (0.001, 0.01)
@@ -110,7 +110,7 @@ def decide(model: LinearSVC | LogisticRegression, x: csr_matrix | Floats, task: 
     return one_column_per_label(model.decision_function(x[task.judged]))
 
 
-def learned(task: Task, name: str, part: Part) -> tuple[Rows, Rows]:
+def learned(task: Task, name: str, part: SplitName) -> tuple[Rows, Rows]:
     """Returns the rows of a part whose label of a characteristic is learned, and the numbers of these labels."""
     rows, codes = task.split.rows(part), task.codes(name)
     rows = rows[codes[rows] >= 0]
@@ -125,7 +125,7 @@ def one_column_per_label(decisions: Floats) -> Floats:
 def best_on_valid(task: Task, name: str, variants: Iterable[Floats]) -> Floats:
     """Returns the scores with the best macro-F1 on the valid part, the first of equals."""
     codes = task.codes(name)[task.judged]
-    is_valid = (task.split.part[task.judged] == "valid") & (codes >= 0)
+    is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
     return max(
         variants,
         key=lambda scores: f1_score(codes[is_valid], scores[is_valid].argmax(1), average="macro", zero_division=0),

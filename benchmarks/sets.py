@@ -31,9 +31,9 @@ from product_classificator.catalog import Catalog
 from product_classificator.embeddings import EmbeddedCatalog
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.labels import embed_labels
-from product_classificator.heads import FittedHeads
-from product_classificator.training.run import divide
+from product_classificator.training import FittedHeads
 from product_classificator.training.settings import TrainSettings
+from product_classificator.training.train import divide
 from product_classificator.types import Floats, Rows, Truth
 
 FASHION = ["category", "sub_category", "sex", "season", "age_restrictions", "usage", "color", "hazmat"]
@@ -66,7 +66,7 @@ class Task:
     @property
     def judged(self) -> Rows:
         """Row numbers of valid and test, ascending."""
-        return np.flatnonzero(np.isin(self.split.part, ("valid", "test"))).astype(np.int64)
+        return np.flatnonzero(np.isin(self.split.names, ("valid", "test"))).astype(np.int64)
 
     def codes(self, name: str) -> Rows:
         """Returns for each product the number of its label of a characteristic; -1: unknown or not learned."""
@@ -79,7 +79,7 @@ class Task:
         Results are comparable where it is the same.
         """
         encoder = "" if of_words else self.embeddings.fingerprint
-        facts = (encoder, self.split.ids.tolist(), self.split.part.tolist(), self.labels)
+        facts = (encoder, self.split.ids.tolist(), self.split.names.tolist(), self.labels)
         return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
@@ -108,7 +108,7 @@ def open_task(name: str, seed: int, folder: Path) -> Task:
     catalog, embedded = _embedded(base, folder)
     divided = divide(catalog, embedded, TrainSettings(seed=seed))
     texts, embeddings = _shown(name, folder)
-    split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, divided.split.part, ""))
+    split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, divided.split.names, ""))
     labels = _labels(divided.truth, split)
     vectors = partial(embed_labels, _encoder())
     vectors(["warm"])  # a training has the encoder at hand: its loading is not to be counted
@@ -164,7 +164,7 @@ def _labels(truth: Truth, split: Split) -> dict[str, tuple[str, ...]]:
     minimum = HeadSettings().min_products_per_label
     labels = {}
     for name, column in truth.items():
-        counts = Counter(column[split.part != ""])
+        counts = Counter(column[split.names != ""])
         trained = set(column[split.rows("train")]) - {None}
         kept = tuple(sorted(label for label in trained if counts[label] >= minimum))
         if len(kept) > 1:

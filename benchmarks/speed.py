@@ -39,15 +39,15 @@ from tokenizers.trainers import BpeTrainer
 from torch import nn
 
 from product_classificator import HeadSettings, embed, load_encoder, make_marketplace, read_catalog
-from product_classificator.catalog.photos import decode_photo
-from product_classificator.catalog.splits import split_products
+from product_classificator.catalog.photo import decode_photo
+from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.efficientnet import load_efficientnet
 from product_classificator.encoders.precision import in_precision, settle
-from product_classificator.encoders.preparation import Inputs
+from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.towers import TorchTowers, computing
-from product_classificator.heads import fit_heads
+from product_classificator.training import fit_heads
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -218,9 +218,9 @@ def encode_padded(encoder, text: str) -> np.ndarray:
         return unit_rows(encoder.towers.model.get_text_features(**tensors).pooler_output.numpy())
 
 
-def decode(data: bytes, sufficient=None) -> Image.Image:
+def decode(data: bytes, min_decode_size=None) -> Image.Image:
     """Decodes a photo."""
-    return decode_photo(data, channels="rgb", max_pixels=50_000_000, sufficient=sufficient)
+    return decode_photo(data, channels="rgb", max_pixels=50_000_000, min_decode_size=min_decode_size)
 
 
 def fitted(catalog, encoder):
@@ -279,7 +279,7 @@ def measure_decoding(zipped: Path, rounds: int) -> dict[str, object]:
     lite = load_encoder("lite")
     ways = {
         "published": lambda: [lite.prepare_image(decode(data)) for data in files],
-        "scaled": lambda: [lite.prepare_image(decode(data, lite.sufficient_size)) for data in files],
+        "scaled": lambda: [lite.prepare_image(decode(data, lite.min_decode_size)) for data in files],
     }
     return paired(ways, rounds, len(files))
 

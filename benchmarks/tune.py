@@ -1,4 +1,4 @@
-"""Tuning with kept activations against computing them anew in every epoch, on a random checkpoint of real size.
+"""Finetuned with kept activations against computing them anew in every epoch, on a random checkpoint of real size.
 
     python benchmarks/tune.py [--photos 256] [--epochs 2]
 
@@ -22,12 +22,12 @@ import torch
 from common import DATA, save
 
 from product_classificator import load_encoder, make_marketplace, read_catalog
-from product_classificator.encoders.blocks import Tail
 from product_classificator.encoders.combined import clip_of
-from product_classificator.training.activations import keep_activations
-from product_classificator.training.contrast import Pairs, TuneSettings, make_optimizer, order_of, train_step
-from product_classificator.training.engine import Engine
-from product_classificator.training.shards import Frozen
+from product_classificator.finetuning.activations import keep_activations
+from product_classificator.finetuning.blocks import Tail
+from product_classificator.finetuning.contrastive import FinetuneSettings, Pairs, make_optimizer, order_of, train_step
+from product_classificator.finetuning.distributed import Distributed
+from product_classificator.finetuning.shards import Frozen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -62,20 +62,22 @@ def measure(mode: str, model: Path, photos: int, epochs: int) -> dict[str, objec
     with TemporaryDirectory() as folder:
         catalog, encoder = open_catalog(photos, Path(folder)), load_encoder(str(model))
         began = time.perf_counter()
-        engine = Engine("cpu")
+        distributed = Distributed("cpu")
         n_kept = None if mode == "kept" else 0
-        activations = keep_activations(catalog, Frozen(encoder, 1, engine), Path(folder) / "activations", n_kept=n_kept)
+        activations = keep_activations(
+            catalog, Frozen(encoder, 1, distributed), Path(folder) / "activations", n_kept=n_kept
+        )
         prepared_s = time.perf_counter() - began
         rows = np.flatnonzero(activations.has_image & activations.has_text)
         pairs = Pairs(activations, rows, rows[:2], np.arange(len(activations.has_image)))
-        settings = TuneSettings(epochs=epochs, batch_size=64, micro_batch=64)
+        settings = FinetuneSettings(epochs=epochs, batch_size=64, micro_batch=64)
         tail = Tail(clip_of(encoder).towers.model, 1)
         optimizer = make_optimizer(tail, settings)
         seconds, losses = [], []
         for epoch in range(1, epochs + 1):
             began = time.perf_counter()
             losses += [
-                train_step(tail, pairs, batch, optimizer, 64, engine) for batch in order_of(pairs, settings, epoch)
+                train_step(tail, pairs, batch, optimizer, 64, distributed) for batch in order_of(pairs, settings, epoch)
             ]
             seconds.append(time.perf_counter() - began)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

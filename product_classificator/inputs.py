@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from product_classificator.catalog.photos import MAX_PIXELS, Channels, Size, decode_photo, to_rgb
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, Size, decode_photo, to_rgb
 from product_classificator.errors import DataError
 
 Photo: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
@@ -55,13 +55,15 @@ def aligned(texts: list[object] | None, images: list[object] | None) -> tuple[li
     return [str(text or "") for text in texts or [""] * n], list(images or [None] * n)  # type: ignore[arg-type]
 
 
-def opened(photo: Photo, channels: Channels = "rgb", sufficient: Callable[[Size], Size] | None = None) -> Image.Image:
+def opened(
+    photo: Photo, channels: Channels = "rgb", min_decode_size: Callable[[Size], Size] | None = None
+) -> Image.Image:
     """Returns a photo as an upright RGB image; `channels` tells the colours of files, pictures and arrays are RGB.
 
     Args:
         photo: what a caller has given.
         channels: order of colours in files.
-        sufficient: answers for the size of a file's photo the size that it must have at least; `None`: its own.
+        min_decode_size: answers for the size of a file's photo the size that it must have at least; `None`: its own.
 
     Raises:
         DataError: it is nothing that a photo can be.
@@ -71,7 +73,7 @@ def opened(photo: Photo, channels: Channels = "rgb", sufficient: Callable[[Size]
     if isinstance(photo, str | Path):
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):
-        return decode_photo(photo, channels=channels, max_pixels=MAX_PIXELS, sufficient=sufficient)
+        return decode_photo(photo, channels=channels, max_pixels=MAX_PIXELS, min_decode_size=min_decode_size)
     if isinstance(photo, Image.Image) and min(photo.size) > 0:
         return to_rgb(ImageOps.exif_transpose(photo))
     if (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from product_classificator.catalog.columns import Columns
-from product_classificator.catalog.photos import Channels
+from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError
 from product_classificator.files import write_text
 from product_classificator.types import Split, Truth
@@ -77,7 +77,7 @@ class Run:
         """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels, or lists."""
         from product_classificator.catalog.labels import save_labels
 
-        rows = np.flatnonzero((split.part == "train") & (split.ids != ""))
+        rows = np.flatnonzero((split.names == "train") & (split.ids != ""))
         save_labels(split.ids[rows], {name: labels[rows] for name, labels in truth.items()}, self.labels)
 
     def load_labels(self) -> "pd.DataFrame":
@@ -90,7 +90,7 @@ class Run:
 
         return load_labels(self.labels)
 
-    def retract(self) -> None:
+    def mark_unfinished(self) -> None:
         """Lets a run that was there before count as unfinished, so that its halves are not mixed with new ones."""
         (self.folder / "run.json").unlink(missing_ok=True)
 

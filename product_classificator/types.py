@@ -25,8 +25,8 @@ bear none of them.
 Truth: TypeAlias = Mapping[str, Strings]
 """characteristic -> (n,) labels, `None` where the label is unknown."""
 
-Part = Literal["train", "valid", "test"]
-PARTS: tuple[Part, ...] = ("train", "valid", "test")
+SplitName = Literal["train", "valid", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 def strings(values: Sequence[str | frozenset[str] | None] | Strings) -> Strings:
@@ -41,7 +41,7 @@ def is_multi_label(labels: Strings) -> bool:
     return isinstance(next((item for item in labels if item is not None), None), frozenset)
 
 
-def borne_by(labels: Strings) -> Iterator[str]:
+def iter_labels(labels: Strings) -> Iterator[str]:
     """Yields every known label of products, of a multi-label characteristic all that a product bears, sorted."""
     for item in labels:
         if isinstance(item, frozenset):
@@ -129,21 +129,21 @@ class Split:
 
     Attributes:
         ids: (n,) product ids.
-        part: (n,) of "train", "valid", "test"; "" for a product that was set aside.
+        names: (n,) of "train", "valid", "test"; "" for a product that was set aside.
     """
 
     ids: Strings
-    part: Strings
+    names: Strings
 
     def __post_init__(self) -> None:
-        _check_rows(len(self.ids), part=self.part)
-        unknown = set(self.part) - {*PARTS, ""}
+        _check_rows(len(self.ids), names=self.names)
+        unknown = set(self.names) - {*SPLITS, ""}
         if unknown:
-            raise DataError(f"a part must be one of {PARTS} or '' (set aside), found {sorted(unknown)}")
+            raise DataError(f"a part must be one of {SPLITS} or '' (set aside), found {sorted(unknown)}")
 
-    def rows(self, part: Part) -> Rows:
-        """Returns the row numbers of a part, ascending."""
-        return np.flatnonzero(self.part == part).astype(np.int64)
+    def rows(self, name: SplitName) -> Rows:
+        """Return the row numbers of a split, ascending."""
+        return np.flatnonzero(self.names == name).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -152,19 +152,19 @@ class Decisions:
 
     Attributes:
         min_precision: share of the values that stand which is promised to be right, 0..1.
-        is_auto: characteristic -> (n,) whether its value stands.
-        is_strange: (n,) whether a product is unlike anything in training; none of its values stands then.
+        accepted: characteristic -> (n,) whether its value stands.
+        is_out_of_distribution: (n,) whether a product is unlike anything in training; none of its values stands then.
     """
 
     min_precision: float
-    is_auto: Mapping[str, Bools]
-    is_strange: Bools
+    accepted: Mapping[str, Bools]
+    is_out_of_distribution: Bools
 
     def __getitem__(self, characteristic: str) -> Strings:
         """Returns (n,) "auto" or "review"."""
-        if characteristic not in self.is_auto:
-            raise DataError(f"no characteristic {characteristic!r}: {nearest(characteristic, self.is_auto)}")
-        return np.where(self.is_auto[characteristic], "auto", "review").astype(object)
+        if characteristic not in self.accepted:
+            raise DataError(f"no characteristic {characteristic!r}: {nearest(characteristic, self.accepted)}")
+        return np.where(self.accepted[characteristic], "auto", "review").astype(object)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Predictions:
         is_known: (n,) false for a product with neither photo nor text: nothing is said about it.
         decisions: which values stand without a person; `None` where nobody asked (`HeadBundle.decide`).
         explainer: gives characteristic -> explanation of the product of a row; `None` if nobody can tell.
-        cuts: multi-label characteristic -> for each of its k labels the probability from which on a product bears it.
+        decision_thresholds: multi-label characteristic -> for each of its k labels the probability from which on a product bears it.
     """
 
     ids: Strings
@@ -235,17 +235,23 @@ class Predictions:
     is_known: Bools
     decisions: Decisions | None = None
     explainer: Callable[[int], Mapping[str, Explanation]] | None = field(default=None, repr=False, compare=False)
-    cuts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    decision_thresholds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_rows(len(self.ids), is_known=self.is_known, **dict(self.probabilities))
         if self.decisions:
-            _check_rows(len(self.ids), is_strange=self.decisions.is_strange, **dict(self.decisions.is_auto))
+            _check_rows(
+                len(self.ids),
+                is_out_of_distribution=self.decisions.is_out_of_distribution,
+                **dict(self.decisions.accepted),
+            )
         for name, matrix in self.probabilities.items():
             if matrix.shape[1] != len(self.labels[name]):
                 raise DataError(f"{name} has {len(self.labels[name])} labels but {matrix.shape[1]} probability columns")
-            if name in self.cuts and len(self.cuts[name]) != len(self.labels[name]):
-                raise DataError(f"{name} has {len(self.labels[name])} labels but {len(self.cuts[name])} cuts")
+            if name in self.decision_thresholds and len(self.decision_thresholds[name]) != len(self.labels[name]):
+                raise DataError(
+                    f"{name} has {len(self.labels[name])} labels but {len(self.decision_thresholds[name])} decision_thresholds"
+                )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -260,12 +266,12 @@ class Predictions:
 
         Of a multi-label characteristic: the (n,) sets of labels that products bear, those of their cut or above.
         """
-        if characteristic in self.cuts:
+        if characteristic in self.decision_thresholds:
             best = strings([None if labels is None else frozenset(labels) for labels in self.labels_of(characteristic)])
         else:
             columns = self._filled(characteristic).argmax(1)
             best = strings(self.labels[characteristic])[columns]
-            best[~self.is_told(characteristic)] = None
+            best[~self.is_predicted(characteristic)] = None
         return best
 
     def confidence(self, characteristic: str) -> Floats:
@@ -274,34 +280,34 @@ class Predictions:
         That of a set of labels is the product over all labels, of those in it and of the absence of the others.
         """
         matrix = self._filled(characteristic)
-        if characteristic not in self.cuts:
+        if characteristic not in self.decision_thresholds:
             confidence: Floats = matrix.max(1)
             return confidence
-        sure = np.where(self._is_borne(characteristic), matrix, 1 - matrix)
-        return np.where(self.is_told(characteristic), sure.prod(1), 0).astype(np.float32)
+        sure = np.where(self._has_label(characteristic), matrix, 1 - matrix)
+        return np.where(self.is_predicted(characteristic), sure.prod(1), 0).astype(np.float32)
 
-    def is_told(self, characteristic: str) -> Bools:
+    def is_predicted(self, characteristic: str) -> Bools:
         """Returns (n,) whether anything is said of a product's characteristic."""
-        return self.is_known & ~np.isnan(self._told_of(characteristic)).any(1)
+        return self.is_known & ~np.isnan(self._probabilities_of(characteristic)).any(1)
 
     def labels_of(self, characteristic: str) -> list[list[str] | None]:
         """Returns for each product the labels that it bears, the most probable first; `None` where nothing is said.
 
         Of a characteristic with one label a product that is the one.
         """
-        if characteristic not in self.cuts:
+        if characteristic not in self.decision_thresholds:
             return [None if label is None else [label] for label in self.best(characteristic)]
-        matrix, is_borne = self._filled(characteristic), self._is_borne(characteristic)
+        matrix, has_label = self._filled(characteristic), self._has_label(characteristic)
         found: list[list[str] | None] = []
-        for shares, borne, is_told in zip(matrix, is_borne, self.is_told(characteristic), strict=True):
+        for shares, borne, is_predicted in zip(matrix, has_label, self.is_predicted(characteristic), strict=True):
             columns = np.flatnonzero(borne)
             order = columns[np.argsort(-shares[columns], kind="stable")]
-            found.append([self.labels[characteristic][column] for column in order] if is_told else None)
+            found.append([self.labels[characteristic][column] for column in order] if is_predicted else None)
         return found
 
-    def told(self, characteristic: str) -> list[str | list[str] | None]:
+    def predicted(self, characteristic: str) -> list[str | list[str] | None]:
         """Returns for each product its label, of a multi-label characteristic the list of its labels, as for JSON."""
-        if characteristic in self.cuts:
+        if characteristic in self.decision_thresholds:
             return [*self.labels_of(characteristic)]
         label: list[str | list[str] | None] = self.best(characteristic).tolist()
         return label
@@ -309,10 +315,10 @@ class Predictions:
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Returns for each product its `k` most probable labels with their probabilities, best first."""
         matrix = self._filled(characteristic)
-        names, is_told = self.labels[characteristic], self.is_told(characteristic)
+        names, is_predicted = self.labels[characteristic], self.is_predicted(characteristic)
         order = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
         return [
-            [(names[column], float(matrix[row, column])) for column in columns] if is_told[row] else []
+            [(names[column], float(matrix[row, column])) for column in columns] if is_predicted[row] else []
             for row, columns in enumerate(order)
         ]
 
@@ -330,16 +336,18 @@ class Predictions:
             raise DataError(f"row {row} has neither photo nor text that the heads use: there is nothing to explain")
         return self.explainer(row)
 
-    def _is_borne(self, characteristic: str) -> Bools:
+    def _has_label(self, characteristic: str) -> Bools:
         """Returns (n, k) whether a product bears each label of a multi-label characteristic; false where unknown."""
-        cuts = np.asarray(self.cuts[characteristic], dtype=np.float32)
-        is_borne: Bools = (self._filled(characteristic) >= cuts) & self.is_told(characteristic)[:, None]
-        return is_borne
+        decision_thresholds = np.asarray(self.decision_thresholds[characteristic], dtype=np.float32)
+        has_label: Bools = (self._filled(characteristic) >= decision_thresholds) & self.is_predicted(characteristic)[
+            :, None
+        ]
+        return has_label
 
     def _filled(self, characteristic: str) -> Floats:
-        return np.nan_to_num(self._told_of(characteristic))
+        return np.nan_to_num(self._probabilities_of(characteristic))
 
-    def _told_of(self, characteristic: str) -> Floats:
+    def _probabilities_of(self, characteristic: str) -> Floats:
         if characteristic not in self.probabilities:
             raise DataError(f"no characteristic {characteristic!r}: {nearest(characteristic, self.probabilities)}")
         return self.probabilities[characteristic]

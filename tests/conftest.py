@@ -5,8 +5,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does;
 import pytest
 
 from product_classificator.catalog import read_catalog
-from product_classificator.heads import HeadSettings
-from product_classificator.training import TrainSettings, train_heads
+from product_classificator.training import HeadSettings, TrainSettings, train_heads
 from tests.fakes import TinyEncoder, shop
 
 QUICK = TrainSettings(heads=HeadSettings(max_epochs=4, hidden=64, batch_size=16, learning_rate=0.01))

@@ -28,7 +28,7 @@ class TinyEncoder:
         self.images = 0
         self.texts = 0
 
-    def sufficient_size(self, size):
+    def min_decode_size(self, size):
         return size
 
     def prepare_image(self, image: Image.Image) -> Image.Image:

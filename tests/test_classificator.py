@@ -9,9 +9,9 @@ from PIL import Image
 
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
-from product_classificator.classificator.nearest import with_nearest
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.inputs import opened
+from product_classificator.neighbors import with_nearest
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, jpeg
@@ -90,7 +90,7 @@ def test_with_a_promise_values_are_kept_or_for_review(classificator):
     texts, photos = ["A nice cup number 3 for you", "A nice cup", "fjdk jfk lsdj"], [jpeg("red"), noise, jpeg("red")]
     predictions = classificator.predict(texts, photos, min_precision=0.8)
     assert predictions.decisions["kind"].tolist() == ["auto", "review", "review"]
-    assert predictions.decisions.is_strange.tolist() == [False, True, True]
+    assert predictions.decisions.is_out_of_distribution.tolist() == [False, True, True]
     assert classificator.predict(texts, photos).decisions is None
 
 

@@ -271,7 +271,7 @@ def test_broken_rows_stop_nothing(tmp_path):
 class SlowPhotos(TinyEncoder):
     """Makes the decoding of photos wait."""
 
-    def sufficient_size(self, size):
+    def min_decode_size(self, size):
         time.sleep(0.01)
         return size
 

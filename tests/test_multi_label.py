@@ -9,13 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from product_classificator.audit import audit_run
-from product_classificator.bulk import evaluate_run, predict_to_file
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.errors import DataError
+from product_classificator.evaluate_run import evaluate_run
 from product_classificator.heads import HeadBundle
+from product_classificator.predict_file import predict_to_file
 from product_classificator.runs import Run
-from product_classificator.training import Trainer, train_heads
+from product_classificator.trainer import Trainer
+from product_classificator.training import train_heads
 from product_classificator.training.taxonomy import read_taxonomy
 from product_classificator.types import strings
 from tests.cli.test_cli import call
@@ -161,7 +163,7 @@ def test_a_trainer_takes_lists_also_through_its_hooks(tmp_path):
         settings=settings,
     )
     training = trainer.train_heads_only()
-    assert set(training.fitted.bundle.cuts) == {"materials"}
+    assert set(training.fitted.bundle.decision_thresholds) == {"materials"}
     assert (trainer.experiment_dir / "clusters/clusters.csv").read_text().count("materials,") == 1
 
 
@@ -174,7 +176,7 @@ def test_the_command_line_takes_lists_from_csv(tmp_path):
     printed = call("train", tmp_path / "t.csv", "--characteristics", "kind", "--multi-label", "materials", *common)
     assert "multi-label materials" in printed
     run = tmp_path / "run"
-    assert set(HeadBundle.load(run / "bundle").cuts) == {"materials"}
+    assert set(HeadBundle.load(run / "bundle").decision_thresholds) == {"materials"}
     assert "any number a product" in call("info", run)
     assert "materials" in call("evaluate", run, tmp_path / "t.csv")
     text = "hat warm light"

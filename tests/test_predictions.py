@@ -7,10 +7,12 @@ from product_classificator.types import Predictions, strings
 SHARES = np.array([[0.9, 0.3, 0.6], [0.1, 0.1, 0.2], [np.nan] * 3], np.float32)
 
 
-def make(cuts):
+def make(decision_thresholds):
     known = np.array([True, True, False])
     ids, labels = strings(["1", "2", "3"]), {"materials": ("cotton", "silk", "wool")}
-    return Predictions(ids, labels, {"materials": SHARES}, known, cuts={"materials": cuts})
+    return Predictions(
+        ids, labels, {"materials": SHARES}, known, decision_thresholds={"materials": decision_thresholds}
+    )
 
 
 def test_a_product_bears_the_labels_of_their_cut_or_above_the_most_probable_first():
@@ -27,7 +29,7 @@ def test_the_confidence_of_a_set_is_that_of_every_label_being_right():
 
 
 def test_every_label_needs_a_cut():
-    with pytest.raises(DataError, match="materials has 3 labels but 2 cuts"):
+    with pytest.raises(DataError, match="materials has 3 labels but 2 decision_thresholds"):
         make([0.5, 0.5])
 
 

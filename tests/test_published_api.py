@@ -11,7 +11,8 @@ from product_classificator import RUCLIP_MODELS, Classificator, load, pretrained
 from product_classificator.catalog import read_catalog
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.training import Trainer, train_heads
+from product_classificator.trainer import Trainer
+from product_classificator.training import train_heads
 from tests.conftest import QUICK
 from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
 from tests.fakes import jpeg

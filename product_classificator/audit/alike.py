@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
-from product_classificator.catalog.splits import Keys, group_products, identity_keys
+from product_classificator.catalog.split import Keys, group_products, identity_keys
 from product_classificator.types import Bools, Embeddings, Floats, Rows
 
 NEAR = 0.99

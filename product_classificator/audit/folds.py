@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from product_classificator.catalog.splits import deal_products
+from product_classificator.catalog.split import deal_products
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.files import replacing
-from product_classificator.heads import HeadBundle, HeadSettings, fit_heads
+from product_classificator.heads import HeadBundle
 from product_classificator.heads.manifest import FORMAT
-from product_classificator.training import Watch
+from product_classificator.training import Callbacks, HeadSettings, fit_heads
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, as_text, strings
 
 FOLDS = 5
@@ -72,7 +72,7 @@ class Opinions:
 
 
 def opinions_out_of_fold(
-    products: Labelled, encoder: Encoder, settings: HeadSettings, folder: Path, watch: Watch
+    products: Labelled, encoder: Encoder, settings: HeadSettings, folder: Path, callbacks: Callbacks
 ) -> dict[str, Opinions]:
     """Returns characteristic -> opinions on the labels of all products.
 
@@ -81,7 +81,7 @@ def opinions_out_of_fold(
         encoder: what made their embeddings.
         settings: how heads are fitted; its seed is that of the folds, too.
         folder: where folds that are done are kept until all are.
-        watch: who is told of the progress.
+        callbacks: who is told of the progress.
 
     Raises:
         DataError: too little is known to fit heads on.
@@ -93,7 +93,7 @@ def opinions_out_of_fold(
         path = kept / f"{fold}.parquet"
         if path.is_file():
             continue
-        watch.on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and asking them about it")
+        callbacks.on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and asking them about it")
         is_held = part // 2 == fold
         # The part after the fold chooses the epoch and the temperatures.
         is_valid = part == (2 * fold + 2) % _PARTS
@@ -104,7 +104,7 @@ def opinions_out_of_fold(
             products.truth,
             Split(products.embeddings.ids, strings(role.tolist())),
             settings,
-            on_epoch=watch.on_epoch,
+            on_epoch=callbacks.on_epoch,
             label_vectors=partial(embed_labels, encoder),
             shares_space=encoder.shares_space,
             has_title=products.has_title,
@@ -141,7 +141,7 @@ def _ask(bundle: HeadBundle, products: Labelled, rows: Rows) -> pa.Table:
             if name in predictions.labels:
                 known = truth[here]
                 known[~predictions.is_known] = None
-                judge = _opinion_of_sets if name in predictions.cuts else _opinion
+                judge = _opinion_of_sets if name in predictions.decision_thresholds else _opinion
                 found = judge(predictions.labels[name], predictions.probabilities[name], known)
             else:  # none of its labels could be learned without this fold
                 found = _nothing(len(here))

@@ -14,8 +14,8 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from product_classificator.audit.findings import KIND_TITLES, count_findings
+from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.images import PhotoError
-from product_classificator.catalog.read import Catalog
 from product_classificator.text import clean
 
 SHOWN = 300

@@ -18,15 +18,14 @@ from product_classificator.audit import findings
 from product_classificator.audit.alike import near_identical, strangeness
 from product_classificator.audit.folds import Labelled, opinions_out_of_fold
 from product_classificator.audit.page import draw_page
-from product_classificator.catalog.read import Catalog
-from product_classificator.catalog.splits import group_products, identity_keys, text_keys
+from product_classificator.catalog.catalog import Catalog
+from product_classificator.catalog.split import group_products, identity_keys, text_keys
 from product_classificator.embeddings import EmbeddedCatalog, EmbeddingStore, embed
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text
-from product_classificator.heads import HeadSettings
 from product_classificator.runs import Run
-from product_classificator.training import Watch
+from product_classificator.training import Callbacks, HeadSettings
 from product_classificator.types import Strings, as_text
 
 UNFINISHED = "unfinished"
@@ -54,7 +53,7 @@ def audit_run(
     *,
     encoder: Encoder | None = None,
     store: str | Path | None = None,
-    watch: Watch | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Audit:
     """Audits a table and writes `audit.parquet` and `audit.html`.
 
@@ -64,7 +63,7 @@ def audit_run(
         out: folder of the findings; made if it is not there. What an interrupted audit has left there is used.
         encoder: `None`: the run's is loaded.
         store: folder of embeddings to use and fill; `None`: the run's.
-        watch: who is told of the progress.
+        callbacks: who is told of the progress.
 
     Raises:
         DataError: the catalog has no characteristic, or too little is known to fit heads on.
@@ -72,14 +71,14 @@ def audit_run(
     """
     if not catalog.columns.characteristics:
         raise DataError(f"an audit needs labels: the run tells {', '.join(run.columns.characteristics)}")
-    out, watch, settings = Path(out), watch or Watch(), _head_settings(run)
+    out, callbacks, settings = Path(out), callbacks or Callbacks(), _head_settings(run)
     out.mkdir(parents=True, exist_ok=True)
     encoder = encoder or load_encoder(run.encoder)
-    watch.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
-    embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=watch.on_chunk)
-    found = _findings(catalog, embedded, encoder, settings, out / UNFINISHED, watch)
+    callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
+    embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)
+    found = _findings(catalog, embedded, encoder, settings, out / UNFINISHED, callbacks)
 
-    watch.on_stage("Drawing the page")
+    callbacks.on_stage("Drawing the page")
     table, page = out / "audit.parquet", out / "audit.html"
     with replacing(table) as temporary:
         pq.write_table(found, temporary)
@@ -107,7 +106,7 @@ def _findings(
     encoder: Encoder,
     settings: HeadSettings,
     unfinished: Path,
-    watch: Watch,
+    callbacks: Callbacks,
 ) -> pa.Table:
     embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()
     keys, reasons = text_keys(texts), embedded.set_aside()
@@ -115,9 +114,9 @@ def _findings(
         raise DataError(f"an audit needs products with a photo or a text: {catalog.table.name} has none")
     groups = group_products(identity_keys(keys, embedded.image_keys).values())
     products = Labelled(embeddings, texts, truth, groups, reasons == "ok", catalog.columns.has_title)
-    opinions = opinions_out_of_fold(products, encoder, settings, unfinished, watch)
+    opinions = opinions_out_of_fold(products, encoder, settings, unfinished, callbacks)
 
-    watch.on_stage("Comparing the products with one another")
+    callbacks.on_stage("Comparing the products with one another")
     strange = {
         "photo": strangeness(embeddings.image, embeddings.has_image),
         "text": strangeness(embeddings.text, embeddings.has_text),

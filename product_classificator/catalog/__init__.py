@@ -1,57 +1,8 @@
-"""From files to a checked table: products with their photos, the split, and synthetic sample data.
+"""From files to a checked table: products with their images, the split, and synthetic sample data.
 
-A name is imported when it is used: who classifies one photo needs no tables, and pyarrow and pandas take a second.
+Names are loaded when they are used: classifying one photo needs no tables, and pyarrow and pandas take a second.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from product_classificator.catalog.columns import Columns
-    from product_classificator.catalog.images import ImageSource, open_images
-    from product_classificator.catalog.read import (
-        PUBLISHED_CHARACTERISTICS,
-        Catalog,
-        read_catalog,
-        read_frame,
-        read_wildberries,
-    )
-    from product_classificator.catalog.splits import group_products, split_products
-    from product_classificator.catalog.synthetic import make_marketplace
-    from product_classificator.catalog.wildberries import is_wildberries
-
-_HOMES = {
-    "PUBLISHED_CHARACTERISTICS": "read",
-    "Catalog": "read",
-    "Columns": "columns",
-    "ImageSource": "images",
-    "group_products": "splits",
-    "is_wildberries": "wildberries",
-    "make_marketplace": "synthetic",
-    "open_images": "images",
-    "read_catalog": "read",
-    "read_frame": "read",
-    "read_wildberries": "read",
-    "split_products": "splits",
-}
-
-__all__ = [
-    "PUBLISHED_CHARACTERISTICS",
-    "Catalog",
-    "Columns",
-    "ImageSource",
-    "group_products",
-    "is_wildberries",
-    "make_marketplace",
-    "open_images",
-    "read_catalog",
-    "read_frame",
-    "read_wildberries",
-    "split_products",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from product_classificator.catalog.photos import MAX_PIXELS, Channels, PhotoError, PhotoReason, Size, decode_photo
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, PhotoReason, Size, decode_photo
 from product_classificator.errors import DataError, culprits, nearest
 
 __all__ = ["EXTENSIONS", "ImageSource", "PhotoError", "PhotoReason", "open_images"]
@@ -104,18 +104,18 @@ class ImageSource(ABC):
             PhotoError: missing (also if several files fit), empty, unreadable, too_large or unsafe_name.
         """
 
-    def decode(self, data: bytes, sufficient: Callable[[Size], Size] | None = None) -> Image.Image:
+    def decode(self, data: bytes, min_decode_size: Callable[[Size], Size] | None = None) -> Image.Image:
         """Decodes a photo to an upright RGB image: transparency on white, the first frame, 16 bits scaled to 8.
 
         Args:
             data: the bytes of its file.
-            sufficient: answers for the size of a photo the size that it must have at least; `None`: its own.
+            min_decode_size: answers for the size of a photo the size that it must have at least; `None`: its own.
 
         Raises:
             PhotoError: empty, truncated, unreadable or too_large.
         """
         self._check_size(len(data))
-        return decode_photo(data, channels=self.channels, max_pixels=self.max_pixels, sufficient=sufficient)
+        return decode_photo(data, channels=self.channels, max_pixels=self.max_pixels, min_decode_size=min_decode_size)
 
     @abstractmethod
     def close(self) -> None:

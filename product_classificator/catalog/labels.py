@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from product_classificator.catalog.tables import canonical
+from product_classificator.catalog.table import canonical
 from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import replacing
 from product_classificator.text import looks_like_a_list, split_labels

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from product_classificator.catalog.tables import Table, canonical, open_table
+from product_classificator.catalog.table import Table, canonical, open_table
 from product_classificator.catalog.wildberries_values import TOLD_BY_VALUES, labels_of, parse_characteristics
 from product_classificator.errors import DataError, nearest
 from product_classificator.types import Bools, Rows

@@ -42,9 +42,9 @@ def audit(
     precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """List likely wrong labels, contradictions, outliers and broken rows of a table; an interrupted call goes on."""
+    from product_classificator import console
     from product_classificator.audit import audit_run
     from product_classificator.classificator import Classificator
-    from product_classificator.cli import console
     from product_classificator.runs import Run
 
     opened, have = Run.load(run), table_columns(table)
@@ -52,7 +52,7 @@ def audit(
     catalog = open_catalog_like(opened, source, [name for name in opened.columns.characteristics if name in have])
     console.print_columns(catalog)
     loaded = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value).encoder
-    with console.training_watch(len(catalog)) as watch:
-        found = audit_run(opened, catalog, out, encoder=loaded, store=store, watch=watch)
+    with console.training_watch(len(catalog)) as callbacks:
+        found = audit_run(opened, catalog, out, encoder=loaded, store=store, callbacks=callbacks)
     console.print_findings(found.counts)
     console.log.print(f"all: {found.table}\nthe worst, to look through in a browser: {found.page}", soft_wrap=True)

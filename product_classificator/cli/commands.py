@@ -54,9 +54,9 @@ def evaluate(
     precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Score a run on labelled products; those it has learned from are left out."""
-    from product_classificator.bulk import evaluate_run
+    from product_classificator import console
     from product_classificator.classificator import Classificator
-    from product_classificator.cli import console
+    from product_classificator.evaluate_run import evaluate_run
     from product_classificator.evaluation import evaluation_json
     from product_classificator.files import write_text
     from product_classificator.runs import Run
@@ -105,10 +105,10 @@ def predict(
     precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Predict the characteristics of every product of a table; an interrupted call goes on where it stopped."""
-    from product_classificator.bulk import predict_to_file
+    from product_classificator import console
     from product_classificator.classificator import Classificator
-    from product_classificator.cli import console
     from product_classificator.embeddings import EmbeddingStore
+    from product_classificator.predict_file import predict_to_file
     from product_classificator.runs import Run
 
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
@@ -150,8 +150,8 @@ def classify(
     """Classify one product from its photo, its text, or both."""
     if image is None and not text:
         raise typer.BadParameter("a product needs a photo or a text: give --image, --text or both")
+    from product_classificator import console
     from product_classificator.classificator import Classificator
-    from product_classificator.cli import console
 
     classificator = Classificator.from_run(run, device=device, encoder=encoder, dtype=precision.value)
     classificator.channels = channels.value if channels else classificator.channels
@@ -183,7 +183,7 @@ def embed(
     precision: PrecisionOpt = Precision.auto,
 ) -> None:
     """Embed products into a store that training and prediction can use; an interrupted call goes on."""
-    from product_classificator.cli import console
+    from product_classificator import console
     from product_classificator.embeddings import EmbeddingStore, embed_chunks
     from product_classificator.encoders import load_encoder
 
@@ -213,10 +213,10 @@ def import_heads(
     ] = "ruclip-vit-base-patch16-384",
 ) -> None:
     """Turn heads of the published system into a bundle; nothing in them is executed."""
-    from product_classificator.cli import console
+    from product_classificator import console
     from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
     from product_classificator.files import cache_home
-    from product_classificator.heads import read_published_heads
+    from product_classificator.published.heads import read_published_heads
 
     spec = replace(EncoderSpec.parse(encoder), clean=True)  # the published heads were trained on cleaned texts
     if Path(spec.base).is_dir():
@@ -241,7 +241,7 @@ def info(
     what: Annotated[str, typer.Argument(metavar="RUN|STORE|encoders", help="A run, a store, or the word `encoders`.")],
 ) -> None:
     """Describe a run, a store, or the encoders."""
-    from product_classificator.cli import console
+    from product_classificator import console
 
     path = Path(what)
     if what == "encoders":

@@ -15,12 +15,12 @@ def demo(
     import numpy as np
     import pyarrow.parquet as pq
 
-    from product_classificator.bulk import predict_to_file
+    from product_classificator import console
     from product_classificator.catalog import make_marketplace, read_catalog
-    from product_classificator.catalog.splits import load_split
+    from product_classificator.catalog.split import load_split
     from product_classificator.classificator import Classificator
-    from product_classificator.cli import console
     from product_classificator.embeddings import EmbeddingStore
+    from product_classificator.predict_file import predict_to_file
     from product_classificator.training import TrainSettings, train_heads
 
     console.log.print(
@@ -28,8 +28,8 @@ def demo(
     )
     shop = make_marketplace(out / "marketplace", products, seed)
     catalog = read_catalog(shop.table, shop.images, id="nm", text=["title", "description"])
-    with console.training_watch(len(catalog)) as watch:
-        training = train_heads(catalog, out / "synthetic-run", TrainSettings(seed=seed), watch=watch)
+    with console.training_watch(len(catalog)) as callbacks:
+        training = train_heads(catalog, out / "synthetic-run", TrainSettings(seed=seed), callbacks=callbacks)
     console.out.print("\nMacro-F1 on held-back SYNTHETIC products", style="bold")
     console.print_scores(training.evaluation)
 
@@ -41,7 +41,7 @@ def demo(
     console.out.print("\nThree of them\n", style="bold")
     split, _ = load_split(training.run.split)
     is_sound = pq.read_table(predictions_file, columns=["status"])["status"].to_numpy() == "ok"
-    rows = np.random.default_rng(seed).permutation(np.flatnonzero(is_sound & (split.part == "test")))[:3]
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(is_sound & (split.names == "test")))[:3]
     texts = [catalog.texts()[int(row)] for row in rows]
     photos = [catalog.photo_bytes(catalog.ids[row], None) for row in rows]
     titles = [text.split("\n")[0] for text in texts]

@@ -14,8 +14,8 @@ def export(
     encoder: MovedEncoderOpt = None,
 ) -> None:
     """Write a run as a folder that is used with ONNX Runtime and NumPy, without torch and transformers."""
+    from product_classificator import console
     from product_classificator.classificator import Classificator
-    from product_classificator.cli import console
     from product_classificator.export import export_classificator
 
     classificator = Classificator(model_name=encoder, heads_ver=run, dtype="float32")

@@ -193,7 +193,7 @@ def open_catalog(
 def table_columns(table: Path) -> list[str]:
     """Returns the columns of a table; of a folder with the Wildberries tables, those of both and what is read out."""
     from product_classificator.catalog import PUBLISHED_CHARACTERISTICS
-    from product_classificator.catalog.tables import open_table
+    from product_classificator.catalog.table import open_table
     from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 
     if not table.is_dir():

@@ -58,10 +58,10 @@ def train(
     tracker: TrackerOpt = None,
 ) -> None:
     """Train heads on a table of products and report how well they do on held-back ones."""
-    from product_classificator.cli import console
+    from product_classificator import console
     from product_classificator.encoders import load_encoder
+    from product_classificator.trackers import tracked, tracking
     from product_classificator.training import read_settings, train_heads
-    from product_classificator.training.trackers import told, tracking
 
     settings = read_settings(config, {"encoder": encoder, "seed": seed, "heads.recipe": recipe and recipe.value})
     settings = replace(settings, encoder=with_text_encoder(settings.encoder, text_encoder))
@@ -71,9 +71,11 @@ def train(
     if (out / "run.json").exists():
         console.log.print(f"{out} holds a run already: it is replaced when the new one is done", style="yellow")
     loaded = load_encoder(settings.encoder, device=device, dtype=precision.value)
-    with console.training_watch(len(catalog)) as watch, tracking(tracker, out, asdict(settings)) as logger:
-        watch = told(watch, logger)
-        training = train_heads(catalog, out, settings, encoder=loaded, store=store, taxonomy=taxonomy, watch=watch)
+    with console.training_watch(len(catalog)) as callbacks, tracking(tracker, out, asdict(settings)) as logger:
+        callbacks = tracked(callbacks, logger)
+        training = train_heads(
+            catalog, out, settings, encoder=loaded, store=store, taxonomy=taxonomy, callbacks=callbacks
+        )
     console.out.print(f"\nTest part of {table.name}, {settings.heads.recipe} recipe, seed {settings.seed}")
     console.print_scores(training.evaluation)
     console.print_hierarchy(training.fitted.bundle.hierarchy)
@@ -114,20 +116,21 @@ def tune(
 
     On several GPUs: accelerate launch -m product_classificator tune ...
     """
-    from product_classificator.cli import console
+    from product_classificator import console
     from product_classificator.encoders import load_encoder
-    from product_classificator.training import Engine, TuneSettings, read_settings
-    from product_classificator.training import tune as tune_blocks
-    from product_classificator.training.trackers import told_of_tuning, tracking
+    from product_classificator.finetuning import Distributed, FinetuneSettings
+    from product_classificator.finetuning import finetune as tune_blocks
+    from product_classificator.trackers import tracked_finetuning, tracking
+    from product_classificator.training import read_settings
 
     settings = read_settings(config, {"encoder": encoder, "seed": seed})
     source = Source(table, images, id_, names(text), photo, channels, max_pixels)
     catalog = open_catalog(source, names(characteristics), names(multi_label), guesses_text=True)
-    engine = Engine(device, precision.value)
-    console.out.quiet = console.log.quiet = not engine.is_main
+    distributed = Distributed(device, precision.value)
+    console.out.quiet = console.log.quiet = not distributed.is_main
     console.print_columns(catalog)
-    loaded = load_encoder(settings.encoder, device=engine.device, dtype="float32")
-    tuning = TuneSettings(
+    loaded = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
+    tuning = FinetuneSettings(
         last_blocks=last_blocks,
         epochs=epochs,
         batch_size=batch_size,
@@ -135,8 +138,8 @@ def tune(
         cache_limit_gb=cache_limit_gb,
     )
     shown = {**asdict(settings), "tuning": asdict(tuning)}
-    with console.tune_watch(len(catalog)) as watch, tracking(tracker, out, shown) as logger:
-        watch = told_of_tuning(watch, logger)
+    with console.tune_watch(len(catalog)) as callbacks, tracking(tracker, out, shown) as logger:
+        callbacks = tracked_finetuning(callbacks, logger)
         found = tune_blocks(
             catalog,
             out,
@@ -145,8 +148,8 @@ def tune(
             encoder=loaded,
             cache_dir=cache_dir,
             taxonomy=taxonomy,
-            engine=engine,
-            watch=watch,
+            distributed=distributed,
+            callbacks=callbacks,
         )
     kept = f"epoch {found.best_epoch}" if found.best_epoch else "the untuned encoder: no epoch was better"
     console.out.print(f"\nTest part of {table.name}; kept on the valid part: {kept}", soft_wrap=True)

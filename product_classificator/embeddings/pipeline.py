@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.catalog.images import PhotoError
-from product_classificator.catalog.read import Catalog, Products
-from product_classificator.catalog.splits import Keys
+from product_classificator.catalog.split import Keys
 from product_classificator.embeddings.store import EmbeddingStore, Record
 from product_classificator.encoders import Encoder, cores
 from product_classificator.encoders.combined import clip_within
@@ -235,7 +235,7 @@ def load_product(
     image = None
     if catalog.images is not None and data is not None and (known is None or digest.digest() not in known):
         try:
-            image = encoder.prepare_image(catalog.images.decode(data, encoder.sufficient_size))
+            image = encoder.prepare_image(catalog.images.decode(data, encoder.min_decode_size))
         except PhotoError as error:
             status = error.reason
             if status == "too_large":  # under another limit it is another outcome

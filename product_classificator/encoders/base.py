@@ -76,7 +76,7 @@ class Encoder(Protocol):
     @property
     def shares_space(self) -> bool: ...  # noqa: D102
 
-    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns width and height under which a photo of `size` should not be decoded: twice what is needed."""
 
     def prepare_image(self, image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.encoders.base import unit_rows
-from product_classificator.encoders.preparation import ImagePreparation, Inputs, TextPreparation
+from product_classificator.encoders.preprocessing import ImagePreparation, Inputs, TextPreparation
 from product_classificator.types import Floats
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class ClipEncoder:
         """Length of a text vector."""
         return self.towers.text_dim
 
-    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the size under which a photo of `size` should not be decoded."""
-        return self.images.sufficient_size(size)
+        return self.images.min_decode_size(size)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Shrinks a photo to what the image tower takes."""

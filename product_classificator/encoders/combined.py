@@ -39,9 +39,9 @@ class _PhotosOf:
         """Length of an image vector."""
         return self.encoder.image_dim
 
-    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the size under which a photo of `size` should not be decoded."""
-        return self.encoder.sufficient_size(size)
+        return self.encoder.min_decode_size(size)
 
     def prepare_image(self, image: Image.Image) -> Image.Image:
         """Shrinks a photo to what the image tower takes."""

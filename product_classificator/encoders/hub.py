@@ -38,7 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders.checkpoint import fetch_repository
 from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.preparation import (
+from product_classificator.encoders.preprocessing import (
     MAX_WINDOWS,
     Ids,
     Inputs,
@@ -192,7 +192,7 @@ class ProcessedImages:
     def __str__(self) -> str:
         return f"photos {'letterboxed' if self.letterbox else 'as processed'}"
 
-    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the size at which no side is under twice that of the tower; its own where that follows from it."""
         return shrunk(size, 2 * max(self._size) / min(size)) if self._size else size
 

@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.encoders.base import cores, unit_rows
-from product_classificator.encoders.colours import COLOURS_DIM, colours_of
-from product_classificator.encoders.preparation import letterboxed, shrunk
+from product_classificator.encoders.color_histogram import COLOURS_DIM, colours_of
+from product_classificator.encoders.preprocessing import letterboxed, shrunk
 from product_classificator.errors import DataError
 from product_classificator.files import forget, kept_file
 from product_classificator.text import clean
@@ -111,7 +111,7 @@ class LiteEncoder:
 
         return load_use(self.fingerprint)
 
-    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the size at which the longer side has twice what is seen."""
         return shrunk(size, 2 * _SIZE_PX / max(size))
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.clip import ClipEncoder
 from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE, OnnxTowers
-from product_classificator.encoders.preparation import Inputs
+from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.towers import Compute, TorchTowers, torch_towers_of
 from product_classificator.errors import ArtifactError, MissingExtraError
 from product_classificator.files import replacing_folder

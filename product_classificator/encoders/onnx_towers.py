@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from product_classificator.encoders.base import cores, photos_per_batch, tokens_per_batch
-from product_classificator.encoders.preparation import Inputs
+from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.errors import ArtifactError
 from product_classificator.types import Floats
 

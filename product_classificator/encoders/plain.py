@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from product_classificator.encoders.preparation import (
+from product_classificator.encoders.preprocessing import (
     Ids,
     ImagePreparation,
     Inputs,
@@ -63,7 +63,7 @@ class PlainImages:
     std: tuple[float, ...]
     letterbox: bool
 
-    def sufficient_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the size at which no side is under twice that of the tower."""
         return shrunk(size, 2 * max(self.size) / min(size))
 

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders.checkpoint import MARKER, Marker, converted, read_marker
 from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.preparation import MAX_WINDOWS, SquarePreparation, TokenPreparation
+from product_classificator.encoders.preprocessing import MAX_WINDOWS, SquarePreparation, TokenPreparation
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.tokenizer import PAD_ID
 from product_classificator.encoders.towers import Compute, TorchTowers

@@ -11,7 +11,7 @@ from product_classificator.encoders.base import Encoder
 from product_classificator.encoders.checkpoint import FORMAT, Marker, write_marker
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.hub import ProcessedImages, TokenizedTexts
-from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
+from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.towers import torch_towers_of
 from product_classificator.errors import DataError

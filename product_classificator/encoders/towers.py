@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from product_classificator.encoders.base import Dtype, check_dtype, cores, photos_per_batch, tokens_per_batch
 from product_classificator.encoders.pooled import features_of
-from product_classificator.encoders.preparation import Inputs
+from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import Floats
 

@@ -1,22 +1,8 @@
-"""From predictions and truth to a report: macro-F1 with intervals, the confusions, the pictures; clusters of vectors.
+"""From predictions and truth to a report: macro-F1 with intervals, confusions, plots.
 
 The room knows neither encoders nor heads, so it also judges a rival's predictions.
 """
 
-from product_classificator.evaluation.clusters import (
-    Clusters,
-    ClusterScore,
-    ClusterSettings,
-    cluster,
-    write_clusters,
-)
-from product_classificator.evaluation.confidence import (
-    Decided,
-    Reliability,
-    ReliabilityBin,
-    ReviewScore,
-    expected_calibration_error,
-)
 from product_classificator.evaluation.metrics import (
     CharacteristicScore,
     Confusion,
@@ -24,13 +10,17 @@ from product_classificator.evaluation.metrics import (
     LabelScore,
     evaluate,
 )
+from product_classificator.evaluation.reliability import (
+    Decided,
+    Reliability,
+    ReliabilityBin,
+    ReviewScore,
+    expected_calibration_error,
+)
 from product_classificator.evaluation.report import RunFacts, evaluation_json, markdown_table, write_report
 
 __all__ = [
     "CharacteristicScore",
-    "ClusterScore",
-    "ClusterSettings",
-    "Clusters",
     "Confusion",
     "Decided",
     "Evaluation",
@@ -39,11 +29,9 @@ __all__ = [
     "ReliabilityBin",
     "ReviewScore",
     "RunFacts",
-    "cluster",
     "evaluate",
     "evaluation_json",
     "expected_calibration_error",
     "markdown_table",
-    "write_clusters",
     "write_report",
 ]

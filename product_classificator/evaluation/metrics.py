@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from product_classificator.errors import DataError, culprits, nearest
-from product_classificator.evaluation.confidence import (
+from product_classificator.evaluation.label_sets import SetPairs, is_scorable, set_pairs, told_labels
+from product_classificator.evaluation.reliability import (
     Reliability,
     ReviewScore,
     precision_by_coverage,
     reliability_of,
     score_review,
 )
-from product_classificator.evaluation.label_sets import SetPairs, is_scorable, set_pairs, told_labels
 from product_classificator.types import Predictions, Rows, Strings, Truth
 
 _Ratios = npt.NDArray[np.float64]
@@ -200,7 +200,7 @@ def _check_truth(predictions: Predictions, truth: Truth) -> None:
                 f"truth must have one label per predicted product: {name!r} has {len(truth[name])} labels for "
                 f"{len(predictions)} products; give the labels in the order of predictions.ids"
             )
-        kind, what = (frozenset, "frozensets of text") if name in predictions.cuts else (str, "text")
+        kind, what = (frozenset, "frozensets of text") if name in predictions.decision_thresholds else (str, "text")
         wrong = [label for label in truth[name] if label is not None and not isinstance(label, kind)]
         if wrong and all(isinstance(label, frozenset) for label in wrong):
             raise DataError(f"{name!r} was learned with one label a product, and its true labels are lists: give text")
@@ -218,7 +218,7 @@ def _nothing(n: int) -> Strings:
 def _score(
     predictions: Predictions, characteristic: str, true: Strings, seed: int, resamples: int
 ) -> CharacteristicScore:
-    names, is_multi = predictions.labels[characteristic], characteristic in predictions.cuts
+    names, is_multi = predictions.labels[characteristic], characteristic in predictions.decision_thresholds
     trained = set(names)
     is_labelled = np.array([label is not None for label in true], dtype=bool)
     is_trained = is_scorable(true, names) if is_multi else np.array([label in trained for label in true], dtype=bool)

@@ -1,6 +1,6 @@
 """Turns an evaluation and the facts of its run into a folder: report.json, report.md and plots/*.png.
 
-Decisions: `report.json` is complete and numbered (`FORMAT`), `report.md` shows what a person asks first and cuts long
+Decisions: `report.json` is complete and numbered (`FORMAT`), `report.md` shows what a person asks first and decision_thresholds long
 lists. JSON holds `null` where there is no number, never NaN. Every file is written under a temporary name and renamed,
 the pictures first, so that a report that is there is whole. Names and labels come from the user's table: in
 Markdown each value is escaped unless it is marked as Markdown, so that forgetting is safe.

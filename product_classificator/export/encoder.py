@@ -14,7 +14,7 @@ from product_classificator.encoders.lite import PREPARATION, LiteEncoder, image_
 from product_classificator.encoders.onnx import export_towers
 from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE
 from product_classificator.encoders.plain import plain_images, plain_texts
-from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
+from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
 from product_classificator.encoders.towers import torch_towers_of
 from product_classificator.errors import DataError
 from product_classificator.files import sha256_of, write_bytes, write_text

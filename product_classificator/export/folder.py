@@ -69,11 +69,11 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Ex
             temperatures=bundle.temperatures,
             exponents=bundle.exponents,
             thresholds=bundle.thresholds,
-            strange_from=bundle.familiarity.limits if bundle.familiarity else None,
+            novelty_limits=bundle.novelty.limits if bundle.novelty else None,
             hierarchy=bundle.hierarchy,
-            cuts=bundle.cuts,
-            has_title=bundle.bag.has_title,
-            has_openings=bundle.bag.has_openings,
+            decision_thresholds=bundle.decision_thresholds,
+            has_title=bundle.vocabulary.has_title,
+            has_leading_words=bundle.vocabulary.has_leading_words,
             requires=requires,
             sha256={path.name: sha256_of(path) for path in sorted(new.iterdir())},
         )
@@ -85,12 +85,12 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Ex
 def _write_heads(bundle: HeadBundle, folder: Path) -> None:
     write_bytes(folder / HEADS, heads_onnx(bundle.network))
     if bundle.network.reads_words:
-        write_bytes(folder / WORDS, json.dumps(bundle.bag.words, ensure_ascii=False).encode())
-        np.save(folder / RARITIES, bundle.bag.idf)
+        write_bytes(folder / WORDS, json.dumps(bundle.vocabulary.words, ensure_ascii=False).encode())
+        np.save(folder / RARITIES, bundle.vocabulary.idf)
         np.save(folder / WEIGHTS, bundle.network.word_weights)
-    if bundle.familiarity:
-        np.save(folder / SEEN_IMAGE, bundle.familiarity.image)
-        np.save(folder / SEEN_TEXT, bundle.familiarity.text)
+    if bundle.novelty:
+        np.save(folder / SEEN_IMAGE, bundle.novelty.image)
+        np.save(folder / SEEN_TEXT, bundle.novelty.text)
 
 
 def _write_requirements(folder: Path, requires: dict[str, str]) -> None:

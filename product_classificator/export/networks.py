@@ -5,7 +5,7 @@ missing part, become part of constants.
 """
 
 from product_classificator.graphs import Graph
-from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.network import FittedNetwork
 from product_classificator.heads.shape import NetworkShape
 from product_classificator.types import Floats
 

@@ -19,10 +19,9 @@ from safetensors.numpy import load, save_file
 
 from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import replacing_folder, sha256_of
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.explain import explain
-from product_classificator.heads.familiarity import Familiarity
 from product_classificator.heads.hierarchy import Hierarchy
-from product_classificator.heads.inference import FittedNetwork
 from product_classificator.heads.manifest import (
     FORMAT,
     IDF,
@@ -35,17 +34,18 @@ from product_classificator.heads.manifest import (
     RefinementFacts,
     ShapeFacts,
     check_values,
-    familiarity_of,
     hierarchy_of,
     missing_weights,
+    novelty_of,
     read_checked,
     read_manifest,
 )
-from product_classificator.heads.review import MIN_PRECISION, Thresholds, check_precision, with_decisions
+from product_classificator.heads.network import FittedNetwork
+from product_classificator.heads.novelty import NoveltyDetector
+from product_classificator.heads.selective import MIN_PRECISION, Thresholds, check_precision, with_decisions
 from product_classificator.heads.shape import NetworkShape
 from product_classificator.heads.sharpness import temperatures_of
 from product_classificator.heads.telling import calibration_of, check_calibration, check_known, tell
-from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, Floats, Predictions, Rows
 
 _LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -57,7 +57,7 @@ class HeadBundle:
 
     Attributes:
         network: gives the logits of all characteristics.
-        bag: the words it knows.
+        vocabulary: the words it knows.
         labels: characteristic -> labels, in the order of the probability columns.
         encoder_fingerprint: only embeddings of this encoder can be judged; empty in heads that were imported for an
             encoder of a name and do not know its weights yet (`bound_to`).
@@ -67,13 +67,13 @@ class HeadBundle:
         exponents: how the temperature of each characteristic depends on the product (`calibration`); empty: not.
         thresholds: characteristic -> from which probability on a precision is promised; empty in heads that were not
             fitted here, and in older bundles.
-        familiarity: tells products unlike those of the training; `None` where there are no thresholds.
+        novelty: tells products unlike those of the training; `None` where there are no thresholds.
         hierarchy: which characteristic refines which; predictions never contradict it. Empty in older bundles.
-        cuts: multi-label characteristic -> for each of its labels the probability from which on a product bears it.
+        decision_thresholds: multi-label characteristic -> for each of its labels the probability from which on a product bears it.
     """
 
     network: FittedNetwork
-    bag: WordBag
+    vocabulary: Vocabulary
     labels: Mapping[str, tuple[str, ...]]
     encoder_fingerprint: str
     temperatures: tuple[float, ...]
@@ -81,9 +81,9 @@ class HeadBundle:
     encoder_name: str = ""
     exponents: tuple[float, ...] = ()
     thresholds: Mapping[str, Thresholds] = field(default_factory=dict)
-    familiarity: Familiarity | None = None
+    novelty: NoveltyDetector | None = None
     hierarchy: Hierarchy = ()
-    cuts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    decision_thresholds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def image_dim(self) -> int:
@@ -98,13 +98,13 @@ class HeadBundle:
     @property
     def digest(self) -> str:
         """Names what decides predictions and decisions: weights, words, labels, temperatures, thresholds, hierarchy."""
-        limits = self.familiarity.limits if self.familiarity else ()
+        limits = self.novelty.limits if self.novelty else ()
         decided = [self.temperatures, self.exponents, dict(self.thresholds), limits]
-        known = json.dumps([dict(self.labels), self.bag.words, *decided, self.encoder_fingerprint])
+        known = json.dumps([dict(self.labels), self.vocabulary.words, *decided, self.encoder_fingerprint])
         known += json.dumps([asdict(each) for each in self.hierarchy]) if self.hierarchy else ""
-        known += json.dumps(dict(self.cuts)) if self.cuts else ""
-        known += "title" if self.bag.has_title else ""
-        known += "openings" if self.bag.has_openings else ""
+        known += json.dumps(dict(self.decision_thresholds)) if self.decision_thresholds else ""
+        known += "title" if self.vocabulary.has_title else ""
+        known += "openings" if self.vocabulary.has_leading_words else ""
         digest = hashlib.sha256(known.encode())
         for name, weight in sorted(self._weights().items()):
             digest.update(name.encode() + weight.tobytes())
@@ -112,18 +112,18 @@ class HeadBundle:
 
     @property
     def can_decide(self) -> bool:
-        """Whether `decide` can be asked: only heads that were fitted here know how often they are right."""
-        return self.familiarity is not None
+        """Whether `with_decisions` can be asked: only heads that were fitted here know how often they are right."""
+        return self.novelty is not None
 
-    def check_promise(self, min_precision: float) -> Familiarity:
-        """Returns what decisions need beside thresholds, or raises as `decide` does."""
+    def check_promise(self, min_precision: float) -> NoveltyDetector:
+        """Returns what decisions need beside thresholds, or raises as `with_decisions` does."""
         check_precision(min_precision)
-        if self.familiarity is None:
+        if self.novelty is None:
             raise ArtifactError(
                 "decisions need thresholds from a validation part, and these heads have none: they were imported, made "
                 "of names, or fitted by an older version; train again"
             )
-        return self.familiarity
+        return self.novelty
 
     def bound_to(self, name: str, fingerprint: str, image_dim: int, text_dim: int) -> "HeadBundle":
         """Returns these heads for the embeddings of one encoder.
@@ -178,13 +178,13 @@ class HeadBundle:
         return {name: found[:, span] for name, span in zip(self.labels, self.network.shape.spans, strict=True)}
 
     def _logits(self, embeddings: Embeddings, texts: Sequence[str]) -> Floats:
-        return self.network.logits(embeddings, self.bag.weigh(texts))
+        return self.network.logits(embeddings, self.vocabulary.weigh(texts))
 
     def temperatures_of(self, characteristic: str, logits: Floats) -> Floats:
         """Returns the (n,) temperatures of products by their logits of a characteristic."""
         return temperatures_of(logits, *calibration_of(self, characteristic))
 
-    def decide(
+    def with_decisions(
         self,
         predictions: Predictions,
         embeddings: Embeddings,
@@ -207,10 +207,10 @@ class HeadBundle:
             ArtifactError: the heads do not know how often they are right.
             DataError: `min_precision` is no share.
         """
-        familiarity = self.check_promise(min_precision)
+        novelty = self.check_promise(min_precision)
         self._check(embeddings, texts)
         check_known(self, predictions.characteristics)
-        strange = familiarity.strange(embeddings, texts, self.bag)
+        strange = novelty.is_out_of_distribution(embeddings, texts, self.vocabulary)
         return with_decisions(predictions, self.thresholds, strange, min_precision)
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str]) -> None:
@@ -239,13 +239,13 @@ class HeadBundle:
 
     def _weights(self) -> dict[str, Floats]:
         weights = dict(self.network.weights)
-        if self.familiarity:
-            weights |= dict(zip(SEEN, (self.familiarity.image, self.familiarity.text), strict=True))
+        if self.novelty:
+            weights |= dict(zip(SEEN, (self.novelty.image, self.novelty.text), strict=True))
         return {name: np.asarray(weight, order="C") for name, weight in weights.items()}
 
     def _write(self, folder: Path) -> None:
-        save_file({**self._weights(), IDF: self.bag.idf}, folder / WEIGHTS)
-        (folder / WORDS).write_text(json.dumps(self.bag.words, ensure_ascii=False), encoding="utf-8")
+        save_file({**self._weights(), IDF: self.vocabulary.idf}, folder / WEIGHTS)
+        (folder / WORDS).write_text(json.dumps(self.vocabulary.words, ensure_ascii=False), encoding="utf-8")
         shape = asdict(self.network.shape)
         del shape["n_labels"]
         manifest = Manifest(
@@ -256,11 +256,13 @@ class HeadBundle:
             temperatures=list(self.temperatures),
             exponents=list(self.exponents),
             thresholds={name: [list(step) for step in steps] for name, steps in self.thresholds.items()},
-            strange_from=list(self.familiarity.limits) if self.familiarity else None,
+            novelty_limits=list(self.novelty.limits) if self.novelty else None,
             hierarchy=[RefinementFacts(**asdict(each)) for each in self.hierarchy],
-            cuts={name: list(cuts) for name, cuts in self.cuts.items()},
-            has_title=self.bag.has_title,
-            has_openings=self.bag.has_openings,
+            decision_thresholds={
+                name: list(decision_thresholds) for name, decision_thresholds in self.decision_thresholds.items()
+            },
+            has_title=self.vocabulary.has_title,
+            has_leading_words=self.vocabulary.has_leading_words,
             network=ShapeFacts(**shape),
             facts=dict(self.facts),
             sha256={name: sha256_of(folder / name) for name in (WEIGHTS, WORDS)},
@@ -283,16 +285,18 @@ class HeadBundle:
         try:
             weights = load(weights_bytes)
             idf: Floats = weights.pop(IDF)
-            familiarity = familiarity_of(manifest, weights)
+            novelty = novelty_of(manifest, weights)
             known = json.loads(words_bytes)
-            bag = WordBag(known, idf, has_title=manifest.has_title, has_openings=manifest.has_openings)
+            vocabulary = Vocabulary(
+                known, idf, has_title=manifest.has_title, has_leading_words=manifest.has_leading_words
+            )
             weights |= missing_weights(manifest)
             shape = NetworkShape(**manifest.network.model_dump(), n_labels=n_labels)
             network = FittedNetwork(shape, weights)
-            check_values(manifest, bag, weights)
+            check_values(manifest, vocabulary, weights)
             bundle = cls(
                 network,
-                bag,
+                vocabulary,
                 {name: tuple(names) for name, names in manifest.labels.items()},
                 manifest.encoder_fingerprint,
                 tuple(manifest.temperatures),
@@ -300,11 +304,14 @@ class HeadBundle:
                 manifest.encoder_name,
                 tuple(manifest.exponents),
                 {name: tuple((p, level) for p, level in steps) for name, steps in manifest.thresholds.items()},
-                familiarity,
+                novelty,
                 hierarchy=hierarchy_of(manifest),
-                cuts={name: tuple(cuts) for name, cuts in manifest.cuts.items()},
+                decision_thresholds={
+                    name: tuple(decision_thresholds)
+                    for name, decision_thresholds in manifest.decision_thresholds.items()
+                },
             )
-            check_calibration(bundle, decides=familiarity is not None)
+            check_calibration(bundle, decides=novelty is not None)
         except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
         return bundle

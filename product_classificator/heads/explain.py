@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from product_classificator.heads.words import OPENING
+from product_classificator.heads.bag_of_words import OPENING
 from product_classificator.types import Embeddings, Explanation
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def explain(
     looks = bundle.logits(*_looks(product, texts[row]))
     found = {}
     for name in characteristics:
-        is_multi = name in bundle.cuts
+        is_multi = name in bundle.decision_thresholds
         # That of the whole product, for all looks.
         temperature = float(bundle.temperatures_of(name, looks[name][:1])[0])
         logits = looks[name] / np.float32(temperature)
@@ -84,7 +84,7 @@ def _words(
     """Returns known word of the text -> what it adds, the strongest first; without a second label to the first."""
     if not bundle.network.reads_words:
         return {}
-    words = bundle.bag.weigh([text])
+    words = bundle.vocabulary.weigh([text])
     first = bundle.network.shape.spans[list(bundle.labels).index(characteristic)].start
     logits = bundle.network.word_weights[words.numbers] * words.weights[:, None]
     best, runner_up = labels
@@ -92,5 +92,7 @@ def _words(
     weights = ((logits[:, first + best] - against) / temperature).tolist()
     credit: Counter[str] = Counter()
     for column, weight in zip(words.numbers, weights, strict=True):
-        credit[bundle.bag.words[column].removeprefix(OPENING)] += weight  # a word that opens the text has two columns
+        credit[bundle.vocabulary.words[column].removeprefix(OPENING)] += (
+            weight  # a word that opens the text has two columns
+        )
     return dict(sorted(credit.items(), key=lambda item: -abs(item[1])))

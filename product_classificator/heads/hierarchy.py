@@ -74,21 +74,21 @@ def check_hierarchy(hierarchy: Iterable[Refinement]) -> None:
                 raise DataError(f"no characteristic may refine itself: found the circle {' -> '.join(line)}; open it")
 
 
-def learn_hierarchy(codes: Rows, labels: Mapping[str, Sequence[str]]) -> Hierarchy:
+def learn_hierarchy(label_ids: Rows, labels: Mapping[str, Sequence[str]]) -> Hierarchy:
     """Finds out which characteristic refines which; of several possible parents the finest is one.
 
     A parent has fewer labels than the child, and none that nearly all products bear: that would be a property, not a
     level. What one product alone tells is not believed.
 
     Args:
-        codes: (n, characteristics) numbers of the labels of the products to learn from; -1: unknown.
+        label_ids: (n, characteristics) numbers of the labels of the products to learn from; -1: unknown.
         labels: characteristic -> its labels.
     """
     found = []
     for i, (child, own) in enumerate(labels.items()):
         coarser = [(j, name) for j, name in enumerate(labels) if len(labels[name]) < len(own)]
         for j, parent in sorted(coarser, key=lambda each: -len(labels[each[1]])):
-            numbers = _parents(_counts(codes[:, i], codes[:, j], len(own), len(labels[parent])))
+            numbers = _parents(_counts(label_ids[:, i], label_ids[:, j], len(own), len(labels[parent])))
             if numbers is not None:
                 bound = zip(own, numbers.tolist(), strict=True)
                 parents = {label: labels[parent][number] for label, number in bound if number >= 0}

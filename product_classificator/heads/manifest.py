@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from product_classificator.errors import ArtifactError
-from product_classificator.heads.familiarity import Familiarity
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.hierarchy import Hierarchy, Refinement
-from product_classificator.heads.words import WordBag
+from product_classificator.heads.novelty import NoveltyDetector
 from product_classificator.types import Floats
 
 FORMAT = 4
@@ -24,7 +24,7 @@ FORMAT = 4
 nor titles; up to 3 openings do not count, and no layer leads straight from the parts to the labels."""
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 NAMES = {MANIFEST, WEIGHTS, WORDS}
-IDF = "bag.idf"
+IDF = "vocabulary.idf"
 SEEN = ("seen.image", "seen.text")
 
 
@@ -63,26 +63,26 @@ class Manifest(BaseModel):
     temperatures: list[float]
     exponents: list[float] = []
     thresholds: dict[str, list[list[float]]] = {}
-    strange_from: list[float] | None = None
+    novelty_limits: list[float] | None = None
     hierarchy: list[RefinementFacts] = []
-    cuts: dict[str, list[float]] = {}
+    decision_thresholds: dict[str, list[float]] = {}
     has_title: bool = False
-    has_openings: bool = False
+    has_leading_words: bool = False
     network: ShapeFacts
     facts: dict[str, Any]
     sha256: dict[str, str]
 
 
-def familiarity_of(manifest: Manifest, weights: dict[str, Floats]) -> Familiarity | None:
+def novelty_of(manifest: Manifest, weights: dict[str, Floats]) -> NoveltyDetector | None:
     """Takes the centres of the training products out of the weights."""
-    if manifest.strange_from is None:
+    if manifest.novelty_limits is None:
         return None
     image, text = (weights.pop(name) for name in SEEN)
     for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
         if len(centres) and (centres.shape[1:] != (width,) or not np.isfinite(centres).all()):
             raise ValueError(f"centres of training products must be finite and {width} wide")
-    photo, distance, share = manifest.strange_from
-    return Familiarity(image, text, (photo, distance, share))
+    photo, distance, share = manifest.novelty_limits
+    return NoveltyDetector(image, text, (photo, distance, share))
 
 
 def missing_weights(manifest: Manifest) -> dict[str, Floats]:
@@ -94,11 +94,13 @@ def missing_weights(manifest: Manifest) -> dict[str, Floats]:
     return {"straight.weight": np.zeros((n_labels, shape.image_dim + shape.text_dim), np.float32)}
 
 
-def check_values(manifest: Manifest, bag: WordBag, weights: Mapping[str, Floats]) -> None:
+def check_values(manifest: Manifest, vocabulary: Vocabulary, weights: Mapping[str, Floats]) -> None:
     """Raises `ValueError` where sizes agree but values cannot be."""
-    if len(bag.idf) != len(bag) or len(bag) != manifest.network.n_words:
-        raise ValueError(f"{manifest.network.n_words} words are promised, found {len(bag)} and {len(bag.idf)} rarities")
-    if not all(np.isfinite(weight).all() for weight in weights.values()) or not np.isfinite(bag.idf).all():
+    if len(vocabulary.idf) != len(vocabulary) or len(vocabulary) != manifest.network.n_words:
+        raise ValueError(
+            f"{manifest.network.n_words} words are promised, found {len(vocabulary)} and {len(vocabulary.idf)} rarities"
+        )
+    if not all(np.isfinite(weight).all() for weight in weights.values()) or not np.isfinite(vocabulary.idf).all():
         raise ValueError("some weights are not finite")
     if "scale" in weights and not (weights["scale"] > 0).all():
         raise ValueError("inputs need positive scales")

@@ -11,7 +11,7 @@ import numpy as np
 
 from product_classificator.errors import DataError, nearest
 from product_classificator.heads.hierarchy import Hierarchy, check_hierarchy, known_to, reconcile, with_relatives
-from product_classificator.heads.review import Thresholds
+from product_classificator.heads.selective import Thresholds
 from product_classificator.heads.shape import ROWS_PER_STEP, spans_of
 from product_classificator.heads.sharpness import probabilities_of, sigmoid
 from product_classificator.types import Embeddings, Floats, Predictions, Rows
@@ -31,7 +31,7 @@ class Calibrated(Protocol):
     @property
     def hierarchy(self) -> Hierarchy: ...  # noqa: D102
     @property
-    def cuts(self) -> Mapping[str, tuple[float, ...]]: ...  # noqa: D102
+    def decision_thresholds(self) -> Mapping[str, tuple[float, ...]]: ...  # noqa: D102
     @property
     def image_dim(self) -> int: ...  # noqa: D102
     @property
@@ -67,8 +67,10 @@ def tell(
         for name in wanted:
             probabilities[name][rows] = told[name]
     labels = {name: heads.labels[name] for name in wanted}
-    cuts = {name: heads.cuts[name] for name in wanted if name in heads.cuts}
-    return Predictions(embeddings.ids, labels, probabilities, is_known, cuts=cuts)
+    decision_thresholds = {
+        name: heads.decision_thresholds[name] for name in wanted if name in heads.decision_thresholds
+    }
+    return Predictions(embeddings.ids, labels, probabilities, is_known, decision_thresholds=decision_thresholds)
 
 
 def check_calibration(heads: Calibrated, *, decides: bool) -> None:
@@ -83,7 +85,9 @@ def check_calibration(heads: Calibrated, *, decides: bool) -> None:
     check_hierarchy(heads.hierarchy)
     if known_to(heads.hierarchy, labels) != heads.hierarchy:
         raise ValueError("the hierarchy names labels that the heads do not know")
-    if any(each.child in heads.cuts or each.parent in heads.cuts for each in heads.hierarchy):
+    if any(
+        each.child in heads.decision_thresholds or each.parent in heads.decision_thresholds for each in heads.hierarchy
+    ):
         raise ValueError("a multi-label characteristic refines none and is refined by none")
     if len(heads.temperatures) != len(labels) or not all(0 < t < math.inf for t in heads.temperatures):
         raise ValueError("every characteristic needs a positive temperature")
@@ -99,10 +103,12 @@ def _check_labels(heads: Calibrated) -> None:
     if not heads.labels:
         raise ValueError("heads need a characteristic")
     for name, own in heads.labels.items():
-        if len(set(own)) != len(own) or len(own) < (1 if name in heads.cuts else 2):
+        if len(set(own)) != len(own) or len(own) < (1 if name in heads.decision_thresholds else 2):
             raise ValueError(f"{name} needs two labels or more, each once")
-    for name, cuts in heads.cuts.items():
-        if len(cuts) != len(heads.labels.get(name, ())) or not all(0 <= cut <= 1 for cut in cuts):
+    for name, decision_thresholds in heads.decision_thresholds.items():
+        if len(decision_thresholds) != len(heads.labels.get(name, ())) or not all(
+            0 <= cut <= 1 for cut in decision_thresholds
+        ):
             raise ValueError(f"{name} needs a cut from 0 to 1 for each of its labels")
 
 
@@ -126,7 +132,7 @@ def _probabilities(heads: Calibrated, logits: Floats, needed: Sequence[str]) -> 
     for name in needed:
         temperature, exponent = calibration_of(heads, name)
         own = logits[:, spans[name]]
-        if name in heads.cuts:
+        if name in heads.decision_thresholds:
             told[name] = sigmoid(own / np.float32(temperature))
         else:
             told[name] = probabilities_of(own, temperature, exponent)

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from product_classificator.errors import DataError, culprits
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.bundle import HeadBundle
-from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.network import FittedNetwork
 from product_classificator.heads.shape import NetworkShape
-from product_classificator.heads.words import WordBag
 from product_classificator.types import Floats, Rows
 
-Codes: TypeAlias = npt.NDArray[np.int64]
+LabelIds: TypeAlias = npt.NDArray[np.int64]
 """(n, characteristics) number of each product's label, -1 where it is unknown."""
 
 LabelVectors: TypeAlias = Callable[[Sequence[str]], Floats]
@@ -74,7 +74,7 @@ def zero_shot_heads(
     names = np.concatenate([vectors[name] for name in labels]).astype(np.float32)
     return HeadBundle(
         FittedNetwork(shape, {"start.names": names, "start.scale": np.array(scale, dtype=np.float32)}),
-        WordBag((), np.empty(0, dtype=np.float32)),
+        Vocabulary((), np.empty(0, dtype=np.float32)),
         {name: tuple(names) for name, names in labels.items()},
         encoder_fingerprint,
         (1.0,) * len(labels),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from product_classificator.catalog.photos import Channels, PhotoError
+from product_classificator.catalog.photo import Channels, PhotoError
 from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
 from product_classificator.inputs import Photo, opened
@@ -59,7 +59,7 @@ def _prepared(encoder: Encoder, photo: Photo | None, channels: Channels) -> Imag
     if photo is None:
         return "missing"
     try:
-        return encoder.prepare_image(opened(photo, channels, encoder.sufficient_size))
+        return encoder.prepare_image(opened(photo, channels, encoder.min_decode_size))
     except PhotoError as error:
         return error.reason
     except FileNotFoundError:

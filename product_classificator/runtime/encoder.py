@@ -14,7 +14,7 @@ from product_classificator.encoders.combined import CleaningEncoder
 from product_classificator.encoders.lite import LiteEncoder, text_files
 from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE, OnnxTowers
 from product_classificator.encoders.plain import PlainImages, PlainTexts
-from product_classificator.encoders.preparation import (
+from product_classificator.encoders.preprocessing import (
     ImagePreparation,
     SquarePreparation,
     TextPreparation,

@@ -86,7 +86,7 @@ class Exported:
             ArtifactError: `min_precision` is given, and the heads can promise nothing.
         """
         predictions, status = self._judge(texts, photos, characteristics, min_precision)
-        best = {name: predictions.told(name) for name in predictions.characteristics}
+        best = {name: predictions.predicted(name) for name in predictions.characteristics}
         surest = {name: predictions.confidence(name).tolist() for name in best}
         found: list[dict[str, Any]] = []
         for row, said in enumerate(status.tolist()):
@@ -133,6 +133,6 @@ class Exported:
         )
         predictions = self.heads.predict(embeddings, text_list, characteristics)
         if min_precision is not None:
-            predictions = self.heads.decide(predictions, embeddings, text_list, min_precision)
+            predictions = self.heads.with_decisions(predictions, embeddings, text_list, min_precision)
         status[~predictions.is_known] = "set_aside:" + status[~predictions.is_known]
         return predictions, status

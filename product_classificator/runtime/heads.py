@@ -13,10 +13,10 @@ import numpy as np
 import onnxruntime
 
 from product_classificator.errors import ArtifactError
-from product_classificator.heads.familiarity import Familiarity
-from product_classificator.heads.review import check_precision, with_decisions
+from product_classificator.heads.bag_of_words import Vocabulary
+from product_classificator.heads.novelty import NoveltyDetector
+from product_classificator.heads.selective import check_precision, with_decisions
 from product_classificator.heads.telling import tell
-from product_classificator.heads.words import WordBag
 from product_classificator.runtime.manifest import (
     HEADS,
     RARITIES,
@@ -37,16 +37,16 @@ class ExportedHeads:
         manifest: labels, calibration, thresholds, hierarchy.
         session: the dense part; takes those of `image`, `text` (n, width) and `has_image`, `has_text` (n, 1), all
             float32, that it uses, and answers (n, all labels) logits.
-        bag: the words that they know.
+        vocabulary: the words that they know.
         weights: (words, all labels) float32.
-        familiarity: tells products unlike those of the training; `None` if the heads can promise nothing.
+        novelty: tells products unlike those of the training; `None` if the heads can promise nothing.
     """
 
     manifest: Manifest
     session: onnxruntime.InferenceSession
-    bag: WordBag
+    vocabulary: Vocabulary
     weights: Floats
-    familiarity: Familiarity | None
+    novelty: NoveltyDetector | None
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest, threads: int) -> "ExportedHeads":
@@ -60,21 +60,25 @@ class ExportedHeads:
         n_labels = sum(map(len, manifest.labels.values()))
         try:
             session = onnxruntime.InferenceSession(folder / HEADS, options, ["CPUExecutionProvider"])
-            bag, weights = WordBag((), np.empty(0, np.float32)), np.empty((0, n_labels), np.float32)
+            vocabulary, weights = Vocabulary((), np.empty(0, np.float32)), np.empty((0, n_labels), np.float32)
             if WORDS in manifest.sha256:
                 known = json.loads((folder / WORDS).read_text(encoding="utf-8"))
                 rarities = _array(folder / RARITIES)
-                bag = WordBag(known, rarities, has_title=manifest.has_title, has_openings=manifest.has_openings)
+                vocabulary = Vocabulary(
+                    known, rarities, has_title=manifest.has_title, has_leading_words=manifest.has_leading_words
+                )
                 weights = np.load(folder / WEIGHTS, mmap_mode="r", allow_pickle=False)
-            if weights.shape != (len(bag), n_labels) or session.get_outputs()[0].shape[1] != n_labels:
-                raise ValueError(f"{len(bag)} words and {n_labels} labels are promised, weights are {weights.shape}")
-            familiarity = None
-            if manifest.strange_from:
+            if weights.shape != (len(vocabulary), n_labels) or session.get_outputs()[0].shape[1] != n_labels:
+                raise ValueError(
+                    f"{len(vocabulary)} words and {n_labels} labels are promised, weights are {weights.shape}"
+                )
+            novelty = None
+            if manifest.novelty_limits:
                 image, text = (_array(folder / name) for name in (SEEN_IMAGE, SEEN_TEXT))
-                familiarity = Familiarity(image, text, manifest.strange_from)
+                novelty = NoveltyDetector(image, text, manifest.novelty_limits)
         except Exception as error:  # ONNX Runtime has an exception of its own for each fault, below `Exception` only
             raise ArtifactError(f"the heads of {folder} cannot be read ({error}): export again") from error
-        return cls(manifest, session, bag, weights, familiarity)
+        return cls(manifest, session, vocabulary, weights, novelty)
 
     def predict(
         self, embeddings: Embeddings, texts: Sequence[str], characteristics: Sequence[str] | None = None
@@ -100,18 +104,18 @@ class ExportedHeads:
         }
         inputs = {each.name: known[each.name] for each in self.session.get_inputs()}
         logits: Floats = self.session.run(None, inputs)[0].astype(np.float32, copy=False)
-        if len(self.bag):
-            self.bag.weigh(texts).add_to(logits, self.weights, embeddings.has_text)
+        if len(self.vocabulary):
+            self.vocabulary.weigh(texts).add_to(logits, self.weights, embeddings.has_text)
         return logits
 
-    def check_promise(self, min_precision: float) -> Familiarity:
-        """Returns what decisions need beside thresholds, or raises as `decide` does."""
+    def check_promise(self, min_precision: float) -> NoveltyDetector:
+        """Returns what decisions need beside thresholds, or raises as `with_decisions` does."""
         check_precision(min_precision)
-        if self.familiarity is None:
+        if self.novelty is None:
             raise ArtifactError("decisions need thresholds, and these heads were exported without any: train again")
-        return self.familiarity
+        return self.novelty
 
-    def decide(
+    def with_decisions(
         self, predictions: Predictions, embeddings: Embeddings, texts: Sequence[str], min_precision: float
     ) -> Predictions:
         """Returns the predictions with decisions, as `HeadBundle.decide` does.
@@ -120,7 +124,7 @@ class ExportedHeads:
             ArtifactError: the heads do not know how often they are right.
             DataError: `min_precision` is no share.
         """
-        strange = self.check_promise(min_precision).strange(embeddings, texts, self.bag)
+        strange = self.check_promise(min_precision).is_out_of_distribution(embeddings, texts, self.vocabulary)
         return with_decisions(predictions, self.manifest.thresholds, strange, min_precision)
 
 

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from product_classificator.catalog.photos import Channels
+from product_classificator.catalog.photo import Channels
 from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.files import sha256_of, write_text
 from product_classificator.heads.hierarchy import Hierarchy, Refinement
-from product_classificator.heads.review import Thresholds
+from product_classificator.heads.selective import Thresholds
 from product_classificator.heads.telling import check_calibration
 
 FORMAT = 2
@@ -73,12 +73,12 @@ class Manifest:
         temperatures: of each characteristic.
         exponents: likewise; empty: none.
         thresholds: characteristic -> (precision, probability from which on it is promised), ascending.
-        strange_from: the largest familiar distance of a photo, of a text, and share of unknown words; `None`: the heads
+        novelty_limits: the largest familiar distance of a photo, of a text, and share of unknown words; `None`: the heads
             can promise nothing.
         hierarchy: which characteristic refines which.
-        cuts: multi-label characteristic -> for each label the probability from which on a product bears it.
+        decision_thresholds: multi-label characteristic -> for each label the probability from which on a product bears it.
         has_title: whether the first line of a text weighs as much as all that follows.
-        has_openings: whether the first word of a text, and its first two, count as words of their own too.
+        has_leading_words: whether the first word of a text, and its first two, count as words of their own too.
         requires: package of pip -> version that the folder was written and checked with.
         sha256: file -> digest.
     """
@@ -92,11 +92,11 @@ class Manifest:
     temperatures: tuple[float, ...]
     exponents: tuple[float, ...]
     thresholds: Mapping[str, Thresholds]
-    strange_from: tuple[float, float, float] | None
+    novelty_limits: tuple[float, float, float] | None
     hierarchy: Hierarchy
-    cuts: Mapping[str, tuple[float, ...]]
+    decision_thresholds: Mapping[str, tuple[float, ...]]
     has_title: bool
-    has_openings: bool
+    has_leading_words: bool
     requires: Mapping[str, str]
     sha256: Mapping[str, str]
 
@@ -107,7 +107,7 @@ class Manifest:
         if self.encoder.kind != "lite":
             towers |= {TOKENIZER, *([TEXT_FILE] if self.text_dim else [])}
         words = {WORDS, WEIGHTS, RARITIES} if WORDS in self.sha256 else set()
-        return {HEADS, REQUIREMENTS, *towers, *words, *([SEEN_IMAGE, SEEN_TEXT] if self.strange_from else [])}
+        return {HEADS, REQUIREMENTS, *towers, *words, *([SEEN_IMAGE, SEEN_TEXT] if self.novelty_limits else [])}
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json`."""
@@ -154,7 +154,7 @@ class Manifest:
 def _parsed(found: Mapping[str, Any]) -> Manifest:
     labels = {name: tuple(names) for name, names in found["labels"].items()}
     hierarchy = tuple(Refinement(**each) for each in found["hierarchy"])
-    strange_from = found["strange_from"]
+    novelty_limits = found["novelty_limits"]
     manifest = Manifest(
         made_by=found["made_by"],
         encoder=EncoderFacts(**found["encoder"]),
@@ -165,15 +165,17 @@ def _parsed(found: Mapping[str, Any]) -> Manifest:
         temperatures=tuple(found["temperatures"]),
         exponents=tuple(found["exponents"]),
         thresholds={name: tuple((p, level) for p, level in steps) for name, steps in found["thresholds"].items()},
-        strange_from=None if strange_from is None else (strange_from[0], strange_from[1], strange_from[2]),
+        novelty_limits=None if novelty_limits is None else (novelty_limits[0], novelty_limits[1], novelty_limits[2]),
         hierarchy=hierarchy,
-        cuts={name: tuple(cuts) for name, cuts in found["cuts"].items()},
+        decision_thresholds={
+            name: tuple(decision_thresholds) for name, decision_thresholds in found["decision_thresholds"].items()
+        },
         has_title=bool(found["has_title"]),
-        has_openings=bool(found.get("has_openings", False)),
+        has_leading_words=bool(found.get("has_leading_words", False)),
         requires=dict(found["requires"]),
         sha256=dict(found["sha256"]),
     )
     if manifest.encoder.kind not in KINDS:
         raise ValueError(f"an encoder is of one of the kinds {', '.join(KINDS)}, found {manifest.encoder.kind!r}")
-    check_calibration(manifest, decides=strange_from is not None)
+    check_calibration(manifest, decides=novelty_limits is not None)
     return manifest

@@ -1,24 +1,20 @@
-"""From a catalog to a run: `Trainer` is the published façade, `train_heads` the verb beneath it."""
+"""From a catalog to a run: heads fitted on embeddings, and everything that judges them."""
 
-from product_classificator.training.contrast import TuneSettings
-from product_classificator.training.course import TuneWatch
-from product_classificator.training.engine import Engine
-from product_classificator.training.run import Training, Watch, train_heads
+from product_classificator.training.epochs import EpochFacts
+from product_classificator.training.fit import FittedHeads, fit_heads
+from product_classificator.training.head_settings import HeadSettings
 from product_classificator.training.settings import SplitSettings, TrainSettings, read_settings
-from product_classificator.training.trainer import Trainer
-from product_classificator.training.tune import Tuning, tune
+from product_classificator.training.train import Callbacks, Training, train_heads
 
 __all__ = [
-    "Engine",
+    "Callbacks",
+    "EpochFacts",
+    "FittedHeads",
+    "HeadSettings",
     "SplitSettings",
     "TrainSettings",
-    "Trainer",
     "Training",
-    "TuneSettings",
-    "TuneWatch",
-    "Tuning",
-    "Watch",
+    "fit_heads",
     "read_settings",
     "train_heads",
-    "tune",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.errors import DataError, nearest
-from product_classificator.heads import HeadSettings
+from product_classificator.training import HeadSettings
 
 
 @dataclass(frozen=True)

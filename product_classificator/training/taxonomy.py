@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from product_classificator.catalog.labels import read_labels
-from product_classificator.catalog.tables import open_table
+from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError, culprits
 from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy
 from product_classificator.types import Truth, is_multi_label

@@ -4,7 +4,7 @@ import pytest
 from product_classificator.audit import alike
 from product_classificator.audit.alike import FENCE, near_identical, strangeness
 from product_classificator.types import Embeddings, strings
-from tests.heads.conftest import unit
+from tests.tiny_catalog import unit
 
 
 def random_products(n, seed=0):

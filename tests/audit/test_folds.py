@@ -5,11 +5,10 @@ import pandas as pd
 import pytest
 
 from product_classificator.audit.folds import Labelled, opinions_out_of_fold
-from product_classificator.heads import HeadSettings
-from product_classificator.training import Watch
+from product_classificator.training import Callbacks, HeadSettings
 from product_classificator.types import strings
 from tests.fakes import TinyEncoder
-from tests.heads.conftest import material  # noqa: F401
+from tests.tiny_catalog import material  # noqa: F401
 
 SETTINGS = HeadSettings(max_epochs=3, hidden=16, learning_rate=5e-3)
 
@@ -31,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opinions(labelled, folder):
-    return opinions_out_of_fold(labelled, TinyEncoder(), SETTINGS, folder, Watch())
+    return opinions_out_of_fold(labelled, TinyEncoder(), SETTINGS, folder, Callbacks())
 
 
 def test_every_label_of_a_usable_product_is_judged_once_and_nothing_else(labelled, opinions):
@@ -57,7 +56,9 @@ def test_heads_are_not_asked_about_products_they_have_learned_from(labelled, tmp
     """Labels drawn at random are learned by heart, and not known out of fold."""
     rng = np.random.default_rng(1)
     truth = {"noise": strings(rng.choice(["a", "b"], len(labelled.texts)).tolist())}
-    found = opinions_out_of_fold(replace(labelled, truth=truth), TinyEncoder(), SETTINGS, tmp_path, Watch())["noise"]
+    found = opinions_out_of_fold(replace(labelled, truth=truth), TinyEncoder(), SETTINGS, tmp_path, Callbacks())[
+        "noise"
+    ]
     assert abs(np.nanmean(found.given > 0.5) - 0.5) < 0.12
 
 
@@ -65,8 +66,8 @@ def test_folds_that_are_done_are_taken_over_only_for_the_same_products(labelled,
     def refuse(sentence):
         raise RuntimeError(sentence)
 
-    again = opinions_out_of_fold(labelled, TinyEncoder(), SETTINGS, folder, Watch(on_stage=refuse))
+    again = opinions_out_of_fold(labelled, TinyEncoder(), SETTINGS, folder, Callbacks(on_stage=refuse))
     assert np.array_equal(again["kind"].given, opinions["kind"].given, equal_nan=True)
     for changed in (replace(labelled, texts=["x", *labelled.texts[1:]]), replace(labelled, groups=labelled.groups + 1)):
         with pytest.raises(RuntimeError, match="Fitting heads without fold 1 of 5"):
-            opinions_out_of_fold(changed, TinyEncoder(), SETTINGS, folder, Watch(on_stage=refuse))
+            opinions_out_of_fold(changed, TinyEncoder(), SETTINGS, folder, Callbacks(on_stage=refuse))

@@ -11,8 +11,7 @@ from product_classificator.audit import audit_run
 from product_classificator.audit.run import UNFINISHED
 from product_classificator.catalog import read_catalog
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.heads import HeadSettings
-from product_classificator.training import TrainSettings, Watch, train_heads
+from product_classificator.training import Callbacks, HeadSettings, TrainSettings, train_heads
 from tests.fakes import TinyEncoder, shop
 
 QUICK = TrainSettings(heads=HeadSettings(max_epochs=5, hidden=32, batch_size=16, learning_rate=0.01))
@@ -85,11 +84,11 @@ def test_an_interrupted_audit_goes_on_and_ends_like_an_undisturbed_one(spoilt, a
         if "fold 3" in sentence and len(stages) < 5:
             raise KeyboardInterrupt
 
-    watch = Watch(on_stage=on_stage)
+    callbacks = Callbacks(on_stage=on_stage)
     with pytest.raises(KeyboardInterrupt):
-        audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), watch=watch)
+        audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), callbacks=callbacks)
     assert len(list((tmp_path / UNFINISHED).rglob("*.parquet"))) == 2
-    audit = audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), watch=watch)
+    audit = audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), callbacks=callbacks)
     assert sum("without fold" in sentence for sentence in stages) == 6
     pd.testing.assert_frame_equal(pd.read_parquet(audit.table), audited[1])
 

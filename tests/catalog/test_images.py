@@ -21,7 +21,7 @@ from PIL import Image
 
 from product_classificator.catalog import images
 from product_classificator.catalog.images import ImageSource, PhotoError, PhotoReason, open_images
-from product_classificator.catalog.photos import decode_photo
+from product_classificator.catalog.photo import decode_photo
 from product_classificator.errors import DataError
 from tests.broken_photos import (
     RED,

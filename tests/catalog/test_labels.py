@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from product_classificator.catalog import read_catalog
-from product_classificator.catalog.read import read_frame
-from product_classificator.catalog.splits import deal_products
+from product_classificator.catalog.catalog import read_frame
+from product_classificator.catalog.split import deal_products
 from product_classificator.errors import DataError
 from product_classificator.text import join_labels, split_labels
 from product_classificator.types import as_text, is_multi_label, strings

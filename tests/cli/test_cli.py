@@ -18,9 +18,9 @@ import pandas as pd
 import pytest
 import torch
 
-from product_classificator import Classificator, make_marketplace, pretrained_heads
+from product_classificator import Classificator, console, make_marketplace, pretrained_heads
 from product_classificator.catalog import Columns
-from product_classificator.cli import console, main
+from product_classificator.cli import main
 from product_classificator.cli.options import Source, names, open_catalog_like
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run

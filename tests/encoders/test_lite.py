@@ -72,8 +72,8 @@ def test_preparing_twice_changes_nothing_and_nothing_is_cropped(lite):
 
 
 def test_languages_share_one_space(lite):
-    watch, watch_too, sofa = lite.encode_texts(["Часы наручные мужские", "Watches men", "Диван угловой"])
-    assert watch @ watch_too > 0.7 > watch @ sofa
+    callbacks, watch_too, sofa = lite.encode_texts(["Часы наручные мужские", "Watches men", "Диван угловой"])
+    assert callbacks @ watch_too > 0.7 > callbacks @ sofa
 
 
 def test_the_fingerprint_is_the_same_every_time(lite):

@@ -31,7 +31,7 @@ def test_photos_and_texts_are_prepared_the_same(family, option, tmp_path):
     encoder = load_encoder(f"hf:{FAMILIES[family](tmp_path)}{option}")
     plain = plain_images(encoder.images)
     for image in photos():
-        assert plain.sufficient_size(image.size) == encoder.images.sufficient_size(image.size)
+        assert plain.min_decode_size(image.size) == encoder.images.min_decode_size(image.size)
         assert plain.prepare(image).tobytes() == encoder.images.prepare(image).tobytes()
     known, found = encoder.images.inputs(photos()), plain.inputs(photos())
     assert np.allclose(known["pixel_values"], found["pixel_values"], atol=1e-6)

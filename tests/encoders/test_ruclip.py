@@ -15,7 +15,7 @@ from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.encoders.onnx import export_towers
 from product_classificator.encoders.onnx_towers import OnnxTowers
-from product_classificator.encoders.preparation import SquarePreparation, TokenPreparation
+from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
 from product_classificator.encoders.tokenizer import read_bpe
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean_published

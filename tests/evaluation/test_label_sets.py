@@ -26,7 +26,7 @@ def judged(n=60, seed=0):
         {"materials": LABELS},
         {"materials": shares.astype(np.float32)},
         np.ones(n, bool),
-        cuts={"materials": [0.5] * 3},
+        decision_thresholds={"materials": [0.5] * 3},
     )
     return (
         predictions,
@@ -71,7 +71,11 @@ def test_every_product_is_counted_once():
     known = np.array([True, True, True, True, True, False])
     shares[5] = np.nan
     predictions = Predictions(
-        strings(list("abcdef")), {"materials": LABELS}, {"materials": shares}, known, cuts={"materials": [0.5] * 3}
+        strings(list("abcdef")),
+        {"materials": LABELS},
+        {"materials": shares},
+        known,
+        decision_thresholds={"materials": [0.5] * 3},
     )
     truth = {"materials": sets(None, {"linen"}, {"linen", "wool"}, set(), LABELS, {"wool"})}
     score = evaluate(predictions, truth).characteristics["materials"]
@@ -87,7 +91,7 @@ def test_products_that_bear_nothing_and_are_told_nothing_are_right():
         {"materials": LABELS},
         {"materials": shares},
         np.ones(2, bool),
-        cuts={"materials": [0.5] * 3},
+        decision_thresholds={"materials": [0.5] * 3},
     )
     score = evaluate(predictions, {"materials": sets(set(), set())}).characteristics["materials"]
     assert (score.macro_f1, score.accuracy, score.labels, score.reliability) == (1.0, 1.0, (), None)
@@ -98,8 +102,14 @@ def test_products_that_bear_nothing_and_are_told_nothing_are_right():
 )
 def test_labels_and_sets_are_not_mixed(is_multi, labels):
     shares = np.full((1, 3), 0.3, np.float32)
-    cuts = {"materials": [0.5] * 3} if is_multi else {}
-    predictions = Predictions(strings(["a"]), {"materials": LABELS}, {"materials": shares}, np.ones(1, bool), cuts=cuts)
+    decision_thresholds = {"materials": [0.5] * 3} if is_multi else {}
+    predictions = Predictions(
+        strings(["a"]),
+        {"materials": LABELS},
+        {"materials": shares},
+        np.ones(1, bool),
+        decision_thresholds=decision_thresholds,
+    )
     rule = {True: "true labels must be frozensets of text", False: "'materials' was learned with one label a product"}
     with pytest.raises(DataError, match=rule[is_multi]):
         evaluate(predictions, {"materials": strings(labels)})

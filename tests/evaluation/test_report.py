@@ -181,8 +181,8 @@ def test_a_report_replaces_the_one_before(judged, tmp_path):
 
 def test_what_is_decided_stands_beside_the_calibration_error(judged, tmp_path):
     predictions, truth = judged({"kind": ("ab", "abab", "abaa"), "sex": ("ab", "abab", "abab")})
-    is_auto = {"kind": np.array([True, True, False, False]), "sex": np.ones(4, bool)}
-    decisions = Decisions(0.9, is_auto, np.array([False, False, False, True]))
+    accepted = {"kind": np.array([True, True, False, False]), "sex": np.ones(4, bool)}
+    decisions = Decisions(0.9, accepted, np.array([False, False, False, True]))
     write_report(tmp_path, evaluate(replace(predictions, decisions=decisions), truth, resamples=0), RunFacts("x"))
     text = (tmp_path / "report.md").read_text("utf-8")
     assert (

@@ -5,9 +5,8 @@ import pytest
 from product_classificator import Classificator, load_encoder, train_heads
 from product_classificator.catalog import read_catalog
 from product_classificator.export import export_classificator
-from product_classificator.heads import HeadSettings
 from product_classificator.runtime import Exported
-from product_classificator.training import TrainSettings
+from product_classificator.training import HeadSettings, TrainSettings
 from tests.encoders.tiny_ruclip import write_checkpoint
 
 QUICK = TrainSettings(heads=HeadSettings(max_epochs=4, hidden=32, batch_size=16, learning_rate=0.01))

@@ -13,9 +13,9 @@ from product_classificator.encoders.combined import PairedEncoder
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
 from product_classificator.heads import HeadBundle, Refinement
-from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.bag_of_words import Vocabulary
+from product_classificator.heads.network import FittedNetwork
 from product_classificator.heads.shape import NetworkShape
-from product_classificator.heads.words import WordBag
 from tests.encoders.tiny_models import save_siglip, save_siglip2
 from tests.fakes import jpeg
 
@@ -32,14 +32,14 @@ def drawn(encoder, **shape):
     """Returns heads with weights drawn at random, with words if they read texts and are not the published ones."""
     draw = np.random.default_rng(0)
     fits = {"recipe": "joint", "image_dim": encoder.image_dim, "text_dim": encoder.text_dim, **shape}
-    bag = WordBag.fit(["A nice hat", "A nice cup", "cup hat sock"] if fits["text_dim"] else [""])
-    n_words = len(bag) if fits["recipe"] == "joint" else 0
+    vocabulary = Vocabulary.fit(["A nice hat", "A nice cup", "cup hat sock"] if fits["text_dim"] else [""])
+    n_words = len(vocabulary) if fits["recipe"] == "joint" else 0
     shape = NetworkShape(**fits, n_words=n_words, n_labels=(3, 2), hidden=8, dropout=0.1)
     weights = {name: draw.uniform(-1, 1, axes).astype(np.float32) for name, axes in shape.weights().items()}
     labels = {"kind": ("cup", "hat", "sock"), "sex": ("men", "women")}
     calibration = {"temperatures": (1.5, 0.7), "exponents": (0.3, 0.0)}
-    bag = bag if n_words else WordBag((), np.empty(0, np.float32))
-    known = HeadBundle(FittedNetwork(shape, weights), bag, labels, encoder.fingerprint, facts={}, **calibration)
+    vocabulary = vocabulary if n_words else Vocabulary((), np.empty(0, np.float32))
+    known = HeadBundle(FittedNetwork(shape, weights), vocabulary, labels, encoder.fingerprint, facts={}, **calibration)
     return Classificator.from_parts(encoder, known)
 
 
@@ -61,7 +61,7 @@ def test_lite_answers_the_same_with_any_side_missing(lite, exported):
 def test_decisions_are_those_of_the_package(lite, exported):
     texts = ["A nice hat number 3 for you", "фвапр джлорп", *["A nice cup number 5 for you"] * 3]
     known, found = lite.predict(texts, min_precision=0.5), exported.predict(texts, min_precision=0.5)
-    assert known.decisions.is_strange.tolist() == found.decisions.is_strange.tolist()
+    assert known.decisions.is_out_of_distribution.tolist() == found.decisions.is_out_of_distribution.tolist()
     assert known.decisions["kind"].tolist() == found.decisions["kind"].tolist()
     assert "auto" in found.decisions["kind"]
 
@@ -69,7 +69,7 @@ def test_decisions_are_those_of_the_package(lite, exported):
 def test_several_labels_are_told_as_a_list(lite, tmp_path):
     # Temperatures of one label a product are not those of several.
     mild = {"temperatures": (1.0, 1.0), "exponents": (), "hierarchy": ()}
-    bundle = replace(lite.bundle, cuts={"kind": (0.2, 0.3, 0.2)}, **mild)
+    bundle = replace(lite.bundle, decision_thresholds={"kind": (0.2, 0.3, 0.2)}, **mild)
     several = Classificator.from_parts(lite.encoder, bundle)
     exported = export_classificator(several, tmp_path / "exported")
     assert_same(several.predict(TEXTS, photos()), exported.predict(TEXTS, photos()))

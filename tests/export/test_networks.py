@@ -5,9 +5,9 @@ import onnxruntime
 import pytest
 
 from product_classificator.export.networks import heads_onnx
-from product_classificator.heads.inference import FittedNetwork
+from product_classificator.heads.bag_of_words import Vocabulary
+from product_classificator.heads.network import FittedNetwork
 from product_classificator.heads.shape import NetworkShape
-from product_classificator.heads.words import WordBag
 from product_classificator.types import Embeddings, strings
 
 JOINT = NetworkShape("joint", 6, 4, 0, (3, 2), hidden=8, dropout=0.5)
@@ -36,7 +36,7 @@ def test_every_network_answers_as_in_numpy_whatever_is_missing(shape, n):
     image = draw.normal(size=(n, 6)).astype(np.float32) * has_image[:, None]
     text = draw.normal(size=(n, 4)).astype(np.float32) * has_text[:, None]
     embeddings = Embeddings(strings([str(row) for row in range(n)]), image, text, has_image, has_text, "tiny")
-    known = network.logits(embeddings, WordBag((), np.empty(0, np.float32)).weigh([""] * n))
+    known = network.logits(embeddings, Vocabulary((), np.empty(0, np.float32)).weigh([""] * n))
 
     session = onnxruntime.InferenceSession(heads_onnx(network), providers=["CPUExecutionProvider"])
     inputs = {

@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, fit_heads
+from product_classificator.heads import HeadBundle
+from product_classificator.training import FittedHeads, HeadSettings, fit_heads
 from product_classificator.types import Embeddings
-from tests.heads.conftest import Material
+from tests.tiny_catalog import Material
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_a_bundle_that_was_written_before_there_were_decisions_predicts_and_deci
     weights = load_file(saved / "weights.safetensors")
     save_file({k: v for k, v in weights.items() if not k.startswith("seen.")}, saved / "weights.safetensors")
     manifest = json.loads((saved / "manifest.json").read_text("utf-8"))
-    for name in ("exponents", "thresholds", "strange_from"):
+    for name in ("exponents", "thresholds", "novelty_limits"):
         del manifest[name]
     manifest["sha256"]["weights.safetensors"] = sha256_of(saved / "weights.safetensors")
     (saved / "manifest.json").write_text(json.dumps(manifest), "utf-8")
@@ -202,18 +203,18 @@ def test_a_bundle_that_was_written_before_there_were_decisions_predicts_and_deci
     assert not old.can_decide
     predictions = old.predict(material.embeddings, material.texts)
     with pytest.raises(ArtifactError, match=r"decisions need thresholds .* these heads have none: .* train again"):
-        old.decide(predictions, material.embeddings, material.texts)
+        old.with_decisions(predictions, material.embeddings, material.texts)
 
 
 def test_a_loaded_bundle_decides_as_the_saved_one_did(saved: Path, fitted: FittedHeads, material: Material) -> None:
     found = []
     for bundle in (fitted.bundle, HeadBundle.load(saved)):
         predictions = bundle.predict(material.embeddings, material.texts)
-        found.append(bundle.decide(predictions, material.embeddings, material.texts, 0.8).decisions)
+        found.append(bundle.with_decisions(predictions, material.embeddings, material.texts, 0.8).decisions)
     one, two = found
     assert one is not None
     assert two is not None
-    assert np.array_equal(one.is_strange, two.is_strange)
+    assert np.array_equal(one.is_out_of_distribution, two.is_out_of_distribution)
     assert all(np.array_equal(one[name], two[name]) for name in ("kind", "colour", "size"))
 
 
@@ -222,19 +223,19 @@ def test_a_value_stands_if_it_is_sure_enough_known_and_familiar(fitted: FittedHe
     products.has_image[7] = products.has_text[7] = False
     products.image[8] *= -1
     predictions = fitted.bundle.predict(products, material.texts)
-    decisions = fitted.bundle.decide(predictions, products, material.texts, 0.9).decisions
+    decisions = fitted.bundle.with_decisions(predictions, products, material.texts, 0.9).decisions
     assert decisions is not None
     assert set(decisions["kind"]) == {"auto", "review"}
     assert decisions["kind"][[7, 8]].tolist() == ["review", "review"]
-    assert decisions.is_strange[8]
-    everything = fitted.bundle.decide(predictions, products, material.texts, 0.1).decisions
+    assert decisions.is_out_of_distribution[8]
+    everything = fitted.bundle.with_decisions(predictions, products, material.texts, 0.1).decisions
     assert everything is not None
-    assert np.array_equal(everything.is_auto["kind"], predictions.is_known & ~decisions.is_strange)
+    assert np.array_equal(everything.accepted["kind"], predictions.is_known & ~decisions.is_out_of_distribution)
 
 
 def test_what_cannot_be_promised_is_all_for_review(fitted: FittedHeads, material: Material) -> None:
     predictions = fitted.bundle.predict(material.embeddings, material.texts, ["size"])
-    decided = fitted.bundle.decide(predictions, material.embeddings, material.texts, 0.99)
+    decided = fitted.bundle.with_decisions(predictions, material.embeddings, material.texts, 0.99)
     assert decided.decisions is not None
     assert set(decided.decisions["size"]) == {"review"}
     assert decided.probabilities is predictions.probabilities
@@ -245,7 +246,7 @@ def test_what_cannot_be_promised_is_all_for_review(fitted: FittedHeads, material
 def test_a_promise_of_certainty_is_refused(fitted: FittedHeads, material: Material) -> None:
     predictions = fitted.bundle.predict(material.embeddings, material.texts)
     with pytest.raises(DataError, match="min_precision must be a share above 0 and below 1, got 1"):
-        fitted.bundle.decide(predictions, material.embeddings, material.texts, 1)
+        fitted.bundle.with_decisions(predictions, material.embeddings, material.texts, 1)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(saved: Path, content: str)
         {"exponents": [float("nan")] * 3},
         {"thresholds": {"kind": [[0.9, 0.5]]}},
         {"thresholds": {"kind": [[0.9, 0.5, 0.1]], "colour": [], "size": []}},
-        {"strange_from": [0.5]},
+        {"novelty_limits": [0.5]},
         {"labels": {"kind": ["a", "a", "b"], "colour": ["c", "d"], "size": ["L", "S"]}},
     ],
 )

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from product_classificator.errors import DataError
-from product_classificator.heads import HeadSettings, fit_heads
+from product_classificator.training import HeadSettings, fit_heads
 from product_classificator.types import Embeddings, Predictions
-from tests.heads.conftest import COLOURS
+from tests.tiny_catalog import COLOURS
 
 
 @pytest.fixture

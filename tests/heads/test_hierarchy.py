@@ -7,12 +7,13 @@ from scipy.special import softmax
 
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluation import evaluate
-from product_classificator.heads import FittedHeads, HeadBundle, HeadSettings, Refinement, fit_heads
+from product_classificator.heads import HeadBundle, Refinement
 from product_classificator.heads import hierarchy as hierarchies
 from product_classificator.heads.hierarchy import check_hierarchy, known_to, learn_hierarchy, reconcile, with_relatives
+from product_classificator.training import FittedHeads, HeadSettings, fit_heads
 from product_classificator.types import Predictions, strings
-from tests.heads.conftest import Material
 from tests.heads.test_bundle import change_manifest
+from tests.tiny_catalog import Material
 
 LABELS = {"sub": ("cup", "plate", "boot", "shoe"), "top": ("dishes", "footwear"), "color": ("blue", "green", "red")}
 SUB_TOP = Refinement("sub", "top", {"cup": "dishes", "plate": "dishes", "boot": "footwear", "shoe": "footwear"})
@@ -20,7 +21,7 @@ PARENT = np.array([0, 0, 1, 1])
 
 
 def drawn(n: int = 400, wrong: float = 0.0, seed: int = 0) -> np.ndarray:
-    """Returns codes of sub, top and colour, of which top follows from sub but for a share of wrong labels."""
+    """Returns label_ids of sub, top and colour, of which top follows from sub but for a share of wrong labels."""
     draw = np.random.default_rng(seed)
     sub = draw.integers(0, 4, n)
     top = np.where(draw.random(n) < wrong, 1 - PARENT[sub], PARENT[sub])
@@ -37,27 +38,27 @@ def test_what_refines_what_is_learned_from_labels_of_which_some_are_wrong(wrong:
 
 
 def test_characteristics_that_are_independent_refine_nothing() -> None:
-    codes = drawn(wrong=0.5)
-    assert learn_hierarchy(codes, LABELS) == ()
+    label_ids = drawn(wrong=0.5)
+    assert learn_hierarchy(label_ids, LABELS) == ()
 
 
 def test_a_label_per_product_refines_nothing() -> None:
-    codes = np.stack([np.arange(100), np.arange(100) % 2], 1)
+    label_ids = np.stack([np.arange(100), np.arange(100) % 2], 1)
     labels = {"model": tuple(f"m{i}" for i in range(100)), "kind": ("a", "b")}
-    assert learn_hierarchy(codes, labels) == ()
+    assert learn_hierarchy(label_ids, labels) == ()
 
 
 def test_a_property_that_nearly_no_product_has_is_no_parent() -> None:
-    codes = np.stack([np.repeat([0, 1, 2], [60, 38, 2]), np.repeat([0, 1], [98, 2])], 1)
+    label_ids = np.stack([np.repeat([0, 1, 2], [60, 38, 2]), np.repeat([0, 1], [98, 2])], 1)
     labels = {"sub": ("a", "b", "c"), "hazmat": ("false", "true")}
-    assert learn_hierarchy(codes, labels) == ()
+    assert learn_hierarchy(label_ids, labels) == ()
 
 
 def test_unknown_labels_say_nothing_and_may_be_all_there_is() -> None:
-    codes = drawn()
-    codes[::2, 0] = codes[1::3, 1] = -1
-    assert learn_hierarchy(codes, LABELS) == (SUB_TOP,)
-    assert learn_hierarchy(np.full_like(codes, -1), LABELS) == ()
+    label_ids = drawn()
+    label_ids[::2, 0] = label_ids[1::3, 1] = -1
+    assert learn_hierarchy(label_ids, LABELS) == (SUB_TOP,)
+    assert learn_hierarchy(np.full_like(label_ids, -1), LABELS) == ()
 
 
 def test_of_several_parents_the_finest_is_one_so_that_levels_make_a_chain() -> None:
@@ -68,9 +69,9 @@ def test_of_several_parents_the_finest_is_one_so_that_levels_make_a_chain() -> N
 
 
 def test_a_label_without_a_clear_parent_goes_with_every_one() -> None:
-    codes = drawn()
+    label_ids = drawn()
     rare = np.array([[4, 0, 0], [4, 0, 0], [4, 1, 0]])
-    found = learn_hierarchy(np.concatenate([codes, rare]), {**LABELS, "sub": (*LABELS["sub"], "set")})
+    found = learn_hierarchy(np.concatenate([label_ids, rare]), {**LABELS, "sub": (*LABELS["sub"], "set")})
     assert found == (SUB_TOP,)
     assert found[0].numbers({**LABELS, "sub": (*LABELS["sub"], "set")}).tolist() == [0, 0, 1, 1, -1]
 

@@ -10,7 +10,7 @@ from product_classificator.encoders import load_encoder
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.precision import Trial, is_chosen, precision_of, settle
 from product_classificator.runs import Run
-from product_classificator.training import Watch, train_heads
+from product_classificator.training import Callbacks, train_heads
 from product_classificator.training.precision import PrecisionCheck, check_precision
 from tests.cli.test_cli import call
 from tests.conftest import QUICK
@@ -61,7 +61,7 @@ def test_heads_that_do_better_by_a_precision_than_by_float32_are_refused_too():
 
 def test_a_precision_that_agrees_stays_and_the_run_says_so(catalog, encoder, tmp_path):
     stages = []
-    train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder, watch=Watch(stages.append))
+    train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder, callbacks=Callbacks(stages.append))
     (comparison,) = (stage for stage in stages if stage.startswith("Comparing precisions"))
     assert "validation products the heads have macro-F1" in comparison
     assert precision_of(encoder) == "int8"
@@ -76,7 +76,7 @@ def test_a_precision_by_which_heads_answer_otherwise_is_given_up_for_float32(cat
     exact = load_encoder(encoder.name, threads=1, dtype="float32")
     spoil(encoder)
     stages = []
-    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder, watch=Watch(stages.append))
+    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder, callbacks=Callbacks(stages.append))
     assert any(stage.startswith("Embedding and fitting again") for stage in stages)
     assert "computes in float32 on this machine from now on: on " in caplog.text
     assert precision_of(encoder) == "float32"

@@ -1,8 +1,7 @@
 import pytest
 
 from product_classificator.errors import DataError
-from product_classificator.heads import HeadSettings
-from product_classificator.training import TrainSettings, read_settings
+from product_classificator.training import HeadSettings, TrainSettings, read_settings
 
 
 def write(tmp_path, text):

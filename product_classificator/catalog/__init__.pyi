@@ -1,0 +1,12 @@
+from .catalog import PUBLISHED_CHARACTERISTICS as PUBLISHED_CHARACTERISTICS
+from .catalog import Catalog as Catalog
+from .catalog import read_catalog as read_catalog
+from .catalog import read_frame as read_frame
+from .catalog import read_wildberries as read_wildberries
+from .columns import Columns as Columns
+from .images import ImageSource as ImageSource
+from .images import open_images as open_images
+from .split import group_products as group_products
+from .split import split_products as split_products
+from .synthetic import make_marketplace as make_marketplace
+from .wildberries import is_wildberries as is_wildberries

@@ -1,0 +1,135 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from product_classificator.catalog.split import (
+    deal_products,
+    group_products,
+    identity_keys,
+    load_split,
+    save_split,
+    split_products,
+    text_keys,
+    without_placeholders,
+)
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.types import SPLITS, strings
+
+
+def ids(n):
+    return strings([str(number) for number in range(n)])
+
+
+def keys(*values):
+    return np.array(values, dtype=np.uint64)
+
+
+def test_texts_that_differ_in_case_and_punctuation_share_a_key():
+    first, second, other, nothing = text_keys(["Чашка, синяя!", "чашка  СИНЯЯ", "чашка", " -- "])
+    assert first == second != other
+    assert nothing == 0
+
+
+def test_products_are_grouped_through_chains_of_text_and_photo():
+    groups = group_products([keys(1, 1, 2, 0, 0), keys(0, 5, 5, 0, 9)])
+    assert groups[0] == groups[1] == groups[2]
+    assert len(set(groups)) == 3
+
+
+def test_a_photo_that_a_great_share_of_products_has_links_nothing():
+    placeholder = keys(*[7] * 60, *range(100, 1040))
+    assert (without_placeholders(placeholder)[:60] == 0).all()
+    assert (without_placeholders(placeholder)[60:] == placeholder[60:]).all()
+
+
+def test_products_alike_in_text_and_photo_are_linked_even_by_placeholders():
+    texts, photos = keys(*[7] * 120, *range(100, 280)), keys(*[0] * 120, *[9] * 180)
+    found = identity_keys(texts, photos)
+    assert not found["text_key"][:120].any()
+    assert not found["image_key"].any()
+    groups = group_products(found.values())
+    assert len(set(groups[:120])) == 1
+    assert len(set(groups[120:])) == 180
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc")), min_size=3, max_size=120), st.integers(0, 5))
+def test_no_group_is_torn_and_every_usable_product_has_a_part(products, seed):
+    groups = np.array([group for group, _ in products])
+    truth = {"x": strings([label for _, label in products])}
+    usable = np.arange(len(products)) % 7 != 6
+    split = split_products(ids(len(products)), groups, truth, usable, seed=seed)
+    assert ((split.names == "") == ~usable).all()
+    for group in set(groups):
+        assert len(set(split.names[(groups == group) & usable])) <= 1
+
+
+def test_a_label_with_ten_products_stands_in_every_part():
+    labels = ["common"] * 990 + ["rare"] * 10
+    split = split_products(ids(1000), np.arange(1000), {"x": strings(labels)}, np.ones(1000, dtype=bool))
+    table = pd.crosstab(pd.Series(labels), pd.Series(split.names))
+    assert table.loc["rare", "train"] == 7
+    assert table.loc["rare", ["valid", "test"]].min() >= 1
+    assert abs(table.loc["common", "test"] - 0.15 * 990) <= 2
+
+
+def test_the_rarest_characteristic_is_stratified_first():
+    rng = np.random.default_rng(0)
+    rare = strings(["yes" if number < 20 else "no" for number in range(2000)])
+    common = strings(rng.choice(["a", "b"], 2000).tolist())
+    split = split_products(ids(2000), np.arange(2000), {"c": common, "r": rare}, np.ones(2000, dtype=bool))
+    assert [int((split.names[:20] == part).sum()) for part in SPLITS] == [14, 3, 3]
+
+
+def test_labels_that_one_product_bears_alone_leave_every_part_its_share():
+    n = 240
+    kinds = strings([["cup", "hat"][i % 2] for i in range(n)])
+    every, of_hats = [f"b{i}" for i in range(n)], [None if kind == "cup" else f"b{i}" for i, kind in enumerate(kinds)]
+    for brands in (strings(every), strings(of_hats), strings([frozenset([b]) if b else None for b in of_hats])):
+        truth = {"kind": kinds, "brand": brands}
+        part = split_products(ids(n), np.arange(n), truth, np.ones(n, dtype=bool)).names
+        for kind in ("cup", "hat"):
+            assert [int((part[kinds == kind] == name).sum()) for name in SPLITS] == [84, 18, 18]
+
+
+def test_the_same_seed_gives_the_same_split_and_another_seed_another():
+    arguments = (ids(300), np.arange(300), {}, np.ones(300, dtype=bool))
+    first, again, other = (split_products(*arguments, seed=seed).names for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_a_split_survives_saving_with_its_keys(tmp_path):
+    split = split_products(ids(30), np.arange(30), {}, np.ones(30, dtype=bool))
+    save_split(split, {"text_key": np.arange(30, dtype=np.uint64)}, tmp_path / "split.parquet")
+    loaded, found = load_split(tmp_path / "split.parquet")
+    assert (loaded.names == split.names).all()
+    assert (found["text_key"] == np.arange(30)).all()
+
+
+def test_shares_that_leave_no_train_part_are_refused():
+    with pytest.raises(DataError, match=r"must leave a train part, got 0\.5 and 0\.5"):
+        split_products(ids(9), np.arange(9), {}, np.ones(9, dtype=bool), valid_share=0.5, test_share=0.5)
+
+
+def test_too_few_products_are_refused():
+    with pytest.raises(DataError, match="at least 3 usable products, got 2"):
+        split_products(ids(2), np.arange(2), {}, np.ones(2, dtype=bool))
+
+
+def test_a_missing_split_is_an_artifact_error(tmp_path):
+    with pytest.raises(ArtifactError, match=r"must hold a readable split: .*split\.parquet"):
+        load_split(tmp_path / "split.parquet")
+
+
+def test_products_are_dealt_out_to_any_number_of_parts_of_which_each_has_its_share_of_a_label():
+    groups, usable = np.arange(200) // 2, np.ones(200, dtype=bool)
+    usable[:4] = False
+    truth = {"sex": strings(["a" if row % 10 < 2 else "b" for row in range(200)])}
+    part = deal_products(groups, truth, usable, [0.1] * 10, seed=0)
+    assert part[:4].tolist() == [-1] * 4
+    assert (part[::2] == part[1::2]).all()
+    assert {np.count_nonzero((part == i) & (truth["sex"] == "a")) for i in range(10)} == {2, 4}
+    assert all(18 <= np.count_nonzero(part == i) <= 22 for i in range(10))

@@ -1,0 +1,221 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from product_classificator.catalog import read_catalog
+from product_classificator.classificator import Classificator
+from product_classificator.embeddings import CHUNK_PRODUCTS, EmbeddingStore
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.heads import HeadBundle
+from product_classificator.predict_file import BulkSummary, predict_to_file
+from tests.fakes import TinyEncoder
+
+FLAWS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
+
+
+@pytest.fixture
+def classificator(tiny_training):
+    return Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
+
+
+def read(path):
+    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": lambda p: pd.read_json(p, lines=True)}
+    return readers[path.suffix](path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_every_row_is_written_in_order_with_labels_and_status(classificator, catalog, tmp_path, suffix):
+    out = tmp_path / f"predictions{suffix}"
+    summary = predict_to_file(classificator, catalog, out)
+    frame = read(out)
+    assert frame.nm.astype(str).tolist() == list(catalog.ids)
+    assert list(frame) == ["nm", "kind", "kind_probability", "colour", "colour_probability", "status"]
+    assert frame.kind_probability.dropna().between(1 / 3, 1).all()
+    assert frame.status[0] == "ok"
+    assert frame.status[7] == "set_aside:image_missing,text_empty"
+    assert pd.isna(frame.kind[7])
+    assert frame.status[9] == "image_truncated"
+    assert (summary.rows, summary.resumed) == (240, 0)
+    assert summary.flaws == FLAWS
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_top_k_adds_columns_up_to_the_number_of_labels(classificator, catalog, tmp_path):
+    predict_to_file(classificator, catalog, tmp_path / "p.parquet", top_k=9)
+    frame = pd.read_parquet(tmp_path / "p.parquet")
+    probabilities = frame[["colour_probability", "colour_2_probability", "colour_3_probability"]]
+    assert "colour_4" not in frame
+    assert (probabilities.sum(axis=1)[frame.status == "ok"] - 1).abs().max() < 1e-5
+    assert (probabilities.colour_probability >= probabilities.colour_2_probability)[frame.status == "ok"].all()
+
+
+def test_with_a_promise_each_value_is_kept_or_for_review(classificator, catalog, tmp_path):
+    summary = predict_to_file(classificator, catalog, tmp_path / "p.parquet", top_k=2, min_precision=0.9)
+    frame = pd.read_parquet(tmp_path / "p.parquet")
+    assert list(frame)[:6] == ["nm", "kind", "kind_probability", "kind_decision", "kind_2", "kind_2_probability"]
+    assert set(frame.kind_decision) == {"auto", "review"}
+    assert frame.kind_decision[7] == "review"
+    assert summary.auto == {name: (frame[f"{name}_decision"] == "auto").sum() for name in ("kind", "colour")}
+    sure = frame[frame.kind_decision == "auto"]
+    assert len(sure) > 100
+    assert (sure.kind == pd.read_parquet(catalog.table.name).kind[sure.index]).mean() > 0.9
+
+
+def test_a_store_spares_the_encoder(tiny_training, catalog, tmp_path):
+    encoder = TinyEncoder()
+    store = EmbeddingStore(tiny_training.run.store, encoder)
+    classificator = Classificator.from_parts(encoder, tiny_training.fitted.bundle)
+    predict_to_file(classificator, catalog, tmp_path / "stored.jsonl", store=store)
+    assert encoder.images == 0
+    predict_to_file(classificator, catalog, tmp_path / "fresh.jsonl")
+    assert (tmp_path / "stored.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
+
+
+class SlowEncoder(TinyEncoder):
+    def encode_texts(self, texts):
+        time.sleep(0.15)
+        return super().encode_texts(texts)
+
+
+def predict_slowly(bundle, table, out):
+    predict_to_file(
+        Classificator.from_parts(SlowEncoder(), HeadBundle.load(bundle)), read_catalog(table, text="title"), out
+    )
+
+
+def test_a_killed_call_goes_on_and_ends_like_an_undisturbed_one(tiny_training, classificator, tmp_path):
+    n = 8 * CHUNK_PRODUCTS + 10
+    pd.DataFrame({"nm": range(n), "title": [f"a cup {i}" for i in range(n)]}).to_parquet(tmp_path / "t.parquet")
+    out = tmp_path / "killed.csv"
+    process = multiprocessing.get_context("spawn").Process(
+        target=predict_slowly, args=(tiny_training.run.bundle, tmp_path / "t.parquet", out)
+    )
+    process.start()
+    while len(list(tmp_path.glob("killed.csv.parts/*.parquet"))) < 3:
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not out.exists()
+    catalog = read_catalog(tmp_path / "t.parquet", text="title")
+    summary = predict_to_file(classificator, catalog, out)
+    assert summary.resumed >= 3 * CHUNK_PRODUCTS
+    assert classificator.encoder.texts == n - summary.resumed
+    predict_to_file(classificator, catalog, tmp_path / "whole.csv")
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def interrupted(classificator, catalog, out, **options):
+    class StopError(Exception):
+        pass
+
+    def stop(chunk):
+        raise StopError
+
+    with pytest.raises(StopError):
+        predict_to_file(classificator, catalog, out, on_chunk=stop, **options)
+
+
+def test_one_file_is_written_by_one_process_at_a_time(classificator, catalog, tmp_path):
+    out = tmp_path / "p.csv"
+
+    def begin_again(chunk):
+        with pytest.raises(DataError, match=r"another process writes p.csv now: wait for it, or name another output"):
+            predict_to_file(classificator, catalog, out)
+
+    predict_to_file(classificator, catalog, out, on_chunk=begin_again)
+    assert len(read(out)) == 240
+    with pytest.raises(ZeroDivisionError):
+        predict_to_file(classificator, catalog, out, on_chunk=lambda chunk: 1 / 0)
+    assert predict_to_file(classificator, catalog, out).resumed == 240
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_parts_of_another_setting_are_not_mixed_in(classificator, catalog, tmp_path, caplog):
+    interrupted(classificator, catalog, tmp_path / "p.csv")
+    summary = predict_to_file(classificator, catalog, tmp_path / "p.csv", top_k=2)
+    assert summary.resumed == 0
+    assert "is of another table, run or setting: starting anew" in caplog.text
+    interrupted(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.8).resumed == 0
+    interrupted(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.9).resumed > 0
+
+
+def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
+    frame = pd.DataFrame({"nm": range(5), "title": list("abcde")})
+    interrupted(classificator, read_catalog(frame), tmp_path / "p.csv")
+    assert predict_to_file(classificator, read_catalog(frame), tmp_path / "p.csv").resumed == 5
+    interrupted(classificator, read_catalog(frame), tmp_path / "p.csv")
+    frame.loc[2, "title"] = "changed"
+    assert predict_to_file(classificator, read_catalog(frame), tmp_path / "p.csv").resumed == 0
+
+
+def test_parts_after_a_gap_are_made_again(classificator, catalog, tmp_path):
+    interrupted(classificator, catalog, tmp_path / "p.csv")
+    (part,) = (tmp_path / "p.csv.parts").glob("*.parquet")
+    part.rename(part.with_name("000000000300-000000000400.parquet"))
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == BulkSummary(240, 0, FLAWS)
+
+
+def test_a_foreign_folder_in_the_way_is_not_touched(classificator, catalog, tmp_path):
+    (tmp_path / "p.csv.parts").mkdir()
+    (tmp_path / "p.csv.parts/diary.txt").touch()
+    with pytest.raises(DataError, match=r"is needed for unfinished work, but holds other things: diary\.txt"):
+        predict_to_file(classificator, catalog, tmp_path / "p.csv")
+
+
+def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tmp_path):
+    frame = pd.DataFrame({"kind_probability": [1], "description": ["a"]})
+    catalog = read_catalog(frame, id="kind_probability", text="description")
+    with pytest.raises(DataError, match="several would be kind_probability"):
+        predict_to_file(classificator, catalog, tmp_path / "p.csv")
+    frame = pd.DataFrame({"kind_decision": [1], "description": ["a"]})
+    catalog = read_catalog(frame, id="kind_decision", text="description")
+    with pytest.raises(DataError, match="several would be kind_decision"):
+        predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("p.xlsx", {}, r"predictions are written as .parquet, .csv, .jsonl, got p.xlsx"),
+        ("p.csv", {"min_precision": 95}, "min_precision must be a share above 0 and below 1, got 95"),
+        ("p.csv", {"top_k": 0}, "top_k must be 1 or more, got 0"),
+        ("nowhere/p.csv", {}, "the output must be a file in a folder that is there"),
+    ],
+)
+def test_bad_arguments_are_named(classificator, catalog, tmp_path, name, options, message):
+    with pytest.raises(DataError, match=message):
+        predict_to_file(classificator, catalog, tmp_path / name, **options)
+
+
+def test_heads_that_can_promise_nothing_are_refused_before_any_work(tiny_training, catalog, tmp_path):
+    bundle = replace(tiny_training.fitted.bundle, thresholds={}, novelty=None)
+    with pytest.raises(ArtifactError, match="decisions need thresholds"):
+        predict_to_file(Classificator.from_parts(TinyEncoder(), bundle), catalog, tmp_path / "p.csv", min_precision=0.9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_itself_is_never_overwritten(classificator, catalog):
+    with pytest.raises(DataError, match="the output must not be the table or the photos themselves"):
+        predict_to_file(classificator, catalog, catalog.table.name)
+
+
+def test_an_empty_table_is_named(classificator, tmp_path):
+    empty = pd.DataFrame({"nm": [], "title": []})
+    with pytest.raises(DataError, match="there is nothing to predict: DataFrame has no rows"):
+        predict_to_file(classificator, read_catalog(empty), tmp_path / "p.csv")
+
+
+def test_json_lines_hold_null_where_nothing_is_known(classificator, catalog, tmp_path):
+    predict_to_file(classificator, catalog, tmp_path / "p.jsonl")
+    row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[7])
+    assert row["kind"] is None
+    assert row["kind_probability"] is None

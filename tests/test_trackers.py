@@ -1,0 +1,93 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from product_classificator.errors import DataError, MissingExtraError
+from product_classificator.finetuning import FinetuneCallbacks
+from product_classificator.trackers import told_of_tuning, tracked, tracking
+from product_classificator.training import Callbacks
+
+ROW = {
+    "epoch": 1,
+    "train_loss": None,
+    "valid_loss": 2.5,
+    "recall_at_1": 0.25,
+    "valid_macro_f1": 0.5,
+    "characteristics": {"sex": 0.75},
+}
+
+
+def test_tensorboard_shows_the_curves_and_the_settings(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = []
+    with tracking("tensorboard", tmp_path, {"encoder": "lite", "heads": {"hidden": 512}}) as logger:
+        callbacks = told_of_tuning(FinetuneCallbacks(on_stage=lines.append), logger)
+        callbacks.on_stage("Splitting")
+        for step in (1, 2):
+            callbacks.on_step(2, step, 2, 3.0 - step)
+        callbacks.on_epoch(ROW)
+    assert lines == ["Splitting"]
+    events = EventAccumulator(str(tmp_path / "tensorboard/product_classificator")).Reload()
+    assert [(point.step, point.value) for point in events.Scalars("contrastive loss/step")] == [(3, 2.0), (4, 1.0)]
+    assert [(point.step, point.value) for point in events.Scalars("valid macro-F1/sex")] == [(1, 0.75)]
+    assert "contrastive loss/train" not in events.Tags()["scalars"]
+    (hparams,) = tmp_path.rglob("hparams.yml")
+    assert "heads.hidden: 512" in hparams.read_text()
+
+
+def test_a_clearml_task_gets_the_curves_and_the_stages(tmp_path):
+    script = f"""
+import os
+from clearml import Task
+from product_classificator.training import FinetuneCallbacks
+from product_classificator.trackers import told_of_tuning, tracking
+from pathlib import Path
+Task.set_offline(True)
+task = Task.init("shop", "tuning", auto_connect_frameworks=False, auto_resource_monitoring=False)
+with tracking(task, Path("unused")) as logger:
+    callbacks = told_of_tuning(FinetuneCallbacks(), logger)
+    callbacks.on_stage("Splitting")
+    callbacks.on_epoch({ROW})
+logger.flush(wait=True)
+os._exit(0)  # closing the task would wait for the analysis of installed packages
+"""
+    environment = {**os.environ, "CLEARML_CACHE_DIR": str(tmp_path)}
+    # Its background process would keep a pipe open.
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)  # noqa: S603
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    points = [point for line in metrics.read_text().splitlines() for point in json.loads(line)]
+    found = {(point["metric"], point["variant"], point["iter"], point["value"]) for point in points}
+    assert ("valid macro-F1", "sex", 1, 0.75) in found
+    assert ("contrastive loss", "valid", 1, 2.5) in found
+    (log,) = tmp_path.rglob("log.jsonl")
+    assert "Splitting" in log.read_text()
+
+
+def test_nobody_is_told_where_nobody_is_named(tmp_path):
+    with tracking(None, tmp_path) as logger:
+        callbacks, tuning = Callbacks(), FinetuneCallbacks()
+        assert tracked(callbacks, logger) is callbacks
+        assert told_of_tuning(tuning, logger) is tuning
+
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    with (
+        pytest.raises(DataError, match="there is no tracker 'tensorbord': did you mean 'tensorboard'"),
+        tracking("tensorbord", tmp_path),
+    ):
+        pass
+    with (
+        pytest.raises(DataError, match="'swanlab' needs a package that is not installed: pip install swanlab"),
+        tracking("swanlab", tmp_path),
+    ):
+        pass
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with (
+        pytest.raises(MissingExtraError, match=r"pip install 'product_classificator\[tensorboard\]'"),
+        tracking("tensorboard", tmp_path),
+    ):
+        pass

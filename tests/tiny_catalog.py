@@ -1,0 +1,63 @@
+"""A tiny catalog: the colour stands in the text only, the kind in both vectors, the size in the
+photo's, but it is mostly unknown."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from product_classificator.training import FittedHeads, HeadSettings, fit_heads
+from product_classificator.types import SPLITS, Embeddings, Split, Strings, strings
+
+KINDS, COLOURS = ("mug", "shoe", "сумка"), ("blue", "red")
+QUICK = HeadSettings(max_epochs=10, hidden=32, learning_rate=5e-3)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What `fit_heads` takes, row-aligned."""
+
+    embeddings: Embeddings
+    texts: list[str]
+    truth: dict[str, Strings]
+    split: Split
+
+    def rows(self, part: str) -> tuple[Embeddings, list[str]]:
+        """Returns the embeddings and texts of a part."""
+        rows = self.split.rows(part)
+        return self.embeddings.take(rows), [self.texts[row] for row in rows]
+
+
+def unit(matrix: np.ndarray) -> np.ndarray:
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def material() -> Material:
+    n, draw = 240, np.random.default_rng(0)
+    kind, colour, big = draw.integers(0, 3, n), draw.integers(0, 2, n), draw.integers(0, 2, n)
+    ids = strings([f"p{i}" for i in range(n)])
+    embeddings = Embeddings(
+        ids,
+        unit(np.eye(8)[kind] + np.eye(8)[3 + big] + 0.1 * draw.normal(size=(n, 8))),
+        unit(np.eye(6)[kind] + 0.1 * draw.normal(size=(n, 6))),
+        np.ones(n, dtype=bool),
+        np.ones(n, dtype=bool),
+        "tiny-1",
+    )
+    filler = strings(["nice", "new", "small", "good", "best"])
+    texts = [f"{filler[i % 5]} {COLOURS[c]} {filler[i * 7 % 5]} thing" for i, c in enumerate(colour)]
+    size = strings([("S", "L")[big[i]] if i % 5 == 0 else None for i in range(n)])
+    truth = {"kind": strings(KINDS)[kind], "colour": strings(COLOURS)[colour], "size": size}
+    split = Split(ids, strings([SPLITS[0 if i % 4 < 2 else i % 4 - 1] for i in range(n)]))
+    return Material(embeddings, texts, truth, split)
+
+
+@pytest.fixture(scope="session")
+def quick() -> HeadSettings:
+    return QUICK
+
+
+@pytest.fixture(scope="session")
+def fitted(material: Material, quick: HeadSettings) -> FittedHeads:
+    return fit_heads(material.embeddings, material.texts, material.truth, material.split, quick)

@@ -1,0 +1,3 @@
+from tests.tiny_catalog import fitted, material, quick
+
+__all__ = ["fitted", "material", "quick"]

@@ -1,0 +1,191 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from product_classificator.catalog import read_catalog
+from product_classificator.catalog.split import load_split
+from product_classificator.embeddings import EmbeddingStore
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.heads import HeadBundle
+from product_classificator.runs import Run
+from product_classificator.training import Callbacks, train_heads
+from tests.conftest import QUICK
+from tests.fakes import TinyEncoder
+
+
+def test_a_training_leaves_a_whole_run(tiny_training):
+    run = Run.load(tiny_training.run.folder)
+    assert run == tiny_training.run
+    assert (run.report / "report.md").is_file()
+    assert list((run.report / "plots").glob("*.png"))
+    assert set(HeadBundle.load(run.bundle).labels) == {"kind", "colour"}
+    split, keys = load_split(run.split)
+    assert set(keys) == {"text_key", "image_key", "both_key"}
+    assert len(split.rows("test")) == tiny_training.evaluation.products
+
+
+def test_a_run_that_moved_keeps_its_store(tiny_training, tmp_path):
+    shutil.copytree(tiny_training.run.folder, tmp_path / "moved")
+    assert Run.load(tmp_path / "moved").store == (tmp_path / "moved/embeddings").resolve()
+
+
+def test_heads_learn_what_photo_and_text_tell(tiny_training):
+    scores = tiny_training.evaluation.characteristics
+    assert scores["kind"].macro_f1 > 0.8
+    assert scores["colour"].macro_f1 > 0.8
+
+
+def test_the_report_counts_the_rows_with_a_flaw(tiny_training):
+    facts = json.loads((tiny_training.run.report / "report.json").read_text())["facts"]
+    assert facts["set_aside"] == {"image_missing,text_empty": 6}
+    assert facts["row_reasons"] == {"image_truncated": 6, "text_empty": 6}
+
+
+def test_the_same_seed_gives_the_same_run(catalog, tiny_training, tmp_path):
+    again = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    assert again.evaluation == tiny_training.evaluation
+    assert again.fitted.bundle.digest == tiny_training.fitted.bundle.digest
+
+
+def test_a_repeated_id_is_set_aside(tmp_path):
+    frame = pd.DataFrame({"nm": [*range(60), 0, 1], "title": [f"{['cup', 'hat'][i % 2]} {i}" for i in range(62)]})
+    frame["kind"] = frame.title.str.split().str[0]
+    train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICK, encoder=TinyEncoder())
+    facts = json.loads((tmp_path / "report/report.json").read_text())["facts"]
+    assert facts["set_aside"] == {"duplicate_id": 2}
+
+
+def test_whoever_watches_is_told_of_stages_products_and_epochs(catalog, tmp_path):
+    stages, products, epochs = [], [], []
+    callbacks = Callbacks(stages.append, lambda chunk: products.append(len(chunk.embeddings)), epochs.append)
+    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder(), callbacks=callbacks)
+    assert stages[0] == "Embedding 240 products with tiny"
+    assert sum(products) == 240
+    assert tuple(epochs) == training.fitted.history
+
+
+def test_a_catalog_without_characteristics_is_refused(shop_files, tmp_path):
+    catalog = read_catalog(shop_files[0], characteristics=[])
+    with pytest.raises(DataError, match="training needs characteristics: name the columns that hold labels"):
+        train_heads(catalog, tmp_path, QUICK, encoder=TinyEncoder())
+
+
+def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tmp_path):
+    def stop(facts):
+        raise KeyboardInterrupt
+
+    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    split = first.run.split.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(
+            catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), callbacks=Callbacks(on_epoch=stop)
+        )
+    assert Run.load(tmp_path / "run") == first.run
+    assert first.run.split.read_bytes() == split
+
+
+def test_an_interrupted_training_leaves_the_old_run_whole(catalog, tmp_path):
+    def stop(stage):
+        if stage.startswith("Judging"):
+            raise KeyboardInterrupt
+
+    train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), callbacks=Callbacks(stop))
+    assert Run.load(tmp_path / "run").settings["seed"] == 0
+
+
+def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_path):
+    train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    shutil.rmtree(tmp_path / "run/report")
+    (tmp_path / "run/report").write_text("in the way")
+    with pytest.raises(OSError):
+        train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder())
+    with pytest.raises(ArtifactError, match="its training did not finish"):
+        Run.load(tmp_path / "run")
+
+
+def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_computed(catalog, tmp_path):
+    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    (first.run.bundle / "notes.txt").touch()
+    encoder = TinyEncoder()
+    with pytest.raises(ArtifactError, match=r"a folder of its own, but .* holds other things: notes.txt \(1 in all\)"):
+        train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
+    assert (encoder.images, encoder.texts) == (0, 0)
+    assert Run.load(tmp_path / "run") == first.run
+    (first.run.bundle / "notes.txt").rename(first.run.bundle / ".git")
+    with pytest.raises(ArtifactError, match=r"holds other things: .git \(1 in all\)"):
+        train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
+    (first.run.bundle / ".git").rename(first.run.bundle / ".DS_Store")
+    assert train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder).run.bundle.is_dir()
+
+
+def test_a_run_with_another_encoder_fills_a_store_of_its_own(catalog, tmp_path):
+    class OtherEncoder(TinyEncoder):
+        fingerprint = "tiny-2"
+
+    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    assert first.run.store == tmp_path / "run/embeddings"
+    second = train_heads(catalog, tmp_path / "run", QUICK, encoder=OtherEncoder())
+    assert Run.load(tmp_path / "run").store == second.run.store == tmp_path / "run/embeddings-tiny-2"
+    assert len(EmbeddingStore(first.run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, OtherEncoder()))
+
+
+def test_a_store_that_was_not_filled_yet_is_that_of_the_run(tiny_training, tmp_path):
+    replace(tiny_training.run, folder=tmp_path, store=tmp_path / "embeddings-2").save()
+    assert Run.load(tmp_path).store == tmp_path / "embeddings-2"
+
+
+def test_an_encoder_beside_a_run_is_not_one_within(tiny_training, tmp_path):
+    beside, within = f"{tmp_path / 'run-encoder'}", f"{tmp_path / 'run' / 'encoder+windows'}"
+    for encoder, wanted in ((beside, beside), (within, f"{tmp_path / 'moved' / 'encoder+windows'}")):
+        (tmp_path / "run").mkdir()
+        replace(tiny_training.run, folder=tmp_path / "run", encoder=encoder).save()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        assert Run.load(tmp_path / "moved").encoder == wanted
+        shutil.rmtree(tmp_path / "moved")
+
+
+def test_a_characteristic_that_predictions_could_not_name_is_refused(tmp_path):
+    frame = pd.DataFrame({"nm": [1], "title": ["a"], "status": ["new"]})
+    with pytest.raises(DataError, match=r"must not be named like the id or the status .* rename {'status'}"):
+        train_heads(read_catalog(frame, characteristics="status"), tmp_path, QUICK, encoder=TinyEncoder())
+
+
+def test_a_catalog_without_any_photo_or_text_says_what_is_missing(tmp_path):
+    (tmp_path / "photos").mkdir()
+    frame = pd.DataFrame({"nm": range(9), "kind": list("abcabcabc")})
+    catalog = read_catalog(frame, tmp_path / "photos", text=[], characteristics=["kind"])
+    with pytest.raises(DataError, match=r"found 0 among 9; set aside: {'image_missing': 9}"):
+        train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+
+
+def test_the_seed_of_the_training_is_that_of_the_heads(catalog, tmp_path):
+    training = train_heads(catalog, tmp_path, replace(QUICK, seed=3), encoder=TinyEncoder())
+    assert training.fitted.bundle.facts["settings"]["seed"] == 3
+
+
+def test_a_folder_that_is_no_run_says_so(tmp_path):
+    with pytest.raises(ArtifactError, match="its training did not finish: run it again"):
+        Run.load(tmp_path)
+    with pytest.raises(ArtifactError, match="there is no such folder"):
+        Run.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 9}, "has run format 9, this version reads 1"),
+        ({"columns": None}, "lacks or breaks"),
+        ({"encoder": None}, "lacks or breaks"),
+        (None, "is damaged"),
+    ],
+)
+def test_a_damaged_run_is_refused(tiny_training, tmp_path, change, message):
+    facts = json.loads((tiny_training.run.folder / "run.json").read_text())
+    (tmp_path / "run.json").write_text("{" if change is None else json.dumps({**facts, **change}))
+    with pytest.raises(ArtifactError, match=message):
+        Run.load(tmp_path)
