@@ -7,7 +7,7 @@ import pytest
 
 from product_classificator.errors import DataError, MissingExtraError
 from product_classificator.finetuning import FinetuneCallbacks
-from product_classificator.trackers import told_of_tuning, tracked, tracking
+from product_classificator.trackers import tracked_finetuning, tracked, tracking
 from product_classificator.training import Callbacks
 
 ROW = {
@@ -25,7 +25,7 @@ def test_tensorboard_shows_the_curves_and_the_settings(tmp_path):
 
     lines = []
     with tracking("tensorboard", tmp_path, {"encoder": "lite", "heads": {"hidden": 512}}) as logger:
-        callbacks = told_of_tuning(FinetuneCallbacks(on_stage=lines.append), logger)
+        callbacks = tracked_finetuning(FinetuneCallbacks(on_stage=lines.append), logger)
         callbacks.on_stage("Splitting")
         for step in (1, 2):
             callbacks.on_step(2, step, 2, 3.0 - step)
@@ -44,12 +44,12 @@ def test_a_clearml_task_gets_the_curves_and_the_stages(tmp_path):
 import os
 from clearml import Task
 from product_classificator.training import FinetuneCallbacks
-from product_classificator.trackers import told_of_tuning, tracking
+from product_classificator.trackers import tracked_finetuning, tracking
 from pathlib import Path
 Task.set_offline(True)
 task = Task.init("shop", "tuning", auto_connect_frameworks=False, auto_resource_monitoring=False)
 with tracking(task, Path("unused")) as logger:
-    callbacks = told_of_tuning(FinetuneCallbacks(), logger)
+    callbacks = tracked_finetuning(FinetuneCallbacks(), logger)
     callbacks.on_stage("Splitting")
     callbacks.on_epoch({ROW})
 logger.flush(wait=True)
@@ -71,7 +71,7 @@ def test_nobody_is_told_where_nobody_is_named(tmp_path):
     with tracking(None, tmp_path) as logger:
         callbacks, tuning = Callbacks(), FinetuneCallbacks()
         assert tracked(callbacks, logger) is callbacks
-        assert told_of_tuning(tuning, logger) is tuning
+        assert tracked_finetuning(tuning, logger) is tuning
 
 
 def test_a_tracker_that_is_not_there_is_refused(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.training import EpochFacts, FittedHeads, HeadSettings, fit_heads
+from product_classificator.training import EpochFacts, FittedHeads, HeadSettings, epochs, fit_heads
 from product_classificator.training.targets import words_of_names
 from product_classificator.training.torch_network import make_network
 from product_classificator.types import Embeddings, Split, strings
@@ -124,13 +124,13 @@ def test_fitting_leaves_the_global_random_state_as_it_was(material: Material, qu
 def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(
     material: Material, quick: HeadSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged_epochs, judge = count(1)._valid_macro_f1
+    judged_epochs, judge = count(1), epochs._valid_macro_f1
 
     def good_at_first(*known: Any) -> dict[str, float]:
         scores = judge(*known)
         return scores if next(judged_epochs) <= 3 else dict.fromkeys(scores, 0.0)
 
-    monkeypatch.setattr("_valid_macro_f1", good_at_first)
+    monkeypatch.setattr(epochs, "_valid_macro_f1", good_at_first)
     fitted = fit(material, replace(quick, max_epochs=6, patience=6))
     means = [epoch.mean_valid_macro_f1 for epoch in fitted.history]
     assert fitted.best_epoch == int(np.argmax(means)) + 1 < len(means)
