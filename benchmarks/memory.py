@@ -23,7 +23,7 @@ import pandas as pd
 from common import save
 from PIL import Image
 
-from product_classificator.embeddings import CHUNK_PRODUCTS
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 
 COMMAND = "from product_classificator.cli import main; main()"
 WINDOW = 1000

@@ -28,7 +28,7 @@ from product_classificator import (
     read_catalog,
 )
 from product_classificator.catalog import Catalog
-from product_classificator.embeddings import EmbeddedCatalog
+from product_classificator.embeddings.embed import EmbeddedCatalog
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.training import FittedHeads

@@ -2,8 +2,8 @@ from .catalog import make_marketplace as make_marketplace
 from .catalog import open_images as open_images
 from .catalog import read_catalog as read_catalog
 from .classificator import Classificator as Classificator
-from .embeddings import EmbeddingStore as EmbeddingStore
-from .embeddings import embed as embed
+from .embeddings.embed import embed as embed
+from .embeddings.store import EmbeddingStore as EmbeddingStore
 from .encoders import RUCLIP_MODELS as RUCLIP_MODELS
 from .encoders import load_encoder as load_encoder
 from .encoders.checkpoint import load as load

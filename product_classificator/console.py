@@ -16,7 +16,7 @@ from product_classificator.encoders import ENCODERS, OPTIONS
 
 if TYPE_CHECKING:
     from product_classificator.catalog import Catalog
-    from product_classificator.embeddings import EmbeddedChunk
+    from product_classificator.embeddings.embed import EmbeddedChunk
     from product_classificator.evaluation import Evaluation
     from product_classificator.finetuning import FinetuneCallbacks
     from product_classificator.heads import Hierarchy
@@ -36,7 +36,7 @@ class ProductProgress:
     """A progress bar over products: rate, time left, how many rows are flawed or came from the store, and idle time."""
 
     def __init__(self, progress: Progress, total: int) -> None:
-        from product_classificator.embeddings import Idle
+        from product_classificator.embeddings.embed import Idle
 
         self._progress, self._idle = progress, Idle()
         self._flawed = self._known = 0
@@ -313,7 +313,7 @@ def print_store(folder: Path) -> None:
     """Describes a store of embeddings."""
     import pyarrow.parquet as pq
 
-    from product_classificator.embeddings import read_store_facts
+    from product_classificator.embeddings.store import read_store_facts
 
     facts = read_store_facts(folder)
     parts = list((folder / "parts").glob("*.parquet"))

@@ -15,7 +15,8 @@ import pandas as pd
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import identity_keys, load_split, text_keys
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed
+from product_classificator.embeddings.embed import EmbeddedChunk, embed
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, evaluate
 from product_classificator.heads import MIN_PRECISION

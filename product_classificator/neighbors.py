@@ -48,7 +48,7 @@ def _explain(
 
 def _has_vectors(run: Run, encoder: Encoder) -> bool:
     """Tells whether there is a store of the encoder's vectors: it may have been deleted, or filled by another one."""
-    from product_classificator.embeddings import read_store_facts
+    from product_classificator.embeddings.store import read_store_facts
 
     is_there = (run.store / "store.json").is_file()
     return is_there and read_store_facts(run.store)["fingerprint"] == encoder.fingerprint
@@ -61,7 +61,7 @@ def _told(similar: list[tuple[str, float]], labels: "pd.Series") -> tuple[Neighb
 
 def _nearest(product: Embeddings, run: Run, encoder: Encoder, trained: "pd.Index") -> list[tuple[str, float]]:
     """Returns id and similarity of the training products that are most like a product, the nearest first."""
-    from product_classificator.embeddings import EmbeddingStore
+    from product_classificator.embeddings.store import EmbeddingStore
 
     sides = int(product.has_image[0]) + int(product.has_text[0])
     found: dict[str, float] = {}

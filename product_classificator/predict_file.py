@@ -26,7 +26,8 @@ from filelock import FileLock, Timeout
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings import EmbeddedChunk, EmbeddingStore, embed_chunks
+from product_classificator.embeddings.embed import EmbeddedChunk, embed_chunks
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError, culprits
 from product_classificator.files import replacing, write_text
 from product_classificator.text import join_labels

@@ -14,15 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from product_classificator.catalog import open_images, read_catalog
-from product_classificator.embeddings import (
-    CHUNK_PRODUCTS,
-    EmbeddingStore,
-    Record,
-    count_statuses,
-    embed,
-    embed_chunks,
-    read_store_facts,
-)
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS, count_statuses, embed, embed_chunks
+from product_classificator.embeddings.store import EmbeddingStore, Record, read_store_facts
 from product_classificator.errors import ArtifactError
 from product_classificator.types import strings
 from tests.fakes import TinyEncoder, jpeg, shop
@@ -277,7 +270,7 @@ class SlowPhotos(TinyEncoder):
 
 
 def test_an_encoder_that_is_slower_than_its_photos_hardly_waits(catalog, monkeypatch):
-    monkeypatch.setattr("product_classificator.embeddings.pipeline.CHUNK_PRODUCTS", 24)
+    monkeypatch.setattr("product_classificator.embeddings.embed.CHUNK_PRODUCTS", 24)
     chunks = []
     embedded = embed(catalog, SlowEncoder(), on_chunk=chunks.append)
     assert embedded.idle_share < 0.3
@@ -286,7 +279,7 @@ def test_an_encoder_that_is_slower_than_its_photos_hardly_waits(catalog, monkeyp
 
 
 def test_an_encoder_that_is_quicker_than_its_photos_waits_most_of_the_time(catalog, monkeypatch):
-    monkeypatch.setattr("product_classificator.embeddings.pipeline.CHUNK_PRODUCTS", 24)
+    monkeypatch.setattr("product_classificator.embeddings.embed.CHUNK_PRODUCTS", 24)
     assert embed(catalog, SlowPhotos()).idle_share > 0.7
 
 

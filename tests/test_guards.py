@@ -179,7 +179,7 @@ def test_the_towers_of_an_encoder_and_a_catalog_for_another_import_no_transforme
     table.write_text("nm,title\n1,Чашка\n2,Ваза\n", encoding="utf-8")
     embedding = f"""
 from product_classificator import embed, load_encoder, read_catalog
-from product_classificator.embeddings import pipeline
+from product_classificator.embeddings import embed as pipeline
 pipeline.WORTH_A_TRIAL = 1
 embed(read_catalog({str(table)!r}, id="nm", text="title"), load_encoder("lite"))
 """

@@ -10,7 +10,8 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings import CHUNK_PRODUCTS, EmbeddingStore
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.predict_file import BulkSummary, predict_to_file

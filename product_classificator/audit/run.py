@@ -20,7 +20,8 @@ from product_classificator.audit.folds import Labelled, opinions_out_of_fold
 from product_classificator.audit.page import draw_page
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import group_products, identity_keys, text_keys
-from product_classificator.embeddings import EmbeddedCatalog, EmbeddingStore, embed
+from product_classificator.embeddings.embed import EmbeddedCatalog, embed
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text

@@ -107,7 +107,7 @@ def predict(
     """Predict the characteristics of every product of a table; an interrupted call goes on where it stopped."""
     from product_classificator import console
     from product_classificator.classificator import Classificator
-    from product_classificator.embeddings import EmbeddingStore
+    from product_classificator.embeddings.store import EmbeddingStore
     from product_classificator.predict_file import predict_to_file
     from product_classificator.runs import Run
 
@@ -184,7 +184,8 @@ def embed(
 ) -> None:
     """Embed products into a store that training and prediction can use; an interrupted call goes on."""
     from product_classificator import console
-    from product_classificator.embeddings import EmbeddingStore, embed_chunks
+    from product_classificator.embeddings.embed import embed_chunks
+    from product_classificator.embeddings.store import EmbeddingStore
     from product_classificator.encoders import load_encoder
 
     catalog = open_catalog(Source(table, images, id_, names(text), photo, channels, max_pixels), [])

@@ -19,7 +19,7 @@ def demo(
     from product_classificator.catalog import make_marketplace, read_catalog
     from product_classificator.catalog.split import load_split
     from product_classificator.classificator import Classificator
-    from product_classificator.embeddings import EmbeddingStore
+    from product_classificator.embeddings.store import EmbeddingStore
     from product_classificator.predict_file import predict_to_file
     from product_classificator.training import TrainSettings, train_heads
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog, Products
-from product_classificator.embeddings import CHUNK_PRODUCTS
-from product_classificator.embeddings.pipeline import Loaded, load_product
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS, Loaded, load_product
 from product_classificator.encoders import Encoder, cores
 from product_classificator.errors import DataError, culprits
 from product_classificator.files import remove_leftovers

@@ -21,7 +21,8 @@ import numpy as np
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import group_products
-from product_classificator.embeddings import EmbeddedCatalog, own_store
+from product_classificator.embeddings.embed import EmbeddedCatalog
+from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.save import save_encoder

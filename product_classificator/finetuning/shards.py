@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.embeddings.pipeline import Loaded
+from product_classificator.embeddings.embed import Loaded
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.combined import clip_of, prepared_texts
 from product_classificator.encoders.preprocessing import Inputs

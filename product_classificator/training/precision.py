@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.embeddings import EmbeddingStore, embed_rows
+from product_classificator.embeddings.embed import embed_rows
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.precision import give_up, is_chosen, precision_of, threads_of
 from product_classificator.evaluation import evaluate

@@ -24,14 +24,8 @@ from product_classificator.catalog.split import (
     split_products,
     text_keys,
 )
-from product_classificator.embeddings import (
-    EmbeddedCatalog,
-    EmbeddedChunk,
-    EmbeddingStore,
-    count_statuses,
-    embed,
-    own_store,
-)
+from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, count_statuses, embed
+from product_classificator.embeddings.store import EmbeddingStore, own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.encoders.precision import precision_of

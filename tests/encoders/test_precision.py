@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from product_classificator.catalog import read_catalog
-from product_classificator.embeddings import embed
+from product_classificator.embeddings.embed import embed
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.precision import MIN_COSINE, Trial, choose, settle, try_precisions
@@ -112,7 +112,7 @@ def test_a_precision_that_was_named_stays(model, cache):
 
 
 def test_a_large_catalog_settles_the_precision_before_it_is_embedded(model, cache, monkeypatch):
-    monkeypatch.setattr("product_classificator.embeddings.pipeline.WORTH_A_TRIAL", 10)
+    monkeypatch.setattr("product_classificator.embeddings.embed.WORTH_A_TRIAL", 10)
     frame = pd.DataFrame({"nm": range(12), "title": [f"ваза {i}" for i in range(12)]})
     embed(read_catalog(frame, text="title"), load_encoder(model, threads=1))
     assert not cache.exists()  # there are no photos to try

@@ -132,7 +132,7 @@ def test_a_run_holds_encoder_heads_report_curves_and_settings(tuned):
 
 
 def test_the_saved_encoder_answers_what_the_heads_were_fitted_on(tuned, catalog):
-    from product_classificator.embeddings import embed
+    from product_classificator.embeddings.embed import embed
 
     again = embed(catalog, load_encoder(str(tuned.run.folder / "encoder"))).embeddings
     assert np.abs(again.image - tuned.embeddings.image).max() < 5e-3
@@ -166,7 +166,7 @@ def test_activations_of_a_big_catalog_keep_no_files_open(activations, cache):
 
 
 def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, activations, tail):
-    from product_classificator.embeddings import embed
+    from product_classificator.embeddings.embed import embed
 
     image, text = embed_all(tail, activations, encoder.image_dim, ENGINE)
     known = embed(catalog, encoder).embeddings
@@ -177,7 +177,7 @@ def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, acti
 
 
 def test_windows_of_a_text_are_averaged_like_in_the_encoder(model, shop_files, tmp_path):
-    from product_classificator.embeddings import embed
+    from product_classificator.embeddings.embed import embed
 
     frame = pd.DataFrame({"nm": range(20), "text": [f"кружка {i} " * (1 + 9 * i) for i in range(20)]})
     catalog = read_catalog(frame, text="text", characteristics=[])

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from product_classificator.catalog import read_catalog
-from product_classificator.embeddings import EmbeddingStore, embed, embed_rows
+from product_classificator.embeddings.embed import embed, embed_rows
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.precision import Trial, is_chosen, precision_of, settle

@@ -7,7 +7,7 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.catalog.split import load_split
-from product_classificator.embeddings import EmbeddingStore
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
