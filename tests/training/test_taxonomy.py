@@ -26,19 +26,19 @@ def table(*rows: tuple[str | None, str | None], columns: tuple[str, str] = ("lab
     return pd.DataFrame(rows, columns=list(columns))
 
 
-def test_the_characteristics_are_those_that_have_the_labels(tmp_path: Path) -> None:
+def test_labels_belong_to_the_characteristic_that_has_them(tmp_path: Path) -> None:
     table(*ROWS, ("footwear", None)).to_csv(tmp_path / "taxonomy.csv", index=False)
     assert read_taxonomy(tmp_path / "taxonomy.csv", TRUTH) == (SUB_TOP,)
 
 
-def test_a_taxonomy_of_three_levels_is_taken_apart() -> None:
+def test_a_taxonomy_of_three_levels_is_split_into_pairs() -> None:
     found = read_taxonomy(table(*ROWS, ("dishes", "home"), ("footwear", "wear"), ("home", None)), TRUTH)
     assert found == (SUB_TOP, Refinement("top", "line", {"dishes": "home", "footwear": "wear"}))
 
 
-def test_columns_named_like_characteristics_say_whose_labels_they_are() -> None:
+def test_columns_named_like_characteristics_resolve_ambiguous_labels() -> None:
     truth = {"a": strings(["x", "y"]), "b": strings(["x", "y"])}
-    with pytest.raises(DataError, match=r"fit equally well: a < b, b < a \(2 in all\); name the columns like"):
+    with pytest.raises(DataError, match="must belong to one characteristic, 'x' is one of a and b: name the columns"):
         read_taxonomy(table(("x", "y")), truth)
     assert read_taxonomy(table(("x", "y"), columns=("b", "a")), truth) == (Refinement("b", "a", {"x": "y"}),)
 
@@ -46,9 +46,9 @@ def test_columns_named_like_characteristics_say_whose_labels_they_are() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("cup", "dishes"), ("cup", "footwear")], r"one parent: cup < dishes and footwear \(1 in all\); leave one"),
+        ([("cup", "dishes"), ("cup", "footwear")], r"one parent: cup < dishes and footwear \(1 in all\); keep one"),
         ([("cup", "dishes"), ("plate", "dishes"), ("footwear", "boot")], "circle sub -> top -> sub; open it"),
-        ([("spoon", "cutlery")], r"which has no such pair: spoon < cutlery \(1 in all\); are they written alike\?"),
+        ([("spoon", "cutlery")], r"which has no such pair: spoon < cutlery \(1 in all\); check the spelling"),
     ],
 )
 def test_a_taxonomy_that_breaks_a_rule_is_refused(rows: list[tuple[str, str]], message: str) -> None:
@@ -61,11 +61,11 @@ def test_a_taxonomy_without_its_columns_says_what_it_needs() -> None:
         read_taxonomy(table(("cup", "dishes"), columns=("child", "parent")), TRUTH)
 
 
-def test_what_does_not_fit_is_a_warning_with_its_culprits(caplog: pytest.LogCaptureFixture) -> None:
+def test_mismatches_between_taxonomy_and_products_are_warnings(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         read_taxonomy(table(("cup", "dishes"), ("boot", "footwear"), ("spoon", "dishes")), TRUTH)
     assert [record.getMessage() for record in caplog.records] == [
-        "rows of the taxonomy whose labels no product has: spoon < dishes (1 in all)",
+        "rows of the taxonomy without products: spoon < dishes (1 in all)",
         "labels of sub without a parent in the taxonomy: plate (1 in all)",
         "1 products contradict the taxonomy in top: boot < dishes (footwear in the taxonomy): 1 (1 in all)",
     ]
