@@ -39,7 +39,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import nn
 
 from product_classificator import HeadSettings, embed, load_encoder, make_marketplace, read_catalog
-from product_classificator.catalog.photo import decode_photo
+from product_classificator.catalog.photo import decode_image
 from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
@@ -220,7 +220,7 @@ def encode_padded(encoder, text: str) -> np.ndarray:
 
 def decode(data: bytes, min_decode_size=None) -> Image.Image:
     """Decodes a photo."""
-    return decode_photo(data, channels="rgb", max_pixels=50_000_000, min_decode_size=min_decode_size)
+    return decode_image(data, channels="rgb", max_pixels=50_000_000, min_decode_size=min_decode_size)
 
 
 def fitted(catalog, encoder):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from product_classificator.catalog.images import PhotoError
+from product_classificator.catalog.images import ImageError
 from product_classificator.catalog.photo import Channels
 from product_classificator.encoders import Encoder, EncoderSpec, load_encoder
 from product_classificator.encoders.labels import embed_labels
@@ -347,5 +347,5 @@ class Classificator:
             return self.encoder.prepare_image(opened(photo, self.channels, self.encoder.min_decode_size))
         except DataError:
             raise
-        except (PhotoError, OSError, ValueError) as error:
+        except (ImageError, OSError, ValueError) as error:
             raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error

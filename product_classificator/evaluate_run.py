@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import identity_keys, load_split, text_keys
+from product_classificator.catalog.split import load_split, near_duplicate_keys, text_keys
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings.embed import EmbeddedChunk, embed
 from product_classificator.embeddings.store import EmbeddingStore
@@ -73,7 +73,7 @@ def evaluate_run(
     split, keys = load_split(run.split)
     learned = np.isin(split.names, ("train", "valid"))
     seen = pd.Series(catalog.ids).isin(split.ids[learned]).to_numpy() & (catalog.ids != "")
-    for name, found in identity_keys(text_keys(texts), embedded.image_keys).items():
+    for name, found in near_duplicate_keys(text_keys(texts), embedded.image_keys).items():
         known = keys[name][learned]
         seen |= np.isin(found, known[known != 0])
     usable = embedded.set_aside() == "ok"

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from product_classificator.catalog.photo import MAX_PIXELS, Channels, Size, decode_photo, to_rgb
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, Size, decode_image, to_rgb
 from product_classificator.errors import DataError
 
 Photo: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
@@ -67,13 +67,13 @@ def opened(
 
     Raises:
         DataError: it is nothing that a photo can be.
-        PhotoError: its file cannot be decoded.
+        ImageError: its file cannot be decoded.
         OSError: its file cannot be read.
     """
     if isinstance(photo, str | Path):
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):
-        return decode_photo(photo, channels=channels, max_pixels=MAX_PIXELS, min_decode_size=min_decode_size)
+        return decode_image(photo, channels=channels, max_pixels=MAX_PIXELS, min_decode_size=min_decode_size)
     if isinstance(photo, Image.Image) and min(photo.size) > 0:
         return to_rgb(ImageOps.exif_transpose(photo))
     if (

@@ -91,7 +91,7 @@ def join_labels(labels: Collection[str]) -> str:
     return "|".join(labels) if is_plain else json.dumps(list(labels), ensure_ascii=False)
 
 
-def looks_like_a_list(cell: str) -> bool:
+def is_list_cell(cell: str) -> bool:
     """Whether a cell stands in brackets, like a JSON array."""
     cell = cell.strip()
     return cell.startswith("[") and cell.endswith("]")
@@ -106,7 +106,7 @@ def split_labels(cell: str) -> list[object]:
     Raises:
         ValueError: the cell begins and ends like a list, and is no JSON array of plain values.
     """
-    if not looks_like_a_list(cell):
+    if not is_list_cell(cell):
         return list(cell.strip().split("|"))
     try:
         entries: list[object] = json.loads(cell)

@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
-from product_classificator.catalog.split import Keys, group_products, identity_keys
+from product_classificator.catalog.split import Keys, near_duplicate_groups, near_duplicate_keys
 from product_classificator.types import Bools, Embeddings, Floats, Rows
 
 NEAR = 0.99
@@ -40,8 +40,8 @@ def near_identical(embeddings: Embeddings, texts: Keys, photos: Keys, seed: int 
         photos: (n,) keys of their photos, equal for the same bytes.
         seed: of the cells.
     """
-    keys = identity_keys(texts, photos)
-    return group_products([keys["image_key"], keys["both_key"], _vector_keys(embeddings, seed)])
+    keys = near_duplicate_keys(texts, photos)
+    return near_duplicate_groups([keys["image_key"], keys["both_key"], _vector_keys(embeddings, seed)])
 
 
 def _vector_keys(embeddings: Embeddings, seed: int) -> Keys:

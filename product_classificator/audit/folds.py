@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from product_classificator.catalog.split import deal_products
+from product_classificator.catalog.split import stratify
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.files import replacing
@@ -88,7 +88,7 @@ def opinions_out_of_fold(
     """
     kept = folder / _digest(products, settings)
     kept.mkdir(parents=True, exist_ok=True)
-    part = deal_products(products.groups, products.truth, products.usable, [1 / _PARTS] * _PARTS, seed=settings.seed)
+    part = stratify(products.groups, products.truth, products.usable, [1 / _PARTS] * _PARTS, seed=settings.seed)
     for fold in range(FOLDS):
         path = kept / f"{fold}.parquet"
         if path.is_file():

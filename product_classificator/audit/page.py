@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from product_classificator.audit.findings import KIND_TITLES, count_findings
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.images import PhotoError
+from product_classificator.catalog.images import ImageError
 from product_classificator.text import clean
 
 SHOWN = 300
@@ -77,7 +77,7 @@ def _products(catalog: Catalog, rows: set[int]) -> dict[int, _Product]:
             if row in rows:
                 text = clean(products.texts[place])
                 cut = text if len(text) <= _TEXT_CHARACTERS else text[:_TEXT_CHARACTERS].rstrip() + "…"
-                found[row] = _Product(cut, _thumbnail(catalog, products.ids[place], products.photos[place]))
+                found[row] = _Product(cut, _thumbnail(catalog, products.ids[place], products.image_names[place]))
     return found
 
 
@@ -85,8 +85,8 @@ def _thumbnail(catalog: Catalog, id_: str, photo: str | None) -> str:
     if catalog.images is None:
         return ""
     try:
-        image = catalog.images.decode(catalog.photo_bytes(id_, photo))
-    except PhotoError:
+        image = catalog.images.decode(catalog.image_bytes(id_, photo))
+    except ImageError:
         return ""
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     buffer = io.BytesIO()

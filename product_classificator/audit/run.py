@@ -19,7 +19,7 @@ from product_classificator.audit.alike import near_identical, strangeness
 from product_classificator.audit.folds import Labelled, opinions_out_of_fold
 from product_classificator.audit.page import draw_page
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import group_products, identity_keys, text_keys
+from product_classificator.catalog.split import near_duplicate_groups, near_duplicate_keys, text_keys
 from product_classificator.embeddings.embed import EmbeddedCatalog, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
@@ -113,7 +113,7 @@ def _findings(
     keys, reasons = text_keys(texts), embedded.set_aside()
     if not (reasons == "ok").any():
         raise DataError(f"an audit needs products with a photo or a text: {catalog.table.name} has none")
-    groups = group_products(identity_keys(keys, embedded.image_keys).values())
+    groups = near_duplicate_groups(near_duplicate_keys(keys, embedded.image_keys).values())
     products = Labelled(embeddings, texts, truth, groups, reasons == "ok", catalog.columns.has_title)
     opinions = opinions_out_of_fold(products, encoder, settings, unfinished, callbacks)
 

@@ -44,13 +44,13 @@ _READ_ROWS = 16_384
 class Products:
     """A batch of consecutive rows of a catalog, the first of them number `first_row`.
 
-    Ids and raw texts are "" where the table has none; `photos` are file names, `None` where photos are found by id.
+    Ids and raw texts are "" where the table has none; `image_names` are `None` where photos are found by id.
     """
 
     first_row: int
     ids: list[str]
     texts: list[str]
-    photos: list[str | None]
+    image_names: list[str | None]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,7 +58,7 @@ class Products:
     def take(self, rows: Sequence[int]) -> "Products":
         """Returns the products of `rows`, counted from the first of these; `first_row` stays."""
         ids, texts = ([column[row] for row in rows] for column in (self.ids, self.texts))
-        return Products(self.first_row, ids, texts, [self.photos[row] for row in rows])
+        return Products(self.first_row, ids, texts, [self.image_names[row] for row in rows])
 
 
 class Texts(Sequence[str]):
@@ -96,7 +96,7 @@ class Catalog:
         table: the rows.
         columns: which column is what.
         images: the photos, if there are any.
-        notes: what was set aside while the table was opened -> how many.
+        issues: problem found while the table was opened -> number of rows.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class Catalog:
         table: Table,
         columns: Columns,
         images: ImageSource | None,
-        notes: Mapping[str, int] = MappingProxyType({}),
+        issues: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.table = table
         self.columns = columns
         self.images = images
-        self.notes = notes
+        self.issues = issues
 
     @cached_property
     def ids(self) -> Strings:
@@ -142,11 +142,11 @@ class Catalog:
         photos = batch.column(photo).to_pylist() if photo else [None] * len(ids)
         return Products(first_row, ids, texts, [name if name is None else name.strip() for name in photos])
 
-    def photo_bytes(self, product_id: str, photo: str | None) -> bytes:
+    def image_bytes(self, product_id: str, photo: str | None) -> bytes:
         """Reads the file of a product's photo.
 
         Raises:
-            PhotoError: the product has no photo that may be read; its `reason` says why.
+            ImageError: the product has no photo that may be read; its `reason` says why.
         """
         if self.images is None:
             raise DataError("this catalog has no photos: give read_catalog(..., images=...)")
@@ -299,7 +299,7 @@ def read_wildberries(
     """Opens the Wildberries set as published: both its tables, and photos `<nm>.jpg` with red and blue swapped.
 
     Raw characteristics become sex, season, age_restrictions and fragility; goods for adults and for smoking are
-    `isadult`; a product without title and description is left out, and counted in the catalog's `notes`.
+    `isadult`; a product without title and description is left out, and counted in the catalog's `issues`.
 
     Args:
         folder: holds wb_school_train.parquet and wb_school_test.parquet.
@@ -317,7 +317,7 @@ def read_wildberries(
     _check_something_to_see(chosen, source, (ID, *TEXTS))
     others = [name for name in chosen.text if name not in TEXTS]
     table = WildberriesTable(folder, [*labels, *others], min_products_in_sub_cat=min_products_in_sub_cat)
-    return Catalog(table, chosen, source, MappingProxyType(table.notes))
+    return Catalog(table, chosen, source, MappingProxyType(table.issues))
 
 
 def _check_something_to_see(columns: Columns, images: ImageSource | None, have: Sequence[str]) -> None:

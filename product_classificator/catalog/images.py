@@ -24,10 +24,10 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, PhotoReason, Size, decode_photo
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, ImageError, ImageReason, Size, decode_image
 from product_classificator.errors import DataError, culprits, nearest
 
-__all__ = ["EXTENSIONS", "ImageSource", "PhotoError", "PhotoReason", "open_images"]
+__all__ = ["EXTENSIONS", "ImageError", "ImageReason", "ImageSource", "open_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class ImageSource(ABC):
         """Reads `<product_id>.<ext>`.
 
         Raises:
-            PhotoError: missing (also if several files fit), empty, unreadable, too_large or unsafe_name.
+            ImageError: missing (also if several files fit), empty, unreadable, too_large or unsafe_name.
         """
 
     @abstractmethod
@@ -101,7 +101,7 @@ class ImageSource(ABC):
         """Reads a file by its path inside the source; a bare file name is also looked for in sub-folders.
 
         Raises:
-            PhotoError: missing (also if several files fit), empty, unreadable, too_large or unsafe_name.
+            ImageError: missing (also if several files fit), empty, unreadable, too_large or unsafe_name.
         """
 
     def decode(self, data: bytes, min_decode_size: Callable[[Size], Size] | None = None) -> Image.Image:
@@ -112,10 +112,10 @@ class ImageSource(ABC):
             min_decode_size: answers for the size of a photo the size that it must have at least; `None`: its own.
 
         Raises:
-            PhotoError: empty, truncated, unreadable or too_large.
+            ImageError: empty, truncated, unreadable or too_large.
         """
         self._check_size(len(data))
-        return decode_photo(data, channels=self.channels, max_pixels=self.max_pixels, min_decode_size=min_decode_size)
+        return decode_image(data, channels=self.channels, max_pixels=self.max_pixels, min_decode_size=min_decode_size)
 
     @abstractmethod
     def close(self) -> None:
@@ -129,12 +129,12 @@ class ImageSource(ABC):
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self.max_bytes:
-            raise PhotoError("too_large", f"{size_bytes} bytes, at most {self.max_bytes} are read")
+            raise ImageError("too_large", f"{size_bytes} bytes, at most {self.max_bytes} are read")
 
     def _checked(self, data: bytes) -> bytes:
         self._check_size(len(data))
         if not data:
-            raise PhotoError("empty", "the file has no bytes")
+            raise ImageError("empty", "the file has no bytes")
         return data
 
 
@@ -161,9 +161,9 @@ class _Index(Generic[Entry]):
 
     def _only(self, found: Sequence[str], wanted: str) -> Entry:
         if not found:
-            raise PhotoError("missing", f"no photo {wanted!r}")
+            raise ImageError("missing", f"no photo {wanted!r}")
         if len(found) > 1:
-            raise PhotoError("missing", f"several photos fit {wanted!r}: {culprits(found)}")
+            raise ImageError("missing", f"several photos fit {wanted!r}: {culprits(found)}")
         return self._by_path[found[0]]
 
 
@@ -214,19 +214,19 @@ class _Folder(ImageSource):
             raise DataError(f"photos can be read only until close(): {self.path} is closed; open it again")
         path = Path(os.path.realpath(self.path / name))  # Path.resolve raises where links go in circles
         if not path.is_relative_to(self.path):
-            raise PhotoError("unsafe_name", f"{name!r} is a link that leads out of the folder")
+            raise ImageError("unsafe_name", f"{name!r} is a link that leads out of the folder")
         try:
             status = path.stat()
             # A pipe or a device would block or never end.
             if not stat.S_ISREG(status.st_mode):
-                raise PhotoError("missing", f"{name!r} is not a file")
+                raise ImageError("missing", f"{name!r} is not a file")
             self._check_size(status.st_size)
             with path.open("rb") as file:
                 data = file.read(self.max_bytes + 1)
         except FileNotFoundError as error:
-            raise PhotoError("missing", f"{name!r} leads nowhere") from error
+            raise ImageError("missing", f"{name!r} leads nowhere") from error
         except OSError as error:
-            raise PhotoError("unreadable", str(error)) from error
+            raise ImageError("unreadable", str(error)) from error
         return self._checked(data)
 
 
@@ -271,13 +271,13 @@ class _Zip(ImageSource):
                 with self._lock:
                     entry.close()
         except Exception as error:  # damaged, encrypted, or packed by an unknown method
-            raise PhotoError("unreadable", f"{info.filename!r} in the zip: {error}") from error
+            raise ImageError("unreadable", f"{info.filename!r} in the zip: {error}") from error
         return self._checked(data)
 
 
 def _check_entry(info: zipfile.ZipInfo) -> None:
     if "\0" in info.orig_filename or stat.S_ISLNK(info.external_attr >> 16):
-        raise PhotoError("unsafe_name", f"{info.orig_filename!r} in the zip has a NUL in its name or is a link")
+        raise ImageError("unsafe_name", f"{info.orig_filename!r} in the zip has a NUL in its name or is a link")
     _inside(_name_in_zip(info))
 
 
@@ -295,23 +295,23 @@ def _name_in_zip(info: zipfile.ZipInfo) -> str:
 
 def _check_id(product_id: str) -> None:
     if not product_id:
-        raise PhotoError("missing", "the product has no id")
+        raise ImageError("missing", "the product has no id")
     if "/" in product_id or "\\" in product_id:
-        raise PhotoError("unsafe_name", f"an id must not hold a path separator: {product_id!r}")
+        raise ImageError("unsafe_name", f"an id must not hold a path separator: {product_id!r}")
     _inside(product_id)
 
 
 def _inside(name: str) -> str:
     """Returns a path inside the source with forward slashes; refuses whatever could lead elsewhere."""
     if not name:
-        raise PhotoError("missing", "the product has no photo name")
+        raise ImageError("missing", "the product has no photo name")
     name = name.replace("\\", "/")
     parts = name.split("/")
     # Elsewhere a colon and these words are names like any other, and stock numbers use them.
     is_reserved = _IS_WINDOWS and (":" in name or any(_RESERVED.fullmatch(part) for part in parts))
     is_utf8 = name.encode("utf-8", "ignore").decode("utf-8") == name
     if not parts[0] or ".." in parts or _DRIVE.match(name) or "\0" in name or is_reserved or not is_utf8:
-        raise PhotoError("unsafe_name", f"a photo's name must stay inside the folder or zip: {name!r}")
+        raise ImageError("unsafe_name", f"a photo's name must stay inside the folder or zip: {name!r}")
     return "/".join(part for part in parts if part not in ("", "."))
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from product_classificator.catalog.table import canonical
 from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import replacing
-from product_classificator.text import looks_like_a_list, split_labels
+from product_classificator.text import is_list_cell, split_labels
 from product_classificator.types import Strings, Truth, is_multi_label, strings
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def read_label_sets(array: pa.ChunkedArray, name: str, *, has_lists: bool) -> St
     encoded = _encoded(pc.utf8_trim_whitespace(array))
     entries, broken, plain = [], [], []
     for cell in encoded.dictionary.to_pylist():
-        is_plain = has_lists and not looks_like_a_list(cell)
+        is_plain = has_lists and not is_list_cell(cell)
         if is_plain and cell.lower() not in _UNKNOWN_LABELS:
             plain.append(cell)
         try:

@@ -30,7 +30,7 @@ from product_classificator.errors import ProductClassificatorError
 
 logger = logging.getLogger(__name__)
 
-PhotoReason = Literal["missing", "empty", "truncated", "unreadable", "too_large", "unsafe_name"]
+ImageReason = Literal["missing", "empty", "truncated", "unreadable", "too_large", "unsafe_name"]
 Channels = Literal["rgb", "bgr"]
 Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
@@ -53,19 +53,19 @@ _UPRIGHT = {
 """Orientation of EXIF (tag 274) -> what makes the picture upright."""
 
 
-class PhotoError(ProductClassificatorError):
+class ImageError(ProductClassificatorError):
     """A product has no photo that can be used; `reason` says why in one word, the message in a sentence."""
 
-    def __init__(self, reason: PhotoReason, message: str) -> None:
+    def __init__(self, reason: ImageReason, message: str) -> None:
         super().__init__(reason, message)
-        self.reason: PhotoReason = reason
+        self.reason: ImageReason = reason
         self.message = message
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
 
 
-def decode_photo(
+def decode_image(
     data: bytes, *, channels: Channels, max_pixels: int, min_decode_size: Callable[[Size], Size] | None = None
 ) -> Image.Image:
     """Decodes a photo; safe to call from many threads at once.
@@ -80,10 +80,10 @@ def decode_photo(
         An RGB image, upright, transparency laid on white, of an animation the first frame.
 
     Raises:
-        PhotoError: empty, truncated, unreadable or too_large.
+        ImageError: empty, truncated, unreadable or too_large.
     """
     if not data:
-        raise PhotoError("empty", "the file has no bytes")
+        raise ImageError("empty", "the file has no bytes")
     with _without_warnings():
         image = _decoded(data, max_pixels, min_decode_size)
     if channels == "bgr":
@@ -99,20 +99,20 @@ def _decoded(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Siz
             is_open = True
             width, height = image.size
             if width * height > max_pixels:
-                raise PhotoError("too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
+                raise ImageError("too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
             rgb = _scaled(data, image, min_decode_size(image.size)) if min_decode_size else None
             if rgb is None:
                 image.load()
             orientation = _orientation(image)
             rgb = rgb or to_rgb(image)
             return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-    except PhotoError:
+    except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise PhotoError("too_large", str(error) or "the photo does not fit into memory") from error
+        raise ImageError("too_large", str(error) or "the photo does not fit into memory") from error
     except Exception as error:  # Pillow lets almost any exception out on hostile bytes
         is_cut = _is_cut_webp(data) or (is_open and _tells_of_an_early_end(error))
-        raise PhotoError("truncated" if is_cut else "unreadable", f"{type(error).__name__}: {error}") from error
+        raise ImageError("truncated" if is_cut else "unreadable", f"{type(error).__name__}: {error}") from error
 
 
 def _scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image | None:

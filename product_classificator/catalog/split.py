@@ -48,7 +48,7 @@ def without_placeholders(keys: Keys) -> Keys:
     return np.where(counts[inverse] > limit, 0, keys).astype(np.uint64)
 
 
-def identity_keys(texts: Keys, photos: Keys) -> dict[str, Keys]:
+def near_duplicate_keys(texts: Keys, photos: Keys) -> dict[str, Keys]:
     """Returns the keys by which products are near-identical: any one that is equal and not 0 links them.
 
     Text and photo alone count unless they are a placeholder; both together always do.
@@ -57,7 +57,7 @@ def identity_keys(texts: Keys, photos: Keys) -> dict[str, Keys]:
     return {"text_key": without_placeholders(texts), "image_key": without_placeholders(photos), "both_key": both}
 
 
-def group_products(keys: Iterable[Keys]) -> Rows:
+def near_duplicate_groups(keys: Iterable[Keys]) -> Rows:
     """Returns the (n,) group of each product: products that share any key, directly or in a chain, share a group."""
     rows, columns, n, n_columns = [], [], 0, 0
     for key in keys:
@@ -88,7 +88,7 @@ def split_products(
 
     Args:
         ids: (n,) product ids.
-        groups: (n,) groups that must not be torn, see `group_products`.
+        groups: (n,) groups that must not be torn, see `near_duplicate_groups`.
         truth: labels to stratify on, the rarest first; of a multi-label characteristic each one that is borne.
         usable: (n,) false for products that are set aside: they belong to no part.
         valid_share: share of products for validation, 0 to 1.
@@ -103,11 +103,11 @@ def split_products(
     if usable.sum() < len(SPLITS):
         raise DataError(f"a split needs at least {len(SPLITS)} usable products, got {int(usable.sum())}")
     shares = (1 - valid_share - test_share, valid_share, test_share)
-    part = strings([*SPLITS, ""])[deal_products(groups, truth, usable, shares, seed=seed)]
+    part = strings([*SPLITS, ""])[stratify(groups, truth, usable, shares, seed=seed)]
     return Split(ids, part)
 
 
-def deal_products(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:
+def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:
     """Deals products out to parts of any number, the rarest label first.
 
     Args:

@@ -49,7 +49,7 @@ class WildberriesTable:
     Attributes:
         name: the folder.
         columns: nm, title, description, then those asked for.
-        notes: what was set aside while reading -> how many: title_and_description_empty (products),
+        issues: what was set aside while reading -> how many: title_and_description_empty (products),
             characteristics_unreadable (rows), nm_missing (rows), nm_repeated (rows of one file).
     """
 
@@ -85,7 +85,7 @@ class WildberriesTable:
         self.columns = [ID, *TEXTS, *dict.fromkeys(columns)]
         logger.info("reading %s and %s in %s", TRAIN_FILE, TEST_FILE, folder)
         train, test = _read_train(self._tables[0], told), _read_test(self._tables[1], others)
-        self._kept, self._held, self.notes = _join(train, test, min_products_in_sub_cat)
+        self._kept, self._held, self.issues = _join(train, test, min_products_in_sub_cat)
 
     def holds_lists(self, column: str) -> bool:
         """Answers no: values that are lists are told as text."""
@@ -177,7 +177,7 @@ def _join(
     """Makes one row a product of the rows of both files.
 
     Returns:
-        Which rows of each file give a product its place and texts; its id and labels, in that order; the notes.
+        Which rows of each file give a product its place and texts; its id and labels, in that order; the issues.
     """
     ids = pa.chunked_array([*train.ids, *test.ids], pa.string()).combine_chunks().dictionary_encode()
     product: Rows = ids.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -197,13 +197,13 @@ def _join(
     is_kept = np.zeros(len(product), dtype=bool)
     is_kept[place] = True
     known = [part[part >= 0] for part in (product[:n_train], product[n_train:])]
-    notes = {
+    issues = {
         "title_and_description_empty": len(ids.dictionary) - len(place),
         "characteristics_unreadable": train.unreadable,
         "nm_missing": int((product < 0).sum()),
         "nm_repeated": sum(len(part) - len(np.unique(part)) for part in known),
     }
-    return (is_kept[:n_train], is_kept[n_train:]), held, {name: count for name, count in notes.items() if count}
+    return (is_kept[:n_train], is_kept[n_train:]), held, {name: count for name, count in issues.items() if count}
 
 
 def _first_known(labels: pa.DictionaryArray, product: Rows, n_products: int) -> Rows:

@@ -43,7 +43,7 @@ def demo(
     is_sound = pq.read_table(predictions_file, columns=["status"])["status"].to_numpy() == "ok"
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(is_sound & (split.names == "test")))[:3]
     texts = [catalog.texts()[int(row)] for row in rows]
-    photos = [catalog.photo_bytes(catalog.ids[row], None) for row in rows]
+    photos = [catalog.image_bytes(catalog.ids[row], None) for row in rows]
     titles = [text.split("\n")[0] for text in texts]
     console.print_products(classificator.predict(texts, photos), titles, top_k=1)
     console.out.print(

@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
-from product_classificator.catalog.images import PhotoError
+from product_classificator.catalog.images import ImageError
 from product_classificator.catalog.split import Keys
 from product_classificator.embeddings.store import EmbeddingStore, Record
 from product_classificator.encoders import Encoder, cores
@@ -165,7 +165,7 @@ def _load_ahead(
         ahead: deque[tuple[Products, list[Future[Loaded]]]] = deque()
         try:
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
-                rows = zip(products.ids, products.photos, products.texts, strict=True)
+                rows = zip(products.ids, products.image_names, products.texts, strict=True)
                 ahead.append((products, [pool.submit(load_product, catalog, encoder, store, *row) for row in rows]))
                 if len(ahead) > 1:
                     yield ahead.popleft()
@@ -183,7 +183,7 @@ def _settle(catalog: Catalog, encoder: Encoder) -> None:
     if not may_settle(encoder):
         return
     for products in catalog.batches(_TRIED_PRODUCTS):
-        rows = zip(products.ids, products.photos, products.texts, strict=True)
+        rows = zip(products.ids, products.image_names, products.texts, strict=True)
         loaded = [load_product(catalog, encoder, None, *row) for row in rows]
         photos = [item.image for item in loaded if item.image is not None]
         settle(encoder, photos, [text for text in products.texts if clean(text)])
@@ -198,7 +198,7 @@ def embed_rows(catalog: Catalog, encoder: Encoder, rows: Rows) -> Embeddings:
             chosen = products.take([row for row in range(len(products)) if products.first_row + row in wanted])
             if len(chosen):
                 load = partial(load_product, catalog, encoder, None)
-                loaded = list(pool.map(load, chosen.ids, chosen.photos, chosen.texts))
+                loaded = list(pool.map(load, chosen.ids, chosen.image_names, chosen.texts))
                 records.append(_encode(catalog, encoder, chosen, loaded, np.arange(len(chosen))))
                 ids += chosen.ids
     image, text, image_status, text_status = (
@@ -226,9 +226,9 @@ def load_product(
     status, key, data = "unused", b"", None
     if catalog.images is not None:
         try:
-            data = catalog.photo_bytes(id_, photo)
+            data = catalog.image_bytes(id_, photo)
             status, key = "ok", blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
-        except PhotoError as error:
+        except ImageError as error:
             status = error.reason
     digest = blake2b(key or status.encode(), digest_size=16)
     digest.update(text.encode("utf-8", "replace") if catalog.columns.text else b"\0unused")
@@ -236,7 +236,7 @@ def load_product(
     if catalog.images is not None and data is not None and (known is None or digest.digest() not in known):
         try:
             image = encoder.prepare_image(catalog.images.decode(data, encoder.min_decode_size))
-        except PhotoError as error:
+        except ImageError as error:
             status = error.reason
             if status == "too_large":  # under another limit it is another outcome
                 digest.update(str(catalog.images.max_pixels).encode())

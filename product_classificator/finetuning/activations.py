@@ -38,7 +38,7 @@ class _Photos:
 
     def load(self, products: Products, known: Container[bytes] | None = None) -> list[Future[Loaded]]:
         """Begins with one answer per product; one whose digest is known is not decoded."""
-        rows = zip(products.ids, products.photos, products.texts, strict=True)
+        rows = zip(products.ids, products.image_names, products.texts, strict=True)
         return [self._pool.submit(load_product, self._catalog, self._encoder, known, *row) for row in rows]
 
 
@@ -55,7 +55,7 @@ class _Anew:
     def __init__(self, catalog: Catalog, frozen: Frozen, photos: _Photos, chunks: Sequence[Products]) -> None:
         self._catalog, self._frozen, self._photos = catalog, frozen, photos
         self._first_row = chunks[0].first_row if chunks else 0
-        self._rows = [row for chunk in chunks for row in zip(chunk.ids, chunk.texts, chunk.photos, strict=True)]
+        self._rows = [row for chunk in chunks for row in zip(chunk.ids, chunk.texts, chunk.image_names, strict=True)]
 
     def shard(self, rows: Rows, side: Side) -> Shard:
         """Returns the states of one side of `rows`, numbered in their order.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import group_products
+from product_classificator.catalog.split import near_duplicate_groups
 from product_classificator.embeddings.embed import EmbeddedCatalog
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
@@ -191,7 +191,7 @@ def _pairs(activations: Activations, divided: Divided) -> Pairs:
             "tuning needs products with a photo and a text, two in the train part and two in the valid part, found "
             f"{len(train)} and {len(valid)}: give photos and texts"
         )
-    return Pairs(activations, train, valid, group_products(divided.keys.values()))
+    return Pairs(activations, train, valid, near_duplicate_groups(divided.keys.values()))
 
 
 def _identity(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from product_classificator.catalog.photo import Channels, PhotoError
+from product_classificator.catalog.photo import Channels, ImageError
 from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
 from product_classificator.inputs import Photo, opened
@@ -60,7 +60,7 @@ def _prepared(encoder: Encoder, photo: Photo | None, channels: Channels) -> Imag
         return "missing"
     try:
         return encoder.prepare_image(opened(photo, channels, encoder.min_decode_size))
-    except PhotoError as error:
+    except ImageError as error:
         return error.reason
     except FileNotFoundError:
         return "missing"

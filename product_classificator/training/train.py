@@ -18,8 +18,8 @@ from typing import Any
 from product_classificator.catalog.catalog import Catalog, Texts
 from product_classificator.catalog.split import (
     Keys,
-    group_products,
-    identity_keys,
+    near_duplicate_groups,
+    near_duplicate_keys,
     save_split,
     split_products,
     text_keys,
@@ -201,17 +201,17 @@ def divide(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings)
             f"training needs at least {len(SPLITS)} usable products, found {usable.sum()} among {len(catalog)}; "
             f"set aside: {count_statuses(reasons)}"
         )
-    keys = identity_keys(text_keys(texts), embedded.image_keys)
+    keys = near_duplicate_keys(text_keys(texts), embedded.image_keys)
     split = split_products(
         catalog.ids,
-        group_products(keys.values()),
+        near_duplicate_groups(keys.values()),
         truth,
         usable,
         valid_share=settings.split.valid_share,
         test_share=settings.split.test_share,
         seed=settings.seed,
     )
-    row_reasons = {**count_statuses(embedded.status[usable]), **catalog.notes}
+    row_reasons = {**count_statuses(embedded.status[usable]), **catalog.issues}
     return Divided(texts, truth, keys, split, count_statuses(reasons), row_reasons, has_title=catalog.columns.has_title)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.catalog.catalog import read_frame
-from product_classificator.catalog.split import deal_products
+from product_classificator.catalog.split import stratify
 from product_classificator.errors import DataError
 from product_classificator.text import join_labels, split_labels
 from product_classificator.types import as_text, is_multi_label, strings
@@ -137,7 +137,7 @@ def test_every_label_of_a_list_is_dealt_out_evenly():
         for _ in range(900)
     ]
     sets[::7] = [None] * len(sets[::7])
-    part = deal_products(np.arange(900), {"x": strings(sets)}, np.ones(900, bool), [0.8, 0.2], seed=0)
+    part = stratify(np.arange(900), {"x": strings(sets)}, np.ones(900, bool), [0.8, 0.2], seed=0)
     for label in "abc":
         bears = np.array([item is not None and label in item for item in sets])
         assert abs((part[bears] == 1).sum() - 0.2 * bears.sum()) <= 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from product_classificator.catalog.photo import PhotoError, decode_photo
+from product_classificator.catalog.photo import ImageError, decode_image
 from product_classificator.encoders.lite import LiteEncoder
 from product_classificator.encoders.preprocessing import SquarePreparation
 
@@ -19,7 +19,7 @@ def card(width=900, height=1200, **saved):
 
 
 def decode(data, min_decode_size=None):
-    return decode_photo(data, channels="rgb", max_pixels=10_000_000, min_decode_size=min_decode_size)
+    return decode_image(data, channels="rgb", max_pixels=10_000_000, min_decode_size=min_decode_size)
 
 
 def half(size):
@@ -38,7 +38,7 @@ def test_a_large_jpeg_is_decoded_at_the_smallest_fraction_that_suffices():
 def test_what_is_no_large_sound_jpeg_is_decoded_whole():
     assert decode(card(format="PNG", quality=None), half).size == (900, 1200)
     assert decode(card(width=60, height=80), lambda size: (55, 75)).size == (60, 80)
-    with pytest.raises(PhotoError, match="truncated"):
+    with pytest.raises(ImageError, match="truncated"):
         decode(card()[:5000], half)
 
 
@@ -47,7 +47,7 @@ def test_a_scaled_photo_stands_upright_and_has_its_colours():
     exif[ExifTags.Base.Orientation] = 6
     turned = decode(card(exif=exif), half)
     assert turned.size == (600, 450)
-    swapped = decode_photo(card(), channels="bgr", max_pixels=10_000_000, min_decode_size=half)
+    swapped = decode_image(card(), channels="bgr", max_pixels=10_000_000, min_decode_size=half)
     assert np.array_equal(np.asarray(swapped)[..., ::-1], np.asarray(decode(card(), half)))
     grey = io.BytesIO()
     Image.open(io.BytesIO(card())).convert("L").save(grey, "JPEG")

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from product_classificator.catalog.split import (
-    deal_products,
-    group_products,
-    identity_keys,
     load_split,
+    near_duplicate_groups,
+    near_duplicate_keys,
     save_split,
     split_products,
+    stratify,
     text_keys,
     without_placeholders,
 )
@@ -33,7 +33,7 @@ def test_texts_that_differ_in_case_and_punctuation_share_a_key():
 
 
 def test_products_are_grouped_through_chains_of_text_and_photo():
-    groups = group_products([keys(1, 1, 2, 0, 0), keys(0, 5, 5, 0, 9)])
+    groups = near_duplicate_groups([keys(1, 1, 2, 0, 0), keys(0, 5, 5, 0, 9)])
     assert groups[0] == groups[1] == groups[2]
     assert len(set(groups)) == 3
 
@@ -46,10 +46,10 @@ def test_a_photo_that_a_great_share_of_products_has_links_nothing():
 
 def test_products_alike_in_text_and_photo_are_linked_even_by_placeholders():
     texts, photos = keys(*[7] * 120, *range(100, 280)), keys(*[0] * 120, *[9] * 180)
-    found = identity_keys(texts, photos)
+    found = near_duplicate_keys(texts, photos)
     assert not found["text_key"][:120].any()
     assert not found["image_key"].any()
-    groups = group_products(found.values())
+    groups = near_duplicate_groups(found.values())
     assert len(set(groups[:120])) == 1
     assert len(set(groups[120:])) == 180
 
@@ -128,7 +128,7 @@ def test_products_are_dealt_out_to_any_number_of_parts_of_which_each_has_its_sha
     groups, usable = np.arange(200) // 2, np.ones(200, dtype=bool)
     usable[:4] = False
     truth = {"sex": strings(["a" if row % 10 < 2 else "b" for row in range(200)])}
-    part = deal_products(groups, truth, usable, [0.1] * 10, seed=0)
+    part = stratify(groups, truth, usable, [0.1] * 10, seed=0)
     assert part[:4].tolist() == [-1] * 4
     assert (part[::2] == part[1::2]).all()
     assert {np.count_nonzero((part == i) & (truth["sex"] == "a")) for i in range(10)} == {2, 4}

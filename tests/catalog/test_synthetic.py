@@ -191,8 +191,8 @@ def test_the_layout_of_wildberries_tells_two_labels_or_more_of_all_seven(wildber
     assert list(labels) == [*CHARACTERISTICS]
     assert min(map(len, labels.values())) >= 2
     assert labels["sex"] == {"для мужчин", "для женщин", "для мальчиков", "для девочек"}
-    assert catalog.notes["title_and_description_empty"] == wildberries.empty_texts
-    assert catalog.notes["characteristics_unreadable"] > 0
+    assert catalog.issues["title_and_description_empty"] == wildberries.empty_texts
+    assert catalog.issues["characteristics_unreadable"] > 0
     assert len(catalog) == wildberries.products - wildberries.empty_texts
 
 

@@ -253,16 +253,16 @@ def test_both_tables_make_one_row_a_product_with_the_labels_of_both(folder):
 
 
 def test_what_was_set_aside_is_counted(folder, caplog):
-    assert read_wildberries(folder).notes == {"title_and_description_empty": 1, "characteristics_unreadable": 1}
+    assert read_wildberries(folder).issues == {"title_and_description_empty": 1, "characteristics_unreadable": 1}
     assert "the characteristics of 1 rows cannot be read" in caplog.text
-    assert read_catalog(TRAIN).notes == {}
+    assert read_catalog(TRAIN).issues == {}
 
 
 def test_rows_without_nm_and_repeated_ones_are_left_out_and_counted(tmp_path):
     train = pd.DataFrame({"nm": [1, None, 1], "title": list("abc"), "description": None, "characteristics": None})
     catalog = read_wildberries(write(tmp_path, train.astype({"nm": "Int64"}), TEST.iloc[:1]), text="title")
     assert list(catalog.texts()) == ["a", "трубка"]
-    assert catalog.notes == {"nm_missing": 1, "nm_repeated": 1}
+    assert catalog.issues == {"nm_missing": 1, "nm_repeated": 1}
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -297,7 +297,7 @@ def test_text_and_characteristics_are_those_asked_for(folder):
     catalog = read_catalog(str(folder), text=["brand", "title"], characteristics="price")
     assert list(catalog.texts())[:2] == ["B\nшапка", "\nкепка"]
     assert catalog.truth()["price"].tolist()[3:5] == ["1.5", "2"]
-    assert catalog.notes == {"title_and_description_empty": 1}
+    assert catalog.issues == {"title_and_description_empty": 1}
 
 
 def test_only_the_columns_that_are_asked_for_must_be_there(tmp_path):
