@@ -90,7 +90,7 @@ def alone(bundle: HeadBundle, image: np.ndarray, text: np.ndarray) -> Embeddings
 
 def figures(evaluation: Evaluation) -> dict[str, object]:
     """Returns what one promise gave on the test part."""
-    review = evaluation.review
+    review = evaluation.selective
     told = {name: {"share": d.share, "precision": d.precision, "n": d.n} for name, d in review.characteristics.items()}
     return {"all_decided": review.share, "characteristics": told}
 
@@ -117,7 +117,7 @@ def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> di
         },
         "temperatures": dict(zip(bundle.labels, zip(bundle.temperatures, bundle.exponents, strict=True), strict=True)),
         "promised": {str(p): figures(evaluation) for p, evaluation in promised.items()},
-        "false_alarms": first.review.strange,
+        "false_alarms": first.selective.out_of_distribution,
         "detected": detected(bundle, photos, strange_texts(other), encoder),
     }
 

@@ -161,11 +161,10 @@ def print_scores(evaluation: "Evaluation") -> None:
     table.add_section()
     table.add_row("mean", _number(evaluation.mean_macro_f1), style="bold")
     out.print(table)
-    if evaluation.review:
-        review = evaluation.review
-        shares = ", ".join(f"{name} {decided.share:.0%}" for name, decided in review.characteristics.items())
-        sentence = f"decided without a person at a promised precision of {review.min_precision:g}: {shares}"
-        log.print(f"{sentence}; every characteristic of {review.share:.0%} of the products", soft_wrap=True)
+    if selective := evaluation.selective:
+        shares = ", ".join(f"{name} {accepted.share:.0%}" for name, accepted in selective.characteristics.items())
+        sentence = f"accepted at a target precision of {selective.min_precision:g}: {shares}"
+        log.print(f"{sentence}; all characteristics for {selective.share:.0%} of the products", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

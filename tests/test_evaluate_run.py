@@ -25,7 +25,7 @@ def test_on_its_own_table_a_run_is_judged_on_its_test_part(tiny_training, classi
 
 def test_a_promise_is_reported_with_what_came_of_it(tiny_training, classificator, catalog):
     heldout = evaluate_run(tiny_training.run, catalog, classificator=classificator, min_precision=0.8)
-    review = heldout.evaluation.review
+    review = heldout.evaluation.selective
     assert review.min_precision == 0.8
     assert review.characteristics["kind"].precision > 0.8
     assert 0 < review.share <= min(decided.share for decided in review.characteristics.values())
@@ -34,7 +34,7 @@ def test_a_promise_is_reported_with_what_came_of_it(tiny_training, classificator
 def test_heads_that_can_promise_nothing_are_judged_without_decisions(tiny_training, catalog):
     bundle = replace(tiny_training.fitted.bundle, thresholds={}, novelty=None)
     old = Classificator.from_parts(TinyEncoder(), bundle)
-    assert evaluate_run(tiny_training.run, catalog, classificator=old).evaluation.review is None
+    assert evaluate_run(tiny_training.run, catalog, classificator=old).evaluation.selective is None
     with pytest.raises(ArtifactError, match="decisions need thresholds"):
         evaluate_run(tiny_training.run, catalog, classificator=old, min_precision=0.9)
 

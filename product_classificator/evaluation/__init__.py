@@ -1,37 +1,40 @@
-"""From predictions and truth to a report: macro-F1 with intervals, confusions, plots.
+"""From predictions and truth to a report: macro-F1 with intervals, confusions, calibration, plots.
 
-The room knows neither encoders nor heads, so it also judges a rival's predictions.
+The room knows neither encoders nor heads, so it also scores a rival's predictions.
 """
 
-from product_classificator.evaluation.metrics import (
-    CharacteristicScore,
-    Confusion,
-    Evaluation,
-    LabelScore,
-    evaluate,
-)
+from product_classificator.evaluation.metrics import CharacteristicScore, Confusion, Evaluation, LabelScore, evaluate
 from product_classificator.evaluation.reliability import (
-    Decided,
+    AcceptedScore,
     Reliability,
     ReliabilityBin,
-    ReviewScore,
+    SelectiveScore,
     expected_calibration_error,
 )
-from product_classificator.evaluation.report import RunFacts, evaluation_json, markdown_table, write_report
+from product_classificator.evaluation.report import (
+    RunFacts,
+    evaluation_json,
+    markdown_table,
+    write_comparison,
+    write_learning_curves,
+    write_report,
+)
 
 __all__ = [
+    "AcceptedScore",
     "CharacteristicScore",
     "Confusion",
-    "Decided",
     "Evaluation",
     "LabelScore",
     "Reliability",
     "ReliabilityBin",
-    "ReviewScore",
     "RunFacts",
+    "SelectiveScore",
     "evaluate",
     "evaluation_json",
     "expected_calibration_error",
     "markdown_table",
+    "write_comparison",
+    "write_learning_curves",
     "write_report",
 ]

@@ -16,8 +16,7 @@ import torch
 
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError
-from product_classificator.evaluation import Evaluation
-from product_classificator.evaluation.tuning import write_curves
+from product_classificator.evaluation import Evaluation, write_learning_curves
 from product_classificator.finetuning.blocks import Tail
 from product_classificator.finetuning.checkpoints import FinetuneState, Weights, moments_of, set_moments
 from product_classificator.finetuning.contrastive import (
@@ -184,7 +183,7 @@ class Course:
         if heads.mean_valid_macro_f1 > state.history[state.best_epoch]["valid_macro_f1"]:
             state.best_epoch, state.best_weights = epoch, self._tail.trained()
         if self._distributed.is_main:
-            write_curves(folder, state.history, state.best_epoch)
+            write_learning_curves(folder, state.history, state.best_epoch)
         if self._callbacks.on_epoch:
             self._callbacks.on_epoch(state.history[-1])
 

@@ -28,8 +28,7 @@ from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.save import save_encoder
 from product_classificator.encoders.towers import torch_towers_of
 from product_classificator.errors import DataError
-from product_classificator.evaluation import Evaluation
-from product_classificator.evaluation.tuning import write_comparison
+from product_classificator.evaluation import Evaluation, write_comparison
 from product_classificator.files import remove_leftovers
 from product_classificator.finetuning.activations import Activations, bytes_needed, keep_activations
 from product_classificator.finetuning.blocks import Tail

@@ -270,14 +270,14 @@ def report_facts(run: Run, settings: TrainSettings, divided: Divided, fitted: Fi
     return RunFacts(
         title=f"Run {run.folder.name}",
         encoder=run.encoder + (f" in {run.facts['precision']}" if run.facts.get("precision") else ""),
-        recipe=asdict(settings.heads),
+        settings=asdict(settings.heads),
         seed=settings.seed,
         products={part: len(divided.split.rows(part)) for part in SPLITS},
         set_aside=divided.set_aside,
-        row_reasons=divided.row_reasons,
+        row_warnings=divided.row_reasons,
         left_out_labels=fitted.left_out,
         refines={each.child: each.parent for each in fitted.bundle.hierarchy},
-        split_on="the words of their text, or the bytes of their photo",
+        grouped_by="the words of their text, or the bytes of their photo",
         history=[
             {
                 "epoch": epoch.epoch,

@@ -112,7 +112,7 @@ def test_classify_shows_bars_or_json(trained, files):
 def test_with_a_promise_values_are_called_auto_or_review(trained, files):
     folder, table, images = files
     run, printed = trained
-    assert "decided without a person at a promised precision of 0.95: kind" in printed
+    assert "accepted at a target precision of 0.95: kind" in printed
     printed = call("predict", run, table, "--images", images, "--out", folder / "p.csv", "--min-precision", 0.7)
     assert set(pd.read_csv(folder / "p.csv").kind_decision) == {"auto", "review"}
     assert "rows that need no review: kind" in printed
@@ -168,7 +168,7 @@ def test_a_zip_of_broken_photos_goes_through_train_and_predict(tmp_path):
     shared = [tmp_path / "t.parquet", "--images", tmp_path / "photos.zip", "--text", "title"]
     options = ["--characteristics", "kind", "--out", tmp_path / "run", "--config", tmp_path / "settings.toml"]
     call("train", *shared, *options)
-    counted = json.loads((tmp_path / "run/report/report.json").read_text())["facts"]["row_reasons"]
+    counted = json.loads((tmp_path / "run/report/report.json").read_text())["facts"]["row_warnings"]
     call("predict", tmp_path / "run", *shared[:3], "--out", tmp_path / "p.parquet")
     status = pd.read_parquet(tmp_path / "p.parquet").set_index("nm").status
     reasons = {id_: "ok" if reason == "ok" else f"image_{reason}" for id_, reason in expected.items()}

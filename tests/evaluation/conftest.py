@@ -3,14 +3,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from product_classificator.types import Predictions, Truth, strings
+from product_classificator.types import Bools, Floats, Predictions, Strings, Truth, strings
 
+MATERIALS = ("cotton", "silk", "wool")
 Columns = Mapping[str, tuple[Sequence[str], Sequence[str | None], Sequence[str]]]
 
 
 @pytest.fixture(scope="session")
 def judged() -> Callable[..., tuple[Predictions, Truth]]:
-    """Makes predictions and truth of characteristic -> (labels, true, predicted)."""
+    """Make predictions and truth from characteristic -> (labels, true, predicted)."""
 
     def make(columns: Columns, is_known: Sequence[bool] | None = None) -> tuple[Predictions, Truth]:
         n = len(next(iter(columns.values()))[2])
@@ -28,3 +29,28 @@ def judged() -> Callable[..., tuple[Predictions, Truth]]:
         return predictions, {name: strings(list(true)) for name, (_, true, _) in columns.items()}
 
     return make
+
+
+def sets(*items) -> Strings:
+    return strings([None if item is None else frozenset(item) for item in items])
+
+
+def predict_sets(probabilities: Floats, is_known: Bools | None = None) -> Predictions:
+    """Predictions of a multi-label characteristic with three labels."""
+    n = len(probabilities)
+    return Predictions(
+        strings([str(i) for i in range(n)]),
+        {"materials": MATERIALS},
+        {"materials": probabilities},
+        np.ones(n, bool) if is_known is None else is_known,
+        decision_thresholds={"materials": [0.5] * 3},
+    )
+
+
+def materials(n: int = 60, seed: int = 0) -> tuple[Predictions, Truth, Bools, Bools]:
+    """Return predictions that are right three times in four, the truth, and both as (n, 3) indicators."""
+    random = np.random.default_rng(seed)
+    true = random.random((n, 3)) < (0.6, 0.3, 0.1)
+    probabilities = np.where(random.random((n, 3)) < 0.75, true, ~true) * 0.8 + 0.1
+    truth = {"materials": sets(*([MATERIALS[j] for j in np.flatnonzero(row)] for row in true))}
+    return predict_sets(probabilities.astype(np.float32)), truth, true, probabilities > 0.5

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,12 +9,13 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Confusion, evaluate
 from product_classificator.types import Predictions, strings
+from tests.evaluation.conftest import MATERIALS, materials, predict_sets, sets
 
 LABELS = ("a", "b", "c", "d", "e", "f")
 
 
 def drawn(n, k, right, seed=0):
-    """Returns labels, true and predicted of n products, skewed to the first labels."""
+    """Return labels, true and predicted of n products, skewed to the first labels."""
     random = np.random.default_rng(seed)
     labels = [f"label {i}" for i in range(k)]
     true = np.minimum((random.pareto(1, n) * 3).astype(int), k - 1)
@@ -37,8 +40,8 @@ def test_the_label_table_is_that_of_scikit_learn(judged):
     labels = evaluate(*judged({"x": columns}), resamples=0).characteristics["x"].labels
     names = [label.label for label in labels]
     expected = precision_recall_fscore_support(true, predicted, labels=names, zero_division=0)
-    found = [(label.precision, label.recall, label.f1, label.support) for label in labels]
-    np.testing.assert_allclose(np.array(found), np.array(expected).T)
+    scores = [(label.precision, label.recall, label.f1, label.support) for label in labels]
+    np.testing.assert_allclose(np.array(scores), np.array(expected).T)
     assert [label.predicted for label in labels] == [predicted.count(name) for name in names]
     assert [label.support for label in labels] == sorted((label.support for label in labels), reverse=True)
 
@@ -56,8 +59,8 @@ def test_the_interval_is_that_of_resampling_products_one_by_one(judged):
 def test_the_interval_depends_on_nothing_but_products_and_seed(judged):
     columns, other = drawn(100, 4, 0.6), drawn(100, 3, 0.9, seed=5)
     alone = evaluate(*judged({"x": columns}), resamples=50).characteristics["x"]
-    beside = evaluate(*judged({"y": other, "x": columns}), resamples=50).characteristics["x"]
-    assert alone == beside
+    with_another = evaluate(*judged({"y": other, "x": columns}), resamples=50).characteristics["x"]
+    assert alone == with_another
     assert evaluate(*judged({"x": columns}), resamples=50, seed=1).characteristics["x"].interval != alone.interval
 
 
@@ -85,7 +88,7 @@ def test_no_products_at_all_are_no_error(judged):
     assert evaluate(*judged({"x": (("a",), [], [])})).mean_macro_f1 is None
 
 
-def test_the_mean_passes_over_a_characteristic_without_score(judged):
+def test_the_mean_skips_a_characteristic_without_score(judged):
     evaluation = evaluate(*judged({"x": (("a",), [None, None], "aa"), "y": (("a", "b"), "ab", "ab")}), resamples=0)
     assert evaluation.mean_macro_f1 == 1.0
     assert evaluation.characteristics["y"].interval is None
@@ -141,7 +144,7 @@ def test_truth_of_another_length_is_refused(judged):
 
 def test_a_true_label_that_is_not_text_is_refused(judged):
     predictions, _ = judged({"x": (("a",), "aa", "aa")})
-    with pytest.raises(DataError, match=r"'x' holds nan, 3 \(2 in all\); turn them into text, and NaN into None"):
+    with pytest.raises(DataError, match=r"'x' holds nan, 3 \(2 in all\); convert them to text, and NaN to None"):
         evaluate(predictions, {"x": np.array([float("nan"), 3], dtype=object)})
 
 
@@ -151,6 +154,66 @@ def test_a_negative_number_of_resamples_is_refused(judged):
 
 
 def test_anyones_probabilities_are_judged():
-    shares = {"x": np.array([[0.4, 0.6], [0.9, 0.1]], np.float32)}
-    rival = Predictions(strings(["1", "2"]), {"x": ("a", "b")}, shares, np.ones(2, bool))
+    probabilities = {"x": np.array([[0.4, 0.6], [0.9, 0.1]], np.float32)}
+    rival = Predictions(strings(["1", "2"]), {"x": ("a", "b")}, probabilities, np.ones(2, bool))
     assert evaluate(rival, {"x": strings(["b", "a"])}, resamples=0).mean_macro_f1 == 1.0
+
+
+def test_multi_label_macro_f1_is_that_of_scikit_learn_and_accuracy_the_share_of_exact_sets():
+    predictions, truth, true, predicted = materials()
+    score = evaluate(predictions, truth).characteristics["materials"]
+    assert score.is_multi_label
+    assert score.macro_f1 == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert score.accuracy == pytest.approx((true == predicted).all(1).mean())
+    assert score.interval[0] < score.macro_f1 < score.interval[1]
+    assert score.confusions == ()
+    assert [label.support for label in score.labels] == sorted(true.sum(0), reverse=True)
+    by_name = {label.label: label for label in score.labels}
+    assert by_name["silk"].recall == pytest.approx((true & predicted)[:, 1].sum() / true[:, 1].sum())
+
+
+def test_the_interval_of_label_sets_is_that_of_resampling_products_one_by_one():
+    predictions, truth, true, predicted = materials()
+    low, high = evaluate(predictions, truth).characteristics["materials"].interval
+    random = np.random.default_rng(1)
+    drawn = [random.integers(0, len(true), len(true)) for _ in range(200)]
+    scores = [f1_score(true[rows], predicted[rows], average="macro") for rows in drawn]
+    assert (low, high) == pytest.approx(np.percentile(scores, (2.5, 97.5)), abs=0.05)
+
+
+def test_multi_label_reliability_is_that_of_the_predicted_labels():
+    predictions, truth, true, predicted = materials()
+    reliability = evaluate(predictions, truth).characteristics["materials"].reliability
+    assert sum(b.n for b in reliability.bins) == predicted.sum()
+    right = sum(b.n * b.accuracy for b in reliability.bins)
+    assert right == pytest.approx((true & predicted).sum())
+
+
+def test_every_product_with_label_sets_is_counted_once():
+    probabilities = np.full((6, 3), 0.9, np.float32)
+    known = np.array([True, True, True, True, True, False])
+    probabilities[5] = np.nan
+    predictions = predict_sets(probabilities, known)
+    truth = {"materials": sets(None, {"linen"}, {"linen", "wool"}, set(), MATERIALS, {"wool"})}
+    score = evaluate(predictions, truth).characteristics["materials"]
+    assert (score.n, score.unlabelled, score.unknown_labels, score.not_predicted) == (3, 1, 1, 1)
+    assert score.accuracy == pytest.approx(1 / 3)
+    assert score.precision_by_coverage[-1] == (1.0, pytest.approx(1 / 4))  # a label that was not trained is missed
+
+
+def test_products_without_labels_and_without_predicted_labels_are_right():
+    probabilities = np.full((2, 3), 0.1, np.float32)
+    predictions = predict_sets(probabilities)
+    score = evaluate(predictions, {"materials": sets(set(), set())}).characteristics["materials"]
+    assert (score.macro_f1, score.accuracy, score.labels, score.reliability) == (1.0, 1.0, (), None)
+
+
+@pytest.mark.parametrize(("is_multi", "labels"), [(True, ["wool"]), (False, [frozenset(["wool"])])])
+def test_labels_and_sets_are_not_mixed(is_multi, labels):
+    probabilities = np.full((1, 3), 0.3, np.float32)
+    predictions = predict_sets(probabilities)
+    if not is_multi:
+        predictions = replace(predictions, decision_thresholds={})
+    rule = {True: "true labels must be frozensets of text", False: "'materials' was trained with one label per product"}
+    with pytest.raises(DataError, match=rule[is_multi]):
+        evaluate(predictions, {"materials": strings(labels)})

@@ -34,7 +34,7 @@ def test_at_most_twenty_labels_are_drawn(score):
     assert len(plots.most_confused_labels(score)) == 20
 
 
-def test_labels_that_are_confused_stand_together(score):
+def test_confused_labels_are_neighbours(score):
     first = score.confusions[0]
     assert plots.most_confused_labels(score)[:2] == [first.true, first.predicted]
 
@@ -43,21 +43,21 @@ def test_each_row_of_a_confusion_holds_all_products_of_its_label(score):
     labels = plots.largest_labels(score)
     axes = plots.draw_confusion(score, labels, "x").axes[0]
     assert texts(axes)[20] == "(all others)"
-    shares = np.asarray(axes.images[0].get_array())
+    shares = np.asarray(axes.collections[0].get_array())
     np.testing.assert_allclose(shares.sum(1), 1)
 
 
-def test_a_row_tells_right_and_wrong(judged):
+def test_a_row_shows_right_and_wrong_predictions(judged):
     score = evaluate(*judged({"x": ("abc", "aaaab", "aaabb")}), resamples=0).characteristics["x"]
     axes = plots.draw_confusion(score, ["a", "b"], "x").axes[0]
-    np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), [[0.75, 0.25], [0, 1]])
+    np.testing.assert_allclose(np.asarray(axes.collections[0].get_array()), [[0.75, 0.25], [0, 1]])
     assert [text.get_text() for text in axes.texts] == ["3", "1", "1"]
 
 
 def test_a_label_that_is_only_predicted_has_an_empty_row(judged):
     score = evaluate(*judged({"x": ("ab", "aa", "ab")}), resamples=0).characteristics["x"]
     axes = plots.draw_confusion(score, ["a", "b"], "x").axes[0]
-    assert np.asarray(axes.images[0].get_array())[1].tolist() == [0, 0]
+    assert np.asarray(axes.collections[0].get_array())[1].tolist() == [0, 0]
 
 
 def test_the_overview_names_each_characteristic_and_says_what_has_no_score(judged):
@@ -69,7 +69,7 @@ def test_the_overview_names_each_characteristic_and_says_what_has_no_score(judge
     assert {"1.000", "no scored product"} <= {text.get_text() for text in axes.texts}
 
 
-def test_learning_curves_stand_gaps_and_odd_names():
+def test_learning_curves_allow_gaps_and_odd_names():
     history = [
         {"epoch": 1, "train_loss": 2.0, "valid_macro_f1": None, "characteristics": {"_x$": 0.1, "never": None}},
         {"epoch": 2, "train_loss": float("nan"), "valid_macro_f1": 0.5, "characteristics": None},
@@ -91,3 +91,16 @@ def test_one_epoch_without_a_best_is_drawn():
 def test_drawing_leaves_the_global_state_of_matplotlib_alone(score):
     plots.draw_confusion(score, plots.largest_labels(score)[:2], "x")
     assert pyplot.get_fignums() == []
+
+
+def test_a_fine_tuning_has_a_panel_for_each_kind_of_value():
+    epoch = {
+        "train_loss": 1.0,
+        "valid_loss": 2.0,
+        "recall_at_1": 0.5,
+        "valid_macro_f1": 0.6,
+        "characteristics": {"x": 0.6},
+    }
+    panels = plots.draw_learning_curves([{**epoch, "epoch": 0, "train_loss": None}, {**epoch, "epoch": 1}], 1).axes
+    assert [axes.get_title() for axes in panels] == ["Loss", "Recall@1 in batches, valid", "Macro-F1, valid"]
+    assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["train", "valid"]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from product_classificator.evaluation import RunFacts, evaluate, evaluation_json, markdown_table, write_report
 from product_classificator.types import Decisions
+from tests.evaluation.conftest import materials
 
 HOSTILE = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; \n# h"
 SHOWN = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; # h"
@@ -21,7 +22,7 @@ def tokens(markdown):
 
 
 def plain_texts(markdown):
-    """Returns each table cell, heading and paragraph of a Markdown text as a reader sees it."""
+    """Return each table cell, heading and paragraph of a Markdown text as a reader sees it."""
     parsed = MarkdownIt("commonmark").enable("table").parse(markdown)
     return ["".join(child.content for child in token.children) for token in parsed if token.type == "inline"]
 
@@ -44,13 +45,13 @@ def folder(evaluation, tmp_path_factory):
     facts = RunFacts(
         title=HOSTILE,
         encoder="lite",
-        recipe={HOSTILE: HOSTILE, "rate": np.float32("nan"), "path": Path("x"), "sizes": (1, 2)},
+        settings={HOSTILE: HOSTILE, "rate": np.float32("nan"), "path": Path("x"), "sizes": (1, 2)},
         seed=7,
         products={"train": 1000, "test": 75},
         set_aside={"no | text": 4},
-        row_reasons={"photo truncated": 1200},
+        row_warnings={"photo truncated": 1200},
         left_out_labels={"category": {f"rare {i}": i for i in range(30)}, "sex": {}},
-        split_on="same text",
+        grouped_by="same text",
         duration_s=75.0,
         history=[{"epoch": 1, "train_loss": 1.0, "valid_macro_f1": 0.5, "characteristics": {"category": 0.5}}],
         best_epoch=1,
@@ -92,12 +93,12 @@ def test_the_json_is_numbered_and_holds_everything_but_nan(folder, evaluation):
     document = json.loads((folder / "report.json").read_text("utf-8"), parse_constant=refuse)
     assert document["format"] == 1
     assert document["evaluation"] == json.loads(json.dumps(evaluation_json(evaluation)))
-    assert document["facts"]["recipe"] == {HOSTILE: HOSTILE, "rate": None, "path": "x", "sizes": [1, 2]}
+    assert document["facts"]["settings"] == {HOSTILE: HOSTILE, "rate": None, "path": "x", "sizes": [1, 2]}
     assert len(document["facts"]["left_out_labels"]["category"]) == 30
     assert document["facts"]["history"][0]["characteristics"] == {"category": 0.5}
 
 
-def test_evaluation_json_tells_scores_intervals_and_counts(evaluation):
+def test_evaluation_json_holds_scores_intervals_and_counts(evaluation):
     scores = evaluation_json(evaluation)["characteristics"]
     assert set(scores["category"]) == {
         *("macro_f1", "macro_f1_low", "macro_f1_high", "is_multi_label", "accuracy", "n"),
@@ -133,11 +134,11 @@ def test_names_and_labels_are_shown_as_they_are_and_stay_in_their_cells(folder):
     assert cells.count(SHOWN) == 10
 
 
-def test_the_report_says_what_was_set_aside_and_left_out_and_how_it_was_measured(folder):
+def test_the_report_lists_set_aside_rows_left_out_labels_and_the_method(folder):
     cells = plain_texts((folder / "report.md").read_text("utf-8"))
     assert {"Rows set aside", "no | text", "4", "photo truncated", "1,200"} <= set(cells)
     assert {"rare 29 (29)", "... and 10 more, in report.json"} <= set(cells)
-    assert {"Products by part: train 1,000, test 75.", "Seed of the run: 7.", "The run took 1 min."} <= set(cells)
+    assert {"Products by split: train 1,000, test 75.", "Seed of the run: 7.", "The run took 1 min."} <= set(cells)
 
 
 def test_a_report_needs_no_more_than_a_title(judged, tmp_path):
@@ -146,7 +147,7 @@ def test_a_report_needs_no_more_than_a_title(judged, tmp_path):
     text = (tmp_path / "report.md").read_text("utf-8")
     assert text.startswith("# rival\n\nMean macro-F1: **1.000**.\n")
     assert "\n\n\n" not in text
-    assert not [word for word in ("set aside", "too rare", "None", "learned") if word in text]
+    assert not [word for word in ("set aside", "too rare", "None", "Learning") if word in text]
 
 
 def test_a_report_without_a_scored_product_says_so(judged, tmp_path):
@@ -179,16 +180,25 @@ def test_a_report_replaces_the_one_before(judged, tmp_path):
     assert (tmp_path / "report.md").read_text("utf-8").startswith("# second\n")
 
 
-def test_what_is_decided_stands_beside_the_calibration_error(judged, tmp_path):
+def test_accepted_values_are_listed_next_to_the_calibration_error(judged, tmp_path):
     predictions, truth = judged({"kind": ("ab", "abab", "abaa"), "sex": ("ab", "abab", "abab")})
     accepted = {"kind": np.array([True, True, False, False]), "sex": np.ones(4, bool)}
     decisions = Decisions(0.9, accepted, np.array([False, False, False, True]))
     write_report(tmp_path, evaluate(replace(predictions, decisions=decisions), truth, resamples=0), RunFacts("x"))
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert (
-        "| characteristic | ECE | by chance | decided | precision of it | right, of all |\n|---|---:|---:|---:" in text
-    )
+    assert "| characteristic | ECE | by chance | accepted | precision | accuracy of all |\n|---|---:|---:|---:" in text
     assert "| kind | 0.250 | 0.000 | 50.0 % | 1.000 | 0.750 |\n| sex |" in text
-    assert "Of all products, 50.0 % have every characteristic decided, and 25.0 % are unlike" in text
-    review = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]["review"]
-    assert review["characteristics"]["kind"] == {"share": 0.5, "precision": 1.0, "n": 2}
+    assert "accepted for 50.0 % of the products; 25.0 % are unlike the training products" in text
+    selective = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]["selective"]
+    assert selective["characteristics"]["kind"] == {"share": 0.5, "precision": 1.0, "n": 2}
+
+
+def test_a_multi_label_characteristic_has_plots_of_labels_instead_of_confusions(tmp_path):
+    predictions, truth, _, _ = materials()
+    evaluation = evaluate(predictions, truth)
+    write_report(tmp_path, evaluation, RunFacts("A run"))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "materials is multi-label, a product can have any number of its labels" in text
+    assert "confused pairs" not in text
+    assert (tmp_path / "plots/01-materials-largest.png").is_file()
+    assert evaluation_json(evaluation)["characteristics"]["materials"]["is_multi_label"]

@@ -41,7 +41,7 @@ def test_heads_learn_what_photo_and_text_tell(tiny_training):
 def test_the_report_counts_the_rows_with_a_flaw(tiny_training):
     facts = json.loads((tiny_training.run.report / "report.json").read_text())["facts"]
     assert facts["set_aside"] == {"image_missing,text_empty": 6}
-    assert facts["row_reasons"] == {"image_truncated": 6, "text_empty": 6}
+    assert facts["row_warnings"] == {"image_truncated": 6, "text_empty": 6}
 
 
 def test_the_same_seed_gives_the_same_run(catalog, tiny_training, tmp_path):
