@@ -1,4 +1,4 @@
-"""The command line: every command opens what it is given, calls one verb, and prints what a person needs next.
+"""The command line: every command opens its inputs, calls one verb, and prints the result and the next step.
 
 Exit codes: 0 done, 1 bad data or artefact (a message, no traceback), 2 wrong usage, 130 interrupted.
 """
@@ -6,50 +6,67 @@ Exit codes: 0 done, 1 bad data or artefact (a message, no traceback), 2 wrong us
 import logging
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
-import typer
+from cyclopts import App, Parameter
 
-from product_classificator.cli import audit, commands, demo, export, training
+from product_classificator import __version__
+from product_classificator.cli import options
 from product_classificator.errors import ProductClassificatorError
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Tells a product's category, sex, season and other characteristics from its photo and its text.",
-)
-for command in (
-    training.train,
-    training.tune,
-    commands.evaluate,
-    commands.predict,
-    commands.classify,
-    audit.audit,
-    commands.embed,
-    export.export,
-    commands.import_heads,
-    commands.info,
-    demo.demo,
-):
-    app.command()(command)
+_IMPLEMENTATIONS = {
+    options.Train: "fitting.train",
+    options.Tune: "fitting.tune",
+    options.Evaluate: "fitting.evaluate",
+    options.Predict: "answering.predict",
+    options.Classify: "classify.classify",
+    options.Audit: "fitting.audit",
+    options.Embed: "answering.embed",
+    options.Export: "artifacts.export",
+    options.ImportHeads: "artifacts.import_heads",
+    options.Info: "artifacts.info",
+    options.Demo: "demo.demo",
+}
+"""Options of a command -> module and function, imported when the command runs: help imports neither torch nor NumPy."""
 
-_INTERRUPTED = 130
+
+def _run(values: Any) -> None:
+    if type(values) in _IMPLEMENTATIONS:  # not after --help and --version
+        module, function = _IMPLEMENTATIONS[type(values)].split(".")
+        getattr(import_module(f"{__name__}.{module}"), function)(values)
+
+
+app = App(
+    name="product-classificator",
+    help="Predict product characteristics (category, sex, season, ...) from photos and text.",
+    version=__version__,
+    help_flags="--help",
+    help_format="plaintext",
+    default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
+    result_action=_run,
+    suppress_keyboard_interrupt=False,
+)
+for command, implementation in _IMPLEMENTATIONS.items():
+    app.command(command, name=implementation.split(".")[1].replace("_", "-"), sort_key=len(list(app)))
 
 
 def main() -> None:
-    """Runs the command line and exits."""
+    """Run the command line and exit."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # Threads of torch that wait actively slow a training down many times as soon as anything else runs on the machine.
+    # Busy-waiting torch threads slow training down when anything else runs: 20 s an epoch instead of 0.6 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except ProductClassificatorError as error:
-        typer.secho(f"error: {error}", err=True, fg="red")
-        sys.exit(1)
-    except OSError as error:
-        typer.secho(f"error: a file or folder cannot be used: {error}", err=True, fg="red")
-        sys.exit(1)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:  # typer has caught the KeyboardInterrupt
-            typer.secho("interrupted; what was finished is kept, the same command goes on from there", err=True)
-        raise
+    except (ProductClassificatorError, OSError) as error:
+        problem = "a file or folder cannot be used: " * isinstance(error, OSError)
+        sys.exit(_failed(1, f"error: {problem}{error}"))
+    except KeyboardInterrupt:
+        sys.exit(_failed(130, "interrupted; finished work is kept, run the same command again to resume"))
+
+
+def _failed(code: int, message: str) -> int:
+    from product_classificator import console
+
+    console.log.print(message, style="red", soft_wrap=True)
+    return code

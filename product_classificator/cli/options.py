@@ -1,225 +1,296 @@
-"""The options that commands share, and how the tables and runs they name are opened."""
+"""What the commands take: a frozen dataclass per command, whose docstrings are the help; shared options are groups."""
 
-import logging
-from collections.abc import Sequence
-from dataclasses import replace
-from enum import StrEnum
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, Literal
 
-import typer
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
-from product_classificator.errors import DataError
-
-logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from product_classificator.catalog import Catalog
-    from product_classificator.runs import Run
-
-
-class Channels(StrEnum):
-    """Order of colours in the files of the photos."""
-
-    rgb = "rgb"
-    bgr = "bgr"
-
-
-class Recipe(StrEnum):
-    """How heads are fitted."""
-
-    joint = "joint"
-    published = "published"
-
-
-class Precision(StrEnum):
-    """How an encoder computes."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    int8 = "int8"
-
-
-class TunePrecision(StrEnum):
-    """How matrix products are computed while blocks are trained."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-TableArg = Annotated[
-    Path,
-    typer.Argument(
-        metavar="TABLE",
-        help="Products: a parquet, CSV/TSV or JSON lines file, or a folder with the Wildberries tables.",
-    ),
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Channels = Literal["rgb", "bgr"]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Run = Annotated[Path, Parameter(help="Folder of a training run.")]
+Table = Annotated[
+    Path, Parameter(help="Parquet, CSV/TSV or JSON Lines file, or a folder with the Wildberries tables.")
 ]
-RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished training.")]
-ImagesOpt = Annotated[Path | None, typer.Option("--images", help="Folder or zip of photos. Left out: text only.")]
-IdOpt = Annotated[str | None, typer.Option("--id", help="Column of product ids.")]
-TextOpt = Annotated[
-    str | None,
-    typer.Option("--text", help="Text column, or several joined by commas. Left out: photos only, if there are any."),
-]
-LikeRunTextOpt = Annotated[str | None, typer.Option("--text", help="Text columns. Left out: those of the run.")]
-PhotoOpt = Annotated[
-    str | None, typer.Option("--photo", help="Column of photo file names. Left out: photos are found by id.")
-]
-ChannelsOpt = Annotated[
-    Channels | None,
-    typer.Option("--channels", help="bgr: the photos' red and blue are swapped. Left out: rgb, or as the run had it."),
-]
-MaxPixelsOpt = Annotated[
-    int | None, typer.Option("--max-pixels", min=1, help="Larger photos are not decoded.", show_default="50 million")
-]
-StoreOpt = Annotated[Path | None, typer.Option("--store", help="Folder of embeddings to use and fill.")]
-EncoderOpt = Annotated[str | None, typer.Option("--encoder", help="See `info encoders`.", show_default="lite")]
-TextEncoderOpt = Annotated[
-    str | None,
-    typer.Option("--text-encoder", help="Texts through a model of sentence-transformers: st:<repository or folder>."),
-]
-DeviceOpt = Annotated[str, typer.Option("--device", help="Where the encoder computes: auto, cpu, cuda, mps.")]
-PrecisionOpt = Annotated[
-    Precision, typer.Option("--precision", help="What the encoder computes in. auto: the fastest here that agrees.")
-]
-SeedOpt = Annotated[int | None, typer.Option("--seed", help="Same seed, same result.")]
-ConfigOpt = Annotated[Path | None, typer.Option("--config", help="TOML file of settings; options win.")]
-TaxonomyOpt = Annotated[
-    Path | None,
-    typer.Option("--taxonomy", help="Table with the columns label and parent. Left out: learned from TABLE."),
-]
-TrackerOpt = Annotated[
-    str | None, typer.Option("--tracker", help="Who is told of the progress, too: tensorboard, mlflow, wandb, ...")
-]
-MinPrecisionOpt = Annotated[
+MinPrecision = Annotated[
     float | None,
-    typer.Option("--min-precision", help="Call values auto such a share of which is right, the others review."),
-]
-MovedEncoderOpt = Annotated[
-    str | None, typer.Option("--encoder", help="Where the run's encoder lies now, if it has moved.")
-]
-CharacteristicsOpt = Annotated[
-    str | None, typer.Option("--characteristics", help="Columns with labels, joined by commas.")
+    Parameter(help='Target precision: predictions expected to reach it are marked "auto", the rest "review".'),
 ]
 
-
-MultiLabelOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--multi-label",
-        help='Further columns with several labels in a cell: "a|b", or a JSON array. Columns of lists need no naming.',
-    ),
-]
-LikeRunPhotoOpt = Annotated[
-    str | None,
-    typer.Option("--photo", help='Column of photo file names. Left out: as the run had it; "": found by id.'),
-]
+_PRODUCTS, _ENCODER, _TRAINING = (Group(name, sort_key=i) for i, name in enumerate(("Products", "Encoder", "Training")))
 
 
-class Source(NamedTuple):
-    """A table and its photos, as a command line names them."""
+@Parameter(name="*", group=_PRODUCTS)
+@dataclass(frozen=True, kw_only=True)
+class ProductOptions:
+    """How to read a table of products and their photos."""
 
-    table: Path
-    images: Path | None
-    id: str | None
-    text: Sequence[str] | None
-    photo: str | None
-    channels: Channels | None
-    max_pixels: int | None
+    images: Path | None = None
+    """Folder or zip of photos. Default: text only."""
+    text: str | None = None
+    """Text columns, joined by commas, the title first. Default: title, name, ...; with --images photos only."""
+    id: str | None = None
+    """Column of product ids. Default: nm, id, sku, ..."""
+    photo: str | None = None
+    """Column of photo file names. Default: photos are found by id."""
+    channels: Channels | None = None
+    """bgr: red and blue are swapped in the photos. Default: rgb."""
+    max_pixels: Count | None = None
+    """Skip larger photos. Default: 50 million."""
 
 
-def names(joined: str | None) -> list[str] | None:
-    """Splits names joined by commas.
+@Parameter(name="*", group=_PRODUCTS)
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(ProductOptions):
+    """How to read a table of products that have a photo and a text."""
 
-    >>> names("sex, season")
-    ['sex', 'season']
+    images: Path = field()  # required, unlike that of the parent
+    """Folder or zip of photos."""
+    text: str | None = None
+    """Text columns, joined by commas, the title first. Default: title, name, ..."""
+
+
+@Parameter(name="*", group=_PRODUCTS)
+@dataclass(frozen=True, kw_only=True)
+class LikeRunOptions(ProductOptions):
+    """How a table differs from that of a run."""
+
+    text: str | None = None
+    """Text columns, joined by commas. Default: as in the run."""
+    id: str | None = None
+    """Column of product ids. Default: as in the run."""
+    photo: str | None = None
+    """Column of photo file names; "" finds photos by id. Default: as in the run."""
+    channels: Channels | None = None
+    """bgr: red and blue are swapped in the photos. Default: as in the run."""
+
+
+@Parameter(name="*", group=_ENCODER)
+@dataclass(frozen=True, kw_only=True)
+class RunEncoderOptions:
+    """How the encoder of a run computes."""
+
+    encoder: str | None = None
+    """New location of the run's encoder, if it has moved."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: Dtype = "auto"
+    """Number format. auto: the fastest that gives the same vectors."""
+
+
+@Parameter(name="*", group=_ENCODER)
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions(RunEncoderOptions):
+    """Which encoder to use, and how it computes."""
+
+    encoder: str | None = None
+    """See `info encoders`. Default: lite."""
+    text_encoder: str | None = None
+    """Encode texts with sentence-transformers: st:<repository or folder>."""
+
+
+@Parameter(name="*", group=_TRAINING)
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What to learn."""
+
+    characteristics: str | None = None
+    """Label columns, joined by commas. Default: those of the published seven that the table has."""
+    multi_label: str | None = None
+    """Further label columns whose cells hold several labels ("a|b" or a JSON array). Lists are recognized."""
+    taxonomy: Path | None = None
+    """Table with the columns label and parent. Default: learned from TABLE."""
+    config: Path | None = None
+    """TOML file of settings; options override it."""
+    seed: int | None = None
+    """Random seed. Default: 0."""
+    tracker: str | None = None
+    """Experiment tracker: tensorboard, mlflow, wandb, ..."""
+
+
+@Parameter(name="*", group=_TRAINING)
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """How to fine-tune an encoder."""
+
+    last_blocks: Count = 1
+    """Blocks of each tower to train."""
+    epochs: Count = 5
+    """Passes over the photo-text pairs."""
+    batch_size: Annotated[int, Parameter(validator=Number(gte=2))] = 256
+    """Pairs contrasted with one another."""
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    cache_dir: Path | None = None
+    """Folder of the activations. Default: in OUT."""
+    cache_limit_gb: float = 100.0
+    """Recompute activations beyond this size in every epoch."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train heads on a table of products and report scores on held-out products."""
+
+    table: Table
+    _: KW_ONLY
+    out: Path
+    """Folder of the run."""
+    store: Path | None = None
+    """Folder of embeddings to reuse and add to. Default: in OUT."""
+    products: ProductOptions = ProductOptions()
+    encoder: EncoderOptions = EncoderOptions()
+    training: TrainingOptions = TrainingOptions()
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Fine-tune the last blocks of an encoder, fit heads after every epoch, and keep the best.
+
+    To use several GPUs: accelerate launch -m product_classificator tune ...
     """
-    return None if joined is None else [name.strip() for name in joined.split(",") if name.strip()]
+
+    table: Table
+    _: KW_ONLY
+    encoder: str
+    """A CLIP-like encoder; see `info encoders`."""
+    out: Path
+    """Folder of the run; an interrupted one is resumed."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of matrix products. auto: bfloat16 on GPUs that support it."""
+    products: PairOptions
+    training: TrainingOptions = TrainingOptions()
+    finetuning: FinetuneOptions = FinetuneOptions()
 
 
-def with_text_encoder(encoder: str, text_encoder: str | None) -> str:
-    """Returns the name for `load_encoder` of an encoder with a text encoder beside it.
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run on labelled products, leaving out those it was trained on."""
 
-    >>> with_text_encoder("lite+clean", "st:./sentences")
-    'lite+clean+st:./sentences'
-
-    Raises:
-        DataError: the text encoder is not written as `st:<repository or folder>`.
-    """
-    if text_encoder is None:
-        return encoder
-    if not text_encoder.startswith("st:"):
-        raise DataError(f"--text-encoder is written st:<repository or folder>, got {text_encoder!r}")
-    from product_classificator.encoders import EncoderSpec
-
-    return str(replace(EncoderSpec.parse(encoder), text_encoder=text_encoder.removeprefix("st:")))
+    run: Run
+    table: Table
+    _: KW_ONLY
+    json: Path | None = None
+    """File for the scores."""
+    min_precision: MinPrecision = None
+    store: Path | None = None
+    """Folder of embeddings to reuse and add to. Default: that of the run."""
+    products: LikeRunOptions = LikeRunOptions()
+    encoder: RunEncoderOptions = RunEncoderOptions()
 
 
-def open_catalog(
-    source: Source,
-    characteristics: Sequence[str] | None,
-    multi_label: Sequence[str] | None = None,
-    *,
-    guesses_text: bool = False,
-) -> "Catalog":
-    """Opens a table; without `--text` it is photos only where there are photos, unless its texts are guessed.
+@dataclass(frozen=True)
+class Predict:
+    """Predict the characteristics of every product of a table; an interrupted call is resumed."""
 
-    The Wildberries tables are opened as they were published: with the description, red and blue of photos swapped.
-    """
-    from product_classificator.catalog import is_wildberries, open_images, read_catalog
-
-    images, text, channels = None, source.text, Channels.rgb
-    if is_wildberries(source.table):
-        channels = Channels.bgr
-    elif text is None and source.images is not None and not guesses_text:
-        text = []
-    if source.images is not None:
-        limits = {} if source.max_pixels is None else {"max_pixels": source.max_pixels}
-        images = open_images(source.images, channels=(source.channels or channels).value, **limits)
-    return read_catalog(
-        source.table,
-        images,
-        id=source.id,
-        text=text,
-        characteristics=characteristics,
-        photo=source.photo,
-        multi_label=multi_label or (),
-    )
+    run: Run
+    table: Table
+    _: KW_ONLY
+    out: Path
+    """File to write: .parquet, .csv or .jsonl."""
+    top_k: Count = 1
+    """Labels per characteristic."""
+    min_precision: MinPrecision = None
+    store: Path | None = None
+    """Folder of embeddings to reuse and add to."""
+    products: LikeRunOptions = LikeRunOptions()
+    encoder: RunEncoderOptions = RunEncoderOptions()
 
 
-def table_columns(table: Path) -> list[str]:
-    """Returns the columns of a table; of a folder with the Wildberries tables, those of both and what is read out."""
-    from product_classificator.catalog import PUBLISHED_CHARACTERISTICS
-    from product_classificator.catalog.table import open_table
-    from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
+@dataclass(frozen=True)
+class Classify:
+    """Classify one product from its photo, its text, or both."""
 
-    if not table.is_dir():
-        return open_table(table).columns
-    columns = [name for file in (TRAIN_FILE, TEST_FILE) for name in open_table(table / file).columns]
-    return [*PUBLISHED_CHARACTERISTICS, *columns]
+    run: Run
+    _: KW_ONLY
+    image: Path | None = None
+    """Photo file."""
+    text: str | None = None
+    """Text of the product."""
+    channels: Channels | None = None
+    """bgr: red and blue are swapped in the photo. Default: as in the run."""
+    top_k: Count = 3
+    """Labels per characteristic."""
+    min_precision: MinPrecision = None
+    explain: bool = False
+    """Show what drove each prediction."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    encoder: RunEncoderOptions = RunEncoderOptions()
 
 
-def open_catalog_like(run: "Run", source: Source, characteristics: Sequence[str]) -> "Catalog":
-    """Opens a table as that of a run was opened, as far as the command line says nothing else."""
-    from product_classificator.catalog import is_wildberries
+@dataclass(frozen=True)
+class Audit:
+    """List likely wrong labels, contradictions, outliers and broken rows of a table."""
 
-    columns = run.columns
-    if is_wildberries(source.table):  # its ids and photos are found in one way only
-        text = columns.text if source.text is None else source.text
-        return open_catalog(source._replace(text=text), characteristics)
-    if columns.has_title and source.text and source.text[0] != columns.text[0]:
-        logger.warning(
-            "the run takes the first line of a text for the title (%s), and --text begins with %s: name it first",
-            columns.text[0],
-            source.text[0],
-        )
-    like_run = source._replace(
-        id=source.id or columns.id,
-        text=columns.text if source.text is None else source.text,
-        photo=(columns.photo if source.images else None) if source.photo is None else source.photo or None,
-        channels=source.channels or Channels(run.channels),
-    )
-    return open_catalog(like_run, characteristics, [name for name in columns.multi_label if name in characteristics])
+    run: Run
+    table: Table
+    _: KW_ONLY
+    out: Path
+    """Folder for the findings."""
+    store: Path | None = None
+    """Folder of embeddings to reuse and add to. Default: that of the run."""
+    products: LikeRunOptions = LikeRunOptions()
+    encoder: RunEncoderOptions = RunEncoderOptions()
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Compute embeddings for training and prediction; an interrupted call is resumed."""
+
+    table: Table
+    _: KW_ONLY
+    out: Path
+    """Folder of the embeddings; existing ones are reused."""
+    products: ProductOptions = ProductOptions()
+    encoder: EncoderOptions = EncoderOptions()
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export a run for use with ONNX Runtime and NumPy, without PyTorch."""
+
+    run: Path
+    """Folder of a training run or of a bundle of heads."""
+    _: KW_ONLY
+    out: Path
+    """Folder to write; an export there is replaced."""
+    encoder: str | None = None
+    """New location of the run's encoder, if it has moved."""
+
+
+@dataclass(frozen=True)
+class ImportHeads:
+    """Convert heads of the 2024 package into a bundle; nothing in them is executed."""
+
+    folder: Path
+    """Folder with <characteristic>.pt, label_to_char.pkl and pca_all.pkl."""
+    _: KW_ONLY
+    encoder: str = "ruclip-vit-base-patch16-384"
+    """Encoder of the heads; a folder binds them to the weights in it."""
+    out: Path | None = None
+    """Folder of the bundle. Default: in the cache, under the name of FOLDER."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Describe a run, a store of embeddings, or the available encoders."""
+
+    subject: str
+    """Folder of a run or store, or the word `encoders`."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Generate a synthetic shop, train on it, and classify three of its held-out products."""
+
+    _: KW_ONLY
+    out: Path = Path("demo")
+    """Folder for everything that is made."""
+    products: Annotated[int, Parameter(validator=Number(gte=50))] = 1500
+    """Number of products."""
+    seed: int = 0
+    """Random seed."""

@@ -1,0 +1,82 @@
+"""Opens the tables that a command names."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
+from product_classificator.catalog.table import open_table
+from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
+from product_classificator.cli.options import ProductOptions
+from product_classificator.runs import Run
+
+logger = logging.getLogger(__name__)
+
+
+def names(joined: str | None) -> list[str] | None:
+    """Split names joined by commas.
+
+    >>> names("sex, season")
+    ['sex', 'season']
+    """
+    return None if joined is None else [name.strip() for name in joined.split(",") if name.strip()]
+
+
+def open_catalog(
+    options: ProductOptions,
+    characteristics: Sequence[str] | None,
+    multi_label: Sequence[str] | None = None,
+    *,
+    run: Run | None = None,
+    guess_text: bool = False,
+) -> Catalog:
+    """Open a table: with `run` as the run's table was opened, but for what the options say.
+
+    Without `--text` and `run`, photos alone are used if there are any, unless text columns are to be guessed.
+    """
+    text: Sequence[str] | None = names(options.text)
+    id_, photo, channels = options.id, options.photo, options.channels
+    if run is not None and text is None:
+        text = run.columns.text
+    if is_wildberries(options.table):  # ids and photo names of these tables are fixed, red and blue are swapped
+        channels = channels or "bgr"
+    elif run is not None:
+        columns = run.columns
+        if columns.has_title and text and text[0] != columns.text[0]:
+            logger.warning(
+                "the run takes the first line of a text for the title (%s), but --text starts with %s: name it first",
+                columns.text[0],
+                text[0],
+            )
+        id_, channels = id_ or columns.id, channels or run.channels
+        photo = (columns.photo if options.images else None) if photo is None else photo or None
+    elif text is None and options.images is not None and not guess_text:
+        text = []
+    images = None
+    if options.images is not None:
+        limits = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
+        images = open_images(options.images, channels=channels or "rgb", **limits)
+    return read_catalog(
+        options.table,
+        images,
+        id=id_,
+        text=text,
+        characteristics=characteristics,
+        photo=photo,
+        multi_label=multi_label or (),
+    )
+
+
+def open_labelled(run: Run, options: ProductOptions) -> Catalog:
+    """Open a table as the run's table was opened, with those characteristics of the run that it holds."""
+    available = _columns(options.table)
+    characteristics = [name for name in run.columns.characteristics if name in available]
+    multi_label = [name for name in run.columns.multi_label if name in characteristics]
+    return open_catalog(options, characteristics, multi_label, run=run)
+
+
+def _columns(table: Path) -> list[str]:
+    if not table.is_dir():
+        return open_table(table).columns
+    columns = [name for file in (TRAIN_FILE, TEST_FILE) for name in open_table(table / file).columns]
+    return [*PUBLISHED_CHARACTERISTICS, *columns]
