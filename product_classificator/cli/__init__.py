@@ -25,7 +25,7 @@ _IMPLEMENTATIONS = {
     options.Embed: "answering.embed",
     options.Export: "artifacts.export",
     options.ImportHeads: "artifacts.import_heads",
-    options.Info: "artifacts.info",
+    options.Info: "info.info",
     options.Demo: "demo.demo",
 }
 """Options of a command -> module and function, imported when the command runs: help imports neither torch nor NumPy."""
@@ -57,7 +57,7 @@ def main() -> None:
     # Busy-waiting torch threads slow training down when anything else runs: 20 s an epoch instead of 0.6 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        app(sys.argv[1:])
     except (ProductClassificatorError, OSError) as error:
         problem = "a file or folder cannot be used: " * isinstance(error, OSError)
         sys.exit(_failed(1, f"error: {problem}{error}"))

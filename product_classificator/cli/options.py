@@ -11,9 +11,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Channels = Literal["rgb", "bgr"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Run = Annotated[Path, Parameter(help="Folder of a training run.")]
-Table = Annotated[
-    Path, Parameter(help="Parquet, CSV/TSV or JSON Lines file, or a folder with the Wildberries tables.")
-]
+Table = Annotated[Path, Parameter(help="Parquet, CSV/TSV or JSON Lines file, or a folder with the Wildberries tables.")]
 MinPrecision = Annotated[
     float | None,
     Parameter(help='Target precision: predictions expected to reach it are marked "auto", the rest "review".'),
@@ -123,8 +121,6 @@ class FinetuneOptions:
     """Pairs contrasted with one another."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
-    cache_dir: Path | None = None
-    """Folder of the activations. Default: in OUT."""
     cache_limit_gb: float = 100.0
     """Recompute activations beyond this size in every epoch."""
 
@@ -157,6 +153,8 @@ class Tune:
     """A CLIP-like encoder; see `info encoders`."""
     out: Path
     """Folder of the run; an interrupted one is resumed."""
+    cache_dir: Path | None = None
+    """Folder of the activations. Default: in OUT."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -1,13 +1,16 @@
-"""Opens the tables that a command names."""
+"""From the words of a command line to tables and encoder names."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.cli.options import ProductOptions
+from product_classificator.encoders import EncoderSpec
+from product_classificator.errors import DataError
 from product_classificator.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -22,7 +25,24 @@ def names(joined: str | None) -> list[str] | None:
     return None if joined is None else [name.strip() for name in joined.split(",") if name.strip()]
 
 
+def with_text_encoder(encoder: str, text_encoder: str | None) -> str:
+    """Return the name of an encoder whose texts go through another encoder.
+
+    >>> with_text_encoder("lite+clean", "st:./sentences")
+    'lite+clean+st:./sentences'
+
+    Raises:
+        DataError: the text encoder is not written as `st:<repository or folder>`.
+    """
+    if text_encoder is None:
+        return encoder
+    if not text_encoder.startswith("st:"):
+        raise DataError(f"--text-encoder must be st:<repository or folder>, got {text_encoder!r}")
+    return str(replace(EncoderSpec.parse(encoder), text_encoder=text_encoder.removeprefix("st:")))
+
+
 def open_catalog(
+    table: Path,
     options: ProductOptions,
     characteristics: Sequence[str] | None,
     multi_label: Sequence[str] | None = None,
@@ -38,7 +58,7 @@ def open_catalog(
     id_, photo, channels = options.id, options.photo, options.channels
     if run is not None and text is None:
         text = run.columns.text
-    if is_wildberries(options.table):  # ids and photo names of these tables are fixed, red and blue are swapped
+    if is_wildberries(table):  # ids and photo names of these tables are fixed, red and blue are swapped
         channels = channels or "bgr"
     elif run is not None:
         columns = run.columns
@@ -57,7 +77,7 @@ def open_catalog(
         limits = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
         images = open_images(options.images, channels=channels or "rgb", **limits)
     return read_catalog(
-        options.table,
+        table,
         images,
         id=id_,
         text=text,
@@ -67,12 +87,12 @@ def open_catalog(
     )
 
 
-def open_labelled(run: Run, options: ProductOptions) -> Catalog:
+def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
     """Open a table as the run's table was opened, with those characteristics of the run that it holds."""
-    available = _columns(options.table)
+    available = _columns(table)
     characteristics = [name for name in run.columns.characteristics if name in available]
     multi_label = [name for name in run.columns.multi_label if name in characteristics]
-    return open_catalog(options, characteristics, multi_label, run=run)
+    return open_catalog(table, options, characteristics, multi_label, run=run)
 
 
 def _columns(table: Path) -> list[str]:

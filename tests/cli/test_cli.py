@@ -21,7 +21,9 @@ import torch
 from product_classificator import Classificator, console, make_marketplace, pretrained_heads
 from product_classificator.catalog import Columns
 from product_classificator.cli import main
-from product_classificator.cli.options import Source, names, open_catalog_like
+from product_classificator.cli.fitting import print_next, print_scores
+from product_classificator.cli.options import LikeRunOptions, Train
+from product_classificator.cli.tables import names, open_catalog
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
 from product_classificator.runtime import Exported
@@ -39,9 +41,12 @@ def call(*arguments, code=0):
     with redirect_stdout(printed), redirect_stderr(printed), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["product-classificator", *map(str, arguments)])
         patch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
+        try:
             main()
-    assert (ended.value.code or 0) == code, printed.getvalue()
+            ended_with = 0
+        except SystemExit as ended:
+            ended_with = ended.code or 0
+    assert ended_with == code, printed.getvalue()
     return printed.getvalue()
 
 
@@ -86,7 +91,7 @@ def test_evaluate_writes_the_scores_of_the_test_part(trained, files):
     reported = json.loads((trained[0] / "report/report.json").read_text())["evaluation"]
     assert scores["mean_macro_f1"] == reported["mean_macro_f1"]
     assert {"macro_f1", "accuracy", "n", "unknown_labels"} <= set(scores["characteristics"]["kind"])
-    assert "left out, for the run has learned from them" in printed.replace("\n", " ")
+    assert "left out because the run was trained on them" in printed.replace("\n", " ")
 
 
 def test_predict_writes_a_file_and_says_which_rows_have_a_flaw(trained, files):
@@ -117,7 +122,7 @@ def test_with_a_promise_values_are_called_auto_or_review(trained, files):
     assert set(pd.read_csv(folder / "p.csv").kind_decision) == {"auto", "review"}
     assert "rows that need no review: kind" in printed
     printed = call("evaluate", run, table, "--images", images, "--min-precision", 0.7)
-    assert "at a promised precision of 0.7: kind" in printed
+    assert "at a target precision of 0.7: kind" in printed
     product = ["--text", "A nice cup number 1 for you", "--min-precision", 0.7]
     assert "auto" in call("classify", run, *product)
     assert json.loads(call("classify", run, *product, "--json"))["kind"][0]["decision"] == "auto"
@@ -193,7 +198,7 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
     os.kill(process.pid, signal.SIGINT)
     _, printed = process.communicate()
     assert process.returncode == 130
-    assert "interrupted; what was finished is kept" in printed
+    assert "interrupted; finished work is kept" in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.glob("store/parts/.*.tmp"))
 
@@ -208,13 +213,13 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
         (["predict", "{run}", "{table}", "--out", "p.xlsx"], 1, "predictions are written as .parquet, .csv, .jsonl"),
         (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
         (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
-        (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must be there"),
+        (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must exist"),
         (["classify", "{run}", "--text", "a cup", "--min-precision", "95"], 1, "min_precision must be a share above 0"),
         (["audit", "{folder}", "{table}", "--out", "x"], 1, "is not a finished run"),
         (["info", "{folder}"], 1, "info describes a run, a store, or the word `encoders`"),
         (["classify", "{run}"], 2, "a product needs a photo or a text"),
-        (["train"], 2, "Missing argument"),
-        (["trian"], 2, "No such command"),
+        (["train"], 2, "requires an argument"),
+        (["trian"], 2, 'Did you mean "train"'),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(trained, files, arguments, code, message, monkeypatch, tmp_path):
@@ -257,13 +262,13 @@ def test_labels_and_paths_with_brackets_are_printed_as_they_are():
     )
     with console.out.capture() as shown:
         console.print_products(predictions, [":car: [bold]title"])
-        console.print_scores(evaluate(predictions, {"[red]size": strings(["[b]XL"])}, resamples=10))
+        print_scores(evaluate(predictions, {"[red]size": strings(["[b]XL"])}, resamples=10))
     text = shown.get()
     assert "[red]size" in text
     assert "[b]XL" in text
     assert ":car: [bold]title" in text
     with console.log.capture() as shown:
-        console.print_next(Path("/[new]/report"), Path("/[/x]/run"), Path("/[new]/t.csv"), None)
+        print_next(Path("/[new]/report"), Train(Path("/[new]/t.csv"), out=Path("/[/x]/run")))
     assert "report: /[new]/report\n" in shown.get()
     assert "predict '/[/x]/run' '/[new]/t.csv' --out" in shown.get()
 
@@ -309,7 +314,7 @@ def test_heads_of_the_published_system_are_imported_and_found_by_name(tmp_path, 
     assert Classificator(heads_ver=tmp_path / "tied").classify_products("кружка") == found.classify_products("кружка")
     assert "label_to_char.pkl" in call("import-heads", tmp_path, code=1)
     printed = call("import-heads", published_folder, "--encoder", "lite", code=1)
-    assert "published heads are for a ruCLIP model or its folder" in printed
+    assert "published heads need a ruCLIP model or its folder" in printed
 
 
 def test_tune_prints_epochs_and_what_was_kept(files, tmp_path):
@@ -318,8 +323,8 @@ def test_tune_prints_epochs_and_what_was_kept(files, tmp_path):
     arguments = ["--images", images, "--encoder", encoder, "--characteristics", "kind", "--epochs", "2"]
     run, settings = tmp_path / "run", folder / "settings.toml"
     printed = call("tune", table, *arguments, "--learning-rate", "0.001", "--out", run, "--config", settings)
-    assert "epoch  2  valid loss" in printed
-    assert "kept on the valid part" in printed
+    assert "epoch  2  validation loss" in printed
+    assert "kept by validation" in printed
     assert "kind" in call("classify", run, "--text", "A nice cup")
     printed = call("tune", table, "--images", images, "--encoder", "x", "--out", run, code=1)
     assert "error: there is no encoder" in printed
@@ -343,7 +348,7 @@ def test_a_text_encoder_stands_beside_the_encoder_of_the_settings(files, tmp_pat
     printed = call("train", table, *arguments, "--text-encoder", "st:x", "--out", tmp_path / "run", code=1)
     assert "there is no encoder 'no-such-encoder'" in printed
     printed = call("train", table, *arguments, "--text-encoder", "x", "--out", tmp_path / "run", code=1)
-    assert "--text-encoder is written st:<repository or folder>" in printed
+    assert "--text-encoder must be st:<repository or folder>" in printed
 
 
 def test_progress_says_how_long_the_encoder_was_idle(trained, files, tmp_path):
@@ -358,6 +363,5 @@ def test_progress_says_how_long_the_encoder_was_idle(trained, files, tmp_path):
 def test_another_first_column_than_the_title_is_a_warning(files, caplog):
     _, table, _ = files
     run = Run(Path("run"), "lite", Columns("nm", ("brand", "description")), "rgb", Path("store"), {}, {})
-    source = Source(table, None, id=None, text=("description",), photo=None, channels=None, max_pixels=None)
-    open_catalog_like(run, source, [])
-    assert "takes the first line of a text for the title (brand), and --text begins with description" in caplog.text
+    open_catalog(table, LikeRunOptions(text="description"), [], run=run)
+    assert "takes the first line of a text for the title (brand), but --text starts with description" in caplog.text

@@ -1,0 +1,32 @@
+"""`classify`: one product; imports neither torch nor pyarrow, so that it starts in about a second."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from product_classificator import console
+from product_classificator.classificator import Classificator
+from product_classificator.cli.options import Classify
+
+
+def classify(options: Classify) -> None:
+    """Classify one product and print its predictions."""
+    if options.image is None and not options.text:
+        console.log.print("error: a product needs a photo or a text: give --image, --text or both", style="red")
+        sys.exit(2)
+    classificator = Classificator.from_run(options.run, **asdict(options.encoder))
+    classificator.channels = options.channels or classificator.channels
+    texts = None if options.text is None else [options.text]
+    images = None if options.image is None else [options.image]
+    predictions = classificator.predict(texts, images, min_precision=options.min_precision)
+    explanations = predictions.explain(0) if options.explain else {}
+    if options.json:
+        values = console.predictions_json(predictions, options.top_k)
+        if options.explain:
+            reasons = {name: asdict(explanation) for name, explanation in explanations.items()}
+            values = {"predictions": values, "explanations": reasons}
+        console.out.print(json.dumps(values, ensure_ascii=False, indent=2), soft_wrap=True)
+        return
+    console.print_products(predictions, top_k=options.top_k)
+    if explanations:
+        console.print_explanations(explanations)

@@ -1,0 +1,213 @@
+"""`train`, `tune`, `evaluate` and `audit`: what learns from labels or scores them."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from product_classificator import console
+from product_classificator.audit import KIND_TITLES, audit_run
+from product_classificator.classificator import Classificator
+from product_classificator.cli.options import Audit, Evaluate, Train, Tune
+from product_classificator.cli.progress import bars, print_columns, product_progress
+from product_classificator.cli.tables import names, open_catalog, open_labelled, with_text_encoder
+from product_classificator.encoders import load_encoder
+from product_classificator.errors import DataError
+from product_classificator.evaluate_run import evaluate_run
+from product_classificator.evaluation import Evaluation, evaluation_json
+from product_classificator.files import write_text
+from product_classificator.finetuning import Distributed, FinetuneCallbacks, FinetuneSettings, finetune
+from product_classificator.runs import Run
+from product_classificator.trackers import tracked, tracked_finetuning, tracking
+from product_classificator.training import Callbacks, EpochFacts, read_settings, train_heads
+
+
+def train(options: Train) -> None:
+    """Train heads, print their scores and the next step."""
+    chosen, training = options.encoder, options.training
+    settings = read_settings(training.config, {"encoder": chosen.encoder, "seed": training.seed})
+    settings = replace(settings, encoder=with_text_encoder(settings.encoder, chosen.text_encoder))
+    catalog = open_catalog(
+        options.table, options.products, names(training.characteristics), names(training.multi_label)
+    )
+    print_columns(catalog)
+    if (options.out / "run.json").exists():
+        console.log.print(f"{options.out} already holds a run: it is replaced when the new one is done", style="yellow")
+    encoder = load_encoder(settings.encoder, device=chosen.device, dtype=chosen.dtype)
+    with (
+        training_progress(len(catalog)) as callbacks,
+        tracking(training.tracker, options.out, asdict(settings)) as logger,
+    ):
+        trained = train_heads(
+            catalog,
+            options.out,
+            settings,
+            encoder=encoder,
+            store=options.store,
+            taxonomy=training.taxonomy,
+            callbacks=tracked(callbacks, logger),
+        )
+    console.out.print(f"\nTest split of {options.table.name}, seed {settings.seed}")
+    print_scores(trained.evaluation)
+    for pair in trained.fitted.bundle.hierarchy:
+        console.log.print(f"{pair.child} refines {pair.parent}: predictions do not contradict it")
+    left_out = {name: len(labels) for name, labels in trained.fitted.left_out.items()}
+    console.print_counts("labels with too few products to learn (listed in the report)", left_out)
+    print_next(trained.run.report / "report.md", options)
+
+
+def tune(options: Tune) -> None:
+    """Fine-tune an encoder, print the scores of the best epoch and the next step."""
+    training = options.training
+    settings = read_settings(training.config, {"encoder": options.encoder, "seed": training.seed})
+    catalog = open_catalog(
+        options.table,
+        options.products,
+        names(training.characteristics),
+        names(training.multi_label),
+        guess_text=True,
+    )
+    distributed = Distributed(options.device, options.dtype)
+    console.out.quiet = console.log.quiet = not distributed.is_main
+    print_columns(catalog)
+    encoder = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
+    tuning = FinetuneSettings(**asdict(options.finetuning))
+    shown = {**asdict(settings), "tuning": asdict(tuning)}
+    with (
+        finetune_progress(len(catalog)) as callbacks,
+        tracking(training.tracker, options.out, shown) as logger,
+    ):
+        tuned = finetune(
+            catalog,
+            options.out,
+            settings,
+            tuning,
+            encoder=encoder,
+            cache_dir=options.cache_dir,
+            taxonomy=training.taxonomy,
+            distributed=distributed,
+            callbacks=tracked_finetuning(callbacks, logger),
+        )
+    kept = f"epoch {tuned.best_epoch}" if tuned.best_epoch else "the untuned encoder, since no epoch was better"
+    console.out.print(f"\nTest split of {options.table.name}; kept by validation: {kept}", soft_wrap=True)
+    print_scores(tuned.evaluation)
+    print_next(tuned.run.report / "tuning.md", options)
+
+
+def evaluate(options: Evaluate) -> None:
+    """Score a run and print the scores."""
+    run = Run.load(options.run)
+    if options.json is not None and not options.json.parent.is_dir():
+        raise DataError(f"the folder of --json must exist: create {options.json.parent} first")
+    catalog = open_labelled(run, options.table, options.products)
+    print_columns(catalog)
+    with product_progress(len(catalog)) as progress:
+        heldout = evaluate_run(
+            run,
+            catalog,
+            classificator=Classificator.from_run(options.run, **asdict(options.encoder)),
+            store=options.store,
+            min_precision=options.min_precision,
+            on_chunk=progress.on_chunk,
+        )
+    console.log.print(
+        f"{heldout.scored} products scored; {heldout.seen} left out because the run was trained on them or on "
+        f"near-identical ones; {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
+    )
+    print_scores(heldout.evaluation)
+    if options.json is not None:
+        write_text(options.json, json.dumps(evaluation_json(heldout.evaluation), ensure_ascii=False, indent=2))
+
+
+def audit(options: Audit) -> None:
+    """Audit a table, print how often each kind of finding occurs and where the findings are."""
+    run = Run.load(options.run)
+    catalog = open_labelled(run, options.table, options.products)
+    print_columns(catalog)
+    classificator = Classificator.from_run(options.run, **asdict(options.encoder))
+    with training_progress(len(catalog)) as callbacks:
+        findings = audit_run(
+            run, catalog, options.out, encoder=classificator.encoder, store=options.store, callbacks=callbacks
+        )
+    titles = [KIND_TITLES[kind] for kind in findings.counts]
+    table = console.result_table("findings", *titles, right=titles)
+    for name in sorted({name for counts in findings.counts.values() for name in counts}):
+        table.add_row(name or "the whole product", *(str(counts.get(name, "")) for counts in findings.counts.values()))
+    console.out.print(table)
+    console.log.print(f"all: {findings.table}\nthe worst, with photos, for a browser: {findings.page}")
+
+
+@contextmanager
+def training_progress(total: int) -> Iterator[Callbacks]:
+    """Show the progress of a training: a line per stage and epoch, and a bar while products are embedded."""
+
+    def on_epoch(facts: EpochFacts) -> None:
+        console.log.print(
+            f"   epoch {facts.epoch:>2}  loss {facts.train_loss:.3f}  "
+            f"validation macro-F1 {facts.mean_valid_macro_f1:.3f}  {facts.seconds:.1f} s"
+        )
+
+    with product_progress(total) as products:
+        yield Callbacks(_print_stage, products.on_chunk, on_epoch)
+
+
+@contextmanager
+def finetune_progress(total: int) -> Iterator[FinetuneCallbacks]:
+    """Show the progress of a fine-tuning: a line per stage and epoch, bars over products and steps."""
+
+    def on_step(epoch: int, step: int, of: int, loss: float) -> None:
+        progress.update(steps, completed=step, total=of, description=f"epoch {epoch}, loss {loss:.3f}", visible=True)
+
+    def on_epoch(row: Mapping[str, Any]) -> None:
+        console.log.print(
+            f"   epoch {row['epoch']:>2}  validation loss {row['valid_loss']:.3f}  recall@1 {row['recall_at_1']:.3f}  "
+            f"macro-F1 of the heads {row['valid_macro_f1']:.3f}"
+        )
+
+    with bars() as progress:
+        products = progress.add_task("products", total=total, notes="")
+        steps = progress.add_task("steps", total=None, visible=False, notes="")
+        yield FinetuneCallbacks(
+            on_stage=_print_stage,
+            on_products=lambda n: progress.advance(products, n),
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+
+
+def print_scores(evaluation: Evaluation) -> None:
+    """Print macro-F1, its interval, accuracy and the number of products and labels of each characteristic."""
+    columns = ("macro-F1", "95 % interval", "accuracy", "products", "labels", "untrained")
+    table = console.result_table("characteristic", *columns, right=columns)
+    for name, score in evaluation.characteristics.items():
+        interval = "-" if score.interval is None else f"{score.interval[0]:.3f}-{score.interval[1]:.3f}"
+        numbers = (score.n, len(score.labels), score.unknown_labels)
+        table.add_row(name, _score(score.macro_f1), interval, _score(score.accuracy), *map(str, numbers))
+    table.add_section()
+    table.add_row("mean", _score(evaluation.mean_macro_f1), style="bold")
+    console.out.print(table)
+    if selective := evaluation.selective:
+        shares = ", ".join(f"{name} {accepted.share:.0%}" for name, accepted in selective.characteristics.items())
+        console.log.print(
+            f"accepted at a target precision of {selective.min_precision:g}: {shares}; all characteristics for "
+            f"{selective.share:.0%} of the products"
+        )
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _print_stage(sentence: str) -> None:
+    console.log.print(sentence, style="bold")
+
+
+def print_next(report: Path, options: Train | Tune) -> None:
+    """Print where the report is, and the command that uses the run."""
+    images = options.products.images
+    arguments = [str(options.out), str(options.table), *([] if images is None else ["--images", str(images)])]
+    console.log.print(f"report: {report}")
+    console.log.print(f"next:   product-classificator predict {shlex.join(arguments)} --out predictions.parquet")
