@@ -1,15 +1,10 @@
 r"""Turns the raw characteristics of a Wildberries product into its sex, season, age restrictions and fragility.
 
-The tables hold a list of `{"charcName", "charcValues", "value"}` as text, in one of three dresses: JSON; what NumPy
-prints for an array of dicts (`array(['a', 'b'], dtype=object)`, entries parted by a line break instead of a comma); or
-either of them wrapped in the repr of bytes, of a string or of a list of one (`["b'[{\\"charcName\\": ...}]'"]`).
-
-Decisions and their cost:
-- Nothing is evaluated. NumPy's print is matched entry by entry by one strict regular expression whose quantifiers give
-  nothing back, so that time grows with the length of the text only; what it does not match is unreadable as a whole.
-- The keys of an entry come in the order in which the tables have them: `charcName`, `charcValues`, `value`.
-- The words are mapped to labels by the rules of the 2024 system; one of its faults is mended: of several ages the
-  smallest number counts, not the first in the order of strings ("12" before "3").
+They are a list of `{"charcName", "charcValues", "value"}` as text: JSON, an array of dicts as NumPy prints it, or either
+inside the repr of bytes, of a string or of a list of one (`["b'[{\\"charcName\\": ...}]'"]`). Nothing is evaluated: a
+printed array is rewritten as JSON token by token, in time linear in its length. The values are mapped to labels by the
+rules of the 2024 system, except that the smallest of several ages counts, not the first one in string order ("12"
+before "3").
 """
 
 import json
@@ -23,41 +18,41 @@ from product_classificator.text import clean
 Characteristics: TypeAlias = dict[str, list[str]]
 """charcName -> its values as strings, in the order of the table."""
 
-_PLAIN = r"'[^'\\]*+'"
-_STRING = rf"""(?:{_PLAIN}|'[^'\\]*+(?:\\.[^'\\]*+)*+'|"[^"\\]*+(?:\\.[^"\\]*+)*+")"""
-_NUMBER = r"-?(?:\d++(?:\.\d*+)?+(?:[eE][-+]?\d++)?+|nan|inf)"
-_SCALAR = rf"(?:{_STRING}|None|True|False|{_NUMBER}|np\.\w++\({_NUMBER}\))"
-_ITEMS = rf"\[\s*+((?:{_SCALAR}(?:,\s*+{_SCALAR})*+)?+)\s*+\]"
-_ENTRY = re.compile(
-    rf"\{{'charcName':\s*+({_STRING}),\s*+'charcValues':\s*+"
-    rf"(?:array\({_ITEMS}(?:,\s*+dtype=(?:\w++|{_PLAIN}))?+\)|{_ITEMS}|None)"
-    rf"(?:,\s*+'value':\s*+({_SCALAR}))?+\}}\s*+,?+\s*+",
-    re.DOTALL,
-)
-# What most entries are: a list of strings without escapes, which may be split at its quotes, or a number.
-_USUAL_ENTRY = re.compile(
-    rf"\{{'charcName': '([^'\\]*+)', 'charcValues': (?:array\(\[({_PLAIN}(?:,\s*+{_PLAIN})*+)\],\s*+dtype=object\), "
-    rf"'value': None|None, 'value': ({_NUMBER}))\}}\s*+"
-)
-_SCALARS = re.compile(_SCALAR, re.DOTALL)
-_PRINTED = re.compile(r"\[\s*+(?=\{')")
+_DEEPEST_WRAPPING = 4
 _WRAPPER = re.compile(r"""(\[\s*+)?+(b)?+(\\*+["'])(?=[\[\\b"'])""")
 _ESCAPE = re.compile(r"((?:\\x[0-9a-fA-F]{2})+)|\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-_PLAIN_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\n": ""}
-_NO_VALUES = ("None", "nan", "inf", "nan)", "inf)")  # how a literal ends that is no value; strings end in a quote
-_DEEPEST_WRAPPING = 4
+_ESCAPED_CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "\n": ""}
 _NOTHING = ("", "None", "nan", "null")
+
+_PRINTED = re.compile(r"\[\s*+\{'")
+_NUMBER = r"-?+(?:\d++(?:\.\d*+)?+(?:[eE][-+]?\d++)?+|nan|inf)"
+# Possessive quantifiers, and strings that may also end with the text, keep hostile texts linear. The end of an array
+# comes with its dtype, which may hold a string itself.
+_LITERAL = re.compile(
+    r"""('[^'\\]*+(?:\\.?+[^'\\]*+)*+(?:'|\Z)|"[^"\\]*+(?:\\.?+[^"\\]*+)*+(?:"|\Z)|,\s*+dtype=(?:\w++|'[^'\\]*+')\))""",
+    re.DOTALL,
+)
+_CODE = re.compile(rf"(?:[\[\]{{}}:,\s]|array\((?=\[)|(?<=\])\)|None|True|False|np\.\w++\({_NUMBER}\)|{_NUMBER})*+")
+_AS_JSON: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"array\(|np\.\w+\(|\)"), ""),
+    (re.compile(r"None|nan|-?inf"), "null"),
+    (re.compile(r"True"), "true"),
+    (re.compile(r"False"), "false"),
+    (re.compile(r"\}\s++(?=\{)"), "},"),
+    (re.compile(r"\.(?!\d)"), ".0"),
+)
 _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinities are no values
+_JSON_STRING = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def parse_characteristics(raw: bytes | str | None) -> Characteristics | None:
-    """Reads the raw characteristics of one product, without `eval`.
+    """Parse the raw characteristics of one product, without `eval`.
 
     Args:
-        raw: JSON, NumPy's print, or one of them wrapped; bytes are UTF-8.
+        raw: JSON, a printed NumPy array, or one of them wrapped; bytes are UTF-8.
 
     Returns:
-        The values by name; empty if there is nothing to read, `None` if what is there cannot be read. `value` counts
+        The values by name; empty if there is nothing to parse, `None` if the text cannot be parsed. `value` counts
         where `charcValues` is absent or null; numbers become strings, 3.0 as "3".
 
     >>> parse_characteristics('[{"charcName": "Пол", "charcValues": ["Женский"], "value": null}]')
@@ -71,158 +66,131 @@ def parse_characteristics(raw: bytes | str | None) -> Characteristics | None:
         return {}
     try:
         text = raw.decode("utf-8-sig").strip() if isinstance(raw, bytes) else raw.strip()
-        return _read(text)
+        for _ in range(_DEEPEST_WRAPPING):
+            if not (opening := _WRAPPER.match(text)):
+                break
+            text = _unwrap(text, opening)
+        if text in _NOTHING:
+            return {}
+        return _values_by_name(_JSON.decode(_printed_to_json(text) if _PRINTED.match(text) else text))
     # RecursionError: JSON nested too deep; OverflowError: \U beyond Unicode.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 
-def _read(text: str) -> Characteristics:
-    for _ in range(_DEEPEST_WRAPPING):
-        opening = _WRAPPER.match(text)
-        if opening is None:
-            break
-        text = _unwrapped(text, opening)
-    if text in _NOTHING:
-        return {}
-    printed = _PRINTED.match(text)
-    return _read_printed(text, printed.end()) if printed else _read_json(text)
-
-
-def _read_json(text: str) -> Characteristics:
-    found: Characteristics = {}
-    entries = _JSON.decode(text)
+def _values_by_name(entries: object) -> Characteristics:
     if not isinstance(entries, list):
         raise TypeError("not a list of entries")
+    by_name: Characteristics = {}
     for entry in entries:
         values = entry.get("charcValues")
         if values is None:
             values = entry.get("value")
         if not isinstance(values, list):
             values = [values]
-        _add(found, entry["charcName"], [v if isinstance(v, str) else _as_text(v) for v in values if v is not None])
-    return found
+        texts = [value if isinstance(value, str) else _number_text(value) for value in values if value is not None]
+        by_name.setdefault(entry["charcName"].strip(), []).extend(texts)
+    return by_name
 
 
-def _read_printed(text: str, position: int) -> Characteristics:
-    found: Characteristics = {}
-    parts = _USUAL_ENTRY.split(text)
-    between, names, lists, numbers = (parts[i::4] for i in range(4))
-    # One call instead of one an entry: twice as fast, where nothing else stands in the text.
-    if between[0] == "[" and between[-1] == "]" and not any(between[1:-1]):
-        for name, items, number in zip(names, lists, numbers, strict=True):
-            _add(found, name, _literals(number) if items is None else items.split("'")[1::2])
-        return found
-    while entry := _ENTRY.match(text, position):
-        name, in_array, in_list, value = entry.groups()
-        items = in_array if in_array is not None else in_list
-        _add(found, _literal(name), _literals(items if items is not None else value or ""))
-        position = entry.end()
-    if text[position:] != "]":
-        raise ValueError("neither an entry nor the end")
-    return found
+def _number_text(value: object) -> str:
+    if not isinstance(value, int | float):
+        raise TypeError("a value must be a string or a number")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _add(found: Characteristics, name: str, values: list[str]) -> None:
-    name = name.strip()
-    if name in found:
-        found[name] += values
-    else:
-        found[name] = values
+def _printed_to_json(text: str) -> str:
+    """Rewrite a printed array of dicts as JSON.
+
+    Raises:
+        ValueError: there is something between the strings that NumPy does not print.
+    """
+    pieces = _LITERAL.split(text)
+    pieces[::2] = map(_code_to_json, pieces[::2])
+    pieces[1::2] = [
+        "" if piece[0] == "," else _JSON_STRING(_unescape(piece[1:-1]) if "\\" in piece else piece[1:-1])
+        for piece in pieces[1::2]
+    ]
+    return "".join(pieces)
 
 
-def _as_text(value: object) -> str:
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else str(value)
-    if isinstance(value, int):
-        return str(value)
-    raise TypeError("a value must be a string or a number")
+@lru_cache(maxsize=1024)  # what stands between strings is much the same in a million rows
+def _code_to_json(code: str) -> str:
+    if not _CODE.fullmatch(code):
+        raise ValueError("not an array as NumPy prints it")
+    for pattern, replacement in _AS_JSON:
+        code = pattern.sub(replacement, code)
+    return code
 
 
-def _literals(items: str) -> list[str]:
-    """Returns the scalars of a printed list as strings, without its None."""
-    return [_literal(item) for item in _SCALARS.findall(items) if not item.endswith(_NO_VALUES)]
-
-
-def _literal(literal: str) -> str:
-    if literal[0] in "'\"":
-        return _unescaped(literal[1:-1]) if "\\" in literal else literal[1:-1]
-    if literal in ("True", "False"):
-        return literal
-    return _as_text(float(literal.rstrip(")").rpartition("(")[2]))
-
-
-def _unwrapped(text: str, opening: re.Match[str]) -> str:
-    """Takes one wrapper off: a list of one, and the quotes of bytes or of a string with the escapes within."""
+def _unwrap(text: str, opening: re.Match[str]) -> str:
+    """Take one wrapper off: a list of one, and the quotes of bytes or of a string with the escapes inside."""
     in_list, is_bytes, quote = opening.groups()
     inner = text[opening.end() :].removesuffix("]" if in_list else "").rstrip().removesuffix(quote)
-    return _unescaped(inner, "utf-8" if is_bytes else "latin-1").strip()
+    return _unescape(inner, "utf-8" if is_bytes else "latin-1").strip()
 
 
-def _unescaped(text: str, encoding: str = "latin-1") -> str:
-    r"""Undoes the escapes of a literal; `encoding` is that of the bytes written as \\xNN."""
+def _unescape(text: str, encoding: str = "latin-1") -> str:
+    r"""Undo the escapes of a literal; `encoding` is that of the bytes written as \\xNN."""
 
     def undo(escape: re.Match[str]) -> str:
         if escape[1]:
             return bytes.fromhex(escape[1].replace("\\x", "")).decode(encoding)
         code = escape[2] or escape[3]
-        return chr(int(code, 16)) if code else _PLAIN_ESCAPES.get(escape[4], escape[4])
+        return chr(int(code, 16)) if code else _ESCAPED_CHARACTERS.get(escape[4], escape[4])
 
     # Doubled backslashes and escaped quotes are most of a wrapped text: a callback for each would take far longer.
-    quick = text.replace("\\\\", "\0")
-    if "\\" in quick:
-        quick = quick.replace('\\"', '"').replace("\\'", "'")
-    if "\\" not in quick and "\0" not in text:
-        return quick.replace("\0", "\\")
-    return _ESCAPE.sub(undo, text)
+    quick = text.replace("\\\\", "\0").replace('\\"', '"').replace("\\'", "'")
+    return quick.replace("\0", "\\") if "\\" not in quick and "\0" not in text else _ESCAPE.sub(undo, text)
 
 
 def labels_of(characteristics: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Returns the labels that the values tell, by characteristic; what they do not tell is absent.
+    """Return the labels that raw characteristics imply, by characteristic; the others are absent.
 
     >>> labels_of({"Пол": ["Женский"], "Возрастные ограничения": ["от 3 лет"], "Цвет": ["синий"]})
     {'sex': 'для женщин', 'age_restrictions': 'для детей'}
     """
-    labels = {name: _label(name, tuple(characteristics[key])) for key, name in _KEYS.items() if key in characteristics}
+    labels = {
+        name: _label(name, tuple(characteristics[raw_name]))
+        for name, (raw_name, _) in _RULES.items()
+        if raw_name in characteristics
+    }
     return {name: label for name, label in labels.items() if label}
 
 
-@lru_cache(maxsize=4096)  # a table has few different values, said a million times
+@lru_cache(maxsize=4096)  # a million rows have few different values
 def _label(characteristic: str, values: tuple[str, ...]) -> str | None:
-    known = [value for value in (" ".join(v.lower().split()) for v in values) if value]
-    return _READERS[characteristic](known) if known else None
+    words = [value for value in (" ".join(v.lower().split()) for v in values) if value]
+    return _RULES[characteristic][1](words) if words else None
 
 
 _SEXES = {
-    "детский": "для детей",
-    "женский": "для женщин",
-    "women": "для женщин",
-    "мужской": "для мужчин",
-    "men": "для мужчин",
-    "мальчики": "для мальчиков",
-    "boy": "для мальчиков",
-    "девочки": "для девочек",
-    "girl": "для девочек",
+    "для детей": ("детский",),
+    "для женщин": ("женский", "women"),
+    "для мужчин": ("мужской", "men"),
+    "для мальчиков": ("мальчики", "boy"),
+    "для девочек": ("девочки", "girl"),
 }
 _SEASONS = ("лето", "зима", "демисезон", "круглогодичный")
-_STURDY = re.compile(r"не х|нет|прочн|над[её]ж")
-_FRAGILE = re.compile(r"х|да|не брос")
 _NO_AGE = re.compile(r"0 ?\+")
-_AGE_WORDS_BEFORE_NUMBERS = (
-    (re.compile(r"без огран|нет огран|для всех|любой|любог"), "для всех возрастов"),
-    (re.compile(r"мес|годик|рожден|малыш|реб[её]н"), "для малышей"),
-)
+_EVERY_AGE = "для всех возрастов"
+_AGE_WORDS_BEFORE_NUMBERS = {
+    r"без огран|нет огран|для всех|любой|любог": _EVERY_AGE,
+    r"мес|годик|рожден|малыш|реб[её]н": "для малышей",
+}
 _AGES = re.compile(r"\d{1,9}")
 _FROM_AGE = ((18, "для взрослых"), (12, "для подростков"), (3, "для детей"), (0, "для малышей"))
-_AGE_WORDS_AFTER_NUMBERS = (
-    (re.compile(r"дет(?:ям|ск|ей)|школ|девоч|мальчик"), "для детей"),
-    (re.compile(r"мужч|женщ|взросл"), "для взрослых"),
-    (re.compile(r"подрост"), "для подростков"),
-)
+_AGE_WORDS_AFTER_NUMBERS = {
+    r"дет(?:ям|ск|ей)|школ|девоч|мальчик": "для детей",
+    r"мужч|женщ|взросл": "для взрослых",
+    r"подрост": "для подростков",
+}
+_STURDY = re.compile(r"не х|нет|прочн|над[её]ж")
+_FRAGILE = re.compile(r"х|да|не брос")
 
 
 def _sex(values: Sequence[str]) -> str | None:
-    return _SEXES.get(values[0]) if len(values) == 1 else None
+    return next((sex for sex, words in _SEXES.items() if len(values) == 1 and values[0] in words), None)
 
 
 def _season(values: Sequence[str]) -> str:
@@ -233,31 +201,30 @@ def _age_restrictions(values: Sequence[str]) -> str | None:
     text = " ".join(values)
     if _NO_AGE.fullmatch(text):
         return None
-    for words, label in _AGE_WORDS_BEFORE_NUMBERS:
-        if words.search(text):
-            return label
     ages = [int(age) for age in _AGES.findall(text)]
-    if ages:
-        return next(label for least, label in _FROM_AGE if min(ages) >= least)
-    return next((label for words, label in _AGE_WORDS_AFTER_NUMBERS if words.search(text)), "для всех возрастов")
+    of_number = next((label for least, label in _FROM_AGE if ages and min(ages) >= least), None)
+    return (
+        _first_match(_AGE_WORDS_BEFORE_NUMBERS, text)
+        or of_number
+        or _first_match(_AGE_WORDS_AFTER_NUMBERS, text)
+        or _EVERY_AGE
+    )
+
+
+def _first_match(labels: Mapping[str, str], text: str) -> str | None:
+    return next((label for words, label in labels.items() if re.search(words, text)), None)
 
 
 def _fragility(values: Sequence[str]) -> str | None:
-    found = {"хрупкий" if not _STURDY.match(value) and _FRAGILE.match(value) else "не хрупкий" for value in values}
-    return found.pop() if len(found) == 1 else None
+    labels = {"хрупкий" if not _STURDY.match(value) and _FRAGILE.match(value) else "не хрупкий" for value in values}
+    return labels.pop() if len(labels) == 1 else None
 
 
-_KEYS = {
-    "Пол": "sex",
-    "Сезон": "season",
-    "Возрастные ограничения": "age_restrictions",
-    "Хрупкость": "fragility",
+_RULES: Mapping[str, tuple[str, Callable[[Sequence[str]], str | None]]] = {
+    "sex": ("Пол", _sex),
+    "season": ("Сезон", _season),
+    "age_restrictions": ("Возрастные ограничения", _age_restrictions),
+    "fragility": ("Хрупкость", _fragility),
 }
-_READERS: Mapping[str, Callable[[Sequence[str]], str | None]] = {
-    "sex": _sex,
-    "season": _season,
-    "age_restrictions": _age_restrictions,
-    "fragility": _fragility,
-}
-TOLD_BY_VALUES = tuple(_READERS)
-"""The characteristics that `labels_of` can tell."""
+RAW_CHARACTERISTICS = tuple(_RULES)
+"""The characteristics whose labels `labels_of` finds."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from product_classificator.catalog import is_wildberries, read_catalog, read_wildberries
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
-from product_classificator.catalog.wildberries_values import TOLD_BY_VALUES, labels_of, parse_characteristics
+from product_classificator.catalog.wildberries_values import RAW_CHARACTERISTICS, labels_of, parse_characteristics
 from product_classificator.errors import DataError
 
 FIXTURE = Path(__file__).parents[2].parent / "shared" / "fixtures" / "wildberries_characteristics.jsonl"
@@ -194,7 +194,7 @@ def test_every_line_of_the_fixture_gives_what_it_expects():
         case = json.loads(line)
         for raw in (case["raw"], case["raw"].encode()):
             found = parse_characteristics(raw)
-            labels = None if found is None else {name: labels_of(found).get(name) for name in TOLD_BY_VALUES}
+            labels = None if found is None else {name: labels_of(found).get(name) for name in RAW_CHARACTERISTICS}
             assert labels == case["expected"], line
 
 
