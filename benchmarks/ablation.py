@@ -16,7 +16,7 @@ from tempfile import gettempdir
 from unittest.mock import patch
 
 import numpy as np
-from common import fill_readme, save
+from common import fill_table, save
 from quality import judge
 from rivals import Fitted
 from sets import Task, fit, open_task
@@ -110,7 +110,7 @@ def main() -> None:
     lines = ["| fashion, valid part | macro-F1 | difference |", "|---|---:|---:|"]
     lines += [f"| {name} | {mean:.3f} | {mean - whole:+.3f} |" for name, mean in means.items()]
     path = save("ablation", {"seeds": asked.seeds, "runs": found, "means": means, "table": lines})
-    fill_readme("ablation", lines)
+    fill_table("ablation", lines)
     print("\n".join(lines), path, sep="\n")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
+DOCUMENTS = [Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md")]
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -41,9 +41,13 @@ def save(name: str, results: dict[str, object]) -> Path:
     return path
 
 
-def fill_readme(name: str, table: list[str]) -> None:
-    """Puts a table between its marks in the README."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(f"<!-- {name} -->\n")
-    after = rest[rest.index("<!-- end -->") :]
-    README.write_text(before + f"<!-- {name} -->\n" + "\n".join(table) + "\n" + after, encoding="utf-8")
+def fill_table(name: str, table: list[str]) -> None:
+    """Put a table between its marks in the document that has them."""
+    mark = f"<!-- {name} -->\n"
+    for path in DOCUMENTS:
+        before, has_mark, rest = path.read_text(encoding="utf-8").partition(mark)
+        if has_mark:
+            after = rest[rest.index("<!-- end -->") :]
+            path.write_text("\n".join([before + mark.rstrip(), *table, after]), encoding="utf-8")
+            return
+    raise KeyError(f"no document has a table {name}")

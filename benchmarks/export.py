@@ -24,7 +24,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
-from common import DATA, fill_readme, save
+from common import DATA, fill_table, save
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -84,7 +84,7 @@ def main() -> None:
     }
     table = [f"| one core | {' | '.join(ways)} |", "|---|---:|---:|"]
     table += [f"| {told} | {' | '.join(f'{figures[way][name]:g}' for way in ways)} |" for told, name in rows.items()]
-    fill_readme("export", table)
+    fill_table("export", table)
     print("\n".join(table), equality, save("export", {"figures": figures, "equality": equality, "table": table}))
 
 

@@ -19,7 +19,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
-from common import RESULTS, fill_readme, save
+from common import RESULTS, fill_table, save
 from speed import BASE, SIZES, decode, draw, vit_gflop, write_checkpoint
 
 from product_classificator import embed, load_encoder, read_catalog
@@ -107,7 +107,7 @@ def main() -> None:
         found["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
     print(json.dumps(found, indent=1))
     print(save(f"gpu_{asked.model}", found))
-    fill_readme("gpu", table_lines())
+    fill_table("gpu", table_lines())
 
 
 def table_lines() -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from boosted import catboost, late_fusion
-from common import RESULTS, facts, fill_readme, save
+from common import RESULTS, facts, fill_table, save
 from rivals import Fitted, character_svm, logistic_regression, word_svm
 from scipy.special import softmax
 from sets import SETS, Task, fit, open_task
@@ -52,7 +52,7 @@ METHODS: Mapping[str, Callable[[Task, int], Fitted]] = {
 }
 ONLY_TEXT = ("tf-idf + svm", "tf-idf + chars + svm")
 TABLES = ("fashion", "fashion_title", "ozon")
-"""Sets whose table stands in the README; of the others the means do."""
+"""Sets whose table is shown whole; of the others the means are."""
 
 
 def can_learn(method: str, task: Task) -> bool:
@@ -149,9 +149,9 @@ def main() -> None:
         lines = table(runs)
         path = save(f"quality_{name}", {"seeds": seeds, "runs": runs, "table": lines})
         if name in TABLES:
-            fill_readme(f"quality_{name}", lines)
+            fill_table(f"quality_{name}", lines)
         print("\n".join(lines), f"\n{path}", sep="\n")
-    fill_readme("quality_others", overview())
+    fill_table("quality_others", overview())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
-from common import fill_readme, save
+from common import fill_table, save
 from PIL import Image
 from sets import fit, open_task
 from sklearn.datasets import load_sample_images
@@ -154,7 +154,7 @@ def main() -> None:
         print(name, *table(runs), runs[0]["false_alarms"], runs[0]["detected"], sep="\n", flush=True)
         path = save("review", results)
         if name == "fashion":
-            fill_readme("review", table(runs))
+            fill_table("review", table(runs))
     print(path)
 
 

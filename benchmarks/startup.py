@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from common import fill_readme, save
+from common import fill_table, save
 
 from product_classificator import make_marketplace
 
@@ -103,7 +103,7 @@ def main() -> None:
     print("\n".join(table))
     for module, ms in results["imports_own_ms"].items():
         print(f"{ms:8.1f} ms  {module}")
-    fill_readme("startup", table)
+    fill_table("startup", table)
     print(save("startup", {**results, "table": table}))
 
 
