@@ -15,6 +15,7 @@ import string
 import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -24,10 +25,9 @@ from common import DATA, save
 
 from product_classificator import text as ours
 from product_classificator.catalog import read_wildberries
-from product_classificator.catalog.assortment import draw_facts
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.catalog.wildberries_values import labels_of, parse_characteristics
-from product_classificator.catalog.wording import write_text
+from product_classificator.demo import draw_facts, write_text
 
 SIZE_OR_AMOUNT = re.compile(r"\d+[хx]\d+|\d+[кмглршт]+|\d+ [xх] \d+", re.IGNORECASE)
 TURN = 250
@@ -71,7 +71,7 @@ def text_sets(texts: int) -> dict[str, list[str]]:
             found = pq.read_table(DATA / path / "products.parquet", columns=[column])[column].drop_null().to_pylist()
             order = np.random.default_rng(0).permutation(len(found))
             sets[name] = [found[i] for i in order[: texts - sum(map(len, sets.values()))][: texts * 3 // 4]]
-    rng = np.random.default_rng(0)
+    rng = Random(0)  # noqa: S311
     written = ("\n".join(write_text(draw_facts(rng), "Велта", i, rng)) for i in range(texts // 4))
     return {**sets, "generated": list(written)}
 

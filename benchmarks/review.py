@@ -19,7 +19,8 @@ from sets import fit, open_task
 from sklearn.datasets import load_sample_images
 
 from product_classificator import Embeddings, EmbeddingStore, HeadBundle, HeadSettings, embed, evaluate, load_encoder
-from product_classificator.catalog import make_marketplace, read_catalog
+from product_classificator.catalog import read_catalog
+from product_classificator.demo import make_marketplace
 from product_classificator.encoders import Encoder
 from product_classificator.evaluation import Evaluation
 from product_classificator.types import strings

@@ -1,7 +1,7 @@
-from .catalog import make_marketplace as make_marketplace
 from .catalog import open_images as open_images
 from .catalog import read_catalog as read_catalog
 from .classificator import Classificator as Classificator
+from .demo import make_marketplace as make_marketplace
 from .embeddings.embed import embed as embed
 from .embeddings.store import EmbeddingStore as EmbeddingStore
 from .encoders import RUCLIP_MODELS as RUCLIP_MODELS

@@ -31,6 +31,7 @@ FLOORS = {
     "encoders": 2,
     "heads": 2,
     "evaluation": 2,
+    "demo": 3,
     "embeddings": 3,
     "runs": 3,
     "inputs": 3,

@@ -1,4 +1,4 @@
-"""From files to a checked table: products with their images, the split, and synthetic sample data.
+"""From files to a checked table: products with their images and the split.
 
 Names are loaded when they are used: classifying one photo needs no tables, and pyarrow and pandas take a second.
 """

@@ -8,5 +8,4 @@ from .images import ImageSource as ImageSource
 from .images import open_images as open_images
 from .split import near_duplicate_groups as near_duplicate_groups
 from .split import split_products as split_products
-from .synthetic import make_marketplace as make_marketplace
 from .wildberries import is_wildberries as is_wildberries

@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from product_classificator import console
-from product_classificator.catalog import make_marketplace, read_catalog
+from product_classificator.catalog import read_catalog
 from product_classificator.catalog.split import load_split
 from product_classificator.classificator import Classificator
 from product_classificator.cli.fitting import print_scores, training_progress
 from product_classificator.cli.options import Demo
+from product_classificator.demo import make_marketplace
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.predict_file import predict_to_file
 from product_classificator.training import TrainSettings, train_heads

@@ -3,6 +3,7 @@ import io
 import zipfile
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,12 +11,18 @@ import pytest
 from PIL import Image
 
 from product_classificator.catalog import is_wildberries, read_catalog, read_wildberries
-from product_classificator.catalog.assortment import CHARACTERISTICS, KINDS, LABELS, draw_facts
-from product_classificator.catalog.drawing import draw_photo
-from product_classificator.catalog.silhouettes import SILHOUETTES
-from product_classificator.catalog.synthetic import Marketplace, make_marketplace
+from product_classificator.catalog.catalog import PUBLISHED_CHARACTERISTICS
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
-from product_classificator.catalog.wording import write_text
+from product_classificator.demo import (
+    KINDS,
+    LABELS,
+    Marketplace,
+    _split_facts,
+    draw_facts,
+    draw_photo,
+    make_marketplace,
+    write_text,
+)
 from product_classificator.errors import DataError
 from product_classificator.text import identity_of
 
@@ -39,7 +46,7 @@ def _is_readable(photo: bytes) -> bool:
 
 def test_the_table_has_the_seven_characteristics_and_one_row_per_product(marketplace: Marketplace) -> None:
     rows = _rows(marketplace)
-    assert list(rows[0]) == ["nm", "title", "description", "brand", *CHARACTERISTICS, "source"]
+    assert list(rows[0]) == ["nm", "title", "description", "brand", *PUBLISHED_CHARACTERISTICS, "source"]
     assert len({row["nm"] for row in rows}) == marketplace.products == 160
 
 
@@ -88,14 +95,14 @@ def test_near_duplicates_share_the_words_or_the_photo(marketplace: Marketplace) 
 
 def test_about_one_label_in_twenty_is_unknown(marketplace: Marketplace) -> None:
     rows = _rows(marketplace)
-    unknown = sum(row[name] is None for row in rows for name in CHARACTERISTICS)
-    assert 0.03 < unknown / (len(rows) * len(CHARACTERISTICS)) < 0.07
+    unknown = sum(row[name] is None for row in rows for name in PUBLISHED_CHARACTERISTICS)
+    assert 0.03 < unknown / (len(rows) * len(PUBLISHED_CHARACTERISTICS)) < 0.07
 
 
 def test_labels_are_long_tailed_but_common_enough_to_learn_in_a_default_marketplace() -> None:
-    rng = np.random.default_rng(0)
+    rng = Random(0)
     facts = [draw_facts(rng) for _ in range(1200)]
-    for name in CHARACTERISTICS:
+    for name in PUBLISHED_CHARACTERISTICS:
         counts = Counter(fact[name] for fact in facts).most_common()
         assert min(count for _, count in counts[:7]) >= 10
     assert 0.015 < sum(fact["isadult"] == "да" for fact in facts) / 1200 < 0.04
@@ -105,38 +112,48 @@ def test_labels_are_long_tailed_but_common_enough_to_learn_in_a_default_marketpl
 
 
 def test_goods_for_adults_only_are_marked_from_eighteen() -> None:
-    rng = np.random.default_rng(0)
+    rng = Random(0)
     adult = [fact for fact in (draw_facts(rng) for _ in range(2000)) if fact["isadult"] == "да"]
     assert {fact["age_restrictions"] for fact in adult} == {"18+"}
     assert {fact["category"] for fact in adult} <= {"Товары для курения", "Игрушки"}
 
 
-def test_every_sub_category_has_a_silhouette_and_weights_that_are_shares() -> None:
-    assert {kind.sub_category for kind in KINDS} == set(SILHOUETTES)
-    for kind in KINDS:
-        for name, weights in [("sex", kind.sex), ("season", kind.season), ("age_restrictions", kind.age)]:
-            assert len(weights) == len(LABELS[name])
-            assert sum(weights) == pytest.approx(1)
+def test_the_weights_of_every_sub_category_are_percentages() -> None:
+    for kind in KINDS.values():
+        for characteristic, name in [("sex", "sex"), ("season", "season"), ("age_restrictions", "age")]:
+            assert len(kind[name]) == len(LABELS[characteristic])
+            assert sum(kind[name]) == 100
 
 
-@pytest.mark.parametrize("sub_category", SILHOUETTES)
+@pytest.mark.parametrize("sub_category", KINDS)
 def test_every_sub_category_can_be_drawn_in_every_look(sub_category: str) -> None:
-    shown = {"sub_category": sub_category, "sex": "Девочки", "season": "зима", "fragility": "да", "isadult": "да"}
-    photo = Image.open(io.BytesIO(draw_photo(shown | {"age_restrictions": "18+"}, np.random.default_rng(1))))
-    assert photo.size == (300, 400)
-    assert len(set(photo.convert("L").tobytes())) > 50
+    shown = {"sub_category": sub_category, "season": "зима", "isadult": "да", "age_restrictions": "18+"}
+    for sex in LABELS["sex"]:
+        for fragility in LABELS["fragility"]:
+            photo = draw_photo(shown | {"sex": sex, "fragility": fragility}, Random(1))
+            assert photo.size == (300, 400)
+            assert len(set(photo.convert("L").tobytes())) > 50
 
 
 def test_a_photo_that_shows_nothing_hides_which_product_it_is() -> None:
-    photos = {draw_photo({"category": category}, np.random.default_rng(3)) for category in ("Обувь", "Посуда")}
+    photos = {draw_photo({"category": category}, Random(3)).tobytes() for category in ("Обувь", "Посуда")}
     assert len(photos) == 1
 
 
-def test_a_text_that_tells_nothing_does_not_name_the_product() -> None:
-    title, _ = write_text({}, None, 7, np.random.default_rng(0))
+def test_a_text_that_states_nothing_does_not_name_the_product() -> None:
+    title, _ = write_text({}, None, 7, Random(0))
     assert "арт." in title
-    nouns = {noun.split(":")[0] for kind in KINDS for noun in kind.nouns.split(",")}
-    assert not nouns & set(identity_of(title).split())
+    assert not {noun for kind in KINDS.values() for noun in kind["nouns"]} & set(identity_of(title).split())
+
+
+def test_neither_text_nor_photo_shows_every_label_and_together_they_show_nearly_all() -> None:
+    rng = Random(0)
+    facts = [draw_facts(rng) for _ in range(400)]
+    parts = [_split_facts(each, rng) for each in facts]
+    total = sum(map(len, facts))
+    shares = [sum(len(part) for part in side) / total for side in zip(*parts, strict=True)]
+    assert max(shares) < 0.75
+    assert sum(len(stated | shown) for stated, shown in parts) / total > 0.95
 
 
 def test_a_new_marketplace_replaces_the_old_one_and_leaves_other_files(tmp_path: Path) -> None:
@@ -185,10 +202,10 @@ def test_half_of_the_characteristics_are_printed_by_numpy_and_half_are_json(wild
     assert printed + sum(raw.startswith(b'[{"charcName": ') for raw in raws) == len(raws)
 
 
-def test_the_layout_of_wildberries_tells_two_labels_or_more_of_all_seven(wildberries: Marketplace) -> None:
+def test_the_layout_of_wildberries_has_two_labels_or_more_of_all_seven(wildberries: Marketplace) -> None:
     catalog = read_wildberries(wildberries.table, wildberries.images, min_products_in_sub_cat=2)
-    labels = {name: set(found) - {None} for name, found in catalog.truth().items()}
-    assert list(labels) == [*CHARACTERISTICS]
+    labels = {name: set(values) - {None} for name, values in catalog.truth().items()}
+    assert list(labels) == [*PUBLISHED_CHARACTERISTICS]
     assert min(map(len, labels.values())) >= 2
     assert labels["sex"] == {"для мужчин", "для женщин", "для мальчиков", "для девочек"}
     assert catalog.issues["title_and_description_empty"] == wildberries.empty_texts
