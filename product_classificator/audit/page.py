@@ -1,13 +1,12 @@
-"""Turns findings into one HTML file that a person looks through: photos, labels, reasons; nothing is fetched from it.
+"""Show findings as one HTML file with photos, labels and reasons; the page loads nothing else.
 
-Of all findings the worst of each kind and characteristic are shown by turns, `SHOWN` in all; the parquet file has the
-rest. Ids, texts and labels come from the table: the template escapes every value.
+The worst findings of each kind and characteristic are shown in turns, `SHOWN` in all; the parquet file has the rest.
+Ids, texts and labels come from the table: the template escapes every value.
 """
 
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from product_classificator.audit.findings import KIND_TITLES, count_findings
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.images import ImageError
+from product_classificator.catalog.photo import ImageError
 from product_classificator.text import clean
 
 SHOWN = 300
@@ -24,24 +23,15 @@ _TEXT_CHARACTERS = 180
 _READ_ROWS = 16_384
 
 
-@dataclass(frozen=True)
-class _Product:
-    """What a card shows of a product; `thumbnail` is a data URI, empty without a photo."""
-
-    text: str
-    thumbnail: str
-
-
 def draw_page(catalog: Catalog, findings: pa.Table, facts: Mapping[str, Any]) -> str:
-    """Returns the page of the worst findings.
+    """Return the HTML page of the worst findings.
 
     Args:
         catalog: the products.
         findings: columns as in `findings.SCHEMA`, and `id`.
-        facts: what stands at the top, value by name.
+        facts: values for the head of the page.
     """
-    counts = count_findings(findings)
-    shown = worst(findings).to_pylist()
+    counts, shown = count_findings(findings), worst(findings).to_pylist()
     products = _products(catalog, {finding["row"] for finding in shown})
     environment = Environment(
         loader=PackageLoader("product_classificator.audit", ""),
@@ -55,37 +45,39 @@ def draw_page(catalog: Catalog, findings: pa.Table, facts: Mapping[str, Any]) ->
         counts=counts,
         titles=KIND_TITLES,
         characteristics=[name for name in catalog.columns.characteristics if any(name in n for n in counts.values())],
-        cards=[(finding, products[finding["row"]]) for finding in shown],
+        cards=[(finding, *products[finding["row"]]) for finding in shown],
         total=len(findings),
-        has_photos=catalog.images is not None,
+        has_images=catalog.images is not None,
     )
 
 
 def worst(findings: pa.Table, limit: int = SHOWN) -> pa.Table:
-    """Returns the first findings of every kind and characteristic by turns, `limit` in all, in their order."""
-    frame = findings.select(["kind", "characteristic"]).to_pandas().fillna("")
-    turn = frame.groupby(["kind", "characteristic"]).cumcount()
+    """Return the first findings of every kind and characteristic in turns, `limit` in all, in their order."""
+    frame = findings.select(["kind", "characteristic"]).to_pandas()
+    turn = frame.groupby(["kind", "characteristic"], dropna=False).cumcount()
     rows = turn.sort_values(kind="stable").index[:limit].sort_values()
     return findings.take(pa.array(rows, pa.int64()))
 
 
-def _products(catalog: Catalog, rows: set[int]) -> dict[int, _Product]:
-    found = {}
+def _products(catalog: Catalog, rows: set[int]) -> dict[int, tuple[str, str]]:
+    """Return row -> shortened text and thumbnail, a data URI or "" without an image."""
+    shown = {}
     for products in catalog.batches(_READ_ROWS):
-        for place in range(len(products)):
-            row = products.first_row + place
+        columns = zip(products.ids, products.image_names, products.texts, strict=True)
+        for row, (product_id, image_name, text) in enumerate(columns, start=products.first_row):
             if row in rows:
-                text = clean(products.texts[place])
-                cut = text if len(text) <= _TEXT_CHARACTERS else text[:_TEXT_CHARACTERS].rstrip() + "…"
-                found[row] = _Product(cut, _thumbnail(catalog, products.ids[place], products.image_names[place]))
-    return found
+                text = clean(text)
+                if len(text) > _TEXT_CHARACTERS:
+                    text = text[:_TEXT_CHARACTERS].rstrip() + "…"
+                shown[row] = (text, _thumbnail(catalog, product_id, image_name))
+    return shown
 
 
-def _thumbnail(catalog: Catalog, id_: str, photo: str | None) -> str:
+def _thumbnail(catalog: Catalog, product_id: str, image_name: str | None) -> str:
     if catalog.images is None:
         return ""
     try:
-        image = catalog.images.decode(catalog.image_bytes(id_, photo))
+        image = catalog.images.decode(catalog.image_bytes(product_id, image_name))
     except ImageError:
         return ""
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))

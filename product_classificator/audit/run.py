@@ -1,13 +1,13 @@
-"""Turns a run and its table into an audit: likely wrong labels, contradictions, outliers and broken rows.
+"""Audit a labelled table with the encoder and the settings of a run.
 
-What the run contributes is how it was made: its encoder, its embeddings, its settings. Its heads are not asked, for
-they have seen the labels (`folds`). The table may be another one than the run's; then it is its labels that are judged.
+The heads of the run are not used, because they have seen the labels (`out_of_fold`). The table may be another one than
+the run's. An interrupted audit keeps its embeddings in the store.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,31 +15,31 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.audit import findings
-from product_classificator.audit.alike import near_identical, strangeness
-from product_classificator.audit.folds import Labelled, opinions_out_of_fold
+from product_classificator.audit.out_of_fold import DEALS, FOLDS, predict_out_of_fold
 from product_classificator.audit.page import draw_page
+from product_classificator.audit.similarity import group_near_duplicates, outlier_scores
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import near_duplicate_groups, near_duplicate_keys, text_keys
+from product_classificator.catalog.split import near_duplicate_groups, near_duplicate_keys, stratify, text_keys
 from product_classificator.embeddings.embed import EmbeddedCatalog, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
+from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text
+from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.training import Callbacks, HeadSettings
-from product_classificator.types import Strings, as_text
-
-UNFINISHED = "unfinished"
+from product_classificator.training import Callbacks, HeadSettings, fit_heads
+from product_classificator.types import Split, as_text
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit leaves.
+    """Files and counts of an audit.
 
     Attributes:
         table: file of all findings, with the columns of `findings.SCHEMA` and the product's id.
         page: file of the worst findings, for a browser.
-        counts: kind -> characteristic, "" where the finding is of the whole product -> number of findings.
+        counts: kind -> characteristic ("" where a finding concerns the whole product) -> number of findings.
     """
 
     table: Path
@@ -56,42 +56,41 @@ def audit_run(
     store: str | Path | None = None,
     callbacks: Callbacks | None = None,
 ) -> Audit:
-    """Audits a table and writes `audit.parquet` and `audit.html`.
+    """Audit a table, and write `audit.parquet` and `audit.html`.
 
     Args:
-        run: a run on this table, or one like it.
+        run: a run on this table, or on one like it.
         catalog: products with the characteristics of the run, or some of them.
-        out: folder of the findings; made if it is not there. What an interrupted audit has left there is used.
+        out: folder of the findings, created if needed.
         encoder: `None`: the run's is loaded.
         store: folder of embeddings to use and fill; `None`: the run's.
-        callbacks: who is told of the progress.
+        callbacks: progress callbacks.
 
     Raises:
-        DataError: the catalog has no characteristic, or too little is known to fit heads on.
+        DataError: the catalog has no characteristic, or too few labels to fit heads.
         ArtifactError: the run's settings are not those of this version.
     """
     if not catalog.columns.characteristics:
-        raise DataError(f"an audit needs labels: the run tells {', '.join(run.columns.characteristics)}")
+        raise DataError(f"an audit needs labels: the run predicts {', '.join(run.columns.characteristics)}")
     out, callbacks, settings = Path(out), callbacks or Callbacks(), _head_settings(run)
     out.mkdir(parents=True, exist_ok=True)
     encoder = encoder or load_encoder(run.encoder)
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)
-    found = _findings(catalog, embedded, encoder, settings, out / UNFINISHED, callbacks)
+    table = _findings(catalog, embedded, encoder, settings, callbacks)
 
     callbacks.on_stage("Drawing the page")
-    table, page = out / "audit.parquet", out / "audit.html"
-    with replacing(table) as temporary:
-        pq.write_table(found, temporary)
+    audit = Audit(out / "audit.parquet", out / "audit.html", findings.count_findings(table))
+    with replacing(audit.table) as temporary:
+        pq.write_table(table, temporary)
     facts = {
         "table": Path(catalog.table.name).name,
         "products": len(catalog),
         "encoder": encoder.name,
         "created": datetime.now(UTC).isoformat(" ", timespec="minutes"),
     }
-    write_text(page, draw_page(catalog, found, facts))
-    shutil.rmtree(out / UNFINISHED)
-    return Audit(table, page, findings.count_findings(found))
+    write_text(audit.page, draw_page(catalog, table, facts))
+    return audit
 
 
 def _head_settings(run: Run) -> HeadSettings:
@@ -102,33 +101,41 @@ def _head_settings(run: Run) -> HeadSettings:
 
 
 def _findings(
-    catalog: Catalog,
-    embedded: EmbeddedCatalog,
-    encoder: Encoder,
-    settings: HeadSettings,
-    unfinished: Path,
-    callbacks: Callbacks,
+    catalog: Catalog, embedded: EmbeddedCatalog, encoder: Encoder, settings: HeadSettings, callbacks: Callbacks
 ) -> pa.Table:
     embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()
     keys, reasons = text_keys(texts), embedded.set_aside()
     if not (reasons == "ok").any():
         raise DataError(f"an audit needs products with a photo or a text: {catalog.table.name} has none")
     groups = near_duplicate_groups(near_duplicate_keys(keys, embedded.image_keys).values())
-    products = Labelled(embeddings, texts, truth, groups, reasons == "ok", catalog.columns.has_title)
-    opinions = opinions_out_of_fold(products, encoder, settings, unfinished, callbacks)
+    deals = stratify(groups, truth, reasons == "ok", [1 / DEALS] * DEALS, seed=settings.seed)
 
+    def fit(fold: int, split: Split) -> HeadBundle:
+        callbacks.on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and predicting it")
+        return fit_heads(
+            embeddings,
+            texts,
+            truth,
+            split,
+            settings,
+            on_epoch=callbacks.on_epoch,
+            label_vectors=partial(embed_labels, encoder),
+            shares_space=encoder.shares_space,
+            has_title=catalog.columns.has_title,
+        ).bundle
+
+    out_of_fold = predict_out_of_fold(embeddings, texts, truth, deals, fit)
     callbacks.on_stage("Comparing the products with one another")
-    strange = {
-        "photo": strangeness(embeddings.image, embeddings.has_image),
-        "text": strangeness(embeddings.text, embeddings.has_text),
+    scores = {
+        "photo": outlier_scores(embeddings.image, embeddings.has_image),
+        "text": outlier_scores(embeddings.text, embeddings.has_text),
     }
-    told = {name: as_text(labels) for name, labels in truth.items()}
+    labels = {name: as_text(column) for name, column in truth.items()}
     tables = [
-        findings.wrong_labels(told, opinions),
-        findings.contradictions(told, near_identical(embeddings, keys, embedded.image_keys)),
-        findings.outliers(strange),
+        findings.wrong_labels(labels, out_of_fold),
+        findings.contradictions(labels, group_near_duplicates(embeddings, keys, embedded.image_keys)),
+        findings.outliers(scores),
         findings.broken_rows(embedded.status, reasons),
     ]
-    found = pa.concat_tables(tables)
-    ids: Strings = embeddings.ids[found["row"].to_numpy()]
-    return found.add_column(0, "id", pa.array(ids, pa.string()))
+    table = pa.concat_tables(tables)
+    return table.add_column(0, "id", pa.array(embeddings.ids[table["row"].to_numpy()], pa.string()))

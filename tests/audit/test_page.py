@@ -23,15 +23,15 @@ def catalog(tmp_path):
     return read_catalog(frame, tmp_path / "photos.zip", text="title", characteristics=["sex"])
 
 
-def findings(*rows):
+def findings_of(*findings):
     blank = dict.fromkeys(SCHEMA.names)
-    told = [{**blank, "kind": "wrong_label", "characteristic": "sex", "reason": "why", **row} for row in rows]
-    table = pa.Table.from_pylist(told, schema=SCHEMA)
-    return table.add_column(0, "id", pa.array([str(row["row"] + 1) for row in rows], pa.string()))
+    rows = [{**blank, "kind": "wrong_label", "characteristic": "sex", "reason": "why", **row} for row in findings]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    return table.add_column(0, "id", pa.array([str(row["row"] + 1) for row in findings], pa.string()))
 
 
 def test_values_of_the_table_are_shown_and_not_executed(catalog):
-    found = findings({"row": 0, "characteristic": EVIL, "label": "<b>men</b>", "suggested": EVIL, "reason": EVIL})
+    found = findings_of({"row": 0, "characteristic": EVIL, "label": "<b>men</b>", "suggested": EVIL, "reason": EVIL})
     page = draw_page(catalog, found, {**FACTS, "table": EVIL})
     assert "<script>alert" not in page
     assert "<b>men" not in page
@@ -40,7 +40,7 @@ def test_values_of_the_table_are_shown_and_not_executed(catalog):
 
 
 def test_the_page_needs_nothing_but_itself(catalog):
-    page = draw_page(catalog, findings({"row": 0}), FACTS)
+    page = draw_page(catalog, findings_of({"row": 0}), FACTS)
     assert "data:image/jpeg;base64," in page
     assert "http" not in page
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page) == []
@@ -48,21 +48,21 @@ def test_the_page_needs_nothing_but_itself(catalog):
 
 
 def test_photos_are_shrunk_texts_are_cut_and_a_missing_photo_leaves_a_gap(catalog):
-    page = draw_page(catalog, findings(*({"row": row} for row in range(3))), FACTS)
+    page = draw_page(catalog, findings_of(*({"row": row} for row in range(3))), FACTS)
     assert len(page) < 20_000
     assert page.count("no photo") == 2
     assert "hat hat…" in page
 
 
 def test_of_many_findings_some_are_shown_and_the_rest_is_counted(catalog):
-    page = draw_page(catalog, findings(*({"row": 2} for _ in range(SHOWN + 50))), FACTS)
+    page = draw_page(catalog, findings_of(*({"row": 2} for _ in range(SHOWN + 50))), FACTS)
     assert page.count("<article") == SHOWN
     assert "350 findings; the 300 worst are shown" in page
 
 
-def test_a_catalog_without_photos_or_flaws_has_a_page_too():
+def test_a_catalog_without_photos_or_findings_has_a_page_too():
     bare = read_catalog(pd.DataFrame({"nm": ["1"], "title": ["cup"]}), text="title", characteristics=[])
-    page = draw_page(bare, findings(), FACTS)
+    page = draw_page(bare, findings_of(), FACTS)
     assert "0 findings" in page
     assert "<article" not in page
-    assert "no photo" not in draw_page(bare, findings({"row": 0}), FACTS)
+    assert "no photo" not in draw_page(bare, findings_of({"row": 0}), FACTS)

@@ -1,4 +1,4 @@
-"""An audit as a whole: a shop with labels that were changed on purpose, and its dirty rows."""
+"""A whole audit of a shop with flipped labels and broken rows."""
 
 from dataclasses import replace
 from zipfile import ZipFile
@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from product_classificator.audit import audit_run
-from product_classificator.audit.run import UNFINISHED
 from product_classificator.catalog import read_catalog
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.training import Callbacks, HeadSettings, TrainSettings, train_heads
@@ -19,34 +18,34 @@ KINDS = ["cup", "hat", "sock"]
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory):
-    """A run on a shop in which every 20th kind is wrong, its catalog, and the rows that were changed."""
+def flipped(tmp_path_factory):
+    """A run on a shop in which every 20th kind is wrong, its catalog, and the changed rows."""
     folder = tmp_path_factory.mktemp("audit")
     table, images = shop(folder)
     frame = pd.read_parquet(table)
-    sound = frame.description != ""
-    rows = np.flatnonzero(sound)[::20]
+    has_text = frame.description != ""
+    rows = np.flatnonzero(has_text)[::20]
     frame.loc[rows, "kind"] = [KINDS[KINDS.index(kind) - 1] for kind in frame.kind[rows]]
     twin = frame.iloc[[30]].assign(nm=1000, kind="sock" if frame.kind[30] != "sock" else "hat")
     frame = pd.concat([frame, twin, frame.iloc[[5]]], ignore_index=True)
-    frame.to_parquet(folder / "spoilt.parquet")
+    frame.to_parquet(folder / "flipped.parquet")
     with ZipFile(images) as photos:
         twin_photo = photos.read("30.jpg")
     with ZipFile(images, "a") as photos:
         photos.writestr("1000.jpg", twin_photo)
-    catalog = read_catalog(folder / "spoilt.parquet", images, text="description", characteristics=["kind", "colour"])
+    catalog = read_catalog(folder / "flipped.parquet", images, text="description", characteristics=["kind", "colour"])
     return train_heads(catalog, folder / "run", QUICK, encoder=TinyEncoder()).run, catalog, rows
 
 
 @pytest.fixture(scope="module")
-def audited(spoilt, tmp_path_factory):
-    run, catalog, _ = spoilt
+def audited(flipped, tmp_path_factory):
+    run, catalog, _ = flipped
     audit = audit_run(run, catalog, tmp_path_factory.mktemp("out") / "audit", encoder=TinyEncoder())
     return audit, pd.read_parquet(audit.table)
 
 
-def test_changed_labels_head_the_list_with_the_label_they_had(spoilt, audited):
-    _, catalog, rows = spoilt
+def test_flipped_labels_come_first_with_their_original_label(flipped, audited):
+    _, catalog, rows = flipped
     found = audited[1].query("kind == 'wrong_label' and characteristic == 'kind'")
     top = found[: 2 * len(rows)].set_index("row")
     assert len(set(rows) & set(top.index)) >= 0.8 * len(rows)
@@ -55,48 +54,48 @@ def test_changed_labels_head_the_list_with_the_label_they_had(spoilt, audited):
     assert all(top.suggested[row] in texts[int(row)] for row in set(rows) & set(top.index))
 
 
-def test_products_of_one_text_and_photo_must_not_differ_in_kind(audited):
+def test_near_duplicates_of_different_kinds_contradict(audited):
     found = audited[1].query("kind == 'contradiction' and characteristic == 'kind'")
     assert {"30", "1000"} <= set(found.id)
     assert found[found.id == "1000"].group.item() == found[found.id == "30"].group.item()
 
 
-def test_every_flaw_of_a_row_is_told(spoilt, audited):
+def test_every_problem_of_a_row_is_listed(flipped, audited):
     found = audited[1].query("kind == 'broken'")
     assert set(found[found.id == "7"].reason) == {"image_missing", "text_empty"}
     assert set(found[found.id == "9"].reason) == {"image_truncated"}
     assert found[found.reason == "duplicate_id"].row.tolist() == [241]
 
 
-def test_the_counts_are_those_of_the_table_and_nothing_unfinished_is_left(audited):
+def test_the_counts_are_those_of_the_table_and_only_the_findings_are_left(audited):
     audit, frame = audited
-    assert sum(n for found in audit.counts.values() for n in found.values()) == len(frame)
+    assert sum(n for numbers in audit.counts.values() for n in numbers.values()) == len(frame)
     assert audit.counts["broken"][""] == (frame.kind == "broken").sum()
     assert sorted(path.name for path in audit.table.parent.iterdir()) == ["audit.html", "audit.parquet"]
 
 
-def test_an_interrupted_audit_goes_on_and_ends_like_an_undisturbed_one(spoilt, audited, tmp_path):
-    run, catalog, _ = spoilt
-    stages = []
+def test_an_interrupted_audit_keeps_its_embeddings_and_ends_like_an_undisturbed_one(flipped, audited, tmp_path):
+    run, catalog, _ = flipped
+    encoder = TinyEncoder()
 
-    def on_stage(sentence):
-        stages.append(sentence)
-        if "fold 3" in sentence and len(stages) < 5:
+    def stop(sentence):
+        if "fold 3" in sentence:
             raise KeyboardInterrupt
 
-    callbacks = Callbacks(on_stage=on_stage)
     with pytest.raises(KeyboardInterrupt):
-        audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), callbacks=callbacks)
-    assert len(list((tmp_path / UNFINISHED).rglob("*.parquet"))) == 2
-    audit = audit_run(run, catalog, tmp_path, encoder=TinyEncoder(), callbacks=callbacks)
-    assert sum("without fold" in sentence for sentence in stages) == 6
+        callbacks = Callbacks(on_stage=stop)
+        audit_run(run, catalog, tmp_path / "out", encoder=encoder, store=tmp_path / "store", callbacks=callbacks)
+    assert not list((tmp_path / "out").iterdir())
+    n_encoded = encoder.images
+    audit = audit_run(run, catalog, tmp_path / "out", encoder=encoder, store=tmp_path / "store")
+    assert encoder.images == n_encoded
     pd.testing.assert_frame_equal(pd.read_parquet(audit.table), audited[1])
 
 
-def test_what_cannot_be_audited_is_said(spoilt, tmp_path):
-    run, catalog, _ = spoilt
+def test_a_catalog_that_cannot_be_audited_is_refused(flipped, tmp_path):
+    run, catalog, _ = flipped
     bare = read_catalog(catalog.table.name, text="description", characteristics=[])
-    with pytest.raises(DataError, match="an audit needs labels: the run tells kind, colour"):
+    with pytest.raises(DataError, match="an audit needs labels: the run predicts kind, colour"):
         audit_run(run, bare, tmp_path, encoder=TinyEncoder())
     blank = pd.DataFrame({"nm": [1, 2], "description": ["", " "], "kind": ["cup", "hat"]})
     with pytest.raises(DataError, match="an audit needs products with a photo or a text: DataFrame has none"):

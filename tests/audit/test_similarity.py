@@ -1,24 +1,24 @@
 import numpy as np
 import pytest
 
-from product_classificator.audit import alike
-from product_classificator.audit.alike import FENCE, near_identical, strangeness
+from product_classificator.audit import similarity
+from product_classificator.audit.similarity import FENCE, group_near_duplicates, outlier_scores
 from product_classificator.types import Embeddings, strings
 from tests.tiny_catalog import unit
 
 
 def random_products(n, seed=0):
     rng = np.random.default_rng(seed)
-    here = np.ones(n, dtype=bool)
+    present = np.ones(n, dtype=bool)
     image, text = unit(rng.normal(size=(n, 24))), unit(rng.normal(size=(n, 8)))
-    return Embeddings(strings([str(row) for row in range(n)]), image, text, here, here.copy(), "tiny-1")
+    return Embeddings(strings([str(row) for row in range(n)]), image, text, present, present.copy(), "tiny-1")
 
 
-def groups_of(products, texts=None, photos=None):
+def groups_of(products, texts=None, images=None):
     n = len(products)
     different = np.arange(1, n + 1, dtype=np.uint64)
-    return near_identical(
-        products, different if texts is None else texts, different + np.uint64(n) if photos is None else photos
+    return group_near_duplicates(
+        products, different if texts is None else texts, different + np.uint64(n) if images is None else images
     )
 
 
@@ -26,7 +26,7 @@ def test_products_of_random_vectors_are_all_different():
     assert len(set(groups_of(random_products(200)))) == 200
 
 
-def test_a_photo_saved_anew_under_the_same_text_makes_no_other_product():
+def test_a_reencoded_photo_with_the_same_text_is_a_near_duplicate():
     products = random_products(50)
     products.text[1] = products.text[0]
     products.image[1] = unit(products.image[:1] + 0.01)
@@ -37,7 +37,7 @@ def test_a_photo_saved_anew_under_the_same_text_makes_no_other_product():
 
 def test_one_photo_is_enough_and_one_text_is_not():
     products, keys = random_products(4), np.array([1, 1, 2, 3], dtype=np.uint64)
-    assert len(set(groups_of(products, photos=keys))) == 3
+    assert len(set(groups_of(products, images=keys))) == 3
     assert len(set(groups_of(products, texts=keys))) == 4
 
 
@@ -48,16 +48,16 @@ def test_a_product_without_a_photo_is_not_taken_for_one_with():
     assert len(set(groups_of(products))) == 10
 
 
-def test_products_without_photo_and_text_are_like_no_other():
+def test_products_without_photo_and_text_have_no_near_duplicates():
     products = random_products(4)
-    for part, has in ((products.image, products.has_image), (products.text, products.has_text)):
-        part[:2], has[:2] = 0, False
+    for vectors, is_present in ((products.image, products.has_image), (products.text, products.has_text)):
+        vectors[:2], is_present[:2] = 0, False
     assert len(set(groups_of(products, np.zeros(4, np.uint64), np.zeros(4, np.uint64)))) == 4
 
 
 @pytest.mark.parametrize("cell", [20, 40])
-def test_pairs_are_found_in_cells_too(monkeypatch, cell):
-    monkeypatch.setattr(alike, "_CELL_PRODUCTS", cell)
+def test_pairs_are_scores_in_cells_too(monkeypatch, cell):
+    monkeypatch.setattr(similarity, "_CELL_PRODUCTS", cell)
     products = random_products(200)
     products.image[100:], products.text[100:] = products.image[:100], products.text[:100]
     groups = groups_of(products)
@@ -65,25 +65,25 @@ def test_pairs_are_found_in_cells_too(monkeypatch, cell):
     assert len(set(groups)) == 100
 
 
-def test_what_lies_apart_from_all_others_is_strange():
+def test_a_product_far_from_all_others_is_an_outlier():
     rng = np.random.default_rng(0)
     vectors = unit(np.eye(16)[0] + 0.05 * rng.normal(size=(300, 16)))
     vectors[7] = unit(np.eye(16)[[3]])
-    has = np.ones(300, dtype=bool)
-    has[9] = False
-    found = strangeness(vectors, has)
-    assert found[7] == np.nanmax(found)
-    assert found[7] > 5 * FENCE
-    assert np.nansum(found > FENCE) < 10
-    assert np.isnan(found[9])
+    is_present = np.ones(300, dtype=bool)
+    is_present[9] = False
+    scores = outlier_scores(vectors, is_present)
+    assert scores[7] == np.nanmax(scores)
+    assert scores[7] > 5 * FENCE
+    assert np.nansum(scores > FENCE) < 10
+    assert np.isnan(scores[9])
 
 
-def test_where_all_others_are_the_same_two_of_another_kind_are_strange():
+def test_among_identical_products_two_of_another_kind_are_outliers():
     vectors = np.tile(unit(np.eye(16)[[0]]), (60, 1))
     vectors[:2] = unit(np.eye(16)[[3]])
-    found = strangeness(vectors, np.ones(60, dtype=bool))
-    assert np.flatnonzero(found > FENCE).tolist() == [0, 1]
+    scores = outlier_scores(vectors, np.ones(60, dtype=bool))
+    assert np.flatnonzero(scores > FENCE).tolist() == [0, 1]
 
 
-def test_of_a_handful_of_products_nothing_is_said():
-    assert np.isnan(strangeness(random_products(5).image, np.ones(5, dtype=bool))).all()
+def test_a_handful_of_products_has_no_outlier_scores():
+    assert np.isnan(outlier_scores(random_products(5).image, np.ones(5, dtype=bool))).all()

@@ -1,0 +1,102 @@
+"""Find near-duplicates and outliers among products by their embeddings.
+
+Near-duplicates have the same photo file, the same text and photo, or a cosine of at least `NEAR` between joined photo
+and text vectors, like a re-encoded photo with the same text. The same text alone is not enough: product families share
+it across colours (in 8,889 fashion goods 388 groups of one text would contradict each other in colour, against 6 here).
+
+Vectors are compared within cells of about `_CELL_PRODUCTS` products, each nearest to one of a few random products: time
+and memory grow linearly, and larger catalogs miss the few pairs on either side of a border.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
+
+from product_classificator.catalog.split import Keys, near_duplicate_groups, near_duplicate_keys
+from product_classificator.types import Bools, Embeddings, Floats, Rows
+
+NEAR = 0.99
+_NEIGHBOURS = 10
+_CELL_PRODUCTS = 10_000
+_ROWS_PER_STEP = 8192
+
+FENCE = 1.5
+_SAMPLE = 10_000
+_RANK = 5
+_MIN_SPREAD = 0.01
+
+
+def group_near_duplicates(embeddings: Embeddings, text_keys: Keys, image_keys: Keys, seed: int = 0) -> Rows:
+    """Return the (n,) group of each product.
+
+    Args:
+        embeddings: of n products.
+        text_keys: (n,) equal for texts with the same words.
+        image_keys: (n,) equal for images with the same bytes.
+        seed: of the cells.
+    """
+    keys = near_duplicate_keys(text_keys, image_keys)
+    return near_duplicate_groups([keys["image_key"], keys["both_key"], _vector_keys(embeddings, seed)])
+
+
+def _vector_keys(embeddings: Embeddings, seed: int) -> Keys:
+    """Return (n,) keys that are equal for products with nearly the same vectors."""
+    pairs = [np.empty((2, 0), dtype=np.int64)]
+    for cell in _cells(embeddings, seed):
+        vectors = embeddings.take(cell).joined()
+        k = min(_NEIGHBOURS + 1, len(cell))
+        distances, neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(vectors).kneighbors(vectors)
+        row, rank = np.nonzero(distances**2 <= 2 - 2 * NEAR)  # of unit vectors
+        pairs.append(np.stack([cell[row], cell[neighbours[row, rank]]]))
+    left, right = np.concatenate(pairs, 1)
+    n = len(embeddings)
+    graph = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(n, n))
+    keys: Keys = connected_components(graph, directed=False)[1].astype(np.uint64) + np.uint64(1)
+    return keys
+
+
+def _cells(embeddings: Embeddings, seed: int) -> Iterator[Rows]:
+    """Yield the rows of products with an image or a text, those that are near one another together."""
+    rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
+    n_cells = -(-len(rows) // _CELL_PRODUCTS)
+    if n_cells < 2:
+        yield from [rows] * n_cells
+        return
+    centres = embeddings.take(np.random.default_rng(seed).choice(rows, n_cells, replace=False)).joined()
+    steps = (rows[start : start + _ROWS_PER_STEP] for start in range(0, len(rows), _ROWS_PER_STEP))
+    nearest = np.concatenate([(embeddings.take(step).joined() @ centres.T).argmax(1) for step in steps])
+    for cell in range(n_cells):
+        yield rows[nearest == cell]
+
+
+def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:
+    """Return how unlike all others each product is, by its image or its text vectors.
+
+    The score is the distance to the 5th nearest of at most 10,000 random products (Sugiyama and Borgwardt 2013), above
+    the upper quartile and in units of the interquartile range: outliers lie above `FENCE` (Tukey 1977).
+
+    Args:
+        vectors: (n, d) unit rows where `is_present`.
+        is_present: (n,) which products have such a vector.
+        seed: of the sample.
+
+    Returns:
+        (n,), NaN where `is_present` is false or there are too few products.
+    """
+    scores = np.full(len(vectors), np.nan, np.float32)
+    rows = np.flatnonzero(is_present)
+    sample = np.random.default_rng(seed).permutation(rows)[:_SAMPLE]
+    if len(sample) <= _RANK:
+        return scores
+    model = NearestNeighbors(n_neighbors=_RANK + 1, algorithm="brute").fit(vectors[sample])
+    rank = _RANK - 1 + np.isin(rows, sample)  # a product of the sample is its own nearest
+    for start in range(0, len(rows), _ROWS_PER_STEP):
+        step = slice(start, start + _ROWS_PER_STEP)
+        distances = model.kneighbors(vectors[rows[step]])[0]
+        scores[rows[step]] = distances[np.arange(len(distances)), rank[step]]
+    low, high = np.quantile(scores[rows], [0.25, 0.75])
+    fenced: Floats = (scores - high) / max(high - low, _MIN_SPREAD)
+    return fenced
