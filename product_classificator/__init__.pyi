@@ -19,3 +19,5 @@ from .training import train_heads as train_heads
 from .types import Embeddings as Embeddings
 from .types import Predictions as Predictions
 from .types import Split as Split
+
+__version__: str
