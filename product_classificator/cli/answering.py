@@ -6,7 +6,7 @@ from dataclasses import asdict
 from product_classificator import console
 from product_classificator.classificator import Classificator
 from product_classificator.cli.options import Embed, Predict
-from product_classificator.cli.progress import print_columns, product_progress
+from product_classificator.cli.progress import product_progress
 from product_classificator.cli.tables import open_catalog, with_text_encoder
 from product_classificator.embeddings.embed import embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
@@ -18,7 +18,6 @@ from product_classificator.runs import Run
 def predict(options: Predict) -> None:
     """Predict a table and print what was written."""
     catalog = open_catalog(options.table, options.products, (), run=Run.load(options.run))
-    print_columns(catalog)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, but none are given (--images)", style="yellow")
@@ -41,7 +40,6 @@ def predict(options: Predict) -> None:
 def embed(options: Embed) -> None:
     """Embed a table into a store and print what was encoded."""
     catalog = open_catalog(options.table, options.products, ())
-    print_columns(catalog)
     name = with_text_encoder(options.encoder.encoder or "lite", options.encoder.text_encoder)
     encoder = load_encoder(name, device=options.encoder.device, dtype=options.encoder.dtype)
     store = EmbeddingStore(options.out, encoder)

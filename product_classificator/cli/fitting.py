@@ -12,7 +12,7 @@ from product_classificator import console
 from product_classificator.audit import KIND_TITLES, audit_run
 from product_classificator.classificator import Classificator
 from product_classificator.cli.options import Audit, Evaluate, Train, Tune
-from product_classificator.cli.progress import bars, print_columns, product_progress
+from product_classificator.cli.progress import bars, product_progress
 from product_classificator.cli.tables import names, open_catalog, open_labelled, with_text_encoder
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import DataError
@@ -30,10 +30,8 @@ def train(options: Train) -> None:
     chosen, training = options.encoder, options.training
     settings = read_settings(training.config, {"encoder": chosen.encoder, "seed": training.seed})
     settings = replace(settings, encoder=with_text_encoder(settings.encoder, chosen.text_encoder))
-    catalog = open_catalog(
-        options.table, options.products, names(training.characteristics), names(training.multi_label)
-    )
-    print_columns(catalog)
+    characteristics, multi_label = names(training.characteristics), names(training.multi_label)
+    catalog = open_catalog(options.table, options.products, characteristics, multi_label)
     if (options.out / "run.json").exists():
         console.log.print(f"{options.out} already holds a run: it is replaced when the new one is done", style="yellow")
     encoder = load_encoder(settings.encoder, device=chosen.device, dtype=chosen.dtype)
@@ -63,16 +61,10 @@ def tune(options: Tune) -> None:
     """Fine-tune an encoder, print the scores of the best epoch and the next step."""
     training = options.training
     settings = read_settings(training.config, {"encoder": options.encoder, "seed": training.seed})
-    catalog = open_catalog(
-        options.table,
-        options.products,
-        names(training.characteristics),
-        names(training.multi_label),
-        guess_text=True,
-    )
     distributed = Distributed(options.device, options.dtype)
     console.out.quiet = console.log.quiet = not distributed.is_main
-    print_columns(catalog)
+    characteristics, multi_label = names(training.characteristics), names(training.multi_label)
+    catalog = open_catalog(options.table, options.products, characteristics, multi_label, guess_text=True)
     encoder = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
     tuning = FinetuneSettings(**asdict(options.finetuning))
     shown = {**asdict(settings), "tuning": asdict(tuning)}
@@ -103,7 +95,6 @@ def evaluate(options: Evaluate) -> None:
     if options.json is not None and not options.json.parent.is_dir():
         raise DataError(f"the folder of --json must exist: create {options.json.parent} first")
     catalog = open_labelled(run, options.table, options.products)
-    print_columns(catalog)
     with product_progress(len(catalog)) as progress:
         heldout = evaluate_run(
             run,
@@ -126,7 +117,6 @@ def audit(options: Audit) -> None:
     """Audit a table, print how often each kind of finding occurs and where the findings are."""
     run = Run.load(options.run)
     catalog = open_labelled(run, options.table, options.products)
-    print_columns(catalog)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     with training_progress(len(catalog)) as callbacks:
         findings = audit_run(

@@ -1,4 +1,4 @@
-"""Progress bars and result lines of the commands that read tables."""
+"""Progress bars over products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from product_classificator import console
-from product_classificator.catalog import Catalog
 from product_classificator.embeddings.embed import EmbeddedChunk, Idle
 
 
@@ -55,14 +54,3 @@ def product_progress(total: int) -> Iterator[ProductProgress]:
     """Show a progress bar over products while the block runs."""
     with bars() as progress:
         yield ProductProgress(progress, total)
-
-
-def print_columns(catalog: Catalog) -> None:
-    """Print how the columns of a table are used."""
-    columns, images = catalog.columns, catalog.images
-    text = ", ".join(columns.text) or "none (photos only)"
-    photos = "none (text only)" if images is None else f"by {columns.photo or columns.id} ({images.channels})"
-    multi = f"; multi-label {', '.join(columns.multi_label)}" if columns.multi_label else ""
-    console.log.print(
-        f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}{multi}"
-    )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from product_classificator import console
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
@@ -50,7 +51,7 @@ def open_catalog(
     run: Run | None = None,
     guess_text: bool = False,
 ) -> Catalog:
-    """Open a table: with `run` as the run's table was opened, but for what the options say.
+    """Open a table, as the table of `run` was opened unless an option differs, and print how its columns are used.
 
     Without `--text` and `run`, photos alone are used if there are any, unless text columns are to be guessed.
     """
@@ -76,7 +77,7 @@ def open_catalog(
     if options.images is not None:
         limits = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
         images = open_images(options.images, channels=channels or "rgb", **limits)
-    return read_catalog(
+    catalog = read_catalog(
         table,
         images,
         id=id_,
@@ -85,6 +86,8 @@ def open_catalog(
         photo=photo,
         multi_label=multi_label or (),
     )
+    _print_columns(catalog)
+    return catalog
 
 
 def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
@@ -100,3 +103,13 @@ def _columns(table: Path) -> list[str]:
         return open_table(table).columns
     columns = [name for file in (TRAIN_FILE, TEST_FILE) for name in open_table(table / file).columns]
     return [*PUBLISHED_CHARACTERISTICS, *columns]
+
+
+def _print_columns(catalog: Catalog) -> None:
+    columns, images = catalog.columns, catalog.images
+    text = ", ".join(columns.text) or "none (photos only)"
+    photos = "none (text only)" if images is None else f"by {columns.photo or columns.id} ({images.channels})"
+    multi = f"; multi-label {', '.join(columns.multi_label)}" if columns.multi_label else ""
+    console.log.print(
+        f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; text {text}; photos {photos}{multi}"
+    )
