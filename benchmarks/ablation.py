@@ -24,7 +24,7 @@ from sets import Task, fit, open_task
 from product_classificator import HeadSettings
 from product_classificator.encoders.color_histogram import COLOURS_DIM
 from product_classificator.encoders.lite import PARTS
-from product_classificator.training import material
+from product_classificator.training import vocabulary
 
 COLUMNS = {
     "last map": slice(0, PARTS[0]),
@@ -72,7 +72,9 @@ VARIANTS: Mapping[str, Variant] = {
     "without texts": Variant("fashion_photos"),
     "without words": Variant(settings={"max_words": 0}),
     "without vectors of texts": Variant(task=without_sentences),
-    "without the words of label names": Variant(patched=lambda: patch.object(material, "_NAME_WEIGHT", 0.0)),
+    "without the words of label names": Variant(patched=lambda: patch.object(vocabulary, "_LABEL_WEIGHT", 0.0)),
+    "leading words never": Variant(settings={"leading_words": False}),
+    "leading words always": Variant(settings={"leading_words": True}),
     "photos without the last map": Variant(task=without_columns("last map")),
     "photos without maps in the middle": Variant(task=without_columns("maps in the middle")),
     "photos without colours": Variant(task=without_columns("colours")),

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from product_classificator import HeadSettings
 from product_classificator.encoders import cores
-from product_classificator.training import fit_heads
+from product_classificator.training import LabelledProducts, fit_heads
 from product_classificator.types import Embeddings, Split, strings
 
 LABELS = {
@@ -89,7 +89,7 @@ def ours(vectors, codes, parts) -> dict[str, float]:
     embeddings = Embeddings(ids, vectors[:, :512], vectors[:, 512:], has, has, "made-up")
     truth = {name: strings([f"{code:03d}" for code in column]) for name, column in codes.items()}
     settings = HeadSettings(min_products_per_label=1, max_words=0)
-    fitted = fit_heads(embeddings, [""] * n, truth, Split(ids, parts), settings)
+    fitted = fit_heads(LabelledProducts(embeddings, [""] * n, truth, Split(ids, parts)), settings)
     test = np.flatnonzero(parts == "test")
     predictions = fitted.bundle.predict(embeddings.take(test), [""] * len(test))
     return {

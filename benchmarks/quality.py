@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from boosted import catboost, late_fusion
 from common import RESULTS, facts, fill_table, save
-from rivals import Fitted, character_svm, logistic_regression, word_svm
+from rivals import Fitted, character_svm, logistic_regression, published_heads, word_svm
 from scipy.special import softmax
 from sets import SETS, Task, fit, open_task
 
@@ -43,7 +43,7 @@ def heads(task: Task, settings: HeadSettings) -> Fitted:
 
 METHODS: Mapping[str, Callable[[Task, int], Fitted]] = {
     "ours": lambda task, seed: heads(task, HeadSettings(seed=seed)),
-    "published recipe": lambda task, seed: heads(task, HeadSettings.published(seed=seed)),
+    "published recipe": published_heads,
     "tf-idf + svm": word_svm,
     "tf-idf + chars + svm": character_svm,
     "logistic regression": logistic_regression,

@@ -116,7 +116,7 @@ def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> di
             key: {"ece": s.reliability.error, "ece_by_chance": s.reliability.error_by_chance, "n": s.n}
             for key, s in first.characteristics.items()
         },
-        "temperatures": dict(zip(bundle.labels, zip(bundle.temperatures, bundle.exponents, strict=True), strict=True)),
+        "temperatures": {each.name: (each.temperature, each.temperature_exponent) for each in bundle.characteristics},
         "promised": {str(p): figures(evaluation) for p, evaluation in promised.items()},
         "false_alarms": first.selective.out_of_distribution,
         "detected": detected(bundle, photos, strange_texts(other), encoder),

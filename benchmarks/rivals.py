@@ -1,4 +1,6 @@
-"""Linear rivals: each turns a task into scores of its valid and test products; `boosted.py` holds the others.
+"""Linear rivals and the published heads: each turns a task into scores of its valid and test products.
+
+`boosted.py` holds the other rivals.
 
 Every rival learns from the train part alone, one model per characteristic. Where it is tried in several variants, the
 best on the valid part counts, per characteristic, as ours choose by the valid part.
@@ -7,10 +9,12 @@ best on the valid part counts, per characteristic, as ours choose by the valid p
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix, hstack
 from sets import Task
 from sklearn.exceptions import ConvergenceWarning
@@ -19,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
+from torch import nn
 
 from product_classificator.types import Bools, Floats, Rows, SplitName
 
@@ -77,6 +82,50 @@ def logistic_regression(task: Task, seed: int) -> Fitted:
     return Fitted(scores, seconds, time.process_time() - began - seconds)
 
 
+def published_heads(task: Task, seed: int) -> Fitted:
+    """Fit the heads of the 2024 system: one MLP per characteristic, the best of 15 epochs on validation products.
+
+    `torchvision.ops.MLP(d, [1024, k], dropout=0.2)` also has dropout after the last layer; it is kept.
+    """
+    began = time.process_time()
+    label_ids = torch.from_numpy(np.stack([task.codes(name) for name in task.labels], 1))
+    x = torch.from_numpy(np.hstack([matrix for matrix, _ in sides(task)]))
+    train = task.split.rows("train")
+    train = torch.from_numpy(train[(label_ids.numpy()[train] >= 0).any(1)])
+    batch_size = min(64, max(8, len(train) // 50))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = nn.ModuleList(_published_head(x.shape[1], len(labels)) for labels in task.labels.values())
+        optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3, weight_decay=0)
+        best, best_weights = -1.0, heads.state_dict()
+        for _ in range(15):
+            heads.train()
+            for order in torch.split(torch.randperm(len(train)), batch_size):
+                rows = train[order]
+                losses = [
+                    nn.functional.cross_entropy(head(x[rows]), column, ignore_index=-1, reduction="sum")
+                    for head, column in zip(heads, label_ids[rows].T, strict=True)
+                ]
+                optimizer.zero_grad()
+                (torch.stack(losses).sum() / len(rows)).backward()
+                optimizer.step()
+            score = np.mean([valid_macro_f1(task, name, values) for name, values in _scores(heads, x, task).items()])
+            if score > best:
+                best, best_weights = score, deepcopy(heads.state_dict())
+        heads.load_state_dict(best_weights)
+    return Fitted(_scores(heads, x, task), time.process_time() - began)
+
+
+def _published_head(width: int, n_labels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.2), nn.Linear(1024, n_labels), nn.Dropout(0.2))
+
+
+@torch.inference_mode()
+def _scores(heads: nn.ModuleList, x: torch.Tensor, task: Task) -> dict[str, Floats]:
+    heads.eval()
+    return {name: head(x[task.judged]).numpy() for name, head in zip(task.labels, heads, strict=True)}
+
+
 def tfidf(task: Task, *vectorizers: TfidfVectorizer) -> csr_matrix:
     """Returns the (n, features) tf-idf of all texts, with words and frequencies of the train part."""
     train = [task.texts[row] for row in task.split.rows("train")]
@@ -124,9 +173,11 @@ def one_column_per_label(decisions: Floats) -> Floats:
 
 def best_on_valid(task: Task, name: str, variants: Iterable[Floats]) -> Floats:
     """Returns the scores with the best macro-F1 on the valid part, the first of equals."""
+    return max(variants, key=lambda scores: valid_macro_f1(task, name, scores))
+
+
+def valid_macro_f1(task: Task, name: str, scores: Floats) -> float:
+    """Return the macro-F1 of (judged products, labels) scores on validation products."""
     codes = task.codes(name)[task.judged]
     is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
-    return max(
-        variants,
-        key=lambda scores: f1_score(codes[is_valid], scores[is_valid].argmax(1), average="macro", zero_division=0),
-    )
+    return float(f1_score(codes[is_valid], scores[is_valid].argmax(1), average="macro", zero_division=0))

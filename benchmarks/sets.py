@@ -31,7 +31,7 @@ from product_classificator.catalog import Catalog
 from product_classificator.embeddings.embed import EmbeddedCatalog
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.labels import embed_labels
-from product_classificator.training import FittedHeads
+from product_classificator.training import FittedHeads, LabelledProducts
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.train import divide
 from product_classificator.types import Floats, Rows, Truth
@@ -85,15 +85,8 @@ class Task:
 
 def fit(task: Task, settings: HeadSettings) -> FittedHeads:
     """Fits the heads of this package to a task."""
-    return fit_heads(
-        task.embeddings,
-        task.texts,
-        task.truth,
-        task.split,
-        settings,
-        label_vectors=task.label_vectors,
-        has_title=task.has_title,
-    )
+    products = LabelledProducts(task.embeddings, task.texts, task.truth, task.split, task.has_title)
+    return fit_heads(products, settings, label_vectors=task.label_vectors)
 
 
 def open_task(name: str, seed: int, folder: Path) -> Task:

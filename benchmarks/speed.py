@@ -47,7 +47,7 @@ from product_classificator.encoders.efficientnet import load_efficientnet
 from product_classificator.encoders.precision import in_precision, settle
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.towers import TorchTowers, computing
-from product_classificator.training import fit_heads
+from product_classificator.training import LabelledProducts, fit_heads
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -228,7 +228,7 @@ def fitted(catalog, encoder):
     embeddings, truth = embed(catalog, encoder).embeddings, catalog.truth()
     split = split_products(catalog.ids, np.arange(len(catalog)), truth, np.ones(len(catalog), dtype=bool), seed=0)
     settings = HeadSettings(min_products_per_label=1, max_epochs=1)
-    return fit_heads(embeddings, catalog.texts(), truth, split, settings).bundle
+    return fit_heads(LabelledProducts(embeddings, catalog.texts(), truth, split), settings).bundle
 
 
 def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:

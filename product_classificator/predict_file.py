@@ -107,7 +107,7 @@ def predict_to_file(
     if out.resolve() in [source.resolve() for source in sources]:
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
     if min_precision is not None:
-        classificator.bundle.check_promise(min_precision)
+        classificator.bundle.check_can_decide(min_precision)
     options = _Options(top_k, min_precision)
     _check_names(classificator, catalog.columns.id, top_k, decides=min_precision is not None)
     parts = out.with_name(out.name + ".parts")
@@ -198,7 +198,7 @@ def _check_names(classificator: Classificator, id_name: str, top_k: int, *, deci
     """Refuses an output in which two columns would have one name."""
     columns = [id_name, "status"]
     for name, labels in classificator.labels.items():
-        ranks = 1 if name in classificator.bundle.decision_thresholds else min(top_k, len(labels))
+        ranks = 1 if classificator.bundle[name].is_multi_label else min(top_k, len(labels))
         ranked = [name, *(f"{name}_{rank}" for rank in range(2, ranks + 1))]
         columns += [*ranked, *(f"{column}_probability" for column in ranked), *[f"{name}{_DECISION}"] * decides]
     repeated = [name for name, count in Counter(columns).items() if count > 1]

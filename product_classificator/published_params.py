@@ -87,7 +87,7 @@ def _flat(
 
 
 def published_settings(params: Mapping[str, Any], seed: int = 0) -> HeadSettings:
-    """Returns the published recipe with the changes that `heads_train_params` asks for.
+    """Return how heads are fitted, with the changes that `heads_train_params` asks for.
 
     Args:
         params: as the published `Trainer` took them: criterion, optimizer, optimizer_params (lr, weight_decay),
@@ -100,10 +100,10 @@ def published_settings(params: Mapping[str, Any], seed: int = 0) -> HeadSettings
     """
     flat = _flat(params, "heads_train_params", _KNOWN, _ONLY)
     changes = {_RENAMED[name]: value for name, value in flat.items() if name in _RENAMED}
-    hidden = flat.get("classificator_params.hidden_channels", [HeadSettings.published().hidden])
+    hidden = flat.get("classificator_params.hidden_channels", [HeadSettings().hidden])
     hidden = [hidden] if isinstance(hidden, int) else hidden
     if len(hidden) != 1:
         raise DataError(f"hidden_channels of heads_train_params must name one hidden layer, got {list(hidden)}")
-    settings = HeadSettings.published(seed)
+    settings = HeadSettings(seed=seed)
     epochs = changes.get("max_epochs", settings.max_epochs)
     return _checked(settings, {"hidden": hidden[0], "patience": epochs, **changes})

@@ -12,11 +12,10 @@ from PIL import Image
 import product_classificator
 from product_classificator.catalog import Columns
 from product_classificator.encoders import load_encoder
-from product_classificator.heads import HeadBundle, zero_shot_heads
+from product_classificator.heads import Characteristic, HeadBundle, zero_shot_heads
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.heads.network import FittedNetwork
+from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.heads.novelty import NoveltyDetector
-from product_classificator.heads.shape import NetworkShape
 from product_classificator.runs import Run
 from tests.fakes import jpeg
 
@@ -136,20 +135,16 @@ def test_one_product_is_classified_without_what_only_catalogs_and_trainings_need
 def test_fitted_heads_answer_decide_and_explain_without_what_fitted_them(tmp_path):
     encoder = load_encoder("lite")
     vocabulary = Vocabulary(("чашка",), np.ones(1, np.float32))
-    shape = NetworkShape("joint", encoder.image_dim, encoder.text_dim, 1, (2,), hidden=4, dropout=0.5, name_dim=512)
+    shape = NetworkShape(encoder.image_dim, encoder.text_dim, (2,), hidden=4, n_words=1, label_dim=512)
     draw = np.random.default_rng(0)
     weights = {name: draw.uniform(0.5, 1, axes).astype(np.float32) for name, axes in shape.weights().items()}
     seen = [draw.random((3, width), dtype=np.float32) for width in (encoder.image_dim, encoder.text_dim)]
     bundle = HeadBundle(
-        FittedNetwork(shape, {name: np.asarray(weight) for name, weight in weights.items()}),
-        vocabulary,
-        {"category": ("Одежда", "Посуда")},
-        encoder.fingerprint,
-        (1.5,),
-        {},
-        encoder.name,
-        (0.1,),
-        thresholds={"category": ((0.9, 0.6),)},
+        characteristics=(Characteristic("category", ("Одежда", "Посуда"), 1.5, 0.1, ((0.9, 0.6),)),),
+        network=Network(shape, {name: np.asarray(weight) for name, weight in weights.items()}),
+        vocabulary=vocabulary,
+        encoder_name=encoder.name,
+        encoder_fingerprint=encoder.fingerprint,
         novelty=NoveltyDetector(*seen, (0.5, 0.5, 0.5)),
     )
     columns = Columns("nm", ("title",), ("category",))

@@ -163,7 +163,7 @@ def test_a_trainer_takes_lists_also_through_its_hooks(tmp_path):
         settings=settings,
     )
     training = trainer.train_heads_only()
-    assert set(training.fitted.bundle.decision_thresholds) == {"materials"}
+    assert [each.name for each in training.fitted.bundle.characteristics if each.is_multi_label] == ["materials"]
     assert (trainer.experiment_dir / "clusters/clusters.csv").read_text().count("materials,") == 1
 
 
@@ -176,7 +176,7 @@ def test_the_command_line_takes_lists_from_csv(tmp_path):
     printed = call("train", tmp_path / "t.csv", "--characteristics", "kind", "--multi-label", "materials", *common)
     assert "multi-label materials" in printed
     run = tmp_path / "run"
-    assert set(HeadBundle.load(run / "bundle").decision_thresholds) == {"materials"}
+    assert HeadBundle.load(run / "bundle")["materials"].is_multi_label
     assert "any number a product" in call("info", run)
     assert "materials" in call("evaluate", run, tmp_path / "t.csv")
     text = "hat warm light"

@@ -29,7 +29,7 @@ def test_the_confidence_of_a_set_is_that_of_every_label_being_right():
 
 
 def test_every_label_needs_a_cut():
-    with pytest.raises(DataError, match="materials has 3 labels but 2 decision_thresholds"):
+    with pytest.raises(DataError, match="materials has 3 labels but 2 decision thresholds"):
         make([0.5, 0.5])
 
 

@@ -183,15 +183,15 @@ def test_a_task_is_told_of_every_epoch(make_trainer):
     assert "Fitting the heads" in task.lines
 
 
-def test_published_parameters_mean_the_published_recipe(make_trainer):
+def test_published_parameters_change_the_settings_of_the_heads(make_trainer):
     trainer = make_trainer(heads_train_params=PUBLISHED_PARAMS, min_products_in_sub_cat=5)
     training = trainer.train_heads_only()
     settings = json.loads((trainer.experiment_dir / "run.json").read_text())["settings"]["heads"]
-    assert (settings["recipe"], settings["max_epochs"], settings["hidden"]) == ("published", 4, 32)
+    assert (settings["max_epochs"], settings["patience"], settings["hidden"]) == (4, 4, 32)
     assert (settings["learning_rate"], settings["dropout"], settings["min_products_per_label"]) == (0.01, 0.1, 5)
     assert len(training.fitted.history) == 4
-    assert published_settings({}) == HeadSettings.published()
-    assert published_settings({"criterion": torch.nn.CrossEntropyLoss()}) == HeadSettings.published()
+    assert published_settings({}) == HeadSettings()
+    assert published_settings({"criterion": torch.nn.CrossEntropyLoss()}) == HeadSettings()
     assert published_settings({"classificator_params": {"hidden_channels": 32}}).hidden == 32
 
 

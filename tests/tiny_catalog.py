@@ -1,31 +1,19 @@
-"""A tiny catalog: the colour stands in the text only, the kind in both vectors, the size in the
-photo's, but it is mostly unknown."""
-
-from dataclasses import dataclass
+"""A tiny catalog: only the text says the colour, both embeddings the kind, the image the size, which is mostly unknown."""
 
 import numpy as np
 import pytest
 
-from product_classificator.training import FittedHeads, HeadSettings, fit_heads
-from product_classificator.types import SPLITS, Embeddings, Split, Strings, strings
+from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
+from product_classificator.types import SPLITS, Embeddings, Split, SplitName, strings
 
 KINDS, COLOURS = ("mug", "shoe", "сумка"), ("blue", "red")
 QUICK = HeadSettings(max_epochs=10, hidden=32, learning_rate=5e-3)
 
 
-@dataclass(frozen=True)
-class Material:
-    """What `fit_heads` takes, row-aligned."""
-
-    embeddings: Embeddings
-    texts: list[str]
-    truth: dict[str, Strings]
-    split: Split
-
-    def rows(self, part: str) -> tuple[Embeddings, list[str]]:
-        """Returns the embeddings and texts of a part."""
-        rows = self.split.rows(part)
-        return self.embeddings.take(rows), [self.texts[row] for row in rows]
+def rows_of(products: LabelledProducts, split: SplitName) -> tuple[Embeddings, list[str]]:
+    """Return the embeddings and texts of a split."""
+    rows = products.split.rows(split)
+    return products.embeddings.take(rows), [products.texts[row] for row in rows]
 
 
 def unit(matrix: np.ndarray) -> np.ndarray:
@@ -33,7 +21,7 @@ def unit(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def material() -> Material:
+def products() -> LabelledProducts:
     n, draw = 240, np.random.default_rng(0)
     kind, colour, big = draw.integers(0, 3, n), draw.integers(0, 2, n), draw.integers(0, 2, n)
     ids = strings([f"p{i}" for i in range(n)])
@@ -50,7 +38,7 @@ def material() -> Material:
     size = strings([("S", "L")[big[i]] if i % 5 == 0 else None for i in range(n)])
     truth = {"kind": strings(KINDS)[kind], "colour": strings(COLOURS)[colour], "size": size}
     split = Split(ids, strings([SPLITS[0 if i % 4 < 2 else i % 4 - 1] for i in range(n)]))
-    return Material(embeddings, texts, truth, split)
+    return LabelledProducts(embeddings, texts, truth, split)
 
 
 @pytest.fixture(scope="session")
@@ -59,5 +47,5 @@ def quick() -> HeadSettings:
 
 
 @pytest.fixture(scope="session")
-def fitted(material: Material, quick: HeadSettings) -> FittedHeads:
-    return fit_heads(material.embeddings, material.texts, material.truth, material.split, quick)
+def fitted(products: LabelledProducts, quick: HeadSettings) -> FittedHeads:
+    return fit_heads(products, quick)

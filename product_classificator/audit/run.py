@@ -28,7 +28,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.training import Callbacks, HeadSettings, fit_heads
+from product_classificator.training import Callbacks, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.types import Split, as_text
 
 
@@ -113,15 +113,11 @@ def _findings(
     def fit(fold: int, split: Split) -> HeadBundle:
         callbacks.on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and predicting it")
         return fit_heads(
-            embeddings,
-            texts,
-            truth,
-            split,
+            LabelledProducts(embeddings, texts, truth, split, catalog.columns.has_title),
             settings,
-            on_epoch=callbacks.on_epoch,
             label_vectors=partial(embed_labels, encoder),
             shares_space=encoder.shares_space,
-            has_title=catalog.columns.has_title,
+            on_epoch=callbacks.on_epoch,
         ).bundle
 
     out_of_fold = predict_out_of_fold(embeddings, texts, truth, deals, fit)

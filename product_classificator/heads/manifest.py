@@ -1,137 +1,160 @@
-"""The files of a bundle of heads: what its manifest says, and whether it may be believed.
+"""Read and write the folder of a bundle: `manifest.json`, `weights.safetensors`, `words.json`; no pickle.
 
-The manifest is checked field by field, files against their sha256, weights against the shapes that the manifest calls
-for. Loading reads the three names below and nothing else.
+Everything is validated: the manifest field by field, the other two files against its sha256, weights against the
+shapes that the manifest calls for. Reading opens these three files and nothing else.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
 
-from product_classificator.errors import ArtifactError
+from product_classificator.errors import ArtifactError, culprits
+from product_classificator.files import sha256_of
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.heads.hierarchy import Hierarchy, Refinement
+from product_classificator.heads.calibration import Characteristic
+from product_classificator.heads.hierarchy import Hierarchy
+from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.heads.novelty import NoveltyDetector
 from product_classificator.types import Floats
 
-FORMAT = 4
-"""Bundles of earlier formats are read as they are: 1 has words without beginnings; 1 and 2 know neither several labels
-nor titles; up to 3 openings do not count, and no layer leads straight from the parts to the labels."""
+FORMAT = 1
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 NAMES = {MANIFEST, WEIGHTS, WORDS}
-IDF = "vocabulary.idf"
-SEEN = ("seen.image", "seen.text")
-
-
-class ShapeFacts(BaseModel):
-    """A `NetworkShape`, but for the numbers of labels."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    recipe: str
-    image_dim: int
-    text_dim: int
-    n_words: int
-    hidden: int
-    dropout: float
-    projected: int = 0
-    name_dim: int = 0
-    shares_space: bool = False
-
-
-class RefinementFacts(BaseModel):
-    """A `Refinement`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    child: str
-    parent: str
-    parents: dict[str, str]
+_IDF = "vocabulary.idf"
+_CENTRES = ("novelty.image", "novelty.text")
+_LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` holds; the fields are those of `HeadBundle`."""
+    """The content of `manifest.json`: fields of `HeadBundle`, and the sha256 of the other files."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    format: int
-    encoder_name: str = ""
+    format: int = FORMAT
+    encoder_name: str
     encoder_fingerprint: str
-    labels: dict[str, list[str]]
-    temperatures: list[float]
-    exponents: list[float] = []
-    thresholds: dict[str, list[list[float]]] = {}
-    novelty_limits: list[float] | None = None
-    hierarchy: list[RefinementFacts] = []
-    decision_thresholds: dict[str, list[float]] = {}
-    has_title: bool = False
-    has_leading_words: bool = False
-    network: ShapeFacts
+    characteristics: tuple[Characteristic, ...]
+    hierarchy: Hierarchy
+    network: NetworkShape
+    has_title: bool
+    has_leading_words: bool
+    novelty_limits: tuple[float, float, float] | None
     facts: dict[str, Any]
     sha256: dict[str, str]
 
 
-def novelty_of(manifest: Manifest, weights: dict[str, Floats]) -> NoveltyDetector | None:
-    """Takes the centres of the training products out of the weights."""
-    if manifest.novelty_limits is None:
-        return None
-    image, text = (weights.pop(name) for name in SEEN)
-    for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
-        if len(centres) and (centres.shape[1:] != (width,) or not np.isfinite(centres).all()):
-            raise ValueError(f"centres of training products must be finite and {width} wide")
-    photo, distance, share = manifest.novelty_limits
-    return NoveltyDetector(image, text, (photo, distance, share))
+def write_bundle(
+    folder: Path, network: Network, vocabulary: Vocabulary, novelty: NoveltyDetector | None, **values: Any
+) -> None:
+    """Write a bundle into an empty folder, the manifest last.
+
+    Args:
+        folder: where.
+        network: weights and shape.
+        vocabulary: words of the network.
+        novelty: `None` if the heads cannot make decisions.
+        values: the other fields of the manifest.
+    """
+    save_file({**weights_of(network, novelty), _IDF: vocabulary.idf}, folder / WEIGHTS)
+    (folder / WORDS).write_text(json.dumps(vocabulary.words, ensure_ascii=False), encoding="utf-8")
+    manifest = {
+        "format": FORMAT,
+        **values,
+        "network": asdict(network.shape),
+        "has_title": vocabulary.has_title,
+        "has_leading_words": vocabulary.has_leading_words,
+        "novelty_limits": novelty and novelty.limits,
+        "sha256": {name: sha256_of(folder / name) for name in (WEIGHTS, WORDS)},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def missing_weights(manifest: Manifest) -> dict[str, Floats]:
-    """Returns what today's network has beyond that of the bundle's format, as it changes nothing."""
-    shape = manifest.network
-    if manifest.format > 3 or shape.recipe != "joint" or shape.n_words:
-        return {}
-    n_labels = sum(map(len, manifest.labels.values()))
-    return {"straight.weight": np.zeros((n_labels, shape.image_dim + shape.text_dim), np.float32)}
+def read_bundle(folder: Path) -> tuple[Manifest, Network, Vocabulary, NoveltyDetector | None]:
+    """Read what `write_bundle` wrote.
 
-
-def check_values(manifest: Manifest, vocabulary: Vocabulary, weights: Mapping[str, Floats]) -> None:
-    """Raises `ValueError` where sizes agree but values cannot be."""
-    if len(vocabulary.idf) != len(vocabulary) or len(vocabulary) != manifest.network.n_words:
-        raise ValueError(
-            f"{manifest.network.n_words} words are promised, found {len(vocabulary)} and {len(vocabulary.idf)} rarities"
+    Raises:
+        ArtifactError: the folder is not a bundle, is damaged, or was written by another version.
+    """
+    manifest = _read_manifest(folder)
+    weights_bytes, words_bytes = (_read_checked(folder, name, manifest) for name in (WEIGHTS, WORDS))
+    try:
+        weights = load(weights_bytes)
+        vocabulary = Vocabulary(
+            json.loads(words_bytes),
+            weights.pop(_IDF),
+            has_title=manifest.has_title,
+            has_leading_words=manifest.has_leading_words,
         )
-    if not all(np.isfinite(weight).all() for weight in weights.values()) or not np.isfinite(vocabulary.idf).all():
-        raise ValueError("some weights are not finite")
-    if "scale" in weights and not (weights["scale"] > 0).all():
-        raise ValueError("inputs need positive scales")
+        _check_finite({**weights, _IDF: vocabulary.idf})
+        novelty = _take_novelty(manifest, weights)
+        network = Network(manifest.network, weights)
+        if len(vocabulary) != manifest.network.n_words:
+            raise ValueError(f"the network has {manifest.network.n_words} words, the vocabulary {len(vocabulary)}")
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
+    return manifest, network, vocabulary, novelty
 
 
-def hierarchy_of(manifest: Manifest) -> Hierarchy:
-    """Returns which characteristic refines which."""
-    return tuple(Refinement(**each.model_dump()) for each in manifest.hierarchy)
+def weights_of(network: Network, novelty: NoveltyDetector | None) -> dict[str, Floats]:
+    """Return name -> array of everything that a bundle stores as arrays, except the idf."""
+    weights = dict(network.weights)
+    if novelty:
+        weights |= dict(zip(_CENTRES, (novelty.image, novelty.text), strict=True))
+    return {name: np.asarray(weight, order="C") for name, weight in weights.items()}
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Reads `manifest.json`, or raises `ArtifactError` if it is missing, damaged or of a newer version."""
+def check_target(folder: Path) -> None:
+    """Raise `ArtifactError` if saving a bundle there would replace anything but a bundle."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = [folder.name] if folder.is_file() else sorted(names - NAMES - _LEFT_BY_DESKTOPS)
+    if others:
+        raise ArtifactError(
+            f"a bundle is saved as a folder of its own, but {folder} holds other things: {culprits(others)}"
+        )
+
+
+def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        number = found.get("format") if isinstance(found, dict) else None
-        if isinstance(number, int) and number > FORMAT:
-            raise ArtifactError(
-                f"{folder} has format {number}, this version reads up to {FORMAT}: upgrade product_classificator"
-            )
-        return Manifest.model_validate(found)
-    except (ValueError, ValidationError, RecursionError) as error:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except (ValidationError, ValueError) as error:
         raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
+    if manifest.format != FORMAT:
+        raise ArtifactError(f"{folder} has format {manifest.format}, this version reads {FORMAT}: fit the heads again")
+    return manifest
 
 
-def read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
-    """Reads another file, or raises `ArtifactError` if it is not the one that was written."""
+def _read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
     path = folder / name
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != manifest.sha256.get(name):
-        raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle anew")
+        raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle again")
     return content
+
+
+def _take_novelty(manifest: Manifest, weights: dict[str, Floats]) -> NoveltyDetector | None:
+    """Take the centres of the training products out of the weights."""
+    if manifest.novelty_limits is None:
+        return None
+    image, text = (weights.pop(name) for name in _CENTRES)
+    for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
+        if len(centres) and centres.shape[1:] != (width,):
+            raise ValueError(f"centres of training products must be {width} wide, found {centres.shape}")
+    return NoveltyDetector(image, text, manifest.novelty_limits)
+
+
+def _check_finite(weights: Mapping[str, Floats]) -> None:
+    wrong = [name for name, weight in weights.items() if not np.isfinite(weight).all()]
+    if wrong:
+        raise ValueError(f"weights must be finite, {culprits(wrong)} are not")
+    if "scale" in weights and not (weights["scale"] > 0).all():
+        raise ValueError("inputs need positive scales")

@@ -1,28 +1,102 @@
-"""Turns embeddings and words into logits, in NumPy: what use needs of the networks that `network` fits with torch.
+"""Turn embeddings and bags of words into logits, in NumPy: the one network of all heads.
 
-To import torch takes twice as long as everything else that the answer about one product costs.
+One hidden layer over image part and text part, shared by all characteristics, plus a linear model of the words, or of
+the parts themselves, plus the cosines of the product with the embeddings of the labels. Published heads are a
+block-diagonal network of this kind (`published.heads`), zero-shot heads one without a hidden layer (`zero_shot`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from product_classificator.heads.bag_of_words import WeightedWords
-from product_classificator.heads.shape import ROWS_PER_STEP, NetworkShape
 from product_classificator.types import Embeddings, Floats
 
+ROWS_PER_STEP = 8192
+"""Products per forward pass, which bounds the memory."""
 
-@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
-class FittedNetwork:
-    """A network whose weights are fixed.
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What determines the shapes of a network's weights.
 
     Attributes:
-        shape: of the network.
-        weights: name -> float32 array, those of `NetworkShape.weights`.
+        image_dim: width of the image part, 0 if images are not used.
+        text_dim: width of the text part, 0 if texts are not used.
+        n_labels: number of labels of each characteristic.
+        hidden: width of the hidden layer, 0 for none.
+        n_words: size of the vocabulary, 0 if words are not used.
+        has_linear: whether a linear layer leads from the parts to the logits.
+        label_dim: width of the label embeddings, 0 if there are none.
+        shares_space: whether label embeddings are compared with the image part too, not only with the text part.
 
     Raises:
-        ValueError: weights are missing, of another shape, or too many.
+        ValueError: label embeddings and parts are not equally wide.
+    """
+
+    image_dim: int
+    text_dim: int
+    n_labels: tuple[int, ...]
+    hidden: int
+    n_words: int = 0
+    has_linear: bool = False
+    label_dim: int = 0
+    shares_space: bool = False
+
+    def __post_init__(self) -> None:
+        widths = {width for width in (self.text_dim, self.image_dim if self.shares_space else 0) if width}
+        if self.label_dim and widths != {self.label_dim}:
+            raise ValueError(
+                f"label embeddings {self.label_dim} wide cannot be compared with parts {sorted(widths)} wide"
+            )
+
+    @property
+    def columns(self) -> list[slice]:
+        """Columns of the logits of each characteristic."""
+        return columns_of(self.n_labels)
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Return name -> shape of all weights."""
+        n_labels, width = sum(self.n_labels), self.image_dim + self.text_dim
+        weights: dict[str, tuple[int, ...]] = {
+            "mean": (width,),
+            "scale": (width,),
+            "missing_image": (self.image_dim,),
+            "missing_text": (self.text_dim,),
+            "hidden.weight": (self.hidden, width),
+            "hidden.bias": (self.hidden,),
+            "labels.weight": (n_labels, self.hidden),
+            "labels.bias": (n_labels,),
+            "word_weights": (self.n_words, n_labels),
+        }
+        if self.has_linear:
+            weights["linear.weight"] = (n_labels, width)
+        if self.label_dim:
+            weights |= {"label_embeddings": (n_labels, self.label_dim), "label_scale": ()}
+        return weights
+
+
+def columns_of(n_labels: Iterable[int]) -> list[slice]:
+    """Return the columns of each characteristic in a row of the logits of all.
+
+    >>> columns_of([2, 3])
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
+    return [slice(start, stop) for start, stop in pairwise(accumulate(n_labels, initial=0))]
+
+
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared with one ==
+class Network:
+    """A network with fixed weights.
+
+    Attributes:
+        shape: shape of the network.
+        weights: name -> float32 array, see `NetworkShape.weights`.
+
+    Raises:
+        ValueError: weights are missing, superfluous, or of another shape or dtype.
     """
 
     shape: NetworkShape
@@ -30,90 +104,52 @@ class FittedNetwork:
 
     def __post_init__(self) -> None:
         expected = {name: (shape, "float32") for name, shape in self.shape.weights().items()}
-        found = {name: (weight.shape, weight.dtype.name) for name, weight in self.weights.items()}
-        wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
+        actual = {name: (weight.shape, weight.dtype.name) for name, weight in self.weights.items()}
+        wrong = sorted(name for name in expected.keys() | actual if expected.get(name) != actual.get(name))
         if wrong:
-            first = wrong[0]
             raise ValueError(
-                f"weights must be those of the network, {len(wrong)} are not: of {first} is expected "
-                f"{expected.get(first)}, found {found.get(first)}"
+                f"weights must fit the network, {len(wrong)} do not: {wrong[0]} must be {expected.get(wrong[0])}, "
+                f"found {actual.get(wrong[0])}"
             )
 
-    @property
-    def reads_words(self) -> bool:
-        """Whether there is a words branch: the published recipe has none, even where its bundle knows words."""
-        return self.shape.recipe == "joint" and self.shape.n_words > 0
-
-    @property
-    def word_weights(self) -> Floats:
-        """(words, all labels) what each word says, times its weight in a text."""
-        return self.weights["words.weight"]
-
     def logits(self, embeddings: Embeddings, words: WeightedWords) -> Floats:
-        """Returns the (n, all labels) float32 logits of n products, of those with neither photo nor text as well.
+        """Return the (n, all labels) float32 logits of n products, including products with neither image nor text."""
+        logits = np.empty((len(embeddings), sum(self.shape.n_labels)), dtype=np.float32)
+        for start in range(0, len(logits), ROWS_PER_STEP):
+            rows = np.arange(start, min(start + ROWS_PER_STEP, len(logits)))
+            logits[rows] = self._dense_logits(embeddings.take(rows))
+        if self.shape.n_words:
+            words.add_to(logits, self.weights["word_weights"], embeddings.has_text)
+        return logits
 
-        Args:
-            embeddings: of n products.
-            words: of their texts.
-        """
-        answer = _ANSWERS[self.shape.recipe]
-        found = np.empty((len(embeddings), sum(self.shape.n_labels)), dtype=np.float32)
-        for start in range(0, len(found), ROWS_PER_STEP):
-            rows = np.arange(start, min(start + ROWS_PER_STEP, len(found)))
-            found[rows] = answer(self, embeddings.take(rows))
-        if self.reads_words:
-            words.add_to(found, self.word_weights, embeddings.has_text)
-        return found
+    def _dense_logits(self, embeddings: Embeddings) -> Floats:
+        """Return the (n, all labels) logits without the share of the words."""
+        shape, weights = self.shape, self.weights
+        parts = np.concatenate([embeddings.image[:, : shape.image_dim], embeddings.text[:, : shape.text_dim]], 1)
+        inputs = (parts - weights["mean"]) / weights["scale"]
+        inputs[~embeddings.has_image, : shape.image_dim] = 0
+        inputs[~embeddings.has_text, shape.image_dim :] = 0
+        first = weights["hidden.weight"]
+        hidden = inputs @ first.T + weights["hidden.bias"]
+        hidden += ~embeddings.has_image[:, None] * (first[:, : shape.image_dim] @ weights["missing_image"])
+        hidden += ~embeddings.has_text[:, None] * (first[:, shape.image_dim :] @ weights["missing_text"])
+        logits: Floats = np.maximum(hidden, 0) @ weights["labels.weight"].T + weights["labels.bias"]
+        if shape.has_linear:
+            logits += inputs @ weights["linear.weight"].T
+        if shape.label_dim:
+            logits += self._label_scores(embeddings)
+        return logits
 
-
-def _joint(network: FittedNetwork, embeddings: Embeddings) -> Floats:
-    shape, weights = network.shape, network.weights
-    seen = (_both_parts(shape, embeddings) - weights["mean"]) / weights["scale"]
-    seen[~embeddings.has_image, : shape.image_dim] = 0
-    seen[~embeddings.has_text, shape.image_dim :] = 0
-    trunk = weights["trunk.1.weight"]
-    hidden = seen @ trunk.T + weights["trunk.1.bias"]
-    hidden += ~embeddings.has_image[:, None] * (trunk[:, : shape.image_dim] @ weights["missing_image"])
-    hidden += ~embeddings.has_text[:, None] * (trunk[:, shape.image_dim :] @ weights["missing_text"])
-    logits: Floats = np.maximum(hidden, 0) @ weights["labels.weight"].T + weights["labels.bias"]
-    if not shape.n_words:
-        logits += seen @ weights["straight.weight"].T
-    if shape.name_dim:
-        logits += _names(network, embeddings)
-    return logits
-
-
-def _names(network: FittedNetwork, embeddings: Embeddings) -> Floats:
-    """Returns (n, all labels) scale x the mean cosine of names with the parts that a product has."""
-    shape = network.shape
-    sides = {"text": (embeddings.text, embeddings.has_text), "image": (embeddings.image, embeddings.has_image)}
-    parts = [sides[side] for side in shape.named_sides]
-    seen: Floats = np.sum([part[:, : shape.name_dim] * has[:, None] for part, has in parts], axis=0, dtype=np.float32)
-    seen /= np.maximum(np.sum([has for _, has in parts], axis=0, dtype=np.float32), 1)[:, None]
-    seen *= network.weights["start.scale"]
-    scores: Floats = seen @ network.weights["start.names"].T
-    return scores
-
-
-def _published(network: FittedNetwork, embeddings: Embeddings) -> Floats:
-    weights = network.weights
-    parts = _both_parts(network.shape, embeddings)
-    if network.shape.projected:
-        parts = np.dot(parts - weights["mean"], weights["components"].T)
-    heads = []
-    for number in range(len(network.shape.n_labels)):
-        own = f"heads.{number}"
-        hidden = np.maximum(parts @ weights[f"{own}.0.weight"].T + weights[f"{own}.0.bias"], 0)
-        heads.append(hidden @ weights[f"{own}.3.weight"].T + weights[f"{own}.3.bias"])
-    return np.concatenate(heads, 1)
-
-
-def _both_parts(shape: NetworkShape, embeddings: Embeddings) -> Floats:
-    return np.concatenate([embeddings.image[:, : shape.image_dim], embeddings.text[:, : shape.text_dim]], 1)
-
-
-_ANSWERS: Mapping[str, Callable[[FittedNetwork, Embeddings], Floats]] = {
-    "joint": _joint,
-    "published": _published,
-    "zero-shot": _names,
-}
+    def _label_scores(self, embeddings: Embeddings) -> Floats:
+        """Return (n, all labels) label_scale x the mean cosine of each label with the parts that a product has."""
+        shape = self.shape
+        parts = [(embeddings.text, embeddings.has_text)] if shape.text_dim else []
+        if shape.shares_space and shape.image_dim:
+            parts.append((embeddings.image, embeddings.has_image))
+        mean: Floats = np.sum(
+            [part[:, : shape.label_dim] * has[:, None] for part, has in parts], axis=0, dtype=np.float32
+        )
+        mean /= np.maximum(np.sum([has for _, has in parts], axis=0, dtype=np.float32), 1)[:, None]
+        mean *= self.weights["label_scale"]
+        scores: Floats = mean @ self.weights["label_embeddings"].T
+        return scores

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from product_classificator.errors import ArtifactError, culprits
+from product_classificator.heads import Characteristic, HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.heads.bundle import HeadBundle
-from product_classificator.heads.network import FittedNetwork
-from product_classificator.heads.shape import NetworkShape
+from product_classificator.heads.network import Network, NetworkShape, columns_of
 from product_classificator.published.files import (
     Projection,
     PublishedHead,
@@ -23,12 +22,10 @@ from product_classificator.published.files import (
     read_labels,
     read_projection,
 )
-from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
 
 LABELS, PROJECTION = "label_to_char.pkl", "pca_all.pkl"
-_DROPOUT = 0.2
 
 
 def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_fingerprint: str = "") -> HeadBundle:
@@ -57,44 +54,56 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
     heads = {name: read_head(files[name]) for name in labels}
     path = folder / PROJECTION
     projection = read_projection(path) if path.exists() else None
-    network = FittedNetwork(_shape(folder, labels, heads, projection), _weights(heads, projection))
+    network = _joint_network(folder, labels, heads, projection)
     return HeadBundle(
-        network,
-        Vocabulary((), np.empty(0, dtype=np.float32)),
-        labels,
-        encoder_fingerprint,
-        (1.0,) * len(labels),
-        {"source": "published heads"},
-        encoder_name,
+        characteristics=tuple(Characteristic(name, names) for name, names in labels.items()),
+        network=network,
+        vocabulary=Vocabulary.empty(),
+        encoder_name=encoder_name,
+        encoder_fingerprint=encoder_fingerprint,
+        facts={"source": "published heads"},
     )
 
 
-def _shape(
+def _joint_network(
     folder: Path,
     labels: Mapping[str, tuple[str, ...]],
     heads: Mapping[str, PublishedHead],
     projection: Projection | None,
-) -> NetworkShape:
-    """Returns the shape that all networks have in common; they are checked against it."""
+) -> Network:
+    """Return all heads as one network: hidden layers one after the other, label weights block-diagonal.
+
+    The projection becomes part of the hidden layer. A missing part was zeros before the projection, so it is -mean
+    after the mean is subtracted.
+    """
     hidden, reads = next(iter(heads.values())).hidden[0].shape
-    projected, width = (0, reads) if projection is None else projection.components.shape
+    projected, width = (reads, reads) if projection is None else projection.components.shape
     for name, head in heads.items():
-        found = (head.labels[0].shape[0], *head.hidden[0].shape)
-        expected = (len(labels[name]), hidden, projected or width)
-        if found != expected:
+        sizes = (head.labels[0].shape[0], *head.hidden[0].shape)
+        expected = (len(labels[name]), hidden, projected)
+        if sizes != expected:
             raise ArtifactError(
                 f"the published files of {folder} do not fit together: labels, hidden layer and input of {name} are "
-                f"expected to be {expected} wide, found {found}; get all files of one version"
+                f"expected to be {expected} wide, found {sizes}; get all files of one version"
             )
     if width % 2:
         raise ArtifactError(f"image part and text part are expected to be equally wide, and {folder} reads {width}")
+    mean = np.zeros(width) if projection is None else projection.mean
+    first = np.concatenate([head.hidden[0] for head in heads.values()]).astype(np.float64)
     n_labels = tuple(len(names) for names in labels.values())
-    return NetworkShape("published", width // 2, width // 2, 0, n_labels, hidden, _DROPOUT, projected)
-
-
-def _weights(heads: Mapping[str, PublishedHead], projection: Projection | None) -> dict[str, Floats]:
-    weights = {} if projection is None else {"mean": projection.mean, "components": projection.components}
-    for number, head in enumerate(heads.values()):
-        for layer, (weight, bias) in ((0, head.hidden), (3, head.labels)):
-            weights |= {f"heads.{number}.{layer}.weight": weight, f"heads.{number}.{layer}.bias": bias}
-    return {name: weight.astype(np.float32) for name, weight in weights.items()}
+    label_weights = np.zeros((sum(n_labels), hidden * len(heads)))
+    for head_index, (head, rows) in enumerate(zip(heads.values(), columns_of(n_labels), strict=True)):
+        label_weights[rows, hidden * head_index : hidden * (head_index + 1)] = head.labels[0]
+    weights = {
+        "mean": mean,
+        "scale": np.ones(width),
+        "missing_image": -mean[: width // 2],
+        "missing_text": -mean[width // 2 :],
+        "hidden.weight": first if projection is None else first @ projection.components,
+        "hidden.bias": np.concatenate([head.hidden[1] for head in heads.values()]),
+        "labels.weight": label_weights,
+        "labels.bias": np.concatenate([head.labels[1] for head in heads.values()]),
+        "word_weights": np.zeros((0, sum(n_labels))),
+    }
+    shape = NetworkShape(width // 2, width // 2, n_labels, hidden * len(heads))
+    return Network(shape, {name: weight.astype(np.float32) for name, weight in weights.items()})

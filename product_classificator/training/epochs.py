@@ -1,32 +1,35 @@
-"""Fits the weights of a network: epochs of gradient descent, of which the best on validation products is kept.
+"""Fit the weights of a network: epochs of gradient descent; the epoch that is best on validation products is kept.
 
-The joint recipe adds `prior_strength` x the log frequency of each label to the logits while training (balanced softmax,
-Ren et al. 2020; Menon et al. 2021), and leaves it away in use. Its learning rates fall to nothing within `max_epochs`.
+While training, `prior_strength` x the log frequency of each label is added to the logits (balanced softmax, Ren et al.
+2020; Menon et al. 2021). Learning rates fall linearly to zero within `max_epochs`.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
+from torch.optim.lr_scheduler import LinearLR
 
-from product_classificator.heads.bag_of_words import WeightedWords
-from product_classificator.heads.network import FittedNetwork
-from product_classificator.heads.shape import NetworkShape
-from product_classificator.heads.sharpness import sigmoid
+from product_classificator.heads.calibration import sigmoid
+from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.heads.zero_shot import SCALE
+from product_classificator.training.calibration import fit_decision_thresholds
 from product_classificator.training.head_settings import HeadSettings
-from product_classificator.training.multilabel import fit_decision_thresholds, log_odds, loss_of, macro_f1_of, mean_f1
-from product_classificator.training.targets import TrainingData
-from product_classificator.training.torch_network import Batch, JointNetwork, Network, fitted, make_network
-from product_classificator.types import Floats, Rows
+from product_classificator.training.targets import Target, TrainingData
+from product_classificator.training.torch_network import Batch, JointNetwork
+from product_classificator.training.vocabulary import weighted_words
+from product_classificator.types import Bools, Floats, Rows
 
 _MIN_STEPS_PER_EPOCH = 50
+
+Counts = npt.NDArray[np.integer | np.floating]
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class EpochFacts:
     Attributes:
         epoch: number from 1.
         train_loss: mean loss of a training step, summed over characteristics.
-        valid_macro_f1: characteristic -> macro-F1 on the validation part; absent where it has no label there.
+        valid_macro_f1: characteristic -> macro-F1 on validation products; absent without known labels there.
         mean_valid_macro_f1: their mean, which chooses the epoch.
-        seconds: time the epoch took.
+        seconds: duration of the epoch.
     """
 
     epoch: int
@@ -50,24 +53,22 @@ class EpochFacts:
 
 def fit_network(
     shape: NetworkShape, data: TrainingData, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
-) -> tuple[FittedNetwork, list[EpochFacts], int]:
-    """Returns the network with the weights of the best epoch, all epochs, and the number of the best, from 1."""
-    # A small catalog gets smaller batches: a handful of steps per epoch teaches nothing.
+) -> tuple[Network, list[EpochFacts], int]:
+    """Return the network with the weights of the best epoch, all epochs, and the number of the best, from 1."""
+    # Small catalogs get smaller batches: a handful of steps per epoch learns nothing.
     batch_size = min(settings.batch_size, max(8, len(data.train) // _MIN_STEPS_PER_EPOCH))
     settings = replace(settings, batch_size=batch_size)
-    network = make_network(shape)
-    _standardise(network, data)
-    _start_from_names(network, data)
-    _start_from_odds(network, data)
-    priors = _log_priors(data, shape, settings.prior_strength)
-    optimizers = _optimizers(network, settings)
-    schedules = _schedules(optimizers, settings, -(-len(data.train) // batch_size))
+    network = JointNetwork(shape, settings.dropout)
+    _standardize(network, data)
+    _start_from_label_names(network, data)
+    _start_from_log_odds(network, data)
+    descent = _Descent(network, data, settings)
     history: list[EpochFacts] = []
     best, best_weights = -1, deepcopy(network.state_dict())
     for epoch in range(1, settings.max_epochs + 1):
         started = time.perf_counter()
-        loss = _run_epoch(network, data, priors, optimizers, schedules, settings)
-        scores = _valid_macro_f1(fitted(network), data)
+        loss = descent.run_epoch()
+        scores = _valid_macro_f1(network.fitted(), data)
         mean = float(np.mean(list(scores.values())))
         history.append(EpochFacts(epoch, loss, scores, mean, time.perf_counter() - started))
         on_epoch(history[-1])
@@ -76,108 +77,102 @@ def fit_network(
         if epoch - 1 - best >= settings.patience:
             break
     network.load_state_dict(best_weights)
-    return fitted(network), history, best + 1
+    return network.fitted(), history, best + 1
 
 
-def _standardise(network: Network, data: TrainingData) -> None:
-    if not isinstance(network, JointNetwork):
-        return
+def _standardize(network: JointNetwork, data: TrainingData) -> None:
     means, scales = [], []
     sample = data.embeddings.take(data.sample)
-    for part, has, used in (
+    for part, has_part, dim in (
         (sample.image, sample.has_image, network.shape.image_dim),
         (sample.text, sample.has_text, network.shape.text_dim),
     ):
-        seen = part[has][:, :used]
-        means.append(seen.mean(0) if len(seen) else np.zeros(used, np.float32))
-        # A column that hardly varies is not blown up: it would drown the others.
-        spread = seen.std(0) if len(seen) else np.zeros(used, np.float32)
-        scales.append(np.maximum(spread, max(0.01 * spread.mean(), 1e-6)) if used else spread)
-    network.standardise(torch.from_numpy(np.concatenate(means)), torch.from_numpy(np.concatenate(scales)))
+        present = part[has_part][:, :dim]
+        means.append(present.mean(0) if len(present) else np.zeros(dim, np.float32))
+        # Columns that hardly vary are not amplified: they would drown the others.
+        deviations = present.std(0) if len(present) else np.zeros(dim, np.float32)
+        scales.append(np.maximum(deviations, max(0.01 * deviations.mean(), 1e-6)) if dim else deviations)
+    network.mean, network.scale = (torch.from_numpy(np.concatenate(arrays)) for arrays in (means, scales))
 
 
-def _start_from_names(network: Network, data: TrainingData) -> None:
-    """Lets training start from the names of the labels: from their words, and from their vectors if they are given."""
-    if not isinstance(network, JointNetwork):
-        return
-    network.words.start_from(data.name_words)
-    if network.start is not None:
-        network.start.compare(torch.from_numpy(data.names), SCALE)
-        # A name that is near to all products tells nothing: without this a bias would have to unlearn it first.
+@torch.no_grad()
+def _start_from_label_names(network: JointNetwork, data: TrainingData) -> None:
+    """Start from the words of label names, and from label embeddings where they are given."""
+    label_words = data.label_words.tocoo()
+    cells = torch.from_numpy(label_words.col).long(), torch.from_numpy(label_words.row).long()
+    network.word_weights[cells] = torch.from_numpy(label_words.data)
+    if network.shape.label_dim:
+        network.label_embeddings = torch.from_numpy(data.label_embeddings)
+        network.label_scale = torch.tensor(SCALE, dtype=torch.float32)
+        # A label that is near to all products says nothing: without this its bias would have to unlearn that first.
         batch = Batch.of(data.embeddings, data.words, data.sample, network.shape)
-        with torch.no_grad():
-            network.labels.bias.sub_(network.start(batch).mean(0))
+        network.labels.bias.sub_(network.label_scores(batch).mean(0))
 
 
-def _start_from_odds(network: Network, data: TrainingData) -> None:
-    """Lets the biases of multi-label characteristics start at the log-odds of their labels."""
-    for place, indicators in data.indicators.items():
-        known = data.train[data.label_ids[data.train, place] >= 0]
-        if isinstance(network, JointNetwork) and len(known):
-            with torch.no_grad():
-                bias = network.labels.bias[network.shape.spans[place]]
-                bias.add_(torch.from_numpy(log_odds(indicators[known], len(known))))
+@torch.no_grad()
+def _start_from_log_odds(network: JointNetwork, data: TrainingData) -> None:
+    """Start the biases of multi-label characteristics at the log-odds of their labels."""
+    for target, columns in zip(data.targets, network.shape.columns, strict=True):
+        known = target.known(data.train)
+        if target.indicators is not None and len(known):
+            network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(known), len(known))))
 
 
-def _log_priors(data: TrainingData, shape: NetworkShape, strength: float) -> Tensor:
-    """Returns (all labels,) what is added to the logits while training; nothing to those of multi-label ones."""
-    counts = [
-        np.zeros(k) if place in data.indicators else np.bincount(column[column >= 0], minlength=k)
-        for place, (column, k) in enumerate(zip(data.label_ids[data.train].T, shape.n_labels, strict=True))
-    ]
-    return torch.from_numpy(
-        np.concatenate([strength * np.log(np.maximum(c, 1) / max(c.sum(), 1)) for c in counts]).astype(np.float32)
-    )
+def log_odds(counts: Counts, n_known: int) -> Floats:
+    """Return (k,) log-odds of labels that `counts` of `n_known` products have, each count raised by a half."""
+    smoothed = counts.astype(np.float32) + np.float32(0.5)
+    odds: Floats = np.log(smoothed / (n_known + 1 - smoothed))
+    return odds
 
 
-def _optimizers(network: Network, settings: HeadSettings) -> list[torch.optim.Optimizer]:
-    words = [weight for name, weight in network.named_parameters() if name == "words.weight"]
-    others = [weight for name, weight in network.named_parameters() if name != "words.weight"]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    ]
-    if words and words[0].numel():
-        # Adam would give the rarest words the largest steps, which learns them by heart (colour: .34, not .43).
-        optimizers.append(torch.optim.SGD(words, lr=settings.words_learning_rate * settings.batch_size))
-    return optimizers
+class _Descent:
+    """Network, optimizers and learning rates of one training."""
+
+    def __init__(self, network: JointNetwork, data: TrainingData, settings: HeadSettings) -> None:
+        self.network, self.data, self.settings = network, data, settings
+        self.log_priors = _log_priors(data, settings.prior_strength)
+        others = [weight for name, weight in network.named_parameters() if name != "word_weights"]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+        ]
+        if network.shape.n_words:
+            # Adam would give the rarest words the largest steps, which memorises them (colour: .34, not .43).
+            rate = settings.words_learning_rate * settings.batch_size
+            self.optimizers.append(torch.optim.SGD([network.word_weights], lr=rate))
+        n_steps = -(-len(data.train) // settings.batch_size) * settings.max_epochs
+        self.schedules = [LinearLR(optimizer, 1, 0, total_iters=n_steps) for optimizer in self.optimizers]
+
+    def run_epoch(self) -> float:
+        """Take one step per batch, and return the mean loss."""
+        self.network.train()
+        losses = []
+        for order in torch.split(torch.randperm(len(self.data.train)), self.settings.batch_size):
+            rows = self.data.train[order.numpy()]
+            batch = Batch.of(self.data.embeddings, self.data.words, rows, self.network.shape)
+            logits = self.network(_drop_modalities(batch, self.settings)) + self.log_priors
+            loss = _loss(logits, self.data.targets, rows, self.network.shape)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for optimizer in self.optimizers:
+                optimizer.step()
+            for schedule in self.schedules:
+                schedule.step()
+            losses.append(loss.item())
+        return float(np.mean(losses))
 
 
-def _schedules(
-    optimizers: Sequence[torch.optim.Optimizer], settings: HeadSettings, steps_per_epoch: int
-) -> list[LRScheduler]:
-    """Returns what lowers the learning rates of the joint recipe to nothing; the published recipe keeps its own."""
-    if settings.recipe != "joint":
-        return []
-    return [LinearLR(each, 1, 0, total_iters=steps_per_epoch * settings.max_epochs) for each in optimizers]
+def _log_priors(data: TrainingData, strength: float) -> Tensor:
+    """Return (all labels,) what is added to the logits while training; 0 for multi-label characteristics."""
+    log_priors = []
+    for target in data.targets:
+        counts = np.zeros(len(target.labels)) if target.indicators is not None else target.counts(data.train)
+        log_priors.append(strength * np.log(np.maximum(counts, 1) / max(counts.sum(), 1)))
+    return torch.from_numpy(np.concatenate(log_priors).astype(np.float32))
 
 
-def _run_epoch(
-    network: Network,
-    data: TrainingData,
-    priors: Tensor,
-    optimizers: Sequence[torch.optim.Optimizer],
-    schedules: Sequence[LRScheduler],
-    settings: HeadSettings,
-) -> float:
-    network.train()
-    losses = []
-    for order in torch.split(torch.randperm(len(data.train)), settings.batch_size):
-        rows = data.train[order.numpy()]
-        batch = _with_gaps(Batch.of(data.embeddings, data.words, rows, network.shape), settings)
-        loss = _loss(network(batch) + priors, data, rows, network.shape)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in optimizers:
-            optimizer.step()
-        for schedule in schedules:
-            schedule.step()
-        losses.append(loss.item())
-    return float(np.mean(losses))
-
-
-def _with_gaps(batch: Batch, settings: HeadSettings) -> Batch:
-    """Hides some photos, texts and words, never both parts of a product."""
+def _drop_modalities(batch: Batch, settings: HeadSettings) -> Batch:
+    """Modality dropout: randomly drop the image or the text, never both, and some words."""
     if not settings.modality_dropout and not settings.word_dropout:
         return batch
     draw = torch.rand(batch.has_image.shape)
@@ -189,37 +184,71 @@ def _with_gaps(batch: Batch, settings: HeadSettings) -> Batch:
     return Batch(batch.image, batch.text, has_image, has_text, words)
 
 
-def _loss(logits: Tensor, data: TrainingData, rows: Rows, shape: NetworkShape) -> Tensor:
-    """Returns the cross-entropy of a batch, summed over characteristics and averaged over products.
+def _loss(logits: Tensor, targets: tuple[Target, ...], rows: Rows, shape: NetworkShape) -> Tensor:
+    """Return the cross-entropy of a batch, summed over characteristics and averaged over products.
 
-    An unknown label counts as 0, so a known one weighs the same however rare it is that one is known.
+    An unknown label counts as 0, so a known one weighs the same however few labels are known.
     """
-    label_ids = torch.from_numpy(data.label_ids[rows])
     losses = [
-        loss_of(logits[:, span], data.indicators[place][rows], column >= 0)
-        if place in data.indicators
-        else functional.cross_entropy(logits[:, span], column, ignore_index=-1, reduction="sum")
-        for place, (span, column) in enumerate(zip(shape.spans, label_ids.T, strict=True))
+        functional.cross_entropy(
+            logits[:, columns], torch.from_numpy(target.label_ids[rows]), ignore_index=-1, reduction="sum"
+        )
+        if target.indicators is None
+        else multi_label_loss(
+            logits[:, columns], target.indicators[rows], torch.from_numpy(target.label_ids[rows] >= 0)
+        )
+        for target, columns in zip(targets, shape.columns, strict=True)
     ]
-    return torch.stack(losses).sum() / len(label_ids)
+    return torch.stack(losses).sum() / len(rows)
 
 
-def logits_of(network: FittedNetwork, data: TrainingData, rows: Rows) -> Floats:
-    """Returns the (rows, all labels) logits of products, whose words are counted already."""
-    return network.logits(data.embeddings.take(rows), WeightedWords.of(data.words[rows]))
+def multi_label_loss(logits: Tensor, indicators: csr_matrix, is_known: Tensor) -> Tensor:
+    """Return the sum of binary cross-entropies over known products and labels.
+
+    Each label is a yes or no of its own; the sum is the negative log-likelihood of what is known about a product, like
+    the cross-entropy of a single-label characteristic.
+    """
+    targets = torch.from_numpy(indicators.toarray())
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (losses.sum(1) * is_known).sum()
 
 
-def _valid_macro_f1(network: FittedNetwork, data: TrainingData) -> dict[str, float]:
-    logits, label_ids = logits_of(network, data, data.valid), data.label_ids[data.valid]
-    scores = {}
-    columns = zip(data.characteristics, network.shape.spans, network.shape.n_labels, label_ids.T, strict=True)
-    for place, (name, span, k, column) in enumerate(columns):
-        known = column >= 0
-        if place in data.indicators and known.any():
-            indicators, told = data.indicators[place][data.valid[known]], sigmoid(logits[known, span])
-            scores[name] = macro_f1_of(told >= fit_decision_thresholds(told, indicators), indicators)
-        elif known.any():
-            true, told = column[known], logits[known, span].argmax(1)
-            n_true, n_told, hits = (np.bincount(each, minlength=k) for each in (true, told, true[true == told]))
-            scores[name] = mean_f1(hits, n_true + n_told)
+def logits_of(network: Network, data: TrainingData, rows: Rows) -> Floats:
+    """Return the (rows, all labels) logits of products, whose words are counted already."""
+    return network.logits(data.embeddings.take(rows), weighted_words(data.words[rows]))
+
+
+def _valid_macro_f1(network: Network, data: TrainingData) -> dict[str, float]:
+    all_logits, scores = logits_of(network, data, data.valid), {}
+    for target, columns in zip(data.targets, network.shape.columns, strict=True):
+        is_known, rows = target.is_known[data.valid], target.known(data.valid)
+        if not len(rows):
+            continue
+        logits = all_logits[is_known, columns]
+        if target.indicators is not None:
+            probabilities, indicators = sigmoid(logits), target.indicators[rows]
+            is_assigned = probabilities >= fit_decision_thresholds(probabilities, indicators)
+            scores[target.name] = multi_label_macro_f1(is_assigned, indicators)
+        else:
+            true, predicted, k = target.label_ids[rows], logits.argmax(1), len(target.labels)
+            hits = np.bincount(true[true == predicted], minlength=k)
+            occurrences = np.bincount(true, minlength=k) + np.bincount(predicted, minlength=k)
+            scores[target.name] = mean_f1(hits, occurrences)
     return scores
+
+
+def multi_label_macro_f1(is_assigned: Bools, indicators: csr_matrix) -> float:
+    """Return the mean F1 of the labels that are assigned or true, both (n, k); 0 if there are none."""
+    hits = np.asarray(indicators.multiply(is_assigned).sum(0)).ravel()
+    return mean_f1(hits, np.asarray(indicators.sum(0)).ravel() + is_assigned.sum(0))
+
+
+def mean_f1(hits: Counts, occurrences: Counts) -> float:
+    """Return the mean F1 of the labels that occur; 0 if there are none.
+
+    Args:
+        hits: (k,) number of products with each label that are predicted correctly.
+        occurrences: (k,) number of products with each label, plus number of products it is predicted for.
+    """
+    occurs = occurrences > 0
+    return float((2 * hits[occurs] / occurrences[occurs]).mean()) if occurs.any() else 0.0

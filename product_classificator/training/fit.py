@@ -1,55 +1,56 @@
-"""Turns embeddings, texts and known labels into a bundle of heads.
+"""Turn embeddings, texts and known labels into a bundle of heads.
 
-All characteristics are fitted together (`descent`). An unknown label costs nothing: it is masked. Validation products
-choose the epoch whose weights are kept, the temperatures, and from where on values need no review (`calibration`,
-`review`, `novelty`), nothing else; nothing is learned from test products.
-
-The joint recipe starts from the words of the names of the labels (`data`). Where a label has few products, it
-starts from the vectors of the names, too (`zero_shot`): macro-F1 of `sub_category` on validation products with 1, 3 and
-9 training products a label .41, .51, .66 instead of .29, .47, .63.
+All characteristics are fitted together (`epochs`); unknown labels are masked. Validation products choose the epoch,
+temperatures and thresholds (`calibration`), nothing else; nothing is learned from test products. Training starts from
+the words of label names; where a label has few products, from label embeddings too: validation macro-F1 of sub_category
+with 1, 3 and 9 training products a label .41, .51, .66 instead of .29, .47, .63.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from scipy.sparse import vstack
 
 from product_classificator.errors import DataError
-from product_classificator.heads.bag_of_words import BagOfWords, Vocabulary
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.bundle import HeadBundle
-from product_classificator.heads.hierarchy import Hierarchy, known_to, learn_hierarchy
-from product_classificator.heads.novelty import NoveltyDetector
-from product_classificator.heads.selective import fit_thresholds
-from product_classificator.heads.shape import NetworkShape
-from product_classificator.heads.telling import tell
-from product_classificator.heads.zero_shot import LabelIds, LabelVectors, names_to_start_from
-from product_classificator.training.calibration import fit_temperatures
+from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
+from product_classificator.heads.network import NetworkShape
+from product_classificator.heads.zero_shot import LabelVectors
+from product_classificator.training.calibration import calibrate, fit_novelty, with_confidence_thresholds
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
 from product_classificator.training.head_settings import HeadSettings
-from product_classificator.training.leading_words import open_with_their_kind
-from product_classificator.training.multilabel import decision_thresholds_of, indicators_of
+from product_classificator.training.hierarchy import learn_hierarchy
 from product_classificator.training.targets import (
+    LabelledProducts,
+    Target,
     TrainingData,
-    counts_of,
-    label_ids_of,
+    label_embeddings,
     labels_to_learn,
-    words_of_names,
 )
-from product_classificator.types import SPLITS, Embeddings, Rows, Split, Strings, Truth
+from product_classificator.training.vocabulary import (
+    BagOfWords,
+    fit_vocabulary,
+    start_with_their_kind,
+    words_of_labels,
+    words_of_multi_labels,
+)
+from product_classificator.types import SPLITS, Rows, Strings
 
 _DEFAULTS = HeadSettings()
 
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """What a training leaves: the bundle of the best epoch, and how it came about.
+    """What a training leaves: the bundle of the best epoch, and its history.
 
     Attributes:
         bundle: heads with the weights of `best_epoch`.
-        history: one entry per epoch that was run.
+        history: one entry per epoch.
         best_epoch: number from 1.
-        left_out: characteristic -> label -> number of products, for labels that were treated as unknown.
+        left_out: characteristic -> label -> number of products, of labels that were treated as unknown.
     """
 
     bundle: HeadBundle
@@ -59,136 +60,137 @@ class FittedHeads:
 
 
 def fit_heads(
-    embeddings: Embeddings,
-    texts: Sequence[str],
-    truth: Truth,
-    split: Split,
+    products: LabelledProducts,
     settings: HeadSettings = _DEFAULTS,
     *,
-    on_epoch: Callable[[EpochFacts], None] | None = None,
+    hierarchy: Hierarchy | None = None,
     label_vectors: LabelVectors | None = None,
     shares_space: bool = False,
-    hierarchy: Hierarchy | None = None,
-    has_title: bool = False,
+    on_epoch: Callable[[EpochFacts], None] | None = None,
 ) -> FittedHeads:
-    """Fits heads for all characteristics of `truth`.
+    """Fit heads for all characteristics of labelled products.
 
     Args:
-        embeddings: of n products.
-        texts: (n,) their raw texts.
-        truth: characteristic -> (n,) labels; of a multi-label one sets of labels, see `multilabel`.
-        split: of the same n products in the same order.
+        products: to learn from and to validate on.
         settings: how to fit.
-        on_epoch: called after each epoch, for progress.
-        label_vectors: the encoder's vectors of label names. The joint recipe starts from them for a characteristic
-            with a label of under 10 training products; without such a label nothing changes.
-        shares_space: whether the vectors of names lie in the space of the photos too.
-        hierarchy: which characteristic refines which; `None`: learned from the training products, if the recipe is
-            the joint one.
-        has_title: whether the first line of each text is a title: its words weigh as much as all others.
+        hierarchy: which characteristic refines which; `None`: learned from the training products.
+        label_vectors: the encoder's embeddings of labels. Training starts from them for a characteristic with a label
+            of fewer than 10 training products; without such a label nothing changes.
+        shares_space: whether label embeddings lie in the space of the images too.
+        on_epoch: called after each epoch.
 
     Raises:
-        DataError: rows do not belong together, or nothing can be learned: no characteristic has two labels with
-            enough products, or the valid part has no labelled product.
+        DataError: nothing can be learned: no characteristic has two labels with enough products, or no validation
+            product has a known label.
     """
-    _check_rows(embeddings, texts, truth, split)
-    part = np.where(embeddings.has_image | embeddings.has_text, split.names, "")
-    labels, left_out = labels_to_learn(truth, part, settings.min_products_per_label)
-    label_ids, indicators = label_ids_of(truth, labels), indicators_of(truth, labels)
-    train, valid = (np.flatnonzero((part == name) & (label_ids >= 0).any(1)) for name in ("train", "valid"))
-    if not len(valid):
-        raise DataError(
-            "the valid part has no product with a known label and a photo or text: check the split; near-identical "
-            "products are in one part together, so a catalog needs some different ones"
-        )
-    single = [place for place in range(len(labels)) if place not in indicators]
-    vocabulary, words = _words(
-        texts, train[embeddings.has_text[train]], label_ids[:, single], settings.max_words, has_title
-    )
-    image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
-    text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
-    can_start = settings.recipe == "joint" and (text_dim or (image_dim and shares_space))
-    counts = counts_of(label_ids, indicators, train, labels)
-    names = names_to_start_from(labels, counts, label_vectors if can_start else None)
-    shape = NetworkShape(
-        recipe=settings.recipe,
-        image_dim=image_dim,
-        text_dim=text_dim,
-        n_words=len(vocabulary),
-        n_labels=tuple(len(known) for known in labels.values()),
-        hidden=settings.hidden,
-        dropout=settings.dropout,
-        name_dim=names.shape[1],
-        shares_space=shares_space and names.shape[1] > 0,
-    )
-    name_words = words_of_names(labels, indicators, vocabulary, words[train], label_ids[train])
-    data = TrainingData(embeddings, words, label_ids, indicators, train, valid, tuple(labels), names, name_words)
-    # Layers draw their weights and dropout from the global generator: it is put back as it was afterwards.
+    is_usable = products.embeddings.has_image | products.embeddings.has_text
+    split_names = np.where(is_usable, products.split.names, "")
+    labels, left_out = labels_to_learn(products.truth, split_names, settings.min_products_per_label)
+    targets = tuple(Target.of(name, names, products.truth[name]) for name, names in labels.items())
+    vocabulary, shape, data = _prepare(products, targets, split_names, settings, label_vectors, shares_space)
+    # Layers draw their weights and dropout from the global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network, history, best_epoch = fit_network(shape, data, settings, on_epoch or (lambda _: None))
-    facts = {
-        "settings": asdict(settings),
-        "products": {part: len(split.rows(part)) for part in SPLITS},
-        "best_epoch": best_epoch,
-        "history": [asdict(epoch) for epoch in history],
-        "left_out": left_out,
-    }
     if hierarchy is None:
-        can_refine = {name: known for place, (name, known) in enumerate(labels.items()) if place in single}
-        hierarchy = learn_hierarchy(label_ids[train][:, single], can_refine) if settings.recipe == "joint" else ()
-    bundle = HeadBundle(network, vocabulary, labels, embeddings.fingerprint, (1.0,) * len(labels), facts)
-    bundle = replace(_calibrated(bundle, data), hierarchy=known_to(hierarchy, labels))
-    bundle = _with_review(bundle, data, texts, truth, part, settings.seed)
+        hierarchy = learn_hierarchy(targets, data.train)
+    logits = logits_of(network, data, data.valid)
+    bundle = HeadBundle(
+        characteristics=tuple(
+            calibrate(target, logits[:, columns], data.valid)
+            for target, columns in zip(targets, shape.columns, strict=True)
+        ),
+        network=network,
+        vocabulary=vocabulary,
+        encoder_name="",
+        encoder_fingerprint=products.embeddings.fingerprint,
+        facts={
+            "settings": asdict(settings),
+            "products": {name: len(products.split.rows(name)) for name in SPLITS},
+            "best_epoch": best_epoch,
+            "history": [asdict(epoch) for epoch in history],
+            "left_out": left_out,
+        },
+        hierarchy=restrict_hierarchy(hierarchy, labels),
+    )
+    bundle = _with_thresholds(bundle, products, data, split_names, settings.seed)
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
 
-def _words(
-    texts: Sequence[str], train: Rows, label_ids: LabelIds, max_words: int, has_title: bool
-) -> tuple[Vocabulary, BagOfWords]:
-    """Learns the words of the training texts, by their numbers, and returns the rows of all."""
-    if not max_words:
-        return Vocabulary.fit_rows(texts, train, max_words=0)
-    titles = [texts[row].partition("\n")[0] if has_title else texts[row] for row in train.tolist()]
-    has_leading_words = open_with_their_kind(titles, label_ids[train])
-    return Vocabulary.fit_rows(
-        texts, train, max_words=max_words, has_title=has_title, has_leading_words=has_leading_words
+def _prepare(
+    products: LabelledProducts,
+    targets: tuple[Target, ...],
+    split_names: Strings,
+    settings: HeadSettings,
+    label_vectors: LabelVectors | None,
+    shares_space: bool,
+) -> tuple[Vocabulary, NetworkShape, TrainingData]:
+    """Return vocabulary, shape of the network, and the data to fit it to."""
+    embeddings = products.embeddings
+    is_labelled = np.any([target.is_known for target in targets], axis=0)
+    train, valid = (np.flatnonzero((split_names == name) & is_labelled) for name in ("train", "valid"))
+    if not len(valid):
+        raise DataError(
+            "the valid split has no product with a known label and a photo or text: check the split; near-identical "
+            "products are in one split together, so a catalog needs some different ones"
+        )
+    vocabulary, words = _learn_words(products, targets, train[embeddings.has_text[train]], settings)
+    image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
+    text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
+    can_compare = text_dim or (image_dim and shares_space)
+    starts = label_embeddings(targets, train, label_vectors if can_compare else None)
+    shape = NetworkShape(
+        image_dim=image_dim,
+        text_dim=text_dim,
+        n_labels=tuple(len(target.labels) for target in targets),
+        hidden=settings.hidden,
+        n_words=len(vocabulary),
+        has_linear=not len(vocabulary),
+        label_dim=starts.shape[1],
+        shares_space=shares_space and starts.shape[1] > 0,
+    )
+    label_words = [
+        words_of_labels(vocabulary, target.labels, words[train], target.label_ids[train])
+        if target.indicators is None
+        else words_of_multi_labels(vocabulary, target.labels)
+        for target in targets
+    ]
+    return (
+        vocabulary,
+        shape,
+        TrainingData(embeddings, words, targets, train, valid, starts, vstack(label_words, format="csr")),
     )
 
 
-def _check_rows(embeddings: Embeddings, texts: Sequence[str], truth: Truth, split: Split) -> None:
-    n = len(embeddings)
-    found = {"texts": len(texts), "split": len(split.ids)} | {name: len(column) for name, column in truth.items()}
-    wrong = {name: length for name, length in found.items() if length != n}
-    if wrong:
-        raise DataError(f"every input must have one row per product: there are {n} embeddings, but {wrong}")
-    if not np.array_equal(embeddings.ids, split.ids):
-        raise DataError("embeddings and split must hold the same products in the same order: make the split anew")
+def _learn_words(
+    products: LabelledProducts, targets: tuple[Target, ...], train: Rows, settings: HeadSettings
+) -> tuple[Vocabulary, BagOfWords]:
+    """Learn the words of the texts of training rows, and return the bags of words of all."""
+    has_leading_words = settings.leading_words
+    if has_leading_words is None and settings.max_words:
+        texts = [products.texts[row] for row in train.tolist()]
+        titles = [text.partition("\n")[0] for text in texts] if products.has_title else texts
+        single = [target.label_ids[train] for target in targets if target.indicators is None]
+        has_leading_words = start_with_their_kind(titles, single)
+    return fit_vocabulary(
+        products.texts,
+        train,
+        max_words=settings.max_words,
+        has_title=products.has_title,
+        has_leading_words=bool(has_leading_words),
+    )
 
 
-def _calibrated(bundle: HeadBundle, data: TrainingData) -> HeadBundle:
-    """Returns the heads with temperatures, and with the decision_thresholds of multi-label characteristics."""
-    logits, spans = logits_of(bundle.network, data, data.valid), bundle.network.shape.spans
-    label_ids = data.label_ids[data.valid]
-    indicators = {place: each[data.valid] for place, each in data.indicators.items()}
-    temperatures, exponents = fit_temperatures(logits, label_ids, spans, indicators)
-    decision_thresholds = {}
-    for place, each in indicators.items():
-        own, is_known = logits[:, spans[place]], label_ids[:, place] >= 0
-        decision_thresholds[data.characteristics[place]] = decision_thresholds_of(
-            own, is_known, each, temperatures[place]
-        )
-    return replace(bundle, temperatures=temperatures, exponents=exponents, decision_thresholds=decision_thresholds)
-
-
-def _with_review(
-    bundle: HeadBundle, data: TrainingData, texts: Sequence[str], truth: Truth, part: Strings, seed: int
+def _with_thresholds(
+    bundle: HeadBundle, products: LabelledProducts, data: TrainingData, split_names: Strings, seed: int
 ) -> HeadBundle:
-    """Returns the heads with what they need to tell which values a person should review."""
-    train, valid = np.flatnonzero(part == "train"), np.flatnonzero(part == "valid")
-    shown = data.embeddings.take(valid)
+    """Return the heads with what decisions need."""
+    train, valid = np.flatnonzero(split_names == "train"), np.flatnonzero(split_names == "valid")
     # `predict` would count the words of texts again, a tenth of the time of fitting.
-    predictions = tell(bundle, shown, None, lambda rows: logits_of(bundle.network, data, valid[rows]))
-    thresholds = fit_thresholds(predictions, {name: truth[name][valid] for name in bundle.labels})
-    novelty = NoveltyDetector.fit(data.embeddings, texts, train, valid, bundle.vocabulary, seed=seed)
-    return replace(bundle, thresholds=thresholds, novelty=novelty)
+    predictions = bundle.predict_from(
+        lambda rows: logits_of(bundle.network, data, valid[rows]), data.embeddings.take(valid)
+    )
+    truth = {name: products.truth[name][valid] for name in bundle.labels}
+    characteristics = with_confidence_thresholds(bundle.characteristics, predictions, truth)
+    novelty = fit_novelty(data.embeddings, products.texts, train, valid, bundle.vocabulary, seed)
+    return replace(bundle, characteristics=characteristics, novelty=novelty)

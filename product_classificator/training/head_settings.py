@@ -1,6 +1,6 @@
-"""How heads are fitted: the knobs of the two recipes, checked when they are set.
+"""Settings of fitting heads, checked when they are set.
 
-The defaults were chosen on the validation part of real products (fashion with photos, marketplace titles without).
+The defaults were chosen on validation products of real catalogs (fashion with images, marketplace titles without).
 """
 
 import math
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from product_classificator.errors import DataError
-from product_classificator.heads.shape import RECIPES, Recipe
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
@@ -20,7 +19,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         ("dropout", "modality_dropout", "word_dropout"),
         lambda value: 0 <= value < 1,
-        "must be a share from 0 to below 1",
+        "must be at least 0 and below 1",
     ),
     (("weight_decay", "prior_strength", "max_words"), lambda value: 0 <= value < math.inf, "must be 0 or more, finite"),
 )
@@ -31,24 +30,24 @@ class HeadSettings:
     """How heads are fitted.
 
     Attributes:
-        recipe: "joint" (one network over photo, text and words) or "published" (the heads of the 2024 system).
         min_products_per_label: labels of fewer products are treated as unknown.
-        max_epochs: passes over the training part; the published recipe has 15.
-        patience: epochs without a better validation macro-F1 after which fitting stops.
+        max_epochs: passes over the training products.
+        patience: fitting stops after so many epochs without a better validation macro-F1.
         batch_size: products per step; fewer where an epoch would have less than 50 steps.
-        learning_rate: of all but the words branch.
+        learning_rate: of everything but the words branch.
         words_learning_rate: of the words branch, which learns by plain gradient descent; per product of a batch.
-        weight_decay: of all but the words branch.
+        weight_decay: of everything but the words branch.
         hidden: width of the hidden layer.
-        dropout: share of hidden units silenced in training; of the units of texts half as many are.
-        modality_dropout: share of training products whose photo is hidden, and share whose text is.
-        word_dropout: share of the words of a training text that are hidden.
-        prior_strength: 0 favours the common labels as the data do, 1 treats all labels alike.
-        max_words: limit of the vocabulary; with 0 a linear model of photos and texts stands for that of words.
+        dropout: share of hidden units that are dropped in training; of the text embedding's half as many are.
+        modality_dropout: share of training products whose image is dropped, and share whose text is.
+        word_dropout: share of the words of a training text that are dropped.
+        prior_strength: 0 favours common labels as the data do, 1 treats all labels alike.
+        max_words: largest vocabulary; with 0 a linear layer over the embeddings replaces the words branch.
+        leading_words: whether the first word and the first pair of a text count once more; `None`: where the first
+            words of training texts predict labels clearly better than the last ones do.
         seed: of weights, order and dropout.
     """
 
-    recipe: Recipe = "joint"
     min_products_per_label: int = 10
     max_epochs: int = 10
     patience: int = 10
@@ -62,30 +61,11 @@ class HeadSettings:
     word_dropout: float = 0.1
     prior_strength: float = 0.5
     max_words: int = 100_000
+    leading_words: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise DataError(f"recipe must be one of {RECIPES}, got {self.recipe!r}")
-        for names, is_right, rule in _RULES:
+        for names, is_valid, rule in _RULES:
             for name in names:
-                if not is_right(getattr(self, name)):
+                if not is_valid(getattr(self, name)):
                     raise DataError(f"{name} {rule}, got {getattr(self, name)}")
-
-    @classmethod
-    def published(cls, seed: int = 0) -> "HeadSettings":
-        """Returns the architecture and schedule of the 2024 system."""
-        return cls(
-            recipe="published",
-            max_epochs=15,
-            patience=15,
-            batch_size=64,
-            hidden=1024,
-            dropout=0.2,
-            weight_decay=0,
-            modality_dropout=0,
-            word_dropout=0,
-            prior_strength=0,
-            max_words=0,
-            seed=seed,
-        )

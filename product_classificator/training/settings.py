@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.errors import DataError, nearest
-from product_classificator.training import HeadSettings
+from product_classificator.training.head_settings import HeadSettings
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
 
     Args:
         path: the file; `None`: the defaults.
-        changes: dotted names and their values, e.g. `{"heads.recipe": "published"}`; `None` values change nothing.
+        changes: dotted names and their values, e.g. `{"heads.max_epochs": 5}`; `None` values change nothing.
 
     Raises:
         DataError: the file cannot be read, a name is unknown (the nearest is named), or a value breaks a rule.
@@ -78,8 +78,7 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
     heads = values.get("heads", {})
     if "seed" in heads:
         raise DataError("the seed of the heads is that of the training: set `seed` at the top, not in [heads]")
-    base = HeadSettings.published() if heads.get("recipe") == "published" else HeadSettings()
-    values["heads"] = {**asdict(base), **heads}
+    values["heads"] = {**asdict(HeadSettings()), **heads}
     try:
         return TypeAdapter(TrainSettings).validate_python(values)
     except ValidationError as error:

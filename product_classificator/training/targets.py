@@ -1,4 +1,4 @@
-"""Turns the labels of products into the numbers that heads are fitted on, and holds what else a fitting looks at."""
+"""Turn the labels of products into what heads are fitted to: label ids and indicators per characteristic."""
 
 import logging
 from collections import Counter
@@ -6,56 +6,152 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.sparse import vstack
-from scipy.special import logsumexp
+from scipy.sparse import csr_matrix
 
 from product_classificator.errors import DataError
-from product_classificator.heads.bag_of_words import BagOfWords, Vocabulary
-from product_classificator.heads.zero_shot import LabelIds
-from product_classificator.training.multilabel import Indicators
-from product_classificator.types import Embeddings, Floats, Rows, Strings, Truth, is_multi_label, iter_labels
+from product_classificator.heads.zero_shot import LabelVectors
+from product_classificator.training.vocabulary import BagOfWords
+from product_classificator.types import (
+    Bools,
+    Embeddings,
+    Floats,
+    Rows,
+    Split,
+    Strings,
+    Truth,
+    is_multi_label,
+    iter_labels,
+)
 
 logger = logging.getLogger(__name__)
 
-_MEASURED_ON = 50_000
-_NAME_WEIGHT, _NAME_WEIGHT_IN_SETS, _MOST_LABELS_WEIGHED_FULLY = 30.0, 60.0, 100
-_WEIGHED_ON = 5_000
+_STANDARDIZE_SAMPLE = 50_000
+_FEW_PRODUCTS = 10
+
+
+@dataclass(frozen=True)
+class LabelledProducts:
+    """Products to learn from, row-aligned.
+
+    Attributes:
+        embeddings: of n products.
+        texts: (n,) raw texts.
+        truth: characteristic -> (n,) labels, sets of labels for a multi-label characteristic.
+        split: of the same n products in the same order.
+        has_title: whether the first line of each text is a title: it weighs as much as everything after it.
+
+    Raises:
+        DataError: the rows do not belong together.
+    """
+
+    embeddings: Embeddings
+    texts: Sequence[str]
+    truth: Truth
+    split: Split
+    has_title: bool = False
+
+    def __post_init__(self) -> None:
+        n = len(self.embeddings)
+        lengths = {"texts": len(self.texts), "split": len(self.split.ids)}
+        lengths |= {name: len(column) for name, column in self.truth.items()}
+        wrong = {name: length for name, length in lengths.items() if length != n}
+        if wrong:
+            raise DataError(f"every input must have one row per product: there are {n} embeddings, but {wrong}")
+        if not np.array_equal(self.embeddings.ids, self.split.ids):
+            raise DataError("embeddings and split must hold the same products in the same order: split again")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is known about one characteristic of n products.
+
+    Attributes:
+        name: the characteristic.
+        labels: (k,) labels to learn.
+        label_ids: (n,) int64, -1 where unknown; 0 where known if the characteristic is multi-label.
+        indicators: (n, k) float32 sparse, 1 where a product has a label; multi-label characteristics only.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    label_ids: Rows
+    indicators: csr_matrix | None = None
+
+    @classmethod
+    def of(cls, name: str, labels: tuple[str, ...], column: Strings) -> "Target":
+        """Return the target of (n,) labels of products; labels that are not to be learned are ignored."""
+        label_index = {label: index for index, label in enumerate(labels)}
+        if not is_multi_label(column):
+            return cls(name, labels, np.array([label_index.get(label, -1) for label in column], dtype=np.int64))
+        label_ids = np.array([-1 if item is None else 0 for item in column], dtype=np.int64)
+        rows = [[label_index[label] for label in sorted(item or ()) if label in label_index] for item in column]
+        starts = np.cumsum([0, *map(len, rows)])
+        columns = np.array([index for row in rows for index in row], dtype=np.int64)
+        indicators = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(column), len(labels)))
+        return cls(name, labels, label_ids, indicators)
+
+    @property
+    def is_known(self) -> Bools:
+        """(n,) whether the label of a product is known."""
+        known: Bools = self.label_ids >= 0
+        return known
+
+    def known(self, rows: Rows) -> Rows:
+        """Return those of `rows` whose label is known."""
+        return rows[self.label_ids[rows] >= 0]
+
+    def counts(self, rows: Rows) -> Rows:
+        """Return the (k,) number of products of each label among `rows`."""
+        if self.indicators is not None:
+            return np.asarray(self.indicators[rows].sum(0)).ravel().astype(np.int64)
+        return np.bincount(self.label_ids[self.known(rows)], minlength=len(self.labels)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All products, row-aligned, and which of them are for training and which for validation.
+    """What a network is fitted to.
 
     Attributes:
-        names: (all labels, dim) vectors of the names of labels to start from, of width 0 if there are none.
-        name_words: (all labels, words) words of the names of labels, by what they weigh to start with.
+        embeddings: of n products.
+        words: (n, words) bags of words.
+        targets: one per characteristic.
+        train: rows to learn from.
+        valid: rows to validate on.
+        label_embeddings: (all labels, dim) to start from, of width 0 if there are none.
+        label_words: (all labels, words) initial weights of the words of label names.
     """
 
     embeddings: Embeddings
     words: BagOfWords
-    label_ids: LabelIds
-    indicators: Mapping[int, Indicators]
+    targets: tuple[Target, ...]
     train: Rows
     valid: Rows
-    characteristics: tuple[str, ...]
-    names: Floats
-    name_words: BagOfWords
+    label_embeddings: Floats
+    label_words: BagOfWords
 
     @property
     def sample(self) -> Rows:
-        """Training products enough to know means and scales."""
-        return self.train[:: -(-len(self.train) // _MEASURED_ON)]
+        """Enough training rows for means and scales."""
+        return self.train[:: -(-len(self.train) // _STANDARDIZE_SAMPLE)]
 
 
 def labels_to_learn(
-    truth: Truth, part: Strings, minimum: int
+    truth: Truth, split_names: Strings, minimum: int
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
-    """Returns the labels to learn of each trainable characteristic, and the labels left out with their counts."""
+    """Return the labels to learn of each trainable characteristic, and the labels left out with their counts.
+
+    Args:
+        truth: characteristic -> (n,) labels.
+        split_names: (n,) split of each product, "" for none.
+        minimum: labels of fewer products are left out; so are labels without a training product.
+
+    Raises:
+        DataError: no characteristic has enough labels.
+    """
     labels, left_out = {}, {}
     for name, column in truth.items():
-        counts = Counter(iter_labels(column[part != ""]))
-        trained = set(iter_labels(column[part == "train"]))
+        counts = Counter(iter_labels(column[split_names != ""]))
+        trained = set(iter_labels(column[split_names == "train"]))
         kept = tuple(sorted(label for label, count in counts.items() if count >= minimum and label in trained))
         if len(kept) >= (1 if is_multi_label(column) else 2):
             labels[name] = kept
@@ -73,77 +169,26 @@ def labels_to_learn(
     return labels, left_out
 
 
-def words_of_names(
-    labels: Mapping[str, Sequence[str]],
-    indicators: Mapping[int, Indicators],
-    vocabulary: Vocabulary,
-    words: BagOfWords,
-    label_ids: LabelIds,
-) -> BagOfWords:
-    """Returns the (all labels, words) rows of the names of labels, times what a cosine with them weighs to start with.
+def label_embeddings(targets: Sequence[Target], train: Rows, label_vectors: LabelVectors | None) -> Floats:
+    """Embed the labels of the characteristics that have a label of fewer than 10 training products.
 
-    Validation macro-F1 of fashion goods (2 to 58 labels), three splits, with weights of 0, 10, 20, 30 and 40: .817,
-    .821, .828, .831, .830; with titles .922, .927, .930, .930 for the first four. Where labels are many, their words
-    mislead: 60,000 titles with 565 labels .772 with 0, 5 and 10, .770 with 20, .762 with 30. So beyond 100 labels a
-    name weighs less, and nowhere more than training products speak for: names of seasons tell nothing there. Of a
-    multi-label characteristic it weighs more, as no other label weighs against it (39 marks of fashion goods, two
-    splits, with 0, 30, 50, 80 and 120: .592, .639, .661, .661, .650).
+    A label embedding weighs as much as 10 products: the more products a label has, the less its name counts.
 
     Args:
-        labels: characteristic -> its labels.
-        indicators: places of multi-label characteristics.
-        vocabulary: knows the words.
-        words: (n, words) rows of training products.
-        label_ids: (n, characteristics) numbers of their labels.
+        targets: one per characteristic.
+        train: rows of the training products.
+        label_vectors: the encoder's; `None` if there are none.
+
+    Returns:
+        (all labels, text_dim) float32, unit rows x 10 / (10 + products); zeros for the other characteristics; of width
+        0 if there are only others.
     """
-    rows = [vocabulary.rows(names) for names in labels.values()]
-    for place, names in enumerate(rows):
-        k = names.shape[0]
-        most = (_NAME_WEIGHT_IN_SETS if place in indicators else _NAME_WEIGHT) * min(1, _MOST_LABELS_WEIGHED_FULLY / k)
-        names.data *= np.float32(
-            most if place in indicators else _likeliest_weight(words, names, label_ids[:, place], most)
-        )
-    return vstack(rows, format="csr")
-
-
-def _likeliest_weight(words: BagOfWords, names: BagOfWords, label_ids: Rows, most: float) -> float:
-    """Returns the weight of cosines with names, from 0 to `most`, under which the labels are the likeliest."""
-    known = np.flatnonzero(label_ids >= 0)
-    known = known[:: -(-len(known) // _WEIGHED_ON) or 1]
-    if not len(known) or not names.nnz:
-        return most
-    cosines, right = (words[known] @ names.T).toarray(), label_ids[known]
-    cosines -= cosines.mean(0)
-    log_odds = np.log(np.maximum(np.bincount(right, minlength=names.shape[0]), 0.5) / len(right))
-
-    def surprise(weight: float) -> float:
-        logits = weight * cosines + log_odds
-        return float((logsumexp(logits, 1) - logits[np.arange(len(right)), right]).mean())
-
-    return float(minimize_scalar(surprise, bounds=(0, most), method="bounded", options={"xatol": 0.5}).x)
-
-
-def label_ids_of(truth: Truth, labels: Mapping[str, Sequence[str]]) -> LabelIds:
-    """Returns the number of each product's label, of a multi-label characteristic 0 where its labels are known."""
-    columns = []
-    for name, names in labels.items():
-        if is_multi_label(truth[name]):
-            columns.append(np.array([-1 if item is None else 0 for item in truth[name]], dtype=np.int64))
-            continue
-        number = {label: i for i, label in enumerate(names)}
-        columns.append(np.fromiter((number.get(label, -1) for label in truth[name]), np.int64, len(truth[name])))
-    return np.stack(columns, 1)
-
-
-def counts_of(
-    label_ids: LabelIds, indicators: Mapping[int, Indicators], rows: Rows, labels: Mapping[str, Sequence[str]]
-) -> list[Rows]:
-    """Returns of each characteristic the (k,) products of each label among those of `rows`."""
-    counts = []
-    for place, names in enumerate(labels.values()):
-        column = label_ids[rows, place]
-        number = np.bincount(column[column >= 0], minlength=len(names))
-        counts.append(
-            np.asarray(indicators[place][rows].sum(0)).ravel().astype(np.int64) if place in indicators else number
-        )
-    return counts
+    vectors: dict[str, Floats] = {}
+    for target in targets:
+        counts = target.counts(train)
+        if label_vectors is not None and counts.min() < _FEW_PRODUCTS:
+            weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
+            vectors[target.name] = label_vectors(target.labels) * weights[:, None]
+    width = next((rows.shape[1] for rows in vectors.values()), 0)
+    zeros: Mapping[str, Floats] = {t.name: np.zeros((len(t.labels), width), dtype=np.float32) for t in targets}
+    return np.concatenate([vectors.get(target.name, zeros[target.name]) for target in targets])

@@ -32,11 +32,13 @@ from product_classificator.encoders.precision import precision_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
 from product_classificator.heads import Hierarchy
-from product_classificator.heads.bundle import check_place
+from product_classificator.heads.manifest import check_target
 from product_classificator.runs import Run
-from product_classificator.training import EpochFacts, FittedHeads, fit_heads
+from product_classificator.training.epochs import EpochFacts
+from product_classificator.training.fit import FittedHeads, fit_heads
 from product_classificator.training.precision import check_precision
 from product_classificator.training.settings import TrainSettings
+from product_classificator.training.targets import LabelledProducts
 from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
 from product_classificator.types import SPLITS, Embeddings, Split, Truth
 
@@ -147,7 +149,7 @@ def new_run(
     Raises:
         ArtifactError: what is no bundle lies where the heads are to be saved.
     """
-    check_place(folder / "bundle")
+    check_target(folder / "bundle")
     folder.mkdir(parents=True, exist_ok=True)
     return Run(
         folder=folder,
@@ -224,16 +226,12 @@ def fit_divided(
 ) -> FittedHeads:
     """Fits heads on embeddings that `encoder` made of the products."""
     fitted = fit_heads(
-        embeddings,
-        divided.texts,
-        divided.truth,
-        divided.split,
+        LabelledProducts(embeddings, divided.texts, divided.truth, divided.split, divided.has_title),
         settings.heads,
-        on_epoch=on_epoch,
+        hierarchy=divided.hierarchy,
         label_vectors=partial(embed_labels, encoder),
         shares_space=encoder.shares_space,
-        hierarchy=divided.hierarchy,
-        has_title=divided.has_title,
+        on_epoch=on_epoch,
     )
     return replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
 

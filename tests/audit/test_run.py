@@ -100,6 +100,6 @@ def test_a_catalog_that_cannot_be_audited_is_refused(flipped, tmp_path):
     blank = pd.DataFrame({"nm": [1, 2], "description": ["", " "], "kind": ["cup", "hat"]})
     with pytest.raises(DataError, match="an audit needs products with a photo or a text: DataFrame has none"):
         audit_run(run, read_catalog(blank, text="description", characteristics="kind"), tmp_path, encoder=TinyEncoder())
-    odd = replace(run, settings={"heads": {"recipe": "magic"}})
+    odd = replace(run, settings={"heads": {"hidden": "magic"}})
     with pytest.raises(ArtifactError, match="settings unknown to this version: train again"):
         audit_run(odd, catalog, tmp_path, encoder=TinyEncoder())

@@ -5,67 +5,72 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 from product_classificator.heads.bag_of_words import Vocabulary, grams_of
+from product_classificator.training.vocabulary import bag_of_words, fit_vocabulary
+
+
+def fit(texts: list[str], **options: object) -> Vocabulary:
+    return fit_vocabulary(texts, np.arange(len(texts)), **options)[0]  # type: ignore[arg-type]
 
 
 def test_a_row_has_unit_length_and_rare_words_weigh_more() -> None:
-    vocabulary = Vocabulary.fit(["red mug", "red shoe", "red hat", "mug"])
-    row = vocabulary.rows(["red mug"]).toarray()[0]
+    vocabulary = fit(["red mug", "red shoe", "red hat", "mug"])
+    row = bag_of_words(vocabulary, ["red mug"]).toarray()[0]
     weights = dict(zip(vocabulary.words, row, strict=True))
     assert np.isclose(np.linalg.norm(row), 1)
     assert weights["mug"] > weights["red"] > 0
 
 
 def test_words_of_one_training_text_are_dropped() -> None:
-    assert Vocabulary.fit(["red mug", "red hat"]).words == ("red",)
+    assert fit(["red mug", "red hat"]).words == ("red",)
 
 
 def test_forms_of_a_word_share_their_beginnings() -> None:
-    vocabulary = Vocabulary.fit(["кружка синяя", "кружки красные"])
+    vocabulary = fit(["кружка синяя", "кружки красные"])
     assert vocabulary.words == ("кру*", "круж*", "кружк*")
-    assert vocabulary.rows(["кружкой"]).nnz == 3
+    assert bag_of_words(vocabulary, ["кружкой"]).nnz == 3
 
 
 def test_the_opening_of_a_text_counts_as_a_word_of_its_own() -> None:
     texts = ["red mug", "red mug\nblue red mug", "mug red"]
-    vocabulary, rows = Vocabulary.fit_rows(texts, np.arange(3), min_texts=1, has_title=True, has_leading_words=True)
+    vocabulary, rows = fit_vocabulary(texts, np.arange(3), min_texts=1, has_title=True, has_leading_words=True)
     assert {word for word in vocabulary.words if word[0] == "^"} == {"^red", "^red mug", "^mug", "^mug red"}
-    assert (vocabulary.rows(texts) != rows).nnz == 0
-    plain = Vocabulary.fit(texts, min_texts=1)
+    assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
+    plain = fit(texts, min_texts=1)
     assert not any(word.startswith("^") for word in plain.words)
 
 
 def test_numbers_have_no_beginnings() -> None:
-    assert Vocabulary.fit(["123456", "123456"]).words == ("123456",)
+    assert fit(["123456", "123456"]).words == ("123456",)
 
 
 def test_the_limit_keeps_the_words_of_most_texts() -> None:
-    assert Vocabulary.fit(["a b", "a c", "b c", "a"], min_texts=1, max_words=1).words == ("a",)
+    assert fit(["a b", "a c", "b c", "a"], min_texts=1, max_words=1).words == ("a",)
 
 
 def test_unknown_words_and_empty_texts_give_empty_rows() -> None:
-    rows = Vocabulary.fit(["red mug", "red mug"]).rows(["green hat", "", "red"])
+    rows = bag_of_words(fit(["red mug", "red mug"]), ["green hat", "", "red"])
     assert np.diff(rows.indptr).tolist() == [0, 0, 1]
 
 
 def test_texts_without_any_word_give_a_bag_without_words() -> None:
-    vocabulary = Vocabulary.fit(["", "!!!", "—"])
+    vocabulary = fit(["", "!!!", "—"])
     assert len(vocabulary) == 0
-    assert vocabulary.rows(["red"]).shape == (1, 0)
+    assert bag_of_words(vocabulary, ["red"]).shape == (1, 0)
 
 
 def test_a_limit_of_zero_turns_words_off() -> None:
-    assert len(Vocabulary.fit(["red mug", "red mug"], max_words=0)) == 0
+    assert len(fit(["red mug", "red mug"], max_words=0)) == 0
 
 
 def test_rows_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     words = [f"{'abcdefgh'[number % 8]}слово{'ъ' * (number % 3)}{number}" for number in range(400)] + ["кружка", "red"]
     texts = [" ".join(rng.choice(words, rng.integers(0, 60))) for _ in range(300)]
-    vocabulary = Vocabulary.fit(texts[:200])
+    vocabulary = fit(texts[:200])
     counts = CountVectorizer(analyzer=grams_of, vocabulary=vocabulary.words).transform(texts)
     weights = ((1 + np.log(counts.data)) * vocabulary.idf[counts.indices]).astype(np.float32)
     known = normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape))
-    rows = vocabulary.rows(texts)
+    rows = bag_of_words(vocabulary, texts)
     assert rows.dtype == np.float32
     assert np.array_equal(rows.indptr, known.indptr)
     assert np.array_equal(rows.indices, known.indices)
@@ -79,23 +84,23 @@ def test_a_word_stands_in_a_vocabulary_once() -> None:
 
 def test_a_title_weighs_as_much_as_all_that_follows() -> None:
     texts = ["red mug\nsolid cup for tea", "red hat\nsolid wool for snow", "blue mug\nsolid"]
-    vocabulary, rows = Vocabulary.fit_rows(texts, np.arange(3), min_texts=1, has_title=True)
-    assert (vocabulary.rows(texts) != rows).nnz == 0
+    vocabulary, rows = fit_vocabulary(texts, np.arange(3), min_texts=1, has_title=True)
+    assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
     assert np.allclose(rows.multiply(rows).sum(1), 1)
-    long = vocabulary.rows(["red mug\n" + "solid cup for tea wool snow " * 20]).toarray()[0]
+    long = bag_of_words(vocabulary, ["red mug\n" + "solid cup for tea wool snow " * 20]).toarray()[0]
     weights = dict(zip(vocabulary.words, long**2, strict=True))
     assert np.isclose(sum(weights[word] for word in ("red", "mug", "red mug")), 0.5)
 
 
 def test_a_text_of_one_line_is_the_same_with_and_without_a_title() -> None:
     texts = ["red mug", "red hat", "\nred", ""]
-    plain, titled = (Vocabulary.fit_rows(texts, np.arange(4), has_title=has)[1].toarray() for has in (False, True))
+    plain, titled = (fit_vocabulary(texts, np.arange(4), has_title=has)[1].toarray() for has in (False, True))
     assert np.allclose(plain, titled)
 
 
 def test_many_titles_are_weighed_block_by_block(monkeypatch) -> None:
     texts = [f"red mug {number % 3}\nfor tea {number % 4}" for number in range(7)]
-    vocabulary, rows = Vocabulary.fit_rows(texts, np.arange(7), has_title=True)
+    vocabulary, rows = fit_vocabulary(texts, np.arange(7), has_title=True)
     monkeypatch.setattr("product_classificator.heads.bag_of_words._TEXTS_PER_BLOCK", 3)
-    assert (vocabulary.rows(texts) != rows).nnz == 0
-    assert vocabulary.rows([]).shape == (0, len(vocabulary))
+    assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
+    assert bag_of_words(vocabulary, []).shape == (0, len(vocabulary))

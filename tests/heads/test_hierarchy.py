@@ -9,71 +9,18 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluation import evaluate
 from product_classificator.heads import HeadBundle, Refinement
 from product_classificator.heads import hierarchy as hierarchies
-from product_classificator.heads.hierarchy import check_hierarchy, known_to, learn_hierarchy, reconcile, with_relatives
-from product_classificator.training import FittedHeads, HeadSettings, fit_heads
+from product_classificator.heads.hierarchy import check_hierarchy, reconcile, restrict_hierarchy, with_relatives
+from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.types import Predictions, strings
 from tests.heads.test_bundle import change_manifest
-from tests.tiny_catalog import Material
 
 LABELS = {"sub": ("cup", "plate", "boot", "shoe"), "top": ("dishes", "footwear"), "color": ("blue", "green", "red")}
 SUB_TOP = Refinement("sub", "top", {"cup": "dishes", "plate": "dishes", "boot": "footwear", "shoe": "footwear"})
 PARENT = np.array([0, 0, 1, 1])
 
 
-def drawn(n: int = 400, wrong: float = 0.0, seed: int = 0) -> np.ndarray:
-    """Returns label_ids of sub, top and colour, of which top follows from sub but for a share of wrong labels."""
-    draw = np.random.default_rng(seed)
-    sub = draw.integers(0, 4, n)
-    top = np.where(draw.random(n) < wrong, 1 - PARENT[sub], PARENT[sub])
-    return np.stack([sub, top, draw.integers(0, 3, n)], 1)
-
-
 def shares(*rows: list[float]) -> np.ndarray:
     return np.array(rows, np.float32)
-
-
-@pytest.mark.parametrize("wrong", [0.0, 0.05])
-def test_what_refines_what_is_learned_from_labels_of_which_some_are_wrong(wrong: float) -> None:
-    assert learn_hierarchy(drawn(wrong=wrong), LABELS) == (SUB_TOP,)
-
-
-def test_characteristics_that_are_independent_refine_nothing() -> None:
-    label_ids = drawn(wrong=0.5)
-    assert learn_hierarchy(label_ids, LABELS) == ()
-
-
-def test_a_label_per_product_refines_nothing() -> None:
-    label_ids = np.stack([np.arange(100), np.arange(100) % 2], 1)
-    labels = {"model": tuple(f"m{i}" for i in range(100)), "kind": ("a", "b")}
-    assert learn_hierarchy(label_ids, labels) == ()
-
-
-def test_a_property_that_nearly_no_product_has_is_no_parent() -> None:
-    label_ids = np.stack([np.repeat([0, 1, 2], [60, 38, 2]), np.repeat([0, 1], [98, 2])], 1)
-    labels = {"sub": ("a", "b", "c"), "hazmat": ("false", "true")}
-    assert learn_hierarchy(label_ids, labels) == ()
-
-
-def test_unknown_labels_say_nothing_and_may_be_all_there_is() -> None:
-    label_ids = drawn()
-    label_ids[::2, 0] = label_ids[1::3, 1] = -1
-    assert learn_hierarchy(label_ids, LABELS) == (SUB_TOP,)
-    assert learn_hierarchy(np.full_like(label_ids, -1), LABELS) == ()
-
-
-def test_of_several_parents_the_finest_is_one_so_that_levels_make_a_chain() -> None:
-    leaf = np.random.default_rng(0).integers(0, 8, 400)
-    labels = {"c": ("x", "y"), "a": tuple("abcdefgh"), "b": tuple("ijkl")}
-    found = learn_hierarchy(np.stack([leaf // 4, leaf, leaf // 2], 1), labels)
-    assert [(each.child, each.parent) for each in found] == [("a", "b"), ("b", "c")]
-
-
-def test_a_label_without_a_clear_parent_goes_with_every_one() -> None:
-    label_ids = drawn()
-    rare = np.array([[4, 0, 0], [4, 0, 0], [4, 1, 0]])
-    found = learn_hierarchy(np.concatenate([label_ids, rare]), {**LABELS, "sub": (*LABELS["sub"], "set")})
-    assert found == (SUB_TOP,)
-    assert found[0].numbers({**LABELS, "sub": (*LABELS["sub"], "set")}).tolist() == [0, 0, 1, 1, -1]
 
 
 def test_the_likeliest_pair_wins_where_the_best_labels_contradict_each_other() -> None:
@@ -152,36 +99,36 @@ def test_a_parent_whose_refinements_are_unknown_is_told_and_nothing_of_the_child
     assert scores.confusions == ()
 
 
-def test_two_parents_and_circles_are_refused() -> None:
-    with pytest.raises(DataError, match=r"may refine one other: sub refines top, color \(2 in all\); leave one away"):
+def test_two_parents_and_cycles_are_refused() -> None:
+    with pytest.raises(DataError, match=r"may refine one other: sub refines top, color \(2 in all\); leave one out"):
         check_hierarchy([SUB_TOP, Refinement("sub", "color", {})])
-    with pytest.raises(DataError, match="found the circle sub -> top -> sub; open it"):
+    with pytest.raises(DataError, match="found the cycle sub -> top -> sub: break it"):
         check_hierarchy([SUB_TOP, Refinement("top", "sub", {})])
 
 
 def test_labels_that_the_heads_do_not_know_bind_nothing() -> None:
     few = {"sub": ("cup", "boot"), "top": ("dishes", "toys")}
-    assert known_to((SUB_TOP,), few) == (Refinement("sub", "top", {"cup": "dishes"}),)
-    assert known_to((SUB_TOP,), {"sub": ("cup", "boot")}) == ()
+    assert restrict_hierarchy((SUB_TOP,), few) == (Refinement("sub", "top", {"cup": "dishes"}),)
+    assert restrict_hierarchy((SUB_TOP,), {"sub": ("cup", "boot")}) == ()
 
 
 @pytest.fixture(scope="module")
-def refined(material: Material, quick: HeadSettings) -> FittedHeads:
+def refined(products: LabelledProducts, quick: HeadSettings) -> FittedHeads:
     """Heads of a characteristic `thing`, which is kind and colour together, beside the kind."""
-    thing = strings([f"{colour} {kind}" for kind, colour in zip(*list(material.truth.values())[:2], strict=True)])
-    truth = {"thing": thing, "kind": material.truth["kind"]}
-    return fit_heads(material.embeddings, material.texts, truth, material.split, replace(quick, max_epochs=1))
+    thing = strings([f"{colour} {kind}" for kind, colour in zip(*list(products.truth.values())[:2], strict=True)])
+    truth = {"thing": thing, "kind": products.truth["kind"]}
+    return fit_heads(replace(products, truth=truth), replace(quick, max_epochs=1))
 
 
 def test_predictions_of_fitted_heads_do_not_contradict_what_was_learned(
-    refined: FittedHeads, material: Material
+    refined: FittedHeads, products: LabelledProducts
 ) -> None:
     (found,) = refined.bundle.hierarchy
     assert (found.child, found.parent) == ("thing", "kind")
-    mixed = replace(material.embeddings, image=material.embeddings.image[::-1].copy())
+    mixed = replace(products.embeddings, image=products.embeddings.image[::-1].copy())
 
     def contradictions(bundle: HeadBundle) -> int:
-        told = bundle.predict(mixed, material.texts)
+        told = bundle.predict(mixed, products.texts)
         pairs = zip(told.best("thing"), told.best("kind"), strict=True)
         return sum(found.parents[thing] != kind for thing, kind in pairs)
 
@@ -189,23 +136,21 @@ def test_predictions_of_fitted_heads_do_not_contradict_what_was_learned(
     assert contradictions(refined.bundle) == 0
 
 
-def test_a_characteristic_is_told_alike_alone_and_with_its_parent(refined: FittedHeads, material: Material) -> None:
-    both = refined.bundle.predict(material.embeddings, material.texts)
+def test_a_characteristic_is_told_alike_alone_and_with_its_parent(
+    refined: FittedHeads, products: LabelledProducts
+) -> None:
+    both = refined.bundle.predict(products.embeddings, products.texts)
     for name in ("thing", "kind"):
-        alone = refined.bundle.predict(material.embeddings, material.texts, [name])
+        alone = refined.bundle.predict(products.embeddings, products.texts, [name])
         assert alone.characteristics == (name,)
         assert np.array_equal(alone.probabilities[name], both.probabilities[name])
 
 
-def test_a_given_hierarchy_is_taken_instead_and_the_recipe_of_2024_learns_none(
-    material: Material, quick: HeadSettings
-) -> None:
+def test_a_given_hierarchy_is_used_instead(products: LabelledProducts, quick: HeadSettings) -> None:
     few = replace(quick, max_epochs=1)
     given = (Refinement("kind", "colour", {"mug": "red", "shoe": "green"}),)
-    inputs = material.embeddings, material.texts, material.truth, material.split
-    found = fit_heads(*inputs, few, hierarchy=given).bundle.hierarchy
+    found = fit_heads(products, few, hierarchy=given).bundle.hierarchy
     assert found == (Refinement("kind", "colour", {"mug": "red"}),)
-    assert fit_heads(*inputs, replace(few, recipe="published")).bundle.hierarchy == ()
 
 
 def test_a_bundle_keeps_its_hierarchy_and_its_digest_names_it(refined: FittedHeads, tmp_path: Path) -> None:
@@ -235,4 +180,4 @@ def test_shares_are_the_softmax_of_scipy_to_the_last_bit():
     chosen = scores.argmax(1)
     raised = scores.copy()
     raised[np.arange(len(scores)), chosen] += hierarchies._TIE
-    assert np.array_equal(hierarchies._shares(scores, chosen), softmax(raised, axis=1).astype(np.float32))
+    assert np.array_equal(hierarchies._to_probabilities(scores, chosen), softmax(raised, axis=1).astype(np.float32))

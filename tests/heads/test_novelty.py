@@ -5,6 +5,8 @@ import pytest
 
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.novelty import NoveltyDetector
+from product_classificator.training.calibration import fit_novelty
+from product_classificator.training.vocabulary import fit_vocabulary
 from product_classificator.types import Embeddings, strings
 from tests.tiny_catalog import unit
 
@@ -19,13 +21,17 @@ def shop() -> tuple[Embeddings, list[str], Vocabulary]:
     every = np.ones(N, dtype=bool)
     words = [f"word{i}" for i in range(10)]
     texts = [" ".join(draw.choice(words, 5)) for _ in range(N)]
-    return Embeddings(strings([str(i) for i in range(N)]), image, text, every, every, "e"), texts, Vocabulary.fit(texts)
+    return (
+        Embeddings(strings([str(i) for i in range(N)]), image, text, every, every, "e"),
+        texts,
+        fit_vocabulary(texts, np.arange(N))[0],
+    )
 
 
 @pytest.fixture(scope="module")
 def novelty(shop: tuple[Embeddings, list[str], Vocabulary]) -> NoveltyDetector:
     embeddings, texts, vocabulary = shop
-    return NoveltyDetector.fit(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    return fit_novelty(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
 
 
 def test_products_like_those_of_the_training_are_familiar(shop, novelty) -> None:
@@ -65,8 +71,8 @@ def test_gibberish_is_strange_even_if_its_vector_is_not(shop, novelty) -> None:
 def test_heads_without_words_or_photos_judge_by_what_they_have(shop) -> None:
     embeddings, texts, _ = shop
     bare = replace(embeddings, has_image=np.zeros(N, bool))
-    vocabulary = Vocabulary.fit([])
-    novelty = NoveltyDetector.fit(bare, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    vocabulary = Vocabulary.empty()
+    novelty = fit_novelty(bare, texts, np.arange(800), np.arange(800, 1000), vocabulary)
     few = embeddings.take(np.arange(2))
     found = novelty.is_out_of_distribution(
         replace(few, image=-few.image, text=few.text * [[1], [-1]]), ["asdf", "asdf"], vocabulary
@@ -77,6 +83,6 @@ def test_heads_without_words_or_photos_judge_by_what_they_have(shop) -> None:
 
 def test_the_same_seed_gives_the_same_centres(shop, novelty) -> None:
     embeddings, texts, vocabulary = shop
-    again = NoveltyDetector.fit(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    again = fit_novelty(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
     assert np.array_equal(again.image, novelty.image)
     assert again.limits == novelty.limits

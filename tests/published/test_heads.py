@@ -95,8 +95,8 @@ def test_the_published_files_give_the_published_vectors_and_logits(tmp_path: Pat
     found = logits(bundle, embeddings)
     assert len(bundle.labels) == 6
     labels = json.loads((PUBLISHED / "labels.json").read_text("utf-8"))
-    for name, span in zip(bundle.labels, bundle.network.shape.spans, strict=True):
-        assert np.abs(found[:, span] - golden[f"logits_{name}"]).max() < 1e-4
+    for name, columns in zip(bundle.labels, bundle.network.shape.columns, strict=True):
+        assert np.abs(found[:, columns] - golden[f"logits_{name}"]).max() < 1e-4
         assert list(bundle.labels[name]) == [
             {"False": "false", "True": "true"}.get(label, label) for label in labels[name]
         ]
@@ -132,7 +132,7 @@ def test_whitening_is_honoured(folder: Path, networks: dict[str, nn.Sequential])
 def test_without_a_projection_the_heads_read_both_parts(folder: Path, networks: dict[str, nn.Sequential]) -> None:
     (folder / "pca_all.pkl").unlink()
     bundle, embeddings = read(folder), products(width=6)
-    assert (bundle.image_dim, bundle.text_dim, bundle.network.shape.projected) == (3, 3, 0)
+    assert (bundle.image_dim, bundle.text_dim, bundle.network.shape.hidden) == (3, 3, 10)
     both = np.concatenate([embeddings.image, embeddings.text], 1)
     assert np.allclose(logits(bundle, embeddings), expected(networks, both), atol=1e-5)
 
@@ -159,6 +159,16 @@ def test_labels_without_a_network_are_left_out_with_a_word(folder: Path, caplog:
     with caplog.at_level(logging.INFO):
         assert "sub_category" not in read(folder).labels
     assert "has labels but no network of sub_category" in caplog.text
+
+
+def test_a_missing_part_is_zeros_before_the_projection(
+    folder: Path, networks: dict[str, nn.Sequential], pca: PCA
+) -> None:
+    embeddings = products()
+    embeddings.has_image[::2], embeddings.image[::2] = False, 0
+    embeddings.has_text[1::2], embeddings.text[1::2] = False, 0
+    reduced = pca.transform(np.concatenate([embeddings.image, embeddings.text], 1)).astype(np.float32)
+    assert np.allclose(logits(read(folder), embeddings), expected(networks, reduced), atol=1e-5)
 
 
 def test_a_product_without_a_photo_is_judged_by_its_text(folder: Path) -> None:

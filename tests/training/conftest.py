@@ -1,3 +1,3 @@
-from tests.tiny_catalog import fitted, material, quick
+from tests.tiny_catalog import fitted, products, quick
 
-__all__ = ["fitted", "material", "quick"]
+__all__ = ["fitted", "products", "quick"]

@@ -2,10 +2,24 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
+from scipy.stats import binomtest
 
-from product_classificator.heads.sharpness import probabilities_of
-from product_classificator.training.calibration import fit_set_temperature, fit_temperature, fit_temperatures
-from product_classificator.types import Floats, Rows
+from product_classificator.heads import Characteristic
+from product_classificator.heads.selective import threshold_for
+from product_classificator.training.calibration import (
+    calibrate,
+    confidence_thresholds,
+    fit_multi_label_temperature,
+    fit_temperature,
+    with_confidence_thresholds,
+)
+from product_classificator.training.targets import Target
+from product_classificator.types import Bools, Floats, Predictions, Rows, strings
+
+
+def probabilities_of(logits: Floats, temperature: float, exponent: float = 0.0) -> Floats:
+    labels = tuple(map(str, range(logits.shape[1])))
+    return Characteristic("x", labels, temperature, exponent).probabilities(logits)
 
 
 def drawn(n: int, k: int, too_sure: float, seed: int = 0) -> tuple[Floats, Rows]:
@@ -71,12 +85,80 @@ def test_products_that_are_all_right_do_not_make_probabilities_of_one() -> None:
     assert 0.6 < few < 1  # the fewer they are, the less they prove
     assert many < few - 0.1
     every = csr_matrix(np.tile(np.eye(3, dtype=bool), (12, 1)))
-    assert 0.6 < fit_set_temperature(8 * np.tile(np.eye(3), (12, 1)) - 4, np.ones(36, dtype=bool), every) < 1
+    assert 0.6 < fit_multi_label_temperature(8 * np.tile(np.eye(3), (12, 1)) - 4, every) < 1
 
 
-def test_each_characteristic_has_its_own() -> None:
-    (sure, of_sure), (unsure, of_unsure) = drawn(1000, 3, 3.0), drawn(1000, 2, 0.7)
-    label_ids = np.stack([of_sure, of_unsure], 1)
-    temperatures, exponents = fit_temperatures(np.concatenate([sure, unsure], 1), label_ids, [slice(0, 3), slice(3, 5)])
-    assert temperatures[0] > 2 > 1 > temperatures[1]
-    assert len(exponents) == 2
+def test_a_characteristic_is_calibrated_on_the_products_of_its_rows() -> None:
+    logits, label_ids = drawn(1000, 3, 3.0)
+    rows = np.arange(1000, 2000)
+    target = Target("kind", ("a", "b", "c"), np.concatenate([np.zeros(1000, np.int64), label_ids]))
+    kind = calibrate(target, logits, rows)
+    assert (kind.temperature, kind.temperature_exponent) == fit_temperature(logits, label_ids)
+    assert kind.temperature > 2
+    assert not kind.is_multi_label
+
+
+def outcomes(n: int, seed: int) -> tuple[Floats, Bools]:
+    """Returns probabilities and whether they came true."""
+    random = np.random.default_rng(seed)
+    confidence = random.beta(4, 1, n).astype(np.float32)
+    return confidence, random.random(n) < confidence
+
+
+def test_what_is_promised_is_the_lower_end_of_the_exact_interval() -> None:
+    confidence, is_right = outcomes(1000, 0)
+    thresholds = confidence_thresholds(confidence, is_right)
+    for precision, level in thresholds:
+        chosen = is_right[confidence >= level]
+        low = binomtest(int(chosen.sum()), len(chosen)).proportion_ci(0.8, "exact").low
+        assert precision <= low < precision + 0.005 or precision == thresholds[-1][0]
+
+
+@pytest.mark.parametrize("min_precision", [0.85, 0.9, 0.95])
+def test_on_new_products_the_promise_is_kept_nine_times_in_ten(min_precision: float) -> None:
+    new, came_true = outcomes(100_000, 99)
+    kept = []
+    for seed in range(100):
+        level = threshold_for(confidence_thresholds(*outcomes(800, seed)), min_precision)
+        if level <= 1:
+            kept.append(came_true[new >= level].mean() >= min_precision)
+    assert np.mean(kept) > 0.85
+
+
+def test_a_higher_promise_decides_less() -> None:
+    thresholds = confidence_thresholds(*outcomes(1000, 1))
+    assert thresholds == tuple(sorted(thresholds))
+    levels = [level for _, level in thresholds]
+    assert levels == sorted(levels)
+    assert threshold_for(thresholds, 0.5) == 0
+
+
+def test_a_promise_needs_enough_products() -> None:
+    sure = np.ones(45, dtype=np.float32)
+    assert threshold_for(confidence_thresholds(sure, sure > 0), 0.95) == 0
+    assert threshold_for(confidence_thresholds(sure[1:], sure[1:] > 0), 0.95) > 1
+
+
+def test_products_of_one_probability_are_not_taken_apart() -> None:
+    confidence = np.repeat(np.array([0.9, 0.6], np.float32), 100)
+    is_right = np.arange(200) < 150  # all of the first, half of the second
+    thresholds = confidence_thresholds(confidence, is_right)
+    assert {round(level, 3) for _, level in thresholds} == {0, 0.9}
+
+
+def test_without_products_or_without_a_right_one_nothing_is_promised() -> None:
+    none = np.empty(0, np.float32)
+    assert confidence_thresholds(none, none > 0) == ()
+    assert confidence_thresholds(np.full(50, 0.9, np.float32), np.zeros(50, bool)) == ()
+    assert threshold_for((), 0.01) > 1
+
+
+def test_a_label_that_was_not_trained_counts_as_wrong_and_an_unknown_one_not_at_all() -> None:
+    shares = np.tile(np.array([[0.9, 0.1]], np.float32), (300, 1))
+    ids = strings([str(i) for i in range(300)])
+    predictions = Predictions(ids, {"x": ("a", "b")}, {"x": shares}, np.ones(300, bool))
+    x = Characteristic("x", ("a", "b"))
+    for rest, precision, confidence in ((None, 0.95, 0), ("rare", 0.5, np.inf)):
+        truth = {"x": strings(["a"] * 100 + [rest] * 200)}
+        (calibrated,) = with_confidence_thresholds([x], predictions, truth)
+        assert threshold_for(calibrated.confidence_thresholds, precision) == confidence

@@ -7,9 +7,9 @@ import pytest
 from sklearn.metrics import f1_score
 
 from product_classificator.heads import HeadBundle
-from product_classificator.training import FittedHeads, HeadSettings, fit_heads
+from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.types import Floats
-from tests.tiny_catalog import KINDS, Material
+from tests.tiny_catalog import KINDS, rows_of
 
 AXES = dict(zip(KINDS, np.eye(6, dtype=np.float32), strict=False))
 
@@ -19,35 +19,32 @@ def names(labels: Sequence[str]) -> Floats:
     return np.stack([AXES.get(label, np.eye(6, dtype=np.float32)[5]) for label in labels])
 
 
-def few(material: Material, n: int) -> Material:
+def few(products: LabelledProducts, n: int) -> LabelledProducts:
     """Returns the products with the kind of only n training products per label known."""
-    kind = material.truth["kind"].copy()
-    train = material.split.rows("train")
+    kind = products.truth["kind"].copy()
+    train = products.split.rows("train")
     for label in KINDS:
         kind[train[kind[train] == label][n:]] = None
-    return replace(material, truth={**material.truth, "kind": kind})
+    return replace(products, truth={**products.truth, "kind": kind})
 
 
-def fit(material: Material, settings: HeadSettings, *, start: bool, shares_space: bool = False) -> FittedHeads:
+def fit(products: LabelledProducts, settings: HeadSettings, *, start: bool, shares_space: bool = False) -> FittedHeads:
     return fit_heads(
-        material.embeddings,
-        material.texts,
-        material.truth,
-        material.split,
+        products,
         settings,
         label_vectors=names if start else None,
         shares_space=shares_space,
     )
 
 
-def score(fitted: FittedHeads, material: Material) -> float:
-    rows = material.split.rows("test")
-    best = fitted.bundle.predict(*material.rows("test")).best("kind")
-    return float(f1_score(list(material.truth["kind"][rows]), list(best), average="macro"))
+def score(fitted: FittedHeads, products: LabelledProducts) -> float:
+    rows = products.split.rows("test")
+    best = fitted.bundle.predict(*rows_of(products, "test")).best("kind")
+    return float(f1_score(list(products.truth["kind"][rows]), list(best), average="macro"))
 
 
 def start_of(fitted: FittedHeads) -> Floats | None:
-    return fitted.bundle.network.weights.get("start.names")
+    return fitted.bundle.network.weights.get("label_embeddings")
 
 
 @pytest.fixture
@@ -56,48 +53,47 @@ def barely(quick: HeadSettings) -> HeadSettings:
 
 
 def test_training_starts_from_the_names_where_a_label_has_few_products(
-    material: Material, barely: HeadSettings
+    products: LabelledProducts, barely: HeadSettings
 ) -> None:
-    scarce = few(material, 3)
+    scarce = few(products, 3)
     assert score(fit(scarce, barely, start=True), scarce) > 0.95
     assert score(fit(scarce, barely, start=False), scarce) < 0.7
 
 
-def test_other_characteristics_do_not_start_from_names(material: Material, barely: HeadSettings) -> None:
-    fitted = fit(few(material, 3), barely, start=True)
+def test_other_characteristics_do_not_start_from_names(products: LabelledProducts, barely: HeadSettings) -> None:
+    fitted = fit(few(products, 3), barely, start=True)
     by_label = start_of(fitted)
     assert by_label is not None
-    spans = dict(zip(fitted.bundle.labels, fitted.bundle.network.shape.spans, strict=True))
+    spans = dict(zip(fitted.bundle.labels, fitted.bundle.network.shape.columns, strict=True))
     assert by_label[spans["kind"]].any(1).all()
     assert not by_label[spans["colour"]].any()
 
 
-def test_without_a_rare_label_the_names_change_nothing_to_the_last_bit(material: Material, quick: HeadSettings) -> None:
-    common = replace(material, truth={name: material.truth[name] for name in ("kind", "colour")})
+def test_without_a_rare_label_the_names_change_nothing_to_the_last_bit(
+    products: LabelledProducts, quick: HeadSettings
+) -> None:
+    common = replace(products, truth={name: products.truth[name] for name in ("kind", "colour")})
     one, two = (fit(common, replace(quick, max_epochs=2), start=start) for start in (True, False))
     assert start_of(one) is None
     assert one.bundle.network.shape == two.bundle.network.shape
     assert one.bundle.digest == two.bundle.digest
 
 
-def test_the_published_recipe_does_not_start_from_names(material: Material) -> None:
-    settings = replace(HeadSettings.published(), max_epochs=1, hidden=8, min_products_per_label=1)
-    assert fit(few(material, 3), settings, start=True).bundle.network.shape.name_dim == 0
-
-
-def test_photos_without_texts_start_from_names_only_in_one_space(material: Material, barely: HeadSettings) -> None:
-    nothing = np.zeros(len(material.embeddings), dtype=bool)
-    silent = replace(material.embeddings, image=material.embeddings.text, text=0 * material.embeddings.text)
-    scarce = replace(few(material, 3), embeddings=replace(silent, has_text=nothing))
+def test_photos_without_texts_start_from_names_only_in_one_space(
+    products: LabelledProducts, barely: HeadSettings
+) -> None:
+    nothing = np.zeros(len(products.embeddings), dtype=bool)
+    silent = replace(products.embeddings, image=products.embeddings.text, text=0 * products.embeddings.text)
+    scarce = replace(few(products, 3), embeddings=replace(silent, has_text=nothing))
     assert score(fit(scarce, barely, start=True, shares_space=True), scarce) > 0.95
-    assert fit(scarce, barely, start=True).bundle.network.shape.name_dim == 0
+    assert fit(scarce, barely, start=True).bundle.network.shape.label_dim == 0
 
 
 def test_heads_that_started_from_names_say_the_same_when_they_are_loaded(
-    material: Material, barely: HeadSettings, tmp_path: Path
+    products: LabelledProducts, barely: HeadSettings, tmp_path: Path
 ) -> None:
-    bundle = fit(few(material, 3), barely, start=True).bundle
+    bundle = fit(few(products, 3), barely, start=True).bundle
     bundle.save(tmp_path / "heads")
     loaded = HeadBundle.load(tmp_path / "heads")
-    one, two = (each.predict(*material.rows("test")).probabilities for each in (bundle, loaded))
+    one, two = (each.predict(*rows_of(products, "test")).probabilities for each in (bundle, loaded))
     assert all(np.array_equal(one[name], two[name]) for name in one)

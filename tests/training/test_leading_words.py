@@ -6,55 +6,59 @@ import pytest
 
 from product_classificator.heads import HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.training import HeadSettings, fit_heads
-from product_classificator.training.leading_words import open_with_their_kind
+from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training.vocabulary import start_with_their_kind
 from product_classificator.types import SPLITS, Embeddings, Split, strings
 
 KINDS, BRANDS = ("чехол", "кружка", "лампа", "сумка"), ("acme", "umbrella", "hooli")
 
 
 def titles(n: int, *, kind_first: bool) -> tuple[list[str], np.ndarray]:
-    """Returns titles of a kind, something else and a brand, and the numbers of the kinds as the one characteristic."""
+    """Returns titles of a kind, something else and a brand, and the the label ids of the kinds."""
     draw = np.random.default_rng(0)
     kinds, brands, sizes = (draw.integers(0, k, n) for k in (len(KINDS), len(BRANDS), 50))
     ends = [(KINDS[k], BRANDS[b]) for k, b in zip(kinds, brands, strict=True)]
     words = [pair if kind_first else pair[::-1] for pair in ends]
-    return [f"{one} {size} {two}" for (one, two), size in zip(words, sizes, strict=True)], kinds[:, None]
+    return [f"{one} {size} {two}" for (one, two), size in zip(words, sizes, strict=True)], kinds
+
+
+def starts(texts: list[str], *columns: np.ndarray) -> bool:
+    return start_with_their_kind(texts, columns)
 
 
 @pytest.mark.parametrize("kind_first", [True, False])
 def test_it_is_told_by_where_the_kind_stands(kind_first: bool) -> None:
-    assert open_with_their_kind(*titles(600, kind_first=kind_first)) is kind_first
+    assert starts(*titles(600, kind_first=kind_first)) is kind_first
 
 
 def test_few_titles_tell_nothing() -> None:
-    assert not open_with_their_kind(*titles(400, kind_first=True))
+    assert not starts(*titles(400, kind_first=True))
 
 
 @pytest.mark.parametrize("text", ["", "слово", "!!!"])
 def test_texts_of_one_word_or_none_tell_nothing(text: str) -> None:
-    assert not open_with_their_kind([text] * 600, np.zeros((600, 1), dtype=np.int64))
+    assert not starts([text] * 600, np.zeros(600, dtype=np.int64))
 
 
 def test_unknown_labels_are_passed_over() -> None:
     texts, label_ids = titles(1200, kind_first=True)
     label_ids[::3] = -1
-    assert open_with_their_kind(texts, label_ids)
-    assert not open_with_their_kind(texts, np.full_like(label_ids, -1))
-    assert not open_with_their_kind(texts, label_ids[:, :0])
+    assert starts(texts, label_ids)
+    assert not starts(texts, np.full_like(label_ids, -1))
+    assert not starts(texts)
 
 
 def test_characteristics_that_no_word_tells_do_not_count() -> None:
     texts, label_ids = titles(1200, kind_first=True)
-    others = np.random.default_rng(1).integers(0, 2, (1200, 9))
-    assert open_with_their_kind(texts, np.hstack([others, label_ids]))
-    assert not open_with_their_kind(texts, others)
+    others = np.random.default_rng(1).integers(0, 2, (9, 1200))
+    assert starts(texts, *others, label_ids)
+    assert not starts(texts, *others)
 
 
 def test_the_order_of_the_products_does_not_matter() -> None:
     texts, label_ids = titles(30_000, kind_first=True)
-    order = np.argsort(label_ids[:, 0], kind="stable")
-    assert open_with_their_kind([texts[row] for row in order.tolist()], label_ids[order])
+    order = np.argsort(label_ids, kind="stable")
+    assert starts([texts[row] for row in order.tolist()], label_ids[order])
 
 
 @pytest.mark.parametrize("kind_first", [True, False])
@@ -66,8 +70,9 @@ def test_heads_keep_that_openings_count(kind_first: bool, quick: HeadSettings, t
     vectors = np.full((len(texts), 2), 0.5, dtype=np.float32)
     embeddings = Embeddings(ids, vectors[:, :0], vectors, none, all_of_them, "tiny-1")
     split = Split(ids, strings([SPLITS[(0, 0, 1, 2)[row % 4]] for row in range(len(texts))]))
-    truth = {"kind": strings(KINDS)[label_ids[:, 0]]}
-    bundle = fit_heads(embeddings, texts, truth, split, replace(quick, max_epochs=1), has_title=True).bundle
+    truth = {"kind": strings(KINDS)[label_ids]}
+    products = LabelledProducts(embeddings, texts, truth, split, has_title=True)
+    bundle = fit_heads(products, replace(quick, max_epochs=1)).bundle
     assert bundle.vocabulary.has_leading_words is kind_first
     assert any(word.startswith("^") for word in bundle.vocabulary.words) is kind_first
     bundle.save(tmp_path / "heads")
@@ -82,3 +87,9 @@ def test_heads_keep_that_openings_count(kind_first: bool, quick: HeadSettings, t
         words = bundle.predict(embeddings, texts).explain(0)["kind"].words
         assert names[0].split()[0] in words
         assert not any(word.startswith("^") for word in words)
+
+
+def test_leading_words_may_be_switched_on_and_off(products: LabelledProducts, quick: HeadSettings) -> None:
+    for leading_words in (True, False):
+        settings = replace(quick, max_epochs=1, leading_words=leading_words)
+        assert fit_heads(products, settings).bundle.vocabulary.has_leading_words is leading_words

@@ -1,0 +1,99 @@
+"""Turn the logits of a characteristic into calibrated probabilities.
+
+T = temperature x spread ^ exponent, where the spread of a product is the entropy of its softmax before calibration,
+divided by the entropy of equal probabilities (entropy-based temperature scaling, Balanya et al. 2022).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from product_classificator.types import Floats
+
+Float = TypeVar("Float", bound=np.floating)
+
+Thresholds: TypeAlias = tuple[tuple[float, float], ...]
+"""(promised precision, lowest confidence that keeps it), both ascending; empty where nothing can be promised."""
+
+_MIN_SPREAD = 1e-3
+
+
+@dataclass(frozen=True)
+class Characteristic:
+    """A characteristic as fitted heads know it: its labels and their calibration.
+
+    Attributes:
+        name: name of the characteristic.
+        labels: in the order of the columns of logits and probabilities.
+        temperature: what logits are divided by, where the exponent is 0.
+        temperature_exponent: how the temperature depends on the product, see the head of this module.
+        confidence_thresholds: lowest confidence that keeps each promised precision.
+        decision_thresholds: lowest probability at which each label is assigned; multi-label characteristics only.
+
+    Raises:
+        ValueError: labels are too few or repeated, or a number is out of its range.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    temperature: float = 1.0
+    temperature_exponent: float = 0.0
+    confidence_thresholds: Thresholds = ()
+    decision_thresholds: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) < (1 if self.is_multi_label else 2):
+            raise ValueError(f"{self.name} needs two labels or more, each once")
+        if not 0 < self.temperature < math.inf or not math.isfinite(self.temperature_exponent):
+            raise ValueError(f"{self.name} needs a positive temperature and a finite exponent")
+        thresholds = self.decision_thresholds
+        if thresholds is not None and (len(thresholds) != len(self.labels) or not all(0 <= t <= 1 for t in thresholds)):
+            raise ValueError(f"{self.name} needs a decision threshold from 0 to 1 for each of its labels")
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a product may have any number of the labels."""
+        return self.decision_thresholds is not None
+
+    def temperatures(self, logits: Floats) -> Floats:
+        """Return the (n,) temperatures of products by their (n, k) logits."""
+        return temperatures(logits, self.temperature, self.temperature_exponent)
+
+    def probabilities(self, logits: Floats) -> Floats:
+        """Return (n, k) calibrated probabilities; rows sum to 1 unless the characteristic is multi-label."""
+        if self.is_multi_label:
+            return sigmoid(logits / np.float32(self.temperature))
+        return softmax(logits / self.temperatures(logits)[:, None])
+
+
+def temperatures(logits: npt.NDArray[Float], temperature: float, exponent: float) -> npt.NDArray[Float]:
+    """Return (n,) temperatures of (n, k) logits."""
+    if not exponent:
+        return np.full(len(logits), temperature, dtype=logits.dtype)
+    return spreads(logits) ** exponent * logits.dtype.type(temperature)
+
+
+def spreads(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """Return the (n,) entropy of the softmax as a share of the largest possible one, at least 0.001."""
+    shares = softmax(logits)
+    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    entropies = -(shares * logs).sum(1) / math.log(logits.shape[1])
+    at_least_some: npt.NDArray[Float] = np.maximum(entropies, _MIN_SPREAD)
+    return at_least_some
+
+
+def softmax(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """Return the softmax of each row of (n, k) logits."""
+    powers: npt.NDArray[Float] = np.exp(logits - logits.max(1, keepdims=True))
+    powers /= powers.sum(1, keepdims=True)
+    return powers
+
+
+def sigmoid(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """Return the logistic function of logits, without overflow."""
+    odds = np.exp(-np.abs(logits))
+    shares: npt.NDArray[Float] = np.where(logits >= 0, 1, odds) / (1 + odds)
+    return shares

@@ -1,0 +1,152 @@
+"""Learn a vocabulary from training texts, and turn texts and label names into sparse matrices of its words."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_matrix
+from scipy.special import logsumexp
+from sklearn.feature_extraction.text import CountVectorizer
+
+from product_classificator.heads.bag_of_words import Vocabulary, WeightedWords
+from product_classificator.text import words_of
+from product_classificator.types import Rows
+
+BagOfWords: TypeAlias = csr_matrix
+"""(n, words) float32 sparse rows of unit length; a row without known words is empty."""
+
+_LABEL_WEIGHT, _FULL_WEIGHT_LABELS, _WEIGHT_SAMPLE = 30.0, 100, 5_000
+_MIN_TITLES, _MAX_TITLES, _MIN_GAIN = 500, 20_000, 0.05
+
+
+def fit_vocabulary(
+    texts: Sequence[str],
+    train: Rows,
+    *,
+    min_texts: int = 2,
+    max_words: int = 100_000,
+    has_title: bool = False,
+    has_leading_words: bool = False,
+) -> tuple[Vocabulary, BagOfWords]:
+    """Learn the words of the training texts, and return the bags of words of all texts: each is read once.
+
+    Args:
+        texts: (n,) of all products.
+        train: rows to learn from; the other texts leave no trace in the vocabulary.
+        min_texts: words of fewer texts are dropped: a word of one text cannot tell products apart.
+        max_words: at most so many words are kept, those of most texts, which bounds the memory of heads.
+        has_title: whether the first line of each text is a title.
+        has_leading_words: whether leading words count as words of their own too.
+    """
+    if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
+        return Vocabulary.empty(), csr_matrix((len(texts), 0), dtype=np.float32)
+    options = {"has_title": has_title, "has_leading_words": has_leading_words}
+    counter = CountVectorizer(analyzer=list, dtype=np.int32)
+    counts = counter.fit_transform(Vocabulary((), np.empty(0), **options).grams_of_segments(texts))
+    per_text = counts[0::2] + counts[1::2] if has_title else counts
+    n_texts = np.bincount(per_text[train].indices, minlength=counts.shape[1])
+    common = np.flatnonzero(n_texts >= min_texts)
+    kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
+    idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
+    vocabulary = Vocabulary(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32), **options)
+    known = counts[:, kept].sorted_indices()
+    weighted = vocabulary.weigh_counts(known.data, known.indices, known.indptr)
+    return vocabulary, csr_matrix(weighted, shape=(len(texts), len(vocabulary)))
+
+
+def bag_of_words(vocabulary: Vocabulary, texts: Sequence[str]) -> BagOfWords:
+    """Return the (n, words) sparse float32 rows of texts."""
+    return csr_matrix(vocabulary.weigh(texts), shape=(len(texts), len(vocabulary)))
+
+
+def weighted_words(rows: BagOfWords) -> WeightedWords:
+    """Return sparse rows in the form that `heads` uses."""
+    return WeightedWords(rows.data, rows.indices, rows.indptr)
+
+
+def words_of_labels(vocabulary: Vocabulary, labels: Sequence[str], words: BagOfWords, label_ids: Rows) -> BagOfWords:
+    """Return the (k, words) rows of the names of labels, times the initial weight of the cosine with them.
+
+    Fashion goods (2 to 58 labels), validation macro-F1 with weights of 0, 10, 20, 30, 40: .817, .821, .828, .831, .830.
+    Where labels are many, their words mislead (565 labels: .772 with 0 to 10, .762 with 30): beyond 100 labels the
+    weight falls, and it never exceeds the one that makes the training labels the most likely (names of seasons say
+    nothing).
+
+    Args:
+        vocabulary: knows the words.
+        labels: (k,) of one characteristic.
+        words: (n, words) rows of training products.
+        label_ids: (n,) their label ids, -1 where unknown.
+    """
+    rows = bag_of_words(vocabulary, labels)
+    largest = _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
+    rows.data *= np.float32(_most_likely_weight(words, rows, label_ids, largest))
+    return rows
+
+
+def words_of_multi_labels(vocabulary: Vocabulary, labels: Sequence[str]) -> BagOfWords:
+    """Return the same for a multi-label characteristic, with twice the weight: its labels do not compete.
+
+    39 marks of fashion goods, validation macro-F1 with weights of 0, 30, 50, 80, 120: .592, .639, .661, .661, .650.
+    """
+    rows = bag_of_words(vocabulary, labels)
+    rows.data *= np.float32(2 * _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels)))
+    return rows
+
+
+def _most_likely_weight(words: BagOfWords, label_words: BagOfWords, label_ids: Rows, largest: float) -> float:
+    """Return the weight of cosines with labels, from 0 to `largest`, under which the labels are the most likely."""
+    known = np.flatnonzero(label_ids >= 0)
+    known = known[:: -(-len(known) // _WEIGHT_SAMPLE) or 1]
+    if not len(known) or not label_words.nnz:
+        return largest
+    cosines, true = (words[known] @ label_words.T).toarray(), label_ids[known]
+    cosines -= cosines.mean(0)
+    log_priors = np.log(np.maximum(np.bincount(true, minlength=label_words.shape[0]), 0.5) / len(true))
+
+    def loss(weight: float) -> float:
+        logits = weight * cosines + log_priors
+        return float((logsumexp(logits, 1) - logits[np.arange(len(true)), true]).mean())
+
+    return float(minimize_scalar(loss, bounds=(0, largest), method="bounded", options={"xatol": 0.5}).x)
+
+
+def start_with_their_kind(titles: Sequence[str], columns: Sequence[Rows]) -> bool:
+    """Return whether first words predict labels clearly better than last words do, on average over characteristics.
+
+    Russian titles name the product first ("Чехол для телефона"), English ones last ("Acme blue case"): the first and
+    the last word alone predict 57 % and 14 % of the labels of 40,000 Russian titles, 71 and 77 % of 6,230 English ones.
+
+    Args:
+        titles: (n,) titles, or texts without a title, of training products; fewer than 500 decide nothing.
+        columns: for each characteristic the (n,) label ids, -1 where unknown.
+    """
+    if len(titles) < _MIN_TITLES:
+        return False
+    words = {row: words_of(titles[row]) for row in range(0, len(titles), -(-len(titles) // _MAX_TITLES))}
+    rows = np.array([row for row in words if len(words[row]) > 1], dtype=np.int64)
+    gains = []
+    for label_ids in columns:
+        known = rows[label_ids[rows] >= 0]
+        if len(known) < _MIN_TITLES:
+            continue
+        by_nothing, by_first, by_last = (
+            _accuracy([word(words[row]) for row in known.tolist()], label_ids[known])
+            for word in (lambda _: "", lambda text: text[0], lambda text: text[-1])
+        )
+        if max(by_first, by_last) > by_nothing + _MIN_GAIN:
+            gains.append(by_first - by_last)
+    return bool(gains and np.mean(gains) > _MIN_GAIN)
+
+
+def _accuracy(words: Sequence[str], label_ids: Rows) -> float:
+    """Return how often a word predicts the label: learned from every other product, tried on the rest."""
+    counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for word, label_id in zip(words[::2], label_ids[::2].tolist(), strict=True):
+        counts[word][label_id] += 1
+    commonest = {word: counter.most_common(1)[0][0] for word, counter in counts.items()}
+    default = np.bincount(label_ids[::2]).argmax()
+    predicted = [commonest.get(word, default) for word in words[1::2]]
+    return float(np.mean(predicted == label_ids[1::2]))
