@@ -105,8 +105,8 @@ class Embeddings:
 
     def take(self, rows: Rows) -> "Embeddings":
         """Return the products of `rows`, in that order (a copy)."""
-        image, text, has_image, has_text = (x[rows] for x in (self.image, self.text, self.has_image, self.has_text))
-        return Embeddings(self.ids[rows], image, text, has_image, has_text, self.fingerprint)
+        has_image, has_text = self.has_image[rows], self.has_text[rows]
+        return Embeddings(self.ids[rows], self.image[rows], self.text[rows], has_image, has_text, self.fingerprint)
 
     def joined(self) -> Floats:
         """Return both parts next to each other: (n, image_dim + text_dim), unit rows; zeros where both are missing."""
