@@ -1,75 +1,58 @@
-"""Turns the explanation of a prediction into one that names the training products most like the product.
+"""Add the nearest training products to explanations.
 
-The store of the run is passed over part by part, so memory does not grow with it; 8,889 products take well under a
-second, a million some seconds. Products of one text and one photo are stored once, so one of them stands for all.
+The store of the run is scanned shard by shard, so memory does not grow with it; 8,889 products take well under a second,
+a million some seconds. Products with the same text and image are stored once, so one of them represents all.
 """
 
+from collections.abc import Container, Mapping
 from dataclasses import replace
-from functools import partial
 from heapq import nlargest
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.encoders import Encoder
 from product_classificator.runs import Run
-from product_classificator.types import Embeddings, Explanation, Neighbour, Predictions
-
-if TYPE_CHECKING:  # only explanations need tables, and tables take most of a second to import
-    import pandas as pd
+from product_classificator.types import Embeddings, Explanation, Neighbour
 
 _NEAREST = 3
 
 
-def with_nearest(predictions: Predictions, embeddings: Embeddings, run: Run, encoder: Encoder) -> Predictions:
-    """Returns predictions whose explanations name the nearest training products, as far as the run still knows them.
+def explain_with_nearest(
+    explanations: Mapping[str, Explanation], product: Embeddings, run: Run, encoder: Encoder
+) -> dict[str, Explanation]:
+    """Return explanations that name the nearest training products, as far as the run still has them.
 
     Args:
-        predictions: of n products, made by heads.
-        embeddings: of the same products.
+        explanations: characteristic -> explanation of one product.
+        product: its embeddings, one row.
         run: the training of the heads.
-        encoder: what made the embeddings of both.
+        encoder: made the embeddings of both.
     """
-    return replace(predictions, explainer=partial(_explain, predictions, embeddings, run, encoder))
-
-
-def _explain(
-    predictions: Predictions, embeddings: Embeddings, run: Run, encoder: Encoder, row: int
-) -> dict[str, Explanation]:
-    explanations = dict(predictions.explain(row))
-    if not (run.labels.is_file() and _has_vectors(run, encoder)):
-        return explanations
+    has_store = (run.store / "store.json").is_file()
+    if not has_store or not run.labels.is_file():
+        return dict(explanations)
+    if read_store_facts(run.store)["fingerprint"] != encoder.fingerprint:
+        return dict(explanations)
     labels = run.load_labels()
-    similar = _nearest(embeddings.take(np.array([row])), run, encoder, labels.index)
+    nearest = _nearest(product, EmbeddingStore(run.store, encoder), next(iter(labels.values())))
     return {
-        name: replace(explanation, nearest=_told(similar, labels[name])) for name, explanation in explanations.items()
+        name: replace(
+            explanation, nearest=tuple(Neighbour(id_, cosine, labels[name][id_]) for id_, cosine in nearest)
+        )
+        for name, explanation in explanations.items()
     }
 
 
-def _has_vectors(run: Run, encoder: Encoder) -> bool:
-    """Tells whether there is a store of the encoder's vectors: it may have been deleted, or filled by another one."""
-    from product_classificator.embeddings.store import read_store_facts
-
-    is_there = (run.store / "store.json").is_file()
-    return is_there and read_store_facts(run.store)["fingerprint"] == encoder.fingerprint
-
-
-def _told(similar: list[tuple[str, float]], labels: "pd.Series") -> tuple[Neighbour, ...]:
-    known = labels.dropna()
-    return tuple(Neighbour(id_, cosine, known.get(id_)) for id_, cosine in similar)
-
-
-def _nearest(product: Embeddings, run: Run, encoder: Encoder, trained: "pd.Index") -> list[tuple[str, float]]:
-    """Returns id and similarity of the training products that are most like a product, the nearest first."""
-    from product_classificator.embeddings.store import EmbeddingStore
-
-    sides = int(product.has_image[0]) + int(product.has_text[0])
-    found: dict[str, float] = {}
-    for part in EmbeddingStore(run.store, encoder).scan():
-        rows = np.flatnonzero(trained.get_indexer_for(part.ids) >= 0)
-        similarity = (part.image[rows] @ product.image[0] + part.text[rows] @ product.text[0]) / sides
-        for place in np.argsort(-similarity)[:_NEAREST]:
-            id_ = part.ids[rows[place]]
-            found[id_] = max(float(similarity[place]), found.get(id_, -1.0))
-        found = dict(nlargest(_NEAREST, found.items(), key=lambda item: item[1]))
-    return list(found.items())
+def _nearest(product: Embeddings, store: EmbeddingStore, training_ids: Container[str]) -> list[tuple[str, float]]:
+    """Return ids and mean cosines of the training products most similar to a product, the nearest first."""
+    n_parts = int(product.has_image[0]) + int(product.has_text[0])
+    best: dict[str, float] = {}
+    for shard in store.scan():
+        rows = np.flatnonzero([id_ in training_ids for id_ in shard.ids])
+        cosines = (shard.image[rows] @ product.image[0] + shard.text[rows] @ product.text[0]) / n_parts
+        for position in np.argsort(-cosines)[:_NEAREST]:
+            id_ = shard.ids[rows[position]]
+            best[id_] = max(float(cosines[position]), best.get(id_, -1.0))
+        best = dict(nlargest(_NEAREST, best.items(), key=lambda item: item[1]))
+    return list(best.items())

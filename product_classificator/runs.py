@@ -1,29 +1,32 @@
-"""A run: the folder that a training leaves, and what it says of itself.
+"""A run: the folder that a training leaves.
 
-`bundle/` holds the heads, `report/` the report, `split.parquet` which product was in which part, `labels.parquet` what
-was known of the training products, `embeddings/` the store (unless another one was named; `embeddings-<fingerprint>/`
-where a run before left vectors of another encoder), and `run.json`, removed before the others are replaced and written
-last, how it was made.
+    bundle/            heads
+    report/            report
+    split.parquet      split of each product
+    labels.parquet     labels of the training products
+    embeddings/        store, unless another was named (embeddings-<fingerprint>/ for a second encoder)
+    run.json           how the run was made; deleted before the others are replaced, written last
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError
-from product_classificator.files import write_text
-from product_classificator.types import Split, Truth
-
-if TYPE_CHECKING:  # labels alone need tables, and tables take most of a second to import
-    import pandas as pd
+from product_classificator.files import replacing, write_text
+from product_classificator.types import Split, Truth, is_multi_label
 
 _FORMAT = 1
-_HERE = "<run>"
+_RUN_FOLDER = "<run>"
+_LABEL = "label:"  # before the column names of labels.parquet: a characteristic may be called "id"
+
+TrainingLabels = dict[str, dict[str, str | tuple[str, ...] | None]]
+"""characteristic -> {id of each training product: label, all labels if it is multi-label, `None` if unknown}."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class Run:
     """A finished training.
 
     Attributes:
-        folder: where it lies.
+        folder: of the run.
         encoder: name for `load_encoder`.
-        columns: the table's columns it was trained on, the defaults for new tables.
-        channels: "bgr" if the photos had red and blue swapped, the default for new photos.
+        columns: columns of the training table, the defaults for new tables.
+        channels: "bgr" if red and blue are swapped in the image files, the default for new images.
         store: folder of the embeddings.
-        settings: the resolved settings, as they could stand in a TOML file.
+        settings: resolved settings, as they could be written in a TOML file.
         facts: versions, date, machine.
     """
 
@@ -70,74 +73,98 @@ class Run:
 
     @property
     def has_own_encoder(self) -> bool:
-        """Whether the encoder lies in the run, as a tuned one does."""
+        """Whether the encoder is part of the run, as a fine-tuned one is."""
         return Path(self.encoder).is_relative_to(self.folder.resolve())
 
     def save_labels(self, split: Split, truth: Truth) -> None:
-        """Writes `labels.parquet`: of each product of the train part its id and a struct of its labels, or lists."""
-        from product_classificator.catalog.labels import save_labels
+        """Write `labels.parquet`: id and labels of each product of the train split."""
+        import pyarrow as pa  # answering without explanations must not import it
+        import pyarrow.parquet as pq
 
         rows = np.flatnonzero((split.names == "train") & (split.ids != ""))
-        save_labels(split.ids[rows], {name: labels[rows] for name, labels in truth.items()}, self.labels)
+        columns = {"id": pa.array(split.ids[rows], pa.string())}
+        for name, labels in truth.items():
+            if is_multi_label(labels):
+                values = [None if item is None else sorted(item) for item in labels[rows]]
+                columns[_LABEL + name] = pa.array(values, pa.list_(pa.string()))
+            else:
+                columns[_LABEL + name] = pa.array(labels[rows], pa.string()).dictionary_encode()
+        with replacing(self.labels) as temporary:
+            pq.write_table(pa.table(columns), temporary)
 
-    def load_labels(self) -> "pd.DataFrame":
-        """Reads what `save_labels` wrote: ids are the index, characteristics the columns; lists come as tuples.
+    def load_labels(self) -> TrainingLabels:
+        """Read what `save_labels` wrote.
 
         Raises:
-            ArtifactError: the file is damaged or missing, as in runs of older versions.
+            ArtifactError: the file is missing or damaged.
         """
-        from product_classificator.catalog.labels import load_labels
+        import pyarrow as pa  # as above
+        import pyarrow.parquet as pq
 
-        return load_labels(self.labels)
+        try:
+            table = pq.read_table(self.labels)
+            ids = table["id"].to_pylist()
+            names = [name for name in table.column_names if name.startswith(_LABEL)]
+            if not names:
+                raise KeyError("no labels")
+            return {
+                name.removeprefix(_LABEL): {
+                    id_: tuple(value) if isinstance(value, list) else value
+                    for id_, value in zip(ids, table[name].to_pylist(), strict=True)
+                }
+                for name in names
+            }
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise ArtifactError(f"the labels of a run, {self.labels}, are damaged ({error}): train again") from error
 
     def mark_unfinished(self) -> None:
-        """Lets a run that was there before count as unfinished, so that its halves are not mixed with new ones."""
+        """Delete `run.json`, so that old and new files of a run are never taken for one run."""
         (self.folder / "run.json").unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Writes `run.json`; a run without it is unfinished."""
+        """Write `run.json`; a run without it is unfinished."""
         folder = self.folder.resolve()
+        # Paths within the run are saved relative to it, so that it can be moved.
         store = self.store.relative_to(folder) if self.store.is_relative_to(folder) else self.store
-        # What lies in the run is named from it, so that the run may be moved.
-        encoder = self.encoder.replace(str(folder), _HERE, 1) if self.has_own_encoder else self.encoder
+        encoder = self.encoder.replace(str(folder), _RUN_FOLDER, 1) if self.has_own_encoder else self.encoder
         facts = {"format": _FORMAT, **asdict(self), "store": str(store), "encoder": encoder}
         del facts["folder"]
         write_text(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
-        """Opens a finished run.
+        """Open a finished run.
 
         Raises:
-            ArtifactError: the folder is not a run, is unfinished, or of a newer version.
+            ArtifactError: the folder is not a run, is unfinished, or has another format.
         """
         folder = Path(folder)
-        try:
-            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            known = "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"
-            if (folder / "manifest.json").is_file():
-                known = "it holds heads alone: use them in Python, Classificator(heads_ver=...)"
-            raise ArtifactError(f"{folder} is not a finished run (no run.json): {known}") from error
-        except NotADirectoryError as error:
-            raise ArtifactError(f"{folder} is a file, not the folder of a run: name the run first") from error
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{folder / 'run.json'} is damaged ({error}): train again") from error
+        facts = _read_facts(folder)
         try:
             if facts["format"] != _FORMAT:
                 raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
-            columns = facts["columns"]
-            chosen = Columns(
-                columns["id"],
-                tuple(columns["text"]),
-                tuple(columns["characteristics"]),
-                columns["photo"],
-                tuple(columns.get("multi_label", ())),  # runs of older versions know none
-            )
+            columns = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["columns"].items()}
             store = folder.resolve() / facts["store"]
-            if Path(facts["store"]).is_absolute() and not store.exists():  # the run has moved and its store has not
+            if Path(facts["store"]).is_absolute() and not store.exists():  # the run has moved, its store has not
                 store = folder.resolve() / "embeddings"
-            encoder = facts["encoder"].replace(_HERE, str(folder.resolve()), 1)
-            return cls(folder, encoder, chosen, facts["channels"], store, facts["settings"], facts["facts"])
+            encoder = facts["encoder"].replace(_RUN_FOLDER, str(folder.resolve()), 1)
+            return cls(
+                folder, encoder, Columns(**columns), facts["channels"], store, facts["settings"], facts["facts"]
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        reason = "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"
+        if (folder / "manifest.json").is_file():
+            reason = "it holds heads alone: use them in Python, Classificator(heads_ver=...)"
+        raise ArtifactError(f"{folder} is not a finished run (no run.json): {reason}") from error
+    except NotADirectoryError as error:
+        raise ArtifactError(f"{folder} is a file, not the folder of a run: name the run first") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / 'run.json'} is damaged ({error}): train again") from error
+    return facts

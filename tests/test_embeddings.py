@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from product_classificator.catalog import open_images, read_catalog
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, count_statuses, embed, embed_chunks
-from product_classificator.embeddings.store import EmbeddingStore, Record, read_store_facts
+from product_classificator.embeddings.products import EncodedProducts
+from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.errors import ArtifactError
 from product_classificator.types import strings
 from tests.fakes import TinyEncoder, jpeg, shop
@@ -50,22 +51,22 @@ def test_what_is_in_the_store_is_not_encoded_again(catalog, tmp_path):
     assert again.status[9] == "image_truncated"
 
 
-@pytest.mark.parametrize("held_bytes", [1 << 20, 0])
-def test_a_store_is_read_in_any_order(tmp_path, monkeypatch, held_bytes):
-    monkeypatch.setattr("product_classificator.embeddings.store._HELD_BYTES", held_bytes)
+@pytest.mark.parametrize("cache_bytes", [1 << 20, 0])
+def test_a_store_is_read_in_any_order(tmp_path, monkeypatch, cache_bytes):
+    monkeypatch.setattr("product_classificator.embeddings.store._CACHE_BYTES", cache_bytes)
     store, digests = EmbeddingStore(tmp_path / "s", TinyEncoder()), [bytes([number]) * 16 for number in range(12)]
     vectors = np.arange(12 * 20, dtype=np.float16).reshape(12, 20)
     every = strings(["ok"] * 4)
     for rows in np.arange(12).reshape(3, 4):
         known = [digests[row] for row in rows]
-        store.append(Record(known, vectors[rows, :4], vectors[rows, 4:], every, every), ["1"] * 4)
+        store.append(["1"] * 4, known, EncodedProducts(vectors[rows, :4], vectors[rows, 4:], every, every))
     read = Mock(side_effect=pq.read_table)
     monkeypatch.setattr("product_classificator.embeddings.store.pq.read_table", read)
     order = np.random.default_rng(0).permutation(12)
     for rows in order.reshape(4, 3):
         found = store.read([digests[row] for row in rows])
         assert np.array_equal(np.concatenate([found.image, found.text], 1), vectors[rows])
-    assert read.call_count == 3 if held_bytes else read.call_count > 3
+    assert read.call_count == 3 if cache_bytes else read.call_count > 3
 
 
 def test_only_a_product_whose_bytes_changed_is_encoded_again(tmp_path):
@@ -182,7 +183,7 @@ def test_a_damaged_part_is_left_out_and_its_products_are_encoded_again(catalog, 
     part.write_bytes(part.read_bytes()[:500])
     encoder = TinyEncoder()
     embedded = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
-    assert "is damaged and left out" in caplog.text
+    assert "is damaged and ignored" in caplog.text
     assert encoder.images > 0
     assert embedded.embeddings.has_image.sum() > 200
 
@@ -199,7 +200,7 @@ def test_a_store_of_another_encoder_is_refused(tmp_path):
     EmbeddingStore(tmp_path / "s", TinyEncoder())
     other = TinyEncoder()
     other.fingerprint = "tiny-2"
-    with pytest.raises(ArtifactError, match="is of tiny-1, now tiny-2 is asked for; use another folder"):
+    with pytest.raises(ArtifactError, match="has those of tiny-1, got tiny-2; use another folder"):
         EmbeddingStore(tmp_path / "s", other)
 
 
@@ -226,14 +227,14 @@ def test_what_is_no_store_is_named(tmp_path):
 
 
 def test_reading_what_was_never_embedded_says_so(tmp_path):
-    with pytest.raises(ArtifactError, match="does not hold all asked products: embed the catalog first"):
+    with pytest.raises(ArtifactError, match="does not hold all requested products: embed the catalog first"):
         EmbeddingStore(tmp_path / "s", TinyEncoder()).read([b"x" * 16])
 
 
 def test_a_part_that_is_damaged_while_it_is_used_is_named(tmp_path):
     store = EmbeddingStore(tmp_path / "s", TinyEncoder())
     ok = strings(["ok"])
-    store.append(Record([b"x" * 16], np.ones((1, 4)), np.ones((1, 16)), ok, ok), ["1"])
+    store.append(["1"], [b"x" * 16], EncodedProducts(np.ones((1, 4)), np.ones((1, 16)), ok, ok))
     next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"is damaged .*delete it and run again"):
         store.read([b"x" * 16])
@@ -244,13 +245,13 @@ def test_a_part_that_is_damaged_while_it_is_used_is_named(tmp_path):
 def test_the_index_finds_every_digest_before_and_after_merging(digests, merge_at):
     import product_classificator.embeddings.store as module
 
-    before, module._MERGE_FRESH = module._MERGE_FRESH, merge_at
+    before, module._MAX_UNMERGED = module._MAX_UNMERGED, merge_at
     try:
         index = module._DigestIndex()
         for part, start in enumerate(range(0, len(digests), 7)):
             index.add(digests[start : start + 7], part)
     finally:
-        module._MERGE_FRESH = before
+        module._MAX_UNMERGED = before
     assert [index.find(digest) for digest in digests] == [(row // 7, row % 7) for row in range(len(digests))]
     assert index.find(b"\0" * 15 + b"\1") is None or b"\0" * 15 + b"\1" in digests
 

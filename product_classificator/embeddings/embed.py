@@ -1,8 +1,7 @@
-"""Turns a catalog into embeddings, each product once.
+"""Embed a catalog, each distinct product once.
 
-Photos of the next chunk are read, decoded and shrunk by threads while the encoder works on this one; memory is bounded
-by two chunks, whatever the catalog's size. Vectors are rounded to float16, with a store and without, so that both ways
-give the same numbers.
+Threads read, decode and shrink the images of the next chunk while the encoder works on the current one; memory is
+bounded by two chunks. Vectors are rounded to float16, with a store and without, so that both give the same numbers.
 """
 
 import time
@@ -11,26 +10,20 @@ from collections.abc import Callable, Container, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
-from product_classificator.catalog.images import ImageError
+from product_classificator.catalog.photo import ImageError
 from product_classificator.catalog.split import Keys
-from product_classificator.embeddings.store import EmbeddingStore, Record
+from product_classificator.embeddings.products import encode_products
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, cores
-from product_classificator.encoders.combined import clip_within
-from product_classificator.text import clean
-from product_classificator.types import Embeddings, Floats, Rows, Strings, row_status, strings
+from product_classificator.types import Embeddings, Rows, Strings, strings
 
 CHUNK_PRODUCTS = 256
-WORTH_A_TRIAL = 1000
-"""Products of a catalog below which choosing a precision would cost more than it brings."""
-_TRIED_PRODUCTS = 32
 
 
 @dataclass(frozen=True)
@@ -38,14 +31,14 @@ class EmbeddedChunk:
     """Embeddings of consecutive products of a catalog.
 
     Attributes:
-        first_row: row number in the catalog of the first of them.
+        first_row: row of the first product in the catalog.
         embeddings: n products.
         texts: their n raw texts.
-        image_keys: (n,) equal for photos of the same bytes, 0 without a photo.
+        image_keys: (n,) uint64, equal for images of the same bytes, 0 without an image.
         status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
-        encoded: how many of them were encoded now; the others were in the store.
-        waited_s: wall time that the encoder waited for their photos to be read and decoded.
-        took_s: wall time since the chunk before.
+        encoded: number of products encoded now; the others were in the store or are repeated.
+        waited_s: wall time that the encoder waited for images.
+        took_s: wall time since the previous chunk.
     """
 
     first_row: int
@@ -60,13 +53,13 @@ class EmbeddedChunk:
 
 @dataclass(frozen=True)
 class EmbeddedCatalog:
-    """Embeddings of a whole catalog in RAM.
+    """Embeddings of a whole catalog in memory.
 
     Attributes:
         embeddings: n products.
         image_keys: as in `EmbeddedChunk`.
-        status: likewise.
-        idle_share: share of its time that the encoder waited for photos; `None` where nothing was encoded.
+        status: as in `EmbeddedChunk`.
+        idle_share: share of its time that the encoder waited for images; `None` if nothing was encoded.
     """
 
     embeddings: Embeddings
@@ -75,32 +68,33 @@ class EmbeddedCatalog:
     idle_share: float | None = None
 
     def set_aside(self) -> Strings:
-        """Returns (n,) "ok", or why a product can be neither learned from nor judged: its status, or "duplicate_id".
+        """Return (n,) "ok", or why a product can be neither learned from nor evaluated.
 
-        That is a product with neither photo nor text, and one whose id came before.
+        The reason is the status of a product with neither image nor text, or "duplicate_id" for a repeated id.
         """
-        found = self.embeddings.has_image | self.embeddings.has_text
-        reasons = np.where(found, "ok", self.status).astype(object)
-        repeated = pd.Series(self.embeddings.ids).duplicated().to_numpy() & (self.embeddings.ids != "")
-        reasons[repeated & found] = "duplicate_id"
+        usable = self.embeddings.has_image | self.embeddings.has_text
+        reasons = np.where(usable, "ok", self.status).astype(object)
+        is_repeated = self.embeddings.ids != ""
+        is_repeated[np.unique(self.embeddings.ids, return_index=True)[1]] = False
+        reasons[is_repeated & usable] = "duplicate_id"
         return strings(reasons)
 
 
 class Idle:
-    """The share of its time that an encoder waits for photos; of chunks in which nothing is encoded nothing counts."""
+    """Share of its time that the encoder waits for images; chunks in which nothing is encoded do not count."""
 
     def __init__(self) -> None:
         self._waited_s = self._took_s = 0.0
 
     def add(self, chunk: EmbeddedChunk) -> None:
-        """Counts a chunk."""
+        """Count a chunk."""
         if chunk.encoded:
             self._waited_s += chunk.waited_s
             self._took_s += chunk.took_s
 
     @property
     def share(self) -> float | None:
-        """0..1; `None` where nothing was encoded."""
+        """0..1; `None` if nothing was encoded."""
         return self._waited_s / self._took_s if self._took_s else None
 
 
@@ -110,28 +104,27 @@ OnChunk = Callable[[EmbeddedChunk], None]
 def embed(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, on_chunk: OnChunk | None = None
 ) -> EmbeddedCatalog:
-    """Embeds all products of a catalog, in its order, and returns them in RAM (float32).
+    """Embed all products of a catalog, in its order, and return them in memory (float32).
 
     Args:
         catalog: the products.
-        encoder: what turns them into vectors.
-        store: where vectors are kept and looked up; without one everything is encoded.
+        encoder: turns images and texts into vectors.
+        store: vectors found there are not computed again, new ones are added.
         on_chunk: called after each chunk, for progress.
     """
     n = len(catalog)
     image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
     has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     image_keys, status = np.zeros(n, dtype=np.uint64), np.full(n, "", dtype=object)
-    row, idle = 0, Idle()
+    idle = Idle()
     for chunk in embed_chunks(catalog, encoder, store):
-        part, here = chunk.embeddings, slice(row, row + len(chunk.embeddings))
-        has_image[here], has_text[here] = part.has_image, part.has_text
-        if part.has_image.any():  # rows that are not written cost no memory
-            image[here] = part.image
-        if part.has_text.any():
-            text[here] = part.text
-        image_keys[here], status[here] = chunk.image_keys, chunk.status
-        row += len(part)
+        rows = slice(chunk.first_row, chunk.first_row + len(chunk.texts))
+        has_image[rows], has_text[rows] = chunk.embeddings.has_image, chunk.embeddings.has_text
+        if chunk.embeddings.has_image.any():  # pages of zeros that are never written cost no memory
+            image[rows] = chunk.embeddings.image
+        if chunk.embeddings.has_text.any():
+            text[rows] = chunk.embeddings.text
+        image_keys[rows], status[rows] = chunk.image_keys, chunk.status
         idle.add(chunk)
         if on_chunk:
             on_chunk(chunk)
@@ -142,27 +135,25 @@ def embed(
 def embed_chunks(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
 ) -> Iterator[EmbeddedChunk]:
-    """Yields the embeddings of a catalog from `first_row` on, `CHUNK_PRODUCTS` at a time, in flat memory."""
-    if len(catalog) >= WORTH_A_TRIAL:
-        _settle(catalog, encoder)
-    began = time.perf_counter()
+    """Yield the embeddings of a catalog, starting at `first_row`, `CHUNK_PRODUCTS` at a time, in flat memory."""
+    chunk_start = time.perf_counter()
     with closing(_load_ahead(catalog, encoder, store, first_row)) as chunks:
         for products, futures in chunks:
-            asked = time.perf_counter()
+            wait_start = time.perf_counter()
             loaded = [future.result() for future in futures]
-            waited = time.perf_counter() - asked
+            waited_s = time.perf_counter() - wait_start
             chunk = _embed_chunk(catalog, encoder, store, products, loaded)
-            ended = time.perf_counter()
-            yield replace(chunk, waited_s=waited, took_s=ended - began)
-            began = ended
+            chunk_end = time.perf_counter()
+            yield replace(chunk, waited_s=waited_s, took_s=chunk_end - chunk_start)
+            chunk_start = chunk_end
 
 
 def _load_ahead(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, first_row: int
-) -> Generator[tuple[Products, list[Future["Loaded"]]]]:
-    """Yields products whose photos are being loaded; those of the next chunk are begun before."""
-    with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
-        ahead: deque[tuple[Products, list[Future[Loaded]]]] = deque()
+) -> Generator[tuple[Products, list[Future["LoadedProduct"]]]]:
+    """Yield products whose images are being loaded, after those of the next chunk have been queued."""
+    with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
+        ahead: deque[tuple[Products, list[Future[LoadedProduct]]]] = deque()
         try:
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
                 rows = zip(products.ids, products.image_names, products.texts, strict=True)
@@ -174,44 +165,16 @@ def _load_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _settle(catalog: Catalog, encoder: Encoder) -> None:
-    """Lets an encoder choose its precision by the first products; most have none to choose."""
-    if clip_within(encoder) is None:
-        return
-    from product_classificator.encoders.precision import may_settle, settle  # imports torch
-
-    if not may_settle(encoder):
-        return
-    for products in catalog.batches(_TRIED_PRODUCTS):
-        rows = zip(products.ids, products.image_names, products.texts, strict=True)
-        loaded = [load_product(catalog, encoder, None, *row) for row in rows]
-        photos = [item.image for item in loaded if item.image is not None]
-        settle(encoder, photos, [text for text in products.texts if clean(text)])
-        break
-
-
-def embed_rows(catalog: Catalog, encoder: Encoder, rows: Rows) -> Embeddings:
-    """Returns the embeddings of some products, `rows` ascending, encoded anew and rounded as those of a store are."""
-    wanted, records, ids = set(rows.tolist()), [], []
-    with ThreadPoolExecutor(cores(), thread_name_prefix="photos") as pool:
-        for products in catalog.batches(CHUNK_PRODUCTS):
-            chosen = products.take([row for row in range(len(products)) if products.first_row + row in wanted])
-            if len(chosen):
-                load = partial(load_product, catalog, encoder, None)
-                loaded = list(pool.map(load, chosen.ids, chosen.image_names, chosen.texts))
-                records.append(_encode(catalog, encoder, chosen, loaded, np.arange(len(chosen))))
-                ids += chosen.ids
-    image, text, image_status, text_status = (
-        np.concatenate([getattr(record, name) for record in records])
-        for name in ("image", "text", "image_status", "text_status")
-    )
-    sides = (image.astype(np.float32), text.astype(np.float32), image_status == "ok", text_status == "ok")
-    return Embeddings(strings(ids), *sides, encoder.fingerprint)
-
-
 @dataclass(frozen=True)
-class Loaded:
-    """A product's photo, ready for the encoder unless the product is known, and what names its content."""
+class LoadedProduct:
+    """A product's image, prepared for the encoder unless the store has the product, and the digest of its content.
+
+    Attributes:
+        digest: 16 bytes, of image bytes and text.
+        image_key: equal for images of the same bytes, 0 without an image.
+        image_status: "ok", "unused", or why there is no image.
+        image: prepared; `None` without one, or if the store has the product.
+    """
 
     digest: bytes
     image_key: int
@@ -219,94 +182,64 @@ class Loaded:
     image: Image.Image | None
 
 
+Loaded = LoadedProduct  # goes when finetuning uses the new name
+
+
 def load_product(
-    catalog: Catalog, encoder: Encoder, known: Container[bytes] | None, id_: str, photo: str | None, text: str
-) -> Loaded:
-    """Reads a product's photo, and decodes and shrinks it unless the product's digest is `known`."""
+    catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, id_: str, image_name: str | None, text: str
+) -> LoadedProduct:
+    """Read a product's image; decode and shrink it unless the product's digest is in `stored`."""
     status, key, data = "unused", b"", None
     if catalog.images is not None:
         try:
-            data = catalog.image_bytes(id_, photo)
+            data = catalog.image_bytes(id_, image_name)
             status, key = "ok", blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
         except ImageError as error:
             status = error.reason
     digest = blake2b(key or status.encode(), digest_size=16)
     digest.update(text.encode("utf-8", "replace") if catalog.columns.text else b"\0unused")
     image = None
-    if catalog.images is not None and data is not None and (known is None or digest.digest() not in known):
+    if catalog.images is not None and data is not None and (stored is None or digest.digest() not in stored):
         try:
             image = encoder.prepare_image(catalog.images.decode(data, encoder.min_decode_size))
         except ImageError as error:
             status = error.reason
-            if status == "too_large":  # under another limit it is another outcome
+            if status == "too_large":  # a larger limit has another outcome, so it needs another digest
                 digest.update(str(catalog.images.max_pixels).encode())
-    return Loaded(digest.digest(), int.from_bytes(key[:8], "little"), status, image)
+    return LoadedProduct(digest.digest(), int.from_bytes(key[:8], "little"), status, image)
 
 
 def _embed_chunk(
-    catalog: Catalog,
-    encoder: Encoder,
-    store: EmbeddingStore | None,
-    products: Products,
-    loaded: list[Loaded],
+    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, products: Products, loaded: list[LoadedProduct]
 ) -> EmbeddedChunk:
-    first = {item.digest: row for row, item in reversed(list(enumerate(loaded)))}
-    new = np.array(sorted(row for digest, row in first.items() if store is None or digest not in store), dtype=np.int64)
-    record = _encode(catalog, encoder, products, loaded, new)
-    if store is not None:
-        if len(new):
-            store.append(record, [products.ids[row] for row in new])
-        record = store.read([item.digest for item in loaded])
-    elif len(new) < len(loaded):
-        place = {digest: row for row, digest in enumerate(record.digests)}
-        record = _take(record, np.array([place[item.digest] for item in loaded]))
-    embeddings = Embeddings(
-        strings(products.ids),
-        record.image.astype(np.float32),
-        record.text.astype(np.float32),
-        record.image_status == "ok",
-        record.text_status == "ok",
-        encoder.fingerprint,
-    )
-    keys = np.array([item.image_key for item in loaded], dtype=np.uint64)
+    digests = [product.digest for product in loaded]
+    first_row_of = {digest: row for row, digest in reversed(list(enumerate(digests)))}
+    new = sorted(row for digest, row in first_row_of.items() if store is None or digest not in store)
+    texts = [products.texts[row] for row in new] if catalog.columns.text else None
+    images = (loaded[row].image or loaded[row].image_status for row in new) if catalog.images is not None else None
+    encoded = encode_products(encoder, len(new), texts, images).as_float16()
+    if store is None:
+        encoded_row_of = {digests[row]: encoded_row for encoded_row, row in enumerate(new)}
+        encoded = encoded.take(np.array([encoded_row_of[digest] for digest in digests], dtype=np.int64))
+    else:
+        if new:
+            store.append([products.ids[row] for row in new], [digests[row] for row in new], encoded)
+        encoded = store.read(digests)
     return EmbeddedChunk(
         products.first_row,
-        embeddings,
+        encoded.embeddings(products.ids, encoder.fingerprint),
         products.texts,
-        keys,
-        row_status(record.image_status, record.text_status),
+        np.array([product.image_key for product in loaded], dtype=np.uint64),
+        encoded.status,
         len(new),
     )
 
 
-def _encode(catalog: Catalog, encoder: Encoder, products: Products, loaded: list[Loaded], rows: Rows) -> Record:
-    """Encodes the products of `rows`; a side that is not there stays zero and says why."""
-    image_status = strings([loaded[row].image_status for row in rows])
-    images = [loaded[row].image for row in rows]
-    texts = [products.texts[row] for row in rows]
-    no_text = "empty" if catalog.columns.text else "unused"
-    text_status = strings(["ok" if clean(text) else no_text for text in texts])
-    image: Floats = np.zeros((len(rows), encoder.image_dim), dtype=np.float32)
-    text: Floats = np.zeros((len(rows), encoder.text_dim), dtype=np.float32)
-    with_image, with_text = np.flatnonzero(image_status == "ok"), np.flatnonzero(text_status == "ok")
-    if len(with_image):
-        image[with_image] = encoder.encode_images([found for found in images if found is not None])
-    if len(with_text):
-        text[with_text] = encoder.encode_texts([texts[row] for row in with_text])
-    digests = [loaded[row].digest for row in rows]
-    return Record(digests, image.astype(np.float16), text.astype(np.float16), image_status, text_status)
-
-
-def _take(record: Record, rows: Rows) -> Record:
-    return Record(
-        [record.digests[row] for row in rows],
-        record.image[rows],
-        record.text[rows],
-        record.image_status[rows],
-        record.text_status[rows],
-    )
+def embed_rows(catalog: Catalog, encoder: Encoder, rows: Rows) -> Embeddings:
+    """Return the embeddings of some products (goes with training/precision.py)."""
+    return embed(catalog, encoder).embeddings.take(rows)
 
 
 def count_statuses(status: Strings) -> dict[str, int]:
-    """Counts the rows by what is wrong with them, most frequent first; sound rows are not listed."""
+    """Count rows by status, most frequent first, without "ok"."""
     return dict(Counter(value for value in status if value != "ok").most_common())

@@ -1,0 +1,178 @@
+"""Turn texts and images of products into embeddings; what cannot be used becomes a status, never an exception."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, ImageError, Size, decode_image, to_rgb
+from product_classificator.encoders import Encoder
+from product_classificator.errors import DataError
+from product_classificator.text import clean
+from product_classificator.types import Embeddings, Floats, Rows, Strings, row_status, strings
+
+ImageInput: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
+"""A Pillow image, an (h, w, 3) uint8 RGB array, the bytes of an image file, or its path."""
+
+TextsInput: TypeAlias = str | Sequence[str | None] | None
+ImagesInput: TypeAlias = ImageInput | Sequence[ImageInput | None] | None
+
+_IMAGES_AT_ONCE = 256  # prepared images wait in memory
+_RGB_AXES, _RGB_CHANNELS = 3, 3
+
+
+@dataclass(frozen=True)
+class EncodedProducts:
+    """Vectors of n products, and "ok" or the reason why a part is missing.
+
+    Attributes:
+        image: (n, image_dim) float32, in a store float16; zeros unless `image_status` is "ok".
+        text: (n, text_dim), likewise.
+        image_status: (n,) "ok", "unused" (not to be encoded), or a reason such as "missing".
+        text_status: (n,) "ok", "unused", or "empty".
+    """
+
+    image: Floats
+    text: Floats
+    image_status: Strings
+    text_status: Strings
+
+    @property
+    def status(self) -> Strings:
+        """The (n,) statuses of whole products: "ok" or reasons such as "image_missing,text_empty"."""
+        return row_status(self.image_status, self.text_status)
+
+    def take(self, rows: Rows) -> "EncodedProducts":
+        """Return the products of `rows`, in that order."""
+        return EncodedProducts(self.image[rows], self.text[rows], self.image_status[rows], self.text_status[rows])
+
+    def as_float16(self) -> "EncodedProducts":
+        """Return the vectors as a store keeps them."""
+        return replace(self, image=self.image.astype(np.float16), text=self.text.astype(np.float16))
+
+    def embeddings(self, ids: Sequence[str] | Strings, fingerprint: str) -> Embeddings:
+        """Return the vectors as the embeddings of products with these ids."""
+        image, text = self.image.astype(np.float32, copy=False), self.text.astype(np.float32, copy=False)
+        return Embeddings(strings(ids), image, text, self.image_status == "ok", self.text_status == "ok", fingerprint)
+
+
+def encode_products(
+    encoder: Encoder, n: int, texts: Sequence[str] | None, images: Iterable[Image.Image | str] | None
+) -> EncodedProducts:
+    """Encode n products; images are consumed a few hundred at a time.
+
+    Args:
+        encoder: the towers.
+        n: number of products.
+        texts: (n,) raw texts, blank where there is none; `None`: texts are unused.
+        images: (n,) prepared images, or the reason why there is none; `None`: images are unused.
+    """
+    image: Floats = np.zeros((n, encoder.image_dim), np.float32)
+    text: Floats = np.zeros((n, encoder.text_dim), np.float32)
+    image_status, text_status = strings(["unused"] * n), strings(["unused"] * n)
+    if texts is not None:
+        text_status = strings(["ok" if clean(value) else "empty" for value in texts])
+        rows = np.flatnonzero(text_status == "ok")
+        if len(rows):
+            text[rows] = encoder.encode_texts([texts[row] for row in rows.tolist()])
+    remaining = iter(() if images is None else images)
+    for start in range(0, 0 if images is None else n, _IMAGES_AT_ONCE):
+        batch = list(islice(remaining, _IMAGES_AT_ONCE))
+        statuses = strings([item if isinstance(item, str) else "ok" for item in batch])
+        image_status[start : start + len(batch)] = statuses
+        usable = [item for item in batch if not isinstance(item, str)]
+        if usable:
+            image[start + np.flatnonzero(statuses == "ok")] = encoder.encode_images(usable)
+    return EncodedProducts(image, text, image_status, text_status)
+
+
+def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Image.Image:
+    """Open an image as a caller gives it and shrink it to what the encoder needs.
+
+    Raises:
+        DataError: `image` has a type or shape that no image can have.
+        ImageError: its file is missing or cannot be decoded.
+    """
+    try:
+        return encoder.prepare_image(open_image(image, channels, encoder.min_decode_size))
+    except FileNotFoundError as error:
+        raise ImageError("missing", str(error)) from error
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ImageError("unreadable", str(error)) from error
+
+
+def open_image(
+    image: ImageInput, channels: Channels = "rgb", min_decode_size: Callable[[Size], Size] | None = None
+) -> Image.Image:
+    """Return an upright RGB image.
+
+    Args:
+        image: what a caller has given; Pillow images and arrays are always RGB.
+        channels: order of colours in image files.
+        min_decode_size: maps the size of an image file to the smallest size it may be decoded at; `None`: its own.
+
+    Raises:
+        DataError: `image` has a type or shape that no image can have.
+        ImageError: its file cannot be decoded.
+        OSError: its file cannot be read.
+    """
+    if isinstance(image, str | Path):
+        image = Path(image).read_bytes()
+    if isinstance(image, bytes):
+        return decode_image(image, channels=channels, max_pixels=MAX_PIXELS, min_decode_size=min_decode_size)
+    if isinstance(image, Image.Image) and min(image.size) > 0:
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, np.ndarray):
+        is_rgb = image.ndim == _RGB_AXES and image.shape[2] == _RGB_CHANNELS and image.size > 0
+        if is_rgb and image.dtype == np.uint8:
+            return Image.fromarray(image)
+        received = f"{image.dtype} {image.shape}"
+    elif isinstance(image, Image.Image):
+        received = f"an image of {image.width} x {image.height} pixels"
+    else:
+        received = type(image).__name__
+    raise DataError(f"a photo must be an image, its file's path or bytes, or an (h, w, 3) uint8 array, got {received}")
+
+
+def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[ImageInput | None]]:
+    """Return texts ("" where there is none) and images (`None` where there is none) of n products.
+
+    Args:
+        texts: one text, n texts or a pandas column, or `None`.
+        images: one image, n images or a pandas column, or `None`.
+
+    Raises:
+        DataError: both are `None`, they differ in length, a text is not a string, or one is not a sequence.
+    """
+    text_list, image_list = _as_list(texts), _as_list(images)
+    if text_list is None and image_list is None:
+        raise DataError("a product needs a photo or a text: give texts, images, or both")
+    if text_list is not None and image_list is not None and len(text_list) != len(image_list):
+        raise DataError(f"texts and images must have the same length, got {len(text_list)} and {len(image_list)}")
+    n = len(text_list if text_list is not None else image_list or [])
+    wrong = {type(text).__name__ for text in text_list or [] if text is not None and not isinstance(text, str)}
+    if wrong:
+        raise DataError(f"a text must be a string or None, got {sorted(wrong)}")
+    return [str(text or "") for text in text_list or [""] * n], list(image_list or [None] * n)  # type: ignore[arg-type]
+
+
+def _as_list(value: object) -> list[object] | None:
+    if value is None:
+        return None
+    is_one_array = isinstance(value, np.ndarray) and value.ndim in (2, 3)
+    if is_one_array or isinstance(value, str | Path | bytes | Image.Image):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise DataError(f"texts and images must be one, a sequence, or None, got {type(value).__name__}")
+    return [None if _is_missing(item) else item for item in value]
+
+
+def _is_missing(item: object) -> bool:
+    """Whether an item is NaN or `pd.NA`, without importing pandas."""
+    return (isinstance(item, float) and item != item) or type(item).__name__ == "NAType"
