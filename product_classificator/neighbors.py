@@ -1,7 +1,7 @@
 """Add the nearest training products to explanations.
 
-The store of the run is scanned shard by shard, so memory does not grow with it; 8,889 products take well under a second,
-a million some seconds. Products with the same text and image are stored once, so one of them represents all.
+The store of the run is scanned shard by shard, so memory does not grow with it; 8,889 products take well under a
+second, a million some seconds. Products with the same text and image are stored once, so one of them represents all.
 """
 
 from collections.abc import Container, Mapping
@@ -18,28 +18,23 @@ from product_classificator.types import Embeddings, Explanation, Neighbour
 _NEAREST = 3
 
 
-def explain_with_nearest(
+def with_nearest(
     explanations: Mapping[str, Explanation], product: Embeddings, run: Run, encoder: Encoder
 ) -> dict[str, Explanation]:
-    """Return explanations that name the nearest training products, as far as the run still has them.
+    """Return explanations that name the nearest training products; without them if the store is of another encoder.
 
     Args:
         explanations: characteristic -> explanation of one product.
         product: its embeddings, one row.
-        run: the training of the heads.
+        run: the training of the heads, with its store and labels.
         encoder: made the embeddings of both.
     """
-    has_store = (run.store / "store.json").is_file()
-    if not has_store or not run.labels.is_file():
-        return dict(explanations)
     if read_store_facts(run.store)["fingerprint"] != encoder.fingerprint:
         return dict(explanations)
     labels = run.load_labels()
     nearest = _nearest(product, EmbeddingStore(run.store, encoder), next(iter(labels.values())))
     return {
-        name: replace(
-            explanation, nearest=tuple(Neighbour(id_, cosine, labels[name][id_]) for id_, cosine in nearest)
-        )
+        name: replace(explanation, nearest=tuple(Neighbour(id_, cosine, labels[name][id_]) for id_, cosine in nearest))
         for name, explanation in explanations.items()
     }
 

@@ -110,14 +110,14 @@ def _read_export(folder: Path) -> ExportFacts:
         content = json.loads(path.read_text(encoding="utf-8"))
         number = content.get("format") if isinstance(content, dict) else None
         if isinstance(number, int) and number != EXPORT_FORMAT:
-            raise ArtifactError(f"{folder} has export format {number}, this version reads {EXPORT_FORMAT}: export again")
+            raise ArtifactError(
+                f"{folder} has export format {number}, this version reads {EXPORT_FORMAT}: export again"
+            )
         facts = ExportFacts.model_validate(content)
     except (ValueError, ValidationError, RecursionError) as error:
         raise ArtifactError(f"{path} does not describe an export ({error}): export again") from error
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("[!.]*") if file.is_file()} - {EXPORT}
-    changed = {
-        name for name in files & set(facts.sha256) if sha256_of(folder / name) != facts.sha256[name]
-    }
+    changed = {name for name in files & set(facts.sha256) if sha256_of(folder / name) != facts.sha256[name]}
     wrong = changed | (files ^ set(facts.sha256))
     if wrong:
         raise ArtifactError(

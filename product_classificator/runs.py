@@ -1,11 +1,8 @@
 """A run: the folder that a training leaves.
 
-    bundle/            heads
-    report/            report
-    split.parquet      split of each product
-    labels.parquet     labels of the training products
-    embeddings/        store, unless another was named (embeddings-<fingerprint>/ for a second encoder)
-    run.json           how the run was made; deleted before the others are replaced, written last
+It holds `bundle/` (heads), `report/`, `split.parquet` (split of each product), `labels.parquet` (labels of the training
+products), `embeddings/` (the store, unless another was named; `embeddings-<fingerprint>/` for a second encoder), and
+`run.json` (how it was made), which is deleted before the other files are replaced and written last.
 """
 
 import json
@@ -76,6 +73,11 @@ class Run:
         """Whether the encoder is part of the run, as a fine-tuned one is."""
         return Path(self.encoder).is_relative_to(self.folder.resolve())
 
+    @property
+    def has_training_products(self) -> bool:
+        """Whether embeddings and labels of the training products are still there."""
+        return (self.store / "store.json").is_file() and self.labels.is_file()
+
     def save_labels(self, split: Split, truth: Truth) -> None:
         """Write `labels.parquet`: id and labels of each product of the train split."""
         import pyarrow as pa  # answering without explanations must not import it
@@ -143,14 +145,14 @@ class Run:
         try:
             if facts["format"] != _FORMAT:
                 raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
-            columns = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["columns"].items()}
+            columns = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in facts["columns"].items()
+            }
             store = folder.resolve() / facts["store"]
             if Path(facts["store"]).is_absolute() and not store.exists():  # the run has moved, its store has not
                 store = folder.resolve() / "embeddings"
             encoder = facts["encoder"].replace(_RUN_FOLDER, str(folder.resolve()), 1)
-            return cls(
-                folder, encoder, Columns(**columns), facts["channels"], store, facts["settings"], facts["facts"]
-            )
+            return cls(folder, encoder, Columns(**columns), facts["channels"], store, facts["settings"], facts["facts"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error
 

@@ -1,8 +1,8 @@
 """Keep embeddings on disk: a folder of parquet shards under one encoder fingerprint.
 
-A product is identified by the digest of its text and image bytes, so it is encoded again only when one of them changes.
-A shard is written under a temporary name, flushed and renamed: a killed run loses at most the current chunk, and several
-writers may share a folder. Vectors are float16: three decimal digits for unit vectors, at half the size.
+A product is identified by the digest of its text and image bytes: it is encoded again only when one of them changes.
+A shard is written under a temporary name, flushed and renamed: a killed run loses at most the current chunk, and
+several writers may share a folder. Vectors are float16: three decimal digits for unit vectors, at half the size.
 """
 
 import json
@@ -229,8 +229,8 @@ def _to_matrix(column: pa.ChunkedArray, dim: int) -> Half:
 class _DigestIndex:
     """Location of each digest: 24 bytes per product, so that millions fit into memory.
 
-    A sorted array plus a dictionary of recent digests, which is merged into the array when it has grown: as entries of a
-    dictionary they take ten times as much memory.
+    A sorted array, and a dictionary of recent digests that is merged into the array when it has grown, since entries of
+    a dictionary take ten times as much memory.
     """
 
     _TYPE = np.dtype([("head", "<u8"), ("tail", "<u8"), ("shard", "<u4"), ("row", "<u4")])
