@@ -1,57 +1,59 @@
-"""`Classificator`: photos and texts in, characteristics out; a façade over an encoder and a bundle of heads.
+"""`Classificator`: texts and images in, characteristics out; a façade over an encoder and a bundle of heads.
 
-It keeps the published interface (product_classificator 0.0.6); what it does not keep is listed in CHANGELOG.md.
+It keeps the interface of product_classificator 0.0.6; CHANGELOG.md lists what it does not keep.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from product_classificator.catalog.images import ImageError
-from product_classificator.catalog.photo import Channels
+from product_classificator.catalog.photo import Channels, ImageError
+from product_classificator.embeddings.products import (
+    EncodedProducts,
+    ImageInput,
+    ImagesInput,
+    TextsInput,
+    align,
+    encode_products,
+    prepare_image,
+)
 from product_classificator.encoders import Encoder, EncoderSpec, load_encoder
+from product_classificator.encoders.base import Dtype
 from product_classificator.encoders.labels import embed_labels
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
-from product_classificator.inputs import Photo, Photos, Texts, aligned, as_list, opened
-from product_classificator.neighbors import with_nearest
 from product_classificator.opening import PUBLISHED_HEADS, encoder_name, open_heads
 from product_classificator.runs import Run
-from product_classificator.text import clean
-from product_classificator.types import Embeddings, Predictions, strings
+from product_classificator.types import Embeddings, Explanation, Predictions
 
-if TYPE_CHECKING:
-    import torch
-
-    from product_classificator.encoders.base import Dtype
-    from product_classificator.encoders.towers import Towers
+Errors = Literal["raise", "status"]
 
 
 class Classificator:
-    """Tells the characteristics of products.
+    """Predicts the characteristics of products.
 
     Args:
         device: where the encoder computes: "cpu", "cuda", "mps", or "auto".
-        heads: the characteristics to tell; `None`: all that the heads know.
-        model_name: the encoder; `None`: the one that the heads were trained on. A name without options takes over
-            those of the heads.
-        heads_ver: a run, a bundle, or the name of imported heads (`pretrained_heads`).
-        cache_dir: where ruCLIP models and exported towers lie; `None`: the caches of the hub and of this package.
-        dtype: what the encoder computes in, see `load_encoder`.
+        heads: the characteristics to predict; `None`: all that the heads know.
+        model_name: the encoder; `None`: the one that the heads were trained on. A name without options takes the
+            options of that one.
+        heads_ver: a run, a bundle, an export, or the name of imported heads (`pretrained_heads`).
+        cache_dir: folder of ruCLIP models and exported towers; `None`: the caches of the hub and of this package.
+        dtype: number format that the encoder computes in, see `load_encoder`.
 
     Attributes:
-        encoder: turns photos and texts into embeddings.
+        encoder: turns images and texts into embeddings.
         bundle: the heads.
-        labels: characteristic -> the labels that it may take.
-        heads: the characteristics that are told when none are asked for.
-        channels: "bgr" if files of photos have red and blue swapped, as those of the run had; pictures and arrays are
-            RGB.
-        run: the run that the heads are of; `None` if they come alone.
+        labels: characteristic -> its labels.
+        heads: the characteristics that are predicted by default.
+        channels: "bgr" if red and blue are swapped in image files; Pillow images and arrays are always RGB.
+        run: the run of the heads; `None` if they come alone.
 
     Raises:
         DataError: there is no such encoder, device or characteristic.
@@ -66,40 +68,39 @@ class Classificator:
         heads_ver: str | Path = PUBLISHED_HEADS,
         cache_dir: str | Path | None = None,
         *,
-        dtype: "Dtype" = "auto",
+        dtype: Dtype = "auto",
     ) -> None:
-        bundle, trained_on, self.run = open_heads(heads_ver)
-        name = encoder_name(model_name, trained_on)
-        self._set(load_encoder(name, device=device, dtype=dtype, cache_dir=cache_dir), bundle, heads)
-        self.device, self._dtype = device, dtype
-        self.channels: Channels = self.run.channels if self.run else "rgb"
+        opened = open_heads(heads_ver)
+        name = encoder_name(model_name, opened.encoder)
+        encoder = load_encoder(name, device=device, dtype=dtype, cache_dir=cache_dir)
+        self._set(encoder, opened.bundle, heads, device)
+        self._encoder_source, self._dtype = name, dtype
+        self.channels, self.run = opened.channels, opened.run
         self.heads_ver = str(heads_ver)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
 
     @classmethod
     def from_parts(cls, encoder: Encoder, bundle: HeadBundle, *, device: str = "cpu") -> "Classificator":
-        """Puts an encoder, which computes on `device`, and heads together.
+        """Combine heads with an encoder, which computes on `device`.
 
         Raises:
             ArtifactError: the heads were trained on another encoder.
         """
         self = cls.__new__(cls)
-        self._set(encoder, bundle, None)
-        self.device, self.heads_ver, self.cache_dir, self.channels, self.run = device, "", None, "rgb", None
-        self._dtype = "auto"
+        self._set(encoder, bundle, None, device)
         return self
 
     @classmethod
     def from_run(
-        cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None, dtype: "Dtype" = "auto"
+        cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None, dtype: Dtype = "auto"
     ) -> "Classificator":
-        """Loads what a training left.
+        """Load what a training left.
 
         Args:
             path: folder of the run.
             device: where the encoder computes.
-            encoder: where the encoder lies now, if it has moved since.
-            dtype: what it computes in, see `load_encoder`.
+            encoder: new location of the encoder, if it has moved.
+            dtype: number format that it computes in, see `load_encoder`.
 
         Raises:
             ArtifactError: the folder is not a finished run, or its heads are damaged.
@@ -116,26 +117,25 @@ class Classificator:
         encoder: str | Encoder = "lite",
         device: str = "cpu",
     ) -> "Classificator":
-        """Makes a classificator without any training: products are compared with the names of the labels.
+        """Make a classificator without training: products are compared with the names of the labels.
 
         Args:
             labels: characteristic -> its labels, two or more, in words (Russian or English for `lite`).
             templates: sentences with `{}` for the label; `None`: those of ruCLIP, in Russian.
-            encoder: name of an encoder, or a loaded one. Photos count where it has one space for photos and texts.
+            encoder: name of an encoder, or a loaded one. Images count if it has one space for images and texts.
             device: where it computes.
 
         Raises:
-            DataError: a characteristic has under two labels, or a template has no `{}`.
+            DataError: a characteristic has fewer than two labels, or a template has no `{}`.
         """
         if not isinstance(labels, Mapping) or any(isinstance(names, str) for names in labels.values()):
             raise DataError(f"labels are given as {{characteristic: [label, label, ...]}}, got {labels!r}")
         if isinstance(encoder, str):
             encoder = load_encoder(encoder, device=device)
         templates = [templates] if isinstance(templates, str) else templates
-        vectors = {name: embed_labels(encoder, names, templates) for name, names in labels.items()}
         bundle = zero_shot_heads(
             labels,
-            vectors,
+            {name: embed_labels(encoder, names, templates) for name, names in labels.items()},
             image_dim=encoder.image_dim,
             text_dim=encoder.text_dim,
             encoder_name=encoder.name,
@@ -144,7 +144,7 @@ class Classificator:
         )
         return cls.from_parts(encoder, bundle, device=device)
 
-    def _set(self, encoder: Encoder, bundle: HeadBundle, heads: Sequence[str] | None) -> None:
+    def _set(self, encoder: Encoder, bundle: HeadBundle, heads: Sequence[str] | None, device: str) -> None:
         if not bundle.encoder_fingerprint:
             spec = EncoderSpec.parse(encoder.name)
             name = str(spec if spec.base.startswith("hf:") else replace(spec, base=Path(spec.base).name))
@@ -154,9 +154,12 @@ class Classificator:
                 f"heads fit one encoder: these were trained on {bundle.encoder_name} ({bundle.encoder_fingerprint}), "
                 f"got {encoder.name} ({encoder.fingerprint}); load the encoder they were trained on, or train again"
             )
-        self.encoder = encoder
-        self._torch_towers: Towers | None = None
-        self.bundle = bundle
+        self.encoder, self.bundle, self.device = encoder, bundle, device
+        self.channels: Channels = "rgb"
+        self.run: Run | None = None
+        self.heads_ver, self.cache_dir = "", None
+        self._encoder_source, self._dtype = encoder.name, "auto"
+        self._torch_towers: Any = None
         self.labels = dict(bundle.labels)
         self.heads: list[str] = []
         for name in [heads] if isinstance(heads, str) else self.labels if heads is None else heads:
@@ -180,11 +183,11 @@ class Classificator:
 
     @property
     def label_to_char(self) -> dict[str, dict[int, str]]:
-        """Characteristic -> number of a label -> the label."""
+        """Characteristic -> {label id: label}."""
         return {name: dict(enumerate(labels)) for name, labels in self.labels.items()}
 
     def load_head(self, name: str) -> None:
-        """Adds a characteristic to those that are told when none are asked for.
+        """Add a characteristic to those that are predicted by default.
 
         Raises:
             DataError: the heads do not know it.
@@ -195,61 +198,107 @@ class Classificator:
             self.heads.append(name)
 
     def classify_products(
-        self, texts: Texts = None, images: Photos = None, characteristics: str | Sequence[str] | None = None
+        self,
+        texts: TextsInput = None,
+        images: ImagesInput = None,
+        characteristics: str | Sequence[str] | None = None,
     ) -> dict[str, list[Any]]:
-        """Returns characteristic -> the most probable label of each product; arguments as in `predict`.
+        """Return characteristic -> the most probable label of each product; arguments as in `predict`.
 
-        Of a multi-label characteristic the list of the labels that each product bears, the most probable first.
+        For a multi-label characteristic: the list of each product's labels, the most probable first.
         """
         predictions = self.predict(texts, images, characteristics)
         return {name: predictions.predicted(name) for name in predictions.characteristics}
 
     def predict(
         self,
-        texts: Texts = None,
-        images: Photos = None,
+        texts: TextsInput = None,
+        images: ImagesInput = None,
         characteristics: str | Sequence[str] | None = None,
         min_precision: float | None = None,
+        *,
+        errors: Errors = "raise",
     ) -> Predictions:
-        """Returns the probabilities of all labels; `Predictions.top` gives the best few, `.explain` says why.
+        """Return the probabilities of all labels; `Predictions.top` gives the best few, `.explain` the reasons.
 
         Args:
-            texts: one text, n texts, or `None`; in a sequence `None` stands for a product without text.
-            images: one photo, n photos, or `None`; in a sequence `None` stands for a product without photo.
-            characteristics: one or several to tell; `None`: `heads`.
-            min_precision: share of the values that stand without a person which shall be right, above 0 and below 1:
-                `Predictions.decisions` tells "auto" from "review". `None`: nothing is decided.
+            texts: one text, n texts, or `None`; `None` in a sequence is a product without text.
+            images: one image, n images, or `None`; `None` in a sequence is a product without image.
+            characteristics: one or several to predict; `None`: `heads`.
+            min_precision: target precision between 0 and 1 (exclusive): predictions expected to reach it are "auto",
+                the others "review" (`Predictions.decisions`). `None`: no decisions.
+            errors: what a product with an unreadable image, or with neither image nor text, leads to: "raise" raises
+                for the whole call, "status" gives the reason in `Predictions.status`, as bulk prediction does.
 
         Raises:
-            DataError: texts and images differ in number, a product has neither, a photo cannot be read, a
-                characteristic is unknown, or `min_precision` is no share.
-            ArtifactError: `min_precision` is given, and the heads can promise nothing.
+            DataError: texts and images differ in length or have the wrong type, the heads use none of them, a
+                characteristic is unknown, `min_precision` is out of range, or a product is unusable (`errors="raise"`).
+            ArtifactError: `min_precision` is given, but the heads have no thresholds.
         """
-        embeddings, text_list = self._embed(texts, images)
-        uses_image, uses_text = self.bundle.image_dim > 0, self.bundle.text_dim > 0
-        bare = np.flatnonzero(~(embeddings.has_text & uses_text) & ~(embeddings.has_image & uses_image))
-        if len(bare):
-            needs = " or ".join(["a photo"] * uses_image + ["a text"] * uses_text)
-            raise DataError(f"a product needs {needs}: number {bare[0]} (counted from 0) has none")
-        wanted = [characteristics] if isinstance(characteristics, str) else characteristics
-        predictions = self.bundle.predict(embeddings, text_list, self.heads if wanted is None else wanted)
+        if errors not in get_args(Errors):
+            raise DataError(f"errors must be one of {', '.join(get_args(Errors))}, got {errors!r}")
+        text_list, image_list = align(texts, images)
+        uses_text, uses_image = self.bundle.text_dim > 0, self.bundle.image_dim > 0
+        needs = " or ".join(["a photo"] * uses_image + ["a text"] * uses_text)
+        if not (uses_text and texts is not None) and not (uses_image and images is not None):
+            raise DataError(f"for these heads a product needs {needs}, none was given")
+        products = self._encode(
+            len(text_list),
+            text_list if uses_text and texts is not None else None,
+            image_list if uses_image and images is not None else None,
+            errors,
+        )
+        embeddings = products.embeddings(_row_ids(len(text_list)), self.encoder.fingerprint)
+        names = [characteristics] if isinstance(characteristics, str) else characteristics
+        predictions = self.bundle.predict(embeddings, text_list, self.heads if names is None else names)
+        unusable = np.flatnonzero(~predictions.is_known)
+        if errors == "raise" and len(unusable):
+            raise DataError(f"a product needs {needs}: number {unusable[0]} (counted from 0) has none")
+        status = products.status
+        status[unusable] = "set_aside:" + status[unusable]
+        predictions = replace(predictions, status=status)
         if self.run:
-            predictions = with_nearest(predictions, embeddings, self.run, self.encoder)
+            predictions = replace(predictions, explainer=partial(self._explain, predictions, embeddings))
         if min_precision is None:
             return predictions
         return self.bundle.with_decisions(predictions, embeddings, text_list, min_precision)
 
-    def get_products_embeddings(self, texts: Texts = None, images: Photos = None) -> "torch.Tensor":
-        """Returns (n, image_dim + text_dim) float32: the image part first, then the text part, each of unit length.
+    def _encode(
+        self, n: int, texts: Sequence[str] | None, images: Sequence[ImageInput | None] | None, errors: Errors
+    ) -> EncodedProducts:
+        return encode_products(self.encoder, n, texts, None if images is None else self._prepared(images, errors))
 
-        The part of a missing photo or text is zero. Arguments and errors as in `predict`.
+    def _prepared(self, images: Sequence[ImageInput | None], errors: Errors) -> Iterator[Image.Image | str]:
+        """Yield each image, prepared, or the reason why there is none."""
+        for row, image in enumerate(images):
+            try:
+                yield "missing" if image is None else prepare_image(self.encoder, image, self.channels)
+            except ImageError as error:
+                if errors == "raise":
+                    raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
+                yield error.reason
+
+    def _explain(self, predictions: Predictions, embeddings: Embeddings, row: int) -> Mapping[str, Explanation]:
+        """Explain a row, with the nearest training products if the run still has them."""
+        explanations = predictions.explain(row)
+        if self.run is None or not self.run.has_training_products:
+            return explanations
+        from product_classificator.neighbors import with_nearest  # imports pyarrow
+
+        return with_nearest(explanations, embeddings.take(np.array([row])), self.run, self.encoder)
+
+    def get_products_embeddings(self, texts: TextsInput = None, images: ImagesInput = None) -> Any:
+        """Return a torch tensor (n, image_dim + text_dim), float32: image part, then text part, each of unit length.
+
+        The part of a missing image or text is zero. Arguments and errors as in `predict`.
         """
-        import torch
+        import torch  # most answers need none
 
-        embeddings, _ = self._embed(texts, images)
-        return torch.from_numpy(np.concatenate([embeddings.image, embeddings.text], 1))
+        text_list, image_list = align(texts, images)
+        products = self._encode(len(text_list), text_list, image_list, "raise")
+        return torch.from_numpy(np.concatenate([products.image, products.text], 1))
 
-    def export_model_to_onnx(self, text: str, image: Photo) -> None:
+    def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
         """Writes the towers of the encoder as ONNX files, for `to_onnx_clip`.
 
         Args:
@@ -268,7 +317,7 @@ class Classificator:
         clip = clip_of(self.encoder)
         if isinstance(clip.towers, TorchTowers) and clip.towers.precision == "int8":  # cannot be turned back
             clip = clip_of(load_encoder(self.model_name, dtype="float32", cache_dir=self.cache_dir))
-        export_towers(clip, self._onnx_folder, text, self._prepared(0, image))
+        export_towers(clip, self._onnx_folder, text, prepare_image(self.encoder, image, self.channels))
 
     @property
     def _onnx_folder(self) -> Path:
@@ -321,31 +370,13 @@ class Classificator:
             DataError: there is no such device, or the encoder cannot compute there.
         """
         if device != self.device:
-            encoder = load_encoder(self.model_name, device=device, dtype=self._dtype, cache_dir=self.cache_dir)
+            encoder = load_encoder(self._encoder_source, device=device, dtype=self._dtype, cache_dir=self.cache_dir)
             was_onnx, self._torch_towers = self.is_onnx, None
             self.encoder, self.device = encoder, device
             if was_onnx:
                 self.to_onnx_clip()
         return self
 
-    def _embed(self, texts: Texts, images: Photos) -> tuple[Embeddings, list[str]]:
-        text_list, image_list = aligned(as_list(texts), as_list(images))
-        prepared = [None if image is None else self._prepared(row, image) for row, image in enumerate(image_list)]
-        has_text = np.array([bool(clean(text)) for text in text_list], dtype=bool)
-        has_image = np.array([image is not None for image in prepared], dtype=bool)
-        image_part = np.zeros((len(text_list), self.encoder.image_dim), dtype=np.float32)
-        text_part = np.zeros((len(text_list), self.encoder.text_dim), dtype=np.float32)
-        if has_image.any():
-            image_part[has_image] = self.encoder.encode_images([image for image in prepared if image is not None])
-        if has_text.any():
-            text_part[has_text] = self.encoder.encode_texts([text_list[row] for row in np.flatnonzero(has_text)])
-        ids = strings([str(row) for row in range(len(text_list))])
-        return Embeddings(ids, image_part, text_part, has_image, has_text, self.encoder.fingerprint), text_list
 
-    def _prepared(self, row: int, photo: Photo) -> Image.Image:
-        try:
-            return self.encoder.prepare_image(opened(photo, self.channels, self.encoder.min_decode_size))
-        except DataError:
-            raise
-        except (ImageError, OSError, ValueError) as error:
-            raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
+def _row_ids(n: int) -> list[str]:
+    return [str(row) for row in range(n)]

@@ -9,8 +9,8 @@ from PIL import Image
 
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
+from product_classificator.embeddings.products import open_image
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.inputs import opened
 from product_classificator.neighbors import with_nearest
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
@@ -55,14 +55,14 @@ def test_files_have_the_colours_of_the_run_and_pictures_are_rgb(classificator):
 def test_a_picture_is_turned_upright_like_its_file():
     picture = Image.new("RGB", (4, 8))
     picture.getexif()[0x0112] = 6
-    assert opened(picture).size == (8, 4)
+    assert open_image(picture).size == (8, 4)
 
 
 def test_heads_of_texts_alone_ask_for_a_text(tmp_path):
     frame = pd.DataFrame({"nm": range(60), "title": [f"{kind} {i}" for i, kind in enumerate(["cup", "hat"] * 30)]})
     frame["kind"] = frame.title.str.split().str[0]
     training = train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICK, encoder=TinyEncoder())
-    with pytest.raises(DataError, match="a product needs a text: number 0"):
+    with pytest.raises(DataError, match="a product needs a text, none was given"):
         Classificator.from_parts(TinyEncoder(), training.fitted.bundle).predict(images=jpeg("red"))
 
 
@@ -102,10 +102,10 @@ def test_it_says_what_it_is(classificator):
     ("texts", "images", "message"),
     [
         (None, None, "give texts, images, or both"),
-        (["a", "b"], [jpeg()], "must be of the same products, got 2 and 1"),
+        (["a", "b"], [jpeg()], "must have the same length, got 2 and 1"),
         (["cup", "  "], None, "needs a photo or a text: number 1 .counted from 0. has none"),
         (5, None, "must be one, a sequence, or None, got int"),
-        (["cup", 3], None, r"a text must be a string or None, found \['int'\]"),
+        (["cup", 3], None, r"a text must be a string or None, got \['int'\]"),
         (None, [b"garbage"], "photo number 0 .counted from 0. cannot be read: unreadable"),
         (None, ["no\0such.jpg"], "photo number 0 .counted from 0. cannot be read"),
         (None, np.zeros((0, 5, 3), dtype=np.uint8), r"got uint8 \(0, 5, 3\)"),
@@ -139,19 +139,18 @@ def test_explanations_name_the_nearest_training_products(tiny_training, classifi
     predictions = classificator.predict("A nice hat number 5 for you", jpeg("red"))
     trained = tiny_training.run.load_labels()
     for name, why in predictions.explain(0).items():
-        assert [near.id in trained.index for near in why.nearest] == [True] * 3
-        assert [near.label for near in why.nearest] == [trained[name].get(near.id) for near in why.nearest]
+        assert [near.label for near in why.nearest] == [trained[name][near.id] for near in why.nearest]
         cosines = [near.similarity for near in why.nearest]
         assert 1 + 1e-5 > cosines[0] >= cosines[1] >= cosines[2]
 
 
 def test_a_training_product_is_the_nearest_to_itself_and_others_are_never_named(tiny_training, catalog):
     embeddings, texts = tiny_training.embeddings, catalog.texts()
-    made = tiny_training.fitted.bundle.predict(embeddings, texts)
-    predictions = with_nearest(made, embeddings, tiny_training.run, TinyEncoder())
-    trained = tiny_training.run.load_labels().index
+    predictions = tiny_training.fitted.bundle.predict(embeddings, texts)
+    trained = tiny_training.run.load_labels()["kind"]
     for row in (0, 1, 2, 3, 4, 5):
-        nearest = predictions.explain(row)["kind"].nearest
+        product = embeddings.take(np.array([row]))
+        nearest = with_nearest(predictions.explain(row), product, tiny_training.run, TinyEncoder())["kind"].nearest
         assert {near.id for near in nearest} <= set(trained)
         if embeddings.ids[row] in trained:
             assert nearest[0].similarity == pytest.approx(1, abs=1e-3)
@@ -172,10 +171,10 @@ def test_a_run_without_its_store_or_its_labels_explains_without_neighbours(tiny_
 
 def test_damaged_labels_of_a_run_are_named(tiny_training, tmp_path):
     (tmp_path / "labels.parquet").write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match=r"a run keeps its labels, .* is damaged .*: train again"):
+    with pytest.raises(ArtifactError, match=r"labels of a run, .*, are damaged .*: train again"):
         replace(tiny_training.run, folder=tmp_path).load_labels()
     pd.DataFrame({"id": ["1"], "labels": ["cup"]}).to_parquet(tmp_path / "labels.parquet")
-    with pytest.raises(ArtifactError, match=r"a run keeps its labels, .* is damaged .*: train again"):
+    with pytest.raises(ArtifactError, match=r"labels of a run, .*, are damaged .*: train again"):
         replace(tiny_training.run, folder=tmp_path).load_labels()
 
 

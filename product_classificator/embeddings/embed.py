@@ -37,8 +37,8 @@ class EmbeddedChunk:
         image_keys: (n,) uint64, equal for images of the same bytes, 0 without an image.
         status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
         encoded: number of products encoded now; the others were in the store or are repeated.
-        waited_s: wall time that the encoder waited for images.
-        took_s: wall time since the previous chunk.
+        idle_share: share of its time that the encoder has waited for images so far, 0..1, chunks in which nothing was
+            encoded not counted; `None` if nothing was encoded yet.
     """
 
     first_row: int
@@ -47,8 +47,7 @@ class EmbeddedChunk:
     image_keys: Keys
     status: Strings
     encoded: int
-    waited_s: float = 0.0
-    took_s: float = 0.0
+    idle_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class EmbeddedCatalog:
         embeddings: n products.
         image_keys: as in `EmbeddedChunk`.
         status: as in `EmbeddedChunk`.
-        idle_share: share of its time that the encoder waited for images; `None` if nothing was encoded.
+        idle_share: as in `EmbeddedChunk`, of all chunks.
     """
 
     embeddings: Embeddings
@@ -80,24 +79,6 @@ class EmbeddedCatalog:
         return strings(reasons)
 
 
-class Idle:
-    """Share of its time that the encoder waits for images; chunks in which nothing is encoded do not count."""
-
-    def __init__(self) -> None:
-        self._waited_s = self._took_s = 0.0
-
-    def add(self, chunk: EmbeddedChunk) -> None:
-        """Count a chunk."""
-        if chunk.encoded:
-            self._waited_s += chunk.waited_s
-            self._took_s += chunk.took_s
-
-    @property
-    def share(self) -> float | None:
-        """0..1; `None` if nothing was encoded."""
-        return self._waited_s / self._took_s if self._took_s else None
-
-
 OnChunk = Callable[[EmbeddedChunk], None]
 
 
@@ -116,7 +97,7 @@ def embed(
     image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
     has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     image_keys, status = np.zeros(n, dtype=np.uint64), np.full(n, "", dtype=object)
-    idle = Idle()
+    idle_share = None
     for chunk in embed_chunks(catalog, encoder, store):
         rows = slice(chunk.first_row, chunk.first_row + len(chunk.texts))
         has_image[rows], has_text[rows] = chunk.embeddings.has_image, chunk.embeddings.has_text
@@ -125,27 +106,31 @@ def embed(
         if chunk.embeddings.has_text.any():
             text[rows] = chunk.embeddings.text
         image_keys[rows], status[rows] = chunk.image_keys, chunk.status
-        idle.add(chunk)
+        idle_share = chunk.idle_share
         if on_chunk:
             on_chunk(chunk)
     embeddings = Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint)
-    return EmbeddedCatalog(embeddings, image_keys, status, idle.share)
+    return EmbeddedCatalog(embeddings, image_keys, status, idle_share)
 
 
 def embed_chunks(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
 ) -> Iterator[EmbeddedChunk]:
     """Yield the embeddings of a catalog, starting at `first_row`, `CHUNK_PRODUCTS` at a time, in flat memory."""
+    waited_s = took_s = 0.0
     chunk_start = time.perf_counter()
     with closing(_load_ahead(catalog, encoder, store, first_row)) as chunks:
         for products, futures in chunks:
             wait_start = time.perf_counter()
             loaded = [future.result() for future in futures]
-            waited_s = time.perf_counter() - wait_start
+            wait_end = time.perf_counter()
             chunk = _embed_chunk(catalog, encoder, store, products, loaded)
             chunk_end = time.perf_counter()
-            yield replace(chunk, waited_s=waited_s, took_s=chunk_end - chunk_start)
-            chunk_start = chunk_end
+            if chunk.encoded:
+                waited_s += wait_end - wait_start
+                took_s += chunk_end - chunk_start
+            yield replace(chunk, idle_share=waited_s / took_s if took_s else None)
+            chunk_start = time.perf_counter()  # what the caller does in between is not the encoder's time
 
 
 def _load_ahead(

@@ -7,7 +7,6 @@ several writers may share a folder. Vectors are float16: three decimal digits fo
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _STORE_FORMAT = 1
 _MAX_UNMERGED = 16_384
-_CACHE_BYTES = 256 << 20
 
 Half = npt.NDArray[np.float16]
 
@@ -49,7 +47,7 @@ class EmbeddingStore:
         self._fingerprint = encoder.fingerprint
         self._index = _DigestIndex()
         self._shards: list[Path] = []
-        self._cache: OrderedDict[int, EncodedProducts] = OrderedDict()
+        self._last_read: dict[int, EncodedProducts] = {}  # shards of the last read
         if not (self.folder / "store.json").exists():
             self._create(encoder)
         fingerprint = read_store_facts(self.folder)["fingerprint"]
@@ -126,7 +124,7 @@ class EmbeddingStore:
         """Delete all products."""
         for path in (self.folder / "parts").glob("*.parquet"):
             path.unlink(missing_ok=True)
-        self._index, self._shards, self._cache = _DigestIndex(), [], OrderedDict()
+        self._index, self._shards, self._last_read = _DigestIndex(), [], {}
 
     def read(self, digests: Sequence[bytes]) -> EncodedProducts:
         """Return the products of `digests`, in that order.
@@ -142,13 +140,14 @@ class EmbeddingStore:
         image = np.zeros((n, self._dims[0]), dtype=np.float16)
         text = np.zeros((n, self._dims[1]), dtype=np.float16)
         image_status, text_status = np.empty(n, dtype=object), np.empty(n, dtype=object)
-        shards = np.unique(shard_of)
-        for number in shards.tolist():
+        cached, self._last_read = self._last_read, {}
+        for number in np.unique(shard_of).tolist():
+            shard = cached.pop(number, None) or self._products(self._read_table(self._shards[number]))
+            self._last_read[number] = shard
             rows = np.flatnonzero(shard_of == number)
-            products = self._load_shard(number).take(row_of[rows])
+            products = shard.take(row_of[rows])
             image[rows], text[rows] = products.image, products.text
             image_status[rows], text_status[rows] = products.image_status, products.text_status
-        self._shrink_cache(_CACHE_BYTES if len(shards) > 1 else 0)
         return EncodedProducts(image, text, image_status, text_status)
 
     def scan(self) -> Iterator[Embeddings]:
@@ -160,23 +159,6 @@ class EmbeddingStore:
         for path in self._shards:
             table = self._read_table(path)
             yield self._products(table).embeddings(table["id"].to_pylist(), self._fingerprint)
-
-    def _load_shard(self, number: int) -> EncodedProducts:
-        products = self._cache.pop(number, None) or self._products(self._read_table(self._shards[number]))
-        self._cache[number] = products
-        self._shrink_cache(_CACHE_BYTES)
-        return products
-
-    def _shrink_cache(self, max_bytes: int) -> None:
-        """Drop the shards that were read the longest ago, but never the last one.
-
-        A catalog in the order in which it was embedded needs one shard at a time; in another order it needs all of them
-        again and again.
-        """
-        cached_bytes = sum(shard.image.nbytes + shard.text.nbytes for shard in self._cache.values())
-        while len(self._cache) > 1 and cached_bytes > max_bytes:
-            _, oldest = self._cache.popitem(last=False)
-            cached_bytes -= oldest.image.nbytes + oldest.text.nbytes
 
     def _read_table(self, path: Path) -> pa.Table:
         try:
@@ -227,13 +209,13 @@ def _to_matrix(column: pa.ChunkedArray, dim: int) -> Half:
 
 
 class _DigestIndex:
-    """Location of each digest: 24 bytes per product, so that millions fit into memory.
+    """Shard and row of each digest: 24 bytes per product, so that millions fit into memory.
 
     A sorted array, and a dictionary of recent digests that is merged into the array when it has grown, since entries of
     a dictionary take ten times as much memory.
     """
 
-    _TYPE = np.dtype([("head", "<u8"), ("tail", "<u8"), ("shard", "<u4"), ("row", "<u4")])
+    _TYPE = np.dtype([("digest", "S16"), ("shard", "<u4"), ("row", "<u4")])
 
     def __init__(self) -> None:
         self._sorted = np.empty(0, dtype=self._TYPE)
@@ -243,27 +225,22 @@ class _DigestIndex:
         return len(self._sorted) + len(self._recent)
 
     def add(self, digests: Sequence[bytes], shard: int) -> None:
+        """Add digests that are not there yet."""
         for row, digest in enumerate(digests):
             if self.find(digest) is None:
                 self._recent[digest] = (shard, row)
         if len(self._recent) > _MAX_UNMERGED:
-            keys = np.frombuffer(b"".join(self._recent), dtype="<u8").reshape(-1, 2)
-            recent = np.empty(len(keys), dtype=self._TYPE)
-            recent["head"], recent["tail"] = keys.T
-            recent["shard"], recent["row"] = np.array(list(self._recent.values())).T
-            merged = np.concatenate([self._sorted, recent])
-            self._sorted = merged[np.argsort(merged["head"], kind="stable")]
+            recent = [(digest, *location) for digest, location in self._recent.items()]
+            merged = np.concatenate([self._sorted, np.array(recent, dtype=self._TYPE)])
+            self._sorted = merged[np.argsort(merged["digest"])]
             self._recent = {}
 
     def find(self, digest: bytes) -> tuple[int, int] | None:
         """Return shard and row of a digest, `None` if it is not there."""
-        location = self._recent.get(digest)
-        if location is not None or not len(self._sorted):
-            return location
-        head, tail = np.frombuffer(digest, dtype="<u8")
-        position = int(np.searchsorted(self._sorted["head"], head))
-        while position < len(self._sorted) and self._sorted["head"][position] == head:
-            if self._sorted["tail"][position] == tail:
-                return int(self._sorted["shard"][position]), int(self._sorted["row"][position])
-            position += 1
-        return None
+        if digest in self._recent or not len(self._sorted):
+            return self._recent.get(digest)
+        digest = digest.rstrip(b"\0")  # as NumPy compares and returns bytes
+        position = int(np.searchsorted(self._sorted["digest"], digest))
+        if position == len(self._sorted) or self._sorted["digest"][position] != digest:
+            return None
+        return int(self._sorted["shard"][position]), int(self._sorted["row"][position])
