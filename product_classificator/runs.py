@@ -16,11 +16,11 @@ from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError
 from product_classificator.files import replacing, write_text
-from product_classificator.types import Split, Truth, is_multi_label
+from product_classificator.types import Split, Truth
 
 _FORMAT = 1
 _RUN_FOLDER = "<run>"
-_LABEL = "label:"  # before the column names of labels.parquet: a characteristic may be called "id"
+_ID = "<id>"  # a characteristic may be called "id"
 
 TrainingLabels = dict[str, dict[str, str | tuple[str, ...] | None]]
 """characteristic -> {id of each training product: label, all labels if it is multi-label, `None` if unknown}."""
@@ -84,15 +84,13 @@ class Run:
         import pyarrow.parquet as pq
 
         rows = np.flatnonzero((split.names == "train") & (split.ids != ""))
-        columns = {"id": pa.array(split.ids[rows], pa.string())}
-        for name, labels in truth.items():
-            if is_multi_label(labels):
-                values = [None if item is None else sorted(item) for item in labels[rows]]
-                columns[_LABEL + name] = pa.array(values, pa.list_(pa.string()))
-            else:
-                columns[_LABEL + name] = pa.array(labels[rows], pa.string()).dictionary_encode()
+        columns = {
+            name: [sorted(label) if isinstance(label, frozenset) else label for label in labels[rows]]
+            for name, labels in truth.items()
+        }
+        table = pa.table({_ID: split.ids[rows].tolist(), **columns})
         with replacing(self.labels) as temporary:
-            pq.write_table(pa.table(columns), temporary)
+            pq.write_table(table, temporary)
 
     def load_labels(self) -> TrainingLabels:
         """Read what `save_labels` wrote.
@@ -104,20 +102,16 @@ class Run:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(self.labels)
-            ids = table["id"].to_pylist()
-            names = [name for name in table.column_names if name.startswith(_LABEL)]
-            if not names:
-                raise KeyError("no labels")
-            return {
-                name.removeprefix(_LABEL): {
-                    id_: tuple(value) if isinstance(value, list) else value
-                    for id_, value in zip(ids, table[name].to_pylist(), strict=True)
-                }
-                for name in names
-            }
+            columns = pq.read_table(self.labels).to_pydict()
+            ids = columns.pop(_ID)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"the labels of a run, {self.labels}, are damaged ({error}): train again") from error
+        return {
+            name: {
+                id_: tuple(value) if isinstance(value, list) else value for id_, value in zip(ids, values, strict=True)
+            }
+            for name, values in columns.items()
+        }
 
     def mark_unfinished(self) -> None:
         """Delete `run.json`, so that old and new files of a run are never taken for one run."""

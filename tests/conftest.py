@@ -5,6 +5,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does;
 import pytest
 
 from product_classificator.catalog import read_catalog
+from product_classificator.encoders import load_encoder
 from product_classificator.training import HeadSettings, TrainSettings, train_heads
 from tests.fakes import TinyEncoder, shop
 
@@ -35,3 +36,10 @@ def tiny_training(shop_files, tmp_path_factory):
     """A training with an encoder that needs no weights."""
     catalog = read_catalog(*shop_files, text="description", characteristics=["kind", "colour"])
     return train_heads(catalog, tmp_path_factory.mktemp("runs") / "run", QUICK, encoder=TinyEncoder())
+
+
+@pytest.fixture(scope="session")
+def lite_training(shop_files, tmp_path_factory):
+    """A training with the embedded encoder."""
+    catalog = read_catalog(*shop_files, text="description", characteristics=["kind", "colour"])
+    return train_heads(catalog, tmp_path_factory.mktemp("lite") / "run", QUICK, encoder=load_encoder("lite"))

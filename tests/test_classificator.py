@@ -14,7 +14,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.neighbors import with_nearest
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
-from tests.fakes import TinyEncoder, jpeg
+from tests.fakes import TinyEncoder, jpeg, truncated_jpeg
 
 
 @pytest.fixture
@@ -122,6 +122,37 @@ def test_bad_input_is_named(classificator, texts, images, message):
         classificator.predict(texts, images)
 
 
+def test_one_broken_product_costs_only_itself_if_statuses_are_asked_for(classificator, tmp_path):
+    texts = ["A nice hat", "", "A nice cup", None, "A nice cup", "A nice cup"]
+    images = [jpeg("red"), truncated_jpeg(), b"", None, tmp_path / "nowhere.jpg", tmp_path]
+    predictions = classificator.predict(texts, images, min_precision=0.8, errors="status")
+    assert predictions.status.tolist() == [
+        "ok",
+        "set_aside:image_truncated,text_empty",
+        "image_empty",
+        "set_aside:image_missing,text_empty",
+        "image_missing",
+        "image_unreadable",
+    ]
+    assert predictions.predicted("kind")[1] is predictions.predicted("colour")[3] is None
+    assert predictions.predicted("kind")[4] == "cup"
+    assert classificator.predict(["hat", ""], errors="status").status.tolist() == ["ok", "set_aside:text_empty"]
+    assert classificator.predict(["hat"]).status.tolist() == ["ok"]
+    with pytest.raises(DataError, match="a photo must be an image, its file's path or bytes"):
+        classificator.predict(images=[3], errors="status")
+    with pytest.raises(DataError, match="errors must be one of raise, status, got 'ignore'"):
+        classificator.predict("hat", errors="ignore")
+
+
+def test_more_images_than_are_prepared_at_once_are_classified(classificator, monkeypatch):
+    monkeypatch.setattr("product_classificator.embeddings.products._IMAGES_AT_ONCE", 4)
+    images = [jpeg(("red", "green", "blue")[number % 3]) if number % 7 else None for number in range(10)]
+    predictions = classificator.predict(images=images, errors="status")
+    assert predictions.is_known.tolist() == [number % 7 > 0 for number in range(10)]
+    alone = classificator.predict(images=images[9]).probabilities["colour"][0]
+    assert np.allclose(predictions.probabilities["colour"][9], alone)
+
+
 def test_an_unknown_characteristic_names_the_nearest(classificator):
     with pytest.raises(DataError, match=r"'color'.*did you mean 'colour'"):
         classificator.classify_products("cup", characteristics=["color"])
@@ -173,7 +204,7 @@ def test_damaged_labels_of_a_run_are_named(tiny_training, tmp_path):
     (tmp_path / "labels.parquet").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"labels of a run, .*, are damaged .*: train again"):
         replace(tiny_training.run, folder=tmp_path).load_labels()
-    pd.DataFrame({"id": ["1"], "labels": ["cup"]}).to_parquet(tmp_path / "labels.parquet")
+    pd.DataFrame({"kind": ["cup"]}).to_parquet(tmp_path / "labels.parquet")
     with pytest.raises(ArtifactError, match=r"labels of a run, .*, are damaged .*: train again"):
         replace(tiny_training.run, folder=tmp_path).load_labels()
 

@@ -7,9 +7,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import product_classificator
 from product_classificator import Classificator
@@ -205,7 +203,9 @@ predict_to_file(classificator, read_catalog({str(table)!r}), {str(tmp_path / "ou
 
 def needs_torch(module):
     """Whether a module of encoders is only loaded for encoders that compute with PyTorch."""
-    imported = (alias.name for node in tree_of(PATHS[module]).body if isinstance(node, ast.Import) for alias in node.names)
+    imported = (
+        alias.name for node in tree_of(PATHS[module]).body if isinstance(node, ast.Import) for alias in node.names
+    )
     return room_of(module) == "encoders" and "torch" in imported
 
 
@@ -223,7 +223,7 @@ def test_one_product_is_classified_without_what_only_catalogs_need(lite_training
 
 
 def test_nothing_unpickles_or_evaluates():
-    """But for `torch.load(weights_only=True)`, and the published files' own Unpickler, which finds allowed names only."""
+    """Except `torch.load(weights_only=True)`, and an Unpickler of published files that finds allowed names only."""
     for path in MODULES:
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call):
