@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from product_classificator import console
-from product_classificator.embeddings.embed import EmbeddedChunk, Idle
+from product_classificator.embeddings.embed import EmbeddedChunk
 
 
 class ProductProgress:
     """A progress bar over products: rate, time left, rows with warnings or from the store, idle time of the encoder."""
 
     def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._idle = progress, Idle()
+        self._progress = progress
         self._with_warnings = self._from_store = 0
         self._first_row: int | None = None
         self._task = progress.add_task("products", total=total, notes="")
@@ -23,7 +23,6 @@ class ProductProgress:
         n = len(chunk.embeddings)
         self._with_warnings += int((chunk.status != "ok").sum())
         self._from_store += n - chunk.encoded
-        self._idle.add(chunk)
         if self._first_row is None:  # above 0 when an interrupted call is resumed
             self._first_row = chunk.first_row
         done = chunk.first_row + n
@@ -31,7 +30,7 @@ class ProductProgress:
         notes = [f"{rate:.0f}/s"]
         notes += [f"{self._from_store} already embedded"] if self._from_store else []
         notes += [f"{self._with_warnings} with warnings"] if self._with_warnings else []
-        notes += [] if self._idle.share is None else [f"encoder idle {self._idle.share:.0%}"]
+        notes += [] if chunk.idle_share is None else [f"encoder idle {chunk.idle_share:.0%}"]
         self._progress.update(self._task, completed=done, notes=", ".join(notes))
 
 
