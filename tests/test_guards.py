@@ -47,7 +47,6 @@ FLOORS = {
     "trackers": 6,
     "trainer": 7,
     "console": 7,
-    "demo": 7,
     "cli": 9,
     "__init__": 8,
     "__main__": 10,
