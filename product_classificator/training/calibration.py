@@ -2,9 +2,8 @@
 
 Trained networks are overconfident, so logits are divided by a temperature (Guo et al. 2017, "On calibration of modern
 neural networks") that depends on the product, see `heads.calibration`: where some products name their label and others
-do not, one temperature for all is wrong (colours of fashion goods: calibration error .030, with both .017). Both
-numbers have a prior, so few validation products, all predicted correctly, do not make the heads overconfident (45
-validation products: .048 without the prior, .045 with it; 650: .020 both).
+do not, one temperature for all is wrong (calibration error of colours .030 instead of .017). Both numbers have a prior,
+so few validation products, all predicted correctly, do not make the heads overconfident.
 """
 
 import math
