@@ -1,14 +1,12 @@
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from product_classificator.audit.out_of_fold import DEALS, predict_out_of_fold
 from product_classificator.catalog.split import stratify
-from product_classificator.training import HeadSettings, fit_heads
+from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
 from product_classificator.types import strings
-from tests.tiny_catalog import material  # noqa: F401
+from tests.tiny_catalog import products  # noqa: F401
 
 SETTINGS = HeadSettings(max_epochs=3, hidden=16, learning_rate=5e-3)
 
@@ -16,25 +14,28 @@ SETTINGS = HeadSettings(max_epochs=3, hidden=16, learning_rate=5e-3)
 def predict(embeddings, texts, truth, usable):
     groups = np.arange(len(texts)) // 2
     deals = stratify(groups, truth, usable, [1 / DEALS] * DEALS, seed=0)
-    fit = partial(fit_heads, embeddings, texts, truth)
-    return predict_out_of_fold(embeddings, texts, truth, deals, lambda _, split: fit(split, SETTINGS).bundle)
+
+    def fit(_, split):
+        return fit_heads(LabelledProducts(embeddings, texts, truth, split), SETTINGS).bundle
+
+    return predict_out_of_fold(embeddings, texts, truth, deals, fit)
 
 
 @pytest.fixture(scope="module")
-def usable(material):  # noqa: F811
-    return np.arange(len(material.texts)) >= 5
+def usable(products):  # noqa: F811
+    return np.arange(len(products.texts)) >= 5
 
 
 @pytest.fixture(scope="module")
-def truth(material):  # noqa: F811
-    truth = {"kind": material.truth["kind"].copy(), "size": material.truth["size"]}
+def truth(products):  # noqa: F811
+    truth = {"kind": products.truth["kind"].copy(), "size": products.truth["size"]}
     truth["kind"][7] = "seen once"
     return truth
 
 
 @pytest.fixture(scope="module")
-def out_of_fold(material, truth, usable):  # noqa: F811
-    return predict(material.embeddings, material.texts, truth, usable)
+def out_of_fold(products, truth, usable):  # noqa: F811
+    return predict(products.embeddings, products.texts, truth, usable)
 
 
 def test_every_label_of_a_usable_product_is_predicted_once_and_nothing_else(truth, usable, out_of_fold):
@@ -56,9 +57,9 @@ def test_a_label_that_was_not_learned_has_no_probability(out_of_fold):
     assert out_of_fold["kind"].other_probability[7] > 0
 
 
-def test_heads_never_predict_products_they_have_learned_from(material, usable):  # noqa: F811
+def test_heads_never_predict_products_they_have_learned_from(products, usable):  # noqa: F811
     """Random labels can be memorised, but not predicted out of fold."""
     rng = np.random.default_rng(1)
-    truth = {"noise": strings(rng.choice(["a", "b"], len(material.texts)).tolist())}
-    predicted = predict(material.embeddings, material.texts, truth, usable)["noise"]
+    truth = {"noise": strings(rng.choice(["a", "b"], len(products.texts)).tolist())}
+    predicted = predict(products.embeddings, products.texts, truth, usable)["noise"]
     assert abs(np.nanmean(predicted.probability > 0.5) - 0.5) < 0.12

