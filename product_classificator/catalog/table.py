@@ -1,9 +1,8 @@
 """Turns a table file or a DataFrame into a stream of record batches whose columns are all strings.
 
-Everything is a string because ids, texts and labels are; a list is a JSON array. `canonical` makes those of ids and
-labels that formats write differently alike (`1` and `1.0`, `true` and `True`). Only the asked columns are read, a batch
-at a time; a million rows never stand in memory as Python objects. The cost: CSV and JSON lines are parsed again on
-every pass.
+Everything is a string because ids, texts and labels are; a list is a JSON array. `canonical` unifies ids and labels
+that formats write differently (`1` and `1.0`, `true` and `True`). Only the requested columns are read, a batch at a
+time; the cost is that CSV and JSON lines are parsed again on every pass.
 """
 
 import csv
@@ -12,14 +11,13 @@ import logging
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -30,8 +28,8 @@ from product_classificator.errors import DataError, culprits
 logger = logging.getLogger(__name__)
 
 _CSV_BLOCK_BYTES = 8 << 20
-_JSON_ROWS_LOOKED_AT = 1000
-_DATE, _TIME = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
+_SAMPLE_BYTES = 1 << 20
+_JSON_SAMPLE_ROWS = 1000
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
@@ -42,35 +40,36 @@ class Table(Protocol):
     columns: list[str]
 
     def holds_lists(self, column: str) -> bool:
-        """Whether a column holds lists, by its type, or where there are no types by its values."""
+        """Return whether a column holds lists: by its type or, where there are no types, by its values."""
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-        """Yields batches of at most `size` rows; every column is a string array with nulls."""
+        """Yield batches of at most `size` rows; every column is a string array with nulls."""
 
 
-def open_table(source: str | Path | pd.DataFrame) -> Table:
-    """Opens a parquet, CSV/TSV or JSON lines file, or a DataFrame.
+@runtime_checkable
+class DataFrame(Protocol):
+    """A pandas DataFrame, recognised without importing pandas."""
+
+    @property
+    def iloc(self) -> Any:
+        """Rows by position."""
+
+
+def open_table(source: str | Path | DataFrame) -> Table:
+    """Open a parquet, CSV/TSV or JSON lines file, or a DataFrame.
 
     Raises:
         DataError: there is no such file, its format is unknown, or it cannot be read as what its name says.
     """
-    if isinstance(source, pd.DataFrame):
+    if isinstance(source, DataFrame):
         return _checked(_FrameTable(source))
     path = Path(source)
     if not path.is_file():
         raise DataError(f"a table must be a file or a DataFrame: there is no file {path}")
-    formats: dict[str, Callable[[Path], Table]] = {
-        ".parquet": _ParquetTable,
-        ".pq": _ParquetTable,
-        ".csv": _CsvTable,
-        ".tsv": _CsvTable,
-        ".jsonl": _JsonLinesTable,
-        ".ndjson": _JsonLinesTable,
-    }
-    if path.suffix.lower() not in formats:
-        raise DataError(f"a table must end in one of {', '.join(formats)}, got {path.name}")
+    if path.suffix.lower() not in _FORMATS:
+        raise DataError(f"a table must end in one of {', '.join(_FORMATS)}, got {path.name}")
     try:
-        return _checked(formats[path.suffix.lower()](path))
+        return _checked(_FORMATS[path.suffix.lower()](path))
     except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
@@ -78,30 +77,37 @@ def open_table(source: str | Path | pd.DataFrame) -> Table:
 def _checked(table: Table) -> Table:
     repeated = [name for name, count in Counter(filter(None, table.columns)).items() if count > 1]
     if repeated:
-        raise DataError(f"column names must differ, {table.name} has several of {culprits(repeated)}")
+        raise DataError(f"column names must be unique, {table.name} repeats {culprits(repeated)}")
     return table
 
 
-def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Returns ids or labels trimmed, whole numbers, truth values, dates and times as every format writes them.
+_DATE, _TIME = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
+_CANONICAL_FORMS = (
+    (r"^(-?\d+)\.0+$", r"\1"),
+    (rf"^({_DATE})[ T]00:00:00(\.0+)?$", r"\1"),
+    (rf"^((?:{_DATE} )?{_TIME})\.0+$", r"\1"),
+    (rf"^((?:{_DATE} )?{_TIME}\.\d*[1-9])0+$", r"\1"),
+    ("^True$", "true"),
+    ("^False$", "false"),
+)
 
-    Letters and their accents become one sign (NFC), as on most keyboards.
+
+def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return ids or labels trimmed, with one spelling of whole numbers, booleans, dates and times.
+
+    A letter and its combining accent become one character (NFC), as on most keyboards.
 
     >>> canonical(pa.array(["12.0", " True", "v1.0", "2024-01-31 00:00:00.000", None])).to_pylist()
     ['12', 'true', 'v1.0', '2024-01-31', None]
     """
     array = pc.utf8_normalize(pc.utf8_trim_whitespace(array), "NFC")
-    array = pc.replace_substring_regex(array, r"^(-?\d+)\.0+$", r"\1")
-    array = pc.replace_substring_regex(array, rf"^({_DATE})[ T]00:00:00(\.0+)?$", r"\1")
-    array = pc.replace_substring_regex(array, rf"^((?:{_DATE} )?{_TIME})\.0+$", r"\1")
-    array = pc.replace_substring_regex(array, rf"^((?:{_DATE} )?{_TIME}\.\d*[1-9])0+$", r"\1")
-    for capital, small in (("True", "true"), ("False", "false")):
-        array = pc.if_else(pc.equal(array, capital), small, array)
+    for pattern, replacement in _CANONICAL_FORMS:
+        array = pc.replace_substring_regex(array, pattern, replacement)
     return array
 
 
 def as_strings(array: pa.Array) -> pa.Array:
-    """Casts any column of plain values, or lists of them, to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null.
+    """Cast a column of plain values, or lists of them, to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null.
 
     Lists become JSON arrays of strings.
 
@@ -118,7 +124,7 @@ def as_strings(array: pa.Array) -> pa.Array:
     if pa.types.is_nested(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.BaseExtensionType):
         raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
-        fractions = pc.cast(array, pa.string())  # of its own width: a float32 of 0.1 is 0.1
+        fractions = pc.cast(array, pa.string())  # in its own precision: a float32 of 0.1 is 0.1
         array = pc.cast(array, pa.float64())
         whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**53))
         integers = pc.cast(pc.if_else(whole, array, 0.0), pa.int64())
@@ -134,7 +140,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _list_cell(values: Iterable[object]) -> str:
-    """Returns a list as a JSON array of strings; nulls stay.
+    """Return a list as a JSON array of strings; nulls stay.
 
     >>> _list_cell(["wool", 12, None])
     '["wool", "12", null]'
@@ -143,22 +149,41 @@ def _list_cell(values: Iterable[object]) -> str:
     nested = [type(value).__name__ for value in entries if isinstance(value, (*_LISTS, dict))]
     if nested:
         raise DataError(f"lists must hold plain values, found {culprits(nested)}: flatten them first")
-    cell = json.dumps([None if value is None else str(value) for value in entries], ensure_ascii=False)
-    return cell.encode("utf-8", "replace").decode()
+    return _encodable(json.dumps([None if value is None else str(value) for value in entries], ensure_ascii=False))
 
 
-def _stringify(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-    arrays = []
-    for column in columns:
-        try:
-            arrays.append(as_strings(batch.column(column)))
-        except (DataError, pa.ArrowException) as error:
-            raise DataError(f"column {column!r} cannot be used: {error}") from error
-    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _as_strings(values: Any, name: str) -> pa.Array:
+    """Return a pandas column, a list or an Arrow array as strings; mixed objects are converted one by one.
+
+    Raises:
+        DataError: as in `as_strings`, with the name of the column.
+    """
+    try:
+        if isinstance(values, pa.Array):
+            return as_strings(values)
+        # Not for mixed types, lone surrogates, huge integers and what only pandas can write (intervals, periods).
+        with suppress(pa.ArrowException, UnicodeEncodeError, OverflowError):
+            array = pa.array(values, from_pandas=True)
+            kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+            if not isinstance(kind, pa.BaseExtensionType) and not pa.types.is_duration(kind):
+                return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
+        is_known = values.notna() if hasattr(values, "notna") else (value is not None for value in values)
+        cells = (
+            (_list_cell(value) if isinstance(value, _LISTS) else _encodable(str(value))) if known else None
+            for value, known in zip(values, is_known, strict=True)
+        )
+        return pa.array(list(cells), pa.string())
+    except (DataError, pa.ArrowException) as error:
+        raise DataError(f"column {name!r} cannot be used: {error}") from error
 
 
 class _FrameTable:
-    def __init__(self, frame: pd.DataFrame) -> None:
+    def __init__(self, frame: Any) -> None:
         self.name = "DataFrame"
         self.columns = [str(column) for column in frame.columns]
         self._frame = frame.set_axis(self.columns, axis=1)
@@ -168,29 +193,8 @@ class _FrameTable:
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         for start in range(0, len(self._frame), size):
-            part = self._frame.iloc[start : start + size]
-            yield pa.RecordBatch.from_arrays([_series(part[column]) for column in columns], names=list(columns))
-
-
-def _series(series: pd.Series) -> pa.Array:
-    """Returns a column of a DataFrame as strings; a column of mixed objects goes value by value."""
-    try:
-        with suppress(pa.ArrowException, UnicodeEncodeError, OverflowError):
-            array = pa.Array.from_pandas(series)
-            kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-            if not isinstance(kind, pa.BaseExtensionType) and not pa.types.is_duration(kind):
-                return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
-        # Mixed types, lone surrogates, huge integers, or what only pandas can write: intervals, periods, UUIDs.
-        known = zip(series, series.notna(), strict=True)
-        return pa.array([_cell(value) if is_known else None for value, is_known in known], pa.string())
-    except DataError as error:
-        raise DataError(f"column {series.name!r} cannot be used: {error}") from error
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, _LISTS):
-        return _list_cell(value)
-    return str(value).encode("utf-8", "replace").decode()
+            rows = self._frame.iloc[start : start + size]
+            yield pa.record_batch([_as_strings(rows[column], column) for column in columns], names=list(columns))
 
 
 class _ParquetTable:
@@ -199,7 +203,7 @@ class _ParquetTable:
         self._path = path
         with pq.ParquetFile(path) as file:
             self._schema = file.schema_arrow
-            self.columns: list[str] = list(self._schema.names)
+        self.columns: list[str] = list(self._schema.names)
 
     def holds_lists(self, column: str) -> bool:
         return _is_list(self._schema.field(column).type)
@@ -208,27 +212,27 @@ class _ParquetTable:
         try:
             with pq.ParquetFile(self._path) as file:
                 for batch in file.iter_batches(batch_size=size, columns=list(columns), use_threads=False):
-                    yield _stringify(batch, columns)
+                    arrays = [_as_strings(batch.column(column), column) for column in columns]
+                    yield pa.record_batch(arrays, names=list(columns))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self._path} is damaged: {error}") from error
 
 
 class _CsvTable:
-    """CSV with a header; the delimiter and the encoding (UTF-8, else Windows-1251) are found from its beginning."""
+    """CSV with a header; its delimiter and encoding (UTF-8, else Windows-1251) are guessed from its beginning."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
-        with path.open("rb") as file:
-            sample = file.read(1 << 20)
+        self._is_checked = False
+        sample = _sample(path)
         if not sample.strip():
             raise DataError(f"{path} is empty: a CSV table needs a header")
-        self._is_checked = False
         self._encoding = _encoding(sample)
         if self._encoding != "utf-8":
             logger.warning("%s is not UTF-8: read as %s", path, self._encoding)
-        with path.open(encoding=self._encoding + ("-sig" if self._encoding == "utf-8" else ""), newline="") as text:
-            header = re.sub(r'"[^"]*"', "", text.readline())  # what is quoted separates nothing
+        with path.open(encoding=self._encoding.replace("utf-8", "utf-8-sig"), newline="") as text:
+            header = re.sub(r'"[^"]*"', "", text.readline())  # without quoted delimiters
             self._delimiter = max("\t;|,", key=header.count)
             text.seek(0)
             self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter))
@@ -237,11 +241,11 @@ class _CsvTable:
         return False
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-        rows = broken = 0
+        rows = skipped = 0
 
         def skip(row: pa.csv.InvalidRow) -> str:
-            nonlocal broken
-            broken += 1
+            nonlocal skipped
+            skipped += 1
             return "skip"
 
         try:
@@ -264,24 +268,28 @@ class _CsvTable:
             raise DataError(f"{self._path} cannot be read as CSV ({self._encoding}): {error}") from error
         if not self._is_checked:
             self._is_checked = True
-            self._warn(rows, broken)
+            self._warn_of_lost_rows(rows, skipped)
 
-    def _warn(self, rows: int, broken: int) -> None:
-        """Tells of rows that are likely lost; once, after the first whole pass."""
-        if broken:
-            logger.warning("%s: %d rows without the header's number of columns were left out", self._path, broken)
+    def _warn_of_lost_rows(self, rows: int, skipped: int) -> None:
+        if skipped:
+            logger.warning("%s: %d rows without the header's number of columns were left out", self._path, skipped)
         with self._path.open("rb") as file:
             lines = sum(block.count(b"\n") for block in iter(lambda: file.read(_CSV_BLOCK_BYTES), b""))
-        if lines > rows + broken + 1:
+        if lines > rows + skipped + 1:
             sentence = "%s: %d lines hold %d rows: values span several lines, or a quote is not closed"
             logger.warning(sentence, self._path, lines, rows)
+
+
+def _sample(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SAMPLE_BYTES)
 
 
 def _encoding(sample: bytes) -> str:
     if sample.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return "utf-16"
     try:
-        # The sample may end inside a character: its last three bytes are not judged.
+        # The sample may end inside a character: its last three bytes do not count.
         sample[:-3].decode("utf-8") if len(sample) > 3 else sample.decode("utf-8")
     except UnicodeDecodeError as error:
         return "utf-8" if error.end >= len(sample) - 3 and len(sample) > 3 else "cp1251"
@@ -293,22 +301,21 @@ class _JsonLinesTable:
         self.name = str(path)
         self._path = path
         self._is_checked = False
-        with path.open("rb") as file:
-            self._encoding = _encoding(file.read(1 << 20)).replace("utf-8", "utf-8-sig")
-        first: dict[str, None] = {}
+        self._encoding = _encoding(_sample(path)).replace("utf-8", "utf-8-sig")
+        columns: dict[str, None] = {}
         self._lists: set[str] = set()
-        for record in islice(self._records(), _JSON_ROWS_LOOKED_AT):
-            first.update(dict.fromkeys(record))
+        for record in islice(self._records(), _JSON_SAMPLE_ROWS):
+            columns.update(dict.fromkeys(record))
             self._lists.update(name for name, value in record.items() if isinstance(value, list))
-        if not first:
-            raise DataError(f"{path} holds no JSON objects: one object a line is expected")
-        self.columns = list(first)
+        if not columns:
+            raise DataError(f"{path} holds no JSON objects: one object per line is expected")
+        self.columns = list(columns)
 
     def holds_lists(self, column: str) -> bool:
         return column in self._lists
 
     def _records(self) -> Iterator[dict[str, object]]:
-        broken: list[int] = []
+        skipped: list[int] = []
         with self._path.open(encoding=self._encoding, errors="replace") as file:
             for number, line in enumerate(file, 1):
                 try:
@@ -318,14 +325,24 @@ class _JsonLinesTable:
                 if isinstance(record, dict):
                     yield record
                 elif record is not None:
-                    broken.append(number)
-        if broken and not self._is_checked:
+                    skipped.append(number)
+        if skipped and not self._is_checked:
             self._is_checked = True
-            logger.warning("%s: lines that are no JSON object were left out: %s", self._path, culprits(broken))
+            logger.warning("%s: lines that are not a JSON object were left out: %s", self._path, culprits(skipped))
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         records = self._records()
-        while chunk := list(islice(records, size)):
-            self._lists.update(name for name in columns if any(isinstance(row.get(name), list) for row in chunk))
-            arrays = [_series(pd.Series([row.get(name) for row in chunk], dtype=object, name=name)) for name in columns]
-            yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
+        while rows := list(islice(records, size)):
+            self._lists.update(name for name in columns if any(isinstance(row.get(name), list) for row in rows))
+            arrays = [_as_strings([row.get(name) for row in rows], name) for name in columns]
+            yield pa.record_batch(arrays, names=list(columns))
+
+
+_FORMATS = {
+    ".parquet": _ParquetTable,
+    ".pq": _ParquetTable,
+    ".csv": _CsvTable,
+    ".tsv": _CsvTable,
+    ".jsonl": _JsonLinesTable,
+    ".ndjson": _JsonLinesTable,
+}

@@ -1,7 +1,7 @@
 r"""Turns the raw characteristics of a Wildberries product into its sex, season, age restrictions and fragility.
 
-They are a list of `{"charcName", "charcValues", "value"}` as text: JSON, an array of dicts as NumPy prints it, or either
-inside the repr of bytes, of a string or of a list of one (`["b'[{\\"charcName\\": ...}]'"]`). Nothing is evaluated: a
+They are a list of `{"charcName", "charcValues", "value"}` as text: JSON, an array of dicts as NumPy prints it, or one
+of them inside the repr of bytes, a string or a list of one (`["b'[{\\"charcName\\": ...}]'"]`). Nothing is evaluated: a
 printed array is rewritten as JSON token by token, in time linear in its length. The values are mapped to labels by the
 rules of the 2024 system, except that the smallest of several ages counts, not the first one in string order ("12"
 before "3").

@@ -110,7 +110,7 @@ def test_a_split_survives_saving_with_its_keys(tmp_path):
 
 
 def test_shares_that_leave_no_train_part_are_refused():
-    with pytest.raises(DataError, match=r"must leave a train part, got 0\.5 and 0\.5"):
+    with pytest.raises(DataError, match=r"must leave a train split, got 0\.5 and 0\.5"):
         split_products(ids(9), np.arange(9), {}, np.ones(9, dtype=bool), valid_share=0.5, test_share=0.5)
 
 

@@ -78,7 +78,7 @@ def test_a_column_of_structs_is_refused():
 def test_repeated_column_names_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("a,b,a\n1,2,3\n")
     for source in (pd.DataFrame([[1, 2]], columns=["a", "a"]), tmp_path / "t.csv"):
-        with pytest.raises(DataError, match=r"column names must differ, .* has several of a \(1 in all\)"):
+        with pytest.raises(DataError, match=r"column names must be unique, .* repeats a \(1 in all\)"):
             open_table(source)
 
 
@@ -87,7 +87,7 @@ def test_ids_and_labels_are_alike_whatever_the_format_writes():
     assert canonical(pa.array(values)).to_pylist() == ["18", "true", "false", "false", "-3", "1.5", "v2.0", None]
 
 
-def test_a_quote_that_is_not_closed_is_told(tmp_path, caplog):
+def test_an_unclosed_quote_is_a_warning(tmp_path, caplog):
     (tmp_path / "t.csv").write_text('nm,title\n1,"12 inch\n2,b\n3,"c"\n4,d\n')
     list(open_table(tmp_path / "t.csv").batches(["nm"], 10))
     assert "values span several lines, or a quote is not closed" in caplog.text
@@ -179,7 +179,7 @@ def test_broken_lines_of_json_are_left_out_and_named(tmp_path, caplog):
     (tmp_path / "t.jsonl").write_text(json.dumps({"nm": 1}) + '\n{oops\n[1, 2]\n\n{"nm": 2}\n')
     (batch,) = open_table(tmp_path / "t.jsonl").batches(["nm"], 10)
     assert batch.to_pydict() == {"nm": ["1", "2"]}
-    assert "lines that are no JSON object were left out: 2, 3 (2 in all)" in caplog.text
+    assert "lines that are not a JSON object were left out: 2, 3 (2 in all)" in caplog.text
 
 
 def test_json_lines_of_windows_are_read(tmp_path):
