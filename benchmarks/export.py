@@ -1,12 +1,12 @@
-"""An exported run in an environment of its own, beside the whole package: the same answers, how large, how quick.
+"""Compare an export in its own environment with the whole package: answers, sizes, seconds.
 
     python benchmarks/export.py [--folder FOLDER]
 
 Trains on 1,500 fashion products with `lite`, exports the run, makes a virtual environment with what the export needs
 and the package without its dependencies, and classifies 50 other products in both, every tenth without its text and
-every tenth without its photo. Each way is a fresh process on one core, three times; the medians are told. Seconds are
-those of the CPU; sizes are of the packages that are needed, and what these need. What lies in the folder already is not
-made again.
+every tenth without its photo. Each environment is a fresh process on one core, three times; medians are reported.
+Seconds are CPU seconds; sizes are those of the required packages and their dependencies. Files that are in the folder
+already are not made again.
 """
 
 import argparse
@@ -34,20 +34,16 @@ LEARNED, NEW, ROUNDS = 1_500, 50, 3
 ASK = """
 import json, resource, sys, time
 began = time.process_time()
-way, folder, products, answers = sys.argv[1:]
+folder, products, answers = sys.argv[1:]
 texts, photos = json.loads(open(products).read())
-if way == "exported":
-    from product_classificator.runtime import Exported
-    opened = Exported.load(folder, threads=1)
-else:
-    from product_classificator import Classificator
-    opened = Classificator.from_run(folder)
-opened.predict(texts[:1], photos[:1])
+from product_classificator import Classificator
+classificator = Classificator(heads_ver=folder)
+classificator.predict(texts[:1], photos[:1])
 first = time.process_time()
-found = opened.predict(texts, photos)
+predictions = classificator.predict(texts, photos)
 seconds = {"to_first_answer_s": first - began, "products_s": time.process_time() - first}
 import numpy
-numpy.savez(answers, **found.probabilities)
+numpy.savez(answers, **predictions.probabilities)
 print(json.dumps({**seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
 
@@ -60,7 +56,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "run/run.json").exists():
         train(folder)
-    if not (folder / "exported/manifest.json").exists():
+    if not (folder / "exported/export.json").exists():
         command_line("export", folder / "run", "--out", folder / "exported")
     slim = folder / "slim"
     if not slim.exists():
@@ -69,7 +65,7 @@ def main() -> None:
     ways = {"whole package": [whole, "whole", folder / "run"], "exported": [exported, "exported", folder / "exported"]}
     rounds = [{way: ask(folder, *how) for way, how in ways.items()} for _ in range(ROUNDS)]
     figures = {way: {name: round(median(r[way][name] for r in rounds), 2) for name in rounds[0][way]} for way in ways}
-    requires = json.loads((folder / "exported/manifest.json").read_text(encoding="utf-8"))["requires"]
+    requires = json.loads((folder / "exported/export.json").read_text(encoding="utf-8"))["requires"]
     figures["whole package"] |= {"installed_mib": needed_mib(whole.parents[1], ["product_classificator"])}
     figures["exported"] |= {"installed_mib": needed_mib(slim, requires)}
     figures["whole package"]["artefact_mib"] = mib([folder / "run/bundle"])
@@ -77,13 +73,13 @@ def main() -> None:
     equality = compare(folder)
     rows = {
         "packages, MiB": "installed_mib",
-        "heads (exported: all networks), MiB": "artefact_mib",
+        "heads (export: with towers), MiB": "artefact_mib",
         "start to first answer, CPU s": "to_first_answer_s",
         f"{NEW} products, CPU s": "products_s",
         "peak memory, MiB": "peak_mib",
     }
     table = [f"| one core | {' | '.join(ways)} |", "|---|---:|---:|"]
-    table += [f"| {told} | {' | '.join(f'{figures[way][name]:g}' for way in ways)} |" for told, name in rows.items()]
+    table += [f"| {title} | {' | '.join(f'{figures[way][name]:g}' for way in ways)} |" for title, name in rows.items()]
     fill_table("export", table)
     print("\n".join(table), equality, save("export", {"figures": figures, "equality": equality, "table": table}))
 
@@ -106,8 +102,8 @@ def train(folder: Path) -> None:
     texts[3::10] = [None] * len(texts[3::10])
     files[7::10] = [None] * len(files[7::10])
     (folder / "new.json").write_text(json.dumps([texts, files]), encoding="utf-8")
-    told = ["--id", "nm", "--text", "title,description", "--characteristics", CHARACTERISTICS]
-    command_line("train", folder / "products.parquet", "--images", folder / "photos", *told, "--out", folder / "run")
+    options = ["--id", "nm", "--text", "title,description", "--characteristics", CHARACTERISTICS]
+    command_line("train", folder / "products.parquet", "--images", folder / "photos", *options, "--out", folder / "run")
 
 
 def install(target: Path, requirements: Path) -> None:
@@ -120,7 +116,7 @@ def install(target: Path, requirements: Path) -> None:
 
 def ask(folder: Path, python: Path, way: str, artefact: Path) -> dict[str, float]:
     """Classifies the new products in a fresh process and returns seconds and memory."""
-    command = [python, "-c", ASK, way, artefact, folder / "new.json", folder / f"{way}.npz"]
+    command = [python, "-c", ASK, artefact, folder / "new.json", folder / f"{way}.npz"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     core = {min(os.sched_getaffinity(0))}
     found = subprocess.run(  # noqa: S603

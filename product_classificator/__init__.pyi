@@ -11,7 +11,6 @@ from .evaluation import evaluate as evaluate
 from .export import export_classificator as export_classificator
 from .heads import HeadBundle as HeadBundle
 from .opening import pretrained_heads as pretrained_heads
-from .runtime import Exported as Exported
 from .trainer import Trainer as Trainer
 from .training import HeadSettings as HeadSettings
 from .training import fit_heads as fit_heads

@@ -31,8 +31,6 @@ FLOORS = {
     "demo": 3,
     "embeddings": 3,
     "runs": 3,
-    "inputs": 3,
-    "runtime": 5,
     "training": 4,
     "opening": 4,
     "neighbors": 4,

@@ -17,13 +17,15 @@ def export(options: Export) -> None:
     """Export a run and print what the export needs."""
     classificator = Classificator(model_name=options.encoder, heads_ver=options.run, dtype="float32")
     with console.log.status("exporting the networks and comparing their predictions with the run's"):
-        exported = export_classificator(classificator, options.out)
+        export_classificator(classificator, options.out)
+    requirements = options.out / "requirements.txt"
+    packages = [line.partition("==")[0] for line in requirements.read_text(encoding="utf-8").split()]
     size_mb = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file()) / 1e6
     console.log.print(
-        f"{len(exported.labels)} characteristics, encoder {classificator.model_name}: {options.out}, {size_mb:.0f} MB; "
+        f"{len(classificator.labels)} characteristics, encoder {classificator.model_name}: {options.out}, {size_mb:.0f} MB; "
         f"its predictions are those of the run\n"
-        f"needs:  {', '.join(exported.manifest.requires)} (see {options.out / 'requirements.txt'})\n"
-        f"next:   product_classificator.runtime.Exported.load({str(options.out)!r}).classify(texts, photos)"
+        f"needs:  {', '.join(packages)} (see {requirements})\n"
+        f"next:   Classificator(heads_ver={str(options.out)!r}).predict(texts, images)"
     )
 
 

@@ -1,0 +1,89 @@
+"""Write a classificator as an export: a bundle with the encoder's ONNX towers, for NumPy and ONNX Runtime alone.
+
+`Classificator(heads_ver=folder)` opens it. The folder is complete or absent, and kept only if its answers agree.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from product_classificator.classificator import Classificator
+from product_classificator.errors import ArtifactError, culprits
+from product_classificator.files import replacing_folder, sha256_of, write_text
+from product_classificator.opening import ENCODER, EXPORT, EXPORT_FORMAT, REQUIREMENTS, ExportFacts
+
+_MAX_DIFFERENCE = 1e-3  # rounding of large logits at a low temperature reached 1.3e-4
+_PACKAGES = ("lazy-loader", "numpy", "onnxruntime", "pillow", "pydantic", "safetensors")
+_FILES = {"manifest.json", "weights.safetensors", "words.json", ENCODER, EXPORT, REQUIREMENTS}
+_SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", None, "Blue ceramic mug, 0.3 l", "фвапр джлорп")
+
+
+def export_classificator(classificator: Classificator, folder: str | Path) -> Classificator:
+    """Write a classificator as a new folder, or in place of an older export there.
+
+    Args:
+        classificator: its encoder computes in float32.
+        folder: receives heads, ONNX towers, tokenizer, `requirements.txt` and `export.json`.
+
+    Returns:
+        The export, opened.
+
+    Raises:
+        DataError: its encoder cannot be exported.
+        ArtifactError: `folder` holds other files, or the exported towers answer differently.
+        MissingExtraError: the ONNX exporter is not installed (CLIP-like encoders: extra `onnx-export`).
+    """
+    from product_classificator.encoders.onnx import export_encoder  # moves to the top when it is there
+
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - _FILES):
+        raise ArtifactError(f"an export needs a folder of its own, but {folder} holds other files: name another")
+    bundle = classificator.bundle
+    with replacing_folder(folder) as new:
+        bundle.save(new)
+        packages = export_encoder(
+            classificator.encoder, new / ENCODER, uses_image=bundle.image_dim > 0, uses_text=bundle.text_dim > 0
+        )
+        requires = {package: version(package) for package in sorted({*_PACKAGES, *packages})}
+        write_text(new / REQUIREMENTS, "".join(f"{package}=={number}\n" for package, number in requires.items()))
+        facts = ExportFacts(
+            format=EXPORT_FORMAT,
+            made_by=f"product_classificator {version('product_classificator')}",
+            channels=classificator.channels,
+            requires=requires,
+            sha256={path.relative_to(new).as_posix(): sha256_of(path) for path in new.rglob("*") if path.is_file()},
+        )
+        write_text(new / EXPORT, facts.model_dump_json(indent=1))
+        _check(classificator, Classificator(heads_ver=new))
+    return Classificator(heads_ver=folder)
+
+
+def _check(original: Classificator, exported: Classificator) -> None:
+    """Raise `ArtifactError` if both answer differently to texts, an image, and products without one of them."""
+    uses_image, uses_text = original.bundle.image_dim > 0, original.bundle.text_dim > 0
+    products = [
+        (text, image)
+        for text in _SAMPLE_TEXTS
+        for image in (_sample_image(), None)
+        if (text and uses_text) or (image and uses_image)
+    ]
+    arguments = [text for text, _ in products], [image for _, image in products], list(original.labels)
+    expected, actual = original.predict(*arguments).probabilities, exported.predict(*arguments).probabilities
+    different = [
+        name
+        for name in expected
+        if not np.allclose(expected[name], actual[name], rtol=0, atol=_MAX_DIFFERENCE, equal_nan=True)
+    ]
+    if different:
+        raise ArtifactError(
+            f"exported probabilities must be within {_MAX_DIFFERENCE} of the original ones; they are not for "
+            f"{culprits(different)}: nothing was written; please report this"
+        )
+
+
+def _sample_image() -> Image.Image:
+    """Return an image in which each pixel differs from its neighbours."""
+    rows, columns = np.mgrid[0:96, 0:128]
+    return Image.fromarray(np.stack([rows * 2, columns, (rows * columns) % 256], -1).astype(np.uint8))
