@@ -136,8 +136,6 @@ class Classificator:
         bundle = zero_shot_heads(
             labels,
             {name: embed_labels(encoder, names, templates) for name, names in labels.items()},
-            image_dim=encoder.image_dim,
-            text_dim=encoder.text_dim,
             encoder_name=encoder.name,
             encoder_fingerprint=encoder.fingerprint,
             shares_space=encoder.shares_space,

@@ -28,8 +28,6 @@ def zero_shot_heads(
     labels: Mapping[str, Sequence[str]],
     vectors: Mapping[str, Floats],
     *,
-    image_dim: int,
-    text_dim: int,
     encoder_name: str,
     encoder_fingerprint: str,
     shares_space: bool,
@@ -39,9 +37,7 @@ def zero_shot_heads(
 
     Args:
         labels: characteristic -> its labels, two or more, each once.
-        vectors: characteristic -> (labels, text_dim) unit rows, the encoder's embeddings of the labels.
-        image_dim: width of the encoder's image part.
-        text_dim: width of its text part.
+        vectors: characteristic -> (labels, dim) unit rows, the encoder's embeddings of the labels.
         encoder_name: name for `load_encoder`.
         encoder_fingerprint: the encoder's.
         shares_space: whether image part and text part lie in one space; if not, images are not used.
@@ -50,17 +46,9 @@ def zero_shot_heads(
     Raises:
         DataError: labels are too few or repeated, or vectors do not fit them.
     """
-    _check(labels, vectors, text_dim)
-    if shares_space and image_dim != text_dim:
-        raise DataError(f"parts of one space must be equally wide, got {image_dim} (image) and {text_dim} (text)")
-    shape = NetworkShape(
-        image_dim=image_dim if shares_space else 0,
-        text_dim=text_dim,
-        n_labels=tuple(len(names) for names in labels.values()),
-        hidden=0,
-        label_dim=text_dim,
-        shares_space=shares_space,
-    )
+    dim = _check(labels, vectors)
+    n_labels = tuple(len(names) for names in labels.values())
+    shape = NetworkShape(dim if shares_space else 0, dim, n_labels, hidden=0, label_dim=dim, shares_space=shares_space)
     weights = {name: np.zeros(size, dtype=np.float32) for name, size in shape.weights().items()}
     weights["scale"] += 1
     weights["label_embeddings"] = np.concatenate([vectors[name] for name in labels]).astype(np.float32)
@@ -75,15 +63,16 @@ def zero_shot_heads(
     )
 
 
-def _check(labels: Mapping[str, Sequence[str]], vectors: Mapping[str, Floats], text_dim: int) -> None:
+def _check(labels: Mapping[str, Sequence[str]], vectors: Mapping[str, Floats]) -> int:
+    """Return the width of the vectors, or raise `DataError`."""
     if not labels:
         raise DataError("zero-shot heads need a characteristic with labels, got none")
+    dim = next((rows.shape[-1] for rows in vectors.values()), 0)
     for name, names in labels.items():
         if isinstance(names, str) or len(names) < 2 or len(set(names)) != len(names):
             shown = repr(names) if isinstance(names, str) else culprits(names)
             raise DataError(f"{name} needs two labels or more, each once, got {shown}")
         shape = vectors[name].shape if name in vectors else None
-        if shape != (len(names), text_dim) or not np.isfinite(vectors[name]).all():
-            raise DataError(
-                f"{name} needs finite vectors of shape {(len(names), text_dim)} for its labels, got {shape}"
-            )
+        if shape != (len(names), dim) or not np.isfinite(vectors[name]).all():
+            raise DataError(f"{name} needs finite vectors of shape {(len(names), dim)} for its labels, got {shape}")
+    return dim
