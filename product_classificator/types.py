@@ -59,16 +59,6 @@ def as_text(labels: Strings, unknown: str | None = None) -> Strings:
     )
 
 
-def row_status(image_status: Strings, text_status: Strings) -> Strings:
-    """Return for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
-    parts = (("image", image_status), ("text", text_status))
-    reasons = [
-        ",".join(f"{part}_{status[row]}" for part, status in parts if status[row] not in ("ok", "unused"))
-        for row in range(len(image_status))
-    ]
-    return strings([reason or "ok" for reason in reasons])
-
-
 def _check_rows(rows: int, **arrays: npt.NDArray[Any]) -> None:
     wrong = {name: array.shape for name, array in arrays.items() if len(array) != rows}
     if wrong:
@@ -107,13 +97,6 @@ class Embeddings:
         """Return the products of `rows`, in that order (a copy)."""
         has_image, has_text = self.has_image[rows], self.has_text[rows]
         return Embeddings(self.ids[rows], self.image[rows], self.text[rows], has_image, has_text, self.fingerprint)
-
-    def joined(self) -> Floats:
-        """Return both parts next to each other: (n, image_dim + text_dim), unit rows; zeros where both are missing."""
-        both = np.concatenate([self.image, self.text], 1)
-        length = np.linalg.norm(both, axis=1, keepdims=True)
-        unit: Floats = np.divide(both, length, out=both, where=length > 0)
-        return unit
 
 
 @dataclass(frozen=True)

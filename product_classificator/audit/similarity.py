@@ -46,7 +46,7 @@ def _vector_keys(embeddings: Embeddings, seed: int) -> Keys:
     """Return (n,) keys that are equal for products with nearly the same vectors."""
     pairs = [np.empty((2, 0), dtype=np.int64)]
     for cell in _cells(embeddings, seed):
-        vectors = embeddings.take(cell).joined()
+        vectors = _joined(embeddings.take(cell))
         k = min(_NEIGHBOURS + 1, len(cell))
         distances, neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(vectors).kneighbors(vectors)
         row, rank = np.nonzero(distances**2 <= 2 - 2 * NEAR)  # of unit vectors
@@ -65,11 +65,19 @@ def _cells(embeddings: Embeddings, seed: int) -> Iterator[Rows]:
     if n_cells < 2:
         yield from [rows] * n_cells
         return
-    centres = embeddings.take(np.random.default_rng(seed).choice(rows, n_cells, replace=False)).joined()
+    centres = _joined(embeddings.take(np.random.default_rng(seed).choice(rows, n_cells, replace=False)))
     steps = (rows[start : start + _ROWS_PER_STEP] for start in range(0, len(rows), _ROWS_PER_STEP))
-    nearest = np.concatenate([(embeddings.take(step).joined() @ centres.T).argmax(1) for step in steps])
+    nearest = np.concatenate([(_joined(embeddings.take(step)) @ centres.T).argmax(1) for step in steps])
     for cell in range(n_cells):
         yield rows[nearest == cell]
+
+
+def _joined(embeddings: Embeddings) -> Floats:
+    """Return both parts next to each other: (n, image_dim + text_dim), unit rows; zeros where both are missing."""
+    both = np.concatenate([embeddings.image, embeddings.text], 1)
+    length = np.linalg.norm(both, axis=1, keepdims=True)
+    unit: Floats = np.divide(both, length, out=both, where=length > 0)
+    return unit
 
 
 def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:

@@ -13,7 +13,7 @@ from product_classificator.catalog.photo import MAX_PIXELS, Channels, ImageError
 from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
 from product_classificator.text import clean
-from product_classificator.types import Embeddings, Floats, Rows, Strings, row_status, strings
+from product_classificator.types import Embeddings, Floats, Rows, Strings, strings
 
 ImageInput: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
 """A Pillow image, an (h, w, 3) uint8 RGB array, the bytes of an image file, or its path."""
@@ -23,6 +23,16 @@ ImagesInput: TypeAlias = ImageInput | Sequence[ImageInput | None] | None
 
 _IMAGES_AT_ONCE = 256  # prepared images wait in memory
 _RGB_AXES, _RGB_CHANNELS = 3, 3
+
+
+def row_status(image_status: Strings, text_status: Strings) -> Strings:
+    """Return for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
+    parts = (("image", image_status), ("text", text_status))
+    reasons = [
+        ",".join(f"{part}_{status[row]}" for part, status in parts if status[row] not in ("ok", "unused"))
+        for row in range(len(image_status))
+    ]
+    return strings([reason or "ok" for reason in reasons])
 
 
 @dataclass(frozen=True)

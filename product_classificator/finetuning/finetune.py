@@ -22,6 +22,7 @@ import numpy as np
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import near_duplicate_groups
 from product_classificator.embeddings.embed import EmbeddedCatalog
+from product_classificator.embeddings.products import row_status
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.combined import clip_of
@@ -49,7 +50,7 @@ from product_classificator.training.train import (
     report_facts,
     save_run,
 )
-from product_classificator.types import Embeddings, as_text, row_status
+from product_classificator.types import Embeddings, as_text
 
 
 @dataclass(frozen=True)

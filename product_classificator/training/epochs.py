@@ -62,12 +62,12 @@ def fit_network(
     _standardize(network, data)
     _start_from_label_names(network, data)
     _start_from_log_odds(network, data)
-    descent = _Descent(network, data, settings)
+    fitting = _Fitting(network, data, settings)
     history: list[EpochFacts] = []
     best, best_weights = -1, deepcopy(network.state_dict())
     for epoch in range(1, settings.max_epochs + 1):
         started = time.perf_counter()
-        loss = descent.run_epoch()
+        loss = fitting.run_epoch()
         scores = _valid_macro_f1(network.fitted(), data)
         mean = float(np.mean(list(scores.values())))
         history.append(EpochFacts(epoch, loss, scores, mean, time.perf_counter() - started))
@@ -125,7 +125,7 @@ def log_odds(counts: Counts, n_known: int) -> Floats:
     return odds
 
 
-class _Descent:
+class _Fitting:
     """Network, optimizers and learning rates of one training."""
 
     def __init__(self, network: JointNetwork, data: TrainingData, settings: HeadSettings) -> None:

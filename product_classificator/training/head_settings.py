@@ -9,19 +9,11 @@ from dataclasses import dataclass
 
 from product_classificator.errors import DataError
 
-_RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (
-        ("min_products_per_label", "max_epochs", "patience", "batch_size", "hidden"),
-        lambda value: value >= 1,
-        "must be at least 1",
-    ),
-    (("learning_rate", "words_learning_rate"), lambda value: 0 < value < math.inf, "must be positive and finite"),
-    (
-        ("dropout", "modality_dropout", "word_dropout"),
-        lambda value: 0 <= value < 1,
-        "must be at least 0 and below 1",
-    ),
-    (("weight_decay", "prior_strength", "max_words"), lambda value: 0 <= value < math.inf, "must be 0 or more, finite"),
+_RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("min_products_per_label max_epochs patience batch_size hidden", lambda x: x >= 1, "must be at least 1"),
+    ("learning_rate words_learning_rate", lambda x: 0 < x < math.inf, "must be positive and finite"),
+    ("dropout modality_dropout word_dropout", lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
+    ("weight_decay prior_strength max_words", lambda x: 0 <= x < math.inf, "must be 0 or more, finite"),
 )
 
 
@@ -66,6 +58,6 @@ class HeadSettings:
 
     def __post_init__(self) -> None:
         for names, is_valid, rule in _RULES:
-            for name in names:
+            for name in names.split():
                 if not is_valid(getattr(self, name)):
                     raise DataError(f"{name} {rule}, got {getattr(self, name)}")

@@ -55,10 +55,7 @@ def test_a_photo_of_another_width_is_not_needed() -> None:
 
 def test_a_larger_scale_makes_surer_probabilities() -> None:
     arguments = {"encoder_name": "", "encoder_fingerprint": "tiny-1"}
-    sure, unsure = (
-        zero_shot_heads(LABELS, VECTORS, **arguments, shares_space=False, scale=scale)
-        for scale in (10, 1)
-    )
+    sure, unsure = (zero_shot_heads(LABELS, VECTORS, **arguments, shares_space=False, scale=scale) for scale in (10, 1))
     one, two = (each.predict(product(text=0), [""]).probabilities["kind"] for each in (sure, unsure))
     assert one[0, 0] > 0.999
     assert two[0, 0] == pytest.approx(np.e / (np.e + 2))
