@@ -25,16 +25,6 @@ _IMAGES_AT_ONCE = 256  # prepared images wait in memory
 _RGB_AXES, _RGB_CHANNELS = 3, 3
 
 
-def row_status(image_status: Strings, text_status: Strings) -> Strings:
-    """Return for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
-    parts = (("image", image_status), ("text", text_status))
-    reasons = [
-        ",".join(f"{part}_{status[row]}" for part, status in parts if status[row] not in ("ok", "unused"))
-        for row in range(len(image_status))
-    ]
-    return strings([reason or "ok" for reason in reasons])
-
-
 @dataclass(frozen=True)
 class EncodedProducts:
     """Vectors of n products, and "ok" or the reason why a part is missing.
@@ -68,6 +58,16 @@ class EncodedProducts:
         """Return the vectors as the embeddings of products with these ids."""
         image, text = self.image.astype(np.float32, copy=False), self.text.astype(np.float32, copy=False)
         return Embeddings(strings(ids), image, text, self.image_status == "ok", self.text_status == "ok", fingerprint)
+
+
+def row_status(image_status: Strings, text_status: Strings) -> Strings:
+    """Return for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
+    statuses = []
+    for image, text in zip(image_status, text_status, strict=True):
+        reasons = [] if image in ("ok", "unused") else [f"image_{image}"]
+        reasons += [] if text in ("ok", "unused") else [f"text_{text}"]
+        statuses.append(",".join(reasons) or "ok")
+    return strings(statuses)
 
 
 def encode_products(

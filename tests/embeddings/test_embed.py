@@ -1,24 +1,15 @@
-import json
 import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from product_classificator.catalog import open_images, read_catalog
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, count_statuses, embed, embed_chunks
-from product_classificator.embeddings.products import EncodedProducts
-from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
-from product_classificator.errors import ArtifactError
-from product_classificator.types import strings
+from product_classificator.embeddings.store import EmbeddingStore
 from tests.fakes import TinyEncoder, jpeg, shop
 
 
@@ -49,23 +40,6 @@ def test_what_is_in_the_store_is_not_encoded_again(catalog, tmp_path):
     again = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
     assert (encoder.images, encoder.texts) == (0, 0)
     assert again.status[9] == "image_truncated"
-
-
-def test_a_store_is_read_in_any_order(tmp_path, monkeypatch):
-    store, digests = EmbeddingStore(tmp_path / "s", TinyEncoder()), [bytes([number]) * 16 for number in range(12)]
-    vectors = np.arange(12 * 20, dtype=np.float16).reshape(12, 20)
-    every = strings(["ok"] * 4)
-    for rows in np.arange(12).reshape(3, 4):
-        shard_digests = [digests[row] for row in rows]
-        store.append(["1"] * 4, shard_digests, EncodedProducts(vectors[rows, :4], vectors[rows, 4:], every, every))
-    read = Mock(side_effect=pq.read_table)
-    monkeypatch.setattr("product_classificator.embeddings.store.pq.read_table", read)
-    order = np.random.default_rng(0).permutation(12)
-    for rows in (order, order[::-1], *order.reshape(4, 3)):
-        found = store.read([digests[row] for row in rows])
-        assert np.array_equal(np.concatenate([found.image, found.text], 1), vectors[rows])
-        if len(rows) == 12:
-            assert read.call_count == 3  # shards of the last read are not read again
 
 
 def test_only_a_product_whose_bytes_changed_is_encoded_again(tmp_path):
@@ -116,12 +90,6 @@ def test_a_larger_limit_of_pixels_is_tried_again(tmp_path):
         images = open_images(tmp_path / "photos", max_pixels=max_pixels)
         found.append(embed(read_catalog(frame, images, text=[]), TinyEncoder(), store).status[0])
     assert found == ["image_too_large", "image_too_large", "ok"]
-
-
-def test_a_store_whose_making_was_cut_short_is_taken_up(tmp_path):
-    (tmp_path / "s/parts").mkdir(parents=True)
-    (tmp_path / "s/.store.json.1.tmp").touch()
-    assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 0
 
 
 def test_chunks_begin_where_asked(catalog):
@@ -176,7 +144,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(tmp_path):
     assert len(EmbeddingStore(tmp_path / "killed", encoder)) == n
 
 
-def test_a_damaged_part_is_left_out_and_its_products_are_encoded_again(catalog, tmp_path, caplog):
+def test_a_damaged_shard_is_ignored_and_its_products_are_encoded_again(catalog, tmp_path, caplog):
     embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path / "s", TinyEncoder()))
     (part,) = (tmp_path / "s/parts").glob("*.parquet")
     part.write_bytes(part.read_bytes()[:500])
@@ -187,75 +155,7 @@ def test_a_damaged_part_is_left_out_and_its_products_are_encoded_again(catalog, 
     assert embedded.embeddings.has_image.sum() > 200
 
 
-def test_a_store_that_cannot_be_written_to_is_named(tmp_path, catalog):
-    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
-    (tmp_path / "s/parts").rmdir()
-    (tmp_path / "s/parts").touch()
-    with pytest.raises(ArtifactError, match=r"/s cannot be written to \(.*\): name another store"):
-        embed(catalog, TinyEncoder(), store)
-
-
-def test_a_store_of_another_encoder_is_refused(tmp_path):
-    EmbeddingStore(tmp_path / "s", TinyEncoder())
-    other = TinyEncoder()
-    other.fingerprint = "tiny-2"
-    with pytest.raises(ArtifactError, match="has those of tiny-1, got tiny-2; use another folder"):
-        EmbeddingStore(tmp_path / "s", other)
-
-
-def test_a_folder_of_other_things_is_no_store(tmp_path):
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ArtifactError, match="a store needs a folder of its own"):
-        EmbeddingStore(tmp_path, TinyEncoder())
-
-
-def test_a_store_of_a_newer_format_is_refused(tmp_path):
-    EmbeddingStore(tmp_path / "s", TinyEncoder())
-    facts = json.loads((tmp_path / "s/store.json").read_text())
-    (tmp_path / "s/store.json").write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(ArtifactError, match="has store format 99, this version reads 1"):
-        EmbeddingStore(tmp_path / "s", TinyEncoder())
-
-
-def test_what_is_no_store_is_named(tmp_path):
-    with pytest.raises(ArtifactError, match="is not a store of embeddings"):
-        read_store_facts(tmp_path)
-    (tmp_path / "store.json").write_text("[]")
-    with pytest.raises(ArtifactError, match=r"store\.json does not describe one"):
-        read_store_facts(tmp_path)
-
-
-def test_reading_what_was_never_embedded_says_so(tmp_path):
-    with pytest.raises(ArtifactError, match="does not hold all requested products: embed the catalog first"):
-        EmbeddingStore(tmp_path / "s", TinyEncoder()).read([b"x" * 16])
-
-
-def test_a_part_that_is_damaged_while_it_is_used_is_named(tmp_path):
-    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
-    ok = strings(["ok"])
-    store.append(["1"], [b"x" * 16], EncodedProducts(np.ones((1, 4)), np.ones((1, 16)), ok, ok))
-    next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match=r"is damaged .*delete it and run again"):
-        store.read([b"x" * 16])
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=50), st.integers(1, 60))
-def test_the_index_finds_every_digest_before_and_after_merging(digests, merge_at):
-    import product_classificator.embeddings.store as module
-
-    before, module._MAX_UNMERGED = module._MAX_UNMERGED, merge_at
-    try:
-        index = module._DigestIndex()
-        for part, start in enumerate(range(0, len(digests), 7)):
-            index.add(digests[start : start + 7], part)
-    finally:
-        module._MAX_UNMERGED = before
-    assert [index.find(digest) for digest in digests] == [(row // 7, row % 7) for row in range(len(digests))]
-    assert index.find(b"\0" * 15 + b"\1") is None or b"\0" * 15 + b"\1" in digests
-
-
-def test_broken_rows_stop_nothing(tmp_path):
+def test_broken_rows_do_not_stop_a_catalog(tmp_path):
     table, photos = shop(tmp_path / "shop", products=90)
     embedded = embed(read_catalog(table, photos, text="description"), TinyEncoder())
     assert len(embedded.embeddings) == 90
@@ -282,7 +182,7 @@ def test_an_encoder_that_is_quicker_than_its_photos_waits_most_of_the_time(catal
     assert embed(catalog, SlowPhotos()).idle_share > 0.7
 
 
-def test_where_nothing_is_encoded_no_encoder_waits(catalog, tmp_path):
+def test_the_encoder_is_never_idle_if_nothing_is_encoded(catalog, tmp_path):
     store = EmbeddingStore(tmp_path / "s", TinyEncoder())
     assert embed(catalog, TinyEncoder(), store).idle_share is not None
     assert embed(catalog, TinyEncoder(), store).idle_share is None

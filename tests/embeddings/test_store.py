@@ -1,0 +1,106 @@
+import json
+from unittest.mock import Mock
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from product_classificator.embeddings.embed import embed
+from product_classificator.embeddings.products import EncodedProducts
+from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
+from product_classificator.errors import ArtifactError
+from product_classificator.types import strings
+from tests.fakes import TinyEncoder
+
+
+def test_a_store_is_read_in_any_order(tmp_path, monkeypatch):
+    store, digests = EmbeddingStore(tmp_path / "s", TinyEncoder()), [bytes([number]) * 16 for number in range(12)]
+    vectors = np.arange(12 * 20, dtype=np.float16).reshape(12, 20)
+    every = strings(["ok"] * 4)
+    for rows in np.arange(12).reshape(3, 4):
+        shard_digests = [digests[row] for row in rows]
+        store.append(["1"] * 4, shard_digests, EncodedProducts(vectors[rows, :4], vectors[rows, 4:], every, every))
+    read = Mock(side_effect=pq.read_table)
+    monkeypatch.setattr("product_classificator.embeddings.store.pq.read_table", read)
+    order = np.random.default_rng(0).permutation(12)
+    for rows in (order, order[::-1], *order.reshape(4, 3)):
+        found = store.read([digests[row] for row in rows])
+        assert np.array_equal(np.concatenate([found.image, found.text], 1), vectors[rows])
+        if len(rows) == 12:
+            assert read.call_count == 3  # shards of the last read are not read again
+
+
+def test_a_store_whose_creation_was_interrupted_is_completed(tmp_path):
+    (tmp_path / "s/parts").mkdir(parents=True)
+    (tmp_path / "s/.store.json.1.tmp").touch()
+    assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 0
+
+
+def test_a_store_that_cannot_be_written_to_is_named(tmp_path, catalog):
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    (tmp_path / "s/parts").rmdir()
+    (tmp_path / "s/parts").touch()
+    with pytest.raises(ArtifactError, match=r"/s cannot be written to \(.*\): name another store"):
+        embed(catalog, TinyEncoder(), store)
+
+
+def test_a_store_of_another_encoder_is_refused(tmp_path):
+    EmbeddingStore(tmp_path / "s", TinyEncoder())
+    other = TinyEncoder()
+    other.fingerprint = "tiny-2"
+    with pytest.raises(ArtifactError, match="has those of tiny-1, got tiny-2; use another folder"):
+        EmbeddingStore(tmp_path / "s", other)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match="a store needs a folder of its own"):
+        EmbeddingStore(tmp_path, TinyEncoder())
+
+
+def test_a_store_of_another_format_is_refused(tmp_path):
+    EmbeddingStore(tmp_path / "s", TinyEncoder())
+    facts = json.loads((tmp_path / "s/store.json").read_text())
+    (tmp_path / "s/store.json").write_text(json.dumps({**facts, "format": 99}))
+    with pytest.raises(ArtifactError, match="has store format 99, this version reads 1"):
+        EmbeddingStore(tmp_path / "s", TinyEncoder())
+
+
+def test_a_folder_without_a_store_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="is not a store of embeddings"):
+        read_store_facts(tmp_path)
+    (tmp_path / "store.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"store\.json does not describe one"):
+        read_store_facts(tmp_path)
+
+
+def test_products_that_were_never_embedded_cannot_be_read(tmp_path):
+    with pytest.raises(ArtifactError, match="does not hold all requested products: embed the catalog first"):
+        EmbeddingStore(tmp_path / "s", TinyEncoder()).read([b"x" * 16])
+
+
+def test_a_shard_that_is_damaged_while_in_use_is_named(tmp_path):
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    ok = strings(["ok"])
+    store.append(["1"], [b"x" * 16], EncodedProducts(np.ones((1, 4)), np.ones((1, 16)), ok, ok))
+    next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"is damaged .*delete it and run again"):
+        store.read([b"x" * 16])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=50), st.integers(1, 60))
+def test_the_index_finds_every_digest_before_and_after_merging(digests, merge_at):
+    import product_classificator.embeddings.store as module
+
+    before, module._MAX_UNMERGED = module._MAX_UNMERGED, merge_at
+    try:
+        index = module._DigestIndex()
+        for part, start in enumerate(range(0, len(digests), 7)):
+            index.add(digests[start : start + 7], part)
+    finally:
+        module._MAX_UNMERGED = before
+    assert [index.find(digest) for digest in digests] == [(row // 7, row % 7) for row in range(len(digests))]
+    assert index.find(b"\0" * 15 + b"\1") is None or b"\0" * 15 + b"\1" in digests
