@@ -15,7 +15,7 @@ def make(decision_thresholds):
     )
 
 
-def test_a_product_bears_the_labels_of_their_cut_or_above_the_most_probable_first():
+def test_labels_that_reach_their_decision_threshold_are_assigned_the_most_probable_first():
     predictions = make([0.5, 0.25, 0.7])
     assert predictions.labels_of("materials") == [["cotton", "silk"], [], None]
     assert predictions.best("materials").tolist() == [{"cotton", "silk"}, set(), None]
@@ -28,7 +28,7 @@ def test_the_confidence_of_a_set_is_that_of_every_label_being_right():
     assert confidence.dtype == np.float32
 
 
-def test_every_label_needs_a_cut():
+def test_every_label_needs_a_decision_threshold():
     with pytest.raises(DataError, match="materials has 3 labels but 2 decision thresholds"):
         make([0.5, 0.5])
 

@@ -63,8 +63,8 @@ def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float]:
         logits: (n, k) of one characteristic, of products that the network has not learned from.
         label_ids: (n,) true label ids, -1 where unknown.
     """
-    known = label_ids >= 0
-    known_logits, true = logits[known].astype(np.float64), label_ids[known][:, None]
+    is_known = label_ids >= 0
+    known_logits, true = logits[is_known].astype(np.float64), label_ids[is_known][:, None]
     log_spreads = np.log(spreads(known_logits))
     deviations = np.array([_LOG_TEMPERATURE_DEVIATION, _EXPONENT_DEVIATION])
 
@@ -148,9 +148,10 @@ def with_confidence_thresholds(
     calibrated = []
     for characteristic in characteristics:
         name = characteristic.name
-        known = predictions.is_predicted(name) & np.array([label is not None for label in truth[name]], dtype=bool)
-        is_right = (predictions.best(name) == truth[name])[known].astype(bool)
-        thresholds = confidence_thresholds(predictions.confidence(name)[known], is_right)
+        has_label = np.array([label is not None for label in truth[name]], dtype=bool)
+        is_judged = predictions.is_predicted(name) & has_label
+        is_right = (predictions.best(name) == truth[name])[is_judged].astype(bool)
+        thresholds = confidence_thresholds(predictions.confidence(name)[is_judged], is_right)
         calibrated.append(replace(characteristic, confidence_thresholds=thresholds))
     return tuple(calibrated)
 

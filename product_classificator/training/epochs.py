@@ -113,9 +113,9 @@ def _start_from_label_names(network: JointNetwork, data: TrainingData) -> None:
 def _start_from_log_odds(network: JointNetwork, data: TrainingData) -> None:
     """Start the biases of multi-label characteristics at the log-odds of their labels."""
     for target, columns in zip(data.targets, network.shape.columns, strict=True):
-        known = target.known(data.train)
-        if target.indicators is not None and len(known):
-            network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(known), len(known))))
+        rows = target.known(data.train)
+        if target.indicators is not None and len(rows):
+            network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(rows), len(rows))))
 
 
 def log_odds(counts: Counts, n_known: int) -> Floats:

@@ -51,8 +51,8 @@ def fit_vocabulary(
     kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
     idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
     vocabulary = Vocabulary(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32), **options)
-    known = counts[:, kept].sorted_indices()
-    weighted = vocabulary.weigh_counts(known.data, known.indices, known.indptr)
+    kept_counts = counts[:, kept].sorted_indices()
+    weighted = vocabulary.weigh_counts(kept_counts.data, kept_counts.indices, kept_counts.indptr)
     return vocabulary, csr_matrix(weighted, shape=(len(texts), len(vocabulary)))
 
 
@@ -93,11 +93,11 @@ def words_of_multi_labels(vocabulary: Vocabulary, labels: Sequence[str]) -> BagO
 
 def _most_likely_weight(words: BagOfWords, label_words: BagOfWords, label_ids: Rows, largest: float) -> float:
     """Return the weight of cosines with labels, from 0 to `largest`, under which the labels are the most likely."""
-    known = np.flatnonzero(label_ids >= 0)
-    known = known[:: -(-len(known) // _WEIGHT_SAMPLE) or 1]
-    if not len(known) or not label_words.nnz:
+    rows = np.flatnonzero(label_ids >= 0)
+    rows = rows[:: -(-len(rows) // _WEIGHT_SAMPLE) or 1]
+    if not len(rows) or not label_words.nnz:
         return largest
-    cosines, true = (words[known] @ label_words.T).toarray(), label_ids[known]
+    cosines, true = (words[rows] @ label_words.T).toarray(), label_ids[rows]
     cosines -= cosines.mean(0)
     log_priors = np.log(np.maximum(np.bincount(true, minlength=label_words.shape[0]), 0.5) / len(true))
 
@@ -123,11 +123,11 @@ def start_with_their_kind(titles: Sequence[str], columns: Sequence[Rows]) -> boo
     rows = np.array([row for row in words if len(words[row]) > 1], dtype=np.int64)
     gains = []
     for label_ids in columns:
-        known = rows[label_ids[rows] >= 0]
-        if len(known) < _MIN_TITLES:
+        labelled = rows[label_ids[rows] >= 0]
+        if len(labelled) < _MIN_TITLES:
             continue
         by_nothing, by_first, by_last = (
-            _accuracy([word(words[row]) for row in known.tolist()], label_ids[known])
+            _accuracy([word(words[row]) for row in labelled.tolist()], label_ids[labelled])
             for word in (lambda _: "", lambda text: text[0], lambda text: text[-1])
         )
         if max(by_first, by_last) > by_nothing + _MIN_GAIN:

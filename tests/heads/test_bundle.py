@@ -56,7 +56,7 @@ def test_probabilities_are_well_formed_when_a_photo_or_a_text_is_missing(
     assert predictions.best("colour")[0] == products.truth["colour"][0]
 
 
-def test_what_stands_in_a_missing_part_does_not_matter(fitted: FittedHeads, products: LabelledProducts) -> None:
+def test_the_values_of_a_missing_part_do_not_matter(fitted: FittedHeads, products: LabelledProducts) -> None:
     few = gappy(products.embeddings)
     noise = few.take(np.arange(3))
     noise.image[[0, 2]], noise.text[[1, 2]] = 7, 7
@@ -75,7 +75,7 @@ def test_no_products_give_no_predictions(fitted: FittedHeads, products: Labelled
     assert none.probabilities["kind"].shape == (0, 3)
 
 
-def test_only_the_characteristics_asked_for_are_told(fitted: FittedHeads, products: LabelledProducts) -> None:
+def test_only_the_wanted_characteristics_are_predicted(fitted: FittedHeads, products: LabelledProducts) -> None:
     assert fitted.bundle.predict(*rows_of(products, "test"), ["size", "kind"]).characteristics == ("size", "kind")
 
 

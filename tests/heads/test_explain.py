@@ -29,7 +29,7 @@ def test_base_photo_and_text_add_up_to_the_odds_against_the_runner_up(prediction
             ]
 
 
-def test_credit_goes_to_the_side_that_tells(tiny_training, catalog):
+def test_credit_goes_to_the_part_that_decides(tiny_training, catalog):
     """The photo tells the colour, the text tells the kind."""
     made = tiny_training.fitted.bundle.predict(tiny_training.embeddings, catalog.texts())
     both = np.flatnonzero(tiny_training.embeddings.has_image & tiny_training.embeddings.has_text)[:40].tolist()
@@ -38,7 +38,7 @@ def test_credit_goes_to_the_side_that_tells(tiny_training, catalog):
     assert np.mean([why["kind"].text for why in whys]) > 3 * abs(np.mean([why["kind"].photo for why in whys]))
 
 
-def test_the_word_that_tells_is_the_strongest_and_speaks_for_the_label(predictions, products):
+def test_the_word_that_decides_is_the_strongest_and_favours_the_label(predictions, products):
     for row in range(20):
         words = predictions.explain(row)["colour"].words
         strongest, weight = next(iter(words.items()))
@@ -56,8 +56,8 @@ def test_hiding_the_words_changes_the_logits_by_their_weights(fitted, products):
     with_words = fitted.bundle.logits(row, [products.texts[3]])["colour"]
     temperature = fitted.bundle["colour"].temperatures(with_words)
     lost = (with_words - fitted.bundle.logits(row, ["?"])["colour"])[0]
-    told = sum(why.words.values()) * float(temperature[0])
-    assert told == pytest.approx(float(lost[label] - lost[runner_up]), abs=1e-4)
+    predicted = sum(why.words.values()) * float(temperature[0])
+    assert predicted == pytest.approx(float(lost[label] - lost[runner_up]), abs=1e-4)
 
 
 def test_what_a_product_lacks_has_no_credit(fitted, products):

@@ -24,28 +24,28 @@ def shares(*rows: list[float]) -> np.ndarray:
 
 
 def test_the_likeliest_pair_wins_where_the_best_labels_contradict_each_other() -> None:
-    told = {
+    given = {
         "sub": shares([0.4, 0.0, 0.35, 0.25], [0.9, 0.0, 0.05, 0.05]),
         "top": shares([0.2, 0.8], [0.4, 0.6]),
     }
-    found = reconcile(told, LABELS, (SUB_TOP,))
+    found = reconcile(given, LABELS, (SUB_TOP,))
     assert found["sub"].argmax(1).tolist() == [2, 0]
     assert found["top"].argmax(1).tolist() == [1, 0]
     assert all(np.allclose(matrix.sum(1), 1) for matrix in found.values())
 
 
 def test_nothing_is_changed_where_the_best_labels_agree() -> None:
-    told = {"sub": shares([0.4, 0.1, 0.3, 0.2]), "top": shares([0.7, 0.3]), "color": shares([0.2, 0.3, 0.5])}
-    found = reconcile(told, LABELS, (SUB_TOP,))
-    assert all(found[name] is told[name] for name in told)
+    given = {"sub": shares([0.4, 0.1, 0.3, 0.2]), "top": shares([0.7, 0.3]), "color": shares([0.2, 0.3, 0.5])}
+    found = reconcile(given, LABELS, (SUB_TOP,))
+    assert all(found[name] is given[name] for name in given)
 
 
 def test_certain_heads_that_contradict_each_other_and_ties_leave_no_contradiction() -> None:
-    told = {
+    given = {
         "sub": shares([1, 0, 0, 0], [0, 0, 0, 1], [0.25] * 4, [0, 0.5, 0.5, 0]),
         "top": shares([0, 1], [1, 0], [0.5 - 1e-7, 0.5 + 1e-7], [0.5, 0.5]),
     }
-    found = reconcile(told, LABELS, (SUB_TOP,))
+    found = reconcile(given, LABELS, (SUB_TOP,))
     assert (PARENT[found["sub"].argmax(1)] == found["top"].argmax(1)).all()
 
 
@@ -55,25 +55,25 @@ def test_chains_and_branches_agree_on_every_level() -> None:
     labels = {name: tuple(f"{name}{i}" for i in range(k)) for name, k in sizes.items()}
     steps = [("a", "b", 2), ("b", "c", 2), ("d", "c", 3)]
     hierarchy = tuple(Refinement(x, y, {f"{x}{i}": f"{y}{i // s}" for i in range(sizes[x])}) for x, y, s in steps)
-    told = {name: draw.dirichlet(np.full(k, 0.3), 500).astype(np.float32) for name, k in sizes.items()}
-    best = {name: matrix.argmax(1) for name, matrix in reconcile(told, labels, hierarchy).items()}
+    given = {name: draw.dirichlet(np.full(k, 0.3), 500).astype(np.float32) for name, k in sizes.items()}
+    best = {name: matrix.argmax(1) for name, matrix in reconcile(given, labels, hierarchy).items()}
     assert all((best[x] // s == best[y]).all() for x, y, s in steps)
     assert with_relatives(["d"], hierarchy) == ("d", "a", "b", "c")
 
 
-def test_three_levels_are_told_as_likely_as_their_best_assignments() -> None:
+def test_three_levels_are_as_likely_as_their_best_assignments() -> None:
     draw = np.random.default_rng(2)
     sizes = {"c": 2, "b": 4, "a": 8}  # from the coarsest to the finest
     labels = {name: tuple(f"{name}{i}" for i in range(k)) for name, k in sizes.items()}
     hierarchy = tuple(
         Refinement(x, y, {f"{x}{i}": f"{y}{i // 2}" for i in range(sizes[x])}) for x, y in (("b", "c"), ("a", "b"))
     )
-    told = {name: draw.dirichlet(np.full(k, 0.3), 200).astype(np.float32) for name, k in sizes.items()}
-    is_wrong = told["a"].argmax(1) // 2 != told["b"].argmax(1)
-    is_wrong |= told["b"].argmax(1) // 2 != told["c"].argmax(1)
-    found = reconcile(told, labels, hierarchy)
+    given = {name: draw.dirichlet(np.full(k, 0.3), 200).astype(np.float32) for name, k in sizes.items()}
+    is_wrong = given["a"].argmax(1) // 2 != given["b"].argmax(1)
+    is_wrong |= given["b"].argmax(1) // 2 != given["c"].argmax(1)
+    found = reconcile(given, labels, hierarchy)
     weigh = {"c": 1.0, "b": 0.7, "a": 0.7**2}
-    log = {name: weigh[name] * np.log(np.maximum(matrix, 1e-12).astype(np.float64)) for name, matrix in told.items()}
+    log = {name: weigh[name] * np.log(np.maximum(matrix, 1e-12).astype(np.float64)) for name, matrix in given.items()}
     leaf = np.arange(8)
     scores = log["a"] + log["b"][:, leaf // 2] + log["c"][:, leaf // 4]  # of every assignment: a leaf decides all
     for name, step in (("a", 1), ("b", 2), ("c", 4)):
@@ -82,10 +82,13 @@ def test_three_levels_are_told_as_likely_as_their_best_assignments() -> None:
     assert is_wrong.sum() > 100
 
 
-def test_a_parent_whose_refinements_are_unknown_is_told_and_nothing_of_the_child() -> None:
+def test_a_parent_without_known_children_is_predicted_and_its_child_is_not() -> None:
     labels = {**LABELS, "top": ("dishes", "footwear", "makeup")}
-    told = {"sub": shares([0.6, 0.2, 0.1, 0.1], [0.6, 0.2, 0.1, 0.1]), "top": shares([0.1, 0.1, 0.8], [0.9, 0.0, 0.1])}
-    found = reconcile(told, labels, (SUB_TOP,))
+    given = {
+        "sub": shares([0.6, 0.2, 0.1, 0.1], [0.6, 0.2, 0.1, 0.1]),
+        "top": shares([0.1, 0.1, 0.8], [0.9, 0.0, 0.1]),
+    }
+    found = reconcile(given, labels, (SUB_TOP,))
     assert found["top"].argmax(1).tolist() == [2, 0]
     assert np.isnan(found["sub"][0]).all()
     assert found["sub"][1].argmax() == 0
@@ -128,15 +131,15 @@ def test_predictions_of_fitted_heads_do_not_contradict_what_was_learned(
     mixed = replace(products.embeddings, image=products.embeddings.image[::-1].copy())
 
     def contradictions(bundle: HeadBundle) -> int:
-        told = bundle.predict(mixed, products.texts)
-        pairs = zip(told.best("thing"), told.best("kind"), strict=True)
+        given = bundle.predict(mixed, products.texts)
+        pairs = zip(given.best("thing"), given.best("kind"), strict=True)
         return sum(found.parents[thing] != kind for thing, kind in pairs)
 
     assert contradictions(replace(refined.bundle, hierarchy=())) > 0
     assert contradictions(refined.bundle) == 0
 
 
-def test_a_characteristic_is_told_alike_alone_and_with_its_parent(
+def test_a_characteristic_is_predicted_alike_alone_and_with_its_parent(
     refined: FittedHeads, products: LabelledProducts
 ) -> None:
     both = refined.bundle.predict(products.embeddings, products.texts)

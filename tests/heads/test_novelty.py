@@ -34,14 +34,14 @@ def novelty(shop: tuple[Embeddings, list[str], Vocabulary]) -> NoveltyDetector:
     return fit_novelty(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
 
 
-def test_products_like_those_of_the_training_are_familiar(shop, novelty) -> None:
+def test_products_like_those_of_the_training_are_in_distribution(shop, novelty) -> None:
     embeddings, texts, vocabulary = shop
     assert novelty.is_out_of_distribution(embeddings.take(np.arange(1000, N)), texts[1000:], vocabulary).mean() < 0.08
     assert len(novelty.image) == len(novelty.text) == 256
 
 
 @pytest.mark.parametrize("part", ["image", "text"])
-def test_a_vector_that_points_elsewhere_is_strange(shop, novelty, part: str) -> None:
+def test_an_embedding_that_points_elsewhere_is_out_of_distribution(shop, novelty, part: str) -> None:
     embeddings, texts, vocabulary = shop
     few = embeddings.take(np.arange(3))
     familiar = novelty.is_out_of_distribution(few, texts[:3], vocabulary)
@@ -59,7 +59,7 @@ def test_a_missing_part_is_not_judged(shop, novelty) -> None:
     assert not novelty.is_out_of_distribution(elsewhere, ["jfkdls"], vocabulary).any()
 
 
-def test_gibberish_is_strange_even_if_its_vector_is_not(shop, novelty) -> None:
+def test_gibberish_is_out_of_distribution_even_if_its_embedding_is_not(shop, novelty) -> None:
     embeddings, _, vocabulary = shop
     few = embeddings.take(np.arange(3))
     found = novelty.is_out_of_distribution(

@@ -102,7 +102,7 @@ def test_the_published_files_give_the_published_vectors_and_logits(tmp_path: Pat
         ]
 
 
-def test_published_heads_say_what_their_networks_say(
+def test_published_heads_give_the_logits_of_their_networks(
     folder: Path, networks: dict[str, nn.Sequential], pca: PCA
 ) -> None:
     embeddings = products()
@@ -110,7 +110,7 @@ def test_published_heads_say_what_their_networks_say(
     assert np.allclose(logits(read(folder), embeddings), expected(networks, reduced), atol=1e-5)
 
 
-def test_a_bundle_of_published_heads_says_the_same_when_it_is_loaded(folder: Path) -> None:
+def test_a_bundle_of_published_heads_predicts_the_same_when_it_is_loaded(folder: Path) -> None:
     bundle, embeddings = read(folder), products()
     bundle.save(folder / "heads")
     loaded = HeadBundle.load(folder / "heads")
@@ -151,7 +151,7 @@ def test_whole_modules_of_torchvision_and_state_dicts_are_read_alike(
     assert np.array_equal(logits(read(folder), products()), before)
 
 
-def test_labels_stand_in_the_order_of_their_numbers(folder: Path) -> None:
+def test_labels_are_in_the_order_of_their_numbers(folder: Path) -> None:
     assert read(folder).labels == {"sex": ("для детей", "для женщин", "ё"), "isadult": ("false", "true")}
 
 

@@ -44,7 +44,7 @@ def test_one_temperature_for_all_is_found_where_one_is_right(too_sure: float) ->
     assert abs(exponent) < 0.1
 
 
-def test_where_sure_products_are_less_right_an_exponent_beats_one_temperature() -> None:
+def test_where_confident_products_are_less_often_right_an_exponent_beats_one_temperature() -> None:
     wrong = np.arange(6000) % 10 == 0
     logits, label_ids = drawn(6000, 5, 1.0, seed=2)
     label_ids = np.where(wrong, np.roll(label_ids, 1), label_ids)  # a tenth is wrong however sure it looks
@@ -65,7 +65,7 @@ def test_without_an_exponent_it_is_a_softmax_of_divided_logits() -> None:
     assert np.allclose(probabilities_of(logits, 2.0), softmax(logits / 2, 1))
 
 
-def test_unknown_labels_say_nothing() -> None:
+def test_unknown_labels_change_nothing() -> None:
     logits, label_ids = drawn(400, 3, 2.0)
     known = fit_temperature(logits[:200], label_ids[:200])
     label_ids[200:] = -1

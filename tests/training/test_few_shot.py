@@ -89,7 +89,7 @@ def test_photos_without_texts_start_from_names_only_in_one_space(
     assert fit(scarce, barely, start=True).bundle.network.shape.label_dim == 0
 
 
-def test_heads_that_started_from_names_say_the_same_when_they_are_loaded(
+def test_heads_that_started_from_names_predict_the_same_when_they_are_loaded(
     products: LabelledProducts, barely: HeadSettings, tmp_path: Path
 ) -> None:
     bundle = fit(few(products, 3), barely, start=True).bundle

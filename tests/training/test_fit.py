@@ -10,7 +10,6 @@ from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError
 from product_classificator.training import EpochFacts, FittedHeads, HeadSettings, LabelledProducts, epochs, fit_heads
-from product_classificator.training.vocabulary import fit_vocabulary, words_of_labels, words_of_multi_labels
 from product_classificator.types import Embeddings, Split, strings
 from tests.tiny_catalog import COLOURS, KINDS, rows_of
 
@@ -43,7 +42,7 @@ def test_heads_learn_what_only_the_words_know(fitted: FittedHeads, products: Lab
     assert judged(fitted, products, "colour") > 0.95
 
 
-def test_a_template_that_all_texts_share_does_not_drown_the_telling_words(
+def test_a_template_that_all_texts_share_does_not_drown_the_words_that_decide(
     products: LabelledProducts, quick: HeadSettings
 ) -> None:
     texts = [f"buy our {text} with free delivery all over the country today only" for text in products.texts]
@@ -57,7 +56,7 @@ def test_without_words_the_colour_stays_unknown(products: LabelledProducts, quic
     assert judged(fit(products, replace(quick, max_words=0)), products, "colour") < 0.7
 
 
-def test_labels_stand_in_order_and_may_be_any_unicode(fitted: FittedHeads) -> None:
+def test_labels_are_in_order_and_may_be_any_unicode(fitted: FittedHeads) -> None:
     assert fitted.bundle.labels == {"kind": KINDS, "colour": COLOURS, "size": ("L", "S")}
 
 
@@ -142,12 +141,12 @@ def test_fitting_stops_when_patience_ends(products: LabelledProducts, quick: Hea
     assert len(fitted.history) == fitted.best_epoch + 2 < 50
 
 
-def test_every_epoch_is_told(products: LabelledProducts, quick: HeadSettings) -> None:
-    told: list[EpochFacts] = []
+def test_every_epoch_is_reported(products: LabelledProducts, quick: HeadSettings) -> None:
+    predicted: list[EpochFacts] = []
     settings = replace(quick, max_epochs=2)
-    fitted = fit_heads(products, settings, on_epoch=told.append)
-    assert tuple(told) == fitted.history
-    assert [epoch.epoch for epoch in told] == [1, 2]
+    fitted = fit_heads(products, settings, on_epoch=predicted.append)
+    assert tuple(predicted) == fitted.history
+    assert [epoch.epoch for epoch in predicted] == [1, 2]
 
 
 def test_validation_and_test_texts_do_not_reach_the_vocabulary(products: LabelledProducts, quick: HeadSettings) -> None:
@@ -211,26 +210,6 @@ def test_a_validation_part_without_labels_is_refused(products: LabelledProducts,
         fit(replace(products, truth={"kind": kind}), quick)
 
 
-def test_label_names_weigh_what_training_products_support_and_less_where_there_are_many() -> None:
-    texts = ["red mug", "blue mug", "red cup", "blue cup"] * 50
-    vocabulary, words = fit_vocabulary(texts, np.arange(200))
-    many = tuple(f"label {number}" for number in range(199))
-    colour = np.array([1, 0, 1, 0] * 50)
-    kind = np.where([text.endswith("mug") for text in texts], 199, 0)
-    rows = {
-        "colour": words_of_labels(vocabulary, ("blue", "red"), words, colour),
-        "wrong": words_of_labels(vocabulary, ("blue", "red"), words, 1 - colour),
-        "kind": words_of_labels(vocabulary, (*many, "mug"), words, kind),
-        "marks": words_of_multi_labels(vocabulary, ("blue", "old")),
-    }
-    lengths = {name: np.sqrt(matrix.multiply(matrix).sum(1)).ravel().tolist()[0] for name, matrix in rows.items()}
-    assert np.allclose(lengths["colour"], 30, atol=1)
-    assert np.allclose(lengths["wrong"], 0, atol=1)
-    assert lengths["kind"][:199] == [0] * 199
-    assert lengths["kind"][199] == pytest.approx(15, abs=1)
-    assert lengths["marks"] == [pytest.approx(60), 0]
-
-
 def test_labels_are_found_by_their_names_before_anything_is_learned(
     products: LabelledProducts, quick: HeadSettings
 ) -> None:
@@ -238,5 +217,5 @@ def test_labels_are_found_by_their_names_before_anything_is_learned(
     named = strings([KINDS[draw.integers(0, 3)] for _ in products.texts])
     texts = [f"{text} {name}" for text, name in zip(products.texts, named, strict=True)]
     lazy = replace(quick, learning_rate=1e-6, words_learning_rate=1e-6, max_epochs=1)
-    told = replace(products, texts=texts, truth={"named": named})
-    assert judged(fit(told, lazy), told, "named") == 1
+    predicted = replace(products, texts=texts, truth={"named": named})
+    assert judged(fit(predicted, lazy), predicted, "named") == 1

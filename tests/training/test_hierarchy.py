@@ -46,7 +46,7 @@ def test_a_property_that_nearly_no_product_has_is_no_parent() -> None:
     assert learn(label_ids, labels) == ()
 
 
-def test_unknown_labels_say_nothing_and_may_be_all_there_is() -> None:
+def test_unknown_labels_change_nothing_and_may_be_all_there_is() -> None:
     label_ids = drawn()
     label_ids[::2, 0] = label_ids[1::3, 1] = -1
     assert learn(label_ids, LABELS) == (SUB_TOP,)

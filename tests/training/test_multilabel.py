@@ -62,8 +62,8 @@ def test_a_characteristic_of_one_label_may_be_multi_label(marked: LabelledProduc
     bundle = fit_heads(replace(marked, truth={"marks": marks}), quick).bundle
     assert bundle.labels == {"marks": ("red",)}
     embeddings, texts = rows_of(marked, "test")
-    told = [item == {"red"} for item in bundle.predict(embeddings, texts).best("marks")]
-    assert np.corrcoef(told, ["red" in text for text in texts])[0, 1] > 0.5
+    predicted = [item == {"red"} for item in bundle.predict(embeddings, texts).best("marks")]
+    assert np.corrcoef(predicted, ["red" in text for text in texts])[0, 1] > 0.5
 
 
 def test_a_multi_label_characteristic_refines_none_and_is_refined_by_none(
@@ -77,7 +77,7 @@ def test_a_multi_label_characteristic_refines_none_and_is_refined_by_none(
         assert len(bundle.hierarchy) == found
 
 
-def test_a_bundle_keeps_its_cuts(heads: FittedHeads, marked: LabelledProducts, tmp_path: Path) -> None:
+def test_a_bundle_keeps_its_decision_thresholds(heads: FittedHeads, marked: LabelledProducts, tmp_path: Path) -> None:
     heads.bundle.save(tmp_path / "heads")
     loaded = HeadBundle.load(tmp_path / "heads")
     assert loaded["marks"].decision_thresholds == heads.bundle["marks"].decision_thresholds
@@ -120,7 +120,7 @@ def test_the_most_probable_label_is_explained_against_its_absence(heads: FittedH
     assert set(why.words) <= set(heads.bundle.vocabulary.words)
 
 
-def test_a_set_stands_if_its_confidence_keeps_the_promise(heads: FittedHeads, marked: LabelledProducts) -> None:
+def test_a_set_is_accepted_if_its_confidence_keeps_the_promise(heads: FittedHeads, marked: LabelledProducts) -> None:
     embeddings, texts = rows_of(marked, "test")
     predictions = heads.bundle.predict(embeddings, texts)
     decided = heads.bundle.with_decisions(predictions, embeddings, texts, 0.5)
@@ -162,7 +162,7 @@ def test_logits_that_are_twice_too_large_are_halved() -> None:
     assert (round(marks.temperature, 1), marks.temperature_exponent, marks.is_multi_label) == (2.0, 0.0, True)
 
 
-def test_cuts_find_the_best_f1_where_products_are_many() -> None:
+def test_decision_thresholds_find_the_best_f1_where_products_are_many() -> None:
     random = np.random.default_rng(0)
     p = random.beta(1, 6, (20_000, 2)).astype(np.float32)
     true = csr_matrix((random.random(p.shape) < p).astype(np.float32))
@@ -172,7 +172,7 @@ def test_cuts_find_the_best_f1_where_products_are_many() -> None:
     assert multi_label_macro_f1(p >= 0.5, true) < best - 0.1
 
 
-def test_one_lucky_product_does_not_move_a_cut_by_much() -> None:
+def test_one_lucky_product_hardly_moves_a_decision_threshold() -> None:
     p = np.random.default_rng(0).beta(1, 6, (500, 1)).astype(np.float32)
     lucky = np.zeros((500, 1), np.float32)
     lucky[p[:, 0].argmax()] = 1
@@ -183,22 +183,22 @@ def test_one_lucky_product_does_not_move_a_cut_by_much() -> None:
     assert fit_decision_thresholds(p, csr_matrix(nothing))[0] <= 0.5
 
 
-def test_without_products_cuts_are_a_half() -> None:
+def test_without_products_decision_thresholds_are_a_half() -> None:
     assert fit_decision_thresholds(np.empty((0, 2), np.float32), csr_matrix((0, 2), dtype=np.float32)).tolist() == [
         0.5,
         0.5,
     ]
 
 
-def test_a_label_is_told_only_if_it_is_likelier_than_its_cut() -> None:
+def test_labels_that_are_wrongly_assigned_lower_macro_f1() -> None:
     assert multi_label_macro_f1(np.array([[True, False]]), indicators([[1, 0]])) == 1
     assert multi_label_macro_f1(np.array([[True, True]]), indicators([[1, 0]])) == 0.5
     assert multi_label_macro_f1(np.array([[False, False]]), indicators([[0, 0]])) == 0
 
 
-def test_mean_f1_is_that_of_scikit_learn_also_with_labels_that_are_never_true_or_never_told():
-    true, told = np.array([0, 0, 1, 1, 3, 3]), np.array([0, 1, 1, 1, 4, 0])
-    counts = [np.bincount(each, minlength=6) for each in (true[true == told], true, told)]
-    expected = f1_score(true, told, average="macro", zero_division=0)
+def test_mean_f1_is_that_of_scikit_learn_even_for_labels_that_are_never_true_or_never_predicted():
+    true, predicted = np.array([0, 0, 1, 1, 3, 3]), np.array([0, 1, 1, 1, 4, 0])
+    counts = [np.bincount(each, minlength=6) for each in (true[true == predicted], true, predicted)]
+    expected = f1_score(true, predicted, average="macro", zero_division=0)
     assert mean_f1(counts[0], counts[1] + counts[2]) == pytest.approx(expected)
     assert mean_f1(np.zeros(2, int), np.zeros(2, int)) == 0

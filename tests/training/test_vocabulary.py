@@ -7,7 +7,13 @@ import pytest
 from product_classificator.heads import HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
-from product_classificator.training.vocabulary import start_with_their_kind
+from product_classificator.training.vocabulary import (
+    bag_of_words,
+    fit_vocabulary,
+    start_with_their_kind,
+    words_of_labels,
+    words_of_multi_labels,
+)
 from product_classificator.types import SPLITS, Embeddings, Split, strings
 
 KINDS, BRANDS = ("чехол", "кружка", "лампа", "сумка"), ("acme", "umbrella", "hooli")
@@ -22,25 +28,29 @@ def titles(n: int, *, kind_first: bool) -> tuple[list[str], np.ndarray]:
     return [f"{one} {size} {two}" for (one, two), size in zip(words, sizes, strict=True)], kinds
 
 
+def fit(texts: list[str], **options: int) -> Vocabulary:
+    return fit_vocabulary(texts, np.arange(len(texts)), **options)[0]  # type: ignore[arg-type]
+
+
 def starts(texts: list[str], *columns: np.ndarray) -> bool:
     return start_with_their_kind(texts, columns)
 
 
 @pytest.mark.parametrize("kind_first", [True, False])
-def test_it_is_told_by_where_the_kind_stands(kind_first: bool) -> None:
+def test_titles_start_with_their_kind_if_first_words_predict_it(kind_first: bool) -> None:
     assert starts(*titles(600, kind_first=kind_first)) is kind_first
 
 
-def test_few_titles_tell_nothing() -> None:
+def test_few_titles_decide_nothing() -> None:
     assert not starts(*titles(400, kind_first=True))
 
 
 @pytest.mark.parametrize("text", ["", "слово", "!!!"])
-def test_texts_of_one_word_or_none_tell_nothing(text: str) -> None:
+def test_texts_of_one_word_or_none_decide_nothing(text: str) -> None:
     assert not starts([text] * 600, np.zeros(600, dtype=np.int64))
 
 
-def test_unknown_labels_are_passed_over() -> None:
+def test_unknown_labels_are_ignored() -> None:
     texts, label_ids = titles(1200, kind_first=True)
     label_ids[::3] = -1
     assert starts(texts, label_ids)
@@ -48,7 +58,7 @@ def test_unknown_labels_are_passed_over() -> None:
     assert not starts(texts)
 
 
-def test_characteristics_that_no_word_tells_do_not_count() -> None:
+def test_characteristics_that_no_word_predicts_do_not_count() -> None:
     texts, label_ids = titles(1200, kind_first=True)
     others = np.random.default_rng(1).integers(0, 2, (9, 1200))
     assert starts(texts, *others, label_ids)
@@ -62,7 +72,7 @@ def test_the_order_of_the_products_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("kind_first", [True, False])
-def test_heads_keep_that_openings_count(kind_first: bool, quick: HeadSettings, tmp_path: Path) -> None:
+def test_heads_keep_whether_leading_words_count(kind_first: bool, quick: HeadSettings, tmp_path: Path) -> None:
     names, label_ids = titles(1600, kind_first=kind_first)
     texts = [f"{name}\nпродаётся {name}" for name in names]
     ids = strings([f"p{row}" for row in range(len(texts))])
@@ -93,3 +103,41 @@ def test_leading_words_may_be_switched_on_and_off(products: LabelledProducts, qu
     for leading_words in (True, False):
         settings = replace(quick, max_epochs=1, leading_words=leading_words)
         assert fit_heads(products, settings).bundle.vocabulary.has_leading_words is leading_words
+
+
+def test_words_of_one_training_text_are_dropped() -> None:
+    assert fit(["red mug", "red hat"]).words == ("red",)
+
+
+def test_the_limit_keeps_the_words_of_most_texts() -> None:
+    assert fit(["a b", "a c", "b c", "a"], min_texts=1, max_words=1).words == ("a",)
+
+
+def test_texts_without_any_word_give_a_bag_without_words() -> None:
+    vocabulary = fit(["", "!!!", "—"])
+    assert len(vocabulary) == 0
+    assert bag_of_words(vocabulary, ["red"]).shape == (1, 0)
+
+
+def test_a_limit_of_zero_turns_words_off() -> None:
+    assert len(fit(["red mug", "red mug"], max_words=0)) == 0
+
+
+def test_label_names_weigh_what_training_products_support_and_less_where_there_are_many() -> None:
+    texts = ["red mug", "blue mug", "red cup", "blue cup"] * 50
+    vocabulary, words = fit_vocabulary(texts, np.arange(200))
+    many = tuple(f"label {number}" for number in range(199))
+    colour = np.array([1, 0, 1, 0] * 50)
+    kind = np.where([text.endswith("mug") for text in texts], 199, 0)
+    rows = {
+        "colour": words_of_labels(vocabulary, ("blue", "red"), words, colour),
+        "wrong": words_of_labels(vocabulary, ("blue", "red"), words, 1 - colour),
+        "kind": words_of_labels(vocabulary, (*many, "mug"), words, kind),
+        "marks": words_of_multi_labels(vocabulary, ("blue", "old")),
+    }
+    lengths = {name: np.sqrt(matrix.multiply(matrix).sum(1)).ravel().tolist()[0] for name, matrix in rows.items()}
+    assert np.allclose(lengths["colour"], 30, atol=1)
+    assert np.allclose(lengths["wrong"], 0, atol=1)
+    assert lengths["kind"][:199] == [0] * 199
+    assert lengths["kind"][199] == pytest.approx(15, abs=1)
+    assert lengths["marks"] == [pytest.approx(60), 0]
