@@ -1,13 +1,17 @@
 """Turns the folder of published heads (2024) into an ordinary bundle.
 
-The published system joined the image part and the text part of ruCLIP, equally wide, projected them by one PCA in its
-smaller variant, and gave them to one small network per characteristic. It knew no product without a photo or a text:
-the missing part is zeros before the projection here.
+The published system concatenated the image part and the text part of ruCLIP, equally wide, projected them by one PCA in
+its smaller variant, and gave them to one small network per characteristic. Its three kinds of files are pickles, which
+`unpickle` reads as data; a file of another form is refused.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
@@ -15,32 +19,59 @@ from product_classificator.errors import ArtifactError, culprits
 from product_classificator.heads import Characteristic, HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.network import Network, NetworkShape, columns_of
-from product_classificator.published.files import (
-    Projection,
-    PublishedHead,
-    read_head,
-    read_labels,
-    read_projection,
-)
+from product_classificator.published.unpickle import NUMPY_NAMES, TORCH_NAMES, Array, Module, read_pickle
+from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 LABELS, PROJECTION = "label_to_char.pkl", "pca_all.pkl"
+MAX_BYTES = 2**26
+"""Limit of one file, and of what a network's file holds; the published ones have up to 3 MB."""
+
+_NETWORKS = ("torchvision.ops.misc MLP", "torch.nn.modules.container Sequential")
+_LAYERS = {
+    f"torch.nn.modules.{module} {name}": type(name, (Module,), {})
+    for module, name in (("linear", "Linear"), ("activation", "ReLU"), ("dropout", "Dropout"))
+}
+_LAYER_NAMES = ("Linear", "ReLU", "Dropout", "Linear", "Dropout")
+
+
+@dataclass(frozen=True)
+class PublishedHead:
+    """The weights of one network: Linear, ReLU, Linear.
+
+    Attributes:
+        hidden: (hidden, width) float32 and (hidden,) float32, weight and bias of the first layer.
+        labels: (labels, hidden) float32 and (labels,) float32, weight and bias of the last.
+    """
+
+    hidden: tuple[Floats, Floats]
+    labels: tuple[Floats, Floats]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What all heads share: mean (width,), components (projected, width), both float32."""
+
+    mean: Floats
+    components: Floats
 
 
 def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_fingerprint: str = "") -> HeadBundle:
-    """Reads published heads: `<characteristic>.pt`, `label_to_char.pkl` and, if it is there, `pca_all.pkl`.
+    """Read published heads: `<characteristic>.pt`, `label_to_char.pkl` and, if present, `pca_all.pkl`.
 
     Args:
-        folder: where they lie; other files are not looked at.
+        folder: where they are; other files are ignored.
         encoder_name: the encoder that they were trained on.
-        encoder_fingerprint: of its weights; empty: `HeadBundle.bound_to` says it later.
+        encoder_fingerprint: of its weights; empty: `HeadBundle.bound_to` sets it later.
 
     Raises:
-        ArtifactError: a file is missing, damaged, of another form, or would run something; or they do not fit together.
+        ArtifactError: a file is missing, damaged, of another form or hostile; or the files do not match one another.
     """
     folder = Path(folder)
-    labels = read_labels(folder / LABELS)
+    labels = _read(folder / LABELS, _labels)
     files = {path.stem: path for path in sorted(folder.glob("*.pt"))}
     unlabelled = sorted(set(files) - set(labels))
     if unlabelled or not files:
@@ -51,9 +82,9 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
     if len(files) < len(labels):
         logger.info("%s has labels but no network of %s", folder, ", ".join(sorted(set(labels) - set(files))))
     labels = {name: names for name, names in labels.items() if name in files}
-    heads = {name: read_head(files[name]) for name in labels}
+    heads = {name: _read(files[name], _head) for name in labels}
     path = folder / PROJECTION
-    projection = read_projection(path) if path.exists() else None
+    projection = _read(path, _projection) if path.exists() else None
     network = _joint_network(folder, labels, heads, projection)
     return HeadBundle(
         characteristics=tuple(Characteristic(name, names) for name, names in labels.items()),
@@ -107,3 +138,129 @@ def _joint_network(
     }
     shape = NetworkShape(width // 2, width // 2, n_labels, hidden * len(heads))
     return Network(shape, {name: weight.astype(np.float32) for name, weight in weights.items()})
+
+
+def _read(path: Path, convert: Callable[[bytes], Result]) -> Result:
+    if not path.is_file():
+        raise ArtifactError(f"published heads need {path.name}, and {path} is missing: get all files of one version")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"it has {size} bytes, the limit is {MAX_BYTES}")
+        return convert(path.read_bytes())
+    except (ValueError, BadZipFile, OSError, EOFError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path} is not one of the published files ({error}): nothing in it was executed; get it again from those "
+            "who published it"
+        ) from error
+
+
+def _labels(data: bytes) -> dict[str, tuple[str, ...]]:
+    """Return characteristic -> its labels in the order of their numbers."""
+    characteristics = read_pickle(data, NUMPY_NAMES)
+    if not isinstance(characteristics, dict) or not characteristics:
+        raise ValueError("expected a dict of characteristics")
+    labels = {}
+    for name, numbered in characteristics.items():
+        if not isinstance(numbered, dict):
+            raise ValueError(f"{_text(name)} needs a dict of numbers and labels")
+        if not all(type(number) is int for number in numbered) or sorted(numbered) != list(range(len(numbered))):
+            raise ValueError(f"the labels of {_text(name)} must be numbered from 0 without a gap")
+        names = tuple(_label(numbered[number]) for number in range(len(numbered)))
+        if len(names) < 2 or len(set(names)) != len(names):
+            raise ValueError(f"{_text(name)} needs two labels or more, each once")
+        labels[_text(name)] = names
+    return labels
+
+
+def _label(label: object) -> str:
+    """Return a label as catalogs write it: truth values, also those written as words, are "true" and "false"."""
+    return str(label).lower() if isinstance(label, bool) or label in ("True", "False") else _text(label)
+
+
+def _text(name: object) -> str:
+    if not isinstance(name, str) or not name.strip() or name != name.encode(errors="ignore").decode():
+        raise ValueError("a name must be text")
+    return name
+
+
+def _projection(data: bytes) -> Projection:
+    """Return a PCA; whitening, if there is any, becomes a part of the components."""
+    pca = read_pickle(data, {**NUMPY_NAMES, "sklearn.decomposition._pca PCA": Module})
+    state: Mapping[str, Any] = pca.state if isinstance(pca, Module) else {}
+    if not isinstance(state.get("whiten"), bool):
+        raise ValueError("expected a fitted PCA")
+    mean, components = _floats(state.get("mean_"), 1), _floats(state.get("components_"), 2)
+    if mean.shape != components.shape[1:] or not components.size:
+        raise ValueError(f"a PCA has a mean (d,) and components (k, d), found {mean.shape} and {components.shape}")
+    if state["whiten"]:
+        variance = _floats(state.get("explained_variance_"), 1)
+        if variance.shape != components.shape[:1]:
+            raise ValueError(f"{len(components)} components need as many variances, found {variance.shape}")
+        # As scikit-learn does: no division by the square root of nothing.
+        components = components / np.maximum(np.sqrt(np.maximum(variance, 0)), np.finfo(np.float32).eps)[:, None]
+    return Projection(mean, components)
+
+
+def _head(data: bytes) -> PublishedHead:
+    """Return the network of one characteristic: a whole module or its state dict, as `torch.save` writes them."""
+    entries = _unzip(data)
+    if entries.get("byteorder", b"little") != b"little":
+        raise ValueError("numbers must be little-endian")
+    names = {**TORCH_NAMES, **_LAYERS, **dict.fromkeys(_NETWORKS, Module)}
+    network = read_pickle(entries["data.pkl"], names, entries)
+    tensors = _tensors(network) if isinstance(network, Module) else network
+    if not isinstance(tensors, dict):
+        raise ValueError("expected a dict of weights")
+    if set(tensors) != {"0.weight", "0.bias", "3.weight", "3.bias"}:
+        raise ValueError(f"expected weight and bias of layers 0 and 3, found {culprits(sorted(map(_text, tensors)))}")
+    hidden, labels = (
+        (_floats(tensors[f"{layer}.weight"], 2), _floats(tensors[f"{layer}.bias"], 1)) for layer in (0, 3)
+    )
+    for weight, bias in (hidden, labels):
+        if not weight.size or bias.shape != weight.shape[:1]:
+            raise ValueError(f"a layer has a weight (out, in) and a bias (out,), found {weight.shape}, {bias.shape}")
+    if labels[0].shape[1] != hidden[0].shape[0]:
+        raise ValueError(f"the layers do not follow one another: {hidden[0].shape}, then {labels[0].shape}")
+    return PublishedHead(hidden, labels)
+
+
+def _unzip(data: bytes) -> dict[str, bytes]:
+    """Return the entries of an archive of `torch.save`, by their names below its one folder."""
+    with ZipFile(BytesIO(data)) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != ZIP_STORED for member in members):  # nothing can be larger than the file
+            raise ValueError("an archive of torch.save is not compressed")
+        size = sum(member.file_size for member in members)
+        if size > MAX_BYTES:
+            raise ValueError(f"it holds {size} bytes, the limit is {MAX_BYTES}")
+        entries = {member.filename.partition("/")[2]: archive.read(member) for member in members}
+    if "data.pkl" not in entries:
+        raise ValueError("an archive of torch.save has a data.pkl")
+    return entries
+
+
+def _tensors(network: Module) -> dict[str, Any]:
+    """Return "<layer>.<weight or bias>" -> tensor."""
+    layers = network.state.get("_modules")
+    kinds = tuple(type(layer).__name__ for layer in layers.values()) if isinstance(layers, dict) else ()
+    if kinds != _LAYER_NAMES or list(layers) != [str(i) for i in range(len(_LAYER_NAMES))]:
+        raise ValueError(f"expected {', '.join(_LAYER_NAMES)}, found {', '.join(kinds)}")
+    return {
+        f"{number}.{name}": tensor
+        for number, layer in layers.items()
+        for name, tensor in dict(layer.state.get("_parameters", {})).items()
+    }
+
+
+def _floats(array: object, n_axes: int) -> Floats:
+    values = array.values if isinstance(array, Array) else np.empty(0)
+    if not isinstance(array, Array) or values.ndim != n_axes:
+        raise ValueError(f"expected an array of {n_axes} axes")
+    if values.dtype.kind != "f":
+        raise ValueError(f"expected fractions, found {values.dtype}")
+    with np.errstate(over="ignore"):
+        floats: Floats = np.array(values, dtype=np.float32, order="C")
+    if not np.isfinite(floats).all():
+        raise ValueError("numbers must be finite")
+    return floats

@@ -1,213 +1,194 @@
-"""Turns a pickle into plain data without running anything of it: constants, containers, and notes of what it names.
+"""Reads the pickles of published heads as data: a few opcodes, and a few names that become the classes of this module.
 
-A pickle is a program: Python's own reader imports what it names and calls it. Here its opcodes are followed one by
-one, and where the program would import, make or call something, a `Record` notes the name, the arguments and the
-state. What a record means is for its reader to say, with code of its own. An opcode or a name outside the allow-list
-ends it.
-
-An own interpreter, and not `pickle.Unpickler` with a guarded `find_class`: even behind such a guard a pickle may set
-attributes on what it is given, ask for gigabytes with one memo number, or hash a tuple that takes years. The cost is
-that only opcodes of the protocols 2 to 4 that the published files use are understood.
+`torch.load(weights_only=True)` and `pickle.Unpickler` (in C) both hash whatever keys a file holds and allocate whatever
+it asks for, so that a hundred bytes stop a machine. The Unpickler written in Python lets these opcodes be refused.
 """
 
-import pickletools
-from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from typing import Any
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from io import BytesIO
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
-from product_classificator.errors import ArtifactError
+import numpy as np
+import numpy.typing as npt
 
-PERSISTENT = "a persistent id"
-"""The name of records that stand for something outside the pickle; refused unless it is in the allow-list."""
-ORDERED_DICT = "collections OrderedDict"
+Values: TypeAlias = npt.NDArray[Any]
 
-_MAX_STEPS = 200_000
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY: Mapping[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-_VALUES = {"BINFLOAT", "BININT", "BININT1", "BININT2", "BINUNICODE", "SHORT_BINUNICODE"}
-_VALUES |= {"BINBYTES", "SHORT_BINBYTES"}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_SKIPPED = {"PROTO", "FRAME", "STOP"}
-
-
-@dataclass(frozen=True)
-class Name:
-    """A global that a pickle names: its module and its name, with a space between them."""
-
-    name: str
-
-
-@dataclass(eq=False)
-class Record:
-    """Something that a pickle would make or call, and that is noted instead.
-
-    Attributes:
-        name: what would be called: its module and its name, with a space between them.
-        args: with which arguments.
-        state: what its attributes would be set to.
-        items: what would be put into it as into a dict.
-    """
-
-    name: str
-    args: tuple[object, ...]
-    state: object = None
-    items: dict[object, object] = field(default_factory=dict)
+_PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,5}")
+# What protocols 2 to 4 use for constants, containers, names and calls; items and states are set below.
+_OPCODES = b"".join(
+    (
+        *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
+        *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE),
+        *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE),
+        *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.APPEND, pickle.APPENDS),
+        *(pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
+        *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ, pickle.BINPERSID),
+    )
+)
 
 
-def read_pickle(data: bytes, allowed: AbstractSet[str], where: object) -> object:
-    """Reads a pickle as data.
+class Dtype:
+    """Stands in for `numpy.dtype`: numbers, truth values and texts only."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not _PLAIN_DTYPE.fullmatch(code):
+            raise ValueError(f"expected numbers, texts or truth values, found dtype {code[:20]!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class Array:
+    """Stands in for arrays of NumPy (`_reconstruct`, then their state) and for tensors of torch."""
+
+    values: Values = np.empty(0)
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_by_column, raw = state
+        self.values = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_by_column else "C")
+
+
+class Scalar:
+    """Stands in for scalars of NumPy, and becomes their Python value."""
+
+    def __new__(cls, dtype: Dtype, raw: bytes) -> Any:  # noqa: D102
+        return np.frombuffer(raw, dtype.dtype)[0].item()
+
+
+class Tensor:
+    """Stands in for `torch._utils._rebuild_tensor_v2`, and becomes an `Array`."""
+
+    def __new__(cls, storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Any:  # noqa: D102
+        if not all(isinstance(length, int) and 0 <= length < 2**30 for length in (offset, *shape)):
+            raise ValueError("a tensor needs whole lengths")
+        if strides != tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))):
+            raise ValueError(f"a tensor of {shape} is expected to lie row by row")
+        tensor = Array()
+        tensor.values = storage.values[offset : offset + math.prod(shape)].reshape(shape)
+        return tensor
+
+
+class Parameter:
+    """Stands in for `torch._utils._rebuild_parameter`, and becomes its tensor."""
+
+    def __new__(cls, tensor: Array, *_: object) -> Any:  # noqa: D102
+        return tensor
+
+
+class Storage:
+    """Stands in for a class of torch storages; never made."""
+
+    dtype = ""
+
+
+class Module:
+    """Stands in for a module of torch or an estimator of scikit-learn, and keeps its attributes."""
+
+    state: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.state = state
+
+
+class OrderedDict(dict[Any, Any]):
+    """Stands in for `collections.OrderedDict`, whose attributes are left out."""
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+NUMPY_NAMES: Mapping[str, type] = {
+    "numpy dtype": Dtype,
+    "numpy ndarray": Array,
+    **{f"numpy.{core}.multiarray _reconstruct": Array for core in ("core", "_core")},  # NumPy 1 and 2
+    **{f"numpy.{core}.multiarray scalar": Scalar for core in ("core", "_core")},
+}
+TORCH_NAMES: Mapping[str, type] = {
+    "collections OrderedDict": OrderedDict,
+    "__builtin__ set": Module,
+    "builtins set": Module,
+    "torch._utils _rebuild_tensor_v2": Tensor,
+    "torch._utils _rebuild_parameter": Parameter,
+    **{
+        f"torch {name}": type(name, (Storage,), {"dtype": dtype})
+        for name, dtype in (("FloatStorage", "<f4"), ("DoubleStorage", "<f8"), ("HalfStorage", "<f2"))
+    },
+}
+
+
+def read_pickle(data: bytes, names: Mapping[str, type], entries: Mapping[str, bytes] | None = None) -> Any:
+    """Read a pickle without importing or calling anything that it names.
 
     Args:
         data: the whole pickle.
-        allowed: the names that records may have.
-        where: the file it comes from, for messages.
-
-    Returns:
-        What the pickle holds: constants, tuples, lists, dicts, `Name` and `Record`.
+        names: "module name" -> its stand-in; any other name is refused.
+        entries: of an archive of `torch.save`; the numbers of a storage are in "data/<key>".
 
     Raises:
-        ArtifactError: the pickle names or does something that is not allowed, or is damaged.
+        ValueError: the pickle names or does something that is not allowed, or is damaged.
     """
-    machine = _Machine(allowed)
     try:
-        for step, (opcode, value, _) in enumerate(pickletools.genops(data)):
-            if step == _MAX_STEPS:
-                raise _RefusedError(f"more than {_MAX_STEPS} steps")
-            machine.follow(opcode.name, value)
-        return machine.stack.pop()
-    except _RefusedError as error:
-        raise ArtifactError(
-            f"of a pickle only plain tensors, arrays and containers are read, and {where} holds {error}: nothing of it "
-            "was run; get the file from those who published it"
-        ) from None
-    except (ValueError, TypeError, LookupError) as error:
-        raise ArtifactError(f"{where} is not a whole pickle ({error}): get the file anew") from error
+        return _PlainUnpickler(BytesIO(data), names, entries or {}).load()
+    except Exception as error:  # a hostile pickle can cause any
+        refused = f"the opcode {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(refused or type(error).__name__) from error
 
 
-class _RefusedError(Exception):
-    """The pickle does something that is not allowed; the message says what."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Finds stand-ins only."""
 
+    def __init__(self, file: BytesIO, names: Mapping[str, type], entries: Mapping[str, bytes]) -> None:
+        super().__init__(file)
+        self.names, self.entries = names, entries
 
-class _Machine:
-    """The stack and the memo of a pickle that is followed."""
+    def find_class(self, module: str, name: str) -> type:
+        full_name = f"{module} {name}"
+        if full_name not in self.names:
+            raise ValueError(f"it names {full_name[:100]!r}")
+        return self.names[full_name]
 
-    def __init__(self, allowed: AbstractSet[str]) -> None:
-        self.allowed = allowed
-        self.stack: list[Any] = []
-        self.below: list[list[Any]] = []
-        self.memo: dict[int, object] = {}
+    def persistent_load(self, pid: Any) -> Array:
+        kind, storage, key, _, length = pid
+        if kind != "storage" or not issubclass(storage, Storage) or not isinstance(length, int):
+            raise ValueError("it names a persistent id")
+        raw = self.entries.get(f"data/{key}", b"") if isinstance(key, str) else b""
+        if len(raw) != length * np.dtype(storage.dtype).itemsize:
+            raise ValueError(f"a tensor of {length} numbers does not fit into its {len(raw)} bytes")
+        array = Array()
+        array.values = np.frombuffer(raw, storage.dtype)
+        return array
 
-    def follow(self, opcode: str, value: Any) -> None:
-        """Does what one opcode says, as far as it is harmless."""
-        if opcode in _VALUES:
-            self.stack.append(value)
-        elif opcode in _CONSTANTS:
-            self.stack.append(_CONSTANTS[opcode])
-        elif opcode in _EMPTY:
-            self.stack.append(_EMPTY[opcode]())
-        elif opcode in _TUPLES:
-            members = [self.stack.pop() for _ in range(_TUPLES[opcode])]
-            self.stack.append(tuple(reversed(members)))
-        elif opcode in _STEPS:
-            _STEPS[opcode](self, value)
-        elif opcode not in _SKIPPED:
-            raise _RefusedError(f"the opcode {opcode}")
+    def build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], Dtype | Array | Module | OrderedDict):
+            raise ValueError("it sets attributes of something that has none")
+        self.stack[-1].__setstate__(state)
 
-    def mark(self, _: object) -> None:
-        self.below.append(self.stack)
-        self.stack = []
-
-    def _since_mark(self) -> list[Any]:
-        marked, self.stack = self.stack, self.below.pop()
-        return marked
-
-    def put(self, number: int) -> None:
-        self.memo[number] = self.stack[-1]
-
-    def memoize(self, _: object) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def get(self, number: int) -> None:
-        self.stack.append(self.memo[number])
-
-    def tuple_of_marked(self, _: object) -> None:
-        marked = tuple(self._since_mark())
-        self.stack.append(marked)
-
-    def append(self, _: object) -> None:
-        self._extend([self.stack.pop()])
-
-    def appends(self, _: object) -> None:
-        self._extend(self._since_mark())
-
-    def _extend(self, members: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
-            raise _RefusedError("members of something that is no list")
-        self.stack[-1].extend(members)
-
-    def set_item(self, _: object) -> None:
+    def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._update([key, value])
 
-    def set_items(self, _: object) -> None:
-        self._update(self._since_mark())
+    def set_items(self) -> None:
+        self._update(self.pop_mark())
 
-    def _update(self, pairs: list[Any]) -> None:
-        target = self.stack[-1]
-        if isinstance(target, Record) and target.name == ORDERED_DICT:
-            target = target.items
-        # A tuple as a key would have to be hashed, and a small pickle can make one that takes years.
-        if not isinstance(target, dict) or not all(isinstance(key, str | int | Record) for key in pairs[::2]):
-            raise _RefusedError("items of something that is no dict, or under keys that are no names or numbers")
-        target.update(zip(pairs[::2], pairs[1::2], strict=True))
+    def _update(self, items: list[Any]) -> None:
+        # A tuple as a key would have to be hashed, and a small pickle can nest one that takes years.
+        keys, values = items[::2], items[1::2]
+        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | int) for key in keys):
+            raise ValueError("it sets items of something other than a dict, or keys other than texts and numbers")
+        self.stack[-1].update(zip(keys, values, strict=True))
 
-    def name(self, name: str) -> None:
-        if name not in self.allowed:
-            raise _RefusedError(repr(name[:100]))
-        self.stack.append(Name(name))
-
-    def stacked_name(self, _: object) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
-            raise _RefusedError("a name that is no text")
-        self.name(f"{module} {name}")
-
-    def call(self, _: object) -> None:
-        args, called = self.stack.pop(), self.stack.pop()
-        if not isinstance(called, Name) or not isinstance(args, tuple):
-            raise _RefusedError("a call of something that is no name")
-        self.stack.append(Record(called.name, args))
-
-    def build(self, _: object) -> None:
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], Record):
-            raise _RefusedError("attributes of something that has none")
-        self.stack[-1].state = state
-
-    def persistent(self, _: object) -> None:
-        args = self.stack.pop()
-        if PERSISTENT not in self.allowed or not isinstance(args, tuple):
-            raise _RefusedError(PERSISTENT)
-        self.stack.append(Record(PERSISTENT, args))
-
-
-_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.memoize,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "TUPLE": _Machine.tuple_of_marked,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    "GLOBAL": _Machine.name,
-    "STACK_GLOBAL": _Machine.stacked_name,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent,
-}
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _OPCODES} | {
+        pickle.BUILD[0]: build,
+        pickle.SETITEM[0]: set_item,
+        pickle.SETITEMS[0]: set_items,
+    }

@@ -62,5 +62,7 @@ HOSTILE: dict[str, Bytes] = {
     "a call of what is no name": lambda ran: b"\x80\x02" + text("eval") + b"(" + text(touch(ran)) + b"tR.",
     "a key that takes years to hash": lambda _: b"\x80\x02})" + b"q\x01h\x01h\x01\x86" * 100 + b"Ns.",
     "items of what is no dict": lambda _: b"\x80\x02]" + text("a") + b"Ns.",
-    "more steps than any file needs": lambda _: b"\x80\x02]" + b"Na" * 100_001 + b".",
+    "attributes of a class": lambda _: b"\x80\x02cnumpy\ndtype\nN}" + text("__new__") + text("x") + b"s\x86b.",
+    "a call of a list": lambda _: b"\x80\x02])R.",
+    "a memory of gigabytes": lambda _: b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",
 }

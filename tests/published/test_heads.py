@@ -21,6 +21,7 @@ from product_classificator.published.heads import read_published_heads
 from product_classificator.types import Embeddings, strings
 from tests.published.hostile import HOSTILE
 
+TENSORS = ("0.weight", "0.bias", "3.weight", "3.bias")
 PUBLISHED = Path(__file__).parents[3] / "shared" / "fixtures" / "published-heads"
 LABELS = {
     "sex": {np.int64(1): "для женщин", np.int64(0): "для детей", np.int64(2): np.str_("ё")},
@@ -179,7 +180,7 @@ def test_a_product_without_a_photo_is_judged_by_its_text(folder: Path) -> None:
     assert np.isclose(predictions.probabilities["sex"].sum(), 1)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if kind != "more steps than any file needs"])
+@pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("name", ["label_to_char.pkl", "pca_all.pkl", "sex.pt"])
 def test_a_hostile_file_is_refused_and_nothing_of_it_runs(folder: Path, name: str, kind: str) -> None:
     content = HOSTILE[kind](folder / "ran")
@@ -187,21 +188,21 @@ def test_a_hostile_file_is_refused_and_nothing_of_it_runs(folder: Path, name: st
         rezip(folder / name, **{"data.pkl": content})
     else:
         (folder / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=f"{name} holds .* nothing of it was run"):
+    with pytest.raises(ArtifactError, match=f"{name} is not one of the published files .*: nothing in it was executed"):
         read(folder)
     assert not (folder / "ran").exists()
 
 
 def test_a_network_that_is_a_bare_pickle_is_not_run(folder: Path) -> None:
     (folder / "sex.pt").write_bytes(HOSTILE["a call of eval"](folder / "ran"))
-    with pytest.raises(ArtifactError, match=r"sex\.pt is not one of the published files \(not a whole archive"):
+    with pytest.raises(ArtifactError, match=r"sex\.pt is not one of the published files \(File is not a zip file"):
         read(folder)
     assert not (folder / "ran").exists()
 
 
 def test_a_missing_file_of_labels_is_named(folder: Path) -> None:
     (folder / "label_to_char.pkl").unlink()
-    with pytest.raises(ArtifactError, match=r"need label_to_char\.pkl, and .* is not there: get all files"):
+    with pytest.raises(ArtifactError, match=r"need label_to_char\.pkl, and .* is missing: get all files"):
         read(folder)
 
 
@@ -221,16 +222,16 @@ def test_a_folder_without_networks_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([], "a dict of characteristics is expected"),
+        ([], "expected a dict of characteristics"),
         ({"sex": ["a", "b"]}, "sex needs a dict of numbers and labels"),
-        ({"sex": {0: "a", 2: "b"}}, "labels of sex are expected to be numbered from 0 without a gap"),
-        ({"sex": {"0": "a", "1": "b"}}, "a label is expected to have a whole number"),
+        ({"sex": {0: "a", 2: "b"}}, "labels of sex must be numbered from 0 without a gap"),
+        ({"sex": {"0": "a", "1": "b"}}, "labels of sex must be numbered from 0 without a gap"),
         ({"sex": {0: "a"}}, "sex needs two labels or more, each once"),
         ({"sex": {0: "a", 1: "a"}}, "sex needs two labels or more, each once"),
-        ({"sex": {0: "a", 1: 5}}, "a name is expected to be text"),
-        ({"sex": {0: "a", 1: "\udc80"}}, "a name is expected to be text"),
+        ({"sex": {0: "a", 1: 5}}, "a name must be text"),
+        ({"sex": {0: "a", 1: "\udc80"}}, "a name must be text"),
         ({"sex": {np.datetime64(0, "s"): "a", 1: "b"}}, "found dtype 'M8'"),
-        ({1: {0: "a", 1: "b"}}, "a name is expected to be text"),
+        ({1: {0: "a", 1: "b"}}, "a name must be text"),
     ],
 )
 def test_labels_of_another_form_are_refused(folder: Path, labels: object, message: str) -> None:
@@ -246,13 +247,13 @@ def test_labels_of_another_form_are_refused(folder: Path, labels: object, messag
             {"components_": np.ones((6, 9))},
             r"a PCA has a mean \(d,\) and components \(k, d\), found \(8,\) and \(6, 9\)",
         ),
-        ({"components_": [[1.0]]}, "an array of numbers is expected"),
-        ({"mean_": np.full(8, np.nan)}, "numbers are expected to be finite"),
-        ({"mean_": np.arange(8)}, "fractions are expected, found int64"),
-        ({"mean_": np.array([None] * 8)}, "an array of numbers is expected"),
-        ({"mean_": np.ones((1, 1, 8))}, "at most two dimensions"),
+        ({"components_": [[1.0]]}, "expected an array of 2 axes"),
+        ({"mean_": np.full(8, np.nan)}, "numbers must be finite"),
+        ({"mean_": np.arange(8)}, "expected fractions, found int64"),
+        ({"mean_": np.array([None] * 8)}, "expected numbers, texts or truth values, found dtype 'O8'"),
+        ({"mean_": np.ones((1, 1, 8))}, "expected an array of 1 axes"),
         ({"whiten": True, "explained_variance_": np.ones(3)}, r"6 components need as many variances, found \(3,\)"),
-        ({"whiten": "yes"}, "a fitted PCA is expected"),
+        ({"whiten": "yes"}, "expected a fitted PCA"),
     ],
 )
 def test_a_projection_of_another_form_is_refused(folder: Path, change: dict[str, object], message: str) -> None:
@@ -266,14 +267,23 @@ def test_a_projection_of_another_form_is_refused(folder: Path, change: dict[str,
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU()), "Linear, ReLU, Dropout, Linear, Dropout are expected"),
+        (
+            lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU()),
+            "expected Linear, ReLU, Dropout, Linear, Dropout, found Linear, ReLU",
+        ),
         (lambda: nn.Sequential(*layers(3)[:3], nn.Linear(4, 3), nn.Dropout()), "the layers do not follow one another"),
-        (lambda: {"0.weight": torch.ones(5, 6)}, r"layers 0 and 3 .* are expected, found 0\.weight \(1 in all\)"),
-        (lambda: {"0.weight": 1}, "a tensor is expected"),
-        (lambda: [torch.ones(5, 6)], "a dict of weights is expected"),
+        (
+            lambda: {"0.weight": torch.ones(5, 6)},
+            r"expected weight and bias .* found 0\.weight \(1 in",
+        ),
+        (lambda: dict.fromkeys(TENSORS, 1), "expected an array of 2 axes"),
+        (lambda: [torch.ones(5, 6)], "expected a dict of weights"),
         (lambda: {"0.weight": torch.ones(6, 5).T}, r"a tensor of \(5, 6\) is expected to lie row by row"),
-        (lambda: {"0.weight": torch.full((2, 2), torch.inf)}, "numbers are expected to be finite"),
-        (lambda: {"0.weight": torch.ones(2, dtype=torch.int64)}, "holds 'torch LongStorage'"),
+        (
+            lambda: dict.fromkeys(TENSORS, torch.full((2, 2), torch.inf)),
+            "numbers must be finite",
+        ),
+        (lambda: {"0.weight": torch.ones(2, dtype=torch.int64)}, "it names 'torch LongStorage'"),
     ],
 )
 def test_a_network_of_another_form_is_refused(folder: Path, network: object, message: str) -> None:
@@ -285,8 +295,8 @@ def test_a_network_of_another_form_is_refused(folder: Path, network: object, mes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data/0": b"short"}, r"a tensor of \(5, 6\) does not fit into its 5 bytes"),
-        ({"data/0": None}, r"a tensor of \(5, 6\) does not fit into its 0 bytes"),
+        ({"data/0": b"short"}, r"a tensor of 30 numbers does not fit into its 5 bytes"),
+        ({"data/0": None}, r"a tensor of 30 numbers does not fit into its 0 bytes"),
         ({"byteorder": b"big"}, "little-endian"),
         ({"data.pkl": None}, r"has a data\.pkl"),
     ],
@@ -310,19 +320,19 @@ def test_an_archive_that_promises_too_much_is_refused_before_it_is_read(folder: 
     buffer = BytesIO()
     with ZipFile(buffer, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        archive.writestr("sex/data/0", bytes(2**20))
+        archive.writestr("sex/data/0", bytes(2**16))
         entry = archive.infolist()[0]
         archive.filelist.extend([entry] * 2**10)
     (folder / "sex.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(ArtifactError, match=r"it holds 1074790400 bytes, the limit is 1073741824"):
+    with pytest.raises(ArtifactError, match=r"it holds 67174400 bytes, the limit is 67108864"):
         read(folder)
 
 
 @pytest.mark.parametrize("name", ["label_to_char.pkl", "pca_all.pkl", "sex.pt"])
 def test_a_file_that_is_far_too_large_is_refused_unread(folder: Path, name: str) -> None:
     with (folder / name).open("wb") as file:
-        file.truncate(2**30 + 1)
-    with pytest.raises(ArtifactError, match=f"{name} .*it has 1073741825 bytes, the limit is 1073741824"):
+        file.truncate(2**26 + 1)
+    with pytest.raises(ArtifactError, match=f"{name} .*it has 67108865 bytes, the limit is 67108864"):
         read(folder)
 
 
