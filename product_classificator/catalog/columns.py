@@ -1,11 +1,11 @@
-"""Which column of a table is what: all that a run needs to know of the table it was trained on."""
+"""The role of each column of a table, in a module that classifying one product can import without pyarrow."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of the table is what.
+    """The role of each column.
 
     Attributes:
         id: the product id; photos are found by it unless `photo` is given.
@@ -13,7 +13,7 @@ class Columns:
             photos only.
         characteristics: the columns with labels.
         photo: the column of photo file names, if photos are not found by id.
-        multi_label: those characteristics of which a product bears any number of labels.
+        multi_label: the characteristics for which a product has any number of labels.
     """
 
     id: str

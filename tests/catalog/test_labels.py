@@ -64,7 +64,7 @@ def test_lists_that_begin_far_down_must_be_named(tmp_path):
     rows = [{"nm": i, "title": "a", "materials": "wool"} for i in range(1001)] + [{"nm": -1, "materials": ["silk"]}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     catalog = read_catalog(tmp_path / "t.jsonl", text="title", characteristics="materials")
-    with pytest.raises(DataError, match=r"lists are seen only far down in materials \(1 in all\): name them in multi_"):
+    with pytest.raises(DataError, match=r"lists appear only far down in materials \(1 in all\): name them in multi_"):
         catalog.truth()
     assert truth(tmp_path / "t.jsonl", multi_label="materials")[-2:] == [{"wool"}, {"silk"}]
 
@@ -101,7 +101,7 @@ def test_lists_are_no_ids_no_texts_and_no_photos(tmp_path):
 
 
 def test_the_wildberries_set_has_no_lists(tmp_path):
-    with pytest.raises(DataError, match="the Wildberries set has one label a characteristic: leave out multi_label"):
+    with pytest.raises(DataError, match="the Wildberries set has one label per characteristic: leave out multi_label"):
         read_catalog(tmp_path, multi_label="materials")
 
 
