@@ -1,11 +1,11 @@
-"""CPU time of a start: what `--help`, and the classification of one product in a new process, cost.
+"""CPU time of a start: `--help`, and the classification of one product in a new process.
 
     python benchmarks/startup.py [--rounds 7]
 
-Trains heads on a synthetic shop with `lite`, then starts the command line anew for every measurement and reads user and
-system time of that process from the operating system. CPU time is told, since wall time depends on who else computes.
-`import torch` alone is measured beside it: what a start would cost at least if heads computed with it. Of the
-modules that `classify` imports, the 15 with the largest own time are listed (`-X importtime`, whose clock is the wall).
+Trains heads on a synthetic shop with `lite`, then runs the command line in a new process per measurement and reads user
+and system time of that process from the operating system: CPU time, since wall time depends on what else runs.
+`import torch` alone is measured as well: the least that a start would cost if heads computed with it. The 15 modules
+with the largest import time of their own are listed for `classify` (`-X importtime`, wall time).
 """
 
 import argparse
@@ -29,7 +29,7 @@ MODULES = 15
 
 
 def cpu_seconds(arguments: list[str], folder: Path) -> float:
-    """Runs Python in a folder and returns the CPU seconds it took."""
+    """Run Python in a folder and return its CPU seconds."""
     pid = os.fork()
     if pid == 0:
         os.chdir(folder)
@@ -42,15 +42,15 @@ def cpu_seconds(arguments: list[str], folder: Path) -> float:
 
 
 def own_times(arguments: list[str], folder: Path) -> dict[str, float]:
-    """Returns module -> milliseconds that its import took, without those that it imports."""
+    """Return module -> milliseconds of its import, without the modules that it imports."""
     command = [sys.executable, "-X", "importtime", *arguments]
     log = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr  # noqa: S603
-    found = re.findall(r"^import time: +(\d+) \| +\d+ \| +(\S+)$", log, re.MULTILINE)
-    return {name: int(us) / 1000 for us, name in found}
+    lines = re.findall(r"^import time: +(\d+) \| +\d+ \| +(\S+)$", log, re.MULTILINE)
+    return {name: int(us) / 1000 for us, name in lines}
 
 
 def prepare(folder: Path) -> Path:
-    """Draws a shop, trains a run, and returns the name of a photo."""
+    """Generate a shop, train a run, and return the path of a photo."""
     make_marketplace(folder / "shop", products=150)
     arguments = ["shop/products.parquet", "--images", "shop/images.zip", "--id", "nm", "--text", "title,description"]
     arguments += ["--characteristics", "category,sex,season,fragility", "--out", "run"]
@@ -60,7 +60,7 @@ def prepare(folder: Path) -> Path:
 
 
 def measured(rounds: int) -> dict[str, object]:
-    """Returns the CPU seconds of each command, and the slowest imports."""
+    """Return the CPU seconds of each command, and the slowest imports."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PRODUCT_CLASSIFICATOR_CACHE"] = str(folder / "cache")
@@ -71,7 +71,7 @@ def measured(rounds: int) -> dict[str, object]:
             "`classify`, text and photo": [*CLASSIFY, *TEXT, *photo],
             "`import torch` alone": ["-c", "import torch"],
         }
-        # Rounds go through all commands, so that each has the same share of what else the machine does.
+        # Commands take turns, so that other load on the machine affects them alike.
         seconds: dict[str, list[float]] = defaultdict(list)
         imports: dict[str, list[float]] = defaultdict(list)
         for _ in range(rounds):
@@ -85,7 +85,7 @@ def measured(rounds: int) -> dict[str, object]:
     return {
         "rounds": rounds,
         "cpu_s": {
-            title: {"best": round(min(found), 2), "median": round(median(found), 2)} for title, found in seconds.items()
+            title: {"best": round(min(times), 2), "median": round(median(times), 2)} for title, times in seconds.items()
         },
         "first_cpu_s": round(first, 2),
         "imports_own_ms": {module: round(ms, 1) for ms, module in slowest},
@@ -93,7 +93,7 @@ def measured(rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measures, prints, and keeps the figures."""
+    """Measure, print, and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     results = measured(parser.parse_args().rounds)

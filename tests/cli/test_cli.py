@@ -73,7 +73,7 @@ def test_train_prints_the_scores_and_what_to_do_next(trained):
     assert (run / "report/report.md").is_file()
 
 
-def test_a_run_is_exported_and_says_what_it_needs(trained, files):
+def test_export_prints_what_an_export_needs_and_it_predicts_as_the_run(trained, files):
     out = files[0] / "exported"
     printed = call("export", trained[0], "--out", out)
     assert "2 characteristics, encoder lite: " in printed
@@ -84,7 +84,7 @@ def test_a_run_is_exported_and_says_what_it_needs(trained, files):
     assert "needs a folder of its own" in call("export", trained[0], "--out", files[0], code=1)
 
 
-def test_evaluate_writes_the_scores_of_the_test_part(trained, files):
+def test_evaluate_writes_the_scores_of_the_test_split(trained, files):
     folder, table, images = files
     printed = call("evaluate", trained[0], table, "--images", images, "--json", folder / "scores.json")
     scores = json.loads((folder / "scores.json").read_text())
@@ -94,7 +94,7 @@ def test_evaluate_writes_the_scores_of_the_test_part(trained, files):
     assert "left out because the run was trained on them" in printed.replace("\n", " ")
 
 
-def test_predict_writes_a_file_and_says_which_rows_have_a_flaw(trained, files):
+def test_predict_writes_a_file_and_counts_rows_with_warnings(trained, files):
     folder, table, images = files
     printed = call("predict", trained[0], table, "--images", images, "--out", folder / "p.csv", "--top-k", 2)
     frame = pd.read_csv(folder / "p.csv")
@@ -109,12 +109,12 @@ def test_classify_shows_bars_or_json(trained, files):
     (folder / "blue.jpg").write_bytes(jpeg("blue"))
     product = ["--image", folder / "blue.jpg", "--text", "A nice cup number 1"]
     assert "█" in call("classify", trained[0], *product)
-    found = json.loads(call("classify", trained[0], *product, "--json", "--top-k", 1))
-    assert set(found) == {"kind", "colour"}
-    assert set(found["kind"][0]) == {"label", "probability"}
+    predictions = json.loads(call("classify", trained[0], *product, "--json", "--top-k", 1))
+    assert set(predictions) == {"kind", "colour"}
+    assert set(predictions["kind"][0]) == {"label", "probability"}
 
 
-def test_with_a_promise_values_are_called_auto_or_review(trained, files):
+def test_with_a_target_precision_predictions_are_marked_auto_or_review(trained, files):
     folder, table, images = files
     run, printed = trained
     assert "accepted at a target precision of 0.95: kind" in printed
@@ -142,7 +142,7 @@ def test_classify_explains_in_a_table_or_json(trained):
     assert len(why["nearest"]) == 3
 
 
-def test_audit_prints_the_findings_and_where_they_are(trained, files):
+def test_audit_prints_the_findings_and_their_files(trained, files):
     folder, table, images = files
     printed = call("audit", trained[0], table, "--images", images, "--out", folder / "audit")
     assert "likely wrong label" in printed
@@ -151,7 +151,7 @@ def test_audit_prints_the_findings_and_where_they_are(trained, files):
     assert set(pd.read_parquet(folder / "audit/audit.parquet").kind) >= {"broken", "outlier"}
 
 
-def test_embed_fills_a_store_that_goes_on_and_info_describes(trained, files, tmp_path):
+def test_embed_continues_a_store_and_info_describes_it(trained, files, tmp_path):
     _, table, _ = files
     arguments = ["embed", table, "--text", "description", "--out", tmp_path / "store"]
     assert "143 products encoded now" in call(*arguments)
@@ -161,9 +161,11 @@ def test_embed_fills_a_store_that_goes_on_and_info_describes(trained, files, tmp
     assert "lite" in call("info", "encoders")
 
 
-def test_a_zip_of_broken_photos_goes_through_train_and_predict(tmp_path):
-    made = write_broken_zip(tmp_path / "photos.zip")
-    expected = {id_: reason for id_, reason in made.items() if id_.isprintable()}  # others no table can hold
+def test_a_zip_of_broken_photos_passes_through_train_and_predict(tmp_path):
+    reason_of_id = write_broken_zip(tmp_path / "photos.zip")
+    expected = {
+        id_: reason for id_, reason in reason_of_id.items() if id_.isprintable()
+    }  # no table can hold the others
     kinds = ["cup", "hat"]
     frame = pd.DataFrame({"nm": [*expected, *[f"sound{i}" for i in range(60)]]})
     frame["kind"] = [kinds[row % 2] for row in range(len(frame))]
@@ -182,7 +184,7 @@ def test_a_zip_of_broken_photos_goes_through_train_and_predict(tmp_path):
     assert counted == status[status != "ok"].value_counts().to_dict()
 
 
-def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
+def test_an_interrupted_command_keeps_finished_work_and_says_so(tmp_path):
     n = 20_000
     pd.DataFrame({"nm": range(n), "title": [f"a longer title number {i}" for i in range(n)]}).to_parquet(
         tmp_path / "t.parquet"
@@ -214,7 +216,7 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
         (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
         (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
         (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must exist"),
-        (["classify", "{run}", "--text", "a cup", "--min-precision", "95"], 1, "min_precision must be a share above 0"),
+        (["classify", "{run}", "--text", "a cup", "--min-precision", "95"], 1, "min_precision must be between 0 and 1"),
         (["audit", "{folder}", "{table}", "--out", "x"], 1, "is not a finished run"),
         (["info", "{folder}"], 1, "info describes a run, a store, or the word `encoders`"),
         (["classify", "{run}"], 2, "a product needs a photo or a text"),
@@ -222,14 +224,14 @@ def test_interrupting_keeps_what_is_done_and_says_so(tmp_path):
         (["trian"], 2, 'Did you mean "train"'),
     ],
 )
-def test_what_is_wrong_is_said_without_a_traceback(trained, files, arguments, code, message, monkeypatch, tmp_path):
+def test_errors_are_printed_without_a_traceback(trained, files, arguments, code, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     filled = [text.format(table=files[1], folder=files[0], run=trained[0]) for text in arguments]
     printed = " ".join(call(*filled, code=code).replace("│", " ").split())
     assert message in printed
 
 
-def test_a_process_ends_with_the_code_and_without_a_traceback(tmp_path):
+def test_a_failed_process_has_an_exit_code_and_no_traceback(tmp_path):
     command = [sys.executable, "-c", "from product_classificator.cli import main; main()", "info", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
@@ -243,7 +245,7 @@ def test_a_damaged_bundle_is_named(trained, tmp_path):
     assert "weights.safetensors is missing or was changed" in printed.replace("\n", " ")
 
 
-def test_demo_shows_scores_three_products_and_the_way_on(tmp_path):
+def test_demo_prints_scores_three_products_and_the_next_step(tmp_path):
     printed = call("demo", "--out", tmp_path / "demo", "--products", 120)
     assert "SYNTHETIC" in printed
     assert printed.count("category") > 3
@@ -256,7 +258,7 @@ def test_names_are_split_at_commas():
     assert names(None) is None
 
 
-def test_labels_and_paths_with_brackets_are_printed_as_they_are():
+def test_brackets_in_labels_and_paths_are_not_markup():
     predictions = Predictions(
         strings(["1"]), {"[red]size": ["[b]XL", "[/]"]}, {"[red]size": np.array([[0.7, 0.3]], "f4")}, np.array([True])
     )
@@ -273,7 +275,7 @@ def test_labels_and_paths_with_brackets_are_printed_as_they_are():
     assert "predict '/[/x]/run' '/[new]/t.csv' --out" in shown.get()
 
 
-def test_a_folder_of_wildberries_tables_is_taken_for_a_table(tmp_path):
+def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
     make_marketplace(tmp_path / "school", products=120, layout="wildberries")
     school, images = str(tmp_path / "school"), str(tmp_path / "school/images.zip")
     encoder = str(write_checkpoint(tmp_path / "tiny"))
@@ -281,7 +283,7 @@ def test_a_folder_of_wildberries_tables_is_taken_for_a_table(tmp_path):
     run = Run.load(tmp_path / "run")
     assert (run.channels, run.columns.text) == ("bgr", ("description",))
     assert "season" in call("evaluate", str(tmp_path / "run"), school, "--images", images)
-    out = tmp_path / "found.csv"
+    out = tmp_path / "predictions.csv"
     call("predict", str(tmp_path / "run"), school, "--images", images, "--out", str(out), "--device", "cpu")
     assert out.read_text().count("\n") > 100
     (tmp_path / "few.toml").write_text("[heads]\nmin_products_per_label = 2")
@@ -290,7 +292,7 @@ def test_a_folder_of_wildberries_tables_is_taken_for_a_table(tmp_path):
     assert "brand" in call("evaluate", str(tmp_path / "brands"), school)
 
 
-def test_heads_of_the_published_system_are_imported_and_found_by_name(tmp_path, monkeypatch):
+def test_imported_published_heads_are_found_by_name(tmp_path, monkeypatch):
     published_folder = tmp_path / "wb-6_cats"
     published_folder.mkdir()
     layers = (
@@ -307,17 +309,19 @@ def test_heads_of_the_published_system_are_imported_and_found_by_name(tmp_path, 
     assert "heads for ruclip-vit-base-patch16-384+clean" in shown
     assert pretrained_heads() == [published_folder.name]
     encoder = str(write_checkpoint(tmp_path / "ruclip-vit-base-patch16-384", embed_dim=8))
-    found = Classificator(heads_ver=published_folder.name, model_name=encoder)
-    assert found.model_name == f"{encoder}+clean"
-    assert set(found.classify_products("кружка")) == set(found.available_heads)
+    classificator = Classificator(heads_ver=published_folder.name, model_name=encoder)
+    assert classificator.model_name == f"{encoder}+clean"
+    assert set(classificator.classify_products("кружка")) == set(classificator.available_heads)
     call("import-heads", str(published_folder), "--out", str(tmp_path / "tied"), "--encoder", f"{encoder}+clean")
-    assert Classificator(heads_ver=tmp_path / "tied").classify_products("кружка") == found.classify_products("кружка")
+    assert Classificator(heads_ver=tmp_path / "tied").classify_products("кружка") == classificator.classify_products(
+        "кружка"
+    )
     assert "label_to_char.pkl" in call("import-heads", tmp_path, code=1)
     printed = call("import-heads", published_folder, "--encoder", "lite", code=1)
     assert "published heads need a ruCLIP model or its folder" in printed
 
 
-def test_tune_prints_epochs_and_what_was_kept(files, tmp_path):
+def test_tune_prints_epochs_and_the_kept_one(files, tmp_path):
     folder, table, images = files
     encoder = write_checkpoint(tmp_path / "tiny")
     arguments = ["--images", images, "--encoder", encoder, "--characteristics", "kind", "--epochs", "2"]
@@ -330,7 +334,7 @@ def test_tune_prints_epochs_and_what_was_kept(files, tmp_path):
     assert "error: there is no encoder" in printed
 
 
-def test_a_run_whose_encoder_has_moved_is_told_where_it_is(files, tmp_path):
+def test_a_moved_encoder_is_given_by_its_new_location(files, tmp_path):
     folder, table, _ = files
     encoder = write_checkpoint(tmp_path / "tiny")
     arguments = ["--text", "description", "--characteristics", "kind", "--config", folder / "settings.toml"]
@@ -341,7 +345,7 @@ def test_a_run_whose_encoder_has_moved_is_told_where_it_is(files, tmp_path):
     assert "kind" in call("evaluate", tmp_path / "run", table, "--encoder", tmp_path / "moved")
 
 
-def test_a_text_encoder_stands_beside_the_encoder_of_the_settings(files, tmp_path):
+def test_a_text_encoder_is_added_to_the_encoder_of_the_settings(files, tmp_path):
     _, table, _ = files
     (tmp_path / "settings.toml").write_text('encoder = "no-such-encoder+windows"')
     arguments = ["--text", "description", "--characteristics", "kind", "--config", tmp_path / "settings.toml"]
@@ -351,16 +355,16 @@ def test_a_text_encoder_stands_beside_the_encoder_of_the_settings(files, tmp_pat
     assert "--text-encoder must be st:<repository or folder>" in printed
 
 
-def test_progress_says_how_long_the_encoder_was_idle(trained, files, tmp_path):
+def test_progress_shows_how_long_the_encoder_was_idle(trained, files, tmp_path):
     idle = r"encoder idle \d+%"
     assert re.search(idle, trained[1])
     _, table, images = files
     arguments = (table, "--images", images, "--text", "description", "--out", tmp_path / "store")
     assert re.search(idle, call("embed", *arguments))
-    assert not re.search(idle, call("embed", *arguments))  # all is known
+    assert not re.search(idle, call("embed", *arguments))  # everything is in the store
 
 
-def test_another_first_column_than_the_title_is_a_warning(files, caplog):
+def test_a_first_column_other_than_the_title_causes_a_warning(files, caplog):
     _, table, _ = files
     run = Run(Path("run"), "lite", Columns("nm", ("brand", "description")), "rgb", Path("store"), {}, {})
     open_catalog(table, LikeRunOptions(text="description"), [], run=run)
