@@ -18,11 +18,11 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR
 
 from product_classificator.heads.calibration import sigmoid
-from product_classificator.heads.network import Network, NetworkShape
+from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
 from product_classificator.training.calibration import fit_decision_thresholds
 from product_classificator.training.head_settings import HeadSettings
-from product_classificator.training.targets import Target, TrainingData
+from product_classificator.training.targets import TrainingData
 from product_classificator.training.torch_network import Batch, JointNetwork
 from product_classificator.training.vocabulary import weighted_words
 from product_classificator.types import Bools, Floats, Rows
@@ -52,13 +52,13 @@ class EpochFacts:
 
 
 def fit_network(
-    shape: NetworkShape, data: TrainingData, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
+    data: TrainingData, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
 ) -> tuple[Network, list[EpochFacts], int]:
     """Return the network with the weights of the best epoch, all epochs, and the number of the best, from 1."""
     # Small catalogs get smaller batches: a handful of steps per epoch learns nothing.
     batch_size = min(settings.batch_size, max(8, len(data.train) // _MIN_STEPS_PER_EPOCH))
     settings = replace(settings, batch_size=batch_size)
-    network = JointNetwork(shape, settings.dropout)
+    network = JointNetwork(data.shape, settings.dropout)
     _standardize(network, data)
     _start_from_label_names(network, data)
     _start_from_log_odds(network, data)
@@ -150,7 +150,7 @@ class _Fitting:
             rows = self.data.train[order.numpy()]
             batch = Batch.of(self.data.embeddings, self.data.words, rows, self.network.shape)
             logits = self.network(_drop_modalities(batch, self.settings)) + self.log_priors
-            loss = _loss(logits, self.data.targets, rows, self.network.shape)
+            loss = _loss(logits, self.data, rows)
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -184,7 +184,7 @@ def _drop_modalities(batch: Batch, settings: HeadSettings) -> Batch:
     return Batch(batch.image, batch.text, has_image, has_text, words)
 
 
-def _loss(logits: Tensor, targets: tuple[Target, ...], rows: Rows, shape: NetworkShape) -> Tensor:
+def _loss(logits: Tensor, data: TrainingData, rows: Rows) -> Tensor:
     """Return the cross-entropy of a batch, summed over characteristics and averaged over products.
 
     An unknown label counts as 0, so a known one weighs the same however few labels are known.
@@ -197,7 +197,7 @@ def _loss(logits: Tensor, targets: tuple[Target, ...], rows: Rows, shape: Networ
         else multi_label_loss(
             logits[:, columns], target.indicators[rows], torch.from_numpy(target.label_ids[rows] >= 0)
         )
-        for target, columns in zip(targets, shape.columns, strict=True)
+        for target, columns in zip(data.targets, data.shape.columns, strict=True)
     ]
     return torch.stack(losses).sum() / len(rows)
 

@@ -87,21 +87,21 @@ def fit_heads(
     split_names = np.where(is_usable, products.split.names, "")
     labels, left_out = labels_to_learn(products.truth, split_names, settings.min_products_per_label)
     targets = tuple(Target.of(name, names, products.truth[name]) for name, names in labels.items())
-    vocabulary, shape, data = _prepare(products, targets, split_names, settings, label_vectors, shares_space)
+    data = _prepare(products, targets, split_names, settings, label_vectors, shares_space)
     # Layers draw their weights and dropout from the global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network, history, best_epoch = fit_network(shape, data, settings, on_epoch or (lambda _: None))
+        network, history, best_epoch = fit_network(data, settings, on_epoch or (lambda _: None))
     if hierarchy is None:
         hierarchy = learn_hierarchy(targets, data.train)
     logits = logits_of(network, data, data.valid)
     bundle = HeadBundle(
         characteristics=tuple(
             calibrate(target, logits[:, columns], data.valid)
-            for target, columns in zip(targets, shape.columns, strict=True)
+            for target, columns in zip(targets, network.shape.columns, strict=True)
         ),
         network=network,
-        vocabulary=vocabulary,
+        vocabulary=data.vocabulary,
         encoder_name="",
         encoder_fingerprint=products.embeddings.fingerprint,
         facts={
@@ -124,8 +124,7 @@ def _prepare(
     settings: HeadSettings,
     label_vectors: LabelVectors | None,
     shares_space: bool,
-) -> tuple[Vocabulary, NetworkShape, TrainingData]:
-    """Return vocabulary, shape of the network, and the data to fit it to."""
+) -> TrainingData:
     embeddings = products.embeddings
     is_labelled = np.any([target.is_known for target in targets], axis=0)
     train, valid = (np.flatnonzero((split_names == name) & is_labelled) for name in ("train", "valid"))
@@ -155,10 +154,8 @@ def _prepare(
         else words_of_multi_labels(vocabulary, target.labels)
         for target in targets
     ]
-    return (
-        vocabulary,
-        shape,
-        TrainingData(embeddings, words, targets, train, valid, starts, vstack(label_words, format="csr")),
+    return TrainingData(
+        embeddings, vocabulary, words, targets, train, valid, starts, vstack(label_words, format="csr"), shape
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from product_classificator.errors import DataError
+from product_classificator.heads.bag_of_words import Vocabulary
+from product_classificator.heads.network import NetworkShape
 from product_classificator.heads.zero_shot import LabelVectors
 from product_classificator.training.vocabulary import BagOfWords
 from product_classificator.types import (
@@ -113,21 +115,25 @@ class TrainingData:
 
     Attributes:
         embeddings: of n products.
+        vocabulary: learned from the training texts.
         words: (n, words) bags of words.
         targets: one per characteristic.
         train: rows to learn from.
         valid: rows to validate on.
         label_embeddings: (all labels, dim) to start from, of width 0 if there are none.
         label_words: (all labels, words) initial weights of the words of label names.
+        shape: of the network.
     """
 
     embeddings: Embeddings
+    vocabulary: Vocabulary
     words: BagOfWords
     targets: tuple[Target, ...]
     train: Rows
     valid: Rows
     label_embeddings: Floats
     label_words: BagOfWords
+    shape: NetworkShape
 
     @property
     def sample(self) -> Rows:
