@@ -1,8 +1,7 @@
-"""Turns a run and a table into a file of predictions: one row a product, in the order of the table, resumable.
+"""Predict a table into a file: one row per product, in the order of the table, resumable.
 
-Work goes chunk by chunk into parts beside the output (`<file>.parts/`), each renamed into place when it is whole. A
-killed run goes on after the last part; the parts are joined at the end and removed. Parts of another table, run or
-setting are not mixed in: their state file differs, and the work begins anew.
+Each chunk becomes a part in `<file>.parts/`, written whole or not at all; at the end the parts are joined and removed.
+A killed call is resumed after its last part. Parts of another table, run or setting are discarded: their state differs.
 """
 
 import json
@@ -12,11 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,107 +27,122 @@ from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError, culprits
 from product_classificator.files import replacing, write_text
 from product_classificator.text import join_labels
-from product_classificator.types import Predictions, Strings
+from product_classificator.types import Predictions
 
 logger = logging.getLogger(__name__)
 
 FORMATS = (".parquet", ".csv", ".jsonl")
-_DECISION = "_decision"
 
 
 @dataclass(frozen=True)
-class BulkSummary:
-    """What a bulk prediction did.
+class OutputOptions:
+    """Which columns are written.
+
+    Attributes:
+        top_k: labels per characteristic, 1 or more.
+        min_precision: target precision of the values marked "auto", between 0 and 1 (exclusive); `None`: no decisions.
+    """
+
+    top_k: int = 1
+    min_precision: float | None = None
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What a call of `predict_to_file` wrote.
 
     Attributes:
         rows: rows in the file.
         resumed: how many of them an interrupted call had left.
-        flaws: status -> number of rows, for every status but "ok", most frequent first.
-        auto: characteristic -> rows whose value needs no review; empty where nobody asked.
+        warnings: status -> number of rows, for every status but "ok", the most frequent first.
+        accepted: characteristic -> rows whose value is marked "auto"; empty without decisions.
     """
 
     rows: int
     resumed: int
-    flaws: Mapping[str, int]
-    auto: Mapping[str, int] = field(default_factory=dict)
+    warnings: Mapping[str, int]
+    accepted: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What is written of each product; see `predict_to_file`."""
-
-    top_k: int
-    min_precision: float | None
+_DEFAULTS = OutputOptions()
 
 
 def predict_to_file(
     classificator: Classificator,
     catalog: Catalog,
     out: str | Path,
+    options: OutputOptions = _DEFAULTS,
     *,
-    top_k: int = 1,
-    min_precision: float | None = None,
     store: EmbeddingStore | None = None,
     on_chunk: Callable[[EmbeddedChunk], None] | None = None,
-) -> BulkSummary:
-    """Writes the predictions of a catalog to a parquet, CSV or JSON lines file.
+) -> PredictSummary:
+    """Write the predictions of a catalog to a parquet, CSV or JSON lines file; an old one is replaced at the end.
 
     Columns: the id; for each characteristic `<name>` and `<name>_probability`, with `top_k` above 1 also `<name>_2`,
     `<name>_2_probability`, ...; with `min_precision` also `<name>_decision`, "auto" or "review"; `status`: "ok", or
-    what is wrong with the row. A product with neither photo nor text has nulls and a status that begins with
-    "set_aside:"; it is for review. Of a multi-label characteristic `<name>` is the list of the labels that a product
-    bears, whatever `top_k` is, and `<name>_probability` that of their probabilities; in CSV both are joined by "|".
-
-    Args:
-        classificator: what predicts.
-        catalog: the products.
-        out: the file; its ending says the format. An existing file is replaced when the new one is whole.
-        top_k: how many labels of each characteristic, 1 or more.
-        min_precision: share of the values called "auto" that shall be right, above 0 and below 1.
-        store: embeddings to use and fill.
-        on_chunk: called after each chunk.
+    what is wrong with the row. A product with neither photo nor text has nulls, "review", and a status that begins with
+    "set_aside:". A multi-label `<name>` is the list of predicted labels, whatever `top_k` is, and `<name>_probability`
+    the list of their probabilities; in CSV both are joined by "|".
 
     Raises:
-        DataError: the ending is unknown, `top_k` is below 1, `min_precision` no share, the folder of `out` is not
-            there, or another process writes the file now.
-        ArtifactError: `min_precision` is given, and the heads can promise nothing.
+        DataError: the suffix of `out` is not in `FORMATS`, its folder does not exist, an option is out of range, or
+            another process is writing the file.
+        ArtifactError: `min_precision` is given, but the heads have no thresholds.
     """
     out = Path(out)
+    _check(classificator, catalog, out, options)
+    parts = out.with_name(out.name + ".parts")
+    with _single_writer(parts):
+        resumed = _resume(parts, _state(classificator, catalog, options))
+        rows = resumed
+        for chunk in embed_chunks(catalog, classificator.encoder, store, first_row=resumed):
+            table = _predict(classificator, chunk, catalog.columns.id, options)
+            with replacing(parts / f"{rows:012d}-{rows + len(table):012d}.parquet") as temporary:
+                pq.write_table(table, temporary)
+            rows += len(table)
+            if on_chunk:
+                on_chunk(chunk)
+        if not rows:
+            raise DataError(f"there is nothing to predict: {catalog.table.name} has no rows")
+        decided = () if options.min_precision is None else tuple(classificator.labels)
+        statuses, accepted = _join(parts, out, decided)
+        (parts / "state.json").unlink()  # so that parts a kill leaves of the folder are not resumed
+        shutil.rmtree(parts)
+    warnings = {status: n for status, n in statuses.most_common() if status != "ok"}
+    return PredictSummary(rows, resumed, warnings, accepted)
+
+
+def _check(classificator: Classificator, catalog: Catalog, out: Path, options: OutputOptions) -> None:
     if out.suffix.lower() not in FORMATS:
         raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {out.name}")
-    if top_k < 1:
-        raise DataError(f"top_k must be 1 or more, got {top_k}")
+    if options.top_k < 1:
+        raise DataError(f"top_k must be 1 or more, got {options.top_k}")
     if not out.parent.is_dir() or out.is_dir():
-        raise DataError(f"the output must be a file in a folder that is there, got {out}")
+        raise DataError(f"the output must be a file in an existing folder, got {out}")
     sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images else [])]
     if out.resolve() in [source.resolve() for source in sources]:
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
-    if min_precision is not None:
-        classificator.bundle.check_can_decide(min_precision)
-    options = _Options(top_k, min_precision)
-    _check_names(classificator, catalog.columns.id, top_k, decides=min_precision is not None)
-    parts = out.with_name(out.name + ".parts")
-    with _alone(parts):
-        row, resumed = _predict(classificator, catalog, parts, options, store, on_chunk)
-        status, auto = _join(parts, out, () if min_precision is None else tuple(classificator.labels))
-        (parts / "state.json").unlink()  # without it, what a kill leaves of the folder is not taken for unfinished work
-        shutil.rmtree(parts)
-    flaws = {name: n for name, n in status.most_common() if name != "ok"}
-    return BulkSummary(row, resumed, flaws, dict(auto))
+    if options.min_precision is not None:
+        classificator.bundle.check_can_decide(options.min_precision)
+    columns = [catalog.columns.id, "status"]
+    for name, labels in classificator.labels.items():
+        ranks = 1 if classificator.bundle[name].is_multi_label else min(options.top_k, len(labels))
+        ranked = [_ranked(name, rank) for rank in range(ranks)]
+        columns += [*ranked, *(f"{column}_probability" for column in ranked)]
+        columns += [f"{name}_decision"] * (options.min_precision is not None)
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise DataError(f"columns of the output must differ, several would be {culprits(repeated)}: rename the column")
 
 
 @contextmanager
-def _alone(parts: Path) -> Iterator[None]:
-    """Lets one process at a time work on a folder of parts.
-
-    Raises:
-        DataError: another one does.
-    """
+def _single_writer(parts: Path) -> Iterator[None]:
+    """Lock a folder of parts against other processes."""
     lock = FileLock(parts.with_name(parts.name + ".lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise DataError(f"another process writes {parts.stem} now: wait for it, or name another output") from error
+        raise DataError(f"another process is writing {parts.stem}: wait for it, or name another output") from error
     try:
         yield
     finally:
@@ -140,45 +151,18 @@ def _alone(parts: Path) -> Iterator[None]:
         lock.release()
 
 
-def _predict(
-    classificator: Classificator,
-    catalog: Catalog,
-    parts: Path,
-    options: _Options,
-    store: EmbeddingStore | None,
-    on_chunk: Callable[[EmbeddedChunk], None] | None,
-) -> tuple[int, int]:
-    """Fills the folder of parts, and returns how many rows are in it, and how many of them were there before."""
-    resumed = _resume(parts, _state(classificator, catalog, options))
-    row = resumed
-    for chunk in embed_chunks(catalog, classificator.encoder, store, first_row=resumed):
-        predictions = classificator.bundle.predict(chunk.embeddings, chunk.texts)
-        if options.min_precision is not None:
-            promised = options.min_precision
-            predictions = classificator.bundle.with_decisions(predictions, chunk.embeddings, chunk.texts, promised)
-        table = _table(predictions, chunk.status, catalog.columns.id, options.top_k)
-        with replacing(parts / f"{row:012d}-{row + table.num_rows:012d}.parquet") as temporary:
-            pq.write_table(table, temporary)
-        row += table.num_rows
-        if on_chunk:
-            on_chunk(chunk)
-    if not row:
-        raise DataError(f"there is nothing to predict: {catalog.table.name} has no rows")
-    return row, resumed
-
-
-def _state(classificator: Classificator, catalog: Catalog, options: _Options) -> str:
-    """Names everything that decides the output, but for the bytes of photos."""
-    source, images = Path(catalog.table.name), catalog.images
-    if source.is_file():
-        table = _identity(source)
+def _state(classificator: Classificator, catalog: Catalog, options: OutputOptions) -> str:
+    """Return everything that determines the output, except the bytes of the images."""
+    table, images = Path(catalog.table.name), catalog.images
+    if table.is_file():
+        table_identity = _identity(table)
     else:
         digest = blake2b("\0".join(catalog.ids).encode(), digest_size=16)
-        for value in catalog.texts():
-            digest.update(value.encode() + b"\0")
-        table = digest.hexdigest()
+        for text in catalog.texts():
+            digest.update(text.encode() + b"\0")
+        table_identity = digest.hexdigest()
     facts = {
-        "table": table,
+        "table": table_identity,
         "images": images and [_identity(images.path), images.channels, images.max_pixels],
         "columns": asdict(catalog.columns),
         "encoder": classificator.encoder.fingerprint,
@@ -190,134 +174,123 @@ def _state(classificator: Classificator, catalog: Catalog, options: _Options) ->
 
 def _identity(path: Path) -> str:
     stat = path.stat()
-    changed = "" if path.is_dir() else f" {stat.st_size} {stat.st_mtime_ns}"
-    return f"{path.resolve()}{changed}"
-
-
-def _check_names(classificator: Classificator, id_name: str, top_k: int, *, decides: bool) -> None:
-    """Refuses an output in which two columns would have one name."""
-    columns = [id_name, "status"]
-    for name, labels in classificator.labels.items():
-        ranks = 1 if classificator.bundle[name].is_multi_label else min(top_k, len(labels))
-        ranked = [name, *(f"{name}_{rank}" for rank in range(2, ranks + 1))]
-        columns += [*ranked, *(f"{column}_probability" for column in ranked), *[f"{name}{_DECISION}"] * decides]
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise DataError(f"columns of the output must differ, several would be {culprits(repeated)}: rename the column")
+    return str(path.resolve()) if path.is_dir() else f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _resume(parts: Path, state: str) -> int:
-    """Readies the folder of parts and returns how many rows are already in it."""
+    """Prepare the folder of parts and return how many rows it already has."""
     state_file = parts / "state.json"
     if parts.exists():
         foreign = [path.name for path in parts.iterdir() if path.suffix not in (".tmp", ".json", ".parquet")]
         if foreign:
-            raise DataError(f"{parts} is needed for unfinished work, but holds other things: {culprits(foreign)}")
+            raise DataError(f"{parts} is needed for unfinished work, but holds other files: {culprits(foreign)}")
         if not state_file.exists() or state_file.read_text(encoding="utf-8") != state:
-            logger.warning("%s is of another table, run or setting: starting anew", parts)
+            logger.warning("%s is of another table, run or setting: starting again", parts)
             shutil.rmtree(parts)
     parts.mkdir(exist_ok=True)
     write_text(state_file, state)
-    row = 0
+    rows = 0
     for path in _parts(parts):
-        begin, end = (int(number) for number in path.stem.split("-"))
-        if begin != row:  # what comes after a gap is done again
+        first, end = (int(number) for number in path.stem.split("-"))
+        if first != rows:  # after a gap everything is predicted again
             path.unlink()
         else:
-            row = end
-    return row
+            rows = end
+    return rows
 
 
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("*-*.parquet"))
 
 
-def _table(predictions: Predictions, status: Strings, id_name: str, top_k: int) -> pa.Table:
-    is_known = predictions.is_known
+def _predict(classificator: Classificator, chunk: EmbeddedChunk, id_name: str, options: OutputOptions) -> pa.Table:
+    bundle = classificator.bundle
+    predictions = bundle.predict(chunk.embeddings, chunk.texts)
+    if options.min_precision is not None:
+        predictions = bundle.with_decisions(predictions, chunk.embeddings, chunk.texts, options.min_precision)
     columns: dict[str, pa.Array] = {id_name: pa.array(predictions.ids, pa.string())}
     for name in predictions.characteristics:
-        if name in predictions.decision_thresholds:
-            columns |= _list_columns(predictions, name)
-            continue
-        ranked = predictions.top(name, top_k)
-        for rank in range(min(top_k, len(predictions.labels[name]))):
-            column = name if rank == 0 else f"{name}_{rank + 1}"
-            found = [labels[rank] if labels else (None, None) for labels in ranked]
-            columns[column] = pa.array([label for label, _ in found], pa.string())
-            columns[f"{column}_probability"] = pa.array([p for _, p in found], pa.float32())
-            if predictions.decisions and not rank:
-                columns[f"{name}{_DECISION}"] = pa.array(predictions.decisions[name], pa.string())
-    columns["status"] = pa.array(np.where(is_known, status, "set_aside:" + status.astype(object)), pa.string())
-    return pa.table(columns)
+        is_multi = name in predictions.decision_thresholds
+        columns |= _label_sets(predictions, name) if is_multi else _top_labels(predictions, name, options.top_k)
+    status = np.where(predictions.is_known, chunk.status, "set_aside:" + chunk.status)
+    return pa.table({**columns, "status": pa.array(status, pa.string())})
 
 
-def _list_columns(predictions: Predictions, name: str) -> dict[str, pa.Array]:
-    """Returns the columns of a multi-label characteristic: labels and their probabilities as lists."""
-    places = {label: place for place, label in enumerate(predictions.labels[name])}
-    borne, shares = predictions.labels_of(name), predictions.probabilities[name]
-    probabilities = [
-        None if labels is None else [float(shares[row, places[label]]) for label in labels]
-        for row, labels in enumerate(borne)
-    ]
-    columns = {
-        name: pa.array(borne, pa.list_(pa.string())),
-        f"{name}_probability": pa.array(probabilities, pa.list_(pa.float32())),
-    }
-    if predictions.decisions:
-        columns[f"{name}{_DECISION}"] = pa.array(predictions.decisions[name], pa.string())
+def _top_labels(predictions: Predictions, name: str, top_k: int) -> dict[str, pa.Array]:
+    columns, top = {}, predictions.top(name, top_k)
+    for rank in range(min(top_k, len(predictions.labels[name]))):
+        labels, probabilities = zip(*(row[rank] if row else (None, None) for row in top), strict=True)
+        columns[_ranked(name, rank)] = pa.array(labels, pa.string())
+        columns[f"{_ranked(name, rank)}_probability"] = pa.array(probabilities, pa.float32())
+        if rank == 0:
+            columns |= _decision(predictions, name)
     return columns
 
 
-def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
-    """Writes the parts as one file and returns how often each status occurs, and each of `decided` needs no review."""
-    status: Counter[str] = Counter()
-    auto: Counter[str] = Counter()
+def _label_sets(predictions: Predictions, name: str) -> dict[str, pa.Array]:
+    label_ids = {label: label_id for label_id, label in enumerate(predictions.labels[name])}
+    predicted = predictions.labels_of(name)
+    probabilities = [
+        None if labels is None else [float(row[label_ids[label]]) for label in labels]
+        for labels, row in zip(predicted, predictions.probabilities[name], strict=True)
+    ]
+    columns = {
+        name: pa.array(predicted, pa.list_(pa.string())),
+        f"{name}_probability": pa.array(probabilities, pa.list_(pa.float32())),
+    }
+    return columns | _decision(predictions, name)
+
+
+def _decision(predictions: Predictions, name: str) -> dict[str, pa.Array]:
+    if predictions.decisions is None:
+        return {}
+    return {f"{name}_decision": pa.array(predictions.decisions[name], pa.string())}
+
+
+def _ranked(name: str, rank: int) -> str:
+    return name if rank == 0 else f"{name}_{rank + 1}"
+
+
+def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str], dict[str, int]]:
+    """Write the parts as one file; return the rows of each status, and the accepted values of each `decided` name."""
+    statuses: Counter[str] = Counter()
+    accepted: Counter[str] = Counter()
 
     def tables() -> Iterator[pa.Table]:
         for path in _parts(parts):
             table = pq.read_table(path)
-            status.update(table["status"].to_pylist())
+            statuses.update(table["status"].to_pylist())
             for name in decided:
-                auto[name] += table[f"{name}{_DECISION}"].to_pylist().count("auto")
+                accepted[name] += table[f"{name}_decision"].to_pylist().count("auto")
             yield table
 
     with replacing(out) as temporary:
-        _WRITERS[out.suffix.lower()](tables(), temporary)
-    return status, auto
+        _write(tables(), temporary, out.suffix.lower(), pq.read_schema(_parts(parts)[0]))
+    return statuses, dict(accepted)
 
 
-def _write_arrow(open_writer: Callable[..., Any], tables: Iterator[pa.Table], path: Path) -> None:
-    first = next(tables)
-    with open_writer(path, first.schema) as writer:
-        for table in chain([first], tables):
-            writer.write_table(table)
-
-
-def _write_json_lines(tables: Iterator[pa.Table], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for table in tables:
-            for row in table.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _write(tables: Iterator[pa.Table], path: Path, suffix: str, schema: pa.Schema) -> None:
+    if suffix == ".parquet":
+        with pq.ParquetWriter(path, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+    elif suffix == ".csv":
+        options, flat = pa.csv.WriteOptions(quoting_style="needed"), _flat(schema.empty_table()).schema
+        with pa.csv.CSVWriter(path, flat, write_options=options) as writer:
+            for table in tables:
+                writer.write_table(_flat(table))
+    else:
+        with path.open("w", encoding="utf-8") as file:
+            for table in tables:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """Returns a table for CSV: lists of labels as `read_catalog` reads them, lists of numbers joined likewise."""
-    for place, field_ in enumerate(table.schema):
-        if pa.types.is_list(field_.type):
-            is_text = pa.types.is_string(field_.type.value_type)
-            joined = join_labels if is_text else lambda numbers: "|".join(f"{number:.6g}" for number in numbers)
-            cells = [None if item is None else joined(item) for item in table.column(place).to_pylist()]
-            table = table.set_column(place, field_.name, pa.array(cells, pa.string()))
+    """Return a table for CSV: label lists as `read_catalog` reads them, probabilities joined likewise."""
+    for index, column in enumerate(table.schema):
+        if pa.types.is_list(column.type):
+            is_text = pa.types.is_string(column.type.value_type)
+            join = join_labels if is_text else lambda numbers: "|".join(f"{number:.6g}" for number in numbers)
+            cells = [None if item is None else join(item) for item in table.column(index).to_pylist()]
+            table = table.set_column(index, column.name, pa.array(cells, pa.string()))
     return table
-
-
-def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
-    options = pa.csv.WriteOptions(quoting_style="needed")
-    _write_arrow(partial(pa.csv.CSVWriter, write_options=options), map(_flat, tables), path)
-
-
-_WRITERS: dict[str, Callable[[Iterator[pa.Table], Path], None]] = {
-    ".parquet": partial(_write_arrow, pq.ParquetWriter),
-    ".csv": _write_csv,
-    ".jsonl": _write_json_lines,
-}

@@ -14,7 +14,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.heads import HeadBundle
-from product_classificator.predict_file import predict_to_file
+from product_classificator.predict_file import OutputOptions, predict_to_file
 from product_classificator.runs import Run
 from product_classificator.trainer import Trainer
 from product_classificator.training import train_heads
@@ -95,7 +95,7 @@ def test_on_its_own_table_a_run_is_judged_on_its_test_part(training, classificat
 def test_lists_are_written_in_every_format_and_csv_can_be_read_again(training, classificator, tmp_path):
     catalog = read_catalog(frame(60), text="title", characteristics=[])
     for name in ("p.parquet", "p.jsonl", "p.csv"):
-        predict_to_file(classificator, catalog, tmp_path / name, top_k=2, min_precision=0.8)
+        predict_to_file(classificator, catalog, tmp_path / name, OutputOptions(2, 0.8))
     table = pq.read_table(tmp_path / "p.parquet").to_pylist()
     lines = (tmp_path / "p.jsonl").read_text().splitlines()
     assert [json.loads(line)["materials"] for line in lines] == [row["materials"] for row in table]

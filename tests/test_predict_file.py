@@ -14,10 +14,10 @@ from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
-from product_classificator.predict_file import BulkSummary, predict_to_file
+from product_classificator.predict_file import OutputOptions, PredictSummary, predict_to_file
 from tests.fakes import TinyEncoder
 
-FLAWS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
+WARNINGS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def test_every_row_is_written_in_order_with_labels_and_status(classificator, cat
     assert pd.isna(frame.kind[7])
     assert frame.status[9] == "image_truncated"
     assert (summary.rows, summary.resumed) == (240, 0)
-    assert summary.flaws == FLAWS
+    assert summary.warnings == WARNINGS
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 def test_top_k_adds_columns_up_to_the_number_of_labels(classificator, catalog, tmp_path):
-    predict_to_file(classificator, catalog, tmp_path / "p.parquet", top_k=9)
+    predict_to_file(classificator, catalog, tmp_path / "p.parquet", OutputOptions(top_k=9))
     frame = pd.read_parquet(tmp_path / "p.parquet")
     probabilities = frame[["colour_probability", "colour_2_probability", "colour_3_probability"]]
     assert "colour_4" not in frame
@@ -56,19 +56,19 @@ def test_top_k_adds_columns_up_to_the_number_of_labels(classificator, catalog, t
     assert (probabilities.colour_probability >= probabilities.colour_2_probability)[frame.status == "ok"].all()
 
 
-def test_with_a_promise_each_value_is_kept_or_for_review(classificator, catalog, tmp_path):
-    summary = predict_to_file(classificator, catalog, tmp_path / "p.parquet", top_k=2, min_precision=0.9)
+def test_with_a_target_precision_each_value_is_accepted_or_for_review(classificator, catalog, tmp_path):
+    summary = predict_to_file(classificator, catalog, tmp_path / "p.parquet", OutputOptions(2, 0.9))
     frame = pd.read_parquet(tmp_path / "p.parquet")
     assert list(frame)[:6] == ["nm", "kind", "kind_probability", "kind_decision", "kind_2", "kind_2_probability"]
     assert set(frame.kind_decision) == {"auto", "review"}
     assert frame.kind_decision[7] == "review"
-    assert summary.auto == {name: (frame[f"{name}_decision"] == "auto").sum() for name in ("kind", "colour")}
-    sure = frame[frame.kind_decision == "auto"]
-    assert len(sure) > 100
-    assert (sure.kind == pd.read_parquet(catalog.table.name).kind[sure.index]).mean() > 0.9
+    assert summary.accepted == {name: (frame[f"{name}_decision"] == "auto").sum() for name in ("kind", "colour")}
+    accepted = frame[frame.kind_decision == "auto"]
+    assert len(accepted) > 100
+    assert (accepted.kind == pd.read_parquet(catalog.table.name).kind[accepted.index]).mean() > 0.9
 
 
-def test_a_store_spares_the_encoder(tiny_training, catalog, tmp_path):
+def test_stored_embeddings_are_not_encoded_again(tiny_training, catalog, tmp_path):
     encoder = TinyEncoder()
     store = EmbeddingStore(tiny_training.run.store, encoder)
     classificator = Classificator.from_parts(encoder, tiny_training.fitted.bundle)
@@ -90,7 +90,7 @@ def predict_slowly(bundle, table, out):
     )
 
 
-def test_a_killed_call_goes_on_and_ends_like_an_undisturbed_one(tiny_training, classificator, tmp_path):
+def test_a_killed_call_is_resumed_and_ends_like_an_undisturbed_one(tiny_training, classificator, tmp_path):
     n = 8 * CHUNK_PRODUCTS + 10
     pd.DataFrame({"nm": range(n), "title": [f"a cup {i}" for i in range(n)]}).to_parquet(tmp_path / "t.parquet")
     out = tmp_path / "killed.csv"
@@ -112,7 +112,7 @@ def test_a_killed_call_goes_on_and_ends_like_an_undisturbed_one(tiny_training, c
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def interrupted(classificator, catalog, out, **options):
+def interrupted(classificator, catalog, out, *options):
     class StopError(Exception):
         pass
 
@@ -120,17 +120,17 @@ def interrupted(classificator, catalog, out, **options):
         raise StopError
 
     with pytest.raises(StopError):
-        predict_to_file(classificator, catalog, out, on_chunk=stop, **options)
+        predict_to_file(classificator, catalog, out, *options, on_chunk=stop)
 
 
 def test_one_file_is_written_by_one_process_at_a_time(classificator, catalog, tmp_path):
     out = tmp_path / "p.csv"
 
-    def begin_again(chunk):
-        with pytest.raises(DataError, match=r"another process writes p.csv now: wait for it, or name another output"):
+    def start_again(chunk):
+        with pytest.raises(DataError, match=r"another process is writing p.csv: wait for it, or name another output"):
             predict_to_file(classificator, catalog, out)
 
-    predict_to_file(classificator, catalog, out, on_chunk=begin_again)
+    predict_to_file(classificator, catalog, out, on_chunk=start_again)
     assert len(read(out)) == 240
     with pytest.raises(ZeroDivisionError):
         predict_to_file(classificator, catalog, out, on_chunk=lambda chunk: 1 / 0)
@@ -140,13 +140,13 @@ def test_one_file_is_written_by_one_process_at_a_time(classificator, catalog, tm
 
 def test_parts_of_another_setting_are_not_mixed_in(classificator, catalog, tmp_path, caplog):
     interrupted(classificator, catalog, tmp_path / "p.csv")
-    summary = predict_to_file(classificator, catalog, tmp_path / "p.csv", top_k=2)
+    summary = predict_to_file(classificator, catalog, tmp_path / "p.csv", OutputOptions(top_k=2))
     assert summary.resumed == 0
-    assert "is of another table, run or setting: starting anew" in caplog.text
-    interrupted(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
-    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.8).resumed == 0
-    interrupted(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
-    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.9).resumed > 0
+    assert "is of another table, run or setting: starting again" in caplog.text
+    interrupted(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.9))
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.8)).resumed == 0
+    interrupted(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.9))
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.9)).resumed > 0
 
 
 def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
@@ -158,17 +158,17 @@ def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
     assert predict_to_file(classificator, read_catalog(frame), tmp_path / "p.csv").resumed == 0
 
 
-def test_parts_after_a_gap_are_made_again(classificator, catalog, tmp_path):
+def test_parts_after_a_gap_are_predicted_again(classificator, catalog, tmp_path):
     interrupted(classificator, catalog, tmp_path / "p.csv")
     (part,) = (tmp_path / "p.csv.parts").glob("*.parquet")
     part.rename(part.with_name("000000000300-000000000400.parquet"))
-    assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == BulkSummary(240, 0, FLAWS)
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == PredictSummary(240, 0, WARNINGS)
 
 
 def test_a_foreign_folder_in_the_way_is_not_touched(classificator, catalog, tmp_path):
     (tmp_path / "p.csv.parts").mkdir()
     (tmp_path / "p.csv.parts/diary.txt").touch()
-    with pytest.raises(DataError, match=r"is needed for unfinished work, but holds other things: diary\.txt"):
+    with pytest.raises(DataError, match=r"is needed for unfinished work, but holds other files: diary\.txt"):
         predict_to_file(classificator, catalog, tmp_path / "p.csv")
 
 
@@ -180,7 +180,7 @@ def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tm
     frame = pd.DataFrame({"kind_decision": [1], "description": ["a"]})
     catalog = read_catalog(frame, id="kind_decision", text="description")
     with pytest.raises(DataError, match="several would be kind_decision"):
-        predict_to_file(classificator, catalog, tmp_path / "p.csv", min_precision=0.9)
+        predict_to_file(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.9))
 
 
 @pytest.mark.parametrize(
@@ -189,18 +189,23 @@ def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tm
         ("p.xlsx", {}, r"predictions are written as .parquet, .csv, .jsonl, got p.xlsx"),
         ("p.csv", {"min_precision": 95}, "min_precision must be a share above 0 and below 1, got 95"),
         ("p.csv", {"top_k": 0}, "top_k must be 1 or more, got 0"),
-        ("nowhere/p.csv", {}, "the output must be a file in a folder that is there"),
+        ("nowhere/p.csv", {}, "the output must be a file in an existing folder"),
     ],
 )
 def test_bad_arguments_are_named(classificator, catalog, tmp_path, name, options, message):
     with pytest.raises(DataError, match=message):
-        predict_to_file(classificator, catalog, tmp_path / name, **options)
+        predict_to_file(classificator, catalog, tmp_path / name, OutputOptions(**options))
 
 
-def test_heads_that_can_promise_nothing_are_refused_before_any_work(tiny_training, catalog, tmp_path):
+def test_heads_without_thresholds_are_refused_before_any_work(tiny_training, catalog, tmp_path):
     bundle = replace(tiny_training.fitted.bundle, thresholds={}, novelty=None)
     with pytest.raises(ArtifactError, match="decisions need thresholds"):
-        predict_to_file(Classificator.from_parts(TinyEncoder(), bundle), catalog, tmp_path / "p.csv", min_precision=0.9)
+        predict_to_file(
+            Classificator.from_parts(TinyEncoder(), bundle),
+            catalog,
+            tmp_path / "p.csv",
+            OutputOptions(min_precision=0.9),
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -215,7 +220,7 @@ def test_an_empty_table_is_named(classificator, tmp_path):
         predict_to_file(classificator, read_catalog(empty), tmp_path / "p.csv")
 
 
-def test_json_lines_hold_null_where_nothing_is_known(classificator, catalog, tmp_path):
+def test_json_lines_hold_null_where_nothing_is_predicted(classificator, catalog, tmp_path):
     predict_to_file(classificator, catalog, tmp_path / "p.jsonl")
     row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[7])
     assert row["kind"] is None

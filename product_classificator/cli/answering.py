@@ -11,7 +11,7 @@ from product_classificator.cli.tables import open_catalog, with_text_encoder
 from product_classificator.embeddings.embed import embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import load_encoder
-from product_classificator.predict_file import predict_to_file
+from product_classificator.predict_file import OutputOptions, predict_to_file
 from product_classificator.runs import Run
 
 
@@ -26,15 +26,14 @@ def predict(options: Predict) -> None:
             classificator,
             catalog,
             options.out,
-            top_k=options.top_k,
-            min_precision=options.min_precision,
+            OutputOptions(options.top_k, options.min_precision),
             store=EmbeddingStore(options.store, classificator.encoder) if options.store else None,
             on_chunk=progress.on_chunk,
         )
     resumed = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
     console.log.print(f"{summary.rows} rows in {options.out}{resumed}")
-    console.print_counts("rows with warnings", summary.flaws)
-    console.print_counts("rows that need no review", summary.auto)
+    console.print_counts("rows with warnings", summary.warnings)
+    console.print_counts("rows that need no review", summary.accepted)
 
 
 def embed(options: Embed) -> None:
