@@ -32,7 +32,7 @@ def test_a_target_precision_is_reported_with_the_precision_reached(tiny_training
 
 
 def test_heads_without_thresholds_are_scored_without_decisions(tiny_training, catalog):
-    bundle = replace(tiny_training.fitted.bundle, thresholds={}, novelty=None)
+    bundle = replace(tiny_training.fitted.bundle, novelty=None)
     undecided = Classificator.from_parts(TinyEncoder(), bundle)
     assert evaluate_run(tiny_training.run, catalog, classificator=undecided).evaluation.selective is None
     with pytest.raises(ArtifactError, match="decisions need thresholds"):

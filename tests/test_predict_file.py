@@ -187,7 +187,7 @@ def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tm
     ("name", "options", "message"),
     [
         ("p.xlsx", {}, r"predictions are written as .parquet, .csv, .jsonl, got p.xlsx"),
-        ("p.csv", {"min_precision": 95}, "min_precision must be a share above 0 and below 1, got 95"),
+        ("p.csv", {"min_precision": 95}, r"min_precision must be between 0 and 1 \(exclusive\), got 95"),
         ("p.csv", {"top_k": 0}, "top_k must be 1 or more, got 0"),
         ("nowhere/p.csv", {}, "the output must be a file in an existing folder"),
     ],
@@ -198,7 +198,7 @@ def test_bad_arguments_are_named(classificator, catalog, tmp_path, name, options
 
 
 def test_heads_without_thresholds_are_refused_before_any_work(tiny_training, catalog, tmp_path):
-    bundle = replace(tiny_training.fitted.bundle, thresholds={}, novelty=None)
+    bundle = replace(tiny_training.fitted.bundle, novelty=None)
     with pytest.raises(ArtifactError, match="decisions need thresholds"):
         predict_to_file(
             Classificator.from_parts(TinyEncoder(), bundle),
