@@ -81,22 +81,22 @@ def main() -> None:
             began = time.perf_counter()
             prepared = list(pool.map(lambda data: prepared_by(encoder, data), files * 4))
             found["decoded_per_s"] = round(len(prepared) / (time.perf_counter() - began))
-        towers, batches = encoder.towers, {}
-        for size in sorted({8, 32, 64, 128, towers.photos_per_batch}):
-            inputs = encoder.images.inputs(prepared[:size])
-            there = towers.tensors(inputs)
+        network, batches = encoder.image.network, {}
+        for size in sorted({8, 32, 64, 128, network.images_per_batch}):
+            inputs = encoder.image.preparation.inputs(prepared[:size])
+            there = network.tensors(inputs)
             with torch.inference_mode():
-                on_gpu = size / best_seconds(lambda there=there: features_of(towers.model, there))
+                on_gpu = size / best_seconds(lambda there=there: features_of(network.model, there))
             batches[size] = {
                 "on_gpu": round(on_gpu),
-                "from_memory": round(size / best_seconds(lambda i=inputs: towers.of_images(i))),
+                "from_memory": round(size / best_seconds(lambda i=inputs: network.image_features(i))),
             }
             batches[size]["share_of_peak"] = round(on_gpu * gflop / peak / 1000, 3)
         found["photos_per_s_in_batches"] = batches
-        found["photos_per_batch"] = towers.photos_per_batch
-        found["encode_images_per_s"] = round(len(prepared) / best_seconds(lambda: encoder.encode_images(prepared), 2))
+        found["photos_per_batch"] = network.images_per_batch
+        found["encode_images_per_s"] = round(len(prepared) / best_seconds(lambda: encoder.image.encode(prepared), 2))
         titles = pd.read_parquet(table)["title"].tolist()
-        found["encode_texts_per_s"] = round(len(titles) / best_seconds(lambda: encoder.encode_texts(titles), 2))
+        found["encode_texts_per_s"] = round(len(titles) / best_seconds(lambda: encoder.text.encode(titles), 2))
         table, zipped = multiply(table, zipped, folder, asked.products)
         catalog = read_catalog(table, zipped, text="title", characteristics=["category"])
         embed(catalog, encoder)
@@ -127,7 +127,7 @@ def table_lines() -> list[str]:
 
 def prepared_by(encoder, data: bytes):
     """Returns a photo as the pipeline hands it to the encoder."""
-    return encoder.prepare_image(decode(data, encoder.min_decode_size))
+    return encoder.image.prepare(decode(data, encoder.image.min_decode_size))
 
 
 if __name__ == "__main__":

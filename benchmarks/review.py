@@ -44,7 +44,7 @@ def strange_photos(encoder: Encoder, folder: Path) -> dict[str, np.ndarray]:
     shop = make_marketplace(folder / "drawn", products=STRANGE)
     drawn = embed(read_catalog(shop.table, shop.images), encoder, EmbeddingStore(folder / "drawn_store", encoder))
     made = {"noise": noise, "gradients": gradients, "one colour": plain, "landscapes": cuttings}
-    parts = {k: encoder.encode_images([encoder.prepare_image(each) for each in v]) for k, v in made.items()}
+    parts = {k: encoder.image.encode([encoder.image.prepare(each) for each in v]) for k, v in made.items()}
     return {**parts, "drawn products": drawn.embeddings.image[drawn.embeddings.has_image]}
 
 
@@ -78,7 +78,7 @@ def detected(bundle: HeadBundle, photos: dict, texts: dict, encoder: Encoder) ->
             bundle.novelty.is_out_of_distribution(products, [""] * len(image), bundle.vocabulary).mean()
         )
     for kind, words in texts.items():
-        products = alone(bundle, np.zeros((len(words), encoder.image_dim), np.float32), encoder.encode_texts(words))
+        products = alone(bundle, np.zeros((len(words), encoder.image_dim), np.float32), encoder.text.encode(words))
         found[kind] = float(bundle.novelty.is_out_of_distribution(products, words, bundle.vocabulary).mean())
     return found
 

@@ -29,8 +29,7 @@ from product_classificator import (
 )
 from product_classificator.catalog import Catalog
 from product_classificator.embeddings.embed import EmbeddedCatalog
-from product_classificator.encoders import Encoder
-from product_classificator.encoders.labels import embed_labels
+from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.training import FittedHeads, LabelledProducts
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.train import divide

@@ -43,10 +43,10 @@ from product_classificator.catalog.photo import decode_image
 from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
+from product_classificator.encoders.clip import token_windows
 from product_classificator.encoders.efficientnet import load_efficientnet
-from product_classificator.encoders.precision import in_precision, settle
 from product_classificator.encoders.preprocessing import Inputs
-from product_classificator.encoders.towers import TorchTowers, computing
+from product_classificator.encoders.torch_clip import TorchNetwork, computing
 from product_classificator.training import LabelledProducts, fit_heads
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -137,9 +137,10 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
     with ZipFile(zipped) as opened:
         files = [opened.read(name) for name in photos]
     texts = pd.read_parquet(table)["title"].tolist()
-    prepared = [exact.prepare_image(decode(data)) for data in files]
-    chosen.towers.is_open = True
-    settle(chosen, prepared[:32], texts[:32])
+    prepared = [exact.image.prepare(decode(data)) for data in files]
+    chosen.image.encode(prepared[:32])
+    chosen.text.encode(texts[:32])
+    chosen_dtype = chosen.image.network.dtype
     n = len(files)
 
     def one_photo_at_a_time() -> np.ndarray:
@@ -148,33 +149,31 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
     def one_text_at_a_time() -> np.ndarray:
         return np.concatenate([encode_padded(exact, text) for text in texts])
 
-    precisions = {dtype: in_precision(exact.towers, dtype) for dtype in {"float32", "int8", chosen.towers.precision}}
+    formats = {"float32", "int8", chosen_dtype}
+    networks = {dtype: load_encoder(checkpoint, dtype=dtype).image.network for dtype in formats}
 
-    at_once = exact.towers.photos_per_batch
-    batches = [exact.images.inputs(prepared[start : start + at_once]) for start in range(0, n, at_once)]
+    at_once = exact.image.network.images_per_batch
+    batches = [exact.image.preparation.inputs(prepared[start : start + at_once]) for start in range(0, n, at_once)]
 
     def image_tower(dtype: str) -> Callable[[], object]:
-        return lambda: [precisions[dtype].of_images(batch) for batch in batches]
+        return lambda: [networks[dtype].image_features(batch) for batch in batches]
 
     def of_transformers(dtype: str) -> Callable[[], object]:
-        towers = precisions[dtype]
-        return lambda: [whole_image_tower(towers, batch) for batch in batches]
+        return lambda: [whole_image_tower(networks[dtype], batch) for batch in batches]
 
     stages = {
         "image tower": paired(
             {
                 "published": one_photo_at_a_time,
-                **{f"{dtype} of transformers": of_transformers(dtype) for dtype in precisions},
-                **{dtype: image_tower(dtype) for dtype in precisions},
+                **{f"{dtype} of transformers": of_transformers(dtype) for dtype in formats},
+                **{dtype: image_tower(dtype) for dtype in formats},
             },
             rounds,
             n,
         ),
-        "text tower": paired(
-            {"published": one_text_at_a_time, "batched": lambda: exact.encode_texts(texts)}, rounds, n
-        ),
+        "text tower": paired({"published": one_text_at_a_time, "batched": lambda: exact.text.encode(texts)}, rounds, n),
     }
-    difference = float(np.abs(one_text_at_a_time() - exact.encode_texts(texts)).max())
+    difference = float(np.abs(one_text_at_a_time() - exact.text.encode(texts)).max())
     catalog = read_catalog(table, zipped, text="title", characteristics=["category", "sex"])
     heads = fitted(catalog, exact)
 
@@ -182,18 +181,18 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
         image, text = [], []
         with ZipFile(zipped) as opened:
             for name, title in zip(photos, texts, strict=True):
-                image.append(encode_whole(exact, exact.prepare_image(decode(opened.read(name)))))
+                image.append(encode_whole(exact, exact.image.prepare(decode(opened.read(name)))))
                 text.append(encode_padded(exact, title))
         return np.concatenate(image), np.concatenate(text)
 
     def ours(encoder) -> Callable[[], object]:
         return lambda: heads.predict(embed(catalog, encoder).embeddings, texts)
 
-    whole = {"published": published, "float32": ours(exact), chosen.towers.precision: ours(chosen)}
+    whole = {"published": published, "float32": ours(exact), chosen_dtype: ours(chosen)}
     return {
-        "precision": chosen.towers.precision,
+        "dtype": chosen_dtype,
         "stages": stages,
-        "tokens_per_text": round(float(np.mean([len(window) for window in exact.texts.windows(texts)[0]])), 1),
+        "tokens_per_text": round(float(np.mean([len(window) for window in token_windows(exact.text, texts)[0]])), 1),
         "text_difference": difference,
         "end_to_end": paired(whole, rounds, n),
     }
@@ -201,21 +200,22 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
 
 def encode_whole(encoder, photo: Image.Image) -> np.ndarray:
     """Returns the vector of one photo as the published system computes it: by the network of transformers, whole."""
-    return unit_rows(whole_image_tower(encoder.towers, encoder.images.inputs([photo])))
+    return unit_rows(whole_image_tower(encoder.image.network, encoder.image.preparation.inputs([photo])))
 
 
-def whole_image_tower(towers: TorchTowers, inputs: Inputs) -> np.ndarray:
+def whole_image_tower(network: TorchNetwork, inputs: Inputs) -> np.ndarray:
     """Returns the features of photos as transformers computes them."""
-    with computing(towers.threads):
-        return towers.model.get_image_features(**towers.tensors(inputs)).pooler_output.float().numpy()
+    with computing(network.threads):
+        return network.model.get_image_features(**network.tensors(inputs)).pooler_output.float().numpy()
 
 
 def encode_padded(encoder, text: str) -> np.ndarray:
     """Returns the vector of one text as the published system computes it: padded to 77 tokens."""
-    window = encoder.texts.windows([text])[0][0]
-    with computing(encoder.towers.threads):
-        tensors = encoder.towers.tensors(encoder.texts.inputs([window + [0] * (77 - len(window))]))
-        return unit_rows(encoder.towers.model.get_text_features(**tensors).pooler_output.numpy())
+    window = token_windows(encoder.text, [text])[0][0]
+    network, inputs = encoder.text.network, encoder.text.preparation.inputs([window + [0] * (77 - len(window))])
+    with computing(network.threads):
+        tensors = network.tensors(inputs)
+        return unit_rows(network.model.get_text_features(**tensors).pooler_output.numpy())
 
 
 def decode(data: bytes, min_decode_size=None) -> Image.Image:
@@ -255,13 +255,13 @@ def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:
     def before() -> object:
         with ZipFile(zipped) as opened, ThreadPoolExecutor(cores()) as pool:
             files = [opened.read(f"{nm}.jpg") for nm in names]
-            pictures = list(pool.map(lambda data: encoder.prepare_image(decode(data)), files))
-        return torch_photos(pictures), encoder.encode_texts(texts)
+            pictures = list(pool.map(lambda data: encoder.image.prepare(decode(data)), files))
+        return torch_photos(pictures), encoder.text.encode(texts)
 
     with ZipFile(zipped) as opened:
-        pictures = [encoder.prepare_image(decode(opened.read(f"{nm}.jpg"))) for nm in names]
+        pictures = [encoder.image.prepare(decode(opened.read(f"{nm}.jpg"))) for nm in names]
     ways = {"before": before, "now": lambda: heads.predict(embed(catalog, encoder).embeddings, texts)}
-    image = {"before": lambda: torch_photos(pictures), "now": lambda: encoder.encode_images(pictures)}
+    image = {"before": lambda: torch_photos(pictures), "now": lambda: encoder.image.encode(pictures)}
     near = embed(catalog, encoder).embeddings.image[:, :1280]
     exact = torch_photos(pictures)
     cosines = (near * exact).sum(1) / np.linalg.norm(near, axis=1) / np.linalg.norm(exact, axis=1)
@@ -278,8 +278,8 @@ def measure_decoding(zipped: Path, rounds: int) -> dict[str, object]:
         files = [opened.read(name) for name in opened.namelist()]
     lite = load_encoder("lite")
     ways = {
-        "published": lambda: [lite.prepare_image(decode(data)) for data in files],
-        "scaled": lambda: [lite.prepare_image(decode(data, lite.min_decode_size)) for data in files],
+        "published": lambda: [lite.image.prepare(decode(data)) for data in files],
+        "scaled": lambda: [lite.image.prepare(decode(data, lite.image.min_decode_size)) for data in files],
     }
     return paired(ways, rounds, len(files))
 
@@ -351,7 +351,7 @@ def main() -> None:
     for model in models:
         rates = list(found[model]["end_to_end"].values())
         first, last, middle = rates[0], rates[-1], f"{rates[1]:.1f}" if len(rates) > 2 else "—"
-        chosen = found[model].get("precision", "float32")
+        chosen = found[model].get("dtype", found[model].get("precision", "float32"))
         lines.append(f"| {model} | {first:.1f} | {middle} | {last:.1f} ({chosen}) | {last / first:.1f} |")
     path = save("speed", {"cores": cores(), **found, "table": lines})
     fill_table("speed", lines)

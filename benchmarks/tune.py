@@ -22,7 +22,7 @@ import torch
 from common import DATA, save
 
 from product_classificator import load_encoder, make_marketplace, read_catalog
-from product_classificator.encoders.combined import clip_of
+from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.finetuning.activations import keep_activations
 from product_classificator.finetuning.blocks import Tail
 from product_classificator.finetuning.contrastive import FinetuneSettings, Pairs, make_optimizer, order_of, train_step
@@ -71,7 +71,7 @@ def measure(mode: str, model: Path, photos: int, epochs: int) -> dict[str, objec
         rows = np.flatnonzero(activations.has_image & activations.has_text)
         pairs = Pairs(activations, rows, rows[:2], np.arange(len(activations.has_image)))
         settings = FinetuneSettings(epochs=epochs, batch_size=64, micro_batch=64)
-        tail = Tail(clip_of(encoder).towers.model, 1)
+        tail = Tail(torch_network_of(encoder).model, 1)
         optimizer = make_optimizer(tail, settings)
         seconds, losses = [], []
         for epoch in range(1, epochs + 1):

@@ -22,9 +22,9 @@ from product_classificator.embeddings.products import (
     encode_products,
     prepare_image,
 )
-from product_classificator.encoders import Encoder, EncoderSpec, load_encoder
+from product_classificator.encoders import Encoder, EncoderSpec, embed_labels, load_encoder
 from product_classificator.encoders.base import Dtype
-from product_classificator.encoders.labels import embed_labels
+from product_classificator.encoders.clip import dtype_of, with_network
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
@@ -157,7 +157,7 @@ class Classificator:
         self.run: Run | None = None
         self.heads_ver, self.cache_dir = "", None
         self._encoder_source, self._dtype = encoder.name, "auto"
-        self._torch_towers: Any = None
+        self._torch_encoder: Encoder | None = None
         self.labels = dict(bundle.labels)
         self.heads: list[str] = []
         for name in [heads] if isinstance(heads, str) else self.labels if heads is None else heads:
@@ -308,20 +308,16 @@ class Classificator:
             ArtifactError: the exported towers answer otherwise.
             MissingExtraError: the exporter is not installed (extra `onnx-export`).
         """
-        from product_classificator.encoders.combined import clip_of
         from product_classificator.encoders.onnx import export_towers
-        from product_classificator.encoders.towers import TorchTowers
 
-        clip = clip_of(self.encoder)
-        if isinstance(clip.towers, TorchTowers) and clip.towers.precision == "int8":  # cannot be turned back
-            clip = clip_of(load_encoder(self.model_name, dtype="float32", cache_dir=self.cache_dir))
-        export_towers(clip, self._onnx_folder, text, prepare_image(self.encoder, image, self.channels))
+        encoder = self.encoder
+        if dtype_of(encoder) == "int8":  # cannot be turned back
+            encoder = load_encoder(self.model_name, dtype="float32", cache_dir=self.cache_dir)
+        export_towers(encoder, self._onnx_folder, text, prepare_image(self.encoder, image, self.channels))
 
     @property
     def _onnx_folder(self) -> Path:
-        from product_classificator.encoders.combined import clip_of
-
-        return (self.cache_dir or cache_home()) / "onnx" / clip_of(self.encoder).fingerprint
+        return (self.cache_dir or cache_home()) / "onnx" / self.encoder.image.fingerprint
 
     def is_onnx_created(self) -> bool:
         """Says whether the towers of the encoder were exported."""
@@ -332,7 +328,7 @@ class Classificator:
     @property
     def is_onnx(self) -> bool:
         """Whether ONNX Runtime computes."""
-        return self._torch_towers is not None
+        return self._torch_encoder is not None
 
     def to_onnx_clip(self) -> "Classificator":
         """Lets ONNX Runtime compute from now on, and returns itself.
@@ -341,24 +337,20 @@ class Classificator:
             DataError: the encoder has no towers.
             ArtifactError: they were not exported, or the files are damaged.
         """
-        from product_classificator.encoders.combined import clip_of
-        from product_classificator.encoders.onnx_towers import OnnxTowers
+        from product_classificator.encoders.onnx_towers import OnnxNetwork
 
-        clip = clip_of(self.encoder)
         if not self.is_onnx_created():
             raise ArtifactError(
                 f"ONNX Runtime needs exported towers, there are none in {self._onnx_folder}: call export_model_to_onnx"
             )
-        towers = OnnxTowers(self._onnx_folder, self.device)
-        self._torch_towers, clip.towers = self._torch_towers or clip.towers, towers
+        encoder = with_network(self.encoder, OnnxNetwork(self._onnx_folder, self.device))
+        self._torch_encoder, self.encoder = self._torch_encoder or self.encoder, encoder
         return self
 
     def to_clip(self) -> "Classificator":
         """Lets PyTorch compute again, and returns itself."""
-        from product_classificator.encoders.combined import clip_of
-
-        if self._torch_towers is not None:
-            clip_of(self.encoder).towers, self._torch_towers = self._torch_towers, None
+        if self._torch_encoder is not None:
+            self.encoder, self._torch_encoder = self._torch_encoder, None
         return self
 
     def to(self, device: str) -> "Classificator":
@@ -369,7 +361,7 @@ class Classificator:
         """
         if device != self.device:
             encoder = load_encoder(self._encoder_source, device=device, dtype=self._dtype, cache_dir=self.cache_dir)
-            was_onnx, self._torch_towers = self.is_onnx, None
+            was_onnx, self._torch_encoder = self.is_onnx, None
             self.encoder, self.device = encoder, device
             if was_onnx:
                 self.to_onnx_clip()

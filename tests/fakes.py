@@ -1,5 +1,6 @@
 """Small real stand-ins that tests share."""
 
+import time
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -10,42 +11,65 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from product_classificator.encoders import Encoder
+from product_classificator.encoders.base import ImageTower, TextTower
 from product_classificator.types import Floats
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (30, 60, 210)}
 
 
-class TinyEncoder:
-    """An encoder that works in microseconds: the mean colour of a photo, hashed words of a text."""
+class TinyImages:
+    """An image tower that works in microseconds: the mean colour of an image."""
 
-    name = "tiny"
-    fingerprint = "tiny-1"
-    image_dim = 4
-    text_dim = 16
-    shares_space = False
+    dim = 4
 
-    def __init__(self) -> None:
-        self.images = 0
-        self.texts = 0
+    def __init__(self, fingerprint: str = "tiny-1") -> None:
+        self.fingerprint = fingerprint
+        self.encoded = 0
 
-    def min_decode_size(self, size):
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size
 
-    def prepare_image(self, image: Image.Image) -> Image.Image:
+    def prepare(self, image: Image.Image) -> Image.Image:
         return image if image.size == (8, 8) else image.resize((8, 8))
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
-        self.images += len(images)
-        means = [np.asarray(self.prepare_image(image), dtype=np.float32).mean((0, 1)) for image in images]
+    def encode(self, images: Sequence[Image.Image]) -> Floats:
+        self.encoded += len(images)
+        means = [np.asarray(self.prepare(image), dtype=np.float32).mean((0, 1)) for image in images]
         return _unit(np.array([[*mean, 64.0] for mean in means], dtype=np.float32))
 
-    def encode_texts(self, texts: Sequence[str]) -> Floats:
-        self.texts += len(texts)
-        vectors = np.full((len(texts), self.text_dim), 0.1, dtype=np.float32)
+
+class TinyTexts:
+    """A text tower that works in microseconds: hashed words."""
+
+    dim = 16
+
+    def __init__(self, fingerprint: str = "tiny-1") -> None:
+        self.fingerprint = fingerprint
+        self.encoded = 0
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        self.encoded += len(texts)
+        vectors = np.full((len(texts), self.dim), 0.1, dtype=np.float32)
         for row, text in enumerate(texts):
             for word in text.lower().split():
-                vectors[row, crc32(word.encode()) % self.text_dim] += 1
+                vectors[row, crc32(word.encode()) % self.dim] += 1
         return _unit(vectors)
+
+
+class SlowTexts(TinyTexts):
+    """Takes 0.15 s a call."""
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        time.sleep(0.15)
+        return super().encode(texts)
+
+
+class TinyEncoder(Encoder):
+    """Both tiny towers, or others in their place; they count what they encode (`.image.encoded`, `.text.encoded`)."""
+
+    def __init__(self, image: ImageTower | None = None, text: TextTower | None = None) -> None:
+        super().__init__("tiny", image or TinyImages(), text or TinyTexts())
 
 
 def _unit(vectors: Floats) -> Floats:

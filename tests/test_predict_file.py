@@ -15,7 +15,7 @@ from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.predict_file import OutputOptions, PredictSummary, predict_to_file
-from tests.fakes import TinyEncoder
+from tests.fakes import SlowTexts, TinyEncoder
 
 WARNINGS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
 
@@ -73,20 +73,16 @@ def test_stored_embeddings_are_not_encoded_again(tiny_training, catalog, tmp_pat
     store = EmbeddingStore(tiny_training.run.store, encoder)
     classificator = Classificator.from_parts(encoder, tiny_training.fitted.bundle)
     predict_to_file(classificator, catalog, tmp_path / "stored.jsonl", store=store)
-    assert encoder.images == 0
+    assert encoder.image.encoded == 0
     predict_to_file(classificator, catalog, tmp_path / "fresh.jsonl")
     assert (tmp_path / "stored.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
 
 
-class SlowEncoder(TinyEncoder):
-    def encode_texts(self, texts):
-        time.sleep(0.15)
-        return super().encode_texts(texts)
-
-
 def predict_slowly(bundle, table, out):
     predict_to_file(
-        Classificator.from_parts(SlowEncoder(), HeadBundle.load(bundle)), read_catalog(table, text="title"), out
+        Classificator.from_parts(TinyEncoder(text=SlowTexts()), HeadBundle.load(bundle)),
+        read_catalog(table, text="title"),
+        out,
     )
 
 
@@ -107,7 +103,7 @@ def test_a_killed_call_is_resumed_and_ends_like_an_undisturbed_one(tiny_training
     catalog = read_catalog(tmp_path / "t.parquet", text="title")
     summary = predict_to_file(classificator, catalog, out)
     assert summary.resumed >= 3 * CHUNK_PRODUCTS
-    assert classificator.encoder.texts == n - summary.resumed
+    assert classificator.encoder.text.encoded == n - summary.resumed
     predict_to_file(classificator, catalog, tmp_path / "whole.csv")
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 

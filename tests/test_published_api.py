@@ -109,7 +109,7 @@ def test_embeddings_are_the_image_part_then_the_text_part_each_of_unit_length(cl
     assert found.shape == (2, 2 * dim)
     assert torch.allclose(found[:, :dim].norm(dim=1), torch.ones(2), atol=1e-5)
     assert torch.allclose(found[:, dim:].norm(dim=1), torch.ones(2), atol=1e-5)
-    assert np.allclose(found[:, dim:], classificator.encoder.encode_texts(["cup", "hat"]))
+    assert np.allclose(found[:, dim:], classificator.encoder.text.encode(["cup", "hat"]))
     alone = classificator.get_products_embeddings("cup", None)
     assert not alone[0, :dim].any()
     assert torch.allclose(alone[0, dim:], found[0, dim:], atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from product_classificator.errors import DataError, MissingExtraError
 from product_classificator.finetuning import FinetuneCallbacks
-from product_classificator.trackers import tracked_finetuning, tracked, tracking
+from product_classificator.trackers import tracked, tracked_finetuning, tracking
 from product_classificator.training import Callbacks
 
 ROW = {

@@ -22,8 +22,7 @@ from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import near_duplicate_groups, near_duplicate_keys, stratify, text_keys
 from product_classificator.embeddings.embed import EmbeddedCatalog, embed
 from product_classificator.embeddings.store import EmbeddingStore
-from product_classificator.encoders import Encoder, load_encoder
-from product_classificator.encoders.labels import embed_labels
+from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle

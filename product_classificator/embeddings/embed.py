@@ -21,7 +21,7 @@ from product_classificator.catalog.split import Keys
 from product_classificator.embeddings.products import encode_products
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, cores
-from product_classificator.types import Embeddings, Rows, Strings, strings
+from product_classificator.types import Embeddings, Strings, strings
 
 CHUNK_PRODUCTS = 256
 
@@ -186,7 +186,7 @@ def load_product(
     image = None
     if catalog.images is not None and data is not None and (stored is None or digest.digest() not in stored):
         try:
-            image = encoder.prepare_image(catalog.images.decode(data, encoder.min_decode_size))
+            image = encoder.image.prepare(catalog.images.decode(data, encoder.image.min_decode_size))
         except ImageError as error:
             status = error.reason
             if status == "too_large":  # a larger limit has another outcome, so it needs another digest
@@ -218,11 +218,6 @@ def _embed_chunk(
         encoded.status,
         len(new),
     )
-
-
-def embed_rows(catalog: Catalog, encoder: Encoder, rows: Rows) -> Embeddings:
-    """Return the embeddings of some products (goes with training/precision.py)."""
-    return embed(catalog, encoder).embeddings.take(rows)
 
 
 def count_statuses(status: Strings) -> dict[str, int]:

@@ -88,7 +88,7 @@ def encode_products(
         text_status = strings(["ok" if clean(value) else "empty" for value in texts])
         rows = np.flatnonzero(text_status == "ok")
         if len(rows):
-            text[rows] = encoder.encode_texts([texts[row] for row in rows.tolist()])
+            text[rows] = encoder.text.encode([texts[row] for row in rows.tolist()])
     remaining = iter(() if images is None else images)
     for start in range(0, 0 if images is None else n, _IMAGES_AT_ONCE):
         batch = list(islice(remaining, _IMAGES_AT_ONCE))
@@ -96,7 +96,7 @@ def encode_products(
         image_status[start : start + len(batch)] = statuses
         usable = [item for item in batch if not isinstance(item, str)]
         if usable:
-            image[start + np.flatnonzero(statuses == "ok")] = encoder.encode_images(usable)
+            image[start + np.flatnonzero(statuses == "ok")] = encoder.image.encode(usable)
     return EncodedProducts(image, text, image_status, text_status)
 
 
@@ -108,7 +108,7 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Im
         ImageError: its file is missing or cannot be decoded.
     """
     try:
-        return encoder.prepare_image(open_image(image, channels, encoder.min_decode_size))
+        return encoder.image.prepare(open_image(image, channels, encoder.image.min_decode_size))
     except FileNotFoundError as error:
         raise ImageError("missing", str(error)) from error
     except DataError:

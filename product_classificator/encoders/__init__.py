@@ -1,6 +1,6 @@
 """From raw text and image to vectors.
 
-`load_encoder` is the one door; every encoder behind it follows the `Encoder` protocol.
+`load_encoder` opens every encoder by name; an `Encoder` is an image tower and a text tower.
 """
 
 import os
@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from product_classificator.encoders.base import Dtype, Encoder, check_dtype, cores
+from product_classificator.encoders.base import CleanedTexts, Dtype, Encoder, check_dtype, cores, embed_labels
 from product_classificator.encoders.spec import ENCODERS, OPTIONS, RUCLIP_MODELS, EncoderSpec
 from product_classificator.errors import ArtifactError, DataError, nearest
 
 if TYPE_CHECKING:
-    from product_classificator.encoders.towers import Compute
+    from product_classificator.encoders.torch_clip import Compute
 
-__all__ = ["ENCODERS", "OPTIONS", "RUCLIP_MODELS", "Encoder", "EncoderSpec", "cores", "load_encoder"]
+__all__ = ["ENCODERS", "OPTIONS", "RUCLIP_MODELS", "Encoder", "EncoderSpec", "cores", "embed_labels", "load_encoder"]
 
 
 def load_encoder(
@@ -32,13 +32,13 @@ def load_encoder(
         name: one of `ENCODERS`, with options after it (`OPTIONS`).
         device: where it computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the GPU where there is one; `lite`
             computes on the CPU.
-        dtype: precision: "float32", "bfloat16", "float16", "int8" (CPU), or "auto": bfloat16 on CUDA; on the CPU what
-            has proved the fastest on this machine with the same vectors (cosine 0.99), float32 until then.
+        dtype: number format: "float32", "bfloat16", "float16", "int8" (CPU), or "auto": bfloat16 on CUDA; on the CPU
+            the fastest its instruction set allows, if the first vectors agree with those of float32 (cosine 0.99).
         threads: CPU threads; `None`: the cores this process may use.
         cache_dir: where a ruCLIP model lies, or is fetched to, in a folder of its name; `None`: the hub's cache.
 
     Raises:
-        DataError: there is no such encoder, option, device or precision.
+        DataError: there is no such encoder, option, device or number format.
         ArtifactError: the weights are not on this machine and cannot be fetched, or are damaged.
         MissingExtraError: a text encoder is asked for without the extra that it needs.
     """
@@ -48,24 +48,20 @@ def load_encoder(
     if spec.base == "lite":
         encoder = _load_lite(spec, device, threads)
     else:
-        from product_classificator.encoders.precision import recall
-        from product_classificator.encoders.towers import Compute
+        from product_classificator.encoders.torch_clip import Compute
 
         spec, encoder = _load_clip(spec, Compute(device, dtype, threads), cache_dir)
-        recall(encoder)
-    if spec.text_encoder or spec.clean:
-        from product_classificator.encoders import combined
+    text, shares_space = encoder.text, encoder.shares_space
+    if spec.text_encoder:
+        from product_classificator.encoders.sentence import load_sentence_encoder
 
-        if spec.text_encoder:
-            from product_classificator.encoders.sentence import load_sentence_encoder
-
-            texts = load_sentence_encoder(spec.text_encoder, device=device, dtype=dtype, threads=threads)
-            if Path(spec.text_encoder).is_dir():
-                spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
-            encoder = combined.PairedEncoder(str(spec), encoder, texts)
-        if spec.clean:
-            encoder = combined.CleaningEncoder(str(spec), encoder)
-    return encoder
+        text, shares_space = (
+            load_sentence_encoder(spec.text_encoder, device=device, dtype=dtype, threads=threads),
+            False,
+        )
+        if Path(spec.text_encoder).is_dir():
+            spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
+    return Encoder(str(spec), encoder.image, CleanedTexts(text) if spec.clean else text, shares_space)
 
 
 def _load_lite(spec: EncoderSpec, device: str, threads: int | None) -> Encoder:
@@ -73,9 +69,9 @@ def _load_lite(spec: EncoderSpec, device: str, threads: int | None) -> Encoder:
         raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
     if spec.letterbox or spec.windows:
         raise DataError(f"the encoder 'lite' pads photos and reads long texts already, got {str(spec)!r}: leave it out")
-    from product_classificator.encoders.lite import LiteEncoder
+    from product_classificator.encoders.lite import load_lite
 
-    return LiteEncoder(threads=threads)
+    return load_lite(threads)
 
 
 def _load_clip(spec: EncoderSpec, compute: "Compute", cache_dir: str | Path | None) -> tuple[EncoderSpec, Encoder]:

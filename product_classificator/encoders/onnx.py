@@ -1,7 +1,7 @@
 """The towers of a CLIP-like encoder as ONNX files: exported by PyTorch once, computed by ONNX Runtime after that.
 
 Rows and the length of texts stay dynamic. Whatever the network does with its inputs (causal mask, pooling at the end
-token) is in the file, so `OnnxTowers` takes the same prepared inputs as `TorchTowers` and answers the same vectors,
+token) is in the file, so `OnnxNetwork` takes the same prepared inputs as `TorchNetwork` and answers the same vectors,
 which the export checks before it keeps a file. The files compute in float32, whatever the encoder's precision: on the
 CPU, ONNX Runtime knows few operations in others.
 """
@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from product_classificator.encoders.base import unit_rows
-from product_classificator.encoders.clip import ClipEncoder
-from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE, OnnxTowers
+from product_classificator.encoders.base import Encoder, unit_rows
+from product_classificator.encoders.clip import clip_towers
+from product_classificator.encoders.onnx_towers import IMAGE_FILE, TEXT_FILE, OnnxNetwork
 from product_classificator.encoders.preprocessing import Inputs
-from product_classificator.encoders.towers import Compute, TorchTowers, torch_towers_of
+from product_classificator.encoders.torch_clip import Compute, TorchNetwork, torch_network_of
 from product_classificator.errors import ArtifactError, MissingExtraError
 from product_classificator.files import replacing_folder
 
@@ -31,7 +31,7 @@ _LARGEST_DIFFERENCE = 1e-4
 _SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
 
 
-def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Image) -> None:
+def export_towers(encoder: Encoder, folder: Path, text: str, image: Image.Image) -> None:
     """Writes the towers of an encoder as a new folder, or in place of an older one.
 
     Args:
@@ -47,16 +47,17 @@ def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Im
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("exporting to ONNX", "onnx-export")
-    towers = _exact(torch_towers_of(encoder))
-    images = encoder.images.inputs([image, image])
-    texts = encoder.texts.inputs(encoder.texts.windows([text, *_SAMPLE_TEXTS])[0])
+    network = _exact(torch_network_of(encoder))
+    image_tower, text_tower = clip_towers(encoder)
+    images = image_tower.preparation.inputs([image, image])
+    texts = text_tower.preparation.inputs(text_tower.preparation.windows([text, *_SAMPLE_TEXTS])[0])
     with replacing_folder(folder) as new:
-        _export(_Tower(towers, "get_image_features", images), images, new / IMAGE_FILE)
-        _export(_Tower(towers, "get_text_features", texts), texts, new / TEXT_FILE)
-        exported = OnnxTowers(new)
+        _export(_Tower(network, "get_image_features", images), images, new / IMAGE_FILE)
+        _export(_Tower(network, "get_text_features", texts), texts, new / TEXT_FILE)
+        exported = OnnxNetwork(new)
         for found, known in (
-            (exported.of_images(images), towers.of_images(images)),
-            (exported.of_texts(texts), towers.of_texts(texts)),
+            (exported.image_features(images), network.image_features(images)),
+            (exported.text_features(texts), network.text_features(texts)),
         ):
             difference = float(np.abs(unit_rows(found) - unit_rows(known)).max())
             if not difference <= _LARGEST_DIFFERENCE:
@@ -66,18 +67,18 @@ def export_towers(encoder: ClipEncoder, folder: Path, text: str, image: Image.Im
                 )
 
 
-def _exact(towers: TorchTowers) -> TorchTowers:
+def _exact(network: TorchNetwork) -> TorchNetwork:
     """Returns a copy that computes in float32 on the CPU."""
-    model = copy.deepcopy(towers.model).to("cpu", torch.float32)
-    return TorchTowers(model, towers.image_dim, Compute("cpu", "float32", towers.threads))
+    model = copy.deepcopy(network.model).to("cpu", torch.float32)
+    return TorchNetwork(model, network.dim, Compute("cpu", "float32", network.threads))
 
 
 class _Tower(nn.Module):
     """One tower with its inputs by position, as the exporter wants them."""
 
-    def __init__(self, towers: TorchTowers, method: str, inputs: Inputs) -> None:
+    def __init__(self, network: TorchNetwork, method: str, inputs: Inputs) -> None:
         super().__init__()
-        self.model = towers.model
+        self.model = network.model
         self._method = method
         self._names = list(inputs)
 

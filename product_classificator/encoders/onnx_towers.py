@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from product_classificator.encoders.base import cores, photos_per_batch, tokens_per_batch
+from product_classificator.encoders.base import check_threads
+from product_classificator.encoders.clip import images_per_batch, tokens_per_batch
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.errors import ArtifactError
 from product_classificator.types import Floats
@@ -21,7 +22,7 @@ def is_exported(folder: Path) -> bool:
     return (folder / IMAGE_FILE).is_file() and (folder / TEXT_FILE).is_file()
 
 
-class OnnxTowers:
+class OnnxNetwork:
     """Towers of two ONNX files; see `Towers`.
 
     Args:
@@ -42,7 +43,7 @@ class OnnxTowers:
         files: Collection[str] = (IMAGE_FILE, TEXT_FILE),
     ) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or cores()
+        options.intra_op_num_threads = check_threads(threads)
         providers = ["CPUExecutionProvider"]
         if device.startswith(("auto", "cuda")) and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
@@ -52,9 +53,9 @@ class OnnxTowers:
             raise ArtifactError(f"the towers in {folder} cannot be read ({error}): export them again") from error
         device = "cpu" if len(providers) == 1 else "cuda"
         self.tokens_per_batch = tokens_per_batch(device)
-        self.photos_per_batch = photos_per_batch(device, self._patches())
+        self.images_per_batch = images_per_batch(device, self._patches())
         widths = {name: int(session.get_outputs()[0].shape[1]) for name, session in self._sessions.items()}
-        self.image_dim, self.text_dim = widths.get(IMAGE_FILE, 0), widths.get(TEXT_FILE, 0)
+        self.dim, self.dtype = max(widths.values()), "float32"
 
     def _patches(self) -> int | None:
         """Returns how many patches a photo has if they are of a common size; the file does not tell theirs."""
@@ -64,11 +65,11 @@ class OnnxTowers:
         sizes = [shape[2:] for shape in shapes if len(shape) == _AXES and all(isinstance(n, int) for n in shape[2:])]
         return max(1, math.prod(side // _PATCH_PX for side in sizes[0])) if sizes else None
 
-    def of_images(self, inputs: Inputs) -> Floats:
+    def image_features(self, inputs: Inputs) -> Floats:
         """Returns (n, image_dim) float32."""
         return _run(self._sessions[IMAGE_FILE], inputs)
 
-    def of_texts(self, inputs: Inputs) -> Floats:
+    def text_features(self, inputs: Inputs) -> Floats:
         """Returns (n, text_dim) float32."""
         return _run(self._sessions[TEXT_FILE], inputs)
 

@@ -28,6 +28,9 @@ Ids: TypeAlias = list[int]
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 """Named arrays with one row per photo or window, as a network of transformers takes them."""
 
+Windows: TypeAlias = tuple[list[Ids], npt.NDArray[np.int64]]
+"""Token ids of windows, and the number of the text that each belongs to, ascending."""
+
 Fit = Literal["crop", "letterbox"]
 
 MAX_WINDOWS = 8
@@ -56,7 +59,7 @@ class TextPreparation(Protocol):
 
     padded_to: int
 
-    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+    def windows(self, texts: Sequence[str]) -> Windows:
         """Returns the token ids of all windows, and for each the number of the text it belongs to, ascending."""
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
@@ -184,7 +187,7 @@ class TokenPreparation:
     def __str__(self) -> str:
         return f"{self.max_tokens} tokens, {self.max_windows} window(s), padding {self.pad_id}"
 
-    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+    def windows(self, texts: Sequence[str]) -> Windows:
         """Returns the ids of all windows with their special tokens, and the number of each one's text."""
         found: list[Ids] = []
         owners: list[int] = []
@@ -202,9 +205,7 @@ class TokenPreparation:
         return {"input_ids": ids}
 
 
-def cut_into_windows(
-    texts: Iterable[Ids], before: Ids, after: Ids, max_tokens: int, max_windows: int
-) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+def cut_into_windows(texts: Iterable[Ids], before: Ids, after: Ids, max_tokens: int, max_windows: int) -> Windows:
     """Returns the ids of all windows between their special tokens, and the number of each one's text.
 
     Args:

@@ -14,15 +14,16 @@ from tokenizers import Tokenizer
 from transformers import CLIPModel
 from transformers.utils import logging as transformers_logging
 
+from product_classificator.encoders.base import Encoder
 from product_classificator.encoders.checkpoint import MARKER, Marker, converted, read_marker
-from product_classificator.encoders.clip import ClipEncoder
+from product_classificator.encoders.clip import ClipImages, ClipTexts
 from product_classificator.encoders.preprocessing import MAX_WINDOWS, SquarePreparation, TokenPreparation
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.tokenizer import PAD_ID
-from product_classificator.encoders.towers import Compute, TorchTowers
+from product_classificator.encoders.torch_clip import Compute, TorchNetwork
 
 
-def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> ClipEncoder:
+def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> Encoder:
     """Loads a ruCLIP checkpoint, converted or not.
 
     Raises:
@@ -34,7 +35,7 @@ def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> ClipEncode
         return _read(ready, marker, spec, compute)
 
 
-def _read(folder: Path, marker: Marker, spec: EncoderSpec, compute: Compute) -> ClipEncoder:
+def _read(folder: Path, marker: Marker, spec: EncoderSpec, compute: Compute) -> Encoder:
     images = SquarePreparation(marker.size_px, marker.mean, marker.std, "letterbox" if spec.letterbox else "crop")
     texts = TokenPreparation(
         Tokenizer.from_file(str(folder / "tokenizer.json")),
@@ -44,14 +45,11 @@ def _read(folder: Path, marker: Marker, spec: EncoderSpec, compute: Compute) -> 
     )
     known = repr((sorted(marker.sha256.items()), images, str(texts)))
     with quiet_loading():
-        model = CLIPModel.from_pretrained(folder, dtype=compute.torch_dtype)
-    return ClipEncoder(
-        name=str(spec),
-        fingerprint=f"ruclip-{hashlib.blake2b(known.encode(), digest_size=8).hexdigest()}",
-        towers=TorchTowers(model, model.config.projection_dim, compute),
-        images=images,
-        texts=texts,
-    )
+        model = CLIPModel.from_pretrained(folder, dtype=compute.load_dtype)
+    network = TorchNetwork(model, model.config.projection_dim, compute)
+    fingerprint = f"ruclip-{hashlib.blake2b(known.encode(), digest_size=8).hexdigest()}"
+    image, text = ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
+    return Encoder(str(spec), image, text, shares_space=True)
 
 
 @contextmanager

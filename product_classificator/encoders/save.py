@@ -9,11 +9,11 @@ from torch import Tensor
 
 from product_classificator.encoders.base import Encoder
 from product_classificator.encoders.checkpoint import FORMAT, Marker, write_marker
-from product_classificator.encoders.combined import clip_of
+from product_classificator.encoders.clip import clip_towers
 from product_classificator.encoders.hub import ProcessedImages, TokenizedTexts
 from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
 from product_classificator.encoders.spec import EncoderSpec
-from product_classificator.encoders.towers import torch_towers_of
+from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.files import replacing_folder
 
@@ -32,8 +32,8 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
     Raises:
         DataError: the encoder has no towers, or none of the kinds that can be written.
     """
-    clip = clip_of(encoder)
-    model = torch_towers_of(clip).model
+    image, text = clip_towers(encoder)
+    model = torch_network_of(encoder).model
     unknown = set(weights) - set(model.state_dict())
     if unknown:
         raise DataError(f"weights replace those of the model, it has no {sorted(unknown)}")
@@ -43,7 +43,7 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
     with replacing_folder(folder) as new:
         save_file(state, new / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(new)
-        images, texts = clip.images, clip.texts
+        images, texts = image.preparation, text.preparation
         if isinstance(images, SquarePreparation) and isinstance(texts, TokenPreparation):
             texts.tokenizer.save(str(new / "tokenizer.json"))
             marker = Marker(

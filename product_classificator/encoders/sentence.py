@@ -25,7 +25,7 @@ from product_classificator.encoders.hub import (
     silent_loading,
     unreadable,
 )
-from product_classificator.encoders.towers import Compute, computing
+from product_classificator.encoders.torch_clip import Compute, computing
 from product_classificator.errors import MissingExtraError, ProductClassificatorError
 from product_classificator.types import Floats
 
@@ -39,8 +39,8 @@ _CONFIGS = (_LIST, "config_sentence_transformers.json", "sentence_*_config.json"
 _PARTS = ("*/*.json", "*/*.txt", "*/*.model", "*/model*.safetensors", "*/pytorch_model*.bin")
 
 
-class SentenceEncoder:
-    """Texts into vectors by a model of sentence-transformers; see `TextEncoder`.
+class SentenceTexts:
+    """Texts into vectors by a model of sentence-transformers; see `TextTower`.
 
     Args:
         model: is loaded.
@@ -52,13 +52,13 @@ class SentenceEncoder:
         self._model = model
         self._threads = threads
         self.fingerprint = fingerprint
-        self.text_dim = 0
-        self.text_dim = self.encode_texts(["", "a"]).shape[1]
+        self.dim = 0
+        self.dim = self.encode(["", "a"]).shape[1]
 
-    def encode_texts(self, texts: Sequence[str]) -> Floats:
-        """Returns the (n, text_dim) float32 vectors of raw texts; rows have unit length."""
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Returns the (n, dim) float32 vectors of raw texts; rows have unit length."""
         if not texts:
-            return np.empty((0, self.text_dim), dtype=np.float32)
+            return np.empty((0, self.dim), dtype=np.float32)
         # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
         inputs = [text.encode("utf-8", "ignore").decode() for text in texts]
         # Bare strings that look like an address of a photo would be fetched by a model that reads photos, too.
@@ -70,7 +70,7 @@ class SentenceEncoder:
 
 def load_sentence_encoder(
     name: str, *, device: str = "cpu", threads: int | None = None, dtype: Dtype = "auto"
-) -> SentenceEncoder:
+) -> SentenceTexts:
     """Loads a text encoder.
 
     Args:
@@ -97,13 +97,13 @@ def load_sentence_encoder(
                 device=compute.device,
                 trust_remote_code=False,
                 local_files_only=True,
-                model_kwargs={"dtype": compute.torch_dtype},
+                model_kwargs={"dtype": compute.load_dtype},
             )
             modules = _modules(folder)
             _check_weights(modules[0], model)
         files = {*model_files(folder), *_own_files(folder, modules)}
         fingerprint = fingerprint_of("st", folder, files, f"{model.max_seq_length} tokens")
-        return SentenceEncoder(model, fingerprint, compute.threads or cores())
+        return SentenceTexts(model, fingerprint, compute.threads or cores())
     except ProductClassificatorError:
         raise
     except Exception as error:  # what is wrong with a foreign folder surfaces as any of two dozen classes

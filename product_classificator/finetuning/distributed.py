@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, reduce
 from torch import Tensor
 
-from product_classificator.encoders.towers import Compute
+from product_classificator.encoders.torch_clip import Compute
 from product_classificator.errors import DataError
 from product_classificator.types import Rows
 

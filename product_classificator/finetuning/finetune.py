@@ -25,9 +25,8 @@ from product_classificator.embeddings.embed import EmbeddedCatalog
 from product_classificator.embeddings.products import row_status
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
-from product_classificator.encoders.combined import clip_of
 from product_classificator.encoders.save import save_encoder
-from product_classificator.encoders.towers import torch_towers_of
+from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, write_comparison
 from product_classificator.files import remove_leftovers
@@ -96,8 +95,8 @@ def finetune(
         out: folder of the run; an interrupted tuning there is continued.
         settings: of encoder, split and heads; `None`: the defaults.
         tuning: how the blocks are trained; `None`: the defaults.
-        encoder: a CLIP-like encoder, in float32 and where the distributed computes; `None`: loads the one that `settings`
-            names.
+        encoder: a CLIP-like encoder, in float32 and on the device of `distributed`; `None`: loads the one that
+            `settings` names.
         cache_dir: of the activations; `None`: `<out>/activations`.
         taxonomy: table of labels and their parents, see `read_taxonomy`; `None`: learned.
         distributed: device, precision and processes; `None`: a GPU where there is one.
@@ -130,7 +129,7 @@ def finetune(
     callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
     embedded = _embedded(catalog, activations, encoder)
     divided = replace(divide(catalog, embedded, settings), hierarchy=hierarchy)
-    tail = Tail(torch_towers_of(clip_of(encoder)).model, tuning.last_blocks)
+    tail = Tail(torch_network_of(encoder).model, tuning.last_blocks)
     course = Course(encoder, tail, _pairs(activations, divided), divided, settings, tuning, distributed, callbacks)
     state = course.follow(run.folder, _identity(encoder, settings, tuning, distributed, divided, activations))
 
@@ -143,7 +142,7 @@ def finetune(
         name = distributed.from_main(lambda: save_encoder(encoder, state.best_weights, run.folder / "encoder"))
         best = best.of(tuned := load_encoder(name))
         run = replace(run, encoder=name, store=own_store(run.folder, tuned).resolve())
-    computed = {"device": distributed.device, "precision": distributed.precision, "processes": distributed.processes}
+    computed = {"device": distributed.device, "dtype": distributed.precision, "processes": distributed.processes}
     run = replace(run, settings={**asdict(settings), "tuning": asdict(tuning), "distributed": computed})
     if distributed.is_main:
         facts = replace(

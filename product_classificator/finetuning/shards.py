@@ -19,9 +19,9 @@ from PIL import Image
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.embeddings.embed import Loaded
 from product_classificator.encoders import Encoder
-from product_classificator.encoders.combined import clip_of, prepared_texts
+from product_classificator.encoders.clip import clip_towers, token_windows
 from product_classificator.encoders.preprocessing import Inputs
-from product_classificator.encoders.towers import computing, torch_towers_of
+from product_classificator.encoders.torch_clip import computing, torch_network_of
 from product_classificator.files import replacing_folder
 from product_classificator.finetuning.blocks import Side, hidden_states
 from product_classificator.finetuning.distributed import Distributed
@@ -123,8 +123,8 @@ class Frozen:
         self.last_blocks = last_blocks
         self.distributed = distributed
         self.fingerprint = f"{encoder.fingerprint}-{last_blocks}-{distributed.precision}"
-        self._clip = clip_of(encoder)
-        self._towers = torch_towers_of(self._clip)
+        self._network = torch_network_of(encoder)
+        self._image, self._text = clip_towers(encoder)
 
     def shard(self, catalog: Catalog, texts: Sequence[str], loaded: Sequence[Loaded]) -> Shard:
         """Computes the states of products whose photos are decoded."""
@@ -151,19 +151,19 @@ class Frozen:
 
     def _of_images(self, images: Sequence[Image.Image]) -> Halves:
         found = [
-            self._states("image", self._clip.images.inputs(images[start : start + _BATCH]))
+            self._states("image", self._image.preparation.inputs(images[start : start + _BATCH]))
             for start in range(0, len(images), _BATCH)
         ]
         return np.concatenate(found) if found else np.zeros((0, 0, 0), dtype=np.float16)
 
     def _of_texts(self, texts: Sequence[str]) -> tuple[Halves, dict[str, Integers], Integers, Integers]:
-        windows, owners = self._clip.texts.windows(prepared_texts(self.encoder, texts))
+        windows, owners = token_windows(self.encoder.text, texts)
         order = np.argsort([len(window) for window in windows], kind="stable")
         states: dict[int, Halves] = {}
         inputs: dict[int, dict[str, Integers]] = {}
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH].tolist()
-            arrays = self._clip.texts.inputs([windows[row] for row in rows])
+            arrays = self._text.preparation.inputs([windows[row] for row in rows])
             found = self._states("text", arrays)
             states |= dict(zip(rows, found, strict=True))
             inputs |= {row: {name: array[place] for name, array in arrays.items()} for place, row in enumerate(rows)}
@@ -178,7 +178,7 @@ class Frozen:
         )
 
     def _states(self, side: Side, inputs: Inputs) -> Halves:
-        with computing(self._towers.threads), self.distributed.autocast():
-            found = hidden_states(self._towers.model, side, self._towers.tensors(inputs), self.last_blocks)
+        with computing(self._network.threads), self.distributed.autocast():
+            found = hidden_states(self._network.model, side, self._network.tensors(inputs), self.last_blocks)
             states: Halves = found.to(torch.float16).cpu().numpy()
         return states

@@ -26,9 +26,8 @@ from product_classificator.catalog.split import (
 )
 from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, count_statuses, embed
 from product_classificator.embeddings.store import EmbeddingStore, own_store
-from product_classificator.encoders import Encoder, load_encoder
-from product_classificator.encoders.labels import embed_labels
-from product_classificator.encoders.precision import precision_of
+from product_classificator.encoders import Encoder, embed_labels, load_encoder
+from product_classificator.encoders.clip import dtype_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
 from product_classificator.heads import Hierarchy
@@ -36,7 +35,6 @@ from product_classificator.heads.manifest import check_target
 from product_classificator.runs import Run
 from product_classificator.training.epochs import EpochFacts
 from product_classificator.training.fit import FittedHeads, fit_heads
-from product_classificator.training.precision import check_precision
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.targets import LabelledProducts
 from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
@@ -116,14 +114,7 @@ def train_heads(
     callbacks.on_stage("Fitting the heads")
     fitted = fit_divided(divided, embedded.embeddings, encoder, settings, callbacks.on_epoch)
     embeddings = embedded.embeddings
-    check = check_precision(catalog, embeddings, divided.truth, divided.split, fitted.bundle, encoder, kept)
-    if check is not None:
-        callbacks.on_stage(f"Comparing precisions: {check}")
-        if check.is_refused:
-            callbacks.on_stage(f"Embedding and fitting again; what {kept.folder} held is removed")
-            embeddings = embed(catalog, encoder, kept, on_chunk=callbacks.on_chunk).embeddings
-            fitted = fit_divided(divided, embeddings, encoder, settings, callbacks.on_epoch)
-    run = replace(run, facts={**run.facts, "precision": precision_of(encoder), "precision_check": check and str(check)})
+    run = replace(run, facts={**run.facts, "dtype": dtype_of(encoder)})
 
     callbacks.on_stage("Judging them on the test part")
     evaluation = judge_divided(divided, embeddings, fitted, settings)
@@ -267,7 +258,7 @@ def report_facts(run: Run, settings: TrainSettings, divided: Divided, fitted: Fi
     """Returns what the report of a training of heads shows beside the scores."""
     return RunFacts(
         title=f"Run {run.folder.name}",
-        encoder=run.encoder + (f" in {run.facts['precision']}" if run.facts.get("precision") else ""),
+        encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
         settings=asdict(settings.heads),
         seed=settings.seed,
         products={part: len(divided.split.rows(part)) for part in SPLITS},

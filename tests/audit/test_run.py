@@ -86,9 +86,9 @@ def test_an_interrupted_audit_keeps_its_embeddings_and_ends_like_an_undisturbed_
         callbacks = Callbacks(on_stage=stop)
         audit_run(run, catalog, tmp_path / "out", encoder=encoder, store=tmp_path / "store", callbacks=callbacks)
     assert not list((tmp_path / "out").iterdir())
-    n_encoded = encoder.images
+    n_encoded = encoder.image.encoded
     audit = audit_run(run, catalog, tmp_path / "out", encoder=encoder, store=tmp_path / "store")
-    assert encoder.images == n_encoded
+    assert encoder.image.encoded == n_encoded
     pd.testing.assert_frame_equal(pd.read_parquet(audit.table), audited[1])
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from product_classificator.catalog.photo import ImageError, decode_image
-from product_classificator.encoders.lite import LiteEncoder
+from product_classificator.encoders.lite import load_lite
 from product_classificator.encoders.preprocessing import SquarePreparation
 
 
@@ -59,8 +59,8 @@ def test_a_photo_keeps_twice_what_its_encoder_sees():
     assert square.min_decode_size((900, 1200)) == (448, 598)
     assert SquarePreparation(224, (0.5,) * 3, (0.5,) * 3, "letterbox").min_decode_size((900, 1200)) == (336, 448)
     assert square.min_decode_size((300, 200)) == (300, 200)
-    assert LiteEncoder().min_decode_size((1200, 900)) == (448, 336)
-    for encoder in (square, LiteEncoder()):
-        prepare = getattr(encoder, "prepare_image", None) or encoder.prepare
-        exact, near = (np.asarray(prepare(decode(card(), s)), dtype=float) for s in (None, encoder.min_decode_size))
+    lite = load_lite().image
+    assert lite.min_decode_size((1200, 900)) == (448, 336)
+    for tower in (square, lite):
+        exact, near = (np.asarray(tower.prepare(decode(card(), s)), dtype=float) for s in (None, tower.min_decode_size))
         assert np.abs(exact - near).mean() < 1.5

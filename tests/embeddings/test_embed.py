@@ -10,7 +10,7 @@ import pandas as pd
 from product_classificator.catalog import open_images, read_catalog
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, count_statuses, embed, embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
-from tests.fakes import TinyEncoder, jpeg, shop
+from tests.fakes import SlowTexts, TinyEncoder, TinyImages, jpeg, shop
 
 
 def test_embeddings_follow_the_table_and_say_what_is_missing(catalog):
@@ -38,7 +38,7 @@ def test_what_is_in_the_store_is_not_encoded_again(catalog, tmp_path):
     embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path / "s", TinyEncoder()))
     encoder = TinyEncoder()
     again = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
-    assert (encoder.images, encoder.texts) == (0, 0)
+    assert (encoder.image.encoded, encoder.text.encoded) == (0, 0)
     assert again.status[9] == "image_truncated"
 
 
@@ -54,7 +54,7 @@ def test_only_a_product_whose_bytes_changed_is_encoded_again(tmp_path):
     (photos / "2.jpg").write_bytes(jpeg("blue"))
     encoder = TinyEncoder()
     embed(read_catalog(frame, photos), encoder, EmbeddingStore(tmp_path / "s", encoder))
-    assert (encoder.images, encoder.texts) == (2, 2)
+    assert (encoder.image.encoded, encoder.text.encoded) == (2, 2)
 
 
 def test_identical_products_are_encoded_once_with_a_store_and_without(tmp_path):
@@ -62,7 +62,7 @@ def test_identical_products_are_encoded_once_with_a_store_and_without(tmp_path):
     for store in (None, EmbeddingStore(tmp_path / "s", TinyEncoder())):
         encoder = TinyEncoder()
         embedded = embed(read_catalog(frame), encoder, store)
-        assert encoder.texts == 1
+        assert encoder.text.encoded == 1
         assert embedded.embeddings.has_text.all()
         assert len(np.unique(embedded.embeddings.text, axis=0)) == 1
 
@@ -106,17 +106,11 @@ def test_two_writers_share_a_store(catalog, tmp_path):
     embed(catalog, TinyEncoder(), second)
     encoder = TinyEncoder()
     embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
-    assert encoder.images == 0
-
-
-class SlowEncoder(TinyEncoder):
-    def encode_texts(self, texts):
-        time.sleep(0.15)
-        return super().encode_texts(texts)
+    assert encoder.image.encoded == 0
 
 
 def _embed_slowly(table: Path, folder: Path) -> None:
-    encoder = SlowEncoder()
+    encoder = TinyEncoder(text=SlowTexts())
     embed(read_catalog(table), encoder, EmbeddingStore(folder, encoder))
 
 
@@ -138,7 +132,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(tmp_path):
     assert 3 * CHUNK_PRODUCTS <= kept < n
     catalog = read_catalog(tmp_path / "t.parquet")
     resumed = embed(catalog, encoder, store).embeddings
-    assert encoder.texts == n - kept
+    assert encoder.text.encoded == n - kept
     undisturbed = embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path / "whole", TinyEncoder())).embeddings
     assert np.array_equal(resumed.text, undisturbed.text)
     assert len(EmbeddingStore(tmp_path / "killed", encoder)) == n
@@ -151,7 +145,7 @@ def test_a_damaged_shard_is_ignored_and_its_products_are_encoded_again(catalog, 
     encoder = TinyEncoder()
     embedded = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
     assert "is damaged and ignored" in caplog.text
-    assert encoder.images > 0
+    assert encoder.image.encoded > 0
     assert embedded.embeddings.has_image.sum() > 200
 
 
@@ -161,8 +155,8 @@ def test_broken_rows_do_not_stop_a_catalog(tmp_path):
     assert len(embedded.embeddings) == 90
 
 
-class SlowPhotos(TinyEncoder):
-    """Makes the decoding of photos wait."""
+class SlowImages(TinyImages):
+    """Makes the decoding of images wait."""
 
     def min_decode_size(self, size):
         time.sleep(0.01)
@@ -172,14 +166,14 @@ class SlowPhotos(TinyEncoder):
 def test_an_encoder_that_is_slower_than_its_photos_hardly_waits(catalog, monkeypatch):
     monkeypatch.setattr("product_classificator.embeddings.embed.CHUNK_PRODUCTS", 24)
     chunks = []
-    embedded = embed(catalog, SlowEncoder(), on_chunk=chunks.append)
+    embedded = embed(catalog, TinyEncoder(text=SlowTexts()), on_chunk=chunks.append)
     assert embedded.idle_share == chunks[-1].idle_share < 0.3
     assert all(0 <= chunk.idle_share <= 1 for chunk in chunks)
 
 
 def test_an_encoder_that_is_quicker_than_its_photos_waits_most_of_the_time(catalog, monkeypatch):
     monkeypatch.setattr("product_classificator.embeddings.embed.CHUNK_PRODUCTS", 24)
-    assert embed(catalog, SlowPhotos()).idle_share > 0.7
+    assert embed(catalog, TinyEncoder(SlowImages())).idle_share > 0.7
 
 
 def test_the_encoder_is_never_idle_if_nothing_is_encoded(catalog, tmp_path):

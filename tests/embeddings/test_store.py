@@ -12,7 +12,7 @@ from product_classificator.embeddings.products import EncodedProducts
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.errors import ArtifactError
 from product_classificator.types import strings
-from tests.fakes import TinyEncoder
+from tests.fakes import TinyEncoder, TinyImages, TinyTexts
 
 
 def test_a_store_is_read_in_any_order(tmp_path, monkeypatch):
@@ -48,8 +48,7 @@ def test_a_store_that_cannot_be_written_to_is_named(tmp_path, catalog):
 
 def test_a_store_of_another_encoder_is_refused(tmp_path):
     EmbeddingStore(tmp_path / "s", TinyEncoder())
-    other = TinyEncoder()
-    other.fingerprint = "tiny-2"
+    other = TinyEncoder(TinyImages("tiny-2"), TinyTexts("tiny-2"))
     with pytest.raises(ArtifactError, match="has those of tiny-1, got tiny-2; use another folder"):
         EmbeddingStore(tmp_path / "s", other)
 

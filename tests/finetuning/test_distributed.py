@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from product_classificator.encoders import load_encoder
-from product_classificator.encoders.combined import clip_of
+from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
 from product_classificator.finetuning.activations import keep_activations
@@ -46,7 +46,7 @@ def test_two_processes_take_the_steps_of_one_on_the_same_batches(shop_files, cat
 
 def test_bfloat16_gives_nearly_the_same_vectors(catalog, tmp_path):
     encoder = load_encoder(str(write_checkpoint(tmp_path / "model")), threads=1)
-    tail = Tail(clip_of(encoder).towers.model, 1)
+    tail = Tail(torch_network_of(encoder).model, 1)
     found = []
     for precision in ("float32", "bfloat16"):
         distributed = Distributed("cpu", precision)

@@ -14,7 +14,7 @@ from transformers import CLIPModel
 from product_classificator import Classificator, make_marketplace
 from product_classificator.catalog import open_images, read_catalog
 from product_classificator.encoders import load_encoder
-from product_classificator.encoders.combined import clip_of
+from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.finetuning import FinetuneCallbacks, FinetuneSettings, finetune
 from product_classificator.finetuning.activations import keep_activations
@@ -83,7 +83,7 @@ def pairs(activations):
 
 @pytest.fixture
 def tail(encoder):
-    return Tail(clip_of(encoder).towers.model, 1)
+    return Tail(torch_network_of(encoder).model, 1)
 
 
 def test_tuning_brings_photos_and_their_texts_together(tuned):
@@ -140,12 +140,12 @@ def test_the_saved_encoder_answers_what_the_heads_were_fitted_on(tuned, catalog)
 
 
 def test_only_the_trained_parameters_change(tuned, encoder):
-    before = clip_of(encoder).towers.model.state_dict()
+    before = torch_network_of(encoder).model.state_dict()
     after = CLIPModel.from_pretrained(tuned.run.folder / "encoder").state_dict()
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
-    assert changed <= set(Tail(clip_of(encoder).towers.model, 1).trained())
+    assert changed <= set(Tail(torch_network_of(encoder).model, 1).trained())
     # A bias of keys moves nothing: softmax does not see it.
-    assert {name for name in Tail(clip_of(encoder).towers.model, 1).trained() if "k_proj.bias" not in name} <= changed
+    assert {name for name in Tail(torch_network_of(encoder).model, 1).trained() if "k_proj.bias" not in name} <= changed
 
 
 def test_activations_are_found_again(catalog, encoder, cache, activations):
@@ -183,14 +183,14 @@ def test_windows_of_a_text_are_averaged_like_in_the_encoder(model, shop_files, t
     catalog = read_catalog(frame, text="text", characteristics=[])
     encoder = load_encoder(f"{model}+windows+clean", threads=1)
     found = keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path)
-    _, text = embed_all(Tail(clip_of(encoder).towers.model, 1), found, encoder.text_dim, ENGINE)
+    _, text = embed_all(Tail(torch_network_of(encoder).model, 1), found, encoder.text_dim, ENGINE)
     assert np.abs(text - embed(catalog, encoder).embeddings.text).max() < 2e-3
 
 
 def test_cached_gradients_take_the_step_of_the_whole_batch(encoder, pairs):
     after = []
     for micro_batch in (150, 40):
-        tail = Tail(clip_of(encoder).towers.model, 1)
+        tail = Tail(torch_network_of(encoder).model, 1)
         loss = train_step(tail, pairs, pairs.train, torch.optim.SGD(tail.parameters(), lr=1.0), micro_batch, ENGINE)
         after.append((loss, tail.trained()))
     assert abs(after[0][0] - after[1][0]) < 1e-5

@@ -13,7 +13,7 @@ from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training import Callbacks, train_heads
 from tests.conftest import QUICK
-from tests.fakes import TinyEncoder
+from tests.fakes import TinyEncoder, TinyImages, TinyTexts
 
 
 def test_a_training_leaves_a_whole_run(tiny_training):
@@ -114,7 +114,7 @@ def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_com
     encoder = TinyEncoder()
     with pytest.raises(ArtifactError, match=r"a folder of its own, but .* holds other things: notes.txt \(1 in all\)"):
         train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
-    assert (encoder.images, encoder.texts) == (0, 0)
+    assert (encoder.image.encoded, encoder.text.encoded) == (0, 0)
     assert Run.load(tmp_path / "run") == first.run
     (first.run.bundle / "notes.txt").rename(first.run.bundle / ".git")
     with pytest.raises(ArtifactError, match=r"holds other things: .git \(1 in all\)"):
@@ -124,14 +124,12 @@ def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_com
 
 
 def test_a_run_with_another_encoder_fills_a_store_of_its_own(catalog, tmp_path):
-    class OtherEncoder(TinyEncoder):
-        fingerprint = "tiny-2"
-
+    other = TinyEncoder(TinyImages("tiny-2"), TinyTexts("tiny-2"))
     first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
     assert first.run.store == tmp_path / "run/embeddings"
-    second = train_heads(catalog, tmp_path / "run", QUICK, encoder=OtherEncoder())
+    second = train_heads(catalog, tmp_path / "run", QUICK, encoder=other)
     assert Run.load(tmp_path / "run").store == second.run.store == tmp_path / "run/embeddings-tiny-2"
-    assert len(EmbeddingStore(first.run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, OtherEncoder()))
+    assert len(EmbeddingStore(first.run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, other))
 
 
 def test_a_store_that_was_not_filled_yet_is_that_of_the_run(tiny_training, tmp_path):

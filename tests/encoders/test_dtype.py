@@ -1,0 +1,94 @@
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from product_classificator.encoders import load_encoder, torch_clip
+from product_classificator.encoders.clip import dtype_of
+from product_classificator.encoders.torch_clip import computing, cpu_flags, fastest_dtype, torch_network_of
+from product_classificator.errors import DataError
+from tests.encoders.tiny_ruclip import write_checkpoint
+
+IMAGES = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "navy", "white")]
+TEXTS = ["красное платье", "vase", "кружка 300 мл", "шапка"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_checkpoint(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    return load_encoder(model, threads=1, dtype="float32")
+
+
+@pytest.fixture
+def amx(monkeypatch):
+    """A CPU that is fastest in bfloat16."""
+    monkeypatch.setattr(torch_clip, "cpu_flags", lambda: frozenset({"avx512_vnni", "amx_bf16"}))
+
+
+def test_the_instruction_set_decides_the_number_format(tmp_path):
+    assert fastest_dtype({"avx2", "avx512_vnni", "amx_bf16"}) == "bfloat16"
+    assert fastest_dtype({"avx2", "avx_vnni"}) == fastest_dtype({"avx512_vnni"}) == "int8"
+    assert fastest_dtype({"avx2", "avx512f"}) == fastest_dtype(()) == "float32"
+    cpuinfo = tmp_path / "cpuinfo"
+    assert cpu_flags(cpuinfo) == frozenset()
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert cpu_flags(cpuinfo) == {"fpu", "avx2", "avx_vnni"}
+
+
+def test_a_faster_format_that_agrees_is_kept_and_float32_dropped(model, exact, amx):
+    encoder = load_encoder(f"{model}+clean", threads=1)
+    network = encoder.image.network
+    vectors = encoder.image.encode(IMAGES)
+    assert (exact.image.encode(IMAGES) * vectors).sum(1).min() > 0.99
+    assert not np.array_equal(vectors, exact.image.encode(IMAGES))
+    assert network._exact is not None  # the text tower is still to be compared
+    encoder.text.encode(TEXTS)
+    assert network._exact is None
+    assert dtype_of(encoder) == "bfloat16"
+    assert network.model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_format_whose_first_vectors_differ_gives_way_to_float32(model, exact, amx, tower, monkeypatch, caplog):
+    monkeypatch.setattr(torch_clip, "MIN_COSINE", 2)
+    encoder = load_encoder(model, threads=1)
+    with caplog.at_level(logging.WARNING):
+        vectors = encoder.image.encode(IMAGES) if tower == "image" else encoder.text.encode(TEXTS)
+    assert "computing in float32: bfloat16 gave a vector with cosine" in caplog.text
+    expected = exact.image.encode(IMAGES) if tower == "image" else exact.text.encode(TEXTS)
+    assert np.allclose(vectors, expected, atol=1e-6)
+    assert dtype_of(encoder) == "float32"
+    assert encoder.image.network._exact is None
+
+
+def test_a_format_that_was_named_stays(model, exact, amx):
+    named = load_encoder(model, threads=1, dtype="int8")
+    assert dtype_of(named) == "int8"
+    assert named.image.network._exact is None
+    assert dtype_of(exact) == "float32"
+    assert dtype_of(load_encoder("lite")) is None
+    assert (exact.text.encode(TEXTS) * named.text.encode(TEXTS)).sum(1).min() > 0.98
+    with pytest.raises(DataError, match="int8 weights can be neither exported nor fine-tuned"):
+        torch_network_of(named)
+    with pytest.raises(DataError, match="int8 is for the CPU, got device 'meta'"):
+        load_encoder(model, dtype="int8", device="meta")
+
+
+def test_calls_that_overlap_leave_the_threads_as_they_were():
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    first, second = computing(1), computing(1)
+    with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
+        first.__enter__()
+        other.submit(second.__enter__).result()
+        first.__exit__(None, None, None)
+        other.submit(second.__exit__, None, None, None).result()
+        assert torch.get_num_threads() == new.submit(torch.get_num_threads).result() == 2
+    torch.set_num_threads(usual)
