@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from cyclopts import App, Parameter
 
@@ -60,13 +60,11 @@ def main() -> None:
         app(sys.argv[1:])
     except (ProductClassificatorError, OSError) as error:
         problem = "a file or folder cannot be used: " * isinstance(error, OSError)
-        sys.exit(_failed(1, f"error: {problem}{error}"))
+        _fail(1, f"error: {problem}{error}")
     except KeyboardInterrupt:
-        sys.exit(_failed(130, "interrupted; finished work is kept, run the same command again to resume"))
+        _fail(130, "interrupted; finished work is kept, run the same command again to resume")
 
 
-def _failed(code: int, message: str) -> int:
-    from product_classificator import console
-
-    console.log.print(message, style="red", soft_wrap=True)
-    return code
+def _fail(code: int, message: str) -> NoReturn:
+    app.error_console.print(message, style="red", markup=False, highlight=False, emoji=False, soft_wrap=True)
+    sys.exit(code)

@@ -22,8 +22,8 @@ def export(options: Export) -> None:
     packages = [line.partition("==")[0] for line in requirements.read_text(encoding="utf-8").split()]
     size_mb = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file()) / 1e6
     console.log.print(
-        f"{len(classificator.labels)} characteristics, encoder {classificator.model_name}: {options.out}, {size_mb:.0f} MB; "
-        f"its predictions are those of the run\n"
+        f"{len(classificator.labels)} characteristics, encoder {classificator.model_name}: {options.out}, "
+        f"{size_mb:.0f} MB; its predictions are those of the run\n"
         f"needs:  {', '.join(packages)} (see {requirements})\n"
         f"next:   Classificator(heads_ver={str(options.out)!r}).predict(texts, images)"
     )
