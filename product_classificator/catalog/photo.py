@@ -1,17 +1,10 @@
-"""Turns the bytes of one photo, however odd or hostile, into an upright RGB image, or says in one word why not.
+"""Turns the bytes of one image file, however odd or hostile, into an upright RGB image, or into an `ImageError`.
 
-Decisions and their cost:
-- Only an allow-list of Pillow's formats ever sees the bytes (its EPS reader starts Ghostscript): rare formats are lost.
-- The size is read from the header and checked before a pixel is decoded. Pillow's own limit stays in force, so a
-  `max_pixels` above 2 * `PIL.Image.MAX_IMAGE_PIXELS` (179 million) has no effect unless the program raises that too.
-- A JPEG far larger than its reader needs is decoded at a fraction of its size (a scaled inverse transform, as every
-  libjpeg has): 900 x 1200 for a tower of 224 px 2.9 times as fast as Pillow decodes and shrinks all of it. A JPEG that
-  libjpeg-turbo complains about takes Pillow's way, which knows what is wrong with it.
+- Only an allow-list of Pillow's formats ever sees the bytes: its EPS reader starts Ghostscript.
+- The size is checked in the header, before a pixel is decoded. Pillow's own limit applies too, so `max_pixels` above
+  2 * `PIL.Image.MAX_IMAGE_PIXELS` (179 million) has no effect unless the program raises that as well.
+- A JPEG far larger than its reader needs is decoded at a fraction of its size (2.9 times as fast for 224 px).
 - Colours are those of the pixels: ICC profiles are ignored, CMYK is converted by formula.
-- Pillow's warnings (a bomb suspected, odd metadata) change nothing about the answer and must neither be printed nor
-  become exceptions, whatever filters the program has. `warnings.catch_warnings` swaps the filters of the whole process
-  and is not safe among threads; a plain "ignore" filter would switch off the bomb warnings of others. So one filter
-  is put in front whose category matches only in a thread that is decoding here. The cost: one odd entry in the filters.
 """
 
 import io
@@ -28,6 +21,11 @@ from PIL import ExifTags, Image
 
 from product_classificator.errors import ProductClassificatorError
 
+try:
+    import simplejpeg
+except ImportError:  # exports work without it
+    simplejpeg = None
+
 logger = logging.getLogger(__name__)
 
 ImageReason = Literal["missing", "empty", "truncated", "unreadable", "too_large", "unsafe_name"]
@@ -36,12 +34,10 @@ Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
 
 MAX_PIXELS = 50_000_000
-"""Photos of more pixels are not decoded, unless the caller says otherwise."""
+"""Default limit on the pixels of an image."""
 
-_ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""MPO (a JPEG with more pictures behind it) is opened by the reader of JPEG."""
-
-_UPRIGHT = {
+_ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes MPO
+_UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -50,11 +46,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Orientation of EXIF (tag 274) -> what makes the picture upright."""
 
 
 class ImageError(ProductClassificatorError):
-    """A product has no photo that can be used; `reason` says why in one word, the message in a sentence."""
+    """A product has no usable image; `reason` says why in one word, `message` in a sentence."""
 
     def __init__(self, reason: ImageReason, message: str) -> None:
         super().__init__(reason, message)
@@ -68,16 +63,16 @@ class ImageError(ProductClassificatorError):
 def decode_image(
     data: bytes, *, channels: Channels, max_pixels: int, min_decode_size: Callable[[Size], Size] | None = None
 ) -> Image.Image:
-    """Decodes a photo; safe to call from many threads at once.
+    """Decode an image; safe to call from many threads at once.
 
     Args:
-        data: the file's bytes.
-        channels: "bgr" if the red and blue of the photos are swapped; they are swapped back.
+        data: the bytes of the file.
+        channels: "bgr" if red and blue are swapped in the file; they are swapped back.
         max_pixels: the largest width times height that is decoded.
-        min_decode_size: answers for the size of a photo the size that it must have at least; `None`: its own.
+        min_decode_size: maps the size in the file to the smallest sufficient size; `None`: the size in the file.
 
     Returns:
-        An RGB image, upright, transparency laid on white, of an animation the first frame.
+        An upright RGB image: transparency on white, the first frame of an animation, 16 bits scaled to 8.
 
     Raises:
         ImageError: empty, truncated, unreadable or too_large.
@@ -85,14 +80,11 @@ def decode_image(
     if not data:
         raise ImageError("empty", "the file has no bytes")
     with _without_warnings():
-        image = _decoded(data, max_pixels, min_decode_size)
-    if channels == "bgr":
-        red, green, blue = image.split()
-        image = Image.merge("RGB", (blue, green, red))
-    return image
+        image = _decode(data, max_pixels, min_decode_size)
+    return Image.fromarray(np.asarray(image)[..., ::-1]) if channels == "bgr" else image
 
 
-def _decoded(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size] | None) -> Image.Image:
+def _decode(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size] | None) -> Image.Image:
     is_open = False
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
@@ -100,7 +92,7 @@ def _decoded(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Siz
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError("too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
-            rgb = _scaled(data, image, min_decode_size(image.size)) if min_decode_size else None
+            rgb = _decode_scaled(data, image, min_decode_size(image.size)) if min_decode_size else None
             if rgb is None:
                 image.load()
             orientation = _orientation(image)
@@ -110,35 +102,28 @@ def _decoded(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Siz
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageError("too_large", str(error) or "the photo does not fit into memory") from error
-    except Exception as error:  # Pillow lets almost any exception out on hostile bytes
-        is_cut = _is_cut_webp(data) or (is_open and _tells_of_an_early_end(error))
-        raise ImageError("truncated" if is_cut else "unreadable", f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # Pillow raises almost any exception on hostile bytes
+        is_early_end = is_open and (isinstance(error, EOFError) or "truncated" in str(error).lower())
+        reason: ImageReason = "truncated" if is_early_end or _is_truncated_webp(data) else "unreadable"
+        raise ImageError(reason, f"{type(error).__name__}: {error}") from error
 
 
-def _scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image | None:
-    """Decodes a sound JPEG at the smallest fraction of its size that is not under `least`; `None`: it is another."""
+def _decode_scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image | None:
+    """Decode a sound JPEG at the smallest fraction of its size that is at least `least`; `None` for other images."""
     can_shrink = all(8 * needed <= 7 * side for needed, side in zip(least, image.size, strict=True))
-    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not can_shrink:
-        return None
-    try:
-        import simplejpeg
-    except ImportError:  # an exported folder is used without it, too
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or not can_shrink:
         return None
     width, height = least
     try:
         if simplejpeg.decode_jpeg_header(data)[1::-1] != image.size:
             return None
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
-    except ValueError:
+    except ValueError:  # Pillow decodes it, or knows what is wrong with it
         return None
 
 
-def _tells_of_an_early_end(error: Exception) -> bool:
-    return isinstance(error, EOFError) or "truncated" in str(error).lower()
-
-
-def _is_cut_webp(data: bytes) -> bool:
-    # Pillow refuses a cut WebP as a whole; its container says how long it should be.
+def _is_truncated_webp(data: bytes) -> bool:
+    # Pillow refuses a truncated WebP as a whole; its container says how long it should be.
     is_webp = data[:4] == b"RIFF" and data[8:15] == b"WEBPVP8"
     return is_webp and len(data) < int.from_bytes(data[4:8], "little") + 8
 
@@ -158,9 +143,9 @@ def _orientation(image: Image.Image) -> object:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns a picture of any mode as RGB: transparency laid on white, 16 bits scaled to 8."""
+    """Return an image of any mode as RGB: transparency on white, 16 bits scaled to 8."""
     if image.mode.startswith(("I", "F")):
-        image = _eight_bit(image)
+        image = _to_8_bit(image)
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGB", rgba.size, "white")
@@ -169,11 +154,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scales 0..65535 to 0..255; numbers of 32 bits by the smallest range that holds them all.
-
-    Such a range is, for whole numbers, 65535 or the largest value; for fractions 1, 255, 65535 or the largest value.
-    """
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale to 0..255 the smallest range that holds all values: 0 to 1 or 255 (fractions), 65535, or the maximum."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(values.max())
     ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
@@ -181,6 +163,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8))
 
 
+# Pillow's warnings (possible bombs, odd metadata) must neither be printed nor become exceptions. `catch_warnings` is
+# not safe among threads, and a plain "ignore" filter would hide the warnings of other code. So the first filter has a
+# category that matches only in a thread that is decoding.
 class _Thread(threading.local):
     is_decoding = False
 
@@ -195,13 +180,13 @@ class _OnlyWhileDecoding(type):
 
 
 class _AnyWarningWhileDecoding(Warning, metaclass=_OnlyWhileDecoding):
-    """Category of a warning filter: every warning is of it in a thread that decodes, none elsewhere."""
+    pass
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     with _filter_lock:
-        # Others (pytest, `catch_warnings`) restore or cover the filters at any time.
+        # Other code (pytest, `catch_warnings`) may restore or cover the filters at any time.
         if not warnings.filters or warnings.filters[0][2] is not _AnyWarningWhileDecoding:
             warnings.simplefilter("ignore", _AnyWarningWhileDecoding)
     _thread.is_decoding = True
