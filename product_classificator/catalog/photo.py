@@ -81,7 +81,7 @@ def decode_image(
         raise ImageError("empty", "the file has no bytes")
     with _without_warnings():
         image = _decode(data, max_pixels, min_decode_size)
-    return Image.fromarray(np.asarray(image)[..., ::-1]) if channels == "bgr" else image
+    return Image.merge("RGB", image.split()[::-1]) if channels == "bgr" else image
 
 
 def _decode(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size] | None) -> Image.Image:
