@@ -198,7 +198,8 @@ def _projection(data: bytes) -> Projection:
         if variance.shape != components.shape[:1]:
             raise ValueError(f"{len(components)} components need as many variances, found {variance.shape}")
         # As scikit-learn does: no division by the square root of nothing.
-        components = components / np.maximum(np.sqrt(np.maximum(variance, 0)), np.finfo(np.float32).eps)[:, None]
+        scale = np.maximum(np.sqrt(np.maximum(variance, 0)), np.finfo(np.float32).eps)
+        components = (components / scale[:, None]).astype(np.float32)
     return Projection(mean, components)
 
 
@@ -243,7 +244,8 @@ def _unzip(data: bytes) -> dict[str, bytes]:
 def _tensors(network: Module) -> dict[str, Any]:
     """Return "<layer>.<weight or bias>" -> tensor."""
     layers = network.state.get("_modules")
-    kinds = tuple(type(layer).__name__ for layer in layers.values()) if isinstance(layers, dict) else ()
+    layers = layers if isinstance(layers, dict) else {}
+    kinds = tuple(type(layer).__name__ for layer in layers.values())
     if kinds != _LAYER_NAMES or list(layers) != [str(i) for i in range(len(_LAYER_NAMES))]:
         raise ValueError(f"expected {', '.join(_LAYER_NAMES)}, found {', '.join(kinds)}")
     return {

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from io import BytesIO
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,8 @@ def read_pickle(data: bytes, names: Mapping[str, type], entries: Mapping[str, by
 class _PlainUnpickler(pickle._Unpickler):
     """Finds stand-ins only."""
 
+    stack: list[Any]
+
     def __init__(self, file: BytesIO, names: Mapping[str, type], entries: Mapping[str, bytes]) -> None:
         super().__init__(file)
         self.names, self.entries = names, entries
@@ -178,7 +180,7 @@ class _PlainUnpickler(pickle._Unpickler):
         self._update([key, value])
 
     def set_items(self) -> None:
-        self._update(self.pop_mark())
+        self._update(self.pop_mark())  # type: ignore[attr-defined]
 
     def _update(self, items: list[Any]) -> None:
         # A tuple as a key would have to be hashed, and a small pickle can nest one that takes years.
@@ -187,7 +189,7 @@ class _PlainUnpickler(pickle._Unpickler):
             raise ValueError("it sets items of something other than a dict, or keys other than texts and numbers")
         self.stack[-1].update(zip(keys, values, strict=True))
 
-    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _OPCODES} | {
+    dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for code in _OPCODES} | {
         pickle.BUILD[0]: build,
         pickle.SETITEM[0]: set_item,
         pickle.SETITEMS[0]: set_items,

@@ -62,14 +62,14 @@ def test_clusters_that_are_the_labels_score_one_and_chance_scores_nothing(cluste
 
 def test_only_products_with_a_known_label_count(clusters, goods):
     known = sum(label is not None for label in goods[1]["noise"])
-    assert (clusters.scores["noise"].n, clusters.scores["noise"].n_labels) == (known, 2)
+    assert (clusters.scores["noise"].products, clusters.scores["noise"].labels) == (known, 2)
 
 
 @pytest.mark.parametrize(("name", "counts"), [("one", (75, 1)), ("nothing", (0, 0))])
 def test_fewer_than_two_labels_have_no_score(clusters, name, counts):
     score = clusters.scores[name]
     assert (score.ami, score.v_measure) == (None, None)
-    assert (score.n, score.n_labels) == counts
+    assert (score.products, score.labels) == counts
 
 
 def test_every_product_has_a_cluster(clusters):
@@ -119,7 +119,7 @@ def test_the_scores_are_written_with_empty_cells_where_there_is_none(folder, clu
     assert list(table.index) == list(clusters.scores)
     assert table["ami"]["kind"] == clusters.scores["kind"].ami
     assert table.loc[["one", "nothing"], ["ami", "v_measure"]].isna().all(axis=None)
-    assert table["products"].tolist() == [score.n for score in clusters.scores.values()]
+    assert table["products"].tolist() == [score.products for score in clusters.scores.values()]
 
 
 def test_the_assignment_is_written_by_id(folder, clusters):
@@ -128,12 +128,12 @@ def test_the_assignment_is_written_by_id(folder, clusters):
     assert table["cluster"].tolist() == clusters.assignment.tolist()
 
 
-def test_each_panel_tells_its_characteristic_and_score(clusters, goods):
+def test_each_panel_shows_its_characteristic_and_score(clusters, goods):
     figure = draw_clusters(clusters, *goods)
     assert titles(figure)[0] == "kind: AMI 1.000, V-measure 1.000"
     score = clusters.scores[HOSTILE]
-    told = f"AMI {score.ami:.3f}, V-measure {score.v_measure:.3f}"
-    assert titles(figure)[3:] == ["nothing: no score", f'a,"b" $x_1$ _c: {told}']
+    figures = f"AMI {score.ami:.3f}, V-measure {score.v_measure:.3f}"
+    assert titles(figure)[3:] == ["nothing: no score", f'a,"b" $x_1$ _c: {figures}']
     assert key_of(figure.axes[3]) == ["(unknown)"]
     assert key_of(figure.axes[4]) == ['a,"b" $x_1$ _c', "_b", "?"]
     assert pyplot.get_fignums() == []
