@@ -22,13 +22,13 @@ from product_classificator.embeddings.products import (
     encode_products,
     prepare_image,
 )
-from product_classificator.encoders import Encoder, EncoderSpec, embed_labels, load_encoder
+from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.encoders.base import Dtype
-from product_classificator.encoders.clip import dtype_of, with_network
+from product_classificator.encoders.clip import clip_towers, dtype_of, with_network
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
-from product_classificator.opening import PUBLISHED_HEADS, encoder_name, open_heads
+from product_classificator.opening import PUBLISHED_HEADS, bind_heads, encoder_name, open_heads
 from product_classificator.runs import Run
 from product_classificator.types import Embeddings, Explanation, Predictions
 
@@ -143,15 +143,7 @@ class Classificator:
         return cls.from_parts(encoder, bundle, device=device)
 
     def _set(self, encoder: Encoder, bundle: HeadBundle, heads: Sequence[str] | None, device: str) -> None:
-        if not bundle.encoder_fingerprint:
-            spec = EncoderSpec.parse(encoder.name)
-            name = str(spec if spec.base.startswith("hf:") else replace(spec, base=Path(spec.base).name))
-            bundle = bundle.bound_to(name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
-        if bundle.encoder_fingerprint != encoder.fingerprint:
-            raise ArtifactError(
-                f"heads fit one encoder: these were trained on {bundle.encoder_name} ({bundle.encoder_fingerprint}), "
-                f"got {encoder.name} ({encoder.fingerprint}); load the encoder they were trained on, or train again"
-            )
+        bundle = bind_heads(bundle, encoder)
         self.encoder, self.bundle, self.device = encoder, bundle, device
         self.channels: Channels = "rgb"
         self.run: Run | None = None
@@ -297,31 +289,31 @@ class Classificator:
         return torch.from_numpy(np.concatenate([products.image, products.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
-        """Writes the towers of the encoder as ONNX files, for `to_onnx_clip`.
+        """Write the towers of the encoder as ONNX files, for `to_onnx_clip`.
 
         Args:
-            text: an example; what both ways answer to it is compared.
-            image: likewise.
+            text: an example on which the exported text tower must agree with PyTorch.
+            image: an example for the image tower.
 
         Raises:
-            DataError: the encoder has no towers, or does not compute with PyTorch now.
-            ArtifactError: the exported towers answer otherwise.
+            DataError: the encoder is not CLIP-like, or does not compute with PyTorch now.
+            ArtifactError: the exported towers answer differently.
             MissingExtraError: the exporter is not installed (extra `onnx-export`).
         """
-        from product_classificator.encoders.onnx import export_towers
+        from product_classificator.encoders.onnx import export_towers  # imports torch
 
         encoder = self.encoder
-        if dtype_of(encoder) == "int8":  # cannot be turned back
-            encoder = load_encoder(self.model_name, dtype="float32", cache_dir=self.cache_dir)
-        export_towers(encoder, self._onnx_folder, text, prepare_image(self.encoder, image, self.channels))
+        if dtype_of(encoder) == "int8":  # the exact weights are lost
+            encoder = load_encoder(self._encoder_source, dtype="float32", cache_dir=self.cache_dir)
+        export_towers(encoder, self._onnx_folder, text, prepare_image(encoder, image, self.channels))
 
     @property
     def _onnx_folder(self) -> Path:
         return (self.cache_dir or cache_home()) / "onnx" / self.encoder.image.fingerprint
 
     def is_onnx_created(self) -> bool:
-        """Says whether the towers of the encoder were exported."""
-        from product_classificator.encoders.onnx_towers import is_exported
+        """Return whether the towers of the encoder have been exported."""
+        from product_classificator.encoders.onnx_towers import is_exported  # imports ONNX Runtime
 
         return is_exported(self._onnx_folder)
 
@@ -331,15 +323,16 @@ class Classificator:
         return self._torch_encoder is not None
 
     def to_onnx_clip(self) -> "Classificator":
-        """Lets ONNX Runtime compute from now on, and returns itself.
+        """Switch to ONNX Runtime and return self.
 
         Raises:
-            DataError: the encoder has no towers.
-            ArtifactError: they were not exported, or the files are damaged.
+            DataError: the encoder is not CLIP-like.
+            ArtifactError: its towers have not been exported, or the files are damaged.
         """
         from product_classificator.encoders.onnx_towers import OnnxNetwork
 
         if not self.is_onnx_created():
+            clip_towers(self.encoder)
             raise ArtifactError(
                 f"ONNX Runtime needs exported towers, there are none in {self._onnx_folder}: call export_model_to_onnx"
             )
@@ -348,13 +341,12 @@ class Classificator:
         return self
 
     def to_clip(self) -> "Classificator":
-        """Lets PyTorch compute again, and returns itself."""
-        if self._torch_encoder is not None:
-            self.encoder, self._torch_encoder = self._torch_encoder, None
+        """Switch back to PyTorch and return self."""
+        self.encoder, self._torch_encoder = self._torch_encoder or self.encoder, None
         return self
 
     def to(self, device: str) -> "Classificator":
-        """Lets the encoder compute on another device from now on, and returns itself.
+        """Move the encoder to another device and return self.
 
         Raises:
             DataError: there is no such device, or the encoder cannot compute there.

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from product_classificator.catalog.photo import Channels
-from product_classificator.encoders.spec import EncoderSpec
+from product_classificator.encoders import Encoder, EncoderSpec
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.files import cache_home, sha256_of
 from product_classificator.heads import HeadBundle
@@ -101,6 +101,24 @@ def encoder_name(model_name: str | None, trained_on: str) -> str:
     spec = EncoderSpec.parse(model_name)
     has_options = str(spec) != spec.base
     return model_name if has_options or not trained_on else str(replace(EncoderSpec.parse(trained_on), base=spec.base))
+
+
+def bind_heads(bundle: HeadBundle, encoder: Encoder) -> HeadBundle:
+    """Return heads that fit an encoder; those that were made for any of its name are bound to this one.
+
+    Raises:
+        ArtifactError: the heads were trained on another encoder.
+    """
+    if not bundle.encoder_fingerprint:
+        spec = EncoderSpec.parse(encoder.name)
+        name = str(spec if spec.base.startswith("hf:") else replace(spec, base=Path(spec.base).name))
+        return bundle.bound_to(name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
+    if bundle.encoder_fingerprint != encoder.fingerprint:
+        raise ArtifactError(
+            f"heads fit one encoder: these were trained on {bundle.encoder_name} ({bundle.encoder_fingerprint}), "
+            f"got {encoder.name} ({encoder.fingerprint}); load the encoder they were trained on, or train again"
+        )
+    return bundle
 
 
 def _read_export(folder: Path) -> ExportFacts:
