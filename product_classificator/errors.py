@@ -1,7 +1,7 @@
 """The errors of the package: each says the rule, what was found, and the way out.
 
-Everything the package raises on purpose descends from `ProductClassificatorError`, so that a caller can tell
-"your data or artefact is wrong" (show the message) from a fault of the program (show the traceback).
+Every deliberate error is a `ProductClassificatorError`, so that a caller can distinguish a problem with data or
+artefacts (show the message) from a bug (show the traceback).
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 
 class ProductClassificatorError(Exception):
-    """Root of every error that the package raises on purpose."""
+    """Base of all errors that the package raises deliberately."""
 
 
 class DataError(ProductClassificatorError, ValueError):
@@ -17,7 +17,7 @@ class DataError(ProductClassificatorError, ValueError):
 
 
 class ArtifactError(ProductClassificatorError):
-    """A store, run, bundle or checkpoint is missing, damaged, or made by something else."""
+    """A store, run, bundle or checkpoint is missing, damaged, or not what is expected."""
 
 
 class MissingExtraError(ProductClassificatorError, ImportError):
@@ -28,7 +28,7 @@ class MissingExtraError(ProductClassificatorError, ImportError):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Returns the hint that ends an error about an unknown name.
+    """Return the hint that ends an error about an unknown name.
 
     >>> nearest("catgory", ["category", "sex"])
     "did you mean 'category'? Known: category, sex"
@@ -38,20 +38,18 @@ def nearest(name: str, options: Iterable[str]) -> str:
     options = list(options)
     shown = ", ".join(options[:20]) + (f", ... ({len(options)} in all)" if len(options) > 20 else "")
     close = get_close_matches(name.lower(), [option.lower() for option in options], n=1, cutoff=0.6)
-    if not close:
-        return f"Known: {shown}"
-    found = next(option for option in options if option.lower() == close[0])
-    return f"did you mean {found!r}? Known: {shown}"
+    matches = [option for option in options if [option.lower()] == close]
+    return f"did you mean {matches[0]!r}? Known: {shown}" if matches else f"Known: {shown}"
 
 
-def culprits(found: Iterable[object]) -> str:
-    """Lists at most five culprits and their count, for an error message.
+def culprits(items: Iterable[object]) -> str:
+    """Return the first five offending items and their number, for an error message.
 
     >>> culprits([1, 2, 3])
     '1, 2, 3 (3 in all)'
     >>> culprits(range(9))
     '0, 1, 2, 3, 4, ... (9 in all)'
     """
-    found = list(found)
-    shown = ", ".join(str(item) for item in found[:5])
-    return f"{shown}{', ...' if len(found) > 5 else ''} ({len(found)} in all)"
+    items = list(items)
+    shown = ", ".join(str(item) for item in items[:5])
+    return f"{shown}{', ...' if len(items) > 5 else ''} ({len(items)} in all)"

@@ -1,7 +1,7 @@
-"""Writes files and folders so that a killed process leaves the old one or the new one, never a half.
+"""Writes files and folders atomically: a killed process leaves the old one or the new one, never a half.
 
-Of a folder the old one is renamed before the new one takes its place: a process killed in that moment leaves it whole
-beside, as `.<name>.<digits>.old`.
+A folder is renamed before the new one takes its place: a process killed at that moment leaves it next to it as
+`.<name>.<digits>.old`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def cache_home() -> Path:
-    """Returns the folder for what can be made or fetched again; `PRODUCT_CLASSIFICATOR_CACHE` names another."""
+    """Return the folder of files that can be made or fetched again; `PRODUCT_CLASSIFICATOR_CACHE` overrides it."""
     chosen = os.environ.get("PRODUCT_CLASSIFICATOR_CACHE")
     if chosen:
         return Path(chosen)
@@ -28,9 +28,9 @@ def cache_home() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to the disk and takes the name `path`.
+    """Yield a temporary path in the folder of `path`; on success it is flushed to the disk and renamed to `path`.
 
-    The temporary name starts with a dot and ends with `.tmp`; it is removed when the block fails.
+    The temporary name starts with a dot and ends with `.tmp`; it is deleted when the block fails.
     """
     temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
     try:
@@ -43,16 +43,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files and folders that killed processes have left in a folder, an hour ago or before."""
+    """Delete the temporary files and folders that killed processes left in a folder more than an hour ago."""
     replaced = (path for path in folder.glob(".*.old") if (folder / path.name[1:].rsplit(".", 2)[0]).exists())
     for path in (*folder.glob(".*.tmp"), *replaced):
-        with suppress(FileNotFoundError):  # another process cleans up, too
+        with suppress(FileNotFoundError):  # another process is cleaning up
             if path.stat().st_mtime < time.time() - 3600:
                 _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, link or folder, as far as it is there and that is allowed."""
+    """Delete a file, link or folder, if it exists and that is allowed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -61,31 +61,28 @@ def _remove(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file in hexadecimal digits."""
+    """Return the sha256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes bytes as `replacing` does."""
+    """Write bytes atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text as `replacing` does."""
+    """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def kept_file(name: str, write: Callable[[Path], object]) -> Path | None:
-    """Returns a file of the cache folder that is written at its first use and only read after that.
+    """Return a file of the cache folder, written at its first use; `None` if the folder cannot be read or written to.
 
     Args:
-        name: names everything that the content depends on.
-        write: writes the content to the path that it gets.
-
-    Returns:
-        The file; `None` if the cache folder cannot be read or written to.
+        name: identifies everything that the content depends on.
+        write: writes the content to the path it is given.
     """
     try:
         path = cache_home() / "made" / name
@@ -94,14 +91,14 @@ def kept_file(name: str, write: Callable[[Path], object]) -> Path | None:
             remove_leftovers(path.parent)
             with replacing(path) as temporary:
                 write(temporary)
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the home folder
-        logger.info("%s cannot be kept (%s): it is made anew at every start", name, error)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        logger.info("%s cannot be cached (%s): it is made at every start", name, error)
         return None
     return path
 
 
 def forget(*paths: Path) -> None:
-    """Removes kept files that proved to be damaged, as far as that is allowed."""
+    """Delete cached files that proved to be damaged, if that is allowed."""
     for path in paths:
         with suppress(OSError):
             path.unlink()
@@ -109,7 +106,7 @@ def forget(*paths: Path) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder to write to; it takes the place of `folder` when the block ends without an error."""
+    """Yield an empty folder; it replaces `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = folder.parent / f".{folder.name}.{uuid4().hex}.old"
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:

@@ -1,23 +1,22 @@
-"""Turns raw text into the forms that training and use share.
+"""The forms of a text that training and prediction share, and the cells that hold several labels.
 
-`words_of` feeds the words branch of the heads; `identity_of` tells near-identical texts of the split;
-`clean_published` is the preparation of the 2024 system. Encoders take raw text and prepare it themselves. `join_labels`
-and `split_labels` are how several labels are written in one cell.
+Encoders take raw text and prepare it themselves.
 """
 
 import json
 import re
 import unicodedata
 from collections.abc import Collection
+from itertools import islice
 
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
 _SPACE = re.compile(r"\s+")
-# A first digit outside the repetition lets `re` skip to the digits; at most ten, so that a long run takes no longer.
+# The first digit is outside the repetition so that `re` skips to digits; at most ten keep long runs linear.
 _SIZE_OR_AMOUNT = re.compile(r"[0-9][0-9]{0,9}+(?:штук|см\b|[кмглршт]++|(?: ?[xх] ?[0-9]++)++)")
 _PUBLISHED_WORD = re.compile(r"\w++(?:['’-]\w++)*+")
-_LONGEST_WORD, _MOST_WORDS = 15, 100
+_MAX_WORD_LENGTH, _MAX_WORDS = 15, 100
 _UNITS = "мг г гр кг мл л мм см м км шт штук"
-# The Russian stop words of the Snowball project (snowballstem.org) in the selection of NLTK: 151 words.
+# The 151 Russian stop words of the Snowball project (snowballstem.org), as selected by NLTK.
 _STOP_WORDS = """
     а без более больше будет будто бы был была были было быть в вам вас вдруг ведь во вот впрочем все всегда
     всего всех всю вы где да даже два для до другой его ее ей ему если есть еще ж же за зачем здесь и из или им
@@ -27,11 +26,11 @@ _STOP_WORDS = """
     такой там тебя тем теперь то тогда того тоже только том тот три тут ты у уж уже хорошо хоть чего чем через
     что чтоб чтобы чуть эти этого этой этом этот эту я
 """
-_LEFT_OUT = frozenset(_STOP_WORDS.split()) - {"не", "для"} | frozenset(_UNITS.split())
+_IGNORED = frozenset(_STOP_WORDS.split()) - {"не", "для"} | frozenset(_UNITS.split())
 
 
 def clean(text: object) -> str:
-    r"""Returns text without control characters and repeated white space; anything but a string is empty.
+    r"""Return text without control characters and repeated white space; "" for anything but a string.
 
     >>> clean("  Часы\n наручные\x00 ")
     'Часы наручные'
@@ -47,7 +46,7 @@ def clean(text: object) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Returns the words and numbers of a text, lower-cased, ё as е.
+    """Return the words and numbers of a text, in lower case, with е for ё.
 
     >>> words_of("Сумка Женская, 1.5 кг — чЁрная")
     ['сумка', 'женская', '1.5', 'кг', 'черная']
@@ -55,34 +54,25 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("ё", "е"))
 
 
-def identity_of(text: str) -> str:
-    """Returns what near-identical texts have in common: their words, without case, punctuation and spacing.
-
-    >>> identity_of("Сумка  женская!") == identity_of("сумка, Женская")
-    True
-    """
-    return " ".join(words_of(text))
-
-
 def clean_published(text: str) -> str:
-    """Returns a text as the 2024 system cleaned it, for heads that are trained on such texts and used on them.
+    """Return a text as the 2024 system cleaned it, for heads that were trained on such texts.
 
-    Lower case; without sizes (`10х20`, `5 x 7`), amounts (`500мл`, `100 см`), numbers, units, punctuation, words of
-    more than 15 letters and Russian stop words but "не" and "для"; the first 100 words. A hyphen or an apostrophe
-    inside a word belongs to it. As published, "80-90" is a word, and a unit's letters after digits go even where a
-    longer word begins with them: "5 лет" becomes "лет", but "5лет" "ет".
+    In lower case; without sizes (`10х20`, `5 x 7`), amounts (`500мл`, `100 см`), numbers, units, punctuation, words of
+    more than 15 letters and Russian stop words except "не" and "для"; the first 100 words. A hyphen or an apostrophe
+    inside a word belongs to it. As in that system, "80-90" is a word, and a unit's letters after digits are removed
+    even from a longer word: "5 лет" becomes "лет", but "5лет" "ет".
 
     >>> clean_published("Сумка-шоппер для НЕЁ, 30х40 см, не промокает; 2 шт")
     'сумка-шоппер для неё не промокает'
     """
-    # "_" is punctuation here, a word's letter to `re`.
+    # "_" is punctuation here, but a letter to `re`.
     words = _PUBLISHED_WORD.findall(_SIZE_OR_AMOUNT.sub("", text.lower().replace("_", " ")))
-    kept = [word for word in words if word not in _LEFT_OUT and len(word) <= _LONGEST_WORD and not word.isdigit()]
-    return " ".join(kept[:_MOST_WORDS])
+    kept = [word for word in words if word not in _IGNORED and len(word) <= _MAX_WORD_LENGTH and not word.isdigit()]
+    return " ".join(kept[:_MAX_WORDS])
 
 
 def join_labels(labels: Collection[str]) -> str:
-    """Returns labels as one cell of a table without lists: joined by "|", or a JSON array where that would not do.
+    """Return labels as one cell of a table without lists: joined by "|" or, if that is ambiguous, as a JSON array.
 
     >>> join_labels(["cotton", "wool"]), join_labels([])
     ('cotton|wool', '[]')
@@ -92,19 +82,19 @@ def join_labels(labels: Collection[str]) -> str:
 
 
 def is_list_cell(cell: str) -> bool:
-    """Whether a cell stands in brackets, like a JSON array."""
+    """Return whether a cell is in brackets, like a JSON array."""
     cell = cell.strip()
     return cell.startswith("[") and cell.endswith("]")
 
 
 def split_labels(cell: str) -> list[object]:
-    """Returns the entries of a cell with labels: of a JSON array, or what stands between "|".
+    """Return the entries of a cell with labels: those of a JSON array, or the parts between "|".
 
     >>> split_labels("cotton|wool"), split_labels('["1|2", 3]')
     (['cotton', 'wool'], ['1|2', 3])
 
     Raises:
-        ValueError: the cell begins and ends like a list, and is no JSON array of plain values.
+        ValueError: the cell is in brackets but is not a JSON array of plain values.
     """
     if not is_list_cell(cell):
         return list(cell.strip().split("|"))

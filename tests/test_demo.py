@@ -24,7 +24,7 @@ from product_classificator.demo import (
     write_text,
 )
 from product_classificator.errors import DataError
-from product_classificator.text import identity_of
+from product_classificator.text import words_of
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_two_products_have_neither_text_nor_photo(marketplace: Marketplace) -> N
 
 
 def test_near_duplicates_share_the_words_or_the_photo(marketplace: Marketplace) -> None:
-    texts = Counter(identity_of(f"{row['title']} {row['description']}") for row in _rows(marketplace) if row["title"])
+    texts = Counter(
+        " ".join(words_of(f"{row['title']} {row['description']}")) for row in _rows(marketplace) if row["title"]
+    )
     with zipfile.ZipFile(marketplace.images) as images:
         photos = Counter(hashlib.sha256(images.read(name)).digest() for name in images.namelist())
     repeated_texts, repeated_photos = (sum(count - 1 for count in counts.values()) for counts in (texts, photos))
@@ -143,7 +145,7 @@ def test_a_photo_that_shows_nothing_hides_which_product_it_is() -> None:
 def test_a_text_that_states_nothing_does_not_name_the_product() -> None:
     title, _ = write_text({}, None, 7, Random(0))
     assert "арт." in title
-    assert not {noun for kind in KINDS.values() for noun in kind["nouns"]} & set(identity_of(title).split())
+    assert not {noun for kind in KINDS.values() for noun in kind["nouns"]} & set(words_of(title))
 
 
 def test_neither_text_nor_photo_shows_every_label_and_together_they_show_nearly_all() -> None:

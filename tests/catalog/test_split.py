@@ -32,6 +32,12 @@ def test_texts_that_differ_in_case_and_punctuation_share_a_key():
     assert nothing == 0
 
 
+@given(st.text())
+def test_keys_of_texts_ignore_case_and_spacing(text):
+    same, spaced = text_keys([text.upper().lower(), f"  {text.upper().lower()} !"])
+    assert same == spaced
+
+
 def test_products_are_grouped_through_chains_of_text_and_photo():
     groups = near_duplicate_groups([keys(1, 1, 2, 0, 0), keys(0, 5, 5, 0, 9)])
     assert groups[0] == groups[1] == groups[2]
