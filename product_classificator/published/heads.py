@@ -7,7 +7,6 @@ its smaller variant, and gave them to one small network per characteristic. Its 
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,25 +37,10 @@ _LAYERS = {
 _LAYER_NAMES = ("Linear", "ReLU", "Dropout", "Linear", "Dropout")
 
 
-@dataclass(frozen=True)
-class PublishedHead:
-    """The weights of one network: Linear, ReLU, Linear.
-
-    Attributes:
-        hidden: (hidden, width) float32 and (hidden,) float32, weight and bias of the first layer.
-        labels: (labels, hidden) float32 and (labels,) float32, weight and bias of the last.
-    """
-
-    hidden: tuple[Floats, Floats]
-    labels: tuple[Floats, Floats]
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What all heads share: mean (width,), components (projected, width), both float32."""
-
-    mean: Floats
-    components: Floats
+Head = Mapping[str, Floats]
+"""0.weight (hidden, width), 0.bias (hidden,), 3.weight (labels, hidden), 3.bias (labels,), all float32."""
+Projection = tuple[Floats, Floats]
+"""mean (width,) and components (projected, width), both float32."""
 
 
 def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_fingerprint: str = "") -> HeadBundle:
@@ -99,7 +83,7 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
 def _joint_network(
     folder: Path,
     labels: Mapping[str, tuple[str, ...]],
-    heads: Mapping[str, PublishedHead],
+    heads: Mapping[str, Head],
     projection: Projection | None,
 ) -> Network:
     """Return all heads as one network: hidden layers one after the other, label weights block-diagonal.
@@ -107,10 +91,10 @@ def _joint_network(
     The projection becomes part of the hidden layer. A missing part was zeros before the projection, so it is -mean
     after the mean is subtracted.
     """
-    hidden, reads = next(iter(heads.values())).hidden[0].shape
-    projected, width = (reads, reads) if projection is None else projection.components.shape
+    hidden, reads = next(iter(heads.values()))["0.weight"].shape
+    projected, width = (reads, reads) if projection is None else projection[1].shape
     for name, head in heads.items():
-        sizes = (head.labels[0].shape[0], *head.hidden[0].shape)
+        sizes = (len(head["3.weight"]), *head["0.weight"].shape)
         expected = (len(labels[name]), hidden, projected)
         if sizes != expected:
             raise ArtifactError(
@@ -119,21 +103,21 @@ def _joint_network(
             )
     if width % 2:
         raise ArtifactError(f"image part and text part are expected to be equally wide, and {folder} reads {width}")
-    mean = np.zeros(width) if projection is None else projection.mean
-    first = np.concatenate([head.hidden[0] for head in heads.values()]).astype(np.float64)
+    mean = np.zeros(width) if projection is None else projection[0]
+    first = np.concatenate([head["0.weight"] for head in heads.values()]).astype(np.float64)
     n_labels = tuple(len(names) for names in labels.values())
     label_weights = np.zeros((sum(n_labels), hidden * len(heads)))
     for head_index, (head, rows) in enumerate(zip(heads.values(), columns_of(n_labels), strict=True)):
-        label_weights[rows, hidden * head_index : hidden * (head_index + 1)] = head.labels[0]
+        label_weights[rows, hidden * head_index : hidden * (head_index + 1)] = head["3.weight"]
     weights = {
         "mean": mean,
         "scale": np.ones(width),
         "missing_image": -mean[: width // 2],
         "missing_text": -mean[width // 2 :],
-        "hidden.weight": first if projection is None else first @ projection.components,
-        "hidden.bias": np.concatenate([head.hidden[1] for head in heads.values()]),
+        "hidden.weight": first if projection is None else first @ projection[1],
+        "hidden.bias": np.concatenate([head["0.bias"] for head in heads.values()]),
         "labels.weight": label_weights,
-        "labels.bias": np.concatenate([head.labels[1] for head in heads.values()]),
+        "labels.bias": np.concatenate([head["3.bias"] for head in heads.values()]),
         "word_weights": np.zeros((0, sum(n_labels))),
     }
     shape = NetworkShape(width // 2, width // 2, n_labels, hidden * len(heads))
@@ -200,10 +184,10 @@ def _projection(data: bytes) -> Projection:
         # As scikit-learn does: no division by the square root of nothing.
         scale = np.maximum(np.sqrt(np.maximum(variance, 0)), np.finfo(np.float32).eps)
         components = (components / scale[:, None]).astype(np.float32)
-    return Projection(mean, components)
+    return mean, components
 
 
-def _head(data: bytes) -> PublishedHead:
+def _head(data: bytes) -> Head:
     """Return the network of one characteristic: a whole module or its state dict, as `torch.save` writes them."""
     entries = _unzip(data)
     if entries.get("byteorder", b"little") != b"little":
@@ -215,15 +199,15 @@ def _head(data: bytes) -> PublishedHead:
         raise ValueError("expected a dict of weights")
     if set(tensors) != {"0.weight", "0.bias", "3.weight", "3.bias"}:
         raise ValueError(f"expected weight and bias of layers 0 and 3, found {culprits(sorted(map(_text, tensors)))}")
-    hidden, labels = (
-        (_floats(tensors[f"{layer}.weight"], 2), _floats(tensors[f"{layer}.bias"], 1)) for layer in (0, 3)
-    )
-    for weight, bias in (hidden, labels):
-        if not weight.size or bias.shape != weight.shape[:1]:
-            raise ValueError(f"a layer has a weight (out, in) and a bias (out,), found {weight.shape}, {bias.shape}")
-    if labels[0].shape[1] != hidden[0].shape[0]:
-        raise ValueError(f"the layers do not follow one another: {hidden[0].shape}, then {labels[0].shape}")
-    return PublishedHead(hidden, labels)
+    head = {name: _floats(tensor, 2 if name.endswith("weight") else 1) for name, tensor in tensors.items()}
+    for layer in (0, 3):
+        shapes = head[f"{layer}.weight"].shape, head[f"{layer}.bias"].shape
+        if not all(shapes[0]) or shapes[1] != shapes[0][:1]:
+            raise ValueError(f"a layer has a weight (out, in) and a bias (out,), found {shapes[0]}, {shapes[1]}")
+    shapes = head["0.weight"].shape, head["3.weight"].shape
+    if shapes[1][1] != shapes[0][0]:
+        raise ValueError(f"the layers do not follow one another: {shapes[0]}, then {shapes[1]}")
+    return head
 
 
 def _unzip(data: bytes) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Reads the pickles of published heads as data: a few opcodes, and a few names that become the classes of this module.
+"""Reads the pickles of published heads as data: a few opcodes, and a few names that become stand-ins of this module.
 
 `torch.load(weights_only=True)` and `pickle.Unpickler` (in C) both hash whatever keys a file holds and allocate whatever
 it asks for, so that a hundred bytes stop a machine. The Unpickler written in Python lets these opcodes be refused.
@@ -55,39 +55,6 @@ class Array:
         self.values = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_by_column else "C")
 
 
-class Scalar:
-    """Stands in for scalars of NumPy, and becomes their Python value."""
-
-    def __new__(cls, dtype: Dtype, raw: bytes) -> Any:  # noqa: D102
-        return np.frombuffer(raw, dtype.dtype)[0].item()
-
-
-class Tensor:
-    """Stands in for `torch._utils._rebuild_tensor_v2`, and becomes an `Array`."""
-
-    def __new__(cls, storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Any:  # noqa: D102
-        if not all(isinstance(length, int) and 0 <= length < 2**30 for length in (offset, *shape)):
-            raise ValueError("a tensor needs whole lengths")
-        if strides != tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))):
-            raise ValueError(f"a tensor of {shape} is expected to lie row by row")
-        tensor = Array()
-        tensor.values = storage.values[offset : offset + math.prod(shape)].reshape(shape)
-        return tensor
-
-
-class Parameter:
-    """Stands in for `torch._utils._rebuild_parameter`, and becomes its tensor."""
-
-    def __new__(cls, tensor: Array, *_: object) -> Any:  # noqa: D102
-        return tensor
-
-
-class Storage:
-    """Stands in for a class of torch storages; never made."""
-
-    dtype = ""
-
-
 class Module:
     """Stands in for a module of torch or an estimator of scikit-learn, and keeps its attributes."""
 
@@ -106,26 +73,42 @@ class OrderedDict(dict[Any, Any]):
     def __setstate__(self, _: object) -> None: ...
 
 
-NUMPY_NAMES: Mapping[str, type] = {
+def _scalar(dtype: Dtype, raw: bytes) -> Any:
+    return np.frombuffer(raw, dtype.dtype)[0].item()
+
+
+def _tensor(storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Array:
+    if not all(isinstance(length, int) and 0 <= length < 2**30 for length in (offset, *shape)):
+        raise ValueError("a tensor needs whole lengths")
+    if strides != tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))):
+        raise ValueError(f"a tensor of {shape} is expected to lie row by row")
+    tensor = Array()
+    tensor.values = storage.values[offset : offset + math.prod(shape)].reshape(shape)
+    return tensor
+
+
+def _parameter(tensor: Array, *_: object) -> Array:
+    return tensor
+
+
+NUMPY_NAMES: Mapping[str, Any] = {
     "numpy dtype": Dtype,
     "numpy ndarray": Array,
     **{f"numpy.{core}.multiarray _reconstruct": Array for core in ("core", "_core")},  # NumPy 1 and 2
-    **{f"numpy.{core}.multiarray scalar": Scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray scalar": _scalar for core in ("core", "_core")},
 }
-TORCH_NAMES: Mapping[str, type] = {
+_STORAGES = {"torch FloatStorage": "<f4", "torch DoubleStorage": "<f8", "torch HalfStorage": "<f2"}
+TORCH_NAMES: Mapping[str, Any] = {
+    **_STORAGES,
     "collections OrderedDict": OrderedDict,
     "__builtin__ set": Module,
     "builtins set": Module,
-    "torch._utils _rebuild_tensor_v2": Tensor,
-    "torch._utils _rebuild_parameter": Parameter,
-    **{
-        f"torch {name}": type(name, (Storage,), {"dtype": dtype})
-        for name, dtype in (("FloatStorage", "<f4"), ("DoubleStorage", "<f8"), ("HalfStorage", "<f2"))
-    },
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _parameter,
 }
 
 
-def read_pickle(data: bytes, names: Mapping[str, type], entries: Mapping[str, bytes] | None = None) -> Any:
+def read_pickle(data: bytes, names: Mapping[str, Any], entries: Mapping[str, bytes] | None = None) -> Any:
     """Read a pickle without importing or calling anything that it names.
 
     Args:
@@ -148,25 +131,25 @@ class _PlainUnpickler(pickle._Unpickler):
 
     stack: list[Any]
 
-    def __init__(self, file: BytesIO, names: Mapping[str, type], entries: Mapping[str, bytes]) -> None:
+    def __init__(self, file: BytesIO, names: Mapping[str, Any], entries: Mapping[str, bytes]) -> None:
         super().__init__(file)
         self.names, self.entries = names, entries
 
-    def find_class(self, module: str, name: str) -> type:
+    def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module} {name}"
         if full_name not in self.names:
             raise ValueError(f"it names {full_name[:100]!r}")
         return self.names[full_name]
 
     def persistent_load(self, pid: Any) -> Array:
-        kind, storage, key, _, length = pid
-        if kind != "storage" or not issubclass(storage, Storage) or not isinstance(length, int):
+        kind, dtype, key, _, length = pid
+        if kind != "storage" or dtype not in _STORAGES.values() or not isinstance(length, int):
             raise ValueError("it names a persistent id")
         raw = self.entries.get(f"data/{key}", b"") if isinstance(key, str) else b""
-        if len(raw) != length * np.dtype(storage.dtype).itemsize:
+        if len(raw) != length * np.dtype(dtype).itemsize:
             raise ValueError(f"a tensor of {length} numbers does not fit into its {len(raw)} bytes")
         array = Array()
-        array.values = np.frombuffer(raw, storage.dtype)
+        array.values = np.frombuffer(raw, dtype)
         return array
 
     def build(self) -> None:
