@@ -12,9 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from product_classificator.catalog.photo import Channels, ImageError
+from product_classificator.catalog.photo import ImageError
 from product_classificator.embeddings.products import (
-    EncodedProducts,
     ImageInput,
     ImagesInput,
     TextsInput,
@@ -145,9 +144,7 @@ class Classificator:
     def _set(self, encoder: Encoder, bundle: HeadBundle, heads: Sequence[str] | None, device: str) -> None:
         bundle = bind_heads(bundle, encoder)
         self.encoder, self.bundle, self.device = encoder, bundle, device
-        self.channels: Channels = "rgb"
-        self.run: Run | None = None
-        self.heads_ver, self.cache_dir = "", None
+        self.channels, self.run, self.heads_ver, self.cache_dir = "rgb", None, "", None
         self._encoder_source, self._dtype = encoder.name, "auto"
         self._torch_encoder: Encoder | None = None
         self.labels = dict(bundle.labels)
@@ -228,17 +225,14 @@ class Classificator:
         if errors not in get_args(Errors):
             raise DataError(f"errors must be one of {', '.join(get_args(Errors))}, got {errors!r}")
         text_list, image_list = align(texts, images)
-        uses_text, uses_image = self.bundle.text_dim > 0, self.bundle.image_dim > 0
-        needs = " or ".join(["a photo"] * uses_image + ["a text"] * uses_text)
-        if not (uses_text and texts is not None) and not (uses_image and images is not None):
+        needs = " or ".join(["a photo"] * (self.bundle.image_dim > 0) + ["a text"] * (self.bundle.text_dim > 0))
+        uses_text = texts is not None and self.bundle.text_dim > 0
+        uses_image = images is not None and self.bundle.image_dim > 0
+        if not uses_text and not uses_image:
             raise DataError(f"for these heads a product needs {needs}, none was given")
-        products = self._encode(
-            len(text_list),
-            text_list if uses_text and texts is not None else None,
-            image_list if uses_image and images is not None else None,
-            errors,
-        )
-        embeddings = products.embeddings(_row_ids(len(text_list)), self.encoder.fingerprint)
+        prepared = self._prepared(image_list, errors) if uses_image else None
+        products = encode_products(self.encoder, len(text_list), text_list if uses_text else None, prepared)
+        embeddings = products.embeddings([str(row) for row in range(len(text_list))], self.encoder.fingerprint)
         names = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.bundle.predict(embeddings, text_list, self.heads if names is None else names)
         unusable = np.flatnonzero(~predictions.is_known)
@@ -253,11 +247,6 @@ class Classificator:
             return predictions
         return self.bundle.with_decisions(predictions, embeddings, text_list, min_precision)
 
-    def _encode(
-        self, n: int, texts: Sequence[str] | None, images: Sequence[ImageInput | None] | None, errors: Errors
-    ) -> EncodedProducts:
-        return encode_products(self.encoder, n, texts, None if images is None else self._prepared(images, errors))
-
     def _prepared(self, images: Sequence[ImageInput | None], errors: Errors) -> Iterator[Image.Image | str]:
         """Yield each image, prepared, or the reason why there is none."""
         for row, image in enumerate(images):
@@ -269,7 +258,6 @@ class Classificator:
                 yield error.reason
 
     def _explain(self, predictions: Predictions, embeddings: Embeddings, row: int) -> Mapping[str, Explanation]:
-        """Explain a row, with the nearest training products if the run still has them."""
         explanations = predictions.explain(row)
         if self.run is None or not self.run.has_training_products:
             return explanations
@@ -285,7 +273,7 @@ class Classificator:
         import torch  # most answers need none
 
         text_list, image_list = align(texts, images)
-        products = self._encode(len(text_list), text_list, image_list, "raise")
+        products = encode_products(self.encoder, len(text_list), text_list, self._prepared(image_list, "raise"))
         return torch.from_numpy(np.concatenate([products.image, products.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
@@ -358,7 +346,3 @@ class Classificator:
             if was_onnx:
                 self.to_onnx_clip()
         return self
-
-
-def _row_ids(n: int) -> list[str]:
-    return [str(row) for row in range(n)]

@@ -139,7 +139,7 @@ class Run:
         try:
             if facts["format"] != _FORMAT:
                 raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
-            columns = {
+            columns: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in facts["columns"].items()
             }
             store = folder.resolve() / facts["store"]

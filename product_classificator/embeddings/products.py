@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, ImageError, Size, decode_image, to_rgb
@@ -20,6 +21,8 @@ ImageInput: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
 
 TextsInput: TypeAlias = str | Sequence[str | None] | None
 ImagesInput: TypeAlias = ImageInput | Sequence[ImageInput | None] | None
+
+Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _IMAGES_AT_ONCE = 256  # prepared images wait in memory
 _RGB_AXES, _RGB_CHANNELS = 3, 3
@@ -36,8 +39,8 @@ class EncodedProducts:
         text_status: (n,) "ok", "unused", or "empty".
     """
 
-    image: Floats
-    text: Floats
+    image: Vectors
+    text: Vectors
     image_status: Strings
     text_status: Strings
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from product_classificator.embeddings.products import EncodedProducts
+from product_classificator.embeddings.products import EncodedProducts, Vectors
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError
 from product_classificator.files import replacing, write_text
@@ -26,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 _STORE_FORMAT = 1
 _MAX_UNMERGED = 16_384
-
-Half = npt.NDArray[np.float16]
 
 
 class EmbeddingStore:
@@ -199,11 +196,11 @@ def read_store_facts(folder: Path) -> dict[str, object]:
     return facts
 
 
-def _to_arrow(matrix: npt.NDArray[np.floating]) -> pa.Array:
+def _to_arrow(matrix: Vectors) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(np.float16).ravel()), matrix.shape[1])
 
 
-def _to_matrix(column: pa.ChunkedArray, dim: int) -> Half:
+def _to_matrix(column: pa.ChunkedArray, dim: int) -> Vectors:
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in column.chunks]
     return np.concatenate(chunks) if chunks else np.empty((0, dim), dtype=np.float16)
 
