@@ -7,7 +7,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection
-from itertools import islice
 
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
 _SPACE = re.compile(r"\s+")
