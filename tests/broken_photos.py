@@ -1,6 +1,6 @@
-"""Makes a zip of photos that are broken, hostile or merely odd, with what must be said about each.
+"""Makes a zip of images that are broken, hostile or merely odd, with the expected outcome of each.
 
-Every entry is named `<id>.<extension>` unless its name is what is odd about it. "ok" photos must be read.
+Every entry is named `<id>.<extension>` unless its name is the problem. "ok" images must be read.
 """
 
 import io
@@ -17,8 +17,8 @@ from PIL import Image, features
 RED, WHITE = (200, 30, 40), (255, 255, 255)
 
 
-def photo(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """Returns a photo with noise, so that it does not shrink to a few bytes when it is packed."""
+def noise(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
+    """Return an image of noise, so that it does not compress to a few bytes."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise).convert(mode)
 
@@ -34,19 +34,19 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_that_claims(width: int, height: int, body: bytes = b"\0") -> bytes:
-    """Returns a PNG whose header claims a size (grey, 8 bits) and whose pixels are `body`."""
+    """Return a PNG whose header claims a size (grey, 8 bits) and whose pixels are `body`."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(body)) + png_chunk(b"IEND", b"")
 
 
 def png_with(*chunks: bytes) -> bytes:
-    """Returns a good PNG with more chunks right after its header."""
-    good = packed(photo(), "PNG")
+    """Return a good PNG with more chunks right after its header."""
+    good = packed(noise(), "PNG")
     return good[:33] + b"".join(chunks) + good[33:]
 
 
 def jpeg_with_exif(exif: bytes) -> bytes:
-    good = packed(photo(), "JPEG")
+    good = packed(noise(), "JPEG")
     segment = b"Exif\0\0" + exif
     return good[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + good[2:]
 
@@ -63,71 +63,71 @@ def animation(kind: str) -> bytes:
 
 
 def _odd() -> dict[str, bytes]:
-    """File name -> photos that are odd and must be read."""
+    """Return file name -> images that are odd and must be read."""
     grey16 = Image.fromarray(np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16))
     fractions = Image.fromarray(np.linspace(0, 1, 32 * 48, dtype=np.float32).reshape(32, 48))
-    palette = photo("P")
+    palette = noise("P")
     made = {
-        "jpeg-plain.jpg": packed(photo(), "JPEG"),
-        "jpeg-extension.jpeg": packed(photo(), "JPEG"),
-        "jpeg-upper-case.JPG": packed(photo(), "JPEG"),
-        "jpeg-progressive.jpg": packed(photo(), "JPEG", progressive=True),
-        "jpeg-cmyk.jpg": packed(photo("CMYK"), "JPEG"),
-        "jpeg-grey.jpg": packed(photo("L"), "JPEG"),
-        "jpeg-mpo.jpg": packed(photo(), "MPO", save_all=True, append_images=[photo()]),
-        "jpeg-rotated.jpg": packed(photo(), "JPEG", exif=orientation(6)),
-        "jpeg-bad-icc.jpg": packed(photo(), "JPEG", icc_profile=b"this is no profile"),
+        "jpeg-plain.jpg": packed(noise(), "JPEG"),
+        "jpeg-extension.jpeg": packed(noise(), "JPEG"),
+        "jpeg-upper-case.JPG": packed(noise(), "JPEG"),
+        "jpeg-progressive.jpg": packed(noise(), "JPEG", progressive=True),
+        "jpeg-cmyk.jpg": packed(noise("CMYK"), "JPEG"),
+        "jpeg-grey.jpg": packed(noise("L"), "JPEG"),
+        "jpeg-mpo.jpg": packed(noise(), "MPO", save_all=True, append_images=[noise()]),
+        "jpeg-rotated.jpg": packed(noise(), "JPEG", exif=orientation(6)),
+        "jpeg-bad-icc.jpg": packed(noise(), "JPEG", icc_profile=b"this is no profile"),
         "jpeg-bad-exif.jpg": jpeg_with_exif(b"II*\0\xff\xff\xff\x7fgarbage"),
         "jpeg-exif-not-tiff.jpg": jpeg_with_exif(b"nonsense nonsense"),
         "jpeg-exif-cut.jpg": jpeg_with_exif(orientation(3).tobytes()[6:20]),
-        "jpeg-exif-orientation-99.jpg": packed(photo(), "JPEG", exif=orientation(99)),
-        "jpeg-junk-after-end.jpg": packed(photo(), "JPEG") + b"junk" * 100,
-        "jpeg-one-pixel.jpg": packed(photo(size=(1, 1)), "JPEG"),
-        "png-named-jpg.jpg": packed(photo(), "PNG"),
+        "jpeg-exif-orientation-99.jpg": packed(noise(), "JPEG", exif=orientation(99)),
+        "jpeg-junk-after-end.jpg": packed(noise(), "JPEG") + b"junk" * 100,
+        "jpeg-one-pixel.jpg": packed(noise(size=(1, 1)), "JPEG"),
+        "png-named-jpg.jpg": packed(noise(), "PNG"),
         "png-16-bit.png": packed(grey16, "PNG"),
-        "png-la.png": packed(photo("LA"), "PNG"),
-        "png-rgba.png": packed(photo("RGBA"), "PNG"),
-        "png-1-bit.png": packed(photo("1"), "PNG"),
+        "png-la.png": packed(noise("LA"), "PNG"),
+        "png-rgba.png": packed(noise("RGBA"), "PNG"),
+        "png-1-bit.png": packed(noise("1"), "PNG"),
         "png-palette.png": packed(palette, "PNG"),
         "png-palette-transparent-index.png": packed(palette, "PNG", transparency=3),
         "png-palette-transparent-bytes.png": packed(palette, "PNG", transparency=bytes(range(256))),
-        "png-rgb-transparent-colour.png": packed(photo(), "PNG", transparency=(1, 2, 3)),
-        "png-grey-transparent-level.png": packed(photo("L"), "PNG", transparency=7),
+        "png-rgb-transparent-colour.png": packed(noise(), "PNG", transparency=(1, 2, 3)),
+        "png-grey-transparent-level.png": packed(noise("L"), "PNG", transparency=7),
         "png-bad-icc.png": png_with(png_chunk(b"iCCP", b"x\0\0not zlib")),
         "png-bad-apng.png": png_with(png_chunk(b"acTL", struct.pack(">II", 0, 0))),
         "png-animated.png": animation("PNG"),
-        "png-very-long-and-thin.png": packed(photo(size=(4000, 1)), "PNG"),
-        "webp-lossy.webp": packed(photo(), "WEBP"),
-        "webp-rgba.webp": packed(photo("RGBA"), "WEBP", lossless=True),
+        "png-very-long-and-thin.png": packed(noise(size=(4000, 1)), "PNG"),
+        "webp-lossy.webp": packed(noise(), "WEBP"),
+        "webp-rgba.webp": packed(noise("RGBA"), "WEBP", lossless=True),
         "webp-animated.webp": animation("WEBP"),
         "gif-plain.gif": packed(palette, "GIF"),
         "gif-animated.gif": animation("GIF"),
         "gif-transparent.gif": packed(palette, "GIF", transparency=5),
-        "bmp-plain.bmp": packed(photo(), "BMP"),
-        "tiff-plain.tiff": packed(photo(), "TIFF"),
-        "tiff-rotated.tif": packed(photo(), "TIFF", exif=orientation(6)),
-        "tiff-cmyk.tif": packed(photo("CMYK"), "TIFF", compression="tiff_lzw"),
-        "tiff-ycbcr.tif": packed(photo("YCbCr"), "TIFF"),
+        "bmp-plain.bmp": packed(noise(), "BMP"),
+        "tiff-plain.tiff": packed(noise(), "TIFF"),
+        "tiff-rotated.tif": packed(noise(), "TIFF", exif=orientation(6)),
+        "tiff-cmyk.tif": packed(noise("CMYK"), "TIFF", compression="tiff_lzw"),
+        "tiff-ycbcr.tif": packed(noise("YCbCr"), "TIFF"),
         "tiff-16-bit.tif": packed(grey16, "TIFF"),
         "tiff-32-bit.tif": packed(grey16.convert("I"), "TIFF"),
         "tiff-fractions.tif": packed(fractions, "TIFF"),
-        "Сумка-женская.jpg": packed(photo(), "JPEG"),
-        "with space, comma.jpg": packed(photo(), "JPEG"),
-        "with.dots.in.id.jpg": packed(photo(), "JPEG"),
-        "sub/folder/in-a-folder.jpg": packed(photo(), "JPEG"),
-        "windows\\in-a-windows-folder.jpg": packed(photo(), "JPEG"),
+        "Сумка-женская.jpg": packed(noise(), "JPEG"),
+        "with space, comma.jpg": packed(noise(), "JPEG"),
+        "with.dots.in.id.jpg": packed(noise(), "JPEG"),
+        "sub/folder/in-a-folder.jpg": packed(noise(), "JPEG"),
+        "windows\\in-a-windows-folder.jpg": packed(noise(), "JPEG"),
     }
     if features.check("avif"):
-        made["avif-plain.avif"] = packed(photo(), "AVIF")
+        made["avif-plain.avif"] = packed(noise(), "AVIF")
     return made
 
 
 def _broken() -> dict[str, tuple[bytes, str]]:
-    """File name -> photos that are broken, and the reason."""
-    jpeg, png, webp = (packed(photo(size=(96, 96)), kind) for kind in ("JPEG", "PNG", "WEBP"))
-    gif, tiff, bmp = (packed(photo("P", (96, 96)), kind) for kind in ("GIF", "TIFF", "BMP"))
-    noise = np.random.default_rng(1).bytes(5000)
-    lzw = packed(photo(size=(96, 96)), "TIFF", compression="tiff_lzw")
+    """Return file name -> images that are broken, and the reason."""
+    jpeg, png, webp = (packed(noise(size=(96, 96)), kind) for kind in ("JPEG", "PNG", "WEBP"))
+    gif, tiff, bmp = (packed(noise("P", (96, 96)), kind) for kind in ("GIF", "TIFF", "BMP"))
+    random_bytes = np.random.default_rng(1).bytes(5000)
+    lzw = packed(noise(size=(96, 96)), "TIFF", compression="tiff_lzw")
     return {
         "empty.jpg": (b"", "empty"),
         "one-byte.jpg": (b"\xff", "unreadable"),
@@ -161,9 +161,9 @@ def _broken() -> dict[str, tuple[bytes, str]]:
         "bmp-cut-at-50.bmp": (bmp[: len(bmp) // 2], "truncated"),
         "tiff-cut-at-50.tif": (tiff[: len(tiff) // 2], "truncated"),
         "tiff-lzw-bad-pixels.tif": (lzw[:40] + b"\xff" * 400 + lzw[440:], "unreadable"),
-        "tiff-broken-ifd.tif": (b"II*\0\x08\0\0\0\xff\xff" + noise[:200], "unreadable"),
+        "tiff-broken-ifd.tif": (b"II*\0\x08\0\0\0\xff\xff" + random_bytes[:200], "unreadable"),
         "tiff-ifd-nowhere.tif": (b"MM\0*\x7f\xff\xff\xff", "unreadable"),
-        "random.jpg": (noise, "unreadable"),
+        "random.jpg": (random_bytes, "unreadable"),
         "zeros.jpg": (bytes(1000), "unreadable"),
         "text.jpg": ("Фото нет".encode(), "unreadable"),
         "html.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "unreadable"),
@@ -171,8 +171,8 @@ def _broken() -> dict[str, tuple[bytes, str]]:
         "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "unreadable"),
         "svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "unreadable"),
         "xpm.png": (b'/* XPM */\nstatic char *x[] = {"1 1 1 1","a c #fff","a"};', "unreadable"),
-        "ppm.jpg": (packed(photo(), "PPM"), "unreadable"),
-        "tga.jpg": (packed(photo(), "TGA"), "unreadable"),
+        "ppm.jpg": (packed(noise(), "PPM"), "unreadable"),
+        "tga.jpg": (packed(noise(), "TGA"), "unreadable"),
         "zip.jpg": (b"PK\x05\x06" + bytes(18), "unreadable"),
     }
 
@@ -187,14 +187,14 @@ def _rename(name: bytes, to: bytes) -> Callable[[bytes], bytes]:
 
 
 def _in_entry(name: bytes, local: tuple[int, bytes], central: tuple[int, bytes]) -> Callable[[bytes], bytes]:
-    """Overwrites (offset, bytes) in the local and in the central header of an entry."""
+    """Overwrite (offset, bytes) in the local and in the central header of an entry."""
 
     def patch(archive: bytes) -> bytes:
         changed = bytearray(archive)
         for magic, header, (offset, value) in ((b"PK\3\4", 30, local), (b"PK\1\2", 46, central)):
             at = archive.index(name) if header == 30 else archive.rindex(name)
             if archive[at - header :][:4] != magic:
-                raise AssertionError(f"{name!r} must be found at its header first")
+                raise AssertionError(f"{name!r} must first occur at its header")
             changed[at - header + offset : at - header + offset + len(value)] = value
         return bytes(changed)
 
@@ -202,8 +202,8 @@ def _in_entry(name: bytes, local: tuple[int, bytes], central: tuple[int, bytes])
 
 
 def _broken_in_the_zip() -> tuple[dict[str, tuple[str, str]], list[Callable[[bytes], bytes]]]:
-    """id -> (entry name, reason) of good photos that the zip around them spoils, and how it does that."""
-    spoiled = {
+    """Return id -> (entry name, reason) of good images in damaged entries, and the functions that damage them."""
+    damaged = {
         "zip-wrong-crc": "unreadable",
         "zip-encrypted": "unreadable",
         "zip-unknown-method": "unreadable",
@@ -213,7 +213,7 @@ def _broken_in_the_zip() -> tuple[dict[str, tuple[str, str]], list[Callable[[byt
         "zip-nowhere": "unreadable",
         "zip-nul": "unsafe_name",
     }
-    entries = {name: (f"{name}.jpg", reason) for name, reason in spoiled.items()}
+    entries = {name: (f"{name}.jpg", reason) for name, reason in damaged.items()}
     entries["zip-climbs"] = ("../zip-climbs.jpg", "unsafe_name")
     entries["zip-climbs-windows"] = ("..\\..\\zip-climbs-windows.jpg", "unsafe_name")
     entries["zip-absolute"] = ("/etc/zip-absolute.jpg", "unsafe_name")
@@ -233,8 +233,8 @@ def _broken_in_the_zip() -> tuple[dict[str, tuple[str, str]], list[Callable[[byt
 
 
 def write_broken_zip(path: Path) -> dict[str, str]:
-    """Writes the zip and returns product id -> the expected reason, "ok" for a photo that must be read."""
-    good = packed(photo(), "JPEG")
+    """Write the zip and return product id -> the expected reason, "ok" for an image that must be read."""
+    good = packed(noise(), "JPEG")
     expected = {}
     entries, patches = _broken_in_the_zip()
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

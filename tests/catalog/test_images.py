@@ -27,18 +27,18 @@ from tests.broken_photos import (
     RED,
     WHITE,
     animation,
+    noise,
     orientation,
     packed,
-    photo,
     png_chunk,
     png_that_claims,
     png_with,
     write_broken_zip,
 )
 
-JPEG = packed(photo(), "JPEG")
+JPEG = packed(noise(), "JPEG")
 BAD_APNG = png_with(png_chunk(b"acTL", bytes(8)))  # Pillow reads it with a warning
-JPEG_OF_OTHER_SIZE = packed(photo(size=(20, 20)), "JPEG")
+JPEG_OF_OTHER_SIZE = packed(noise(size=(20, 20)), "JPEG")
 
 
 def decoded(data: bytes) -> Image.Image:
@@ -193,7 +193,7 @@ class TestDecoding:
         source = open_images(tmp_path, max_pixels=48 * 32)
         assert source.decode(JPEG).size == (48, 32)
         with pytest.raises(ImageError, match="too_large"):
-            source.decode(packed(photo(size=(49, 32)), "JPEG"))
+            source.decode(packed(noise(size=(49, 32)), "JPEG"))
 
     def test_more_bytes_than_allowed_are_too_large(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=f"too_large: {len(JPEG)} bytes, at most 100 are read"):

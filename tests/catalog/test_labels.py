@@ -20,9 +20,9 @@ WANTED = [{"wool", "cotton"}, {"cotton"}, set(), None, None, {"12", "true"}]
 def truth(source, **options):
     catalog = read_catalog(source, text="title", **{"characteristics": ["materials"], **options})
     assert catalog.columns.multi_label == ("materials",)
-    found = catalog.truth()["materials"]
-    assert is_multi_label(found)
-    return [None if item is None else set(item) for item in found]
+    labels = catalog.truth()["materials"]
+    assert is_multi_label(labels)
+    return [None if item is None else set(item) for item in labels]
 
 
 def frame(values):
@@ -30,24 +30,24 @@ def frame(values):
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, frozenset, set])
-def test_lists_of_a_frame_are_sets_of_labels_in_which_an_empty_one_is_known(kind):
+def test_lists_of_a_frame_become_sets_of_labels_and_an_empty_list_is_known(kind):
     assert truth(frame([None if item is None else kind(item) for item in LISTS])) == WANTED
 
 
 @pytest.mark.parametrize("of", [pa.list_, pa.large_list])
-def test_lists_of_parquet_are_known_by_their_type(tmp_path, of):
+def test_lists_of_parquet_are_recognised_by_their_type(tmp_path, of):
     table = pa.table({"nm": range(6), "title": ["a"] * 6, "materials": pa.array(LISTS, of(pa.string()))})
     pq.write_table(table, tmp_path / "t.parquet")
     assert truth(tmp_path / "t.parquet") == WANTED
 
 
-def test_lists_of_json_lines_may_stand_beside_single_labels(tmp_path):
+def test_lists_and_single_labels_may_mix_in_json_lines(tmp_path):
     rows = [{"nm": i, "title": "a", "materials": item} for i, item in enumerate([*LISTS, "silk", [1, 2.0, False]])]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert truth(tmp_path / "t.jsonl") == [*WANTED, {"silk"}, {"1", "2", "false"}]
 
 
-def test_a_plain_cell_among_lists_is_one_label_and_is_told(caplog):
+def test_a_plain_cell_among_lists_is_one_label_and_a_warning(caplog):
     cells = [["wool"], "a|b", "", None, '["silk", "a|b"]', "nan", 3]
     wanted = [{"wool"}, {"a|b"}, None, None, {"silk", "a|b"}, None, {"3"}]
     assert truth(frame(cells)) == wanted
@@ -60,7 +60,7 @@ def test_a_plain_cell_among_lists_is_one_label_and_is_told(caplog):
     assert not caplog.messages
 
 
-def test_lists_that_begin_far_down_must_be_named(tmp_path):
+def test_lists_that_appear_far_down_must_be_named(tmp_path):
     rows = [{"nm": i, "title": "a", "materials": "wool"} for i in range(1001)] + [{"nm": -1, "materials": ["silk"]}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     catalog = read_catalog(tmp_path / "t.jsonl", text="title", characteristics="materials")
@@ -93,7 +93,7 @@ def test_lists_of_lists_are_refused():
         catalog.truth()
 
 
-def test_lists_are_no_ids_no_texts_and_no_photos(tmp_path):
+def test_lists_are_refused_as_ids_texts_and_photos(tmp_path):
     with pytest.raises(
         DataError, match=r"ids, texts and photos are plain values, but materials \(1 in all\) hold lists"
     ):
@@ -126,18 +126,18 @@ def test_what_is_joined_can_be_split():
 
 
 def test_sets_are_written_as_one_text():
-    found = as_text(strings([frozenset("ba"), frozenset(), None]))
-    assert found.tolist() == ["a, b", "(none)", None]
+    texts = as_text(strings([frozenset("ba"), frozenset(), None]))
+    assert texts.tolist() == ["a, b", "(none)", None]
 
 
-def test_every_label_of_a_list_is_dealt_out_evenly():
+def test_every_label_of_a_list_is_stratified():
     random = np.random.default_rng(0)
     sets = [
         frozenset(label for label, p in (("a", 0.5), ("b", 0.1), ("c", 0.02)) if random.random() < p)
         for _ in range(900)
     ]
     sets[::7] = [None] * len(sets[::7])
-    part = stratify(np.arange(900), {"x": strings(sets)}, np.ones(900, bool), [0.8, 0.2], seed=0)
+    split = stratify(np.arange(900), {"x": strings(sets)}, np.ones(900, bool), [0.8, 0.2], seed=0)
     for label in "abc":
-        bears = np.array([item is not None and label in item for item in sets])
-        assert abs((part[bears] == 1).sum() - 0.2 * bears.sum()) <= 1
+        has_label = np.array([item is not None and label in item for item in sets])
+        assert abs((split[has_label] == 1).sum() - 0.2 * has_label.sum()) <= 1

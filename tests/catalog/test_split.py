@@ -38,31 +38,31 @@ def test_keys_of_texts_ignore_case_and_spacing(text):
     assert same == spaced
 
 
-def test_products_are_grouped_through_chains_of_text_and_photo():
+def test_products_are_grouped_through_chains_of_text_and_image():
     groups = near_duplicate_groups([keys(1, 1, 2, 0, 0), keys(0, 5, 5, 0, 9)])
     assert groups[0] == groups[1] == groups[2]
     assert len(set(groups)) == 3
 
 
-def test_a_photo_that_a_great_share_of_products_has_links_nothing():
+def test_an_image_shared_by_many_products_links_nothing():
     placeholder = keys(*[7] * 60, *range(100, 1040))
     assert (without_placeholders(placeholder)[:60] == 0).all()
     assert (without_placeholders(placeholder)[60:] == placeholder[60:]).all()
 
 
-def test_products_alike_in_text_and_photo_are_linked_even_by_placeholders():
-    texts, photos = keys(*[7] * 120, *range(100, 280)), keys(*[0] * 120, *[9] * 180)
-    found = near_duplicate_keys(texts, photos)
-    assert not found["text_key"][:120].any()
-    assert not found["image_key"].any()
-    groups = near_duplicate_groups(found.values())
+def test_products_with_the_same_text_and_image_are_linked_even_by_placeholders():
+    texts, images = keys(*[7] * 120, *range(100, 280)), keys(*[0] * 120, *[9] * 180)
+    by_kind = near_duplicate_keys(texts, images)
+    assert not by_kind["text_key"][:120].any()
+    assert not by_kind["image_key"].any()
+    groups = near_duplicate_groups(by_kind.values())
     assert len(set(groups[:120])) == 1
     assert len(set(groups[120:])) == 180
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc")), min_size=3, max_size=120), st.integers(0, 5))
-def test_no_group_is_torn_and_every_usable_product_has_a_part(products, seed):
+def test_no_group_is_separated_and_every_usable_product_has_a_split(products, seed):
     groups = np.array([group for group, _ in products])
     truth = {"x": strings([label for _, label in products])}
     usable = np.arange(len(products)) % 7 != 6
@@ -72,7 +72,7 @@ def test_no_group_is_torn_and_every_usable_product_has_a_part(products, seed):
         assert len(set(split.names[(groups == group) & usable])) <= 1
 
 
-def test_a_label_with_ten_products_stands_in_every_part():
+def test_a_label_with_ten_products_is_in_every_split():
     labels = ["common"] * 990 + ["rare"] * 10
     split = split_products(ids(1000), np.arange(1000), {"x": strings(labels)}, np.ones(1000, dtype=bool))
     table = pd.crosstab(pd.Series(labels), pd.Series(split.names))
@@ -86,18 +86,18 @@ def test_the_rarest_characteristic_is_stratified_first():
     rare = strings(["yes" if number < 20 else "no" for number in range(2000)])
     common = strings(rng.choice(["a", "b"], 2000).tolist())
     split = split_products(ids(2000), np.arange(2000), {"c": common, "r": rare}, np.ones(2000, dtype=bool))
-    assert [int((split.names[:20] == part).sum()) for part in SPLITS] == [14, 3, 3]
+    assert [int((split.names[:20] == name).sum()) for name in SPLITS] == [14, 3, 3]
 
 
-def test_labels_that_one_product_bears_alone_leave_every_part_its_share():
+def test_labels_of_single_products_leave_every_split_its_share():
     n = 240
     kinds = strings([["cup", "hat"][i % 2] for i in range(n)])
     every, of_hats = [f"b{i}" for i in range(n)], [None if kind == "cup" else f"b{i}" for i, kind in enumerate(kinds)]
     for brands in (strings(every), strings(of_hats), strings([frozenset([b]) if b else None for b in of_hats])):
         truth = {"kind": kinds, "brand": brands}
-        part = split_products(ids(n), np.arange(n), truth, np.ones(n, dtype=bool)).names
+        names = split_products(ids(n), np.arange(n), truth, np.ones(n, dtype=bool)).names
         for kind in ("cup", "hat"):
-            assert [int((part[kinds == kind] == name).sum()) for name in SPLITS] == [84, 18, 18]
+            assert [int((names[kinds == kind] == name).sum()) for name in SPLITS] == [84, 18, 18]
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another():
@@ -110,12 +110,12 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another():
 def test_a_split_survives_saving_with_its_keys(tmp_path):
     split = split_products(ids(30), np.arange(30), {}, np.ones(30, dtype=bool))
     save_split(split, {"text_key": np.arange(30, dtype=np.uint64)}, tmp_path / "split.parquet")
-    loaded, found = load_split(tmp_path / "split.parquet")
+    loaded, keys_of = load_split(tmp_path / "split.parquet")
     assert (loaded.names == split.names).all()
-    assert (found["text_key"] == np.arange(30)).all()
+    assert (keys_of["text_key"] == np.arange(30)).all()
 
 
-def test_shares_that_leave_no_train_part_are_refused():
+def test_shares_that_leave_nothing_to_train_on_are_refused():
     with pytest.raises(DataError, match=r"must leave a train split, got 0\.5 and 0\.5"):
         split_products(ids(9), np.arange(9), {}, np.ones(9, dtype=bool), valid_share=0.5, test_share=0.5)
 
@@ -130,12 +130,12 @@ def test_a_missing_split_is_an_artifact_error(tmp_path):
         load_split(tmp_path / "split.parquet")
 
 
-def test_products_are_dealt_out_to_any_number_of_parts_of_which_each_has_its_share_of_a_label():
+def test_each_of_any_number_of_folds_gets_its_share_of_a_label():
     groups, usable = np.arange(200) // 2, np.ones(200, dtype=bool)
     usable[:4] = False
     truth = {"sex": strings(["a" if row % 10 < 2 else "b" for row in range(200)])}
-    part = stratify(groups, truth, usable, [0.1] * 10, seed=0)
-    assert part[:4].tolist() == [-1] * 4
-    assert (part[::2] == part[1::2]).all()
-    assert {np.count_nonzero((part == i) & (truth["sex"] == "a")) for i in range(10)} == {2, 4}
-    assert all(18 <= np.count_nonzero(part == i) <= 22 for i in range(10))
+    fold = stratify(groups, truth, usable, [0.1] * 10, seed=0)
+    assert fold[:4].tolist() == [-1] * 4
+    assert (fold[::2] == fold[1::2]).all()
+    assert {np.count_nonzero((fold == i) & (truth["sex"] == "a")) for i in range(10)} == {2, 4}
+    assert all(18 <= np.count_nonzero(fold == i) <= 22 for i in range(10))

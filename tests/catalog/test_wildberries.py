@@ -32,12 +32,12 @@ def printed(entries, dtype=object):
 
 
 def expected(entries):
-    found = {}
+    by_name = {}
     for one in entries:
         values = [one["value"]] if one["charcValues"] is None else one["charcValues"]
         number = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values if v is not None]
-        found.setdefault(one["charcName"].strip(), []).extend(str(value) for value in number)
-    return found
+        by_name.setdefault(one["charcName"].strip(), []).extend(str(value) for value in number)
+    return by_name
 
 
 PRINTABLE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -143,14 +143,13 @@ def test_unusual_prints_of_numpy_are_read():
         " {'charcName': 'Пол', 'charcValues': array(['Men'], dtype='<U3')}"
         " {'charcName': 'Пол', 'charcValues': [True, 2, np.float64(nan)]}]"
     )
-    found = parse_characteristics(raw)
-    assert found == {"it's": ["a", "b"], "Рост": ["3.5"], "Вес": [], "Пол": ["Men", "True", "2"]}
+    assert parse_characteristics(raw) == {"it's": ["a", "b"], "Рост": ["3.5"], "Вес": [], "Пол": ["Men", "True", "2"]}
 
 
-def told(**values):
+def label_of(**values):
     names = {"sex": "Пол", "season": "Сезон", "age": "Возрастные ограничения", "fragility": "Хрупкость"}
-    found = labels_of({names[name]: value if isinstance(value, list) else [value] for name, value in values.items()})
-    return next(iter(found.values()), None)
+    labels = labels_of({names[name]: value if isinstance(value, list) else [value] for name, value in values.items()})
+    return next(iter(labels.values()), None)
 
 
 @pytest.mark.parametrize(
@@ -185,16 +184,16 @@ def told(**values):
     ],
 )
 def test_values_become_labels_by_the_published_rules(values, label):
-    assert told(**values) == label
+    assert label_of(**values) == label
 
 
-@pytest.mark.skipif(not FIXTURE.is_file(), reason="the fixture lies beside the project")
+@pytest.mark.skipif(not FIXTURE.is_file(), reason="the fixture is outside the project")
 def test_every_line_of_the_fixture_gives_what_it_expects():
     for line in FIXTURE.read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
         for raw in (case["raw"], case["raw"].encode()):
-            found = parse_characteristics(raw)
-            labels = None if found is None else {name: labels_of(found).get(name) for name in RAW_CHARACTERISTICS}
+            values = parse_characteristics(raw)
+            labels = None if values is None else {name: labels_of(values).get(name) for name in RAW_CHARACTERISTICS}
             assert labels == case["expected"], line
 
 
