@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import call
+from tests.test_guards import FLOORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,3 +51,8 @@ def test_every_file_that_documents_link_to_is_there():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_architecture_names_every_room():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert [room for room in FLOORS if f"`{room}`" not in page and f"`{room}/`" not in page and "__" not in room] == []

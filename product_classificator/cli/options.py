@@ -99,7 +99,7 @@ class TrainingOptions:
     multi_label: str | None = None
     """Further label columns whose cells hold several labels ("a|b" or a JSON array). Lists are recognized."""
     taxonomy: Path | None = None
-    """Table with the columns label and parent. Default: learned from TABLE."""
+    """Table with columns label and parent, or two named like characteristics. Default: learned from TABLE."""
     config: Path | None = None
     """TOML file of settings; options override it."""
     seed: int | None = None
