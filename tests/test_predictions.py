@@ -8,10 +8,10 @@ SHARES = np.array([[0.9, 0.3, 0.6], [0.1, 0.1, 0.2], [np.nan] * 3], np.float32)
 
 
 def make(decision_thresholds):
-    known = np.array([True, True, False])
+    is_known = np.array([True, True, False])
     ids, labels = strings(["1", "2", "3"]), {"materials": ("cotton", "silk", "wool")}
     return Predictions(
-        ids, labels, {"materials": SHARES}, known, decision_thresholds={"materials": decision_thresholds}
+        ids, labels, {"materials": SHARES}, is_known, decision_thresholds={"materials": decision_thresholds}
     )
 
 

@@ -51,12 +51,12 @@ def test_rows_are_those_of_scikit_learn() -> None:
     vocabulary = fit(texts[:200])
     counts = CountVectorizer(analyzer=grams_of, vocabulary=vocabulary.words).transform(texts)
     weights = ((1 + np.log(counts.data)) * vocabulary.idf[counts.indices]).astype(np.float32)
-    known = normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape))
+    expected = normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape))
     rows = bag_of_words(vocabulary, texts)
     assert rows.dtype == np.float32
-    assert np.array_equal(rows.indptr, known.indptr)
-    assert np.array_equal(rows.indices, known.indices)
-    assert np.allclose(rows.data, known.data, rtol=1e-6)
+    assert np.array_equal(rows.indptr, expected.indptr)
+    assert np.array_equal(rows.indices, expected.indices)
+    assert np.allclose(rows.data, expected.data, rtol=1e-6)
 
 
 def test_a_word_is_in_a_vocabulary_once() -> None:

@@ -22,7 +22,7 @@ def saved(fitted: FittedHeads, tmp_path: Path) -> Path:
 
 
 def gappy(embeddings: Embeddings) -> Embeddings:
-    """Returns three products: without a photo, without a text, without both."""
+    """Return three products: without a photo, without a text, without both."""
     few = embeddings.take(np.arange(3))
     few.has_image[[0, 2]], few.has_text[[1, 2]] = False, False
     few.image[[0, 2]], few.text[[1, 2]] = 0, 0
@@ -36,7 +36,7 @@ def change_manifest(folder: Path, **changes: object) -> None:
 
 def change_characteristic(folder: Path, characteristic: str, **changes: object) -> None:
     characteristics = json.loads((folder / "manifest.json").read_text("utf-8"))["characteristics"]
-    changed = [{**each, **changes} if each["name"] == characteristic else each for each in characteristics]
+    changed = [{**entry, **changes} if entry["name"] == characteristic else entry for entry in characteristics]
     change_manifest(folder, characteristics=changed)
 
 
@@ -60,7 +60,7 @@ def test_the_values_of_a_missing_part_do_not_matter(fitted: FittedHeads, product
     few = gappy(products.embeddings)
     noise = few.take(np.arange(3))
     noise.image[[0, 2]], noise.text[[1, 2]] = 7, 7
-    one, two = (fitted.bundle.predict(each, products.texts[:3]).probabilities for each in (few, noise))
+    one, two = (fitted.bundle.predict(embeddings, products.texts[:3]).probabilities for embeddings in (few, noise))
     assert all(np.array_equal(one[name], two[name], equal_nan=True) for name in one)
 
 
@@ -101,7 +101,7 @@ def test_a_saved_bundle_predicts_the_same_when_it_is_loaded(
     bundle = fit_heads(products, replace(quick, max_epochs=2, max_words=max_words)).bundle
     bundle.save(tmp_path / "heads")
     loaded = HeadBundle.load(tmp_path / "heads")
-    one, two = (each.predict(products.embeddings, products.texts).probabilities for each in (bundle, loaded))
+    one, two = (heads.predict(products.embeddings, products.texts).probabilities for heads in (bundle, loaded))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert (loaded.labels, loaded.facts, loaded.digest) == (bundle.labels, bundle.facts, bundle.digest)
 
@@ -159,7 +159,7 @@ def test_a_manifest_of_another_form_is_refused(saved: Path, change: dict[str, ob
 
 
 def rewritten(folder: Path, **changes: object) -> HeadBundle:
-    """Returns the bundle of a folder whose weights were changed."""
+    """Return the bundle of a folder whose weights were changed."""
     sha256 = {name: sha256_of(folder / name) for name in ("weights.safetensors", "words.json")}
     change_manifest(folder, sha256=sha256, **changes)
     return HeadBundle.load(folder)
@@ -176,11 +176,11 @@ def test_heads_without_thresholds_predict_and_decide_nothing(saved: Path, produc
 def test_a_loaded_bundle_decides_as_the_saved_one_did(
     saved: Path, fitted: FittedHeads, products: LabelledProducts
 ) -> None:
-    found = []
+    decisions = []
     for bundle in (fitted.bundle, HeadBundle.load(saved)):
         predictions = bundle.predict(products.embeddings, products.texts)
-        found.append(bundle.with_decisions(predictions, products.embeddings, products.texts, 0.8).decisions)
-    one, two = found
+        decisions.append(bundle.with_decisions(predictions, products.embeddings, products.texts, 0.8).decisions)
+    one, two = decisions
     assert one is not None
     assert two is not None
     assert np.array_equal(one.is_out_of_distribution, two.is_out_of_distribution)

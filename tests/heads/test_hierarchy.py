@@ -28,16 +28,16 @@ def test_the_likeliest_pair_wins_where_the_best_labels_contradict_each_other() -
         "sub": shares([0.4, 0.0, 0.35, 0.25], [0.9, 0.0, 0.05, 0.05]),
         "top": shares([0.2, 0.8], [0.4, 0.6]),
     }
-    found = reconcile(given, LABELS, (SUB_TOP,))
-    assert found["sub"].argmax(1).tolist() == [2, 0]
-    assert found["top"].argmax(1).tolist() == [1, 0]
-    assert all(np.allclose(matrix.sum(1), 1) for matrix in found.values())
+    consistent = reconcile(given, LABELS, (SUB_TOP,))
+    assert consistent["sub"].argmax(1).tolist() == [2, 0]
+    assert consistent["top"].argmax(1).tolist() == [1, 0]
+    assert all(np.allclose(matrix.sum(1), 1) for matrix in consistent.values())
 
 
 def test_nothing_is_changed_where_the_best_labels_agree() -> None:
     given = {"sub": shares([0.4, 0.1, 0.3, 0.2]), "top": shares([0.7, 0.3]), "color": shares([0.2, 0.3, 0.5])}
-    found = reconcile(given, LABELS, (SUB_TOP,))
-    assert all(found[name] is given[name] for name in given)
+    consistent = reconcile(given, LABELS, (SUB_TOP,))
+    assert all(consistent[name] is given[name] for name in given)
 
 
 def test_certain_heads_that_contradict_each_other_and_ties_leave_no_contradiction() -> None:
@@ -45,8 +45,8 @@ def test_certain_heads_that_contradict_each_other_and_ties_leave_no_contradictio
         "sub": shares([1, 0, 0, 0], [0, 0, 0, 1], [0.25] * 4, [0, 0.5, 0.5, 0]),
         "top": shares([0, 1], [1, 0], [0.5 - 1e-7, 0.5 + 1e-7], [0.5, 0.5]),
     }
-    found = reconcile(given, LABELS, (SUB_TOP,))
-    assert (PARENT[found["sub"].argmax(1)] == found["top"].argmax(1)).all()
+    consistent = reconcile(given, LABELS, (SUB_TOP,))
+    assert (PARENT[consistent["sub"].argmax(1)] == consistent["top"].argmax(1)).all()
 
 
 def test_chains_and_branches_agree_on_every_level() -> None:
@@ -71,14 +71,14 @@ def test_three_levels_are_as_likely_as_their_best_assignments() -> None:
     given = {name: draw.dirichlet(np.full(k, 0.3), 200).astype(np.float32) for name, k in sizes.items()}
     is_wrong = given["a"].argmax(1) // 2 != given["b"].argmax(1)
     is_wrong |= given["b"].argmax(1) // 2 != given["c"].argmax(1)
-    found = reconcile(given, labels, hierarchy)
+    consistent = reconcile(given, labels, hierarchy)
     weigh = {"c": 1.0, "b": 0.7, "a": 0.7**2}
     log = {name: weigh[name] * np.log(np.maximum(matrix, 1e-12).astype(np.float64)) for name, matrix in given.items()}
     leaf = np.arange(8)
     scores = log["a"] + log["b"][:, leaf // 2] + log["c"][:, leaf // 4]  # of every assignment: a leaf decides all
     for name, step in (("a", 1), ("b", 2), ("c", 4)):
         best = scores.reshape(len(scores), -1, step).max(2)
-        assert np.allclose(found[name][is_wrong], softmax(best, axis=1)[is_wrong], atol=2e-5)
+        assert np.allclose(consistent[name][is_wrong], softmax(best, axis=1)[is_wrong], atol=2e-5)
     assert is_wrong.sum() > 100
 
 
@@ -88,12 +88,12 @@ def test_a_parent_without_known_children_is_predicted_and_its_child_is_not() -> 
         "sub": shares([0.6, 0.2, 0.1, 0.1], [0.6, 0.2, 0.1, 0.1]),
         "top": shares([0.1, 0.1, 0.8], [0.9, 0.0, 0.1]),
     }
-    found = reconcile(given, labels, (SUB_TOP,))
-    assert found["top"].argmax(1).tolist() == [2, 0]
-    assert np.isnan(found["sub"][0]).all()
-    assert found["sub"][1].argmax() == 0
-    ids, both = strings(["1", "2"]), {name: labels[name] for name in found}
-    predictions = Predictions(ids, both, found, np.ones(2, bool))
+    consistent = reconcile(given, labels, (SUB_TOP,))
+    assert consistent["top"].argmax(1).tolist() == [2, 0]
+    assert np.isnan(consistent["sub"][0]).all()
+    assert consistent["sub"][1].argmax() == 0
+    ids, both = strings(["1", "2"]), {name: labels[name] for name in consistent}
+    predictions = Predictions(ids, both, consistent, np.ones(2, bool))
     assert predictions.best("sub").tolist() == [None, "cup"]
     assert predictions.best("top").tolist() == ["makeup", "dishes"]
     assert predictions.top("sub", k=1)[0] == []
@@ -126,14 +126,14 @@ def refined(products: LabelledProducts, quick: HeadSettings) -> FittedHeads:
 def test_predictions_of_fitted_heads_do_not_contradict_what_was_learned(
     refined: FittedHeads, products: LabelledProducts
 ) -> None:
-    (found,) = refined.bundle.hierarchy
-    assert (found.child, found.parent) == ("thing", "kind")
+    (refinement,) = refined.bundle.hierarchy
+    assert (refinement.child, refinement.parent) == ("thing", "kind")
     mixed = replace(products.embeddings, image=products.embeddings.image[::-1].copy())
 
     def contradictions(bundle: HeadBundle) -> int:
         given = bundle.predict(mixed, products.texts)
         pairs = zip(given.best("thing"), given.best("kind"), strict=True)
-        return sum(found.parents[thing] != kind for thing, kind in pairs)
+        return sum(refinement.parents[thing] != kind for thing, kind in pairs)
 
     assert contradictions(replace(refined.bundle, hierarchy=())) > 0
     assert contradictions(refined.bundle) == 0
@@ -152,8 +152,8 @@ def test_a_characteristic_is_predicted_alike_alone_and_with_its_parent(
 def test_a_given_hierarchy_is_used_instead(products: LabelledProducts, quick: HeadSettings) -> None:
     few = replace(quick, max_epochs=1)
     given = (Refinement("kind", "colour", {"mug": "red", "shoe": "green"}),)
-    found = fit_heads(products, few, hierarchy=given).bundle.hierarchy
-    assert found == (Refinement("kind", "colour", {"mug": "red"}),)
+    hierarchy = fit_heads(products, few, hierarchy=given).bundle.hierarchy
+    assert hierarchy == (Refinement("kind", "colour", {"mug": "red"}),)
 
 
 def test_a_bundle_keeps_its_hierarchy_and_its_digest_names_it(refined: FittedHeads, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ N = 1200
 
 @pytest.fixture(scope="module")
 def shop() -> tuple[Embeddings, list[str], Vocabulary]:
-    """Returns products whose vectors point more or less one way, and whose texts are of ten words."""
+    """Return products whose vectors point more or less one way, and whose texts are of ten words."""
     draw = np.random.default_rng(0)
     image, text = (unit(np.eye(dim)[0] + 0.2 * draw.normal(size=(N, dim))) for dim in (12, 8))
     every = np.ones(N, dtype=bool)
@@ -44,11 +44,11 @@ def test_products_like_those_of_the_training_are_in_distribution(shop, novelty) 
 def test_an_embedding_that_points_elsewhere_is_out_of_distribution(shop, novelty, part: str) -> None:
     embeddings, texts, vocabulary = shop
     few = embeddings.take(np.arange(3))
-    familiar = novelty.is_out_of_distribution(few, texts[:3], vocabulary)
+    before = novelty.is_out_of_distribution(few, texts[:3], vocabulary)
     vectors = getattr(few, part).copy()
     vectors[1] = -vectors[1]
-    found = novelty.is_out_of_distribution(replace(few, **{part: vectors}), texts[:3], vocabulary)
-    assert found.tolist() == [familiar[0], True, familiar[2]]
+    is_novel = novelty.is_out_of_distribution(replace(few, **{part: vectors}), texts[:3], vocabulary)
+    assert is_novel.tolist() == [before[0], True, before[2]]
 
 
 def test_a_missing_part_is_not_judged(shop, novelty) -> None:
@@ -62,10 +62,10 @@ def test_a_missing_part_is_not_judged(shop, novelty) -> None:
 def test_gibberish_is_out_of_distribution_even_if_its_embedding_is_not(shop, novelty) -> None:
     embeddings, _, vocabulary = shop
     few = embeddings.take(np.arange(3))
-    found = novelty.is_out_of_distribution(
+    is_novel = novelty.is_out_of_distribution(
         replace(few, has_image=np.zeros(3, bool)), ["word1 word2", "asdf jkl", "!!!"], vocabulary
     )
-    assert found.tolist() == [False, True, False]
+    assert is_novel.tolist() == [False, True, False]
 
 
 def test_heads_without_words_or_photos_judge_by_what_they_have(shop) -> None:
@@ -74,10 +74,10 @@ def test_heads_without_words_or_photos_judge_by_what_they_have(shop) -> None:
     vocabulary = Vocabulary.empty()
     novelty = fit_novelty(bare, texts, np.arange(800), np.arange(800, 1000), vocabulary)
     few = embeddings.take(np.arange(2))
-    found = novelty.is_out_of_distribution(
+    is_novel = novelty.is_out_of_distribution(
         replace(few, image=-few.image, text=few.text * [[1], [-1]]), ["asdf", "asdf"], vocabulary
     )
-    assert found.tolist() == [False, True]
+    assert is_novel.tolist() == [False, True]
     assert not len(novelty.image)
 
 

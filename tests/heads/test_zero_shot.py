@@ -17,7 +17,7 @@ def heads(*, shares_space: bool = False) -> HeadBundle:
 
 
 def product(image: int | None = None, text: int | None = None, image_dim: int = 5) -> Embeddings:
-    """Returns a product whose parts point along one axis each, or are missing."""
+    """Return a product whose parts point along one axis each, or are missing."""
     parts = [np.zeros((1, width), np.float32) for width in (image_dim, 5)]
     for part, axis in zip(parts, (image, text), strict=True):
         if axis is not None:
@@ -27,8 +27,8 @@ def product(image: int | None = None, text: int | None = None, image_dim: int = 
 
 
 def kind_of(bundle: HeadBundle, embeddings: Embeddings) -> str | None:
-    found: str | None = bundle.predict(embeddings, [""]).best("kind")[0]
-    return found
+    label: str | None = bundle.predict(embeddings, [""]).best("kind")[0]
+    return label
 
 
 def test_the_nearest_name_wins() -> None:
@@ -44,9 +44,9 @@ def test_photos_count_only_where_they_share_a_space_with_texts() -> None:
 
 def test_photo_and_text_count_alike() -> None:
     bundle = heads(shares_space=True)
-    found = bundle.predict(product(image=1, text=2), [""]).probabilities["kind"][0]
-    assert found[1] == pytest.approx(found[2])
-    assert found[1] > 0.49
+    probabilities = bundle.predict(product(image=1, text=2), [""]).probabilities["kind"][0]
+    assert probabilities[1] == pytest.approx(probabilities[2])
+    assert probabilities[1] > 0.49
 
 
 def test_a_photo_of_another_width_is_not_needed() -> None:
@@ -56,16 +56,16 @@ def test_a_photo_of_another_width_is_not_needed() -> None:
 def test_a_larger_scale_makes_more_confident_probabilities() -> None:
     arguments = {"encoder_name": "", "encoder_fingerprint": "tiny-1"}
     sure, unsure = (zero_shot_heads(LABELS, VECTORS, **arguments, shares_space=False, scale=scale) for scale in (10, 1))
-    one, two = (each.predict(product(text=0), [""]).probabilities["kind"] for each in (sure, unsure))
+    one, two = (bundle.predict(product(text=0), [""]).probabilities["kind"] for bundle in (sure, unsure))
     assert one[0, 0] > 0.999
     assert two[0, 0] == pytest.approx(np.e / (np.e + 2))
 
 
-def test_zero_shot_heads_predict_the_same_when_they_are_loaded(tmp_path: Path) -> None:
+def test_zero_shot_bundlepredict_the_same_when_they_are_loaded(tmp_path: Path) -> None:
     bundle, both = heads(shares_space=True), product(image=0, text=1)
     bundle.save(tmp_path / "heads")
     loaded = HeadBundle.load(tmp_path / "heads")
-    one, two = (each.predict(both, [""]).probabilities for each in (bundle, loaded))
+    one, two = (made.predict(both, [""]).probabilities for made in (bundle, loaded))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert (loaded.digest, loaded.encoder_name, loaded.labels) == (bundle.digest, "tiny", bundle.labels)
 

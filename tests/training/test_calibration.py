@@ -23,7 +23,7 @@ def probabilities_of(logits: Floats, temperature: float, exponent: float = 0.0) 
 
 
 def drawn(n: int, k: int, too_sure: float, seed: int = 0) -> tuple[Floats, Rows]:
-    """Returns logits that are `too_sure` times too far apart, and labels drawn as the right ones say."""
+    """Return logits that are `too_sure` times too far apart, and labels drawn as the right ones say."""
     random = np.random.default_rng(seed)
     right = 2 * random.standard_normal((n, k), dtype=np.float32)
     label_ids = (right + random.gumbel(size=(n, k))).argmax(1)
@@ -31,7 +31,7 @@ def drawn(n: int, k: int, too_sure: float, seed: int = 0) -> tuple[Floats, Rows]
 
 
 def surprise(probabilities: Floats, label_ids: Rows) -> float:
-    """Returns the mean negative log-likelihood of labels."""
+    """Return the mean negative log-likelihood of labels."""
     return float(-np.log(probabilities[np.arange(len(label_ids)), label_ids]).mean())
 
 
@@ -39,8 +39,8 @@ def surprise(probabilities: Floats, label_ids: Rows) -> float:
 def test_one_temperature_for_all_is_found_where_one_is_right(too_sure: float) -> None:
     logits, label_ids = drawn(4000, 5, too_sure)
     temperature, exponent = fit_temperature(logits, label_ids)
-    found = probabilities_of(logits, temperature, exponent)
-    assert np.allclose(found, softmax(logits / too_sure, 1), atol=0.05)
+    calibrated = probabilities_of(logits, temperature, exponent)
+    assert np.allclose(calibrated, softmax(logits / too_sure, 1), atol=0.05)
     assert abs(exponent) < 0.1
 
 
@@ -67,9 +67,9 @@ def test_without_an_exponent_it_is_a_softmax_of_divided_logits() -> None:
 
 def test_unknown_labels_change_nothing() -> None:
     logits, label_ids = drawn(400, 3, 2.0)
-    known = fit_temperature(logits[:200], label_ids[:200])
+    fitted = fit_temperature(logits[:200], label_ids[:200])
     label_ids[200:] = -1
-    assert fit_temperature(logits, label_ids) == known
+    assert fit_temperature(logits, label_ids) == fitted
     assert fit_temperature(logits, np.full_like(label_ids, -1)) == (1.0, 0.0)
 
 
@@ -99,7 +99,7 @@ def test_a_characteristic_is_calibrated_on_the_products_of_its_rows() -> None:
 
 
 def outcomes(n: int, seed: int) -> tuple[Floats, Bools]:
-    """Returns probabilities and whether they came true."""
+    """Return probabilities and whether they came true."""
     random = np.random.default_rng(seed)
     confidence = random.beta(4, 1, n).astype(np.float32)
     return confidence, random.random(n) < confidence

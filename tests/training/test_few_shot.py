@@ -20,7 +20,7 @@ def names(labels: Sequence[str]) -> Floats:
 
 
 def few(products: LabelledProducts, n: int) -> LabelledProducts:
-    """Returns the products with the kind of only n training products per label known."""
+    """Return the products with the kind of only n training products per label known."""
     kind = products.truth["kind"].copy()
     train = products.split.rows("train")
     for label in KINDS:
@@ -95,5 +95,5 @@ def test_heads_that_started_from_names_predict_the_same_when_they_are_loaded(
     bundle = fit(few(products, 3), barely, start=True).bundle
     bundle.save(tmp_path / "heads")
     loaded = HeadBundle.load(tmp_path / "heads")
-    one, two = (each.predict(*rows_of(products, "test")).probabilities for each in (bundle, loaded))
+    one, two = (heads.predict(*rows_of(products, "test")).probabilities for heads in (bundle, loaded))
     assert all(np.array_equal(one[name], two[name]) for name in one)

@@ -25,7 +25,7 @@ def judged(fitted: FittedHeads, products: LabelledProducts, characteristic: str)
 
 
 def without(embeddings: Embeddings, *, image: bool = False, text: bool = False) -> Embeddings:
-    """Returns the embeddings as they are without any photo, or any text."""
+    """Return the embeddings as they are without any photo, or any text."""
     none = np.zeros(len(embeddings), dtype=bool)
     if image:
         embeddings = replace(embeddings, image=np.zeros_like(embeddings.image), has_image=none)
@@ -63,8 +63,8 @@ def test_labels_are_in_order_and_may_be_any_unicode(fitted: FittedHeads) -> None
 def test_unknown_labels_are_masked(fitted: FittedHeads, products: LabelledProducts, quick: HeadSettings) -> None:
     hidden = products.truth["kind"].copy()
     hidden[products.split.names == "train"] = None
-    known = np.flatnonzero(products.split.names == "train")[:40]
-    hidden[known] = products.truth["kind"][known]
+    rows = np.flatnonzero(products.split.names == "train")[:40]
+    hidden[rows] = products.truth["kind"][rows]
     few = fit(replace(products, truth={**products.truth, "kind": hidden}), replace(quick, max_epochs=12))
     assert judged(few, products, "colour") > 0.95
     assert judged(few, products, "kind") > 0.75
@@ -118,10 +118,10 @@ def test_fitting_leaves_the_global_random_state_as_it_was(products: LabelledProd
 def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(
     products: LabelledProducts, quick: HeadSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged_epochs, judge = count(1), epochs._valid_macro_f1
+    judged_epochs, score = count(1), epochs._valid_macro_f1
 
-    def good_at_first(*known: Any) -> dict[str, float]:
-        scores = judge(*known)
+    def good_at_first(*arguments: Any) -> dict[str, float]:
+        scores = score(*arguments)
         return scores if next(judged_epochs) <= 3 else dict.fromkeys(scores, 0.0)
 
     monkeypatch.setattr(epochs, "_valid_macro_f1", good_at_first)
@@ -131,8 +131,8 @@ def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(
     valid = products.split.rows("valid")
     predictions = fitted.bundle.predict(*rows_of(products, "valid"))
     for name, expected in fitted.history[fitted.best_epoch - 1].valid_macro_f1.items():
-        known = np.flatnonzero([label is not None for label in products.truth[name][valid]])
-        truth, best = products.truth[name][valid][known], predictions.best(name)[known]
+        is_known = np.flatnonzero([label is not None for label in products.truth[name][valid]])
+        truth, best = products.truth[name][valid][is_known], predictions.best(name)[is_known]
         assert f1_score(list(truth), list(best), average="macro") == pytest.approx(expected)
 
 

@@ -17,7 +17,7 @@ def learn(label_ids: np.ndarray, labels: dict[str, Sequence[str]]) -> Hierarchy:
 
 
 def drawn(n: int = 400, wrong: float = 0.0, seed: int = 0) -> np.ndarray:
-    """Returns label_ids of sub, top and colour, of which top follows from sub but for a share of wrong labels."""
+    """Return label_ids of sub, top and colour, of which top follows from sub but for a share of wrong labels."""
     draw = np.random.default_rng(seed)
     sub = draw.integers(0, 4, n)
     top = np.where(draw.random(n) < wrong, 1 - PARENT[sub], PARENT[sub])
@@ -56,13 +56,13 @@ def test_unknown_labels_change_nothing_and_may_be_all_there_is() -> None:
 def test_of_several_parents_the_finest_is_one_so_that_levels_make_a_chain() -> None:
     leaf = np.random.default_rng(0).integers(0, 8, 400)
     labels = {"c": ("x", "y"), "a": tuple("abcdefgh"), "b": tuple("ijkl")}
-    found = learn(np.stack([leaf // 4, leaf, leaf // 2], 1), labels)
-    assert [(each.child, each.parent) for each in found] == [("a", "b"), ("b", "c")]
+    hierarchy = learn(np.stack([leaf // 4, leaf, leaf // 2], 1), labels)
+    assert [(refinement.child, refinement.parent) for refinement in hierarchy] == [("a", "b"), ("b", "c")]
 
 
 def test_a_label_without_a_clear_parent_goes_with_every_one() -> None:
     label_ids = drawn()
     rare = np.array([[4, 0, 0], [4, 0, 0], [4, 1, 0]])
-    found = learn(np.concatenate([label_ids, rare]), {**LABELS, "sub": (*LABELS["sub"], "set")})
-    assert found == (SUB_TOP,)
-    assert found[0].parent_ids({**LABELS, "sub": (*LABELS["sub"], "set")}).tolist() == [0, 0, 1, 1, -1]
+    hierarchy = learn(np.concatenate([label_ids, rare]), {**LABELS, "sub": (*LABELS["sub"], "set")})
+    assert hierarchy == (SUB_TOP,)
+    assert hierarchy[0].parent_ids({**LABELS, "sub": (*LABELS["sub"], "set")}).tolist() == [0, 0, 1, 1, -1]

@@ -21,7 +21,7 @@ from tests.tiny_catalog import COLOURS, KINDS, rows_of
 
 
 def sets_of(products: LabelledProducts) -> Strings:
-    """Returns colour and kind as sets; every tenth product bears none, every eleventh is unknown, one label is rare."""
+    """Return colour and kind as sets; every tenth product bears none, every eleventh is unknown, one label is rare."""
     sets = [frozenset(pair) for pair in zip(products.truth["kind"], products.truth["colour"], strict=True)]
     sets[::10] = [frozenset()] * len(sets[::10])
     sets[::11] = [None] * len(sets[::11])
@@ -47,7 +47,7 @@ def test_each_label_is_learned_by_itself(heads: FittedHeads, marked: LabelledPro
     kinds = [{label for label in item if label in KINDS} for item in predictions.best("marks")]
     true = marked.truth["kind"][marked.split.rows("test")]
     empty = [item == frozenset() for item in marked.truth["marks"][marked.split.rows("test")]]
-    right = [kind == {own} for kind, own, none in zip(kinds, true, empty, strict=True) if not none]
+    right = [kind == {expected} for kind, expected, none in zip(kinds, true, empty, strict=True) if not none]
     assert np.mean(right) > 0.8
     assert not np.allclose(predictions.probabilities["marks"].sum(1), 1)
 
@@ -71,10 +71,10 @@ def test_a_multi_label_characteristic_refines_none_and_is_refined_by_none(
 ) -> None:
     finer = strings([f"{kind} {i % 2}" for i, kind in enumerate(products.truth["kind"])])
     sets = strings([frozenset([kind]) for kind in products.truth["kind"]])
-    for coarse, found in ((products.truth["kind"], 1), (sets, 0)):
+    for coarse, n_refinements in ((products.truth["kind"], 1), (sets, 0)):
         truth = {"coarse": coarse, "fine": finer}
         bundle = fit_heads(replace(products, truth=truth), replace(quick, max_epochs=1)).bundle
-        assert len(bundle.hierarchy) == found
+        assert len(bundle.hierarchy) == n_refinements
 
 
 def test_a_bundle_keeps_its_decision_thresholds(heads: FittedHeads, marked: LabelledProducts, tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_bundle_keeps_its_decision_thresholds(heads: FittedHeads, marked: Labe
     before, after = (bundle.predict(embeddings, texts) for bundle in (heads.bundle, loaded))
     assert before.best("marks").tolist() == after.best("marks").tolist()
     changed = [
-        replace(each, decision_thresholds=(0.1,) * 5) if each.name == "marks" else each
-        for each in loaded.characteristics
+        replace(item, decision_thresholds=(0.1,) * 5) if item.name == "marks" else item
+        for item in loaded.characteristics
     ]
     assert replace(loaded, characteristics=tuple(changed)).digest != loaded.digest
 
@@ -127,9 +127,9 @@ def test_a_set_is_accepted_if_its_confidence_keeps_the_promise(heads: FittedHead
     assert decided.decisions is not None
     accepted = decided.decisions.accepted["marks"]
     right = predictions.best("marks") == marked.truth["marks"][marked.split.rows("test")]
-    known = np.array([item is not None for item in marked.truth["marks"][marked.split.rows("test")]])
+    has_label = np.array([item is not None for item in marked.truth["marks"][marked.split.rows("test")]])
     assert accepted.any()
-    assert right[accepted & known].mean() > 0.5
+    assert right[accepted & has_label].mean() > 0.5
     assert (
         predictions.confidence("marks")[accepted].min() > predictions.confidence("marks")[~accepted].max(initial=0) - 1
     )
@@ -166,9 +166,9 @@ def test_decision_thresholds_find_the_best_f1_where_products_are_many() -> None:
     random = np.random.default_rng(0)
     p = random.beta(1, 6, (20_000, 2)).astype(np.float32)
     true = csr_matrix((random.random(p.shape) < p).astype(np.float32))
-    found = multi_label_macro_f1(p >= fit_decision_thresholds(p, true), true)
+    reached = multi_label_macro_f1(p >= fit_decision_thresholds(p, true), true)
     best = max(multi_label_macro_f1(p >= cut, true) for cut in np.linspace(0.05, 0.6, 50))
-    assert found > best - 0.005
+    assert reached > best - 0.005
     assert multi_label_macro_f1(p >= 0.5, true) < best - 0.1
 
 
@@ -198,7 +198,7 @@ def test_labels_that_are_wrongly_assigned_lower_macro_f1() -> None:
 
 def test_mean_f1_is_that_of_scikit_learn_even_for_labels_that_are_never_true_or_never_predicted():
     true, predicted = np.array([0, 0, 1, 1, 3, 3]), np.array([0, 1, 1, 1, 4, 0])
-    counts = [np.bincount(each, minlength=6) for each in (true[true == predicted], true, predicted)]
+    counts = [np.bincount(label_ids, minlength=6) for label_ids in (true[true == predicted], true, predicted)]
     expected = f1_score(true, predicted, average="macro", zero_division=0)
     assert mean_f1(counts[0], counts[1] + counts[2]) == pytest.approx(expected)
     assert mean_f1(np.zeros(2, int), np.zeros(2, int)) == 0

@@ -28,7 +28,7 @@ def network() -> JointNetwork:
 
 @pytest.fixture
 def batch() -> Batch:
-    """Returns three products: with both parts, without a photo, without a text."""
+    """Return three products: with both parts, without a photo, without a text."""
     has_image, has_text = torch.tensor([[True], [False], [True]]), torch.tensor([[True], [True], [False]])
     return Batch(torch.rand(3, 3), torch.rand(3, 2), has_image, has_text, ROWS)
 
@@ -38,8 +38,8 @@ def test_scores_of_words_and_their_gradient_are_those_of_a_dense_product() -> No
     weight.requires_grad = dense_weight.requires_grad = True
     scores, dense = torch_network._SparseProduct.apply(weight, ROWS), torch.from_numpy(ROWS.toarray()) @ dense_weight
     assert torch.allclose(scores, dense)
-    for each in (scores, dense):
-        (each**2).sum().backward()
+    for output in (scores, dense):
+        (output**2).sum().backward()
     assert weight.grad is not None
     assert weight.grad.is_sparse
     assert weight.grad.coalesce().indices().tolist() == [[0, 2]]
@@ -100,10 +100,10 @@ def test_what_is_fitted_answers_in_numpy_as_in_torch_whatever_is_missing(shape: 
     embeddings = Embeddings(strings([str(row) for row in range(n)]), image, text, has_image, has_text, "tiny")
     words = csr_matrix(np.float32(draw.random((n, shape.n_words)) < 0.5))
     with torch.inference_mode():
-        known = network(Batch.of(embeddings, words, np.arange(n), shape)).numpy()
-    found = network.fitted().logits(embeddings, weighted_words(words))
-    assert found.shape == (n, 5)
-    assert np.allclose(found, known, atol=1e-5)
+        expected = network(Batch.of(embeddings, words, np.arange(n), shape)).numpy()
+    logits = network.fitted().logits(embeddings, weighted_words(words))
+    assert logits.shape == (n, 5)
+    assert np.allclose(logits, expected, atol=1e-5)
 
 
 def test_weights_of_another_network_are_refused() -> None:

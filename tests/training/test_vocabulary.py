@@ -20,7 +20,7 @@ KINDS, BRANDS = ("чехол", "кружка", "лампа", "сумка"), ("ac
 
 
 def titles(n: int, *, kind_first: bool) -> tuple[list[str], np.ndarray]:
-    """Returns titles of a kind, something else and a brand, and the the label ids of the kinds."""
+    """Return titles of a kind, something else and a brand, and the the label ids of the kinds."""
     draw = np.random.default_rng(0)
     kinds, brands, sizes = (draw.integers(0, k, n) for k in (len(KINDS), len(BRANDS), 50))
     ends = [(KINDS[k], BRANDS[b]) for k, b in zip(kinds, brands, strict=True)]
