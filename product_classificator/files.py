@@ -48,16 +48,17 @@ def remove_leftovers(folder: Path) -> None:
     for path in (*folder.glob(".*.tmp"), *replaced):
         with suppress(FileNotFoundError):  # another process is cleaning up
             if path.stat().st_mtime < time.time() - 3600:
-                _remove(path)
+                delete(path)
 
 
-def _remove(path: Path) -> None:
-    """Delete a file, link or folder, if it exists and that is allowed."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
+def delete(*paths: Path) -> None:
+    """Delete files, links and folders, as far as they exist and that is allowed."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def sha256_of(path: Path) -> str:
@@ -77,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def kept_file(name: str, write: Callable[[Path], object]) -> Path | None:
+def cached_file(name: str, write: Callable[[Path], object]) -> Path | None:
     """Return a file of the cache folder, written at its first use; `None` if the folder cannot be read or written to.
 
     Args:
@@ -97,11 +98,7 @@ def kept_file(name: str, write: Callable[[Path], object]) -> Path | None:
     return path
 
 
-def forget(*paths: Path) -> None:
-    """Delete cached files that proved to be damaged, if that is allowed."""
-    for path in paths:
-        with suppress(OSError):
-            path.unlink()
+kept_file, forget = cached_file, delete  # until encoders use the new names
 
 
 @contextmanager
@@ -123,4 +120,4 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             raise
         finally:
             if folder.exists():
-                _remove(old)
+                delete(old)
