@@ -146,8 +146,8 @@ def _products(products: int, seed: int) -> Iterator[_Product]:
         nm = 100_000_000 + 37 * i + rng.randrange(37)
         original = rng.choice(originals) if originals and rng.random() < _REPEATED else None
         facts = original.facts if original else draw_facts(rng)
-        favorite = _GOODS["brands"][LABELS["category"].index(facts["category"])]
-        (brand,) = rng.choices((None, favorite, rng.choice(_GOODS["brands"])), (15, 25, 60))
+        brands = (None, _GOODS["brands"][LABELS["category"].index(facts["category"])], rng.choice(_GOODS["brands"]))
+        brand = original.brand if original else rng.choices(brands, (15, 25, 60))[0]
         stated, shown = _split_facts(facts, rng)
         text = write_text(stated, brand, nm, rng)
         if original is None:
