@@ -1,9 +1,9 @@
-"""Kills a tuning at random moments, again and again, and compares where it ends with an undisturbed one.
+"""Kills a fine-tuning at random moments, again and again, and compares its end with an undisturbed one.
 
     python benchmarks/kill.py [--kills 20]
 
-Each call of the same command is killed (SIGKILL) after a random time until so many have been killed, then it runs to
-its end. The curve must be equal, and no temporary file may be left.
+The same command is killed (SIGKILL) after a random time until the number of kills is reached, then runs to its end. The
+curves must be equal, and no temporary file may be left.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.encoders.tiny_ruclip import write_checkpoint
 
 
 def main() -> None:
-    """Kills, compares, and saves the result."""
+    """Kill, compare, and save the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -60,10 +60,10 @@ def main() -> None:
                 after_s = chance.uniform(1, whole_s) if killed < asked.kills else None
                 errors = process.communicate(timeout=after_s)[1]
                 if process.returncode:
-                    raise SystemExit(f"call {calls} could not go on: {errors.decode()[-800:]}")
+                    raise SystemExit(f"call {calls} could not resume: {errors.decode()[-800:]}")
                 if killed >= asked.kills:
                     break
-                (folder / "disturbed/run.json").unlink()  # it has ended: what is left of the kills hits its last stage
+                (folder / "disturbed/run.json").unlink()  # finished: the remaining kills hit its last stage
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()

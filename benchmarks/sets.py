@@ -32,7 +32,7 @@ from product_classificator.embeddings.embed import EmbeddedCatalog
 from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.training import FittedHeads, LabelledProducts
 from product_classificator.training.settings import TrainSettings
-from product_classificator.training.train import divide
+from product_classificator.training.train import split_catalog
 from product_classificator.types import Floats, Rows, Truth
 
 FASHION = ["category", "sub_category", "sex", "season", "age_restrictions", "usage", "color", "hazmat"]
@@ -98,14 +98,14 @@ def open_task(name: str, seed: int, folder: Path) -> Task:
     """
     base = name.split("_")[0]
     catalog, embedded = _embedded(base, folder)
-    divided = divide(catalog, embedded, TrainSettings(seed=seed))
+    products = split_catalog(catalog, embedded, TrainSettings(seed=seed))
     texts, embeddings = _shown(name, folder)
-    split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, divided.split.names, ""))
-    labels = _labels(divided.truth, split)
+    split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, products.split.names, ""))
+    labels = _labels(products.truth, split)
     vectors = partial(embed_labels, _encoder())
     vectors(["warm"])  # a training has the encoder at hand: its loading is not to be counted
     has_title = name == "fashion_title" or catalog.columns.has_title
-    return Task(texts, embeddings, divided.truth, split, labels, vectors, has_title)
+    return Task(texts, embeddings, products.truth, split, labels, vectors, has_title)
 
 
 def _shown(name: str, folder: Path) -> tuple[list[str], Embeddings]:

@@ -1,11 +1,10 @@
-"""Finetuned with kept activations against computing them anew in every epoch, on a random checkpoint of real size.
+"""Compares an epoch of fine-tuning with cached activations to one that recomputes them, on a random checkpoint.
 
     python benchmarks/tune.py [--photos 256] [--epochs 2]
 
-Both train the same last block on the same pairs; the second may keep nothing, so whenever a batch asks for it, it reads
-and decodes photos, tokenises, and runs the frozen part of ruCLIP ViT-B/32 (224 px), in float32. Each runs in a process
-of its own, one after the other, so that peak memory can be told. Photos and texts are real ones where the data is at
-hand.
+Both train the same last block of ruCLIP ViT-B/32 (224 px) on the same pairs, in float32; the second has no cache, so
+every batch decodes images, tokenises and runs the frozen part. Each runs in its own process, for its peak memory.
+Images and texts are real ones if the data is at hand.
 """
 
 import argparse
@@ -23,11 +22,10 @@ from common import DATA, save
 
 from product_classificator import load_encoder, make_marketplace, read_catalog
 from product_classificator.encoders.torch_clip import torch_network_of
-from product_classificator.finetuning.activations import keep_activations
+from product_classificator.finetuning.activations import Activations, Frozen
 from product_classificator.finetuning.blocks import Tail
-from product_classificator.finetuning.contrastive import FinetuneSettings, Pairs, make_optimizer, order_of, train_step
+from product_classificator.finetuning.contrastive import Pairs, train_step
 from product_classificator.finetuning.distributed import Distributed
-from product_classificator.finetuning.shards import Frozen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -46,7 +44,7 @@ VIT_B_32 = {
 
 
 def open_catalog(photos: int, folder: Path):
-    """Returns so many products with photo and text."""
+    """Return products with image and text."""
     if (DATA / "fashion").exists():
         import pandas as pd
 
@@ -57,39 +55,36 @@ def open_catalog(photos: int, folder: Path):
 
 
 def measure(mode: str, model: Path, photos: int, epochs: int) -> dict[str, object]:
-    """Trains in one of the two ways and returns seconds per epoch, losses, and peak memory."""
+    """Train in one of the two ways and return seconds per epoch, losses, and peak memory."""
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
-        catalog, encoder = open_catalog(photos, Path(folder)), load_encoder(str(model))
+        catalog, encoder = open_catalog(photos, Path(folder)), load_encoder(str(model), dtype="float32")
         began = time.perf_counter()
         distributed = Distributed("cpu")
-        n_kept = None if mode == "kept" else 0
-        activations = keep_activations(
-            catalog, Frozen(encoder, 1, distributed), Path(folder) / "activations", n_kept=n_kept
-        )
+        activations = Activations(catalog, Frozen(encoder, 1, distributed))
+        activations.cache(Path(folder) / "activations", limit_gb=100 if mode == "cached" else 1e-9)
         prepared_s = time.perf_counter() - began
         rows = np.flatnonzero(activations.has_image & activations.has_text)
         pairs = Pairs(activations, rows, rows[:2], np.arange(len(activations.has_image)))
-        settings = FinetuneSettings(epochs=epochs, batch_size=64, micro_batch=64)
         tail = Tail(torch_network_of(encoder).model, 1)
-        optimizer = make_optimizer(tail, settings)
+        trained = [weight for weight in tail.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
         seconds, losses = [], []
         for epoch in range(1, epochs + 1):
             began = time.perf_counter()
-            losses += [
-                train_step(tail, pairs, batch, optimizer, 64, distributed) for batch in order_of(pairs, settings, epoch)
-            ]
+            batches = pairs.batches(64, 0, epoch)
+            losses += [train_step(tail, pairs, batch, optimizer, 64, distributed) for batch in batches]
             seconds.append(time.perf_counter() - began)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"prepared_s": prepared_s, "epoch_s": seconds, "losses": losses, "peak_mib": peak_mib, "pairs": len(rows)}
 
 
 def main() -> None:
-    """Measures both ways and saves the result."""
+    """Measure both ways and save the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--photos", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--mode", choices=["kept", "anew"], help="one way only, as JSON")
+    parser.add_argument("--mode", choices=["cached", "recomputed"], help="one way only, as JSON")
     parser.add_argument("--model", type=Path)
     asked = parser.parse_args()
     if asked.mode:
@@ -98,17 +93,17 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         model = write_checkpoint(Path(folder) / "vit-b-32", **VIT_B_32)
         load_encoder(str(model))  # converts
-        found = {}
-        for mode in ("kept", "anew"):
+        results = {}
+        for mode in ("cached", "recomputed"):
             arguments = ["--mode", mode, "--model", model, "--photos", asked.photos, "--epochs", asked.epochs]
             command = [sys.executable, __file__, *map(str, arguments)]
-            found[mode] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
-    difference = float(np.abs(np.subtract(found["kept"]["losses"], found["anew"]["losses"])).max())
-    ratio = float(np.median(found["kept"]["epoch_s"]) / np.median(found["anew"]["epoch_s"]))
-    for mode, result in found.items():
+            results[mode] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
+    difference = float(np.abs(np.subtract(results["cached"]["losses"], results["recomputed"]["losses"])).max())
+    ratio = float(np.median(results["cached"]["epoch_s"]) / np.median(results["recomputed"]["epoch_s"]))
+    for mode, result in results.items():
         print(mode, {name: value for name, value in result.items() if name != "losses"})
-    print(f"epoch with kept activations: {ratio:.3f} of one without; losses differ by at most {difference:.1e}")
-    save("tune", {"model": "random ViT-B/32, 224 px", **found, "ratio": ratio, "largest_difference": difference})
+    print(f"epoch with cached activations: {ratio:.3f} of one without; losses differ by at most {difference:.1e}")
+    save("tune", {"model": "random ViT-B/32, 224 px", **results, "ratio": ratio, "largest_difference": difference})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tells others of a training while it runs: a ClearML task, TensorBoard, MLflow, or any other tracker of accelerate."""
+"""Reports training progress to a ClearML task, TensorBoard, MLflow, or any other tracker of accelerate."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,10 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
 from product_classificator.errors import DataError, MissingExtraError, nearest
-from product_classificator.finetuning.epochs import FinetuneCallbacks
-from product_classificator.training import EpochFacts
-from product_classificator.training.train import Callbacks
+from product_classificator.finetuning import FinetuneCallbacks
+from product_classificator.training import Callbacks, EpochFacts
 
 PROJECT = "product_classificator"
 _EXTRAS = ("clearml", "tensorboard")
@@ -20,21 +22,21 @@ class TaskLogger(Protocol):
     """The logger of a ClearML task."""
 
     def report_scalar(self, title: str, series: str, value: float, iteration: int) -> None:
-        """Adds a point to a curve."""
+        """Add a point to a curve."""
 
     def report_text(self, text: str) -> None:
-        """Adds a line to the log."""
+        """Add a line to the log."""
 
 
 class Task(Protocol):
     """A ClearML task."""
 
     def get_logger(self) -> TaskLogger:
-        """Returns its logger."""
+        """Return its logger."""
 
 
-class _Tracker:
-    """A tracker of accelerate that is told as a ClearML task is."""
+class _TrackerLogger:
+    """A tracker of accelerate behind the interface of `TaskLogger`."""
 
     def __init__(self, tracker: Any) -> None:
         self._tracker = tracker
@@ -43,72 +45,66 @@ class _Tracker:
         self._tracker.log({f"{title}/{series}": value}, step=iteration)
 
     def report_text(self, text: str) -> None:
-        """Trackers have curves only."""
+        """Do nothing: trackers only have curves."""
 
 
 @contextmanager
 def tracking(
     task: Task | str | None, folder: Path, settings: Mapping[str, Any] = MappingProxyType({})
 ) -> Iterator[TaskLogger | None]:
-    """Opens whom a training tells, for the time of the block.
+    """Open the logger of a task or tracker for the duration of the block.
 
     Args:
-        task: a ClearML task, which is not closed; or the name of a tracker of accelerate ("tensorboard", "mlflow",
-            "wandb", ...), which is; `None`: nobody.
+        task: a ClearML task, which is left open; or the name of a tracker of accelerate ("tensorboard", "mlflow",
+            "wandb", ...), which is closed at the end.
         folder: of the run; a tracker that writes files does so in `<folder>/<name>`.
-        settings: what a tracker of accelerate shows beside the curves; values may be mappings.
+        settings: hyperparameters shown by a tracker of accelerate; values may be mappings.
 
     Raises:
         DataError: there is no tracker of that name, or its package is not installed.
-        MissingExtraError: as before, of a tracker that has an extra.
+        MissingExtraError: likewise, for a tracker that has an extra.
     """
     if not isinstance(task, str):
         yield None if task is None else task.get_logger()
         return
     tracker = _open_tracker(task, folder)
-    tracker.store_init_configuration(_flat(settings))
+    tracker.store_init_configuration(dict(_flat(settings)))
     try:
-        yield _Tracker(tracker)
+        yield _TrackerLogger(tracker)
     finally:
         tracker.finish()
 
 
 def _open_tracker(name: str, folder: Path) -> Any:
-    from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
     if name not in LOGGER_TYPE_TO_CLASS:
         raise DataError(f"there is no tracker {name!r}: {nearest(name, LOGGER_TYPE_TO_CLASS)}")
-    if name not in [str(found) for found in get_available_trackers()]:
+    if name not in [str(available) for available in get_available_trackers()]:
         if name in _EXTRAS:
             raise MissingExtraError(f"the tracker {name!r}", name)
         raise DataError(f"the tracker {name!r} needs a package that is not installed: pip install {name}")
-    PartialState()  # trackers ask it whether this process is the first
+    PartialState()  # trackers look up there whether this is the main process
     kind = LOGGER_TYPE_TO_CLASS[name]
-    place = {"logging_dir": str(folder / name)} if kind.requires_logging_directory else {}
-    tracker = kind(PROJECT, **place)
+    tracker = kind(PROJECT, **({"logging_dir": str(folder / name)} if kind.requires_logging_directory else {}))
     tracker.start()
     return tracker
 
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str | float | bool | None]:
-    flat: dict[str, str | float | bool | None] = {}
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float | bool | None]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            flat[before + name] = value if isinstance(value, str | float | int | None) else str(value)
-    return flat
+            yield prefix + name, value if isinstance(value, str | float | int | None) else str(value)
 
 
 def tracked(callbacks: Callbacks, logger: TaskLogger | None) -> Callbacks:
-    """Returns a callbacks of a training of heads that tells a logger, too: stages, and a point per epoch and curve."""
+    """Return callbacks that also log stages, and losses and macro-F1 per epoch of the heads."""
     if logger is None:
         return callbacks
 
-    def on_stage(sentence: str) -> None:
-        logger.report_text(sentence)
-        callbacks.on_stage(sentence)
+    def on_stage(stage: str) -> None:
+        logger.report_text(stage)
+        callbacks.on_stage(stage)
 
     def on_epoch(epoch: EpochFacts) -> None:
         logger.report_scalar("train loss", "all characteristics", epoch.train_loss, epoch.epoch)
@@ -121,18 +117,18 @@ def tracked(callbacks: Callbacks, logger: TaskLogger | None) -> Callbacks:
 
 
 def tracked_finetuning(callbacks: FinetuneCallbacks, logger: TaskLogger | None) -> FinetuneCallbacks:
-    """Returns a callbacks of a tuning that tells a logger, too: stages, the loss of each step, points per epoch."""
+    """Return callbacks that also log stages, the loss of each step, and losses, recall and macro-F1 per epoch."""
     if logger is None:
         return callbacks
 
-    def on_stage(sentence: str) -> None:
-        logger.report_text(sentence)
-        callbacks.on_stage(sentence)
+    def on_stage(stage: str) -> None:
+        logger.report_text(stage)
+        callbacks.on_stage(stage)
 
-    def on_step(epoch: int, step: int, of: int, loss: float) -> None:
-        logger.report_scalar("contrastive loss", "step", loss, (epoch - 1) * of + step)
+    def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
+        logger.report_scalar("contrastive loss", "step", loss, (epoch - 1) * steps + step)
         if callbacks.on_step is not None:
-            callbacks.on_step(epoch, step, of, loss)
+            callbacks.on_step(epoch, step, steps, loss)
 
     def on_epoch(row: Mapping[str, Any]) -> None:
         curves = {

@@ -1,4 +1,4 @@
-"""`Trainer`, the published façade over the verbs: photos and texts in, an experiment folder out."""
+"""`Trainer`, the published façade of training: photos and texts in, an experiment folder out."""
 
 import shutil
 import time
@@ -14,7 +14,6 @@ import pandas as pd
 
 from product_classificator.catalog import (
     Catalog,
-    ImageSource,
     is_wildberries,
     open_images,
     read_catalog,
@@ -22,20 +21,16 @@ from product_classificator.catalog import (
     read_wildberries,
 )
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
+from product_classificator.encoders.checkpoint import forget
 from product_classificator.errors import DataError, nearest
-from product_classificator.finetuning.distributed import Distributed
-from product_classificator.finetuning.epochs import FinetuneCallbacks
-from product_classificator.finetuning.finetune import Finetuned, finetune
+from product_classificator.finetuning import Distributed, FinetuneCallbacks, Finetuned, finetune
 from product_classificator.published.clusters import ClusterSettings, cluster, write_clusters
-from product_classificator.published_params import published_settings, published_tuning
+from product_classificator.published_params import published_finetuning, published_heads
 from product_classificator.runs import Run
 from product_classificator.trackers import Task, tracked, tracked_finetuning, tracking
-from product_classificator.training.settings import TrainSettings
+from product_classificator.training import Callbacks, Training, TrainSettings, train_heads
 from product_classificator.training.taxonomy import Taxonomy
-from product_classificator.training.train import Callbacks, Training, train_heads
 from product_classificator.types import Embeddings, Truth, as_text
-
-_DEFAULT_ENCODER = "ruclip-vit-base-patch16-384"
 
 TableSource: TypeAlias = str | Path | pd.DataFrame
 
@@ -43,38 +38,38 @@ TableSource: TypeAlias = str | Path | pd.DataFrame
 class Trainer:
     """Trains heads on photos and a table of products.
 
-    Override `_loading_texts` or `_preprocessing_texts` to bring products from elsewhere or to change them.
+    Override `_loading_texts` or `_preprocessing_texts` to load products from elsewhere or to change them.
 
     Args:
         path_to_images: a folder or zip of photos; `None`: text only.
         path_to_texts: a parquet, CSV or JSON lines file, a folder with the two Wildberries tables, or a DataFrame.
-        characteristics: the columns with labels; `None`: the published seven, as far as they are there.
-        ruclip_train_params: how `train_ruclip` tunes the last blocks, as in the published system (epochs, batch_size,
-            num_last_resblocks_to_train, optimizer_params); `None`: the defaults.
-        heads_train_params: how heads are fitted, as in the published system, in its recipe; `None`: the default
-            recipe, or what `settings` says.
-        clusterization_params: `n_clusters`, `n_components`, `seed`: the embeddings are clustered after the training;
-            `None`: they are not.
-        min_products_in_sub_cat: labels of fewer products are unknown, of `sub_category` as of any other characteristic;
-            `None`: as `settings` says (10).
-        ruclip_model: name of the encoder, "lite" or any other of `load_encoder`.
-        cache_dir: where embeddings and ruCLIP models are kept; `None`: `<save_dir>/cache` and the hub's cache.
+        characteristics: the columns with labels; `None`: the published seven, as far as they exist.
+        ruclip_train_params: how `train_ruclip` fine-tunes the last blocks, as in the published system (epochs,
+            batch_size, num_last_resblocks_to_train, optimizer_params); `None`: the defaults.
+        heads_train_params: how heads are fitted, as in the published system (epochs, batch_size, optimizer_params,
+            classificator_params); what it does not name is taken from `settings`.
+        clusterization_params: `n_clusters`, `n_components`, `seed`: cluster the embeddings after the training; `None`:
+            do not.
+        min_products_in_sub_cat: labels of fewer products count as unknown, in `sub_category` and all other
+            characteristics; `None`: as `settings` says (10).
+        ruclip_model: name of the encoder, "lite" or any other that `load_encoder` takes.
+        cache_dir: of embeddings and ruCLIP models; `None`: `<save_dir>/cache` and the cache of the hub.
         save_dir: where experiments are saved.
         id: the column of ids; `None`: guessed.
         text: the text columns; `None`: guessed.
-        device: where the encoder computes; "auto": on the GPU where there is one.
-        taxonomy: a table with the columns `label` and `parent`; `None`: which characteristic refines which is learned.
-        multi_label: further characteristics of which a product bears any number of labels, see `read_catalog`.
-        settings: everything else; its encoder gives way to `ruclip_model`.
+        device: of the encoder; "auto": a GPU if there is one.
+        taxonomy: a table of labels and their parents, see `read_taxonomy`; `None`: the hierarchy is learned.
+        multi_label: further characteristics with any number of labels per product, see `read_catalog`.
+        settings: everything else; `ruclip_model` replaces its encoder.
 
     Attributes:
         experiment_dir: the folder of the last training, `None` before.
-        cache_dir: where embeddings are kept.
-        end_of_train: what is deleted after a training: `del_img_and_txt_tensors` (embeddings in the cache),
-            `del_loaded_ruclip_model` (the fetched model; a folder of yours is never deleted).
+        cache_dir: where embeddings are cached.
+        end_of_train: what to delete after a training: `del_img_and_txt_tensors` (cached embeddings),
+            `del_loaded_ruclip_model` (the downloaded model; a folder of yours is never deleted).
 
     Raises:
-        DataError: an argument breaks a rule. Table and photos are opened by the training, which says what is wrong.
+        DataError: an argument breaks a rule. Table and photos are only opened by the training methods.
     """
 
     def __init__(
@@ -86,11 +81,11 @@ class Trainer:
         heads_train_params: Mapping[str, Any] | None = None,
         clusterization_params: Mapping[str, int] | None = None,
         min_products_in_sub_cat: int | None = None,
-        ruclip_model: str = _DEFAULT_ENCODER,
+        ruclip_model: str = "ruclip-vit-base-patch16-384",
         cache_dir: str | Path | None = None,
         save_dir: str | Path = "experiments",
         *,
-        id: str | None = None,  # noqa: A002 - the word of the command line, too
+        id: str | None = None,  # noqa: A002 - as on the command line
         text: str | Sequence[str] | None = None,
         device: str = "auto",
         taxonomy: Taxonomy | None = None,
@@ -112,31 +107,26 @@ class Trainer:
         self.experiment_dir: Path | None = None
         self.end_of_train = {"del_img_and_txt_tensors": False, "del_loaded_ruclip_model": False}
         self._models_dir = None if cache_dir is None else self.cache_dir
-        self._id, self._text = id, text
-        self._device, self._taxonomy, self._multi_label = device, taxonomy, multi_label
-        self._settings = self._resolve(settings or TrainSettings())
-        self._tuning = published_tuning(ruclip_train_params or {})
+        self._id, self._text, self._multi_label = id, text, multi_label
+        self._device, self._taxonomy = device, taxonomy
+        settings = settings or TrainSettings()
+        heads = published_heads(heads_train_params or {}, settings.heads)
+        if min_products_in_sub_cat is not None:
+            heads = replace(heads, min_products_per_label=min_products_in_sub_cat)
+        self._settings = replace(settings, encoder=ruclip_model, heads=heads)
+        self._finetune_settings = published_finetuning(ruclip_train_params or {})
         self._clusters = None if clusterization_params is None else _cluster_settings(clusterization_params)
 
-    def _resolve(self, settings: TrainSettings) -> TrainSettings:
-        heads = settings.heads
-        if self.heads_train_params is not None:
-            heads = published_settings(self.heads_train_params, settings.seed)
-        if self.min_products_in_sub_cat is not None:
-            heads = replace(heads, min_products_per_label=self.min_products_in_sub_cat)
-        return replace(settings, encoder=self.ruclip_model, heads=heads)
-
     def _loading_texts(self) -> TableSource:
-        """Returns the products: a table file, a DataFrame, or a folder with the Wildberries tables."""
+        """Return the products: a table file, a DataFrame, or a folder with the Wildberries tables."""
         return self.path_to_texts
 
     def _preprocessing_texts(self, products: pd.DataFrame) -> pd.DataFrame:
-        """Returns the products as they are to be learned from; a subclass gets them as a table in memory."""
+        """Return the products to learn from; only called on a subclass that overrides it."""
         return products
 
     def _load_catalog(self) -> Catalog:
-        products = self._loading_texts()
-        text = self._text
+        products, text = self._loading_texts(), self._text
         if type(self)._preprocessing_texts is not Trainer._preprocessing_texts:
             if not isinstance(products, pd.DataFrame):
                 text = ("description",) if text is None and is_wildberries(products) else text
@@ -144,25 +134,25 @@ class Trainer:
             products = self._preprocessing_texts(products)
         if not isinstance(products, str | Path | pd.DataFrame):
             raise DataError(
-                "_loading_texts and _preprocessing_texts must return the products (a DataFrame, or their place), got "
+                "_loading_texts and _preprocessing_texts must return the products (a DataFrame or a path), got "
                 f"{type(products).__name__}"
             )
-        given, told = self.path_to_images, self.path_to_texts
-        images: str | Path | ImageSource | None = given
-        if given is not None and isinstance(told, str | Path) and is_wildberries(told):
-            images = open_images(given, channels="bgr")  # however a subclass brings the table
+        images, table = self.path_to_images, self.path_to_texts
+        # Wildberries photos are BGR even if a subclass brings another table.
+        is_bgr = images is not None and isinstance(table, str | Path) and is_wildberries(table)
+        source = open_images(images, channels="bgr") if images is not None and is_bgr else images
         is_published = not isinstance(products, pd.DataFrame) and is_wildberries(products) and not self._multi_label
         if is_published and self._id in (None, "nm"):
             return read_wildberries(
                 products,
-                images,
+                source,
                 min_products_in_sub_cat=self._settings.heads.min_products_per_label,
                 text=("description",) if text is None else text,
                 characteristics=self.characteristics,
             )
         return read_catalog(
             products,
-            images,
+            source,
             id=self._id,
             text=text,
             characteristics=self.characteristics,
@@ -172,33 +162,25 @@ class Trainer:
     def train_heads_only(
         self, task: Task | str | None = None, experiment_name: str | None = None, *, callbacks: Callbacks | None = None
     ) -> Training:
-        """Fits heads on embeddings of the untouched encoder and writes run and report to `experiment_dir`.
+        """Fit heads on embeddings of the untuned encoder and write run and report to `experiment_dir`.
 
         Args:
-            task: who is told of the progress: a ClearML task, which is not closed, or the name of a tracker such as
+            task: logs the progress: a ClearML task, which is not closed, or the name of a tracker such as
                 "tensorboard" or "mlflow".
             experiment_name: name of the folder under `save_dir`; `None`: date and time.
-            callbacks: who else is told.
+            callbacks: called with the progress.
 
         Raises:
-            DataError: table or photos cannot be read, too little is known to train on, or there is an experiment of
-                that name.
-            ArtifactError: the encoder is not on this machine and cannot be fetched, or is damaged.
+            DataError: table or photos cannot be read, there are too few labels, or the experiment exists already.
+            ArtifactError: the encoder is damaged, or cannot be downloaded.
         """
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=self._device, cache_dir=self._models_dir)
-        folder = self._new_folder(experiment_name)
-        store = self.cache_dir / "embeddings" / encoder.fingerprint
-        callbacks = callbacks or Callbacks()
-        with tracking(task, folder, asdict(self._settings)) as logger:
+        folder, store = self._new_folder(experiment_name), self.cache_dir / "embeddings" / encoder.fingerprint
+        callbacks, settings = callbacks or Callbacks(), self._settings_with_taxonomy(folder)
+        with tracking(task, folder, asdict(settings)) as logger:
             training = train_heads(
-                catalog,
-                folder,
-                self._settings,
-                encoder=encoder,
-                store=store,
-                taxonomy=self._taxonomy,
-                callbacks=tracked(callbacks, logger),
+                catalog, folder, settings, encoder=encoder, store=store, callbacks=tracked(callbacks, logger)
             )
         self.experiment_dir = folder
         if self._clusters is not None:
@@ -214,20 +196,14 @@ class Trainer:
         *,
         callbacks: FinetuneCallbacks | None = None,
     ) -> Finetuned:
-        """Tunes the last blocks of the encoder, fits heads after every epoch, and keeps the best epoch.
+        """Fine-tune the last blocks of the encoder, fit heads after every epoch, and keep the best epoch.
 
-        An interrupted tuning goes on when it is called again with the same `experiment_name`.
-
-        Args:
-            task: who is told of the progress: a ClearML task, which is not closed, or the name of a tracker such as
-                "tensorboard" or "mlflow".
-            experiment_name: name of the folder under `save_dir`; `None`: date and time.
-            callbacks: who else is told.
+        The same call with the same `experiment_name` resumes an interrupted fine-tuning. Arguments are those of
+        `train_heads_only`.
 
         Raises:
-            DataError: as `train_heads_only`; or the encoder has no towers, or there are too few products with both
-                photo and text.
-            ArtifactError: as `train_heads_only`; or the unfinished tuning there is of other products or settings.
+            DataError: as `train_heads_only`; or the encoder is not CLIP-like, or too few products have photo and text.
+            ArtifactError: as `train_heads_only`; or the folder holds a fine-tuning of other products or settings.
         """
         distributed = Distributed(self._device)
         catalog = self._load_catalog()
@@ -236,28 +212,27 @@ class Trainer:
         )
         folder = distributed.from_main(lambda: self._new_folder(experiment_name))
         cache = self.cache_dir / "activations" / encoder.fingerprint
-        with tracking(task, folder, {**asdict(self._settings), "tuning": asdict(self._tuning)}) as logger:
-            found = finetune(
+        settings = self._settings_with_taxonomy(folder)
+        finetune_settings = replace(self._finetune_settings, cache_dir=str(cache))
+        with tracking(task, folder, {**asdict(settings), "finetuning": asdict(finetune_settings)}) as logger:
+            finetuned = finetune(
                 catalog,
                 folder,
-                self._settings,
-                self._tuning,
+                settings,
+                finetune_settings,
                 encoder=encoder,
-                cache_dir=cache,
-                taxonomy=self._taxonomy,
-                distributed=distributed,
                 callbacks=tracked_finetuning(callbacks or FinetuneCallbacks(), logger),
             )
         self.experiment_dir = folder
         if distributed.is_main:
-            self._clean_up(cache, found.run)
-        return found
+            self._clean_up(cache, finetuned.run)
+        return finetuned
 
     def _new_folder(self, name: str | None) -> Path:
         if name is not None:
             folder = self.save_dir / name
             if (folder / "run.json").exists():
-                raise DataError(f"every experiment has a folder of its own, {folder} is there already: name another")
+                raise DataError(f"every experiment needs its own folder, {folder} exists already: choose another name")
             return folder
         self.save_dir.mkdir(parents=True, exist_ok=True)
         while True:
@@ -265,31 +240,37 @@ class Trainer:
             with suppress(FileExistsError):
                 folder.mkdir()
                 return folder
-            time.sleep(0.1)  # another process has begun in the same second
+            time.sleep(0.1)  # another process started in the same second
 
-    def _clean_up(self, store: Path, run: Run) -> None:
+    def _settings_with_taxonomy(self, folder: Path) -> TrainSettings:
+        taxonomy = self._taxonomy
+        if isinstance(taxonomy, pd.DataFrame):
+            folder.mkdir(parents=True, exist_ok=True)
+            taxonomy = folder / "taxonomy.csv"
+            self._taxonomy.to_csv(taxonomy, index=False)
+        return self._settings if taxonomy is None else replace(self._settings, taxonomy=str(taxonomy))
+
+    def _clean_up(self, cache: Path, run: Run) -> None:
         if self.end_of_train["del_img_and_txt_tensors"]:
-            shutil.rmtree(store)
+            shutil.rmtree(cache)
         model = EncoderSpec.parse(self.ruclip_model).base
         if self.end_of_train["del_loaded_ruclip_model"] and model in RUCLIP_MODELS:
-            from product_classificator.encoders.checkpoint import forget
-
             forget(model, self._models_dir)
             if run.encoder != self.ruclip_model and not run.has_own_encoder:
-                replace(run, encoder=self.ruclip_model).save()  # the folder is gone: fetch it again when it is needed
+                replace(run, encoder=self.ruclip_model).save()  # the name downloads the deleted model again
+
+
+def _cluster_settings(params: Mapping[str, int]) -> ClusterSettings:
+    names = [field.name for field in fields(ClusterSettings)]
+    for name in params:
+        if name not in names:
+            raise DataError(f"clusterization_params has no {name!r}: {nearest(name, names)}")
+    return ClusterSettings(**params)
 
 
 def _write_clusters(folder: Path, embeddings: Embeddings, truth: Truth, settings: ClusterSettings) -> None:
     rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
-    # To clusters a set of labels is one label.
+    # Here a set of labels counts as one label.
     embeddings, truth = embeddings.take(rows), {name: as_text(labels[rows]) for name, labels in truth.items()}
     vectors = np.concatenate([embeddings.image, embeddings.text], 1)
     write_clusters(folder, cluster(vectors, truth, settings), vectors, truth, embeddings.ids)
-
-
-def _cluster_settings(params: Mapping[str, int]) -> ClusterSettings:
-    known = [field.name for field in fields(ClusterSettings)]
-    for name in params:
-        if name not in known:
-            raise DataError(f"clusterization_params has no {name!r}: {nearest(name, known)}")
-    return ClusterSettings(**params)

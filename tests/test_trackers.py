@@ -43,7 +43,7 @@ def test_a_clearml_task_gets_the_curves_and_the_stages(tmp_path):
     script = f"""
 import os
 from clearml import Task
-from product_classificator.training import FinetuneCallbacks
+from product_classificator.finetuning import FinetuneCallbacks
 from product_classificator.trackers import tracked_finetuning, tracking
 from pathlib import Path
 Task.set_offline(True)
@@ -67,14 +67,14 @@ os._exit(0)  # closing the task would wait for the analysis of installed package
     assert "Splitting" in log.read_text()
 
 
-def test_nobody_is_told_where_nobody_is_named(tmp_path):
+def test_without_a_task_callbacks_stay_as_they_are(tmp_path):
     with tracking(None, tmp_path) as logger:
         callbacks, tuning = Callbacks(), FinetuneCallbacks()
         assert tracked(callbacks, logger) is callbacks
         assert tracked_finetuning(tuning, logger) is tuning
 
 
-def test_a_tracker_that_is_not_there_is_refused(tmp_path, monkeypatch):
+def test_an_unknown_or_uninstalled_tracker_is_refused(tmp_path, monkeypatch):
     with (
         pytest.raises(DataError, match="there is no tracker 'tensorbord': did you mean 'tensorboard'"),
         tracking("tensorbord", tmp_path),

@@ -7,7 +7,7 @@ import torch
 
 from product_classificator import Classificator, make_marketplace
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.published_params import published_settings
+from product_classificator.published_params import published_heads
 from product_classificator.runs import Run
 from product_classificator.trainer import Trainer
 from product_classificator.training import Callbacks, HeadSettings
@@ -65,7 +65,7 @@ def test_a_training_leaves_an_experiment_and_another_reuses_its_embeddings(make_
     )
     assert trainer.experiment_dir.name == "again"
     assert sum(encoded) == 0
-    with pytest.raises(DataError, match=r"every experiment has a folder of its own, .*again is there already"):
+    with pytest.raises(DataError, match=r"every experiment needs its own folder, .*again exists already"):
         trainer.train_heads_only(experiment_name="again")
 
 
@@ -187,12 +187,12 @@ def test_published_parameters_change_the_settings_of_the_heads(make_trainer):
     trainer = make_trainer(heads_train_params=PUBLISHED_PARAMS, min_products_in_sub_cat=5)
     training = trainer.train_heads_only()
     settings = json.loads((trainer.experiment_dir / "run.json").read_text())["settings"]["heads"]
-    assert (settings["max_epochs"], settings["patience"], settings["hidden"]) == (4, 4, 32)
+    assert (settings["max_epochs"], settings["patience"], settings["hidden"], settings["batch_size"]) == (4, 4, 32, 16)
     assert (settings["learning_rate"], settings["dropout"], settings["min_products_per_label"]) == (0.01, 0.1, 5)
     assert len(training.fitted.history) == 4
-    assert published_settings({}) == HeadSettings()
-    assert published_settings({"criterion": torch.nn.CrossEntropyLoss()}) == HeadSettings()
-    assert published_settings({"classificator_params": {"hidden_channels": 32}}).hidden == 32
+    assert published_heads({}) == HeadSettings()
+    assert published_heads({"criterion": torch.nn.CrossEntropyLoss()}) == HeadSettings()
+    assert published_heads({"classificator_params": {"hidden_channels": 32}}).hidden == 32
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_published_parameters_change_the_settings_of_the_heads(make_trainer):
 )
 def test_what_the_heads_do_not_have_is_refused(params, message):
     with pytest.raises(DataError, match=message):
-        published_settings(params)
+        published_heads(params)
 
 
 def test_wrong_arguments_are_told_at_once_and_missing_files_by_the_training(make_trainer, tmp_path):

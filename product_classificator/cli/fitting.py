@@ -11,7 +11,7 @@ from typing import Any
 from product_classificator import console
 from product_classificator.audit import KIND_TITLES, audit_run
 from product_classificator.classificator import Classificator
-from product_classificator.cli.options import Audit, Evaluate, Train, Tune
+from product_classificator.cli.options import Audit, Evaluate, Train, TrainingOptions, Tune
 from product_classificator.cli.progress import bars, product_progress
 from product_classificator.cli.tables import names, open_catalog, open_labelled, with_text_encoder
 from product_classificator.encoders import load_encoder
@@ -28,7 +28,10 @@ from product_classificator.training import Callbacks, EpochFacts, read_settings,
 def train(options: Train) -> None:
     """Train heads, print their scores and the next step."""
     chosen, training = options.encoder, options.training
-    settings = read_settings(training.config, {"encoder": chosen.encoder, "seed": training.seed})
+    settings = read_settings(
+        training.config,
+        {"encoder": chosen.encoder, "seed": training.seed, "taxonomy": training.taxonomy and str(training.taxonomy)},
+    )
     settings = replace(settings, encoder=with_text_encoder(settings.encoder, chosen.text_encoder))
     characteristics, multi_label = names(training.characteristics), names(training.multi_label)
     catalog = open_catalog(options.table, options.products, characteristics, multi_label)
@@ -45,7 +48,6 @@ def train(options: Train) -> None:
             settings,
             encoder=encoder,
             store=options.store,
-            taxonomy=training.taxonomy,
             callbacks=tracked(callbacks, logger),
         )
     console.out.print(f"\nTest split of {options.table.name}, seed {settings.seed}")
@@ -60,14 +62,18 @@ def train(options: Train) -> None:
 def tune(options: Tune) -> None:
     """Fine-tune an encoder, print the scores of the best epoch and the next step."""
     training = options.training
-    settings = read_settings(training.config, {"encoder": options.encoder, "seed": training.seed})
-    distributed = Distributed(options.device, options.dtype)
+    settings = read_settings(
+        training.config,
+        {"encoder": options.encoder, "seed": training.seed, "taxonomy": training.taxonomy and str(training.taxonomy)},
+    )
+    distributed = Distributed(options.device)
     console.out.quiet = console.log.quiet = not distributed.is_main
     characteristics, multi_label = names(training.characteristics), names(training.multi_label)
     catalog = open_catalog(options.table, options.products, characteristics, multi_label, guess_text=True)
     encoder = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
-    tuning = FinetuneSettings(**asdict(options.finetuning))
-    shown = {**asdict(settings), "tuning": asdict(tuning)}
+    cache_dir = options.cache_dir and str(options.cache_dir)
+    tuning = FinetuneSettings(**asdict(options.finetuning), cache_dir=cache_dir, dtype=options.dtype)
+    shown = {**asdict(settings), "finetuning": asdict(tuning)}
     with (
         finetune_progress(len(catalog)) as callbacks,
         tracking(training.tracker, options.out, shown) as logger,
@@ -78,15 +84,16 @@ def tune(options: Tune) -> None:
             settings,
             tuning,
             encoder=encoder,
-            cache_dir=options.cache_dir,
-            taxonomy=training.taxonomy,
-            distributed=distributed,
             callbacks=tracked_finetuning(callbacks, logger),
         )
     kept = f"epoch {tuned.best_epoch}" if tuned.best_epoch else "the untuned encoder, since no epoch was better"
     console.out.print(f"\nTest split of {options.table.name}; kept by validation: {kept}", soft_wrap=True)
     print_scores(tuned.evaluation)
     print_next(tuned.run.report / "tuning.md", options)
+
+
+def _changes(training: TrainingOptions) -> dict[str, Any]:
+    return {"seed": training.seed, "taxonomy": training.taxonomy and str(training.taxonomy)}
 
 
 def evaluate(options: Evaluate) -> None:

@@ -167,9 +167,6 @@ class LoadedProduct:
     image: Image.Image | None
 
 
-Loaded = LoadedProduct  # goes when finetuning uses the new name
-
-
 def load_product(
     catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, id_: str, image_name: str | None, text: str
 ) -> LoadedProduct:

@@ -2,7 +2,7 @@
 
 from product_classificator.finetuning.contrastive import FinetuneSettings
 from product_classificator.finetuning.distributed import Distributed
-from product_classificator.finetuning.epochs import FinetuneCallbacks
 from product_classificator.finetuning.finetune import Finetuned, finetune
+from product_classificator.finetuning.loop import FinetuneCallbacks
 
 __all__ = ["Distributed", "FinetuneCallbacks", "FinetuneSettings", "Finetuned", "finetune"]

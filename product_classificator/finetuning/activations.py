@@ -1,230 +1,259 @@
-"""Keeps the states that go into the last blocks of an encoder on disk, so that they are computed once.
+"""Caches the states that enter the last blocks of an encoder as plain arrays on disk, so that they are computed once.
 
-A shard holds those of `CHUNK_PRODUCTS` products and is named by the digests of these products: a killed call goes on
-with the first shard that is missing, and what has not changed is not computed again. Shards are mapped into memory, so
-a batch reads its own rows only. Where all shards would take more than is allowed, those of the first products are
-kept; of the others only an outline is, and their states are computed anew, from photos and texts, when they are asked
-for.
+`image.npy` has a row per product and `text.npy` the tokens of all texts, in catalog order. Both are allocated first;
+`<first row>.json` then marks each chunk of products as complete, so an interrupted computation continues there and
+several processes share the work. States beyond the size limit are recomputed from images and texts whenever a batch
+needs them. An image takes 77 kB (ViT-B/32 at 224 px) to 886 kB (ViT-B/16 at 384 px), a text of 40 tokens 41 kB.
 """
 
-from collections.abc import Callable, Container, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog, Products
-from product_classificator.embeddings.embed import CHUNK_PRODUCTS, Loaded, load_product
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS, LoadedProduct, load_product
 from product_classificator.encoders import Encoder, cores
+from product_classificator.encoders.clip import clip_towers, token_windows
+from product_classificator.encoders.preprocessing import Ids, Inputs
+from product_classificator.encoders.torch_clip import computing, torch_network_of
 from product_classificator.errors import DataError, culprits
-from product_classificator.files import remove_leftovers
-from product_classificator.finetuning.blocks import Side
-from product_classificator.finetuning.shards import Frozen, Shard
+from product_classificator.files import remove_leftovers, replacing, write_text
+from product_classificator.finetuning.blocks import SIDES, Side, hidden_states
+from product_classificator.finetuning.distributed import Distributed
+from product_classificator.text import clean
 from product_classificator.types import Rows, strings
 
-_SAMPLE = 32
+logger = logging.getLogger(__name__)
+
+Halves: TypeAlias = npt.NDArray[np.float16]
+_BATCH = 32
 
 
-class _Photos:
-    """Reads and decodes the photos of products, several at a time."""
+class Frozen:
+    """The part of a CLIP-like encoder before the last blocks of each tower; raises `DataError` for other encoders."""
 
-    def __init__(self, catalog: Catalog, encoder: Encoder) -> None:
-        self._catalog, self._encoder = catalog, encoder
-        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="photos")
+    def __init__(self, encoder: Encoder, last_blocks: int, distributed: Distributed) -> None:
+        self.encoder, self.distributed = encoder, distributed
+        self.fingerprint = f"{encoder.fingerprint}-{last_blocks}-{distributed.dtype}"
+        self._last_blocks = last_blocks
+        self._network = torch_network_of(encoder)
+        image, text = clip_towers(encoder)
+        self._images, self._texts = image.preparation, text.preparation
 
-    def load(self, products: Products, known: Container[bytes] | None = None) -> list[Future[Loaded]]:
-        """Begins with one answer per product; one whose digest is known is not decoded."""
-        rows = zip(products.ids, products.image_names, products.texts, strict=True)
-        return [self._pool.submit(load_product, self._catalog, self._encoder, known, *row) for row in rows]
+    def images(self, images: Sequence[Image.Image]) -> Iterator[Halves]:
+        """Yield the (tokens, width) states of images."""
+        for start in range(0, len(images), _BATCH):
+            yield from self._states("image", self._images.inputs(images[start : start + _BATCH]))
 
+    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], Rows, Rows]:
+        """Return the token windows of texts, and for each window the number of its text and its length in tokens."""
+        windows, owners = token_windows(self.encoder.text, texts)
+        return windows, owners, np.array([self.length(window) for window in windows], dtype=np.int64)
 
-class _Anew:
-    """Computes the states of products that are not kept, whenever they are asked for.
+    def length(self, window: Ids) -> int:
+        """Return how many tokens of a window the tower reads."""
+        return self._texts.padded_to or len(window)
 
-    Args:
-        catalog: where the photos are.
-        frozen: what computes.
-        photos: reads them.
-        chunks: the products, which follow one another.
-    """
+    def texts(self, windows: Sequence[Ids]) -> list[Halves]:
+        """Return the (tokens, width) states of windows."""
+        states: dict[int, Halves] = {}
+        order = sorted(range(len(windows)), key=lambda i: len(windows[i]))  # similar lengths need little padding
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            padded = self._states("text", self._texts.inputs([windows[i] for i in batch]))
+            states |= {i: row[: self.length(windows[i])] for i, row in zip(batch, padded, strict=True)}
+        return [states[i] for i in range(len(windows))]
 
-    def __init__(self, catalog: Catalog, frozen: Frozen, photos: _Photos, chunks: Sequence[Products]) -> None:
-        self._catalog, self._frozen, self._photos = catalog, frozen, photos
-        self._first_row = chunks[0].first_row if chunks else 0
-        self._rows = [row for chunk in chunks for row in zip(chunk.ids, chunk.texts, chunk.image_names, strict=True)]
+    def text_inputs(self, windows: Sequence[Ids]) -> dict[str, Tensor]:
+        """Return the inputs of the text tower for windows."""
+        return self._network.tensors(self._texts.inputs(windows))
 
-    def shard(self, rows: Rows, side: Side) -> Shard:
-        """Returns the states of one side of `rows`, numbered in their order.
-
-        Raises:
-            DataError: a photo that was there cannot be read any more.
-        """
-        found = [self._rows[row - self._first_row] for row in rows.tolist()]
-        products = Products(0, *(list(column) for column in zip(*found, strict=True)))
-        if side == "text":
-            return self._frozen.shard(self._catalog, products.texts, [_NO_PHOTO] * len(found))
-        loaded = [future.result() for future in self._photos.load(products)]
-        gone = [id_ for id_, item in zip(products.ids, loaded, strict=True) if item.image is None]
-        if gone:
-            raise DataError(
-                f"photos must stay while an encoder is tuned on them, those of {culprits(gone)} cannot be read any "
-                "more: bring them back, or start again"
-            )
-        return self._frozen.shard(self._catalog, [""] * len(found), loaded)
-
-
-_NO_PHOTO = Loaded(b"", 0, "unused", None)
+    def _states(self, side: Side, inputs: Inputs) -> Halves:
+        with computing(self._network.threads), self.distributed.autocast():
+            hidden = hidden_states(self._network.model, side, self._network.tensors(inputs), self._last_blocks)
+            states: Halves = hidden.to(torch.float16).cpu().numpy()
+        return states
 
 
 class Activations:
-    """States of all products of a catalog, shard after shard.
+    """The states of all products of a catalog that enter the last blocks; `cache` must be called before they are read.
 
-    Args:
-        shards: of all products; the last ones may be outlines.
-        n_kept: shards that hold states.
-        anew: computes the states of rows that lie in an outline; `None` if there is none.
+    Reads all images, without decoding them, and tokenises all texts.
+
+    Attributes:
+        n_cached: products whose states are on disk; those of the others are recomputed.
+        image_keys: (n,) uint64, equal for images of the same bytes, 0 without an image.
+        image_status: (n,) "ok", or why there is no image; likewise `text_status`.
+        has_image: (n,) whether a product has a readable image; likewise `has_text`.
     """
 
-    def __init__(self, shards: Sequence[Shard], n_kept: int, anew: _Anew | None = None) -> None:
-        self._shards, self._n_kept, self._anew = list(shards), n_kept, anew
-        sizes = [len(shard) for shard in self._shards]
-        self._shard_of = np.repeat(np.arange(len(sizes)), sizes)
-        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self.image_keys = np.concatenate([shard.image_keys for shard in self._shards])
-        self.image_status = strings([status for shard in self._shards for status in shard.image_status])
-        self.text_status = strings([status for shard in self._shards for status in shard.text_status])
-        self.has_image = self.image_status == "ok"
-        self.has_text = self.text_status == "ok"
+    def __init__(self, catalog: Catalog, frozen: Frozen) -> None:
+        self._catalog, self._frozen, self._texts = catalog, frozen, catalog.texts()
+        max_pixels = catalog.images and catalog.images.max_pixels  # decides which images are too large
+        digest = blake2b(f"{frozen.fingerprint} {max_pixels}".encode(), digest_size=16)
+        names: list[str | None] = []
+        n_images, n_tokens, chunks = [0], [0], [0]
+        for products in catalog.batches(CHUNK_PRODUCTS):
+            loaded = _load(catalog, frozen.encoder, products, _ALL)
+            digest.update(b"".join(item.digest for item in loaded))
+            _, owners, lengths = frozen.windows(products.texts)
+            tokens = np.bincount(owners, lengths, len(products)).astype(int)
+            n_tokens += [int(n) if clean(text) else 0 for n, text in zip(tokens, products.texts, strict=True)]
+            n_images += [int(item.image_status == "ok") for item in loaded]
+            names += products.image_names
+            chunks.append(products.first_row + len(products))
+        self.digest, self._chunks, self._image_names = digest.hexdigest(), chunks, strings(names)
+        self._n_images, self._text_start = np.cumsum(n_images), np.cumsum(n_tokens)  # before each product
+        self.has_text = np.array(n_tokens[1:]) > 0
+        no_text = "empty" if catalog.columns.text else "unused"
+        self.text_status = strings(np.where(self.has_text, "ok", no_text).tolist())
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all states that are kept."""
-        return sum(shard.image.nbytes + shard.text.nbytes for shard in self._shards)
+    def cache(
+        self,
+        folder: Path,
+        *,
+        limit_gb: float = math.inf,
+        on_stage: Callable[[str], None] = logger.info,
+        on_products: Callable[[int], None] | None = None,
+    ) -> None:
+        """Compute the states, or find them where an earlier call has cached them.
+
+        Args:
+            folder: of all caches; several processes must share it.
+            limit_gb: size of the cache.
+            on_stage: called with a sentence about size and place of the cache.
+            on_products: called with numbers of products that are done.
+        """
+        n, distributed = len(self._catalog), self._frozen.distributed
+        image_shape = next(self._frozen.images([Image.new("RGB", (64, 64))])).shape
+        width = self._frozen.texts(self._frozen.windows(["a"])[0])[0].shape[1]
+        size_gb = (self._n_images * math.prod(image_shape) + self._text_start * width) * 2 / 1e9
+        self.n_cached = n_cached = int(np.searchsorted(size_gb, limit_gb, "right")) - 1
+        stage = f"Computing the activations of {n} products once: {size_gb[-1]:.2g} GB in {folder}"
+        if n_cached < n:
+            stage += f"; {limit_gb:g} GB (cache_limit_gb) hold {n_cached}, the others are recomputed in every epoch"
+        on_stage(stage)
+
+        folder = folder / f"{self.digest}-{n_cached}"
+        shapes = {"image": (n_cached, *image_shape), "text": (int(self._text_start[n_cached]), width)}
+        if distributed.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+            for side, shape in shapes.items():
+                if not (folder / f"{side}.npy").exists():  # zeros that are not written take no space
+                    with replacing(folder / f"{side}.npy") as new:
+                        np.lib.format.open_memmap(new, "w+", np.float16, shape)
+        distributed.wait()
+        self._image, self._text = (np.load(folder / f"{side}.npy", mmap_mode="r") for side in SIDES)
+        markers = {row: folder / f"{row}.json" for row in self._chunks[:-1]}
+        missing = {
+            row: path for i, (row, path) in enumerate(markers.items()) if distributed.is_mine(i) and not path.exists()
+        }
+        on_products = on_products or (lambda _: None)
+        on_products(sum(b - a for a, b in pairwise(self._chunks) if a not in missing))
+        for products in self._catalog.batches(CHUNK_PRODUCTS):
+            if products.first_row in missing:
+                loaded = self._compute(products)
+                write_text(missing[products.first_row], json.dumps([(i.image_key, i.image_status) for i in loaded]))
+                on_products(len(products))
+        distributed.wait()
+        images = [image for path in markers.values() for image in json.loads(path.read_text(encoding="utf-8"))]
+        self.image_keys = np.array([key for key, _ in images], dtype=np.uint64)
+        self.image_status = strings([status for _, status in images])
+        self.has_image = self.image_status == "ok"
+
+    def _compute(self, products: Products) -> list[LoadedProduct]:
+        """Write the states of a chunk, as far as they are cached, and return its images."""
+        loaded = _load(self._catalog, self._frozen.encoder, products)
+        rows = np.arange(products.first_row, min(products.first_row + len(products), self.n_cached))
+        images = {row: item.image for row, item in zip(rows, loaded, strict=False) if item.image is not None}
+        _write(self._image, images, self._frozen.images([*images.values()]))
+        windows, starts, _ = self._windows(rows[self.has_text[rows]])
+        _write(self._text, starts, self._frozen.texts(windows))
+        return loaded
+
+    def _windows(self, rows: Rows) -> tuple[list[Ids], Rows, Rows]:
+        """Return the windows of the texts of `rows`: token ids, first rows in `text.npy`, and positions in `rows`."""
+        windows, owners, lengths = self._frozen.windows([self._texts[row] for row in rows.tolist()])
+        start = np.cumsum(lengths) - lengths
+        first = start[np.searchsorted(owners, np.arange(len(rows)))]
+        return windows, start + (self._text_start[rows] - first)[owners], owners
 
     def images(self, rows: Rows) -> Tensor:
-        """Returns the (p, tokens, width) float32 states of the photos of `rows`, which all have one."""
-        found = [shard.image[shard.image_place[here]] for shard, here in self._places(rows, "image")]
-        return torch.from_numpy(np.stack(found).astype(np.float32))
+        """Return the (n, tokens, width) float32 states of the images of `rows`, which all have one.
+
+        Raises:
+            DataError: an image that is not cached cannot be read any more.
+        """
+        states = np.empty((len(rows), *self._image.shape[1:]), np.float32)
+        is_cached, ids = rows < self.n_cached, self._catalog.ids[rows].tolist()
+        states[is_cached] = self._image[rows[is_cached]]
+        if not is_cached.all():
+            products = Products(0, ids, [""] * len(ids), self._image_names[rows].tolist())
+            products = products.take(np.flatnonzero(~is_cached).tolist())
+            images = [item.image for item in _load(self._catalog, self._frozen.encoder, products)]
+            missing = [id_ for id_, image in zip(products.ids, images, strict=True) if image is None]
+            if missing:
+                raise DataError(
+                    f"images must stay in place during fine-tuning, those of {culprits(missing)} cannot be read any "
+                    "more: restore them, or start again"
+                )
+            states[~is_cached] = [*self._frozen.images([image for image in images if image is not None])]
+        return torch.from_numpy(states)
 
     def texts(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Returns states (w, longest, width), inputs and owners of the windows of `rows`, which all have a text."""
-        spans: list[tuple[Shard, int, int]] = []
-        owners: list[int] = []
-        for place, (shard, here) in enumerate(self._places(rows, "text")):
-            windows = np.flatnonzero(shard.owners == here).tolist()
-            spans += [(shard, int(shard.text_first[window]), int(shard.text_first[window + 1])) for window in windows]
-            owners += [place] * len(windows)
-        longest = max(stop - start for _, start, stop in spans)
-        width = spans[0][0].text.shape[1]
-        states = np.zeros((len(spans), longest, width), dtype=np.float32)
-        inputs = {name: np.zeros((len(spans), longest), dtype=np.int64) for name in spans[0][0].inputs}
-        for place, (shard, start, stop) in enumerate(spans):
-            states[place, : stop - start] = shard.text[start:stop]
-            for name, array in inputs.items():
-                array[place, : stop - start] = shard.inputs[name][start:stop]
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        return torch.from_numpy(states), tensors, torch.tensor(owners)
+        """Return the token windows of the texts of `rows`, which all have one.
 
-    def _places(self, rows: Rows, side: Side) -> list[tuple[Shard, int]]:
-        """Returns for each row a shard that holds its states of one side, and its number there."""
-        numbers = self._shard_of[rows]
-        found = [
-            (self._shards[number], int(here)) for number, here in zip(numbers, rows - self._first[numbers], strict=True)
-        ]
-        outlined = np.flatnonzero(numbers >= self._n_kept)
-        if len(outlined) and self._anew is not None:
-            shard = self._anew.shard(rows[outlined], side)
-            for here, place in enumerate(outlined):
-                found[place] = (shard, here)
-        return found
+        Returns:
+            States (windows, longest, width), inputs of the text tower, and the position in `rows` of each window.
+        """
+        windows, starts, owners = self._windows(rows)
+        inputs = self._frozen.text_inputs(windows)
+        is_cached = (rows < self.n_cached)[owners]
+        recomputed = iter(self._frozen.texts([windows[i] for i in np.flatnonzero(~is_cached)]))
+        states = np.zeros((*inputs["input_ids"].shape, self._text.shape[1]), np.float32)
+        for i, window in enumerate(windows):
+            n = self._frozen.length(window)
+            states[i, :n] = self._text[starts[i] : starts[i] + n] if is_cached[i] else next(recomputed)
+        return torch.from_numpy(states), inputs, torch.from_numpy(owners)
 
 
-def keep_activations(
-    catalog: Catalog,
-    frozen: Frozen,
-    folder: Path,
-    *,
-    n_kept: int | None = None,
-    on_products: Callable[[int], None] | None = None,
-) -> Activations:
-    """Computes the states of a catalog, or finds them where an earlier call has kept them.
-
-    Several processes share the work; `folder` must be one that all of them see.
-
-    Args:
-        catalog: the products.
-        frozen: what computes.
-        folder: of the shards.
-        n_kept: how many products may be kept; `None`: all.
-        on_products: called after each shard with its number of products.
-    """
-    remove_leftovers(folder)
-    limit = len(catalog) if n_kept is None else n_kept
-    photos = _Photos(catalog, frozen.encoder)
-    paths: list[Path] = []
-    outlined: list[Products] = []
-    ahead: list[Callable[[], None]] = []  # photos of the next shard are decoded while this one is computed
-    for number, products in enumerate(catalog.batches(CHUNK_PRODUCTS)):
-        is_kept = products.first_row + len(products) <= limit
-        if not is_kept:
-            outlined.append(products)
-        digests = [future.result().digest for future in photos.load(products, _EVERYTHING)]
-        path = folder / _name(catalog, frozen, digests, is_kept=is_kept)
-        paths.append(path)
-        if frozen.distributed.is_mine(number) and not path.exists():
-            compute = frozen.shard if is_kept else frozen.outline
-            ahead.append(partial(_save, compute, catalog, products, photos.load(products), path))
-        while len(ahead) > 1:
-            ahead.pop(0)()
-        if on_products:
-            on_products(len(products))
-    for save in ahead:
-        save()
-    frozen.distributed.wait()
-    shards = [Shard.load(path) for path in paths]
-    return Activations(shards, len(shards) - len(outlined), _Anew(catalog, frozen, photos, outlined))
+def _load(
+    catalog: Catalog, encoder: Encoder, products: Products, undecoded: Container[bytes] | None = None
+) -> list[LoadedProduct]:
+    """Return the images of products, but for those of `undecoded` digests."""
+    load = partial(load_product, catalog, encoder, undecoded)
+    with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
+        return list(pool.map(load, products.ids, products.image_names, products.texts))
 
 
-def _name(catalog: Catalog, frozen: Frozen, digests: Sequence[bytes], *, is_kept: bool) -> str:
-    max_pixels = catalog.images and catalog.images.max_pixels  # decides which photos are too large
-    known = f"{frozen.fingerprint}-{max_pixels}{'' if is_kept else '-outline'}"
-    name = blake2b(known.encode(), digest_size=16)
-    for digest in digests:
-        name.update(digest)
-    return name.hexdigest()
-
-
-def _save(
-    compute: Callable[[Catalog, Sequence[str], Sequence[Loaded]], Shard],
-    catalog: Catalog,
-    products: Products,
-    loaded: Sequence[Future[Loaded]],
-    path: Path,
-) -> None:
-    shard = compute(catalog, products.texts, [future.result() for future in loaded])
-    try:
-        shard.save(path)
-    except OSError:
-        if not path.exists():  # another process has written the same one meanwhile
-            raise
-
-
-def bytes_needed(catalog: Catalog, frozen: Frozen) -> int:
-    """Returns about how many bytes the states of a catalog will take, judged by its first products."""
-    for products in catalog.batches(_SAMPLE):
-        loaded = [future.result() for future in _Photos(catalog, frozen.encoder).load(products)]
-        shard = frozen.shard(catalog, products.texts, loaded)
-        return (shard.image.nbytes + shard.text.nbytes) * len(catalog) // len(products)
-    return 0
-
-
-class _Everything:
+class _All:
     def __contains__(self, _: object) -> bool:
         return True
 
 
-_EVERYTHING = _Everything()
+_ALL = _All()
+
+
+def _write(array: np.memmap[Any, Any], rows: Iterable[int], states: Iterable[Halves]) -> None:
+    """Write states to the file of an array; through its memory map, machines would overwrite each other's pages."""
+    with Path(str(array.filename)).open("rb+") as file:
+        for row, state in zip(rows, states, strict=True):
+            file.seek(array.offset + int(row) * array.strides[0])
+            file.write(state.tobytes())
+        file.flush()
+        os.fsync(file.fileno())

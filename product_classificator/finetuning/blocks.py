@@ -1,14 +1,13 @@
-"""Cuts the towers of a CLIP-like network in two: a frozen part, whose answers can be kept, and the last blocks.
+"""Splits the towers of a CLIP-like network into a frozen part, whose outputs can be cached, and the last blocks.
 
-`hidden_states` computes what goes into the first of the last blocks; `Tail` computes the rest from there. Both run the
-network's own forward pass (masks, pooling and projections stay its business): the frozen part is left by an exception
-where the last blocks begin, and in the tail a block that answers the kept states stands for all frozen ones. So any
-model of transformers fits whose towers hold their blocks in one list.
+`hidden_states` computes the input of the last blocks; `Tail` computes the rest from there. Both run the network's own
+forward pass, so masks, pooling and projections stay its business: an exception leaves it where the last blocks begin,
+and in the tail a placeholder returns the cached states in place of embeddings and frozen blocks. This works for any
+model of transformers whose towers keep their blocks in one list.
 """
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,37 +19,15 @@ Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = ("image", "text")
 _TOWERS = {"image": "vision_model", "text": "text_model"}
 _FEATURES = {"image": "get_image_features", "text": "get_text_features"}
-# What follows the blocks and is trained with them, as in the published system: norms and projections.
+# Norms and projections after the blocks, trained with them as in the published system.
 _TRAINED_AFTER = {
     "image": ("vision_model.post_layernorm", "vision_model.head", "visual_projection"),
     "text": ("text_model.final_layer_norm", "text_model.head", "text_model.pre_LN", "text_projection"),
 }
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """Where a tower holds its blocks."""
-
-    owner: str
-    name: str
-    count: int
-
-
-def _blocks_of(model: nn.Module, side: Side) -> _Blocks:
-    found = []
-    tower = _TOWERS[side]
-    for path, module in model.named_modules():
-        is_list = path.startswith(tower) and isinstance(module, nn.ModuleList)
-        if is_list and len({type(block) for block in module.children()}) == 1:
-            owner, _, name = path.rpartition(".")
-            found.append(_Blocks(owner, name, len(list(module.children()))))
-    if not found:
-        raise DataError(f"{type(model).__name__} has no list of blocks in {tower}: it cannot be tuned")
-    return max(found, key=lambda blocks: blocks.count)
-
-
-class _Reached(Exception):  # noqa: N818 - not an error, but how the frozen part is left
-    """Carries the states that reach the first of the last blocks."""
+class _Reached(Exception):  # noqa: N818 - control flow, not an error
+    """Carries the input of the first of the last blocks out of the forward pass."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
@@ -58,24 +35,22 @@ class _Reached(Exception):  # noqa: N818 - not an error, but how the frozen part
 
 @torch.no_grad()
 def hidden_states(model: nn.Module, side: Side, inputs: Mapping[str, Tensor], last_blocks: int) -> Tensor:
-    """Returns (n, tokens, width): what goes into the first of the last blocks.
+    """Return the (n, tokens, width) input of the last blocks.
 
     Args:
         model: a whole model of transformers.
-        side: "image" or "text".
-        inputs: prepared photos or texts, n rows.
+        side: which tower.
+        inputs: preprocessed images or texts, n rows.
         last_blocks: how many blocks come after.
 
     Raises:
         DataError: the tower has fewer blocks.
     """
-    blocks = _blocks_of(model, side)
-    _check(last_blocks, blocks, side)
-    first = model.get_submodule(blocks.owner)._modules[blocks.name][blocks.count - last_blocks]  # type: ignore[index]
 
     def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Reached(args[0] if args else kwargs["hidden_states"])
 
+    first = _blocks(model, side, last_blocks)[-last_blocks]
     handle = first.register_forward_pre_hook(leave, with_kwargs=True)
     try:
         getattr(model, _FEATURES[side])(**inputs)
@@ -83,16 +58,11 @@ def hidden_states(model: nn.Module, side: Side, inputs: Mapping[str, Tensor], la
         return reached.hidden
     finally:
         handle.remove()
-    raise DataError(f"the blocks of {type(model).__name__} are not used by its {side} tower: it cannot be tuned")
+    raise DataError(f"the {side} tower of {type(model).__name__} does not use its blocks: it cannot be fine-tuned")
 
 
-def _check(last_blocks: int, blocks: _Blocks, side: Side) -> None:
-    if not 1 <= last_blocks <= blocks.count:
-        raise DataError(f"the {side} tower has {blocks.count} blocks, {last_blocks} cannot be trained: ask for fewer")
-
-
-class _Kept(nn.Module):
-    """Stands for what comes before the last blocks: answers the kept states, whatever it is given."""
+class _Cached(nn.Module):
+    """Placeholder for embeddings and frozen blocks: returns the cached states, whatever its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,16 +71,20 @@ class _Kept(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Tensor | None:
         return self.hidden
 
+    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Replace the input of a block."""
+        return ((self.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": self.hidden})
+
 
 class Tail(nn.Module):
-    """The last blocks of both towers, with what follows them; the frozen part is left out.
+    """The last blocks of both towers and what follows them; parameters keep the names of the whole model.
 
     Args:
-        model: a whole model of transformers; its parts are copied, it is not changed.
+        model: a whole model of transformers; its last blocks are copied, it is not changed.
         last_blocks: how many blocks of each tower.
 
     Attributes:
-        scale: what cosines are multiplied by: the temperature that the network was trained with.
+        scale: factor of the cosines: the temperature that the network was trained with.
 
     Raises:
         DataError: a tower has fewer blocks, or no blocks are found.
@@ -118,78 +92,76 @@ class Tail(nn.Module):
 
     def __init__(self, model: nn.Module, last_blocks: int) -> None:
         super().__init__()
-        self._kept = {side: _Kept() for side in SIDES}
-        self._names: dict[str, str] = {}
-        memo: dict[int, Any] = {}  # what stands here is not copied: its replacement is taken
-        found = {side: _blocks_of(model, side) for side in SIDES}
-        for side, blocks in found.items():
-            _check(last_blocks, blocks, side)
-            listed = model.get_submodule(f"{blocks.owner}.{blocks.name}")
-            memo |= {id(block): nn.Identity() for block in list(listed.children())[:-last_blocks]}
-            memo[id(model.get_submodule(_embeddings_of(model, side)))] = self._kept[side]
-        self.model: nn.Module = deepcopy(model, memo).requires_grad_(False)
-        for side, blocks in found.items():
-            owner = self.model.get_submodule(blocks.owner)
-            last = list(owner.get_submodule(blocks.name).children())[-last_blocks:]
-            setattr(owner, blocks.name, nn.ModuleList([self._kept[side], *last]))
-            for place, block in enumerate(last, 1):
-                self._train(
-                    block,
-                    f"{blocks.owner}.{blocks.name}.{place}",
-                    f"{blocks.owner}.{blocks.name}.{blocks.count - last_blocks + place - 1}",
-                )
-            for path in _TRAINED_AFTER[side]:
-                module = self._submodule(path)
-                if module is not None:
-                    self._train(module, path, path)
+        self._cached = {side: _Cached() for side in SIDES}
+        trained: list[str] = []
+        replaced: dict[int, Any] = {}  # deepcopy takes these instead of copying, so frozen weights cost no memory
+        names = {module: name for name, module in model.named_modules()}
+        for side in SIDES:
+            blocks = _blocks(model, side, last_blocks)
+            frozen = [*blocks[:-last_blocks], _embeddings(model, side)]
+            replaced |= {id(module): self._cached[side] for module in frozen}
+            trained += [names[block] for block in blocks[-last_blocks:]]
+            trained += [name for name in names.values() if name in _TRAINED_AFTER[side]]
+        self.model: nn.Module = deepcopy(model, replaced).requires_grad_(False)
+        for side, cached in self._cached.items():  # a norm may lie between embeddings and blocks
+            _blocks(self.model, side, last_blocks)[-last_blocks].register_forward_pre_hook(
+                cached.enter, with_kwargs=True
+            )
+        for name in trained:
+            self.model.get_submodule(name).requires_grad_(True)
         self.scale = float(self.model.get_parameter("logit_scale").detach().exp())
 
-    def _submodule(self, path: str) -> nn.Module | None:
-        try:
-            return self.model.get_submodule(path)
-        except AttributeError:
-            return None
-
-    def _train(self, module: nn.Module, here: str, there: str) -> None:
-        module.requires_grad_(True)
-        for name, _ in module.named_parameters():
-            self._names[f"{here}.{name}"] = f"{there}.{name}"
-
-    def of_images(self, hidden: Tensor) -> Tensor:
-        """Returns (n, dim) unit vectors of photos from their kept states (n, tokens, width)."""
+    def encode_images(self, hidden: Tensor) -> Tensor:
+        """Return (n, dim) unit vectors of images, given their cached states (n, tokens, width)."""
         return self._features("image", hidden, {"pixel_values": hidden})
 
-    def of_texts(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Returns (n, dim) unit vectors of texts from their kept states (n, tokens, width) and their token ids."""
+    def encode_texts(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return (n, dim) unit vectors of texts, given their cached states (n, tokens, width) and token ids."""
         return self._features("text", hidden, inputs)
 
     def _features(self, side: Side, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        self._kept[side].hidden = hidden
+        self._cached[side].hidden = hidden
         try:
             output = getattr(self.model, _FEATURES[side])(**inputs)
         finally:
-            self._kept[side].hidden = None
-        found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-        return nn.functional.normalize(found.float(), dim=-1)
+            self._cached[side].hidden = None
+        features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+        return nn.functional.normalize(features.float(), dim=-1)
 
     def trained(self) -> dict[str, Tensor]:
-        """Returns the trained parameters, as copies, under the names they have in the whole model."""
-        here = dict(self.model.named_parameters())
-        return {there: here[name].detach().clone() for name, there in self._names.items()}
+        """Return copies of the trained parameters by name."""
+        return {name: weight.detach().clone() for name, weight in self._trained().items()}
 
     def load_trained(self, weights: Mapping[str, Tensor]) -> None:
-        """Sets the trained parameters; `weights` as `trained` gave them."""
-        here = dict(self.model.named_parameters())
+        """Set the trained parameters to what `trained` returned."""
         with torch.no_grad():
-            for name, there in self._names.items():
-                here[name].copy_(weights[there])
+            for name, weight in self._trained().items():
+                weight.copy_(weights[name])
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
 
-def _embeddings_of(model: nn.Module, side: Side) -> str:
-    tower = _TOWERS[side]
-    paths: list[str] = [
-        path for path, _ in model.named_modules() if path.startswith(tower) and path.endswith(".embeddings")
+def _blocks(model: nn.Module, side: Side, last_blocks: int) -> list[nn.Module]:
+    """Return the blocks of a tower: its longest list of modules of one type."""
+    lists = [
+        list(module.children())
+        for name, module in model.named_modules()
+        if name.startswith(_TOWERS[side]) and isinstance(module, nn.ModuleList)
     ]
-    if not paths:
-        raise DataError(f"{type(model).__name__} has no embeddings in {tower}: it cannot be tuned")
-    return min(paths, key=len)
+    blocks = max(
+        (blocks for blocks in lists if len({type(block) for block in blocks} - {_Cached}) == 1), key=len, default=[]
+    )
+    if not blocks:
+        raise DataError(f"{type(model).__name__} has no list of blocks in {_TOWERS[side]}: it cannot be fine-tuned")
+    if not 1 <= last_blocks <= len(blocks):
+        raise DataError(f"the {side} tower has {len(blocks)} blocks, {last_blocks} cannot be trained: ask for fewer")
+    return blocks
+
+
+def _embeddings(model: nn.Module, side: Side) -> nn.Module:
+    tower = _TOWERS[side]
+    names = [name for name, _ in model.named_modules() if name.startswith(tower) and name.endswith(".embeddings")]
+    if not names:
+        raise DataError(f"{type(model).__name__} has no embeddings in {tower}: it cannot be fine-tuned")
+    return model.get_submodule(min(names, key=len))

@@ -1,17 +1,15 @@
-"""Where a tuning computes: on which device, in which precision, and together with which other processes.
+"""Device, dtype and processes of a fine-tuning.
 
-Started alone, a process does everything. Started by `accelerate launch` on several GPUs or machines, processes share
-every batch: each encodes its share of the pairs, the vectors of all are gathered, each computes the loss of the whole
-batch and carries the gradient of its own vectors on through its own share, and the gradients of the parameters are
-added up. That is the step of one process on the same batch, up to rounding: photos are compared with the texts of all
-processes. Vectors need not carry gradients from one process to another, since their gradients are computed before
-(cached gradients, see `contrast`).
+Under `accelerate launch` all processes share every batch: each encodes its share, the vectors are gathered, each
+computes the loss of the whole batch and backpropagates the gradient of its own vectors, and the gradients of the
+parameters are summed. Up to rounding that is the step of one process on the same batch. Since the gradient of each
+vector is known before it is backpropagated (cached gradients, see `contrastive`), gathering needs no gradients.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,93 +21,74 @@ from product_classificator.encoders.torch_clip import Compute
 from product_classificator.errors import DataError
 from product_classificator.types import Rows
 
-Precision = Literal["auto", "float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
-
-_PATIENCE = timedelta(days=1)
-"""How long processes wait for the first of them, which fits heads alone."""
-
-Found = TypeVar("Found")
+FinetuneDtype = Literal["auto", "float32", "bfloat16"]
+_TIMEOUT = timedelta(days=1)  # processes wait while the main one fits heads
+Result = TypeVar("Result")
 
 
 class Distributed:
-    """Device, precision and processes of a tuning.
+    """Device, dtype and processes of a fine-tuning; the main process fits heads, writes files and logs.
 
     Args:
-        device: as torch names it; "auto": the GPU where there is one. Of several processes each has its own.
-        precision: "bfloat16" runs matrix products in it and keeps weights in float32; "auto" does so on a GPU that
-            can.
-
-    Attributes:
-        device: where this process computes.
-        precision: "float32" or "bfloat16".
-        processes: how many there are.
-        is_main: whether this is the first: it fits heads, writes files and talks.
+        device: as torch names it; "auto": a GPU if there is one. Of several processes each has its own.
+        dtype: "bfloat16" runs matrix products in it and keeps weights in float32; "auto" does so on a GPU that can.
 
     Raises:
-        DataError: there is no such device or precision.
+        DataError: there is no such device or dtype.
     """
 
-    def __init__(self, device: str = "auto", precision: Precision = "auto") -> None:
-        if precision not in PRECISIONS:
-            raise DataError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        # Where there is no GPU, processes find one another only if accelerate is told to stay on the CPU.
-        is_cpu = device == "cpu" or not torch.cuda.is_available()
-        self._state = PartialState(cpu=is_cpu, timeout=_PATIENCE)
+    def __init__(self, device: str = "auto", dtype: FinetuneDtype = "auto") -> None:
+        if dtype not in get_args(FinetuneDtype):
+            raise DataError(f"dtype must be one of {', '.join(get_args(FinetuneDtype))}, got {dtype!r}")
+        # Without a GPU, processes only connect if accelerate is explicitly restricted to the CPU.
+        self._state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
         self.processes: int = self._state.num_processes
-        self.is_main: bool = self._state.is_main_process
+        self._index: int = self._state.process_index
+        self.is_main = self._index == 0
         self.device = Compute(device if self.processes == 1 else str(self._state.device)).device
         can_bfloat16 = self.device.startswith("cuda") and torch.cuda.is_bf16_supported()
-        self.precision = ("bfloat16" if can_bfloat16 else "float32") if precision == "auto" else precision
+        self.dtype = ("bfloat16" if can_bfloat16 else "float32") if dtype == "auto" else dtype
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Returns a block in which networks compute in the precision of the distributed."""
+        """Return a context in which networks compute in `dtype`."""
         kind = torch.device(self.device).type
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def share(self, rows: Rows) -> Rows:
-        """Returns this process's share of `rows`, of the same length everywhere; the last ones may hold repeats."""
-        if self.processes == 1:
-            return rows
-        each = -(-len(rows) // self.processes)
-        padded = np.resize(rows, each * self.processes)
-        return padded[self._state.process_index * each :][:each]
+        """Return this process's share of `rows`, of equal length everywhere; the last shares may repeat rows."""
+        size = -(-len(rows) // self.processes)
+        return np.resize(rows, size * self.processes)[self._index * size :][:size]
 
     def gather(self, vectors: Tensor, n_rows: int) -> Tensor:
-        """Returns the (n_rows, dim) vectors of all processes, in order; `vectors` are those of this one's share."""
-        every: Tensor = gather(vectors.contiguous())
-        return every[:n_rows]
+        """Return the (n_rows, dim) vectors of all processes in order, given those of this process's share."""
+        gathered: Tensor = gather(vectors.contiguous())
+        return gathered[:n_rows]
 
-    def own(self, every: Tensor, each: int) -> Tensor:
-        """Returns what belongs to this process's share of `each` rows of what `gather` gave; zeros for repeats."""
-        padded = every.new_zeros((each * self.processes, *every.shape[1:]))
-        padded[: len(every)] = every
-        return padded[self._state.process_index * each :][:each]
+    def own(self, gathered: Tensor, size: int) -> Tensor:
+        """Return the `size` rows of this process's share of what `gather` returned; zeros for repeated rows."""
+        padding = gathered.new_zeros((size * self.processes - len(gathered), *gathered.shape[1:]))
+        return torch.cat([gathered, padding])[self._index * size :][:size]
 
-    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Adds up the gradients of all processes."""
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Sum the gradients of all processes."""
         for parameter in parameters:
             if self.processes > 1 and parameter.grad is not None:
                 parameter.grad = reduce(parameter.grad, "sum")
 
-    def any(self, is_so: bool) -> bool:
-        """Tells whether it is so in any process; each must ask."""
-        if self.processes == 1:
-            return is_so
-        return bool(reduce(torch.tensor(float(is_so), device=self.device), "sum") > 0)
+    def any(self, condition: bool) -> bool:
+        """Return whether a condition holds in any process; every process must call this."""
+        return bool(reduce(torch.tensor(float(condition), device=self.device), "sum") > 0)
 
-    def from_main(self, compute: Callable[[], Found]) -> Found:
-        """Returns what `compute` answers in the first process, where alone it is called."""
-        if self.processes == 1:
-            return compute()
-        found = [compute() if self.is_main else None]
-        broadcast_object_list(found)
-        return found[0]  # type: ignore[return-value]
+    def from_main(self, compute: Callable[[], Result]) -> Result:
+        """Return the result of `compute`, which only the main process calls."""
+        results = [compute() if self.is_main else None]
+        broadcast_object_list(results)
+        return results[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Waits until every process is here."""
+        """Wait for all processes."""
         self._state.wait_for_everyone()
 
     def is_mine(self, number: int) -> bool:
-        """Tells whether a numbered piece of work is this process's."""
-        return number % self.processes == int(self._state.process_index)
+        """Return whether a numbered piece of work belongs to this process."""
+        return number % self.processes == self._index

@@ -1,12 +1,12 @@
-"""The settings of a training: one frozen dataclass per stage, TOML for files.
+"""Settings of a training: one frozen dataclass per stage, TOML for files.
 
-A file holds `encoder` and `seed`, then the tables `[split]` and `[heads]` with the fields of `SplitSettings` and
-`HeadSettings`; what it leaves out keeps its default.
+A file may set `encoder`, `seed` and `taxonomy`, and the fields of `SplitSettings` and `HeadSettings` in the tables
+`[split]` and `[heads]`.
 """
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from product_classificator.training.head_settings import HeadSettings
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How products are dealt out: shares of all products, each above 0, together under 1."""
+    """Shares of all products, each above 0, together below 1."""
 
     valid_share: float = 0.15
     test_share: float = 0.15
@@ -26,7 +26,7 @@ class SplitSettings:
     def __post_init__(self) -> None:
         if not (self.valid_share > 0 and self.test_share > 0 and self.valid_share + self.test_share < 1):
             raise DataError(
-                f"valid_share and test_share must leave a train part, got {self.valid_share} and {self.test_share}"
+                f"valid_share and test_share must leave a train split, got {self.valid_share} and {self.test_share}"
             )
 
 
@@ -36,30 +36,32 @@ class TrainSettings:
 
     Attributes:
         encoder: name for `load_encoder`.
-        seed: of the split and of the heads; that of `heads` itself is not used.
-        split: shares of the parts.
+        seed: of the split and of the heads; that of `heads` itself is ignored.
+        taxonomy: path of a table of labels and their parents, see `read_taxonomy`; `None`: the hierarchy is learned.
+        split: shares of the splits.
         heads: how the heads are fitted.
     """
 
     encoder: str = "lite"
     seed: int = 0
+    taxonomy: str | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     heads: HeadSettings = field(default_factory=HeadSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
-            raise DataError(f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
+            raise DataError(f"seed must be between 0 and 2^63 - 1, got {self.seed}")
 
 
 def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> TrainSettings:
-    """Reads settings from a TOML file and applies changes, as given on a command line, on top.
+    """Read settings from a TOML file and apply changes, as given on a command line, on top.
 
     Args:
         path: the file; `None`: the defaults.
-        changes: dotted names and their values, e.g. `{"heads.max_epochs": 5}`; `None` values change nothing.
+        changes: dotted names and values, such as `{"heads.dropout": 0.1}`; `None` values change nothing.
 
     Raises:
-        DataError: the file cannot be read, a name is unknown (the nearest is named), or a value breaks a rule.
+        DataError: the file cannot be read, a name is unknown (the nearest is suggested), or a value breaks a rule.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -67,38 +69,33 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
             values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise DataError(f"settings must be a TOML file: {path} cannot be read: {error}") from error
-    _check_names(values, TrainSettings(), "")
+    _check_names(values, TrainSettings())
     for name, value in (changes or {}).items():
         if value is not None:
-            *tables, key = name.split(".")
-            table = values
-            for part in tables:
-                table = table.setdefault(part, {})
-            table[key] = value
-    heads = values.get("heads", {})
-    if "seed" in heads:
+            table, _, key = name.rpartition(".")
+            (values.setdefault(table, {}) if table else values)[key] = value
+    if "seed" in values.get("heads", {}):
         raise DataError("the seed of the heads is that of the training: set `seed` at the top, not in [heads]")
-    values["heads"] = {**asdict(HeadSettings()), **heads}
     try:
         return TypeAdapter(TrainSettings).validate_python(values)
     except ValidationError as error:
-        raise DataError(first_fault(error, "setting")) from error
+        raise DataError(describe_error(error, "setting")) from error
 
 
-def first_fault(error: ValidationError, kind: str) -> str:
-    """Returns what is wrong with the first wrong value; what our own rules say already names it."""
+def describe_error(error: ValidationError, kind: str) -> str:
+    """Return what is wrong with the first invalid value; the rules of the dataclasses already name theirs."""
     first = error.errors()[0]
     if "error" in first.get("ctx", {}):
         return str(first["ctx"]["error"])
     return f"{kind} {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, got {first['input']!r}"
 
 
-def _check_names(values: Mapping[str, Any], default: Any, table: str) -> None:
-    known = {item.name: getattr(default, item.name) for item in fields(default)}
+def _check_names(values: Mapping[str, Any], defaults: Any, table: str = "") -> None:
+    names = {item.name: getattr(defaults, item.name) for item in fields(defaults)}
     for name, value in values.items():
-        if name not in known:
-            raise DataError(f"there is no setting {table + name!r}: {nearest(name, known)}")
-        if is_dataclass(known[name]):
+        if name not in names:
+            raise DataError(f"there is no setting {table + name!r}: {nearest(name, names)}")
+        if is_dataclass(names[name]):
             if not isinstance(value, Mapping):
                 raise DataError(f"[{table + name}] must be a table of settings, got {value!r}")
-            _check_names(value, known[name], f"{table}{name}.")
+            _check_names(value, names[name], f"{table}{name}.")

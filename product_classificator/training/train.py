@@ -1,7 +1,6 @@
-"""Turns a catalog into a run: embeddings, a split without leaks, fitted heads, and a report on the test part.
+"""Turns a catalog into a run: embeddings, a split without leaks, fitted heads, and a report on the test split.
 
-The test part is used once, after the heads are final. Whatever was computed stays: embeddings lie in the store before
-the heads are fitted, so a training that is interrupted goes on from there.
+The test split is used once, when the heads are final. An interrupted training resumes from the store of embeddings.
 """
 
 import logging
@@ -13,7 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from product_classificator.catalog.catalog import Catalog, Texts
 from product_classificator.catalog.split import (
@@ -37,7 +35,7 @@ from product_classificator.training.epochs import EpochFacts
 from product_classificator.training.fit import FittedHeads, fit_heads
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.targets import LabelledProducts
-from product_classificator.training.taxonomy import Taxonomy, read_taxonomy
+from product_classificator.training.taxonomy import read_taxonomy
 from product_classificator.types import SPLITS, Embeddings, Split, Truth
 
 logger = logging.getLogger(__name__)
@@ -47,7 +45,7 @@ _VERSIONS_OF = ("product_classificator", "torch", "transformers", "numpy", "scik
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Who is told of a training's progress.
+    """Progress callbacks of a training.
 
     Attributes:
         on_stage: called with one sentence when a stage begins.
@@ -62,7 +60,7 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training leaves: its folder, how well it does on the test part, and the embeddings it learned from."""
+    """The result of a training: its folder, the evaluation on the test split, the heads, and all embeddings."""
 
     run: Run
     evaluation: Evaluation
@@ -77,71 +75,74 @@ def train_heads(
     *,
     encoder: Encoder | None = None,
     store: str | Path | None = None,
-    taxonomy: Taxonomy | None = None,
     callbacks: Callbacks | None = None,
 ) -> Training:
-    """Trains heads on a catalog and writes the run into a folder.
+    """Train heads on a catalog and write the run into a folder.
 
     Args:
         catalog: products with at least one characteristic.
-        out: folder of the run; made if it is not there.
+        out: folder of the run; created if it does not exist.
         settings: `None`: the defaults.
-        encoder: `None`: loads the one that `settings` names.
-        store: folder of embeddings to use and fill; `None`: `<out>/embeddings`, with a name of its own where a run
-            before left those of another encoder there.
-        taxonomy: table of labels and their parents, see `read_taxonomy`; `None`: which characteristic refines which is
-            learned.
-        callbacks: who is told of the progress.
+        encoder: `None`: the one that `settings` names.
+        store: folder of embeddings to use and fill; `None`: `<out>/embeddings`, or `<out>/embeddings-<fingerprint>` if
+            an earlier run left those of another encoder there.
+        callbacks: called with the progress.
 
     Raises:
-        DataError: the catalog has no characteristics, too little is known to train on, or the taxonomy breaks a rule.
-        ArtifactError: the store holds the vectors of another encoder, or other things lie where the bundle is to be.
+        DataError: the catalog has no characteristics or too few labels, or the taxonomy breaks a rule.
+        ArtifactError: the store holds vectors of another encoder, or the folder of the bundle holds other files.
     """
     settings, callbacks, began = settings or TrainSettings(), callbacks or Callbacks(), time.monotonic()
-    check_characteristics(catalog)
-    hierarchy = None if taxonomy is None else read_taxonomy(taxonomy, catalog.truth())
+    hierarchy = given_hierarchy(catalog, settings)
     encoder = encoder or load_encoder(settings.encoder)
     settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
     run = new_run(Path(out), catalog, encoder, settings, store=store)
 
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
-    kept = EmbeddingStore(run.store, encoder)
-    embedded = embed(catalog, encoder, kept, on_chunk=callbacks.on_chunk)
-
-    callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
-    divided = replace(divide(catalog, embedded, settings), hierarchy=hierarchy)
-
-    callbacks.on_stage("Fitting the heads")
-    fitted = fit_divided(divided, embedded.embeddings, encoder, settings, callbacks.on_epoch)
-    embeddings = embedded.embeddings
+    embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=callbacks.on_chunk)
     run = replace(run, facts={**run.facts, "dtype": dtype_of(encoder)})
 
-    callbacks.on_stage("Judging them on the test part")
-    evaluation = judge_divided(divided, embeddings, fitted, settings)
-    facts = replace(report_facts(run, settings, divided, fitted), duration_s=time.monotonic() - began)
-    save_run(run, divided, fitted, evaluation, facts)
-    return Training(run, evaluation, fitted, embeddings)
+    callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
+    split = replace(split_catalog(catalog, embedded, settings), hierarchy=hierarchy)
+
+    callbacks.on_stage("Fitting the heads")
+    fitted = fit_split(split, embedded.embeddings, encoder, settings, callbacks.on_epoch)
+
+    callbacks.on_stage("Evaluating them on the test split")
+    evaluation = evaluate_split(split, embedded.embeddings, fitted, settings)
+    facts = replace(report_facts(run, settings, split, fitted), duration_s=time.monotonic() - began)
+    save_run(run, split, fitted, evaluation, facts)
+    return Training(run, evaluation, fitted, embedded.embeddings)
 
 
-def check_characteristics(catalog: Catalog) -> None:
-    """Raises `DataError` if a catalog has no characteristics to train on."""
+def given_hierarchy(catalog: Catalog, settings: TrainSettings) -> Hierarchy | None:
+    """Return the hierarchy of the taxonomy in `settings`; `None` without one.
+
+    Raises:
+        DataError: the catalog has no characteristics, or one named like a column of predictions; or the taxonomy breaks
+            a rule.
+    """
     if not catalog.columns.characteristics:
         raise DataError("training needs characteristics: name the columns that hold labels")
-    taken = {"status", catalog.columns.id} & set(catalog.columns.characteristics)
-    if taken:
-        raise DataError(f"a characteristic must not be named like the id or the status of predictions: rename {taken}")
+    reserved = {"status", catalog.columns.id} & set(catalog.columns.characteristics)
+    if reserved:
+        raise DataError(
+            f"a characteristic must not be named like the id or the status of predictions: rename {reserved}"
+        )
+    return None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, catalog.truth())
 
 
 def new_run(
     folder: Path, catalog: Catalog, encoder: Encoder, settings: TrainSettings, *, store: str | Path | None = None
 ) -> Run:
-    """Returns a run that is not saved yet; its folder is made if it is not there.
+    """Return a run that is not saved yet, and create its folder.
 
     Raises:
-        ArtifactError: what is no bundle lies where the heads are to be saved.
+        ArtifactError: the folder of the bundle holds other files.
     """
     check_target(folder / "bundle")
     folder.mkdir(parents=True, exist_ok=True)
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}}
     return Run(
         folder=folder,
         encoder=encoder.name,
@@ -149,22 +150,22 @@ def new_run(
         channels="rgb" if catalog.images is None else catalog.images.channels,
         store=Path(store or own_store(folder, encoder)).resolve(),
         settings=asdict(settings),
-        facts=_facts(),
+        facts={"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions},
     )
 
 
 @dataclass(frozen=True)
-class Divided:
-    """A catalog whose products are dealt out to the parts.
+class SplitCatalog:
+    """A catalog in memory, split into train, valid and test.
 
     Attributes:
         texts: (n,) raw texts.
         truth: characteristic -> (n,) labels.
-        keys: (n,) each, what near-identical products have in common.
-        split: the parts.
-        set_aside: reason -> products that are in no part.
-        row_reasons: reason -> products that are in one although they have this flaw.
-        hierarchy: which characteristic refines which; `None`: not given.
+        keys: kind of key -> (n,), equal for near-identical products.
+        split: of each product.
+        set_aside: reason -> number of products in no split.
+        row_warnings: issue -> number of products that are used nevertheless.
+        hierarchy: given by the user; `None`: it is learned.
         has_title: whether the first line of each text is a title.
     """
 
@@ -173,53 +174,52 @@ class Divided:
     keys: dict[str, Keys]
     split: Split
     set_aside: Mapping[str, int]
-    row_reasons: Mapping[str, int]
+    row_warnings: Mapping[str, int]
     hierarchy: Hierarchy | None = None
     has_title: bool = False
 
 
-def divide(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings) -> Divided:
-    """Deals the products of a catalog out to the parts.
+def split_catalog(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings) -> SplitCatalog:
+    """Split the products of a catalog.
 
     Raises:
         DataError: too few products are usable.
     """
     if catalog.images is not None and not embedded.embeddings.has_image.any():
-        logger.warning("no product has a photo that can be used: is %s the right place?", catalog.images.path)
-    texts, truth = catalog.texts(), catalog.truth()
-    reasons = embedded.set_aside()
-    usable = reasons == "ok"
-    if usable.sum() < len(SPLITS):
+        logger.warning("no product has a usable photo: is %s the right folder?", catalog.images.path)
+    texts, truth, reasons = catalog.texts(), catalog.truth(), embedded.set_aside()
+    is_usable, set_aside = reasons == "ok", count_statuses(reasons)
+    if is_usable.sum() < len(SPLITS):
         raise DataError(
-            f"training needs at least {len(SPLITS)} usable products, found {usable.sum()} among {len(catalog)}; "
-            f"set aside: {count_statuses(reasons)}"
+            f"training needs at least {len(SPLITS)} usable products, found {is_usable.sum()} among {len(catalog)}; "
+            f"set aside: {set_aside}"
         )
     keys = near_duplicate_keys(text_keys(texts), embedded.image_keys)
     split = split_products(
         catalog.ids,
         near_duplicate_groups(keys.values()),
         truth,
-        usable,
+        is_usable,
         valid_share=settings.split.valid_share,
         test_share=settings.split.test_share,
         seed=settings.seed,
     )
-    row_reasons = {**count_statuses(embedded.status[usable]), **catalog.issues}
-    return Divided(texts, truth, keys, split, count_statuses(reasons), row_reasons, has_title=catalog.columns.has_title)
+    row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
+    return SplitCatalog(texts, truth, keys, split, set_aside, row_warnings, has_title=catalog.columns.has_title)
 
 
-def fit_divided(
-    divided: Divided,
+def fit_split(
+    split: SplitCatalog,
     embeddings: Embeddings,
     encoder: Encoder,
     settings: TrainSettings,
     on_epoch: Callable[[EpochFacts], None] | None = None,
 ) -> FittedHeads:
-    """Fits heads on embeddings that `encoder` made of the products."""
+    """Fit heads on the embeddings that `encoder` made of all products."""
     fitted = fit_heads(
-        LabelledProducts(embeddings, divided.texts, divided.truth, divided.split, divided.has_title),
+        LabelledProducts(embeddings, split.texts, split.truth, split.split, split.has_title),
         settings.heads,
-        hierarchy=divided.hierarchy,
+        hierarchy=split.hierarchy,
         label_vectors=partial(embed_labels, encoder),
         shares_space=encoder.shares_space,
         on_epoch=on_epoch,
@@ -227,45 +227,38 @@ def fit_divided(
     return replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
 
 
-def judge_divided(divided: Divided, embeddings: Embeddings, fitted: FittedHeads, settings: TrainSettings) -> Evaluation:
-    """Scores heads on the test part."""
-    rows = divided.split.rows("test")
-    products, texts = embeddings.take(rows), divided.texts.take(rows)
-    predictions = fitted.bundle.predict(products, texts)
-    predictions = fitted.bundle.with_decisions(predictions, products, texts)
-    truth = {name: divided.truth[name][rows] for name in predictions.labels}
-    return evaluate(predictions, truth, seed=settings.seed)
+def evaluate_split(
+    split: SplitCatalog, embeddings: Embeddings, fitted: FittedHeads, settings: TrainSettings
+) -> Evaluation:
+    """Evaluate heads on the test split."""
+    rows = split.split.rows("test")
+    products, texts = embeddings.take(rows), split.texts.take(rows)
+    predictions = fitted.bundle.with_decisions(fitted.bundle.predict(products, texts), products, texts)
+    return evaluate(predictions, {name: split.truth[name][rows] for name in predictions.labels}, seed=settings.seed)
 
 
-def save_run(run: Run, divided: Divided, fitted: FittedHeads, evaluation: Evaluation, facts: RunFacts) -> None:
-    """Writes what a training leaves; `run.json` last, so that the run is finished or is not there."""
+def save_run(run: Run, split: SplitCatalog, fitted: FittedHeads, evaluation: Evaluation, facts: RunFacts) -> None:
+    """Write everything a training leaves; `run.json` comes last and marks the run as finished."""
     run.mark_unfinished()
-    save_split(divided.split, divided.keys, run.split)
-    run.save_labels(divided.split, divided.truth)
+    save_split(split.split, split.keys, run.split)
+    run.save_labels(split.split, split.truth)
     fitted.bundle.save(run.bundle)
     write_report(run.report, evaluation, facts)
     run.save()
 
 
-def _facts() -> dict[str, Any]:
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
-    }
-
-
-def report_facts(run: Run, settings: TrainSettings, divided: Divided, fitted: FittedHeads) -> RunFacts:
-    """Returns what the report of a training of heads shows beside the scores."""
+def report_facts(run: Run, settings: TrainSettings, split: SplitCatalog, fitted: FittedHeads) -> RunFacts:
+    """Return what the report of a training shows besides the scores."""
     return RunFacts(
         title=f"Run {run.folder.name}",
         encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
         settings=asdict(settings.heads),
         seed=settings.seed,
-        products={part: len(divided.split.rows(part)) for part in SPLITS},
-        set_aside=divided.set_aside,
-        row_warnings=divided.row_reasons,
+        products={name: len(split.split.rows(name)) for name in SPLITS},
+        set_aside=split.set_aside,
+        row_warnings=split.row_warnings,
         left_out_labels=fitted.left_out,
-        refines={each.child: each.parent for each in fitted.bundle.hierarchy},
+        refines={refinement.child: refinement.parent for refinement in fitted.bundle.hierarchy},
         grouped_by="the words of their text, or the bytes of their photo",
         history=[
             {

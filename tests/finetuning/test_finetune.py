@@ -2,7 +2,6 @@ import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
@@ -13,34 +12,31 @@ from transformers import CLIPModel
 
 from product_classificator import Classificator, make_marketplace
 from product_classificator.catalog import open_images, read_catalog
+from product_classificator.embeddings.embed import embed
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.finetuning import FinetuneCallbacks, FinetuneSettings, finetune
-from product_classificator.finetuning.activations import keep_activations
+from product_classificator.finetuning.activations import Activations, Frozen
 from product_classificator.finetuning.blocks import Tail
-from product_classificator.finetuning.checkpoints import FinetuneState
 from product_classificator.finetuning.contrastive import (
     Pairs,
     contrastive_loss,
     embed_all,
-    judge,
+    evaluate_pairs,
     learning_rate,
-    make_optimizer,
-    order_of,
     train_step,
 )
 from product_classificator.finetuning.distributed import Distributed
-from product_classificator.finetuning.shards import Frozen, Shard
-from product_classificator.published_params import published_tuning
+from product_classificator.finetuning.loop import Checkpoint
+from product_classificator.published_params import published_finetuning
 from product_classificator.runs import Run
 from product_classificator.trainer import Trainer
 from tests.conftest import QUICK as SHOP
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.test_trainer import RecordingTask
 
-ENGINE = Distributed("cpu")
-FAST = FinetuneSettings(epochs=3, batch_size=64, learning_rate=3e-3)
+CPU = Distributed("cpu")
 # Without words and with few epochs the heads have something left to gain from the encoder.
 QUICK = replace(SHOP, heads=replace(SHOP.heads, max_words=0, max_epochs=4, hidden=16))
 
@@ -66,13 +62,24 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def activations(catalog, encoder, cache):
-    return keep_activations(catalog, Frozen(encoder, 1, ENGINE), cache)
+def fast(cache):
+    return FinetuneSettings(epochs=3, batch_size=64, learning_rate=3e-3, cache_dir=str(cache))
+
+
+def cached(catalog, encoder, folder, last_blocks=1, **options):
+    activations = Activations(catalog, Frozen(encoder, last_blocks, CPU))
+    activations.cache(folder, **options)
+    return activations
 
 
 @pytest.fixture(scope="module")
-def tuned(catalog, encoder, cache, tmp_path_factory):
-    return finetune(catalog, tmp_path_factory.mktemp("runs") / "run", QUICK, FAST, encoder=encoder, cache_dir=cache)
+def activations(catalog, encoder, cache):
+    return cached(catalog, encoder, cache)
+
+
+@pytest.fixture(scope="module")
+def tuned(catalog, encoder, cache, tmp_path_factory, fast):
+    return finetune(catalog, tmp_path_factory.mktemp("runs") / "run", QUICK, fast, encoder=encoder)
 
 
 @pytest.fixture
@@ -93,11 +100,11 @@ def test_tuning_brings_photos_and_their_texts_together(tuned):
     assert set(last["characteristics"]) == {"kind", "colour"}
 
 
-def test_the_best_epoch_is_kept_and_the_untuned_encoder_competes(tuned, catalog, encoder, cache, tmp_path):
+def test_the_best_epoch_is_kept_and_the_untuned_encoder_competes(tuned, catalog, encoder, cache, tmp_path, fast):
     scores = [row["valid_macro_f1"] for row in tuned.history]
     assert tuned.best_epoch == int(np.argmax(scores))
-    idle = replace(FAST, learning_rate=1e-30, epochs=1, weight_decay=0, warmup_share=0)
-    unchanged = finetune(catalog, tmp_path / "run", QUICK, idle, encoder=encoder, cache_dir=cache)
+    idle = replace(fast, learning_rate=1e-30, epochs=1, weight_decay=0, warmup_share=0)
+    unchanged = finetune(catalog, tmp_path / "run", QUICK, idle, encoder=encoder)
     assert unchanged.history[1]["valid_macro_f1"] == unchanged.history[0]["valid_macro_f1"]
     assert unchanged.best_epoch == 0  # of equals the untuned encoder
     assert unchanged.evaluation == unchanged.untuned
@@ -105,14 +112,14 @@ def test_the_best_epoch_is_kept_and_the_untuned_encoder_competes(tuned, catalog,
     assert not (tmp_path / "run/encoder").exists()
 
 
-def test_a_tuning_that_diverges_ends_and_keeps_what_was_better(catalog, encoder, cache, tmp_path):
+def test_a_tuning_that_diverges_ends_and_keeps_what_was_better(catalog, encoder, cache, tmp_path, fast):
     sentences = []
-    wild = replace(FAST, learning_rate=1e30, warmup_share=0)
+    wild = replace(fast, learning_rate=1e30, warmup_share=0)
     callbacks = FinetuneCallbacks(on_stage=sentences.append)
-    found = finetune(catalog, tmp_path / "run", QUICK, wild, encoder=encoder, cache_dir=cache, callbacks=callbacks)
+    found = finetune(catalog, tmp_path / "run", QUICK, wild, encoder=encoder, callbacks=callbacks)
     assert found.best_epoch == 0
     assert len(found.history) == 1
-    assert any("The loss is no number any more" in line for line in sentences)
+    assert any("The loss diverged in epoch 1" in line for line in sentences)
 
 
 def test_a_run_holds_encoder_heads_report_curves_and_settings(tuned):
@@ -127,13 +134,11 @@ def test_a_run_holds_encoder_heads_report_curves_and_settings(tuned):
     assert len(pd.read_csv(folder / "curves.csv")) == 4
     assert (folder / "curves.png").is_file()
     settings = json.loads((folder / "run.json").read_text())["settings"]
-    assert settings["tuning"]["epochs"] == 3
+    assert settings["finetuning"]["epochs"] == 3
     assert json.loads((folder / "run.json").read_text())["encoder"] == "<run>/encoder"
 
 
 def test_the_saved_encoder_answers_what_the_heads_were_fitted_on(tuned, catalog):
-    from product_classificator.embeddings.embed import embed
-
     again = embed(catalog, load_encoder(str(tuned.run.folder / "encoder"))).embeddings
     assert np.abs(again.image - tuned.embeddings.image).max() < 5e-3
     assert np.abs(again.text - tuned.embeddings.text).max() < 5e-3
@@ -150,25 +155,16 @@ def test_only_the_trained_parameters_change(tuned, encoder):
 
 def test_activations_are_found_again(catalog, encoder, cache, activations):
     files = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
-    again = keep_activations(catalog, Frozen(encoder, 1, ENGINE), cache)
+    again = cached(catalog, encoder, cache)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == files
     rows = np.flatnonzero(again.has_image)[:5]
     assert torch.equal(again.images(rows), activations.images(rows))
-    keep_activations(catalog, Frozen(encoder, 2, ENGINE), cache)
+    cached(catalog, encoder, cache, last_blocks=2)
     assert len(list(cache.rglob("image.npy"))) == 2 * len([path for path in files if path.name == "image.npy"])
 
 
-def test_activations_of_a_big_catalog_keep_no_files_open(activations, cache):
-    open_files = len(list(Path("/dev/fd").iterdir()))
-    again = [Shard.load(path) for path in cache.iterdir()]
-    assert sum(shard.image.nbytes for shard in again) > 0
-    assert len(list(Path("/dev/fd").iterdir())) == open_files
-
-
 def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, activations, tail):
-    from product_classificator.embeddings.embed import embed
-
-    image, text = embed_all(tail, activations, encoder.image_dim, ENGINE)
+    image, text = embed_all(tail, activations, encoder.image_dim, CPU)
     known = embed(catalog, encoder).embeddings
     assert np.array_equal(activations.has_image, known.has_image)
     assert np.array_equal(activations.has_text, known.has_text)
@@ -177,13 +173,11 @@ def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, acti
 
 
 def test_windows_of_a_text_are_averaged_like_in_the_encoder(model, shop_files, tmp_path):
-    from product_classificator.embeddings.embed import embed
-
     frame = pd.DataFrame({"nm": range(20), "text": [f"кружка {i} " * (1 + 9 * i) for i in range(20)]})
     catalog = read_catalog(frame, text="text", characteristics=[])
     encoder = load_encoder(f"{model}+windows+clean", threads=1)
-    found = keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path)
-    _, text = embed_all(Tail(torch_network_of(encoder).model, 1), found, encoder.text_dim, ENGINE)
+    found = cached(catalog, encoder, tmp_path)
+    _, text = embed_all(Tail(torch_network_of(encoder).model, 1), found, encoder.text_dim, CPU)
     assert np.abs(text - embed(catalog, encoder).embeddings.text).max() < 2e-3
 
 
@@ -191,7 +185,7 @@ def test_cached_gradients_take_the_step_of_the_whole_batch(encoder, pairs):
     after = []
     for micro_batch in (150, 40):
         tail = Tail(torch_network_of(encoder).model, 1)
-        loss = train_step(tail, pairs, pairs.train, torch.optim.SGD(tail.parameters(), lr=1.0), micro_batch, ENGINE)
+        loss = train_step(tail, pairs, pairs.train, torch.optim.SGD(tail.parameters(), lr=1.0), micro_batch, CPU)
         after.append((loss, tail.trained()))
     assert abs(after[0][0] - after[1][0]) < 1e-5
     for name, weight in after[0][1].items():
@@ -219,18 +213,17 @@ def test_the_learning_rate_rises_and_falls():
         assert max(learning_rate(short, step, steps) for step in range(steps)) <= 1.0
 
 
-def test_the_order_of_an_epoch_is_the_same_whenever_it_is_asked(pairs):
-    first, again, other = order_of(pairs, FAST, 1), order_of(pairs, FAST, 1), order_of(pairs, FAST, 2)
+def test_the_batches_of_an_epoch_are_reproducible(pairs):
+    first, again, other = (pairs.batches(64, 0, epoch) for epoch in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
     assert sorted(np.concatenate(first)) == sorted(pairs.train)
 
 
-def test_recall_is_one_where_every_text_is_nearest_to_its_photo(pairs, tail):
-    fit = judge(tail, pairs, ENGINE)
-    assert 0 <= fit.recall_at_1 < 0.5
-    assert fit.pairs == len(pairs.valid)
-    make_optimizer(tail, FAST)
+def test_recall_is_the_share_of_texts_nearest_to_their_image(pairs, tail):
+    loss, recall = evaluate_pairs(tail, pairs, CPU)
+    assert loss > 0
+    assert 0 <= recall < 0.5
 
 
 def stop_after(steps):
@@ -243,25 +236,24 @@ def stop_after(steps):
     return FinetuneCallbacks(on_step=on_step)
 
 
-def test_an_interrupted_tuning_goes_on_and_ends_like_an_undisturbed_one(tuned, catalog, encoder, cache, tmp_path):
+def test_an_interrupted_tuning_goes_on_and_ends_like_an_undisturbed_one(tuned, catalog, encoder, cache, tmp_path, fast):
     with pytest.raises(KeyboardInterrupt):
-        finetune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache, callbacks=stop_after(4))
+        finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder, callbacks=stop_after(4))
     assert not (tmp_path / "run/run.json").exists()
-    state = FinetuneState.load(tmp_path / "run/tuning.safetensors")
-    assert (state.epoch, state.step) != (1, 0)
-    found = finetune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache)
-    for row, known in zip(found.history, tuned.history, strict=True):
-        assert {**row, "judged_s": 0} == {**known, "judged_s": 0}
+    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) != (1, 0)
+    found = finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder)
+    assert found.history == tuned.history
     assert found.evaluation == tuned.evaluation
     assert found.fitted.bundle.encoder_fingerprint == tuned.fitted.bundle.encoder_fingerprint
 
 
-def test_an_interruption_while_the_last_heads_are_fitted_is_heard(catalog, encoder, cache, tmp_path):
+def test_an_interruption_while_the_last_heads_are_fitted_is_heard(catalog, encoder, cache, tmp_path, fast):
     def on_epoch(row):
         if row["epoch"] == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    once = replace(FAST, epochs=1)
+    once = replace(fast, epochs=1)
     with pytest.raises(KeyboardInterrupt):
         finetune(
             catalog,
@@ -269,55 +261,69 @@ def test_an_interruption_while_the_last_heads_are_fitted_is_heard(catalog, encod
             QUICK,
             once,
             encoder=encoder,
-            cache_dir=cache,
             callbacks=FinetuneCallbacks(on_epoch=on_epoch),
         )
-    assert len(FinetuneState.load(tmp_path / "tuning.safetensors").history) == 2
+    assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]) == 2
 
 
-def test_a_state_is_replaced_in_one_step(tmp_path):
-    path = tmp_path / "tuning.safetensors"
-    weights, moments = {"a.weight": torch.eye(2)}, {"0.step": torch.tensor(3.0)}
+def test_a_checkpoint_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    weights, optimizer = {"a.weight": torch.eye(2)}, {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}
     for epoch in (1, 2):
-        state = FinetuneState("shop", epoch, 4, [0.1], [{"epoch": 0, "train_loss": None}], 0, weights, {}, moments)
+        state = Checkpoint("shop", weights, weights, optimizer, epoch, 4, [0.1], [{"epoch": 0, "train_loss": None}])
         state.save(path)
-    assert [found.name for found in tmp_path.iterdir()] == [path.name]
-    found = FinetuneState.load(path)
-    assert (found.epoch, found.losses, found.history) == (2, state.losses, state.history)
-    assert torch.equal(found.weights["a.weight"], torch.eye(2))
-    assert found.moments["0.step"] == 3
-    assert FinetuneState.load(tmp_path / "other.safetensors") is None
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    loaded = Checkpoint.load(path, "shop")
+    assert (loaded.epoch, loaded.losses, loaded.history) == (2, state.losses, state.history)
+    assert torch.equal(loaded.weights["a.weight"], torch.eye(2))
+    assert loaded.optimizer == optimizer
+    assert Checkpoint.load(tmp_path / "other.pt", "shop") is None
 
 
-def test_what_killed_calls_have_left_is_removed_later(catalog, encoder, tmp_path):
-    old, new = (tmp_path / f".shard.{name}.tmp" for name in ("old", "new"))
-    for folder in (old, new):
-        (folder / "new").mkdir(parents=True)
+def test_leftovers_of_killed_calls_are_removed(catalog, encoder, tmp_path):
+    cached(catalog, encoder, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    old, new = (folder / f".image.npy.{name}.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.touch()
     os.utime(old, (0, 0))
-    keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path)
+    cached(catalog, encoder, tmp_path)
     assert new.exists() and not old.exists()
 
 
-def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encoder, cache, tmp_path):
+def test_a_computation_continues_with_the_chunk_that_is_missing(catalog, encoder, activations, tmp_path):
+    def stop(products):
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        finetune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache, callbacks=stop_after(1))
-    other = replace(FAST, learning_rate=1e-4)
-    with pytest.raises(ArtifactError, match=r"is of another tuning .*delete it, or name another run"):
-        finetune(catalog, tmp_path / "run", QUICK, other, encoder=encoder, cache_dir=cache)
-    (tmp_path / "run/tuning.safetensors").write_bytes(b"broken")
-    with pytest.raises(ArtifactError, match=r"is damaged .*delete it, and the tuning begins anew"):
-        finetune(catalog, tmp_path / "run", QUICK, FAST, encoder=encoder, cache_dir=cache)
+        cached(catalog, encoder, tmp_path, on_products=stop)
+    assert list(tmp_path.rglob("image.npy")) and not list(tmp_path.rglob("*.json"))
+    again = cached(catalog, encoder, tmp_path)
+    rows = np.flatnonzero(again.has_image)
+    assert torch.equal(again.images(rows), activations.images(rows))
+
+
+def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encoder, cache, tmp_path, fast):
+    with pytest.raises(KeyboardInterrupt):
+        finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder, callbacks=stop_after(1))
+    other = replace(fast, learning_rate=1e-4)
+    with pytest.raises(ArtifactError, match=r"is of another fine-tuning .*delete it, or use a new run"):
+        finetune(catalog, tmp_path / "run", QUICK, other, encoder=encoder)
+    (tmp_path / "run/checkpoint.pt").write_bytes(b"broken")
+    with pytest.raises(ArtifactError, match=r"is damaged .*delete it to start again"):
+        finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder)
 
 
 def test_activations_that_are_not_kept_are_computed_anew(shop_files, encoder, tmp_path):
     frame = pd.read_parquet(shop_files[0])
     twice = read_catalog(pd.concat([frame, frame]).head(300), shop_files[1], text="description", characteristics=[])
-    every = keep_activations(twice, Frozen(encoder, 1, ENGINE), tmp_path)
-    some = keep_activations(twice, Frozen(encoder, 1, ENGINE), tmp_path, n_kept=280)
-    assert 0 < some.nbytes < every.nbytes
+    every = cached(twice, encoder, tmp_path)
+    size_gb = sum(path.stat().st_size for path in tmp_path.rglob("*.npy")) / 1e9
+    some = cached(twice, encoder, tmp_path, limit_gb=0.95 * size_gb)
+    assert 256 < some.n_cached < every.n_cached == 300
     assert np.array_equal(some.has_image, every.has_image)
     rows = np.random.default_rng(0).permutation(np.flatnonzero(some.has_image & some.has_text))[:80]
-    assert (rows >= 256).any() and (rows < 256).any()
+    assert (rows >= some.n_cached).any() and (rows < some.n_cached).any()
     assert torch.allclose(some.images(rows), every.images(rows), atol=5e-3)
     (states, inputs, owners), (known, known_inputs, known_owners) = some.texts(rows), every.texts(rows)
     assert torch.allclose(states, known, atol=5e-3)
@@ -330,11 +336,11 @@ def test_a_photo_that_vanishes_while_it_is_needed_is_named(encoder, tmp_path):
     with ZipFile(made.images) as photos:
         photos.extractall(tmp_path / "photos")
     catalog = read_catalog(made.table, tmp_path / "photos", text="description", characteristics=[])
-    found = keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path / "activations", n_kept=0)
+    found = cached(catalog, encoder, tmp_path / "activations", limit_gb=1e-9)
     rows = np.flatnonzero(found.has_image)[:3]
     id_ = catalog.ids[rows[1]]
     next((tmp_path / "photos").glob(f"{id_}.*")).unlink()
-    with pytest.raises(DataError, match=rf"photos must stay .* those of {id_} \(1 in all\) cannot be read any more"):
+    with pytest.raises(DataError, match=rf"images must stay .* those of {id_} \(1 in all\) cannot be read any more"):
         found.images(rows)
 
 
@@ -343,7 +349,7 @@ def test_another_limit_of_pixels_computes_activations_anew(shop_files, encoder, 
     for max_pixels in (100, 10_000):
         images = open_images(shop_files[1], max_pixels=max_pixels)
         catalog = read_catalog(shop_files[0], images, text="description", characteristics=[])
-        counts.append(keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path).has_image.sum())
+        counts.append(cached(catalog, encoder, tmp_path).has_image.sum())
     assert counts[0] == 0 < counts[1]
 
 
@@ -351,33 +357,31 @@ def test_a_table_whose_files_end_within_a_shard_is_kept_whole(encoder, tmp_path)
     made = make_marketplace(tmp_path / "school", products=60, layout="wildberries")
     catalog = read_catalog(made.table, made.images)
     assert len(list(catalog.batches(256))) > 1
-    found = keep_activations(catalog, Frozen(encoder, 1, ENGINE), tmp_path / "activations")
+    found = cached(catalog, encoder, tmp_path / "activations")
     assert len(found.has_image) == len(catalog)
 
 
-def test_a_tuning_whose_activations_may_not_be_kept_ends_alike(tuned, catalog, encoder, tmp_path):
+def test_a_tuning_whose_activations_may_not_be_kept_ends_alike(tuned, catalog, encoder, tmp_path, fast):
     sentences = []
     found = finetune(
         catalog,
         tmp_path / "run",
         QUICK,
-        replace(FAST, cache_limit_gb=1e-6, epochs=1, warmup_share=0.5),
+        replace(fast, cache_dir=None, cache_limit_gb=1e-6, epochs=1, warmup_share=0.5),
         encoder=encoder,
         callbacks=FinetuneCallbacks(on_stage=sentences.append),
     )
-    assert any(
-        "1e-06 GB (cache_limit_gb) hold 0, those of the others are computed in every epoch" in s for s in sentences
-    )
+    assert any("1e-06 GB (cache_limit_gb) hold 0, the others are recomputed in every epoch" in s for s in sentences)
     assert found.history[0]["valid_loss"] == pytest.approx(tuned.history[0]["valid_loss"], abs=1e-3)
     assert found.history[1]["valid_loss"] < found.history[0]["valid_loss"]
 
 
-def test_what_cannot_be_tuned_is_refused(catalog, shop_files, encoder, tmp_path):
-    with pytest.raises(DataError, match="only CLIP-like encoders have towers to export or to tune, 'lite' is none"):
-        finetune(catalog, tmp_path / "a", QUICK, FAST, encoder=load_encoder("lite"))
+def test_what_cannot_be_tuned_is_refused(catalog, shop_files, encoder, tmp_path, fast):
+    with pytest.raises(DataError, match="only CLIP-like encoders can be exported or fine-tuned, 'lite' is not one"):
+        finetune(catalog, tmp_path / "a", QUICK, fast, encoder=load_encoder("lite"))
     texts = read_catalog(shop_files[0], text="description", characteristics=["kind"])
-    with pytest.raises(DataError, match="tuning needs products with a photo and a text"):
-        finetune(texts, tmp_path / "b", QUICK, FAST, encoder=encoder)
+    with pytest.raises(DataError, match="fine-tuning needs products with an image and a text"):
+        finetune(texts, tmp_path / "b", QUICK, fast, encoder=encoder)
 
 
 @pytest.mark.parametrize(
@@ -386,8 +390,8 @@ def test_what_cannot_be_tuned_is_refused(catalog, shop_files, encoder, tmp_path)
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"learning_rate": 0}, "learning_rate must be positive and finite, got 0"),
-        ({"warmup_share": 1}, r"warmup_share must lie in \[0, 1\)"),
-        ({"betas": (0.9, 1.5)}, r"betas must lie in \[0, 1\), got \(0.9, 1.5\)"),
+        ({"warmup_share": 1}, r"betas and warmup_share must be in \[0, 1\), got \(0.9, 0.98\) and 1"),
+        ({"betas": (0.9, 1.5)}, r"betas and warmup_share must be in \[0, 1\), got \(0.9, 1.5\)"),
     ],
 )
 def test_wrong_settings_are_named(change, message):
@@ -432,11 +436,11 @@ def test_the_trainer_tunes_as_published(shop_files, model, tmp_path):
     assert not list((tmp_path / "cache/activations").iterdir())
     assert ("contrastive loss", "train", 1) in task.scalars
     assert ("valid macro-F1", "kind", 0) in task.scalars
-    assert found.run.settings["tuning"]["last_blocks"] == 2
-    with pytest.raises(DataError, match="every experiment has a folder of its own"):
+    assert found.run.settings["finetuning"]["last_blocks"] == 2
+    with pytest.raises(DataError, match="every experiment needs its own folder"):
         trainer.train_ruclip(experiment_name="first")
-    assert published_tuning({}) == FinetuneSettings()
+    assert published_finetuning({}) == FinetuneSettings()
     with pytest.raises(DataError, match="ruclip_train_params has no 'epoch': did you mean 'epochs'"):
-        published_tuning({"epoch": 3})
+        published_finetuning({"epoch": 3})
     with pytest.raises(DataError, match="img_criterion of ruclip_train_params must be CrossEntropyLoss"):
-        published_tuning({"img_criterion": torch.nn.MSELoss})
+        published_finetuning({"img_criterion": torch.nn.MSELoss})

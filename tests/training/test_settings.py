@@ -26,8 +26,8 @@ def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
         ("sead = 1", r"there is no setting 'sead': did you mean 'seed'"),
         ("[heads]\ndropuot = 0.1", r"there is no setting 'heads.dropuot': did you mean 'dropout'"),
         ("[heads]\nseed = 2", r"set `seed` at the top, not in \[heads\]"),
-        ("[split]\ntest_share = 0.9", "must leave a train part, got 0.15 and 0.9"),
-        ("seed = -1", r"^seed must lie between 0 and 2\^63 - 1, got -1$"),
+        ("[split]\ntest_share = 0.9", "must leave a train split, got 0.15 and 0.9"),
+        ("seed = -1", r"^seed must be between 0 and 2\^63 - 1, got -1$"),
         ("[heads]\nlearning_rate = inf", "^learning_rate must be positive and finite, got inf$"),
         ("heads = 3", r"\[heads\] must be a table of settings, got 3"),
         ("seed = 'x'", "setting seed: Input should be a valid integer.*got 'x'"),
@@ -35,14 +35,14 @@ def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
         ("seed = ", "settings must be a TOML file: .* cannot be read"),
     ],
 )
-def test_what_breaks_a_rule_is_named(tmp_path, text, message):
+def test_invalid_settings_are_named(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_settings(write(tmp_path, text))
 
 
-def test_a_table_that_is_none_is_named_before_the_command_line_is_applied(tmp_path):
+def test_a_value_in_place_of_a_table_is_named_before_changes_are_applied(tmp_path):
     with pytest.raises(DataError, match=r"\[heads\] must be a table of settings"):
-        read_settings(write(tmp_path, "heads = 3"), {"heads.hidden": 3})
+        read_settings(write(tmp_path, "heads = 3"), {"heads.dropout": 0.1})
 
 
 def test_a_missing_file_is_named(tmp_path):

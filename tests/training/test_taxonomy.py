@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -47,7 +48,7 @@ def test_columns_named_like_characteristics_resolve_ambiguous_labels() -> None:
     ("rows", "message"),
     [
         ([("cup", "dishes"), ("cup", "footwear")], r"one parent: cup < dishes and footwear \(1 in all\); keep one"),
-        ([("cup", "dishes"), ("plate", "dishes"), ("footwear", "boot")], "circle sub -> top -> sub; open it"),
+        ([("cup", "dishes"), ("plate", "dishes"), ("footwear", "boot")], "cycle sub -> top -> sub: break it"),
         ([("spoon", "cutlery")], r"which has no such pair: spoon < cutlery \(1 in all\); check the spelling"),
     ],
 )
@@ -75,8 +76,10 @@ def test_a_training_takes_the_taxonomy_and_its_report_names_it(tmp_path: Path) -
     kinds, tops = ["cup", "hat", "sock"], ["dishes", "wear", "wear"]
     rows = [(i, f"{kinds[i % 3]} {i}", kinds[i % 3], tops[i % 3]) for i in range(90)]
     catalog = read_catalog(pd.DataFrame(rows, columns=["nm", "title", "kind", "top"]), characteristics=["kind", "top"])
-    taxonomy = table(("cup", "dishes"), ("hat", "wear"), ("sock", "wear"))
-    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder(), taxonomy=taxonomy)
+    taxonomy = tmp_path / "taxonomy.csv"
+    table(("cup", "dishes"), ("hat", "wear"), ("sock", "wear")).to_csv(taxonomy, index=False)
+    settings = replace(QUICK, taxonomy=str(taxonomy))
+    training = train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
     found = (Refinement("kind", "top", {"cup": "dishes", "hat": "wear", "sock": "wear"}),)
     assert HeadBundle.load(training.run.bundle).hierarchy == found
     assert "kind refines top" in (training.run.report / "report.md").read_text(encoding="utf-8")

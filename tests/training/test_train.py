@@ -89,7 +89,7 @@ def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tmp_path
 
 def test_an_interrupted_training_leaves_the_old_run_whole(catalog, tmp_path):
     def stop(stage):
-        if stage.startswith("Judging"):
+        if stage.startswith("Evaluating"):
             raise KeyboardInterrupt
 
     train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
