@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from product_classificator.audit.out_of_fold import OutOfFold
 from product_classificator.audit.similarity import FENCE
 from product_classificator.types import Floats, Rows, Strings, Truth
 
@@ -42,30 +41,27 @@ SCHEMA = pa.schema(
 """Columns of the findings, null where they do not apply; `row` counts the rows of the table from 0."""
 
 
-def wrong_labels(truth: Truth, out_of_fold: Mapping[str, OutOfFold]) -> pa.Table:
+def wrong_labels(truth: Truth, out_of_fold: Mapping[str, pd.DataFrame]) -> pa.Table:
     """Return the labels that contradict the out-of-fold predictions, over all characteristics.
 
     The log odds of the other label rank them: that finds more changed labels over all characteristics than
     self-confidence or normalised margin (Northcutt et al. 2021), see `benchmarks/audit.py`.
     """
     tables = []
-    for name, predicted in out_of_fold.items():
-        odds = predicted.other_probability / np.where(predicted.probability == 0, _UNLEARNED, predicted.probability)
-        rows = np.flatnonzero(odds >= MIN_ODDS)  # false for NaN
-        columns = {
-            "label": truth[name][rows],
-            "suggested": predicted.other[rows],
-            "probability": predicted.probability[rows],
-            "suggested_probability": predicted.other_probability[rows],
-        }
-        reasons = [
-            f"heads fitted without it: {other_probability:.0%} {other!r}, "
-            + (f"{probability:.0%} {label!r}" if probability else f"while {label!r} is too rare to learn")
-            for label, other, probability, other_probability in zip(*columns.values(), strict=True)
+    for name, frame in out_of_fold.items():
+        odds = frame.other_probability / frame.probability.replace(0, _UNLEARNED)
+        listed = frame.assign(label=truth[name][frame.index], score=np.log(odds))[odds >= MIN_ODDS]
+        listed["reason"] = [
+            f"heads fitted without it: {row.other_probability:.0%} {row.other!r}, "
+            + (
+                f"{row.probability:.0%} {row.label!r}"
+                if row.probability
+                else f"while {row.label!r} is too rare to learn"
+            )
+            for row in listed.itertuples()
         ]
-        tables.append(
-            _table(WRONG_LABEL, rows, characteristic=name, **columns, score=np.log(odds[rows]), reason=reasons)
-        )
+        columns = listed.rename(columns={"other": "suggested", "other_probability": "suggested_probability"})
+        tables.append(_table(WRONG_LABEL, listed.index, characteristic=name, **columns))
     return _by_score(tables)
 
 
@@ -74,15 +70,12 @@ def contradictions(truth: Truth, groups: Rows) -> pa.Table:
 
     The label of most products in the group is suggested, if there is one; the score is the share with another label.
     """
-    _, group_ids, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    in_groups = np.flatnonzero(sizes[group_ids] > 1)
-    return pa.concat_tables(
-        [SCHEMA.empty_table(), *(_contradictions(n, truth[n], in_groups, group_ids) for n in truth)]
-    )
+    group_ids = np.unique(groups, return_inverse=True)[1]
+    return pa.concat_tables([SCHEMA.empty_table(), *(_contradictions(name, truth[name], group_ids) for name in truth)])
 
 
-def _contradictions(name: str, labels: Strings, rows: Rows, group_ids: Rows) -> pa.Table:
-    frame = pd.DataFrame({"row": rows, "group": group_ids[rows], "label": labels[rows]}).dropna(subset="label")
+def _contradictions(name: str, labels: Strings, group_ids: Rows) -> pa.Table:
+    frame = pd.DataFrame({"row": range(len(labels)), "group": group_ids, "label": labels}).dropna(subset="label")
     frame = frame[frame.groupby("group").label.transform("nunique") > 1].sort_values(["group", "row"])
     scores, suggested, reasons = [], [], []
     for _, members in frame.groupby("group").label:
@@ -92,8 +85,8 @@ def _contradictions(name: str, labels: Strings, rows: Rows, group_ids: Rows) -> 
         scores += [1 - counts[label] / len(members) for label in members]
         suggested += [most if n_most > n_second and label != most else None for label in members]
         reasons += [f"{len(members)} near-duplicates: {listed}"] * len(members)
-    columns = {"label": frame.label, "suggested": suggested, "score": scores, "group": frame.group, "reason": reasons}
-    return _table(CONTRADICTION, frame.row.to_numpy(), characteristic=name, **columns)
+    frame = frame.assign(suggested=suggested, score=scores, reason=reasons)
+    return _table(CONTRADICTION, frame.pop("row"), characteristic=name, **frame)
 
 
 def outliers(scores: Mapping[str, Floats]) -> pa.Table:

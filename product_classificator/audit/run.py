@@ -28,7 +28,7 @@ from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training import Callbacks, HeadSettings, LabelledProducts, fit_heads
-from product_classificator.types import Split, as_text
+from product_classificator.types import Split, as_text, strings
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def audit_run(
 
     Args:
         run: a run on this table, or on one like it.
-        catalog: products with the characteristics of the run, or some of them.
+        catalog: products with some characteristics of the run.
         out: folder of the findings, created if needed.
         encoder: `None`: the run's is loaded.
         store: folder of embeddings to use and fill; `None`: the run's.
@@ -109,17 +109,19 @@ def _findings(
     groups = near_duplicate_groups(near_duplicate_keys(keys, embedded.image_keys).values())
     deals = stratify(groups, truth, reasons == "ok", [1 / DEALS] * DEALS, seed=settings.seed)
 
-    def fit(fold: int, split: Split) -> HeadBundle:
+    def fit(fold: int, products: LabelledProducts) -> HeadBundle:
         callbacks.on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and predicting it")
         return fit_heads(
-            LabelledProducts(embeddings, texts, truth, split, catalog.columns.has_title),
+            products,
             settings,
             label_vectors=partial(embed_labels, encoder),
             shares_space=encoder.shares_space,
             on_epoch=callbacks.on_epoch,
         ).bundle
 
-    out_of_fold = predict_out_of_fold(embeddings, texts, truth, deals, fit)
+    no_split = Split(embeddings.ids, strings([""] * len(catalog)))
+    products = LabelledProducts(embeddings, texts, truth, no_split, catalog.columns.has_title)
+    out_of_fold = predict_out_of_fold(products, deals, fit)
     callbacks.on_stage("Comparing the products with one another")
     scores = {
         "photo": outlier_scores(embeddings.image, embeddings.has_image),
@@ -133,4 +135,4 @@ def _findings(
         findings.broken_rows(embedded.status, reasons),
     ]
     table = pa.concat_tables(tables)
-    return table.add_column(0, "id", pa.array(embeddings.ids[table["row"].to_numpy()], pa.string()))
+    return table.add_column(0, "id", pa.array(embeddings.ids[table["row"]], pa.string()))

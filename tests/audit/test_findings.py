@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from product_classificator.audit.findings import (
@@ -9,14 +10,13 @@ from product_classificator.audit.findings import (
     outliers,
     wrong_labels,
 )
-from product_classificator.audit.out_of_fold import OutOfFold
 from product_classificator.audit.page import worst
 from product_classificator.types import strings
 
 
 def out_of_fold(probability, other):
-    names = strings(["x" if p == p else None for p in other])
-    return OutOfFold(np.array(probability, "f4"), names, np.array(other, "f4"))
+    columns = {"probability": np.array(probability, "f4"), "other": "x", "other_probability": np.array(other, "f4")}
+    return pd.DataFrame(columns).dropna()
 
 
 def test_labels_are_listed_by_the_odds_of_another_label():

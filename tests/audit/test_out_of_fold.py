@@ -1,24 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from product_classificator.audit.out_of_fold import DEALS, predict_out_of_fold
 from product_classificator.catalog.split import stratify
-from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training import HeadSettings, fit_heads
 from product_classificator.types import strings
 from tests.tiny_catalog import products  # noqa: F401
 
 SETTINGS = HeadSettings(max_epochs=3, hidden=16, learning_rate=5e-3)
 
 
-def predict(embeddings, texts, truth, usable):
-    groups = np.arange(len(texts)) // 2
-    deals = stratify(groups, truth, usable, [1 / DEALS] * DEALS, seed=0)
-
-    def fit(_, split):
-        return fit_heads(LabelledProducts(embeddings, texts, truth, split), SETTINGS).bundle
-
-    return predict_out_of_fold(embeddings, texts, truth, deals, fit)
+def predict(products, usable):  # noqa: F811
+    groups = np.arange(len(products.texts)) // 2
+    deals = stratify(groups, products.truth, usable, [1 / DEALS] * DEALS, seed=0)
+    return predict_out_of_fold(products, deals, lambda _, split: fit_heads(split, SETTINGS).bundle)
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +33,19 @@ def truth(products):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def out_of_fold(products, truth, usable):  # noqa: F811
-    return predict(products.embeddings, products.texts, truth, usable)
+    return predict(replace(products, truth=truth), usable)
 
 
 def test_every_label_of_a_usable_product_is_predicted_once_and_nothing_else(truth, usable, out_of_fold):
-    for name, predicted in out_of_fold.items():
-        has_label = pd.notna(truth[name])
-        assert (~np.isnan(predicted.probability) == (has_label & usable)).all()
-        assert (pd.notna(predicted.other) == ~np.isnan(predicted.probability)).all()
+    for name, frame in out_of_fold.items():
+        assert frame.index.tolist() == np.flatnonzero(pd.notna(truth[name]) & usable).tolist()
+        assert frame.notna().all(axis=None)
 
 
 def test_the_other_label_is_never_that_of_the_table(truth, out_of_fold):
-    for name, predicted in out_of_fold.items():
-        compared = ~np.isnan(predicted.probability)
-        assert (predicted.other[compared] != truth[name][compared]).all()
-        assert (predicted.probability[compared] + predicted.other_probability[compared] <= 1 + 1e-5).all()
+    for name, frame in out_of_fold.items():
+        assert (frame.other != truth[name][frame.index]).all()
+        assert (frame.probability + frame.other_probability <= 1 + 1e-5).all()
 
 
 def test_a_label_that_was_not_learned_has_no_probability(out_of_fold):
@@ -57,9 +53,14 @@ def test_a_label_that_was_not_learned_has_no_probability(out_of_fold):
     assert out_of_fold["kind"].other_probability[7] > 0
 
 
+def test_a_characteristic_that_cannot_be_learned_has_no_predictions(products, usable):  # noqa: F811
+    truth = {**products.truth, "rare": strings(["once", *[None] * (len(usable) - 1)])}
+    assert predict(replace(products, truth=truth), usable)["rare"].empty
+
+
 def test_heads_never_predict_products_they_have_learned_from(products, usable):  # noqa: F811
     """Random labels can be memorised, but not predicted out of fold."""
     rng = np.random.default_rng(1)
     truth = {"noise": strings(rng.choice(["a", "b"], len(products.texts)).tolist())}
-    predicted = predict(products.embeddings, products.texts, truth, usable)["noise"]
-    assert abs(np.nanmean(predicted.probability > 0.5) - 0.5) < 0.12
+    frame = predict(replace(products, truth=truth), usable)["noise"]
+    assert abs((frame.probability > 0.5).mean() - 0.5) < 0.12
