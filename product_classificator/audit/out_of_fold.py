@@ -33,7 +33,7 @@ def predict_out_of_fold(
         fit: fits heads, given the number of the fold (0..4) and the products with the fold as their test split.
 
     Returns:
-        characteristic -> frame, indexed by row, of the products with a label and a prediction: `probability` of the label
+        characteristic -> frame, by row, of the products with a label and a prediction: `probability` of the label
         (exactly 0 if it was too rare to learn), the most probable `other` label, `other_probability`. Of a multi-label
         characteristic the most doubtful label is compared, present or not: `probability` is that of it being right,
         `other` is the label set, as text, with it added or removed.
