@@ -1,6 +1,6 @@
 """From files to a checked table: products with their images and the split.
 
-Names are loaded when they are used: classifying one photo needs no tables, and pyarrow and pandas take a second.
+Names are loaded when they are used: classifying one photo needs no tables, and importing pyarrow takes time.
 """
 
 import lazy_loader

@@ -54,11 +54,6 @@ class Products:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: Sequence[int]) -> "Products":
-        """Return the products of `rows`, counted from the first of these; `first_row` stays."""
-        ids, texts = ([column[row] for row in rows] for column in (self.ids, self.texts))
-        return Products(self.first_row, ids, texts, [self.image_names[row] for row in rows])
-
 
 class Texts(Sequence[str]):
     """Texts of products in Arrow memory: a Python string exists only while it is looked at."""

@@ -11,7 +11,7 @@ import logging
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -338,7 +338,7 @@ class _JsonLinesTable:
             yield pa.record_batch(arrays, names=list(columns))
 
 
-_FORMATS = {
+_FORMATS: dict[str, Callable[[Path], Table]] = {
     ".parquet": _ParquetTable,
     ".pq": _ParquetTable,
     ".csv": _CsvTable,
