@@ -10,8 +10,9 @@ from typing import Any
 
 from product_classificator import console
 from product_classificator.audit import KIND_TITLES, audit_run
+from product_classificator.catalog import Catalog
 from product_classificator.classificator import Classificator
-from product_classificator.cli.options import Audit, Evaluate, Train, TrainingOptions, Tune
+from product_classificator.cli.options import Audit, Evaluate, Train, Tune
 from product_classificator.cli.progress import bars, product_progress
 from product_classificator.cli.tables import names, open_catalog, open_labelled, with_text_encoder
 from product_classificator.encoders import load_encoder
@@ -22,25 +23,20 @@ from product_classificator.files import write_text
 from product_classificator.finetuning import Distributed, FinetuneCallbacks, FinetuneSettings, finetune
 from product_classificator.runs import Run
 from product_classificator.trackers import tracked, tracked_finetuning, tracking
-from product_classificator.training import Callbacks, EpochFacts, read_settings, train_heads
+from product_classificator.training import Callbacks, EpochFacts, TrainSettings, read_settings, train_heads
 
 
 def train(options: Train) -> None:
     """Train heads, print their scores and the next step."""
-    chosen, training = options.encoder, options.training
-    settings = read_settings(
-        training.config,
-        {"encoder": chosen.encoder, "seed": training.seed, "taxonomy": training.taxonomy and str(training.taxonomy)},
-    )
+    chosen = options.encoder
+    settings, catalog = _open(options, chosen.encoder)
     settings = replace(settings, encoder=with_text_encoder(settings.encoder, chosen.text_encoder))
-    characteristics, multi_label = names(training.characteristics), names(training.multi_label)
-    catalog = open_catalog(options.table, options.products, characteristics, multi_label)
     if (options.out / "run.json").exists():
         console.log.print(f"{options.out} already holds a run: it is replaced when the new one is done", style="yellow")
     encoder = load_encoder(settings.encoder, device=chosen.device, dtype=chosen.dtype)
     with (
         training_progress(len(catalog)) as callbacks,
-        tracking(training.tracker, options.out, asdict(settings)) as logger,
+        tracking(options.training.tracker, options.out, asdict(settings)) as logger,
     ):
         trained = train_heads(
             catalog,
@@ -61,22 +57,15 @@ def train(options: Train) -> None:
 
 def tune(options: Tune) -> None:
     """Fine-tune an encoder, print the scores of the best epoch and the next step."""
-    training = options.training
-    settings = read_settings(
-        training.config,
-        {"encoder": options.encoder, "seed": training.seed, "taxonomy": training.taxonomy and str(training.taxonomy)},
-    )
     distributed = Distributed(options.device)
     console.out.quiet = console.log.quiet = not distributed.is_main
-    characteristics, multi_label = names(training.characteristics), names(training.multi_label)
-    catalog = open_catalog(options.table, options.products, characteristics, multi_label, guess_text=True)
+    settings, catalog = _open(options, options.encoder, guess_text=True)
     encoder = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
-    cache_dir = options.cache_dir and str(options.cache_dir)
-    tuning = FinetuneSettings(**asdict(options.finetuning), cache_dir=cache_dir, dtype=options.dtype)
+    tuning = FinetuneSettings(**asdict(options.finetuning))
     shown = {**asdict(settings), "finetuning": asdict(tuning)}
     with (
         finetune_progress(len(catalog)) as callbacks,
-        tracking(training.tracker, options.out, shown) as logger,
+        tracking(options.training.tracker, options.out, shown) as logger,
     ):
         tuned = finetune(
             catalog,
@@ -92,8 +81,13 @@ def tune(options: Tune) -> None:
     print_next(tuned.run.report / "tuning.md", options)
 
 
-def _changes(training: TrainingOptions) -> dict[str, Any]:
-    return {"seed": training.seed, "taxonomy": training.taxonomy and str(training.taxonomy)}
+def _open(options: Train | Tune, encoder: str | None, *, guess_text: bool = False) -> tuple[TrainSettings, Catalog]:
+    training = options.training
+    changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
+    settings = read_settings(training.config, changes)
+    characteristics, multi_label = names(training.characteristics), names(training.multi_label)
+    catalog = open_catalog(options.table, options.products, characteristics, multi_label, guess_text=guess_text)
+    return settings, catalog
 
 
 def evaluate(options: Evaluate) -> None:

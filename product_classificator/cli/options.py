@@ -98,7 +98,7 @@ class TrainingOptions:
     """Label columns, joined by commas. Default: those of the published seven that the table has."""
     multi_label: str | None = None
     """Further label columns whose cells hold several labels ("a|b" or a JSON array). Lists are recognized."""
-    taxonomy: Path | None = None
+    taxonomy: str | None = None
     """Table with columns label and parent, or two named like characteristics. Default: learned from TABLE."""
     config: Path | None = None
     """TOML file of settings; options override it."""
@@ -121,6 +121,10 @@ class FinetuneOptions:
     """Pairs contrasted with one another."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of matrix products. auto: bfloat16 on GPUs that support it."""
+    cache_dir: str | None = None
+    """Folder of the activations. Default: in OUT."""
     cache_limit_gb: float = 100.0
     """Recompute activations beyond this size in every epoch."""
 
@@ -153,12 +157,8 @@ class Tune:
     """A CLIP-like encoder; see `info encoders`."""
     out: Path
     """Folder of the run; an interrupted one is resumed."""
-    cache_dir: Path | None = None
-    """Folder of the activations. Default: in OUT."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of matrix products. auto: bfloat16 on GPUs that support it."""
     products: PairOptions
     training: TrainingOptions = TrainingOptions()
     finetuning: FinetuneOptions = FinetuneOptions()
