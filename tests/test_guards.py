@@ -50,7 +50,7 @@ FLOORS = {
     "__main__": 10,
 }
 MAX_LINES, MAX_FILES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 12, 50, 6
-PUBLISHED = {"Trainer.__init__", "read_catalog", "split_products"}
+PUBLISHED = {"Trainer.__init__", "read_catalog"}
 """Functions whose parameters are those of product_classificator 0.0.6, or each a documented column of the table."""
 UNFINISHED = {"encoders"}
 FINISHED = [path for path in MODULES if path.parent.name not in UNFINISHED]

@@ -83,8 +83,7 @@ def split_products(
     truth: Truth,
     usable: Bools,
     *,
-    valid_share: float = 0.15,
-    test_share: float = 0.15,
+    shares: tuple[float, float] = (0.15, 0.15),
     seed: int = 0,
 ) -> Split:
     """Split products into train, valid and test.
@@ -94,19 +93,19 @@ def split_products(
         groups: (n,) groups that must stay together, see `near_duplicate_groups`.
         truth: labels to stratify by; for a multi-label characteristic, each label of a product.
         usable: (n,) false for products that are set aside: they belong to no split.
-        valid_share: share of products for validation, between 0 and 1.
-        test_share: share of products for the report, between 0 and 1.
+        shares: of products for validation and for the report, each between 0 and 1.
         seed: determines the order of groups with the same rarest label.
 
     Raises:
         DataError: the shares leave nothing to train on, or there are fewer than three usable products.
     """
-    if not (0 < valid_share < 1 and 0 < test_share < 1 and valid_share + test_share < 1):
-        raise DataError(f"valid_share and test_share must leave a train split, got {valid_share} and {test_share}")
+    valid, test = shares
+    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
+        raise DataError(f"shares of valid and test must leave a train split, got {valid} and {test}")
     if usable.sum() < len(SPLITS):
         raise DataError(f"a split needs at least {len(SPLITS)} usable products, got {int(usable.sum())}")
-    shares = (1 - valid_share - test_share, valid_share, test_share)
-    return Split(ids, strings([*SPLITS, ""])[stratify(groups, truth, usable, shares, seed=seed)])
+    split = stratify(groups, truth, usable, (1 - valid - test, valid, test), seed=seed)
+    return Split(ids, strings([*SPLITS, ""])[split])
 
 
 def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:

@@ -200,8 +200,7 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSe
         near_duplicate_groups(keys.values()),
         truth,
         is_usable,
-        valid_share=settings.split.valid_share,
-        test_share=settings.split.test_share,
+        shares=(settings.split.valid_share, settings.split.test_share),
         seed=settings.seed,
     )
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}

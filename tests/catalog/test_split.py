@@ -117,7 +117,7 @@ def test_a_split_survives_saving_with_its_keys(tmp_path):
 
 def test_shares_that_leave_nothing_to_train_on_are_refused():
     with pytest.raises(DataError, match=r"must leave a train split, got 0\.5 and 0\.5"):
-        split_products(ids(9), np.arange(9), {}, np.ones(9, dtype=bool), valid_share=0.5, test_share=0.5)
+        split_products(ids(9), np.arange(9), {}, np.ones(9, dtype=bool), shares=(0.5, 0.5))
 
 
 def test_too_few_products_are_refused():
