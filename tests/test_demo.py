@@ -50,7 +50,7 @@ def test_the_table_has_the_seven_characteristics_and_one_row_per_product(marketp
     assert len({row["nm"] for row in rows}) == marketplace.products == 160
 
 
-def test_it_says_everywhere_that_it_is_synthetic(marketplace: Marketplace) -> None:
+def test_every_file_is_marked_as_synthetic(marketplace: Marketplace) -> None:
     with zipfile.ZipFile(marketplace.images) as images:
         assert b"SYNTHETIC" in images.comment
     assert b"SYNTHETIC" in pq.read_schema(marketplace.table).metadata[b"notice"]

@@ -1,7 +1,7 @@
 """Reads the pickles of published heads as data: a few opcodes, and a few names that become stand-ins of this module.
 
-`torch.load(weights_only=True)` and `pickle.Unpickler` (in C) both hash whatever keys a file holds and allocate whatever
-it asks for, so that a hundred bytes stop a machine. The Unpickler written in Python lets these opcodes be refused.
+`torch.load(weights_only=True)` and `pickle.Unpickler` hash any key of a dict: a pickle of 300 bytes, a nested tuple,
+stops them for years. The Unpickler written in Python (`pickle._Unpickler`) lets its opcodes be replaced and refused.
 """
 
 import math
@@ -32,7 +32,7 @@ _OPCODES = b"".join(
 
 
 class Dtype:
-    """Stands in for `numpy.dtype`: numbers, truth values and texts only."""
+    """Stand-in for `numpy.dtype`: numbers, truth values and texts only."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not _PLAIN_DTYPE.fullmatch(code):
@@ -44,7 +44,7 @@ class Dtype:
 
 
 class Array:
-    """Stands in for arrays of NumPy (`_reconstruct`, then their state) and for tensors of torch."""
+    """Stand-in for arrays of NumPy (`_reconstruct`, then their state) and for tensors of torch."""
 
     values: Values = np.empty(0)
 
@@ -56,7 +56,7 @@ class Array:
 
 
 class Module:
-    """Stands in for a module of torch or an estimator of scikit-learn, and keeps its attributes."""
+    """Stand-in for a module of torch or an estimator of scikit-learn, and keeps its attributes."""
 
     state: Mapping[str, Any] = MappingProxyType({})
 
@@ -68,7 +68,7 @@ class Module:
 
 
 class OrderedDict(dict[Any, Any]):
-    """Stands in for `collections.OrderedDict`, whose attributes are left out."""
+    """Stand-in for `collections.OrderedDict`, whose attributes are left out."""
 
     def __setstate__(self, _: object) -> None: ...
 

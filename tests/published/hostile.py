@@ -60,7 +60,7 @@ HOSTILE: dict[str, Bytes] = {
     "a persistent id": lambda ran: b"\x80\x02" + text(str(ran)) + b"Q.",
     "attributes of a function": lambda _: b"\x80\x02cnumpy\ndtype\n}" + text("__call__") + text("x") + b"sb.",
     "a call of what is no name": lambda ran: b"\x80\x02" + text("eval") + b"(" + text(touch(ran)) + b"tR.",
-    "a key that takes years to hash": lambda _: b"\x80\x02})" + b"q\x01h\x01h\x01\x86" * 100 + b"Ns.",
+    "a key that takes years to hash": lambda _: b"\x80\x02})" + b"q\x01h\x01\x86" * 100 + b"Ns.",
     "items of what is no dict": lambda _: b"\x80\x02]" + text("a") + b"Ns.",
     "attributes of a class": lambda _: b"\x80\x02cnumpy\ndtype\nN}" + text("__new__") + text("x") + b"s\x86b.",
     "a call of a list": lambda _: b"\x80\x02])R.",

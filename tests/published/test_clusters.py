@@ -149,7 +149,7 @@ def test_only_the_ten_largest_labels_have_a_colour_and_eight_characteristics_a_p
     assert (key[0], key[10:]) == ("ab", ["(all others)", "(unknown)"])
 
 
-def test_a_map_of_many_products_shows_a_sample_and_says_so():
+def test_a_map_of_many_products_shows_a_sample_and_states_it():
     vectors, kind = blobs(2_001, kinds=1, dim=2)
     vectors[:] = 1  # all alike: no t-SNE, which would take seconds
     truth = {"x": strings([str(i) for i in kind])}

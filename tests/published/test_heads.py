@@ -86,7 +86,7 @@ def rezip(path: Path, **changes: bytes | None) -> None:
                 archive.writestr(name, content)
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published files lie beside the project, not in it")
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published files are kept outside the project")
 def test_the_published_files_give_the_published_vectors_and_logits(tmp_path: Path) -> None:
     golden = np.load(PUBLISHED / "golden.npz")
     read_published_heads(PUBLISHED, encoder_name="ruclip").save(tmp_path / "heads")
@@ -156,7 +156,7 @@ def test_labels_are_in_the_order_of_their_numbers(folder: Path) -> None:
     assert read(folder).labels == {"sex": ("для детей", "для женщин", "ё"), "isadult": ("false", "true")}
 
 
-def test_labels_without_a_network_are_left_out_with_a_word(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_without_a_network_are_left_out_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert "sub_category" not in read(folder).labels
     assert "has labels but no network of sub_category" in caplog.text
@@ -172,7 +172,7 @@ def test_a_missing_part_is_zeros_before_the_projection(
     assert np.allclose(logits(read(folder), embeddings), expected(networks, reduced), atol=1e-5)
 
 
-def test_a_product_without_a_photo_is_judged_by_its_text(folder: Path) -> None:
+def test_a_product_without_a_photo_is_predicted_from_its_text(folder: Path) -> None:
     embeddings = products(1)
     embeddings.image[:], embeddings.has_image[:] = 0, False
     predictions = read(folder).predict(embeddings, ["text"])
@@ -351,7 +351,7 @@ def test_parts_that_cannot_be_equally_wide_are_refused(folder: Path) -> None:
         read(folder)
 
 
-def test_heads_that_know_no_weights_yet_judge_nothing(folder: Path) -> None:
+def test_heads_without_a_fingerprint_predict_nothing(folder: Path) -> None:
     bundle = read_published_heads(folder, encoder_name="clip")
     with pytest.raises(ArtifactError, match=r"for 'clip', do not know its weights yet: bind them .* with bound_to"):
         bundle.predict(products(), [""] * 7)
