@@ -23,7 +23,8 @@ from product_classificator.embeddings.products import (
 )
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.encoders.base import Dtype
-from product_classificator.encoders.clip import clip_towers, dtype_of, with_network
+from product_classificator.encoders.clip import clip_towers, dtype_of
+from product_classificator.encoders.spec import is_exported
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
@@ -288,21 +289,21 @@ class Classificator:
             ArtifactError: the exported towers answer differently.
             MissingExtraError: the exporter is not installed (extra `onnx-export`).
         """
-        from product_classificator.encoders.onnx import export_towers  # imports torch
+        from product_classificator.encoders.onnx import export_encoder  # imports ONNX Runtime
 
+        clip_towers(self.encoder)
         encoder = self.encoder
-        if dtype_of(encoder) == "int8":  # the exact weights are lost
+        if dtype_of(encoder) != "float32":
             encoder = load_encoder(self._encoder_source, dtype="float32", cache_dir=self.cache_dir)
-        export_towers(encoder, self._onnx_folder, text, prepare_image(encoder, image, self.channels))
+        samples = text, prepare_image(encoder, image, self.channels)
+        export_encoder(encoder, self._onnx_folder, samples=samples)
 
     @property
     def _onnx_folder(self) -> Path:
-        return (self.cache_dir or cache_home()) / "onnx" / self.encoder.image.fingerprint
+        return (self.cache_dir or cache_home()) / "onnx" / self.encoder.fingerprint
 
     def is_onnx_created(self) -> bool:
         """Return whether the towers of the encoder have been exported."""
-        from product_classificator.encoders.onnx_towers import is_exported  # imports ONNX Runtime
-
         return is_exported(self._onnx_folder)
 
     @property
@@ -317,14 +318,12 @@ class Classificator:
             DataError: the encoder is not CLIP-like.
             ArtifactError: its towers have not been exported, or the files are damaged.
         """
-        from product_classificator.encoders.onnx_towers import OnnxNetwork
-
         if not self.is_onnx_created():
             clip_towers(self.encoder)
             raise ArtifactError(
                 f"ONNX Runtime needs exported towers, there are none in {self._onnx_folder}: call export_model_to_onnx"
             )
-        encoder = with_network(self.encoder, OnnxNetwork(self._onnx_folder, self.device))
+        encoder = load_encoder(str(self._onnx_folder), device=self.device)
         self._torch_encoder, self.encoder = self._torch_encoder or self.encoder, encoder
         return self
 

@@ -229,7 +229,8 @@ def test_an_export_json_that_is_newer_or_damaged_is_refused(folder):
 
 def test_an_encoder_that_the_heads_were_not_trained_on_is_refused(folder):
     facts = json.loads((folder / "encoder/encoder.json").read_text())
-    (folder / "encoder/encoder.json").write_text(json.dumps({**facts, "fingerprint": "another"}))
+    towers = {tower: {**facts[tower], "fingerprint": "another"} for tower in ("image", "text")}
+    (folder / "encoder/encoder.json").write_text(json.dumps({**facts, **towers}))
     digests = json.loads((folder / "export.json").read_text())["sha256"]
     change(folder, sha256={**digests, "encoder/encoder.json": sha256_of(folder / "encoder/encoder.json")})
     with pytest.raises(ArtifactError, match=r"heads fit one encoder: .* got lite \(another\)"):

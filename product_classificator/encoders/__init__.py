@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from product_classificator.encoders.base import CleanedTexts, Dtype, Encoder, check_dtype, cores, embed_labels
-from product_classificator.encoders.spec import ENCODERS, OPTIONS, RUCLIP_MODELS, EncoderSpec
+from product_classificator.encoders.spec import ENCODERS, OPTIONS, RUCLIP_MODELS, EncoderSpec, is_exported
 from product_classificator.errors import ArtifactError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ def load_encoder(
     spec = EncoderSpec.parse(name)
     check_dtype(dtype)
     # Torch costs seconds, and listing the encoders needs none of it: what needs it is imported late.
+    if is_exported(Path(name)):
+        if dtype not in ("auto", "float32"):
+            raise DataError(f"exported encoders compute in float32, got dtype {dtype!r}: leave it out")
+        from product_classificator.encoders.onnx import load_exported
+
+        return load_exported(Path(name), device, threads)
     if spec.base == "lite":
         encoder = _load_lite(spec, device, threads)
     else:
@@ -85,7 +91,8 @@ def _load_clip(spec: EncoderSpec, compute: "Compute", cache_dir: str | Path | No
             spec = replace(spec, base=os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links to other names
         return spec, load_ruclip(folder, spec, compute)
     if spec.base.startswith("hf:"):
-        from product_classificator.encoders.hub import load_hub_model, open_hub_model
+        from product_classificator.encoders.huggingface import open_hub_model
+        from product_classificator.encoders.torch_clip import load_hub_model
 
         folder, spec = open_hub_model(spec)
         return spec, load_hub_model(folder, spec, compute)
@@ -99,7 +106,7 @@ def _load_clip(spec: EncoderSpec, compute: "Compute", cache_dir: str | Path | No
     if checkpoint.is_checkpoint(folder) or (folder / checkpoint.MARKER).is_file():
         return spec, load_ruclip(folder, spec, compute)
     if (folder / "config.json").is_file():
-        from product_classificator.encoders.hub import load_hub_model
+        from product_classificator.encoders.torch_clip import load_hub_model
 
         return spec, load_hub_model(folder, spec, compute)
     raise ArtifactError(

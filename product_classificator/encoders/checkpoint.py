@@ -23,19 +23,14 @@ from typing import Annotated
 
 import torch
 from filelock import FileLock
-from huggingface_hub import scan_cache_dir, snapshot_download
-from huggingface_hub.errors import (
-    CacheNotFound,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub import scan_cache_dir
+from huggingface_hub.errors import CacheNotFound, StrictDataclassError
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from product_classificator.encoders.huggingface import fetch_repository, unfetched
 from product_classificator.encoders.spec import RUCLIP_MODELS
 from product_classificator.encoders.tokenizer import BEGIN_ID, END_ID, PAD_ID, read_bpe
 from product_classificator.errors import ArtifactError, DataError, culprits, nearest
@@ -159,7 +154,7 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     repository = f"ai-forever/{name}"
     folder = fetch_repository(repository, FILES, folder)
     if missing := [file for file in FILES if not (folder / file).is_file()]:  # fetched in part, and offline now
-        raise _unfetched(repository, f"of its files are missing: {culprits(missing)}")
+        raise unfetched(repository, f"of its files are missing: {culprits(missing)}")
     return folder
 
 
@@ -174,25 +169,6 @@ def forget(name: str, cache_dir: str | Path | None = None) -> None:
         return
     revisions = [r.commit_hash for repo in cache.repos if repo.repo_id == f"ai-forever/{name}" for r in repo.revisions]
     cache.delete_revisions(*revisions).execute()
-
-
-def fetch_repository(repository: str, patterns: tuple[str, ...], folder: Path | None = None) -> Path:
-    """Fetches files of a repository of the hub, to `folder` or the hub's cache; those that are there are kept.
-
-    Raises:
-        ArtifactError: the hub cannot be reached, or has no such repository.
-    """
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns), local_dir=folder))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise _unfetched(repository, str(error).split("\n", 1)[0]) from error
-
-
-def _unfetched(repository: str, reason: str) -> ArtifactError:
-    return ArtifactError(
-        f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
-        "name a folder that holds its files instead, or use the encoder 'lite', which needs no network"
-    )
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -7,7 +7,7 @@ PyTorch's or ONNX Runtime's. Both towers of an encoder share the network. Nothin
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -132,19 +132,6 @@ def token_windows(tower: TextTower, texts: Sequence[str]) -> Windows:
         raise DataError(f"only CLIP-like encoders have token windows, found {type(tower).__name__}")
     # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
     return tower.preparation.windows([text.encode("utf-8", "ignore").decode() for text in texts])
-
-
-def with_network(encoder: Encoder, network: Network) -> Encoder:
-    """Return a CLIP-like encoder with another network behind both towers.
-
-    Raises:
-        DataError: the encoder is not CLIP-like.
-    """
-    image, text = clip_towers(encoder)
-    replaced: TextTower = replace(text, network=network)
-    if isinstance(encoder.text, CleanedTexts):
-        replaced = CleanedTexts(replaced)
-    return replace(encoder, image=replace(image, network=network), text=replaced)
 
 
 def dtype_of(encoder: Encoder) -> str | None:

@@ -12,17 +12,18 @@ tokenizer does it letter by letter, and would miss that a Greek sigma at the end
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from product_classificator.files import write_text
 from product_classificator.types import Floats
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+TOKENIZER = "tokenizer.json"
 
 Ids: TypeAlias = list[int]
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
@@ -32,6 +33,9 @@ Windows: TypeAlias = tuple[list[Ids], npt.NDArray[np.int64]]
 """Token ids of windows, and the number of the text that each belongs to, ascending."""
 
 Fit = Literal["crop", "letterbox"]
+
+Family = Literal["ruclip", "hf"]
+Saved: TypeAlias = tuple[Family, dict[str, Any]]
 
 MAX_WINDOWS = 8
 _LONGEST_RATIO = 16  # of a photo's sides, before its middle is cropped
@@ -49,6 +53,9 @@ class ImagePreparation(Protocol):
     def inputs(self, images: Sequence[Image.Image]) -> Inputs:
         """Returns the arrays for n photos, prepared or not."""
 
+    def save(self, folder: Path) -> Saved:
+        """Write files into a folder, and return the family and the arguments of `load` beside the folder."""
+
 
 class TextPreparation(Protocol):
     """How texts become the inputs of a text tower; its string is part of the fingerprint.
@@ -64,6 +71,9 @@ class TextPreparation(Protocol):
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
         """Returns the arrays for n windows."""
+
+    def save(self, folder: Path) -> Saved:
+        """Write files into a folder, and return the family and the arguments of `load` beside the folder."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,16 @@ class SquarePreparation:
         prepared = [self.prepare(image) for image in images]
         values = normalised(prepared, lambda pixels: np.divide(pixels, 255, dtype=np.float32), self.mean, self.std)
         return {"pixel_values": values}
+
+    def save(self, _: Path) -> Saved:
+        """Return the fields."""
+        return "ruclip", asdict(self)
+
+    @classmethod
+    def load(cls, size_px: int, mean: Sequence[float], std: Sequence[float], fit: Fit) -> "SquarePreparation":
+        """Return what `save` described."""
+        (red, green, blue), (red_std, green_std, blue_std) = mean, std
+        return cls(size_px, (red, green, blue), (red_std, green_std, blue_std), fit)
 
 
 def shrunk(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -175,7 +195,7 @@ class TokenPreparation:
 
     padded_to = 0
 
-    def __init__(self, tokenizer: "Tokenizer", *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
+    def __init__(self, tokenizer: Any, *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         tokenizer.encode_special_tokens = True
@@ -203,6 +223,18 @@ class TokenPreparation:
         for row, window in enumerate(windows):
             ids[row, : len(window)] = window
         return {"input_ids": ids}
+
+    def save(self, folder: Path) -> Saved:
+        """Write `tokenizer.json`, and return the other arguments."""
+        write_text(folder / TOKENIZER, self.tokenizer.to_str())
+        return "ruclip", {"pad_id": self.pad_id, "max_tokens": self.max_tokens, "max_windows": self.max_windows}
+
+    @classmethod
+    def load(cls, folder: Path, **limits: int) -> "TokenPreparation":
+        """Read `tokenizer.json`; `limits` as `save` returned them."""
+        from tokenizers import Tokenizer  # `lite` does without
+
+        return cls(Tokenizer.from_file(str(folder / TOKENIZER)), **limits)
 
 
 def cut_into_windows(texts: Iterable[Ids], before: Ids, after: Ids, max_tokens: int, max_windows: int) -> Windows:

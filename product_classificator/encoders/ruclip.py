@@ -6,17 +6,15 @@ precision and device are not.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import CLIPModel
-from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders.base import Encoder
 from product_classificator.encoders.checkpoint import MARKER, Marker, converted, read_marker
 from product_classificator.encoders.clip import ClipImages, ClipTexts
+from product_classificator.encoders.huggingface import quiet_loading
 from product_classificator.encoders.preprocessing import MAX_WINDOWS, SquarePreparation, TokenPreparation
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.tokenizer import PAD_ID
@@ -50,15 +48,3 @@ def _read(folder: Path, marker: Marker, spec: EncoderSpec, compute: Compute) -> 
     fingerprint = f"ruclip-{hashlib.blake2b(known.encode(), digest_size=8).hexdigest()}"
     image, text = ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
     return Encoder(str(spec), image, text, shares_space=True)
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keeps transformers from drawing a progress bar over weights that load in a second."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()

@@ -10,7 +10,6 @@ from torch import Tensor
 from product_classificator.encoders.base import Encoder
 from product_classificator.encoders.checkpoint import FORMAT, Marker, write_marker
 from product_classificator.encoders.clip import clip_towers
-from product_classificator.encoders.hub import ProcessedImages, TokenizedTexts
 from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
 from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.encoders.torch_clip import torch_network_of
@@ -30,7 +29,7 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
         The name to give to `load_encoder`, with the options of `encoder`.
 
     Raises:
-        DataError: the encoder has no towers, or none of the kinds that can be written.
+        DataError: the encoder is not CLIP-like, or its weights cannot be replaced.
     """
     image, text = clip_towers(encoder)
     model = torch_network_of(encoder).model
@@ -55,10 +54,8 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
                 sha256={},
             )
             write_marker(new, marker)
-        elif isinstance(images, ProcessedImages) and isinstance(texts, TokenizedTexts):
-            images.processor.save_pretrained(new)
-            texts.tokenizer.save_pretrained(new)
         else:
-            raise DataError(f"{encoder.name!r} prepares photos or texts in a way that cannot be written down")
+            images.save(new)
+            texts.save(new)
     spec = EncoderSpec.parse(encoder.name)
     return str(replace(spec, base=str(folder.resolve())))

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from product_classificator.encoders.base import Dtype, cores, unit_rows
-from product_classificator.encoders.hub import (
+from product_classificator.encoders.huggingface import (
     REPORTED,
     fetch_model,
     fingerprint_of,

@@ -9,6 +9,7 @@ and stores, so that training and use cannot differ.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from product_classificator.errors import DataError
 
@@ -39,6 +40,15 @@ OPTIONS: Mapping[str, str] = {
 """What may follow the name of an encoder -> what it does."""
 
 _SWITCHES = ("+letterbox", "+windows", "+clean")
+
+
+EXPORTED = "encoder.json"
+"""The file that makes a folder an exported encoder."""
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder holds an exported encoder."""
+    return (folder / EXPORTED).is_file()
 
 
 @dataclass(frozen=True)

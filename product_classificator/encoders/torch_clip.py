@@ -11,14 +11,35 @@ from threading import Lock
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from product_classificator.encoders.base import Dtype, Encoder, check_dtype, check_threads, unit_rows
-from product_classificator.encoders.clip import clip_towers, images_per_batch, tokens_per_batch
+from product_classificator.encoders.clip import (
+    ClipImages,
+    ClipTexts,
+    Network,
+    clip_towers,
+    images_per_batch,
+    tokens_per_batch,
+)
+from product_classificator.encoders.huggingface import (
+    LOCAL_ONLY,
+    REPORTED,
+    ProcessedImages,
+    TokenizedTexts,
+    fingerprint_of,
+    load_tokenizer,
+    model_files,
+    refuse_invented,
+    silent_loading,
+    unreadable,
+)
 from product_classificator.encoders.pooled import features_of
-from product_classificator.encoders.preprocessing import Inputs
-from product_classificator.errors import ArtifactError, DataError
+from product_classificator.encoders.preprocessing import MAX_WINDOWS, Inputs
+from product_classificator.encoders.spec import EncoderSpec
+from product_classificator.errors import ArtifactError, DataError, ProductClassificatorError
 from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
@@ -26,6 +47,7 @@ logger = logging.getLogger(__name__)
 MIN_COSINE = 0.99
 """Below this cosine between a vector and that of float32, a number format is not used."""
 
+_MAX_TOKENS = 512  # where neither tokenizer nor network names a limit
 _METHODS = ("get_image_features", "get_text_features")
 
 
@@ -187,9 +209,13 @@ def torch_network_of(encoder: Encoder) -> TorchNetwork:
     Raises:
         DataError: the encoder is not CLIP-like, ONNX Runtime computes it, or its weights are rounded to int8.
     """
-    network = clip_towers(encoder)[0].network
+    return exportable(clip_towers(encoder)[0].network)
+
+
+def exportable(network: Network) -> TorchNetwork:
+    """Return a network if PyTorch computes it with weights that are not rounded to int8; else raise `DataError`."""
     if not isinstance(network, TorchNetwork):
-        raise DataError(f"{encoder.name!r} is exported already: only models of PyTorch can be exported or fine-tuned")
+        raise DataError("this encoder is exported already: only models of PyTorch can be exported or fine-tuned")
     if network.dtype == "int8":
         raise DataError("int8 weights can be neither exported nor fine-tuned: load the encoder with dtype='float32'")
     return network
@@ -235,3 +261,71 @@ def computing(threads: int) -> Iterator[None]:
         with _OVERLAPPING.lock:
             _OVERLAPPING.calls -= 1
             torch.set_num_threads(_OVERLAPPING.threads_before)
+
+
+def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> Encoder:
+    """Loads a CLIP-like model that transformers can read.
+
+    Raises:
+        ArtifactError: the model is none, is damaged, or brings code of its own.
+        DataError: `+letterbox` is asked of a model without a square to fill.
+    """
+    try:
+        with silent_loading():
+            model = _load_network(folder, compute)
+            images = ProcessedImages.load(folder, spec.letterbox)
+            texts = _load_texts(folder, model, MAX_WINDOWS if spec.windows else 1)
+            network = TorchNetwork(model, 0, compute)
+            network.dim = _width(network, images, texts)
+            fingerprint = fingerprint_of("hub", folder, model_files(folder), f"{images} {texts}")
+    except ProductClassificatorError:
+        raise
+    except Exception as error:  # what is wrong with a foreign folder surfaces as any of two dozen classes
+        raise unreadable(folder, "a CLIP-like model of transformers", error) from error
+    image, text = ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
+    return Encoder(str(spec), image, text, shares_space=True)
+
+
+def _load_network(folder: Path, compute: Compute) -> PreTrainedModel:
+    model, report = AutoModel.from_pretrained(folder, dtype=compute.load_dtype, **REPORTED, **LOCAL_ONLY)
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        raise ArtifactError(
+            f"a CLIP-like model has an image tower and a text tower, {folder} holds a {type(model).__name__}: "
+            "name a model for images and texts, such as CLIP or SigLIP"
+        )
+    refuse_invented(folder, report)
+    network: PreTrainedModel = model
+    return network
+
+
+def _load_texts(folder: Path, model: PreTrainedModel, max_windows: int) -> TokenizedTexts:
+    tokenizer = load_tokenizer(folder)
+    return TokenizedTexts(
+        tokenizer,
+        max_tokens=min(tokenizer.model_max_length, _positions(model)),
+        max_windows=max_windows,
+        # SigLIP was trained on texts filled up to the last position, where it reads its features.
+        pads_to_max=model.config.model_type.startswith("siglip"),
+    )
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Returns how many tokens the text tower has positions for."""
+    positions: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _MAX_TOKENS
+    for name, module in model.named_modules():
+        # Towers of RoBERTa's kind number their positions from behind the id of the padding token.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
+    return positions
+
+
+def _width(network: TorchNetwork, images: ProcessedImages, texts: TokenizedTexts) -> int:
+    """Returns the width of the features, seen on a wide and a high photo and on texts of unlike lengths."""
+    photos = network.image_features(images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))]))
+    sentences = network.text_features(texts.inputs(texts.windows(["", "a a a"])[0]))
+    if photos.shape != sentences.shape or photos.ndim != 2:
+        raise ArtifactError(
+            "the towers of a CLIP-like model answer vectors of one width, "
+            f"found shapes {photos.shape} for photos and {sentences.shape} for texts: name another model"
+        )
+    return int(photos.shape[1])

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from product_classificator.encoders import EncoderSpec, cores, embed_labels, load_encoder
-from product_classificator.encoders.clip import batches_of, clip_towers, images_per_batch, token_windows, with_network
-from product_classificator.encoders.onnx import export_towers
-from product_classificator.encoders.onnx_towers import OnnxNetwork
+from product_classificator.encoders.clip import batches_of, clip_towers, images_per_batch, token_windows
+from product_classificator.encoders.onnx import export_encoder
 from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
 from product_classificator.encoders.tokenizer import read_bpe
 from product_classificator.errors import ArtifactError, DataError
@@ -184,46 +182,62 @@ def test_lower_precision_answers_almost_the_same(folder, encoder):
         assert (exact * rounded).sum(1).min() > 0.999
 
 
-def test_onnx_answers_what_torch_answers(folder, tmp_path):
-    encoder = load_encoder(f"{folder}+clean")
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("onnx") / "clean"
+    packages = export_encoder(load_encoder(f"{folder}+clean"), target, samples=("Кружка", photos(1)[0]))
+    assert packages == ["simplejpeg", "tokenizers"]
+    return target
+
+
+def test_onnx_answers_what_torch_answers(folder, exported):
+    encoder, opened = load_encoder(f"{folder}+clean"), load_encoder(str(exported), threads=1)
+    assert (opened.name, opened.fingerprint, opened.shares_space) == (encoder.name, encoder.fingerprint, True)
     texts = [*TEXTS, *("ваза " * n for n in range(1, 40))]
-    expected = encoder.image.encode(photos(5)), encoder.text.encode(texts)
-    export_towers(encoder, tmp_path / "onnx", "Кружка", photos(1)[0])
-    encoder = with_network(encoder, OnnxNetwork(tmp_path / "onnx", threads=1))
-    assert np.abs(encoder.image.encode(photos(5)) - expected[0]).max() < 1e-4
-    assert np.abs(encoder.text.encode(texts) - expected[1]).max() < 1e-4
+    assert np.abs(opened.image.encode(photos(5)) - encoder.image.encode(photos(5))).max() < 1e-4
+    assert np.abs(opened.text.encode(texts) - encoder.text.encode(texts)).max() < 1e-4
+
+
+def test_an_export_cannot_be_exported_again_nor_change_its_number_format(exported, tmp_path):
     with pytest.raises(DataError, match="is exported already: only models of PyTorch can be exported or fine-tuned"):
-        export_towers(encoder, tmp_path / "again", "Кружка", photos(1)[0])
-    (tmp_path / "onnx/text.onnx").write_bytes(b"broken")
-    with pytest.raises(ArtifactError, match=r"cannot be read .* export them again"):
-        OnnxNetwork(tmp_path / "onnx")
+        export_encoder(load_encoder(str(exported)), tmp_path / "again")
+    with pytest.raises(DataError, match="exported encoders compute in float32, got dtype 'int8'"):
+        load_encoder(str(exported), dtype="int8")
 
 
-@pytest.fixture(scope="module")
-def half(folder):
-    return load_encoder(str(folder), dtype="bfloat16", threads=1)
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("text.onnx", "broken", "cannot be read .*: export again"),
+        ("tokenizer.json", "{}", "the preparation in .* cannot be read"),
+        ("encoder.json", "{}", "does not describe an exported encoder"),
+    ],
+)
+def test_a_damaged_export_is_refused(exported, tmp_path, name, content, fault):
+    damaged = shutil.copytree(exported, tmp_path / "damaged")
+    (damaged / name).write_text(content)
+    with pytest.raises(ArtifactError, match=fault):
+        load_encoder(str(damaged))
 
 
-@pytest.fixture(scope="module")
-def exported(half, tmp_path_factory):
-    """The towers of an encoder of lower precision."""
-    folder = tmp_path_factory.mktemp("onnx") / "towers"
-    export_towers(half, folder, "Кружка", photos(1)[0])
-    return folder
+def test_an_export_that_promises_other_widths_is_refused(exported, tmp_path):
+    damaged = shutil.copytree(exported, tmp_path / "damaged")
+    facts = json.loads((damaged / "encoder.json").read_text())
+    (damaged / "encoder.json").write_text(json.dumps({**facts, "text": {**facts["text"], "dim": 300}}))
+    with pytest.raises(ArtifactError, match="promises other widths than the text tower has"):
+        load_encoder(str(damaged))
 
 
-def test_an_encoder_of_lower_precision_is_exported_in_float32_and_stays_as_it_was(half, exported, encoder):
-    assert half.image.network.model.dtype == torch.bfloat16
-    half = with_network(half, OnnxNetwork(exported, "auto", threads=1))
-    assert (half.text.encode(TEXTS) * encoder.text.encode(TEXTS)).sum(1).min() > 0.999
-    assert (half.image.encode(photos(2)) * encoder.image.encode(photos(2))).sum(1).min() > 0.999
+def test_only_float32_is_exported(folder, tmp_path):
+    with pytest.raises(DataError, match="the encoder computes in bfloat16: load it with dtype='float32'"):
+        export_encoder(load_encoder(str(folder), dtype="bfloat16"), tmp_path / "onnx")
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_onnx_asks_for_cuda_where_the_runtime_has_it(exported, device, monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):  # the runtime of this machine may have none
-        OnnxNetwork(exported, device, threads=1)
+        load_encoder(str(exported), device=device, threads=1)
 
 
 def test_an_encoder_without_towers_cannot_be_exported():

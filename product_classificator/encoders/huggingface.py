@@ -24,35 +24,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
-    AutoModel,
     AutoTokenizer,
     BaseImageProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from product_classificator.encoders.base import Encoder
-from product_classificator.encoders.checkpoint import fetch_repository
-from product_classificator.encoders.clip import ClipImages, ClipTexts
 from product_classificator.encoders.preprocessing import (
-    MAX_WINDOWS,
     Ids,
     Inputs,
+    Saved,
     as_rgb,
     cut_into_windows,
     letterboxed,
     middle_of,
     shrunk,
 )
-from product_classificator.encoders.ruclip import quiet_loading
 from product_classificator.encoders.spec import EncoderSpec
-from product_classificator.encoders.torch_clip import Compute, TorchNetwork
-from product_classificator.errors import ArtifactError, DataError, ProductClassificatorError, culprits
+from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import sha256_of
 
 _CONFIGS = (
@@ -70,9 +65,8 @@ _CONFIGS = (
 )
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _UNSAFE_TENSORS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
-_MOST_TOKENS = 512  # where neither tokenizer nor network names a limit
 REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # see `refuse_invented`
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def open_hub_model(spec: EncoderSpec) -> tuple[Path, EncoderSpec]:
@@ -214,6 +208,16 @@ class ProcessedImages:
         found = self.processor(prepared, do_resize=False, do_center_crop=False, return_tensors="np")
         return {name: np.asarray(values) for name, values in found.items()}
 
+    def save(self, folder: Path) -> Saved:
+        """Write the files of the processor, and return the other argument."""
+        self.processor.save_pretrained(folder)
+        return "hf", {"letterbox": self.letterbox}
+
+    @classmethod
+    def load(cls, folder: Path, letterbox: bool) -> "ProcessedImages":
+        """Read the processor of a folder."""
+        return cls(AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL_ONLY), letterbox)
+
     def _processed(self, image: Image.Image) -> Image.Image:
         """Resizes and crops, and leaves the scaling of the pixels to `inputs`."""
         if getattr(self.processor, "do_center_crop", None):
@@ -277,81 +281,61 @@ class TokenizedTexts:
         found = self.tokenizer.pad({"input_ids": list(windows)}, return_tensors="np", **padding)
         return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
 
+    def save(self, folder: Path) -> Saved:
+        """Write the files of the tokenizer, and return the other arguments."""
+        self.tokenizer.save_pretrained(folder)
+        limits = {"max_tokens": self.max_tokens, "max_windows": self.max_windows}
+        return "hf", {**limits, "pads_to_max": self.padded_to > 0}
 
-def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> Encoder:
-    """Loads a CLIP-like model that transformers can read.
-
-    Raises:
-        ArtifactError: the model is none, is damaged, or brings code of its own.
-        DataError: `+letterbox` is asked of a model without a square to fill.
-    """
-    try:
-        with silent_loading():
-            model = _load_network(folder, compute)
-            images = ProcessedImages(
-                AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL), spec.letterbox
-            )
-            texts = _load_texts(folder, model, MAX_WINDOWS if spec.windows else 1)
-            network = TorchNetwork(model, 0, compute)
-            network.dim = _width(network, images, texts)
-            fingerprint = fingerprint_of("hub", folder, model_files(folder), f"{images} {texts}")
-    except ProductClassificatorError:
-        raise
-    except Exception as error:  # what is wrong with a foreign folder surfaces as any of two dozen classes
-        raise unreadable(folder, "a CLIP-like model of transformers", error) from error
-    image, text = ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
-    return Encoder(str(spec), image, text, shares_space=True)
+    @classmethod
+    def load(cls, folder: Path, **limits: Any) -> "TokenizedTexts":
+        """Read the tokenizer of a folder; `limits` as `save` returned them."""
+        return cls(load_tokenizer(folder), **limits)
 
 
-def _load_network(folder: Path, compute: Compute) -> PreTrainedModel:
-    model, report = AutoModel.from_pretrained(folder, dtype=compute.load_dtype, **REPORTED, **_LOCAL)
-    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise ArtifactError(
-            f"a CLIP-like model has an image tower and a text tower, {folder} holds a {type(model).__name__}: "
-            "name a model for images and texts, such as CLIP or SigLIP"
-        )
-    refuse_invented(folder, report)
-    network: PreTrainedModel = model
-    return network
-
-
-def _load_texts(folder: Path, model: PreTrainedModel, max_windows: int) -> TokenizedTexts:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a folder, a fast one where there is one."""
     has_fast = (folder / "tokenizer.json").is_file()
     tokenizer: Any = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
     except ImportError:
         if not has_fast:
             raise
     if has_fast and not (tokenizer and tokenizer.is_fast):
         # SigLIP's class needs SentencePiece; its tokenizer.json says the same and needs nothing.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **_LOCAL)
-    return TokenizedTexts(
-        tokenizer,
-        max_tokens=min(tokenizer.model_max_length, _positions(model)),
-        max_windows=max_windows,
-        # SigLIP was trained on texts filled up to the last position, where it reads its features.
-        pads_to_max=model.config.model_type.startswith("siglip"),
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **LOCAL_ONLY)
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def fetch_repository(repository: str, patterns: tuple[str, ...], folder: Path | None = None) -> Path:
+    """Fetches files of a repository of the hub, to `folder` or the hub's cache; those that are there are kept.
+
+    Raises:
+        ArtifactError: the hub cannot be reached, or has no such repository.
+    """
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns), local_dir=folder))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise unfetched(repository, str(error).split("\n", 1)[0]) from error
+
+
+def unfetched(repository: str, reason: str) -> ArtifactError:
+    """Return the error for a repository that is not here and cannot be fetched."""
+    return ArtifactError(
+        f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
+        "name a folder that holds its files instead, or use the encoder 'lite', which needs no network"
     )
 
 
-def _positions(model: PreTrainedModel) -> int:
-    """Returns how many tokens the text tower has positions for."""
-    positions: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
-    for name, module in model.named_modules():
-        # Towers of RoBERTa's kind number their positions from behind the id of the padding token.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1
-    return positions
-
-
-def _width(network: TorchNetwork, images: ProcessedImages, texts: TokenizedTexts) -> int:
-    """Returns the width of the features, seen on a wide and a high photo and on texts of unlike lengths."""
-    photos = network.image_features(images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))]))
-    sentences = network.text_features(texts.inputs(texts.windows(["", "a a a"])[0]))
-    if photos.shape != sentences.shape or photos.ndim != 2:
-        raise ArtifactError(
-            "the towers of a CLIP-like model answer vectors of one width, "
-            f"found shapes {photos.shape} for photos and {sentences.shape} for texts: name another model"
-        )
-    return int(photos.shape[1])
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers from drawing a progress bar over weights that load in a second."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
