@@ -38,7 +38,7 @@ def test_heads_learn_what_photo_and_text_tell(tiny_training):
     assert scores["colour"].macro_f1 > 0.8
 
 
-def test_the_report_counts_the_rows_with_a_flaw(tiny_training):
+def test_the_report_counts_the_rows_with_warnings(tiny_training):
     facts = json.loads((tiny_training.run.report / "report.json").read_text())["facts"]
     assert facts["set_aside"] == {"image_missing,text_empty": 6}
     assert facts["row_warnings"] == {"image_truncated": 6, "text_empty": 6}
