@@ -2,10 +2,9 @@
 
     python benchmarks/audit.py [--seeds 0 1 2] [--cache FOLDER]
 
-Recall is the share of the changed labels in a list twice as long as their number: the likeliest findings of one
-characteristic, or of all ("overall"). The new label is drawn from the others of the characteristic, each as likely
-("evenly"), or as likely as it is frequent ("as frequent"), which is harder to see. The labels of fashion have errors of
-their own, which count as false finds here.
+Recall is the share of the flipped labels in a list of twice their number: the first findings of one characteristic, or of
+all ("overall"). The new label is drawn from the other labels of the characteristic, all equally probable ("evenly") or by
+their frequency ("as frequent"), which is harder to detect. Original errors of fashion count as false positives.
 """
 
 import argparse
@@ -25,7 +24,7 @@ SHARE = 0.05
 
 
 def flip(labels: pd.Series, rng: np.random.Generator, *, evenly: bool) -> pd.Series:
-    """Returns the labels with a share of them changed."""
+    """Return the labels with a share of them flipped."""
     counts = labels.value_counts()
     flipped = labels.copy()
     for row in rng.choice(np.flatnonzero(labels.notna()), round(SHARE * labels.notna().sum()), replace=False):
@@ -35,7 +34,7 @@ def flip(labels: pd.Series, rng: np.random.Generator, *, evenly: bool) -> pd.Ser
 
 
 def measure(seed: int, cache: Path, *, evenly: bool) -> dict[str, object]:
-    """Returns the recall of the audit's ranking, the odds of the likelier label, and of two others."""
+    """Return the recall of the audit's ranking, by odds, and of two others."""
     frame = pd.read_parquet(DATA / "fashion/products.parquet")
     rng = np.random.default_rng(seed)
     flipped = frame.assign(**{name: flip(frame[name], rng, evenly=evenly) for name in FASHION})
@@ -44,34 +43,34 @@ def measure(seed: int, cache: Path, *, evenly: bool) -> dict[str, object]:
     encoder, out = load_encoder("lite"), cache / "audit"
     training = train_heads(catalog, out / "run", TrainSettings(seed=seed), encoder=encoder, store=cache / "fashion")
     audit = audit_run(training.run, catalog, out, encoder=encoder)
-    found = pd.read_parquet(audit.table).query("kind == 'wrong_label'")
+    findings = pd.read_parquet(audit.table).query("kind == 'wrong_label'")
     rankings = {
-        "odds": found.score,
-        "self-confidence": -found.probability,
-        "margin": found.suggested_probability - found.probability,
+        "odds": findings.score,
+        "self-confidence": -findings.probability,
+        "margin": findings.suggested_probability - findings.probability,
     }
     return {
         "flipped": sum(map(len, changed.values())),
-        "listed": len(found),
-        **{name: recall(found.assign(score=scores), changed) for name, scores in rankings.items()},
+        "listed": len(findings),
+        **{name: recall(findings.assign(score=scores), changed) for name, scores in rankings.items()},
     }
 
 
-def recall(found: pd.DataFrame, changed: dict[str, set[int]]) -> dict[str, float]:
-    """Returns the share of the changed labels that the best of a ranking hold, per characteristic and overall."""
-    found = found.sort_values("score", ascending=False, kind="stable")
+def recall(findings: pd.DataFrame, changed: dict[str, set[int]]) -> dict[str, float]:
+    """Return the share of the flipped labels in the first findings of a ranking, per characteristic and overall."""
+    findings = findings.sort_values("score", ascending=False, kind="stable")
     shares = {}
     for name, rows in changed.items():
-        listed = found[found.characteristic == name].row[: 2 * len(rows)]
+        listed = findings[findings.characteristic == name].row[: 2 * len(rows)]
         shares[name] = round(len(rows.intersection(listed)) / len(rows), 4)
     total = sum(map(len, changed.values()))
-    listed = found[: 2 * total]
+    listed = findings[: 2 * total]
     hits = sum(row in changed[name] for row, name in zip(listed.row, listed.characteristic, strict=True))
     return {**shares, "overall": round(hits / total, 4)}
 
 
 def main() -> None:
-    """Measures and saves."""
+    """Measure and save."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")

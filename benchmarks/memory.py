@@ -2,11 +2,11 @@
 
     python benchmarks/memory.py [--products 50000] [--photo-share 1.0]
 
-Draws plain photos (300 x 400 px JPEG in a zip) and titles, embeds them with `lite` through the command line, and reads
-the resident memory of that process from the operating system (Linux) all the time. The parts of the store tell how far
-it is. Compared are the highest values while the first and while the last thousand products are embedded; the aim is 5 %
-at most. Photos are nearly all of the work: with `--photo-share 0.1` every tenth product has one. Pages of mapped files,
-which the system may take back at any time, are told apart.
+Draws plain photos (300 x 400 px JPEG in a zip) and titles, embeds them with `lite` through the command line, and polls
+the resident memory of that process (Linux); the shards of the store show its progress. The peaks over the first and the
+last thousand products are compared; the last may be at most 5 % higher. Photos are nearly all of the work: with
+`--photo-share 0.1` every tenth product has one. Pages of mapped files,
+which the system may take back at any time, are counted separately.
 """
 
 import argparse
@@ -32,7 +32,7 @@ POLL_S = 0.05
 
 
 def draw(folder: Path, products: int, photo_share: float) -> None:
-    """Writes products.parquet and photos.zip."""
+    """Write products.parquet and photos.zip."""
     rng = np.random.default_rng(0)
     with ZipFile(folder / "photos.zip", "w") as photos:
         for number in range(0, products, round(1 / photo_share)):
@@ -45,18 +45,18 @@ def draw(folder: Path, products: int, photo_share: float) -> None:
 
 
 def resident_mib(pid: int) -> dict[str, float]:
-    """Returns resident memory of a process: all of it, and without mapped files."""
+    """Return the resident memory of a process: all of it, and without mapped files."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS:", "RssAnon:"))}
     return {"all": kib.get("VmRSS", 0) / 1024, "without_files": kib.get("RssAnon", 0) / 1024}
 
 
-def callbacks(pid: int, store: Path, products: int) -> tuple[dict[str, dict[str, float]], int]:
-    """Waits for a process, and returns its highest memory in the first and the last thousand, and its exit status."""
+def peak_memory(pid: int, store: Path, products: int) -> tuple[dict[str, dict[str, float]], int]:
+    """Wait for a process; return its peak memory in the first and the last thousand products, and its exit status."""
     highest: dict[str, dict[str, float]] = {"first": {}, "last": {}}
     while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
             return highest, status
         done = len(list((store / "parts").glob("*.parquet"))) * CHUNK_PRODUCTS
         window = "first" if 0 < done <= WINDOW else "last" if done >= products - WINDOW else None
@@ -67,7 +67,7 @@ def callbacks(pid: int, store: Path, products: int) -> tuple[dict[str, dict[str,
 
 
 def embed(products: int, photo_share: float) -> dict[str, object]:
-    """Embeds so many products in a process of its own and returns its memory and rate."""
+    """Embed products in a process of its own and return its memory and rate."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         draw(folder, products, photo_share)
@@ -77,7 +77,7 @@ def embed(products: int, photo_share: float) -> dict[str, object]:
         if pid == 0:
             os.chdir(folder)
             os.execv(sys.executable, [sys.executable, "-c", COMMAND, *arguments])  # noqa: S606
-        highest, status = callbacks(pid, folder / "store", products)
+        highest, status = peak_memory(pid, folder / "store", products)
         seconds = time.perf_counter() - began
         if status:
             raise SystemExit(f"embed failed with status {status}")
@@ -95,7 +95,7 @@ def embed(products: int, photo_share: float) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measures what the command line names."""
+    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--products", type=int, default=50_000)
     parser.add_argument("--photo-share", type=float, default=1.0)

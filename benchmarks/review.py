@@ -1,10 +1,10 @@
-"""How far the heads can be left alone: calibration, decisions at a promised precision, products unlike the training's.
+"""Calibration, automatic decisions at a target precision, and detection of out-of-distribution products.
 
     python benchmarks/review.py [--sets fashion ozon] [--seeds 0 1 2] [--cache FOLDER]
 
-Thresholds, temperatures and limits come from the valid part; the figures are of the test part. What is strange is made
-here: photos of noise, gradients, one colour, cuttings of two landscapes (scikit-learn's) and drawn products; texts of
-random letters and digits, and the texts of the other set.
+Thresholds, temperatures and limits come from the valid split, the figures from the test split. The out-of-distribution
+products are made here: photos of noise, gradients, one colour, crops of two landscapes (scikit-learn's) and drawn
+products; texts of random letters and digits, and the texts of the other set.
 """
 
 import argparse
@@ -26,78 +26,80 @@ from product_classificator.evaluation import Evaluation
 from product_classificator.types import strings
 
 PRECISIONS = (0.9, 0.95, 0.98)
-STRANGE = 200
+NOVEL = 200
 
 
-def strange_photos(encoder: Encoder, folder: Path) -> dict[str, np.ndarray]:
-    """Returns kind -> the image parts of photos unlike those of a shop."""
+def novel_images(encoder: Encoder, folder: Path) -> dict[str, np.ndarray]:
+    """Return kind -> image embeddings of photos unlike those of a shop."""
     draw = np.random.default_rng(0)
-    noise = [Image.fromarray(draw.integers(0, 256, (200, 160, 3), dtype=np.uint8)) for _ in range(STRANGE)]
+    noise = [Image.fromarray(draw.integers(0, 256, (200, 160, 3), dtype=np.uint8)) for _ in range(NOVEL)]
     gradients = [image.resize((8, 6)).resize((160, 200), Image.Resampling.BICUBIC) for image in noise]
-    plain = [Image.new("RGB", (160, 200), tuple(draw.integers(0, 256, 3).tolist())) for _ in range(STRANGE)]
-    cuttings = []
+    plain = [Image.new("RGB", (160, 200), tuple(draw.integers(0, 256, 3).tolist())) for _ in range(NOVEL)]
+    crops = []
     for image in map(Image.fromarray, load_sample_images().images):
-        for _ in range(STRANGE // 2):
+        for _ in range(NOVEL // 2):
             size = int(draw.integers(96, 400))
             x, y = int(draw.integers(image.width - size)), int(draw.integers(image.height - size))
-            cuttings.append(image.crop((x, y, x + size, y + size)))
-    shop = make_marketplace(folder / "drawn", products=STRANGE)
+            crops.append(image.crop((x, y, x + size, y + size)))
+    shop = make_marketplace(folder / "drawn", products=NOVEL)
     drawn = embed(read_catalog(shop.table, shop.images), encoder, EmbeddingStore(folder / "drawn_store", encoder))
-    made = {"noise": noise, "gradients": gradients, "one colour": plain, "landscapes": cuttings}
-    parts = {k: encoder.image.encode([encoder.image.prepare(each) for each in v]) for k, v in made.items()}
+    made = {"noise": noise, "gradients": gradients, "one colour": plain, "landscapes": crops}
+    parts = {k: encoder.image.encode([encoder.image.prepare(image) for image in v]) for k, v in made.items()}
     return {**parts, "drawn products": drawn.embeddings.image[drawn.embeddings.has_image]}
 
 
-def strange_texts(other: Sequence[str]) -> dict[str, list[str]]:
-    """Returns kind -> texts unlike those of a shop."""
+def novel_texts(other: Sequence[str]) -> dict[str, list[str]]:
+    """Return kind -> texts unlike those of a shop."""
     draw = np.random.default_rng(0)
 
     def gibberish(letters: str) -> list[str]:
         def word() -> str:
             return "".join(draw.choice(list(letters), draw.integers(3, 11)))
 
-        return [" ".join(word() for _ in range(draw.integers(1, 9))) for _ in range(STRANGE)]
+        return [" ".join(word() for _ in range(draw.integers(1, 9))) for _ in range(NOVEL)]
 
-    told = [text for text in other if text]
+    present = [text for text in other if text]
     return {
         "latin gibberish": gibberish("abcdefghijklmnopqrstuvwxyz"),
         "keyboard, asdf": gibberish("asdfghjkl"),
         "cyrillic gibberish": gibberish("абвгдежзийклмнопрстуфхцчшщъыьэюя"),
         "keyboard, фыва": gibberish("фывапролджэ"),
         "digits": gibberish("0123456789"),
-        "texts of the other set": [told[row] for row in draw.choice(len(told), STRANGE, replace=False)],
+        "texts of the other set": [present[row] for row in draw.choice(len(present), NOVEL, replace=False)],
     }
 
 
 def detected(bundle: HeadBundle, photos: dict, texts: dict, encoder: Encoder) -> dict[str, float]:
-    """Returns kind -> share of strange products that are told as such."""
-    found = {}
+    """Return kind -> share of the out-of-distribution products that are detected."""
+    shares = {}
     for kind, image in photos.items() if bundle.image_dim else ():
         products = alone(bundle, image, np.zeros((len(image), encoder.text_dim), np.float32))
-        found[kind] = float(
+        shares[kind] = float(
             bundle.novelty.is_out_of_distribution(products, [""] * len(image), bundle.vocabulary).mean()
         )
     for kind, words in texts.items():
         products = alone(bundle, np.zeros((len(words), encoder.image_dim), np.float32), encoder.text.encode(words))
-        found[kind] = float(bundle.novelty.is_out_of_distribution(products, words, bundle.vocabulary).mean())
-    return found
+        shares[kind] = float(bundle.novelty.is_out_of_distribution(products, words, bundle.vocabulary).mean())
+    return shares
 
 
 def alone(bundle: HeadBundle, image: np.ndarray, text: np.ndarray) -> Embeddings:
-    """Returns products that have the one part that is not zero."""
+    """Return products that have an image or a text only."""
     ids = strings([str(row) for row in range(len(image))])
     return Embeddings(ids, image, text, image.any(1), text.any(1), bundle.encoder_fingerprint)
 
 
 def figures(evaluation: Evaluation) -> dict[str, object]:
-    """Returns what one promise gave on the test part."""
-    review = evaluation.selective
-    told = {name: {"share": d.share, "precision": d.precision, "n": d.n} for name, d in review.characteristics.items()}
-    return {"all_decided": review.share, "characteristics": told}
+    """Return what one target precision gives on the test split."""
+    selective = evaluation.selective
+    accepted = {
+        name: {"share": d.share, "precision": d.precision, "n": d.n} for name, d in selective.characteristics.items()
+    }
+    return {"all_decided": selective.share, "characteristics": accepted}
 
 
 def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> dict[str, object]:
-    """Fits heads on one split and returns all figures of the test part."""
+    """Fit heads on one split and return all figures of the test split."""
     task = open_task(name, seed, cache)
     test = task.split.rows("test")
     fitted = fit(task, HeadSettings(seed=seed))
@@ -116,29 +118,29 @@ def run(name: str, seed: int, cache: Path, encoder: Encoder, photos: dict) -> di
             key: {"ece": s.reliability.error, "ece_by_chance": s.reliability.error_by_chance, "n": s.n}
             for key, s in first.characteristics.items()
         },
-        "temperatures": {each.name: (each.temperature, each.temperature_exponent) for each in bundle.characteristics},
+        "temperatures": {c.name: (c.temperature, c.temperature_exponent) for c in bundle.characteristics},
         "promised": {str(p): figures(evaluation) for p, evaluation in promised.items()},
         "false_alarms": first.selective.out_of_distribution,
-        "detected": detected(bundle, photos, strange_texts(other), encoder),
+        "detected": detected(bundle, photos, novel_texts(other), encoder),
     }
 
 
 def table(runs: list[dict]) -> list[str]:
-    """Returns a Markdown table: characteristics down, means over the seeds; precision also the lowest."""
-    lines = ["| at 0.95 | ECE | by chance | decided | precision | lowest |", "|---|---:|---:|---:|---:|---:|"]
+    """Return a Markdown table: characteristics down, means over the seeds; precision also the lowest."""
+    lines = ["| at 0.95 | ECE | by chance | accepted | precision | lowest |", "|---|---:|---:|---:|---:|---:|"]
     for name in runs[0]["calibration"]:
         errors = [run["calibration"][name] for run in runs]
-        told = [run["promised"]["0.95"]["characteristics"][name] for run in runs]
-        known = [each["precision"] for each in told if each["precision"] is not None]
+        accepted = [run["promised"]["0.95"]["characteristics"][name] for run in runs]
+        known = [score["precision"] for score in accepted if score["precision"] is not None]
         precision = f"{np.mean(known):.3f} | {min(known):.3f}" if known else "— | —"
-        means = (np.mean([each[key] for each in errors]) for key in ("ece", "ece_by_chance"))
+        means = (np.mean([error[key] for error in errors]) for key in ("ece", "ece_by_chance"))
         shown = " | ".join(f"{value:.3f}" for value in means)
-        lines.append(f"| {name} | {shown} | {np.mean([each['share'] for each in told]):.1%} | {precision} |")
+        lines.append(f"| {name} | {shown} | {np.mean([score['share'] for score in accepted]):.1%} | {precision} |")
     return lines
 
 
 def main() -> None:
-    """Runs what the command line names."""
+    """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sets", nargs="+", default=["fashion", "ozon"], choices=["fashion", "ozon"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -146,7 +148,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder("lite")
-    photos = strange_photos(encoder, arguments.cache)
+    photos = novel_images(encoder, arguments.cache)
     results: dict[str, object] = {}
     for name in arguments.sets:
         seeds = arguments.seeds if name == "fashion" else arguments.seeds[:1]

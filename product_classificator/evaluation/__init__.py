@@ -3,14 +3,7 @@
 The room knows neither encoders nor heads, so it also scores a rival's predictions.
 """
 
-from product_classificator.evaluation.metrics import CharacteristicScore, Confusion, Evaluation, LabelScore, evaluate
-from product_classificator.evaluation.reliability import (
-    AcceptedScore,
-    Reliability,
-    ReliabilityBin,
-    SelectiveScore,
-    expected_calibration_error,
-)
+from product_classificator.evaluation.metrics import CharacteristicScore, Confusion, Evaluation, evaluate
 from product_classificator.evaluation.report import (
     RunFacts,
     evaluation_json,
@@ -21,18 +14,12 @@ from product_classificator.evaluation.report import (
 )
 
 __all__ = [
-    "AcceptedScore",
     "CharacteristicScore",
     "Confusion",
     "Evaluation",
-    "LabelScore",
-    "Reliability",
-    "ReliabilityBin",
     "RunFacts",
-    "SelectiveScore",
     "evaluate",
     "evaluation_json",
-    "expected_calibration_error",
     "markdown_table",
     "write_comparison",
     "write_learning_curves",

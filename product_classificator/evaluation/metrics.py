@@ -1,13 +1,10 @@
 """Compare predictions with true labels: macro-F1 per characteristic with its interval, errors by label, confusions.
 
-- Macro-F1 is scikit-learn's: the mean F1 of all labels that are true or predicted for a scored product, 0 where a ratio
-  has no denominator. A rare label weighs as much as a frequent one.
+- Macro-F1 is scikit-learn's: the mean F1 of all labels that are true or predicted for a scored product.
 - A product is scored if its label is known and was trained, and the product has a prediction. All others are counted
   under the first reason that applies: unlabelled, unknown label, not predicted.
-- The interval is the 95 % percentile bootstrap over products. Products with the same (true, predicted) pair are
-  interchangeable, so a resample is one multinomial draw over the distinct pairs: 1,000 resamples of 10,000 products and
-  600 labels take 0.3 s, in constant memory. A resample loses some rare labels, so the interval lies low where many
-  labels have a handful of products: read it as a width, not as a test.
+- The interval is the 95 % percentile bootstrap over products, one multinomial draw per resample over the distinct
+  (true, predicted) pairs. It lies low where many labels have few products: read it as a width, not as a test.
 - Multi-label characteristics are scored label by label: they have no confusions, and a product is right if its whole
   set of trained labels is.
 """
@@ -38,16 +35,9 @@ _INTERVAL_PERCENT = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class LabelScore:
-    """Scores of one label.
+    """Scores of one label: `support` scored products have it, `predicted` are predicted as it, `correct` are both.
 
-    Attributes:
-        label: the label.
-        precision: share of the products predicted as this label that truly have it, 0..1; 0 if there are none.
-        recall: share of the products with this true label that are predicted as such, 0..1; 0 if there are none.
-        f1: harmonic mean of the two, 0..1.
-        support: scored products that truly have this label.
-        predicted: scored products predicted as this label.
-        correct: scored products that are both.
+    Precision and recall are 0 where they have no products.
     """
 
     label: str
@@ -82,8 +72,8 @@ class CharacteristicScore:
         not_predicted: products without any prediction, because they have neither image nor text.
         labels: labels that are true or predicted for a scored product, the most frequent first.
         confusions: confused pairs, the most frequent first; empty for a multi-label characteristic.
-        reliability: calibration of the probabilities; `None` if no product could be scored. For a multi-label
-            characteristic that of the predicted labels; `None` if none is predicted.
+        reliability: calibration of the scored products, or of the predicted labels if there can be several; `None`
+            without any.
         precision_by_coverage: (share of the products with a true label, precision of the most confident such share).
         is_multi_label: whether a product can have several labels.
     """
@@ -110,8 +100,7 @@ class Evaluation:
         mean_macro_f1: mean over the characteristics that have a macro-F1, 0..1; `None` if none has.
         characteristics: name -> score, in the order of the predictions.
         products: number of evaluated products, scored or not.
-        seed: seed of the bootstrap.
-        resamples: resamples of the bootstrap.
+        seed, resamples: of the bootstrap.
         selective: scores of the accepted values; `None` if the predictions hold no decisions.
     """
 

@@ -78,24 +78,20 @@ class SelectiveScore:
     characteristics: Mapping[str, AcceptedScore]
 
 
-def expected_calibration_error(confidence: Floats, is_right: Bools, bins: int = _BINS) -> float:
-    """Return the mean distance between confidence and accuracy over bins with equal numbers of products, 0..1.
+def measure_reliability(confidence: Floats, is_right: Bools, seed: int = 0) -> Reliability:
+    """Return the calibration of predictions.
 
     Args:
         confidence: (n,) probability of the most probable label; n is 1 or more.
         is_right: (n,) whether that label is the true one.
-        bins: number of bins; with fewer products each is a bin of its own.
+        seed: of the draws of the error by chance.
 
-    >>> expected_calibration_error(np.array([0.5, 0.5, 1, 1], np.float32), np.array([True, True, True, True]), bins=2)
-    0.25
+    >>> measure_reliability(np.array([0.25, 0.25, 1], np.float32), np.array([True, False, True])).error
+    0.3333333333333333
     """
-    order, starts = _equal_mass_bins(confidence, bins)
-    return _calibration_error(confidence[order], is_right[order], starts)
-
-
-def measure_reliability(confidence: Floats, is_right: Bools, seed: int = 0) -> Reliability:
-    """Return the calibration of n products (arguments as above); `seed` draws the error by chance."""
-    order, starts = _equal_mass_bins(confidence, _BINS)
+    n = len(confidence)
+    order = np.argsort(confidence, kind="stable")
+    starts = np.arange(min(_BINS, n)) * n // min(_BINS, n)
     confidence64, right = confidence[order].astype(np.float64), is_right[order]
     counts = np.diff(starts, append=len(right))
     means = (np.add.reduceat(values, starts) / counts for values in (confidence64, right.astype(np.float64)))
@@ -131,13 +127,6 @@ def score_selective(predictions: Predictions, truth: Truth) -> SelectiveScore | 
     all_accepted = np.stack([decisions.accepted[name] for name in scores]).all(0)
     out_of_distribution = float(decisions.is_out_of_distribution.mean())
     return SelectiveScore(decisions.min_precision, float(all_accepted.mean()), out_of_distribution, scores)
-
-
-def _equal_mass_bins(confidence: Floats, bins: int) -> tuple[Rows, Rows]:
-    """Return the order of ascending confidence, and where each bin starts in it."""
-    n = len(confidence)
-    bins = min(bins, n)
-    return np.argsort(confidence, kind="stable"), np.arange(bins) * n // bins
 
 
 def _calibration_error(confidence: npt.NDArray[np.floating[Any]], is_right: Bools, starts: Rows) -> float:

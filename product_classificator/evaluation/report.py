@@ -42,7 +42,7 @@ class RunFacts:
         seed: of the training.
         products: split ("train", "valid", "test") -> number of products.
         set_aside: reason -> number of rows that were not used.
-        row_warnings: reason -> number of rows that were used although something is wrong with them.
+        row_warnings: reason -> number of rows that were used in spite of it.
         left_out_labels: characteristic -> label -> number of products, for labels too rare to train.
         refines: characteristic -> the one it refines, so that their predictions never contradict each other.
         grouped_by: what makes products near-identical, so that they are kept in one split.
@@ -131,11 +131,8 @@ def escape_markdown(value: object) -> str:
 def write_learning_curves(folder: Path, history: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
     """Write curves.csv and curves.png of the epochs of a fine-tuning so far; epoch 0 is the untuned encoder.
 
-    Args:
-        folder: where to.
-        history: per epoch `epoch`, `train_loss` (`None` for epoch 0), `valid_loss`, `recall_at_1`, `valid_macro_f1`
-            and `characteristics` (name -> macro-F1).
-        best_epoch: is marked.
+    An epoch has `epoch`, `train_loss` (`None` for epoch 0), `valid_loss`, `recall_at_1`, `valid_macro_f1` and
+    `characteristics` (name -> macro-F1).
     """
     table = pd.DataFrame(
         [{**{name: row[name] for name in _CURVE_COLUMNS}, **row["characteristics"]} for row in history]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from product_classificator.evaluation import evaluate, expected_calibration_error, plots
+from product_classificator.evaluation import evaluate, plots
 from product_classificator.evaluation.reliability import measure_reliability, precision_by_coverage
 from product_classificator.types import Decisions, Predictions, strings
 
@@ -19,11 +19,11 @@ def test_the_error_is_the_mean_gap_of_bins_of_equally_many_products():
     confidence, is_right = drawn(300, 0.1)
     order = np.argsort(confidence)
     gaps = [abs(confidence[rows].mean() - is_right[rows].mean()) for rows in np.array_split(order, 15)]
-    assert expected_calibration_error(confidence, is_right) == pytest.approx(np.mean(gaps))
+    assert measure_reliability(confidence, is_right).error == pytest.approx(np.mean(gaps))
 
 
 def test_with_few_products_each_is_a_bin():
-    assert expected_calibration_error(np.array([0.8, 0.6], np.float32), np.array([True, False])) == pytest.approx(0.4)
+    assert measure_reliability(np.array([0.8, 0.6], np.float32), np.array([True, False])).error == pytest.approx(0.4)
     assert len(measure_reliability(*drawn(4)).bins) == 4
 
 
