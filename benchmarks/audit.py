@@ -2,9 +2,9 @@
 
     python benchmarks/audit.py [--seeds 0 1 2] [--cache FOLDER]
 
-Recall is the share of the flipped labels in a list of twice their number: the first findings of one characteristic, or of
-all ("overall"). The new label is drawn from the other labels of the characteristic, all equally probable ("evenly") or by
-their frequency ("as frequent"), which is harder to detect. Original errors of fashion count as false positives.
+Recall is the share of the flipped labels in a list of twice their number: the first findings of one characteristic, or
+of all ("overall"). The new label is drawn from the other labels of the characteristic, all equally probable ("evenly")
+or by their frequency ("as frequent"), which is harder to detect. Original errors of fashion count as false positives.
 """
 
 import argparse

@@ -32,7 +32,7 @@ DPI = 130
 _COLORS = mpl.colormaps["Blues"]
 _DARK, _MIDDLE = _COLORS(0.95), _COLORS(0.6)
 _GREY = "0.45"
-_DASHED = {"color": _GREY, "linestyle": (0, (3, 3)), "linewidth": 1}
+_DASHED: dict[str, Any] = {"color": _GREY, "linestyle": (0, (3, 3)), "linewidth": 1}
 _TAIL_CHARS = 9
 _LINE_STYLES = ("-", "--", ":", "-.")
 _PANEL_COLUMNS = 4
@@ -60,7 +60,7 @@ def _drawable() -> frozenset[int]:
 def to_png(figure: Figure) -> bytes:
     """Return a figure as PNG; unlike `Figure.savefig` this lays it out and draws it once, in half the time."""
     buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]  # matplotlib's own has no types
     return buffer.getvalue()
 
 
@@ -156,8 +156,8 @@ def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str
     axes.pcolormesh(shares, cmap=_COLORS, vmin=0, vmax=1, edgecolors="0.88", linewidth=0.6)
     for row, column in np.argwhere(counts):
         color = "white" if shares[row, column] > 0.55 else _DARK
-        place = {"ha": "center", "va": "center"}
-        axes.text(column + 0.5, row + 0.5, f"{counts[row, column]}", fontsize=7, color=color, **place)
+        text = axes.text(column + 0.5, row + 0.5, f"{counts[row, column]}", fontsize=7, color=color)
+        text.set(ha="center", va="center")
     axes.set_xticks(np.arange(columns) + 0.5, labels=[*names, OTHERS][:columns], rotation=90, parse_math=False)
     row_names = [f"{name} ({support[label]:,})" for name, label in zip(names, labels, strict=True)]
     axes.set_yticks(np.arange(rows) + 0.5, labels=row_names, parse_math=False)
