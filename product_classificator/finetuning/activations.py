@@ -40,7 +40,7 @@ from product_classificator.types import Rows, strings
 logger = logging.getLogger(__name__)
 
 Halves: TypeAlias = npt.NDArray[np.float16]
-_BATCH = 32
+_BATCH = 16  # the states of all blocks of a batch are in memory: 370 MB for ViT-B/16 at 384 px
 
 
 class Frozen:
@@ -108,7 +108,7 @@ class Activations:
         names: list[str | None] = []
         n_images, n_tokens, chunks = [0], [0], [0]
         for products in catalog.batches(CHUNK_PRODUCTS):
-            loaded = _load(catalog, frozen.encoder, products, _ALL)
+            loaded = _load(catalog, frozen.encoder, products, _All())
             digest.update(b"".join(item.digest for item in loaded))
             _, owners, lengths = frozen.windows(products.texts)
             tokens = np.bincount(owners, lengths, len(products)).astype(int)
@@ -130,13 +130,9 @@ class Activations:
         on_stage: Callable[[str], None] = logger.info,
         on_products: Callable[[int], None] | None = None,
     ) -> None:
-        """Compute the states, or find them where an earlier call has cached them.
+        """Compute the states, or find them in the folder of caches, which all processes must share.
 
-        Args:
-            folder: of all caches; several processes must share it.
-            limit_gb: size of the cache.
-            on_stage: called with a sentence about size and place of the cache.
-            on_products: called with numbers of products that are done.
+        `on_stage` is called with a sentence about size and place of the cache, `on_products` with numbers of products.
         """
         n, distributed = len(self._catalog), self._frozen.distributed
         image_shape = next(self._frozen.images([Image.new("RGB", (64, 64))])).shape
@@ -241,12 +237,9 @@ def _load(
         return list(pool.map(load, products.ids, products.image_names, products.texts))
 
 
-class _All:
+class _All(frozenset[bytes]):
     def __contains__(self, _: object) -> bool:
         return True
-
-
-_ALL = _All()
 
 
 def _write(array: np.memmap[Any, Any], rows: Iterable[int], states: Iterable[Halves]) -> None:

@@ -1,9 +1,9 @@
 """Splits the towers of a CLIP-like network into a frozen part, whose outputs can be cached, and the last blocks.
 
 `hidden_states` computes the input of the last blocks; `Tail` computes the rest from there. Both run the network's own
-forward pass, so masks, pooling and projections stay its business: an exception leaves it where the last blocks begin,
-and in the tail a placeholder returns the cached states in place of embeddings and frozen blocks. This works for any
-model of transformers whose towers keep their blocks in one list.
+forward pass, so masks, pooling and projections stay its business: in the tail a placeholder returns the cached states
+in place of embeddings and frozen blocks. This works for any model of transformers whose towers keep their blocks in one
+list.
 """
 
 from collections.abc import Mapping
@@ -26,39 +26,16 @@ _TRAINED_AFTER = {
 }
 
 
-class _Reached(Exception):  # noqa: N818 - control flow, not an error
-    """Carries the input of the first of the last blocks out of the forward pass."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
-
-
 @torch.no_grad()
 def hidden_states(model: nn.Module, side: Side, inputs: Mapping[str, Tensor], last_blocks: int) -> Tensor:
-    """Return the (n, tokens, width) input of the last blocks.
-
-    Args:
-        model: a whole model of transformers.
-        side: which tower.
-        inputs: preprocessed images or texts, n rows.
-        last_blocks: how many blocks come after.
+    """Return the (n, tokens, width) input of the last blocks, given preprocessed images or texts.
 
     Raises:
         DataError: the tower has fewer blocks.
     """
-
-    def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Reached(args[0] if args else kwargs["hidden_states"])
-
-    first = _blocks(model, side, last_blocks)[-last_blocks]
-    handle = first.register_forward_pre_hook(leave, with_kwargs=True)
-    try:
-        getattr(model, _FEATURES[side])(**inputs)
-    except _Reached as reached:
-        return reached.hidden
-    finally:
-        handle.remove()
-    raise DataError(f"the {side} tower of {type(model).__name__} does not use its blocks: it cannot be fine-tuned")
+    _blocks(model, side, last_blocks)
+    states: tuple[Tensor, ...] = model.get_submodule(_TOWERS[side])(**inputs, output_hidden_states=True).hidden_states
+    return states[-1 - last_blocks]
 
 
 class _Cached(nn.Module):
@@ -77,11 +54,7 @@ class _Cached(nn.Module):
 
 
 class Tail(nn.Module):
-    """The last blocks of both towers and what follows them; parameters keep the names of the whole model.
-
-    Args:
-        model: a whole model of transformers; its last blocks are copied, it is not changed.
-        last_blocks: how many blocks of each tower.
+    """The last blocks of both towers and what follows them, copied; parameters keep the names of the whole model.
 
     Attributes:
         scale: factor of the cosines: the temperature that the network was trained with.
@@ -98,8 +71,7 @@ class Tail(nn.Module):
         names = {module: name for name, module in model.named_modules()}
         for side in SIDES:
             blocks = _blocks(model, side, last_blocks)
-            frozen = [*blocks[:-last_blocks], _embeddings(model, side)]
-            replaced |= {id(module): self._cached[side] for module in frozen}
+            replaced |= dict.fromkeys(map(id, [*blocks[:-last_blocks], _embeddings(model, side)]), self._cached[side])
             trained += [names[block] for block in blocks[-last_blocks:]]
             trained += [name for name in names.values() if name in _TRAINED_AFTER[side]]
         self.model: nn.Module = deepcopy(model, replaced).requires_grad_(False)

@@ -74,14 +74,7 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Products with an image and a text.
-
-    Attributes:
-        activations: of the whole catalog.
-        train: rows to learn from.
-        valid: rows to evaluate on.
-        groups: (products,) equal for near-duplicates.
-    """
+    """The rows of products with an image and a text in two splits; `groups` (all products) unite near-duplicates."""
 
     activations: Activations
     train: Rows
@@ -104,14 +97,7 @@ def learning_rate(settings: FinetuneSettings, step: int, steps: int) -> float:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, groups: Tensor, scale: float) -> Tensor:
-    """Return the mean symmetric cross-entropy of n pairs.
-
-    Args:
-        image: (n, dim) unit vectors of the images.
-        text: (n, dim) unit vectors of their texts.
-        groups: (n,) equal for near-duplicates.
-        scale: factor of the cosines.
-    """
+    """Return the mean symmetric cross-entropy of n pairs, given (n, dim) unit vectors and (n,) groups of duplicates."""
     logits = scale * image @ text.T
     is_duplicate = (groups[:, None] == groups[None, :]).fill_diagonal_(False)
     logits = logits.masked_fill(is_duplicate, -torch.inf)

@@ -1,9 +1,8 @@
 """Device, dtype and processes of a fine-tuning.
 
-Under `accelerate launch` all processes share every batch: each encodes its share, the vectors are gathered, each
-computes the loss of the whole batch and backpropagates the gradient of its own vectors, and the gradients of the
-parameters are summed. Up to rounding that is the step of one process on the same batch. Since the gradient of each
-vector is known before it is backpropagated (cached gradients, see `contrastive`), gathering needs no gradients.
+Under `accelerate launch` all processes share every batch: each encodes its share, all vectors are gathered, each
+computes the loss of the whole batch and backpropagates the (cached) gradient of its own vectors, and the gradients of
+the parameters are summed. Up to rounding that is the step of one process on the same batch.
 """
 
 from collections.abc import Callable, Iterable
@@ -51,8 +50,7 @@ class Distributed:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which networks compute in `dtype`."""
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def share(self, rows: Rows) -> Rows:
         """Return this process's share of `rows`, of equal length everywhere; the last shares may repeat rows."""

@@ -40,8 +40,6 @@ from product_classificator.types import Embeddings
 
 logger = logging.getLogger(__name__)
 
-_SAME_PRESS_S = 1.0  # launchers of several processes forward a Ctrl-C that the terminal has already sent
-
 
 @dataclass(frozen=True)
 class FinetuneCallbacks:
@@ -101,7 +99,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class FinetuneLoop:
-    """Everything that the epochs of a fine-tuning need."""
+    """The epochs of a fine-tuning, and all that they need."""
 
     encoder: Encoder
     tail: Tail
@@ -227,19 +225,13 @@ class FinetuneLoop:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C was pressed; the second press raises `KeyboardInterrupt` at once."""
-    pressed: list[float] = []
+    """Let Ctrl-C finish the step; yield a function that returns whether it was pressed."""
+    pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield pressed.is_set
         return
-
-    def press(*_: object) -> None:
-        pressed.append(time.monotonic())
-        if pressed[-1] - pressed[0] > _SAME_PRESS_S:
-            raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGINT, press)
+    previous = signal.signal(signal.SIGINT, lambda *_: pressed.set())
     try:
-        yield lambda: bool(pressed)
+        yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, previous)
