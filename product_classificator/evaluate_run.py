@@ -1,7 +1,7 @@
 """Score a run on the labelled products of a table that it was not trained on.
 
 A product counts as seen if its id is in the run's train or valid split, or if it is a near-duplicate of a product
-there, as in the making of the split. So on its own table a run is scored on its test split; a table whose ids denote
+there, as when the split was made. So on its own table a run is scored on its test split; a table whose ids denote
 other products needs other ids.
 """
 
@@ -53,7 +53,7 @@ def evaluate_run(
 
     Args:
         run: the run.
-        catalog: products with the characteristics of the run, or some of them.
+        catalog: products with some characteristics of the run.
         classificator: `None`: loaded from the run.
         store: folder of embeddings to use and fill; `None`: the run's.
         min_precision: target precision of accepted values; `None`: 0.95, if the heads have thresholds.

@@ -36,21 +36,16 @@ class RunFacts:
     """What a report shows besides the scores; plain values, empty where they do not apply.
 
     Attributes:
-        title: heading of the report.
-        encoder: name or fingerprint of the encoder.
         settings: setting -> value, of the training.
-        seed: of the training.
         products: split ("train", "valid", "test") -> number of products.
         set_aside: reason -> number of rows that were not used.
         row_warnings: reason -> number of rows that were used in spite of it.
         left_out_labels: characteristic -> label -> number of products, for labels too rare to train.
         refines: characteristic -> the one it refines, so that their predictions never contradict each other.
         grouped_by: what makes products near-identical, so that they are kept in one split.
-        duration_s: seconds the run took.
         history: per epoch, as `plots.draw_learning_curves` takes it.
         best_epoch: the epoch whose weights were kept.
         versions: library -> version.
-        created: date and time.
     """
 
     title: str

@@ -31,8 +31,8 @@ def findings_of(*findings):
 
 
 def test_values_of_the_table_are_shown_and_not_executed(catalog):
-    found = findings_of({"row": 0, "characteristic": EVIL, "label": "<b>men</b>", "suggested": EVIL, "reason": EVIL})
-    page = draw_page(catalog, found, {**FACTS, "table": EVIL})
+    findings = findings_of({"row": 0, "characteristic": EVIL, "label": "<b>men</b>", "suggested": EVIL, "reason": EVIL})
+    page = draw_page(catalog, findings, {**FACTS, "table": EVIL})
     assert "<script>alert" not in page
     assert "<b>men" not in page
     assert "&lt;b&gt;men&lt;/b&gt;" in page

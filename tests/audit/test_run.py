@@ -46,8 +46,8 @@ def audited(flipped, tmp_path_factory):
 
 def test_flipped_labels_come_first_with_their_original_label(flipped, audited):
     _, catalog, rows = flipped
-    found = audited[1].query("kind == 'wrong_label' and characteristic == 'kind'")
-    top = found[: 2 * len(rows)].set_index("row")
+    findings = audited[1].query("kind == 'wrong_label' and characteristic == 'kind'")
+    top = findings[: 2 * len(rows)].set_index("row")
     assert len(set(rows) & set(top.index)) >= 0.8 * len(rows)
     assert (top.score.to_numpy()[:-1] >= top.score.to_numpy()[1:]).all()
     texts = catalog.texts()
@@ -55,16 +55,16 @@ def test_flipped_labels_come_first_with_their_original_label(flipped, audited):
 
 
 def test_near_duplicates_of_different_kinds_contradict(audited):
-    found = audited[1].query("kind == 'contradiction' and characteristic == 'kind'")
-    assert {"30", "1000"} <= set(found.id)
-    assert found[found.id == "1000"].group.item() == found[found.id == "30"].group.item()
+    findings = audited[1].query("kind == 'contradiction' and characteristic == 'kind'")
+    assert {"30", "1000"} <= set(findings.id)
+    assert findings[findings.id == "1000"].group.item() == findings[findings.id == "30"].group.item()
 
 
 def test_every_problem_of_a_row_is_listed(flipped, audited):
-    found = audited[1].query("kind == 'broken'")
-    assert set(found[found.id == "7"].reason) == {"image_missing", "text_empty"}
-    assert set(found[found.id == "9"].reason) == {"image_truncated"}
-    assert found[found.reason == "duplicate_id"].row.tolist() == [241]
+    findings = audited[1].query("kind == 'broken'")
+    assert set(findings[findings.id == "7"].reason) == {"image_missing", "text_empty"}
+    assert set(findings[findings.id == "9"].reason) == {"image_truncated"}
+    assert findings[findings.reason == "duplicate_id"].row.tolist() == [241]
 
 
 def test_the_counts_are_those_of_the_table_and_only_the_findings_are_left(audited):
