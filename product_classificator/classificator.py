@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from product_classificator.catalog.photo import ImageError
+from product_classificator.catalog.photo import PhotoError
 from product_classificator.embeddings.products import (
     ImageInput,
     ImagesInput,
@@ -253,7 +253,7 @@ class Classificator:
         for row, image in enumerate(images):
             try:
                 yield "missing" if image is None else prepare_image(self.encoder, image, self.channels)
-            except ImageError as error:
+            except PhotoError as error:
                 if errors == "raise":
                     raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
                 yield error.reason

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from product_classificator.audit.findings import KIND_TITLES, count_findings
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.photo import ImageError
+from product_classificator.catalog.photo import PhotoError
 from product_classificator.text import clean
 
 SHOWN = 300
@@ -78,7 +78,7 @@ def _thumbnail(catalog: Catalog, product_id: str, image_name: str | None) -> str
         return ""
     try:
         image = catalog.images.decode(catalog.image_bytes(product_id, image_name))
-    except ImageError:
+    except PhotoError:
         return ""
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     buffer = io.BytesIO()

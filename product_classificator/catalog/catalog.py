@@ -139,7 +139,7 @@ class Catalog:
         """Read the image file of a product.
 
         Raises:
-            ImageError: the product has no image that may be read; its `reason` says why.
+            PhotoError: the product has no image that may be read; its `reason` says why.
         """
         if self.images is None:
             raise DataError("this catalog has no photos: give read_catalog(..., images=...)")

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from product_classificator.catalog.photo import MAX_PIXELS, Channels, ImageError, Size, decode_image
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image
 from product_classificator.errors import DataError, culprits, nearest
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class ImageSource(ABC):
         """Read `<product_id>.<ext>`.
 
         Raises:
-            ImageError: missing (also if several files match), empty, unreadable, too_large or unsafe_name.
+            PhotoError: missing (also if several files match), empty, unreadable, too_large or unsafe_name.
         """
 
     @abstractmethod
@@ -98,14 +98,14 @@ class ImageSource(ABC):
         """Read a file by its path inside the source; a bare file name is also looked for in sub-folders.
 
         Raises:
-            ImageError: missing (also if several files match), empty, unreadable, too_large or unsafe_name.
+            PhotoError: missing (also if several files match), empty, unreadable, too_large or unsafe_name.
         """
 
     def decode(self, data: bytes, min_decode_size: Callable[[Size], Size] | None = None) -> Image.Image:
         """Decode the bytes of a file to an upright RGB image, as `decode_image` does, within the limits of this source.
 
         Raises:
-            ImageError: empty, truncated, unreadable or too_large.
+            PhotoError: empty, truncated, unreadable or too_large.
         """
         self._check_size(len(data))
         return decode_image(data, channels=self.channels, max_pixels=self.max_pixels, min_decode_size=min_decode_size)
@@ -122,12 +122,12 @@ class ImageSource(ABC):
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self.max_bytes:
-            raise ImageError("too_large", f"{size_bytes} bytes, at most {self.max_bytes} are read")
+            raise PhotoError("too_large", f"{size_bytes} bytes, at most {self.max_bytes} are read")
 
     def _check_content(self, data: bytes) -> bytes:
         self._check_size(len(data))
         if not data:
-            raise ImageError("empty", "the file has no bytes")
+            raise PhotoError("empty", "the file has no bytes")
         return data
 
     def _check_open(self, *, is_open: bool) -> None:
@@ -159,9 +159,9 @@ class _Index(Generic[Entry]):
 
     def _only(self, names: Sequence[str], wanted: str) -> Entry:
         if not names:
-            raise ImageError("missing", f"no photo {wanted!r}")
+            raise PhotoError("missing", f"no photo {wanted!r}")
         if len(names) > 1:
-            raise ImageError("missing", f"several photos match {wanted!r}: {culprits(names)}")
+            raise PhotoError("missing", f"several photos match {wanted!r}: {culprits(names)}")
         return self._by_path[names[0]]
 
 
@@ -202,18 +202,18 @@ class _Folder(ImageSource):
         self._check_open(is_open=self._is_open)
         path = Path(os.path.realpath(self.path / name))  # Path.resolve raises if links form a cycle
         if not path.is_relative_to(self.path):
-            raise ImageError("unsafe_name", f"{name!r} is a link that leads out of the folder")
+            raise PhotoError("unsafe_name", f"{name!r} is a link that leads out of the folder")
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block or never end
-                raise ImageError("missing", f"{name!r} is not a file")
+                raise PhotoError("missing", f"{name!r} is not a file")
             self._check_size(status.st_size)
             with path.open("rb") as file:
                 data = file.read(self.max_bytes + 1)
         except FileNotFoundError as error:
-            raise ImageError("missing", f"{name!r} is a broken link") from error
+            raise PhotoError("missing", f"{name!r} is a broken link") from error
         except OSError as error:
-            raise ImageError("unreadable", str(error)) from error
+            raise PhotoError("unreadable", str(error)) from error
         return self._check_content(data)
 
 
@@ -244,7 +244,7 @@ class _Zip(ImageSource):
     def _read_entry(self, info: zipfile.ZipInfo) -> bytes:
         self._check_open(is_open=self._zip.fp is not None)
         if "\0" in info.orig_filename or stat.S_ISLNK(info.external_attr >> 16):
-            raise ImageError("unsafe_name", f"{info.orig_filename!r} in the zip has a NUL in its name or is a link")
+            raise PhotoError("unsafe_name", f"{info.orig_filename!r} in the zip has a NUL in its name or is a link")
         _inside(_name_in_zip(info))
         self._check_size(info.file_size)
         try:
@@ -258,7 +258,7 @@ class _Zip(ImageSource):
                 with self._lock:
                     entry.close()
         except Exception as error:  # damaged, encrypted, or an unknown compression
-            raise ImageError("unreadable", f"{info.filename!r} in the zip: {error}") from error
+            raise PhotoError("unreadable", f"{info.filename!r} in the zip: {error}") from error
         return self._check_content(data)
 
 
@@ -276,9 +276,9 @@ def _name_in_zip(info: zipfile.ZipInfo) -> str:
 
 def _check_id(product_id: str) -> None:
     if not product_id:
-        raise ImageError("missing", "the product has no id")
+        raise PhotoError("missing", "the product has no id")
     if "/" in product_id or "\\" in product_id:
-        raise ImageError("unsafe_name", f"an id must not hold a path separator: {product_id!r}")
+        raise PhotoError("unsafe_name", f"an id must not hold a path separator: {product_id!r}")
     _inside(product_id)
 
 
@@ -286,17 +286,17 @@ def _inside(name: str) -> str:
     """Return a path inside the source with forward slashes.
 
     Raises:
-        ImageError: missing if it is empty, unsafe_name if it could lead out of the source.
+        PhotoError: missing if it is empty, unsafe_name if it could lead out of the source.
     """
     if not name:
-        raise ImageError("missing", "the product has no photo name")
+        raise PhotoError("missing", "the product has no photo name")
     name = name.replace("\\", "/")
     parts = name.split("/")
     # On other systems a colon and these words are allowed, and stock numbers use them.
     is_reserved = _IS_WINDOWS and (":" in name or any(_RESERVED.fullmatch(part) for part in parts))
     is_utf8 = name.encode("utf-8", "ignore").decode("utf-8") == name
     if not parts[0] or ".." in parts or _DRIVE.match(name) or "\0" in name or is_reserved or not is_utf8:
-        raise ImageError("unsafe_name", f"a photo's name must stay inside the folder or zip: {name!r}")
+        raise PhotoError("unsafe_name", f"a photo's name must stay inside the folder or zip: {name!r}")
     return "/".join(part for part in parts if part not in ("", "."))
 
 

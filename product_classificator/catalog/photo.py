@@ -1,4 +1,4 @@
-"""Turns the bytes of one image file, however odd or hostile, into an upright RGB image, or into an `ImageError`.
+"""Turns the bytes of one image file, however odd or hostile, into an upright RGB image, or into an `PhotoError`.
 
 - Only an allow-list of Pillow's formats ever sees the bytes: its EPS reader starts Ghostscript.
 - The size is checked in the header, before a pixel is decoded. Pillow's own limit applies too, so `max_pixels` above
@@ -28,7 +28,7 @@ except ImportError:  # exports work without it
 
 logger = logging.getLogger(__name__)
 
-ImageReason = Literal["missing", "empty", "truncated", "unreadable", "too_large", "unsafe_name"]
+PhotoReason = Literal["missing", "empty", "truncated", "unreadable", "too_large", "unsafe_name"]
 Channels = Literal["rgb", "bgr"]
 Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
@@ -48,12 +48,12 @@ _UPRIGHT = {  # by EXIF orientation
 }
 
 
-class ImageError(ProductClassificatorError):
+class PhotoError(ProductClassificatorError):
     """A product has no usable image; `reason` says why in one word, `message` in a sentence."""
 
-    def __init__(self, reason: ImageReason, message: str) -> None:
+    def __init__(self, reason: PhotoReason, message: str) -> None:
         super().__init__(reason, message)
-        self.reason: ImageReason = reason
+        self.reason: PhotoReason = reason
         self.message = message
 
     def __str__(self) -> str:
@@ -75,10 +75,10 @@ def decode_image(
         An upright RGB image: transparency on white, the first frame of an animation, 16 bits scaled to 8.
 
     Raises:
-        ImageError: empty, truncated, unreadable or too_large.
+        PhotoError: empty, truncated, unreadable or too_large.
     """
     if not data:
-        raise ImageError("empty", "the file has no bytes")
+        raise PhotoError("empty", "the file has no bytes")
     with _without_warnings():
         image = _decode(data, max_pixels, min_decode_size)
     return Image.merge("RGB", image.split()[::-1]) if channels == "bgr" else image
@@ -91,21 +91,21 @@ def _decode(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size
             is_open = True
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageError("too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
+                raise PhotoError("too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
             rgb = _decode_scaled(data, image, min_decode_size(image.size)) if min_decode_size else None
             if rgb is None:
                 image.load()
             orientation = _orientation(image)
             rgb = rgb or to_rgb(image)
             return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-    except ImageError:
+    except PhotoError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise ImageError("too_large", str(error) or "the photo does not fit into memory") from error
+        raise PhotoError("too_large", str(error) or "the photo does not fit into memory") from error
     except Exception as error:  # Pillow raises almost any exception on hostile bytes
         is_early_end = is_open and (isinstance(error, EOFError) or "truncated" in str(error).lower())
-        reason: ImageReason = "truncated" if is_early_end or _is_truncated_webp(data) else "unreadable"
-        raise ImageError(reason, f"{type(error).__name__}: {error}") from error
+        reason: PhotoReason = "truncated" if is_early_end or _is_truncated_webp(data) else "unreadable"
+        raise PhotoError(reason, f"{type(error).__name__}: {error}") from error
 
 
 def _decode_scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image | None:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
-from product_classificator.catalog.photo import ImageError
+from product_classificator.catalog.photo import PhotoError
 from product_classificator.catalog.split import Keys
 from product_classificator.embeddings.products import encode_products
 from product_classificator.embeddings.store import EmbeddingStore
@@ -176,7 +176,7 @@ def load_product(
         try:
             data = catalog.image_bytes(id_, image_name)
             status, key = "ok", blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
-        except ImageError as error:
+        except PhotoError as error:
             status = error.reason
     digest = blake2b(key or status.encode(), digest_size=16)
     digest.update(text.encode("utf-8", "replace") if catalog.columns.text else b"\0unused")
@@ -184,7 +184,7 @@ def load_product(
     if catalog.images is not None and data is not None and (stored is None or digest.digest() not in stored):
         try:
             image = encoder.image.prepare(catalog.images.decode(data, encoder.image.min_decode_size))
-        except ImageError as error:
+        except PhotoError as error:
             status = error.reason
             if status == "too_large":  # a larger limit has another outcome, so it needs another digest
                 digest.update(str(catalog.images.max_pixels).encode())

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from product_classificator.catalog.photo import MAX_PIXELS, Channels, ImageError, Size, decode_image, to_rgb
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image, to_rgb
 from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
 from product_classificator.text import clean
@@ -108,16 +108,16 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Im
 
     Raises:
         DataError: `image` has a type or shape that no image can have.
-        ImageError: its file is missing or cannot be decoded.
+        PhotoError: its file is missing or cannot be decoded.
     """
     try:
         return encoder.image.prepare(open_image(image, channels, encoder.image.min_decode_size))
     except FileNotFoundError as error:
-        raise ImageError("missing", str(error)) from error
+        raise PhotoError("missing", str(error)) from error
     except DataError:
         raise
     except (OSError, ValueError) as error:
-        raise ImageError("unreadable", str(error)) from error
+        raise PhotoError("unreadable", str(error)) from error
 
 
 def open_image(
@@ -132,7 +132,7 @@ def open_image(
 
     Raises:
         DataError: `image` has a type or shape that no image can have.
-        ImageError: its file cannot be decoded.
+        PhotoError: its file cannot be decoded.
         OSError: its file cannot be read.
     """
     if isinstance(image, str | Path):

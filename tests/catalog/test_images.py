@@ -21,7 +21,7 @@ from PIL import Image
 
 from product_classificator.catalog import images
 from product_classificator.catalog.images import ImageSource, open_images
-from product_classificator.catalog.photo import ImageError, ImageReason, decode_image
+from product_classificator.catalog.photo import PhotoError, PhotoReason, decode_image
 from product_classificator.errors import DataError
 from tests.broken_photos import (
     RED,
@@ -48,7 +48,7 @@ def decoded(data: bytes) -> Image.Image:
 def outcome(source: ImageSource, product_id: str) -> str:
     try:
         image = source.decode(source.read_by_id(product_id))
-    except ImageError as error:
+    except PhotoError as error:
         return error.reason
     assert image.mode == "RGB"
     return "ok"
@@ -93,7 +93,7 @@ class TestBrokenPhotos:
     ) -> None:
         path, expected = broken
         assert len(expected) >= 100
-        assert set(expected.values()) == {"ok", *get_args(ImageReason)}
+        assert set(expected.values()) == {"ok", *get_args(PhotoReason)}
         with open_images(path) as source:
             assert {product_id: outcome(source, product_id) for product_id in expected} == expected
 
@@ -111,13 +111,13 @@ class TestBrokenPhotos:
         assert peak_bytes < 50 << 20
 
     def test_the_message_says_what_was_found(self) -> None:
-        with pytest.raises(ImageError, match=r"too_large: 10000 x 6000 pixels, at most 1000000 are decoded"):
+        with pytest.raises(PhotoError, match=r"too_large: 10000 x 6000 pixels, at most 1000000 are decoded"):
             decoded(png_that_claims(10_000, 6_000))
-        with pytest.raises(ImageError, match="empty: the file has no bytes"):
+        with pytest.raises(PhotoError, match="empty: the file has no bytes"):
             decoded(b"")
-        with pytest.raises(ImageError, match="truncated: OSError: image file is truncated"):
+        with pytest.raises(PhotoError, match="truncated: OSError: image file is truncated"):
             decoded(JPEG[: len(JPEG) // 2])
-        with pytest.raises(ImageError, match="unreadable: UnidentifiedImageError"):
+        with pytest.raises(PhotoError, match="unreadable: UnidentifiedImageError"):
             decoded(b"no photo")
 
     @given(st.binary(max_size=300))
@@ -138,8 +138,8 @@ class TestBrokenPhotos:
 def is_rgb_or_refused(data: bytes) -> None:
     try:
         image = decoded(data)
-    except ImageError as error:
-        assert error.reason in get_args(ImageReason)
+    except PhotoError as error:
+        assert error.reason in get_args(PhotoReason)
     else:
         assert image.mode == "RGB"
 
@@ -192,11 +192,11 @@ class TestDecoding:
     def test_more_pixels_than_allowed_are_too_large(self, tmp_path: Path) -> None:
         source = open_images(tmp_path, max_pixels=48 * 32)
         assert source.decode(JPEG).size == (48, 32)
-        with pytest.raises(ImageError, match="too_large"):
+        with pytest.raises(PhotoError, match="too_large"):
             source.decode(packed(noise(size=(49, 32)), "JPEG"))
 
     def test_more_bytes_than_allowed_are_too_large(self, tmp_path: Path) -> None:
-        with pytest.raises(ImageError, match=f"too_large: {len(JPEG)} bytes, at most 100 are read"):
+        with pytest.raises(PhotoError, match=f"too_large: {len(JPEG)} bytes, at most 100 are read"):
             open_images(tmp_path, max_bytes=100).decode(JPEG)
 
     def test_warnings_of_pillow_neither_show_nor_raise_and_others_still_do(self) -> None:
@@ -204,7 +204,7 @@ class TestDecoding:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter(action)
                 decoded(BAD_APNG)
-                with pytest.raises(ImageError, match="too_large"):
+                with pytest.raises(PhotoError, match="too_large"):
                     decoded(png_that_claims(10_000, 10_000))
                 assert caught == []
                 with pytest.warns(Image.DecompressionBombWarning):
@@ -216,7 +216,7 @@ class TestDecoding:
         def reason(data: bytes) -> str:
             try:
                 return decoded(data).mode
-            except ImageError as error:
+            except PhotoError as error:
                 return error.reason
 
         with ThreadPoolExecutor(8) as pool:
@@ -234,19 +234,19 @@ class TestNames:
 
     @pytest.mark.parametrize("name", ["", "no.jpg", "a/3.jpg", "./", "photo.jpg", "https://shop.ru/1.jpg", "x" * 5000])
     def test_a_name_that_is_not_there_is_missing(self, shop: ImageSource, name: str) -> None:
-        with pytest.raises(ImageError, match="missing"):
+        with pytest.raises(PhotoError, match="missing"):
             shop.read(name)
 
     @pytest.mark.parametrize("product_id", ["", "4", "no", "name", "."])
     def test_an_id_without_photo_is_missing(self, shop: ImageSource, product_id: str) -> None:
-        with pytest.raises(ImageError, match="missing: "):
+        with pytest.raises(PhotoError, match="missing: "):
             shop.read_by_id(product_id)
 
     def test_an_ambiguous_name_is_missing_and_the_message_lists_the_files(self, shop: ImageSource) -> None:
         expected = r"missing: several photos match 'twice.*': ([ab]/twice.jpg, [ab]/twice.jpg) \(2 in"
-        with pytest.raises(ImageError, match=expected):
+        with pytest.raises(PhotoError, match=expected):
             shop.read_by_id("twice")
-        with pytest.raises(ImageError, match=expected):
+        with pytest.raises(PhotoError, match=expected):
             shop.read("twice.jpg")
 
     @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ class TestNames:
     )
     def test_a_name_that_could_lead_elsewhere_is_unsafe(self, shop: ImageSource, name: str) -> None:
         for read in (shop.read, shop.read_by_id):
-            with pytest.raises(ImageError, match=r"unsafe_name: (a photo's name must stay inside|an id must not hold)"):
+            with pytest.raises(PhotoError, match=r"unsafe_name: (a photo's name must stay inside|an id must not hold)"):
                 read(name)
 
     @pytest.mark.parametrize("product_id", ["nul", "COM1", "con.x", "c:1"])
@@ -268,18 +268,18 @@ class TestNames:
             monkeypatch.setattr(images, "_IS_WINDOWS", False)
             assert source.read_by_id(product_id) == JPEG
             monkeypatch.setattr(images, "_IS_WINDOWS", True)
-            with pytest.raises(ImageError, match="unsafe_name"):
+            with pytest.raises(PhotoError, match="unsafe_name"):
                 source.read_by_id(product_id)
 
     @pytest.mark.parametrize("product_id", ["a/1", "a\\1", "..", "a\0", "c:/1"])
     def test_an_id_that_is_no_plain_file_name_is_unsafe(self, shop: ImageSource, product_id: str) -> None:
-        with pytest.raises(ImageError, match="unsafe_name"):
+        with pytest.raises(PhotoError, match="unsafe_name"):
             shop.read_by_id(product_id)
 
     def test_an_empty_file_and_a_file_over_the_limit_are_told_apart(self, shop: ImageSource) -> None:
-        with pytest.raises(ImageError, match="empty"):
+        with pytest.raises(PhotoError, match="empty"):
             shop.read_by_id("empty")
-        with pytest.raises(ImageError, match="too_large"):
+        with pytest.raises(PhotoError, match="too_large"):
             shop.read("big.jpg")
 
     def test_a_closed_source_is_an_error_of_the_program(self, shop: ImageSource) -> None:
@@ -304,7 +304,7 @@ class TestFolder:
         with open_images(root) as source:
             assert source.read_by_id("in") == JPEG
             for name in ("out.jpg", "far.jpg", "up/secret.jpg"):
-                with pytest.raises(ImageError, match=r"unsafe_name: .* is a link that leads out of the folder"):
+                with pytest.raises(PhotoError, match=r"unsafe_name: .* is a link that leads out of the folder"):
                     source.read(name)
 
     def test_links_to_nowhere_and_in_circles_are_reported(self, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ class TestFolder:
 
     def test_a_pipe_does_not_hang(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.jpg")
-        with open_images(tmp_path) as source, pytest.raises(ImageError, match="is not a file"):
+        with open_images(tmp_path) as source, pytest.raises(PhotoError, match="is not a file"):
             source.read_by_id("pipe")
 
     def test_the_folder_is_not_listed_for_a_photo_at_its_top(

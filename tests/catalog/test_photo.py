@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from product_classificator.catalog.photo import ImageError, decode_image
+from product_classificator.catalog.photo import PhotoError, decode_image
 from product_classificator.encoders.lite import load_lite
 from product_classificator.encoders.preprocessing import SquarePreparation
 
@@ -38,7 +38,7 @@ def test_a_large_jpeg_is_decoded_at_the_smallest_fraction_that_suffices():
 def test_what_is_no_large_sound_jpeg_is_decoded_whole():
     assert decode(card(format="PNG", quality=None), half).size == (900, 1200)
     assert decode(card(width=60, height=80), lambda size: (55, 75)).size == (60, 80)
-    with pytest.raises(ImageError, match="truncated"):
+    with pytest.raises(PhotoError, match="truncated"):
         decode(card()[:5000], half)
 
 
