@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.classificator import Classificator
+from product_classificator.encoders.onnx import export_encoder
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.files import replacing_folder, sha256_of, write_text
 from product_classificator.opening import ENCODER, EXPORT, EXPORT_FORMAT, REQUIREMENTS, ExportFacts
@@ -35,8 +36,6 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Cl
         ArtifactError: `folder` holds other files, or the exported towers answer differently.
         MissingExtraError: the ONNX exporter is not installed (CLIP-like encoders: extra `onnx-export`).
     """
-    from product_classificator.encoders.onnx import export_encoder  # moves to the top when it is there
-
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - _FILES):
         raise ArtifactError(f"an export needs a folder of its own, but {folder} holds other files: name another")

@@ -138,7 +138,7 @@ def test_ruclip_answers_the_same_under_every_option(ruclip_folder, tmp_path, opt
     exported = export_classificator(original, tmp_path / "exported")
     assert exported.encoder.fingerprint == encoder.fingerprint
     assert_same(
-        original.predict(TEXTS[:1] + TEXTS[3:], images()[1:7]), exported.predict(TEXTS[:1] + TEXTS[3:], images()[1:7])
+        original.predict(TEXTS[:1] + TEXTS[3:], images()[2:]), exported.predict(TEXTS[:1] + TEXTS[3:], images()[1:7])
     )
 
 
@@ -147,7 +147,7 @@ def test_a_model_of_transformers_answers_the_same(tmp_path):
     original = Classificator.zero_shot(LABELS, ["{}"], encoder=encoder)
     exported = export_classificator(original, tmp_path / "exported")
     assert_same(
-        original.predict(TEXTS[:1] + TEXTS[3:], images()[1:7]), exported.predict(TEXTS[:1] + TEXTS[3:], images()[1:7])
+        original.predict(TEXTS[:1] + TEXTS[3:], images()[2:]), exported.predict(TEXTS[:1] + TEXTS[3:], images()[1:7])
     )
 
 
@@ -220,10 +220,10 @@ def test_an_export_json_that_is_newer_or_damaged_is_refused(folder):
         Classificator(heads_ver=folder)
     for damage in ({"format": 1, "channels": "cmyk"}, {"channels": "rgb", "sha256": 3}, {"sha256": {}, "more": 1}):
         change(folder, **damage)
-        with pytest.raises(ArtifactError, match=r"does not describe an export .*: export again"):
+        with pytest.raises(ArtifactError, match=r"(?s)does not describe an export .*: export again"):
             Classificator(heads_ver=folder)
     (folder / "export.json").write_text("[" * 100_000)
-    with pytest.raises(ArtifactError, match=r"does not describe an export .*: export again"):
+    with pytest.raises(ArtifactError, match=r"(?s)does not describe an export .*: export again"):
         Classificator(heads_ver=folder)
 
 
