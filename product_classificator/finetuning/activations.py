@@ -196,13 +196,14 @@ class Activations:
             DataError: an image that is not cached cannot be read any more.
         """
         states = np.empty((len(rows), *self._image.shape[1:]), np.float32)
-        is_cached, ids = rows < self.n_cached, self._catalog.ids[rows].tolist()
+        is_cached = rows < self.n_cached
         states[is_cached] = self._image[rows[is_cached]]
         if not is_cached.all():
-            products = Products(0, ids, [""] * len(ids), self._image_names[rows].tolist())
-            products = products.take(np.flatnonzero(~is_cached).tolist())
+            others = rows[~is_cached]
+            ids, names = self._catalog.ids[others].tolist(), self._image_names[others].tolist()
+            products = Products(0, ids, [""] * len(ids), names)
             images = [item.image for item in _load(self._catalog, self._frozen.encoder, products)]
-            missing = [id_ for id_, image in zip(products.ids, images, strict=True) if image is None]
+            missing = [id_ for id_, image in zip(ids, images, strict=True) if image is None]
             if missing:
                 raise DataError(
                     f"images must stay in place during fine-tuning, those of {culprits(missing)} cannot be read any "
