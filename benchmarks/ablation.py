@@ -22,14 +22,13 @@ from rivals import Fitted
 from sets import Task, fit, open_task
 
 from product_classificator import HeadSettings
-from product_classificator.encoders.color_histogram import COLOURS_DIM
-from product_classificator.encoders.lite import PARTS
+from product_classificator.encoders.lite import COLORS_DIM, PARTS
 from product_classificator.training import vocabulary
 
 COLUMNS = {
     "last map": slice(0, PARTS[0]),
     "maps in the middle": slice(PARTS[0], sum(PARTS)),
-    "colours": slice(sum(PARTS), sum(PARTS) + COLOURS_DIM),
+    "colours": slice(sum(PARTS), sum(PARTS) + COLORS_DIM),
 }
 
 

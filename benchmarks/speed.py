@@ -44,7 +44,7 @@ from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.clip import token_windows
-from product_classificator.encoders.efficientnet import load_efficientnet
+from product_classificator.encoders.onnx_export import load_efficientnet
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.torch_clip import TorchNetwork, computing
 from product_classificator.training import LabelledProducts, fit_heads

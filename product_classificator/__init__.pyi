@@ -6,7 +6,7 @@ from .embeddings.embed import embed as embed
 from .embeddings.store import EmbeddingStore as EmbeddingStore
 from .encoders import RUCLIP_MODELS as RUCLIP_MODELS
 from .encoders import load_encoder as load_encoder
-from .encoders.checkpoint import load as load
+from .encoders.ruclip import load as load
 from .evaluation import evaluate as evaluate
 from .export import export_classificator as export_classificator
 from .heads import HeadBundle as HeadBundle

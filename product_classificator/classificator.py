@@ -22,9 +22,8 @@ from product_classificator.embeddings.products import (
     prepare_image,
 )
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
-from product_classificator.encoders.base import Dtype
+from product_classificator.encoders.base import Dtype, is_exported
 from product_classificator.encoders.clip import clip_towers, dtype_of
-from product_classificator.encoders.spec import is_exported
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads

@@ -1,9 +1,10 @@
-"""An encoder is two towers: one turns images into unit vectors, the other texts."""
+"""An encoder is two towers, one for images and one for texts, and the name it is loaded by."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -18,6 +19,90 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 TEMPLATES = ("{}", "это {}", "на картинке {}")
 """Sentences for label names, those of ruCLIP."""
+
+
+RUCLIP_MODELS = (
+    "ruclip-vit-base-patch32-224",
+    "ruclip-vit-base-patch16-224",
+    "ruclip-vit-large-patch14-224",
+    "ruclip-vit-base-patch32-384",
+    "ruclip-vit-large-patch14-336",
+    "ruclip-vit-base-patch16-384",
+)
+"""The published ruCLIP models (Sber AI, 2022), the fastest first."""
+
+ENCODERS: Mapping[str, str] = {
+    "lite": "embedded default: EfficientNet-Lite0 and colours (1872-d), multilingual USE v3 (512-d), offline, CPU",
+    **dict.fromkeys(RUCLIP_MODELS, "ruCLIP, fetched from the hub at first use"),
+    "<folder>": "a ruCLIP checkpoint (bpe.model, config.json, pytorch_model.bin), or what training left of one",
+    "hf:<repository or folder>": "any CLIP-like model of transformers (CLIP, SigLIP, Chinese-CLIP, AltCLIP, ...)",
+}
+"""Names that `load_encoder` takes -> descriptions."""
+
+OPTIONS: Mapping[str, str] = {
+    "+letterbox": "photos are padded to a square instead of cropped (ruCLIP, hf:)",
+    "+windows": "long texts are read in several windows, averaged (ruCLIP, hf:)",
+    "+clean": "texts are cleaned as in the published system",
+    "+st:<repository or folder>": "texts go through a model of sentence-transformers instead",
+}
+"""Options that may follow the name -> what they do."""
+
+_SWITCHES = ("+letterbox", "+windows", "+clean")
+
+
+EXPORTED = "encoder.json"
+"""The file that makes a folder an exported encoder."""
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder holds an exported encoder."""
+    return (folder / EXPORTED).is_file()
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The name of an encoder, parsed: `<encoder>[+letterbox][+windows][+clean][+st:<text encoder>]`.
+
+    Options change the vectors, so they are part of the name that runs and stores keep: training and use cannot differ.
+
+    Attributes:
+        base: `lite`, a ruCLIP model, a folder, or `hf:<repository or folder>`.
+        letterbox: images are padded, not cropped.
+        windows: long texts are read in windows.
+        clean: texts are cleaned as in the published system.
+        text_encoder: repository or folder of a separate text encoder.
+    """
+
+    base: str
+    letterbox: bool = False
+    windows: bool = False
+    clean: bool = False
+    text_encoder: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> "EncoderSpec":
+        """Parse a name.
+
+        >>> EncoderSpec.parse("ruclip-vit-base-patch32-224+windows").windows
+        True
+
+        Raises:
+            DataError: there is nothing before the options, or an option comes twice.
+        """
+        base, separator, text_encoder = name.partition("+st:")
+        options: set[str] = set()
+        while option := next((option for option in _SWITCHES if base.endswith(option)), None):
+            if option in options:
+                raise DataError(f"an option of an encoder is given once, found {option!r} twice in {name!r}")
+            options.add(option)
+            base = base.removesuffix(option)
+        if not base or (separator and not text_encoder):
+            raise DataError(f"an encoder is written <encoder>{''.join(f'[{o}]' for o in OPTIONS)}, got {name!r}")
+        return cls(base, "+letterbox" in options, "+windows" in options, "+clean" in options, text_encoder or None)
+
+    def __str__(self) -> str:
+        options = [option for option in _SWITCHES if getattr(self, option.removeprefix("+"))]
+        return "".join([self.base, *options, *([f"+st:{self.text_encoder}"] if self.text_encoder else [])])
 
 
 class ImageTower(Protocol):

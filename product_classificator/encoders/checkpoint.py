@@ -1,50 +1,50 @@
-"""Fetches the checkpoints of ruCLIP and converts them, once, to what transformers reads.
+"""Convert a ruCLIP checkpoint, once, to what transformers reads.
 
 A checkpoint is a folder with `bpe.model`, `config.json` and `pytorch_model.bin`. Its conversion lies in the folder
-`converted` beside them: `config.json` and `model.safetensors` for `transformers.CLIPModel`, `tokenizer.json`, and
-`ruclip.json` with the preparation and the sha256 of the others. It is made under a temporary name and
-renamed, and made again when the checkpoint changes; where the folder cannot be written to, in a temporary folder each
-time.
+`converted` inside: `config.json` and `model.safetensors` for `transformers.CLIPModel`, `tokenizer.json`, and
+`ruclip.json` with the preparation and the sha256 of the others. It is complete or absent, and made again when the
+checkpoint changes; where the folder is read-only, in a temporary folder each time.
 
-ruCLIP is OpenAI's CLIP with another tokenizer and end token (Shonenkov et al. 2022), so its weights only change their
-names; query, key and value, one matrix there, are three in transformers. Nothing is believed: weights are read without
-unpickling objects, and their shapes are compared with those that the configuration calls for before they are used.
+ruCLIP is OpenAI's CLIP with another tokenizer and end token (Shonenkov et al. 2022): weights change their names, and
+the matrix of query, key and value becomes three. Everything is validated: weights are read without unpickling
+objects, and their shapes are compared with the configuration.
+
+`bpe.model` is YouTokenToMe's plain-text format: `n_characters n_rules`, a line `code_point id` per character, a line
+`left right result` per merge rule by priority, and the ids of unknown, padding, begin and end. As a tokenizer of the
+library `tokenizers`: words split at white space, each with a leading U+2581, BPE in rule order, unknown characters in a
+row fused into one token. Files in which two rules make the same string are refused: BPE could not tell them apart.
+
+Source: YouTokenToMe 1.0.6 (VK, 2019); Sennrich et al. 2016 (BPE).
 """
 
-import logging
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from filelock import FileLock
-from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound, StrictDataclassError
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from safetensors.torch import save_file
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Metaspace, Sequence, Split
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from product_classificator.encoders.huggingface import fetch_repository, unfetched
-from product_classificator.encoders.spec import RUCLIP_MODELS
-from product_classificator.encoders.tokenizer import BEGIN_ID, END_ID, PAD_ID, read_bpe
-from product_classificator.errors import ArtifactError, DataError, culprits, nearest
-from product_classificator.files import replacing_folder, sha256_of
+from product_classificator.errors import ArtifactError, culprits
 
-logger = logging.getLogger(__name__)
+PAD, UNKNOWN, BEGIN, END = "<PAD>", "<UNK>", "<BOS>", "<EOS>"
+PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
+"""Token ids of the ruCLIP networks."""
+
+_WORD_MARK = "▁"
+_MAX_TOKEN_CHARS = 1_000  # each rule may double the longest, so a few dozen could fill the memory
+_WHITE_SPACE = Regex(f"[\\t-\\r {_WORD_MARK}]+")
 
 FILES = ("bpe.model", "config.json", "pytorch_model.bin")
-MARKER = "ruclip.json"
-_CONVERTED = "converted"
-_CONVERTED_FILES = ("model.safetensors", "tokenizer.json", "config.json")
-FORMAT = 1
 _HEAD_WIDTH = 64  # of the image tower; the configuration names only the heads of the text tower
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -56,8 +56,8 @@ Size = Annotated[int, Field(gt=0, le=16_384)]
 Layers = Annotated[int, Field(gt=0, le=256)]
 
 
-class _Config(BaseModel):
-    """`config.json` of a ruCLIP checkpoint; what else it holds is not used."""
+class RuclipConfig(BaseModel):
+    """`config.json` of a ruCLIP checkpoint, as far as it is used."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
     embed_dim: Size
@@ -74,7 +74,7 @@ class _Config(BaseModel):
     std: RgbSpread | None = None
 
     def of_transformers(self) -> CLIPConfig:
-        """Returns the configuration of the same network in transformers."""
+        """Return the same configuration in transformers."""
         return CLIPConfig(
             text_config={
                 "vocab_size": self.vocab_size,
@@ -103,148 +103,17 @@ class _Config(BaseModel):
         )
 
 
-class Marker(BaseModel):
-    """`ruclip.json` of a converted checkpoint.
-
-    Attributes:
-        format: number of this layout.
-        size_px: side of the square the image tower takes.
-        mean: of the pixels; likewise `std`.
-        max_tokens: of a window of text.
-        sha256: of the weights, the tokenizer and the configuration.
-        source: file of the checkpoint -> its size in bytes and the time of its last change in ns.
-    """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    format: int
-    size_px: PositiveInt
-    mean: Rgb
-    std: RgbSpread
-    max_tokens: PositiveInt
-    sha256: dict[str, str]
-    source: dict[str, tuple[int, int]] = {}
-
-
-def load(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Path | None = None) -> Path:
-    """Fetches a ruCLIP model, unless it is there, and converts it.
-
-    Args:
-        name: one of `RUCLIP_MODELS`.
-        cache_dir: the model lies, or will lie, in `<cache_dir>/<name>`; `None`: in the cache of the hub.
+def read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, Weights]:
+    """Read a checkpoint and check that its files fit together.
 
     Returns:
-        The folder of the checkpoint.
+        The configuration, the tokenizer, and the weights under the names of `transformers.CLIPModel`.
 
     Raises:
-        DataError: there is no such model.
-        ArtifactError: it is not on this machine and cannot be fetched, or what is there is damaged.
-    """
-    folder = fetch(name, cache_dir)
-    with converted(folder):
-        return folder
-
-
-def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
-    """Returns the folder of a ruCLIP model, fetched if need be; arguments and errors as in `load`."""
-    if name not in RUCLIP_MODELS:
-        raise DataError(f"there is no ruCLIP model {name!r}: {nearest(name, RUCLIP_MODELS)}")
-    folder = None if cache_dir is None else Path(cache_dir) / name
-    if folder is not None and is_checkpoint(folder):
-        return folder
-    repository = f"ai-forever/{name}"
-    folder = fetch_repository(repository, FILES, folder)
-    if missing := [file for file in FILES if not (folder / file).is_file()]:  # fetched in part, and offline now
-        raise unfetched(repository, f"of its files are missing: {culprits(missing)}")
-    return folder
-
-
-def forget(name: str, cache_dir: str | Path | None = None) -> None:
-    """Deletes a fetched ruCLIP model, if it is there; arguments as in `load`."""
-    if cache_dir is not None:
-        shutil.rmtree(Path(cache_dir) / name, ignore_errors=True)
-        return
-    try:
-        cache = scan_cache_dir()
-    except CacheNotFound:
-        return
-    revisions = [r.commit_hash for repo in cache.repos if repo.repo_id == f"ai-forever/{name}" for r in repo.revisions]
-    cache.delete_revisions(*revisions).execute()
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Says whether a folder holds a ruCLIP checkpoint."""
-    return all((folder / name).is_file() for name in FILES)
-
-
-@contextmanager
-def converted(folder: Path) -> Iterator[tuple[Path, Marker]]:
-    """Gives the converted form of a checkpoint and what it says of itself, for as long as the context lasts.
-
-    Raises:
-        ArtifactError: the checkpoint is damaged or foreign.
-    """
-    target = folder / _CONVERTED
-    if os.access(folder, os.W_OK):
-        with FileLock(folder / f".{_CONVERTED}.lock"):  # of several processes one converts, the others wait
-            marker = _current(folder, target)
-            if marker is None:
-                logger.info("converting %s", folder)
-                with replacing_folder(target) as new:
-                    marker = _convert(folder, new)
-        yield target, marker
-        return
-    if (marker := _current(folder, target)) is not None:
-        yield target, marker
-        return
-    logger.info("%s cannot be written to: its conversion is not kept", folder)
-    with tempfile.TemporaryDirectory(prefix="ruclip.") as temporary:
-        yield Path(temporary), _convert(folder, Path(temporary))
-
-
-def read_marker(folder: Path) -> Marker:
-    """Reads what a converted checkpoint says of itself, and checks that its files are those it speaks of.
-
-    Raises:
-        ArtifactError: the folder is no converted checkpoint, or was changed.
+        ArtifactError: the checkpoint is damaged or of another kind.
     """
     try:
-        marker = Marker.model_validate_json((folder / MARKER).read_bytes())
-        if marker.format > FORMAT:
-            raise ArtifactError(f"{folder} has format {marker.format}, this version reads {FORMAT}: upgrade")
-        wrong = [name for name in _CONVERTED_FILES if sha256_of(folder / name) != marker.sha256.get(name)]
-    except (OSError, ValidationError) as error:
-        raise ArtifactError(f"{folder} is not a converted ruCLIP checkpoint ({error}): convert it anew") from error
-    if wrong:
-        raise ArtifactError(f"{culprits(wrong)} of {folder} was changed after it was written: delete the folder")
-    return marker
-
-
-def write_marker(folder: Path, marker: Marker) -> Marker:
-    """Writes `ruclip.json`, with the sha256 of the files that lie beside it, and returns it."""
-    known = marker.model_copy(update={"sha256": {name: sha256_of(folder / name) for name in _CONVERTED_FILES}})
-    (folder / MARKER).write_text(known.model_dump_json(indent=1), encoding="utf-8")
-    return known
-
-
-def _source(folder: Path) -> dict[str, tuple[int, int]]:
-    return {name: ((folder / name).stat().st_size, (folder / name).stat().st_mtime_ns) for name in FILES}
-
-
-def _current(folder: Path, target: Path) -> Marker | None:
-    """Returns the marker of an earlier conversion, unless there is none, it is damaged, or the checkpoint changed."""
-    if not target.exists():
-        return None
-    try:
-        marker = read_marker(target)
-    except ArtifactError as error:
-        logger.warning("%s is converted again: %s", folder, error)
-        return None
-    return marker if marker.source == _source(folder) else None
-
-
-def _convert(folder: Path, target: Path) -> Marker:
-    try:
-        config = _Config.model_validate_json((folder / "config.json").read_bytes())
+        config = RuclipConfig.model_validate_json((folder / "config.json").read_bytes())
         of_transformers = config.of_transformers()
         with torch.device("meta"):
             expected = {name: weight.shape for name, weight in CLIPModel(of_transformers).state_dict().items()}
@@ -253,8 +122,10 @@ def _convert(folder: Path, target: Path) -> Marker:
     tokenizer = read_bpe(folder / "bpe.model")
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
-        found = f"bpe.model has ids up to {largest}, config.json {config.vocab_size} tokens"
-        raise ArtifactError(f"the files of {folder} do not belong together: {found}")
+        raise ArtifactError(
+            f"the files of {folder} do not belong together: bpe.model has ids up to {largest}, config.json "
+            f"{config.vocab_size} tokens"
+        )
     weights = _renamed(_read_weights(folder / "pytorch_model.bin"))
     wrong = [
         f"{name} {tuple(weights[name].shape) if name in weights else 'missing'}"
@@ -265,28 +136,13 @@ def _convert(folder: Path, target: Path) -> Marker:
         raise ArtifactError(
             f"the weights of {folder} must have the shapes its config.json calls for: {culprits(wrong)}"
         )
-    parts = {name: weight.float().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
-    save_file(parts, target / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(target / "tokenizer.json"))
-    shutil.copymode(target / "tokenizer.json", target / "model.safetensors")  # safetensors lets only the owner read
-    of_transformers.architectures = ["CLIPModel"]
-    of_transformers.save_pretrained(target)
-    marker = Marker(
-        format=FORMAT,
-        size_px=config.image_resolution,
-        mean=config.mean or _MEAN,
-        std=config.std or _STD,
-        max_tokens=config.context_length,
-        sha256={},
-        source=_source(folder),
-    )
-    return write_marker(target, marker)
+    return config, tokenizer, weights
 
 
 def _read_weights(path: Path) -> Weights:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on hostile bytes torch.load lets almost any exception out
+    except Exception as error:  # torch.load raises almost any class for hostile bytes
         reason = (str(error) or type(error).__name__).split("\n", 1)[0]
         raise ArtifactError(f"{path} is damaged, or holds more than weights ({reason}): fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
@@ -300,7 +156,7 @@ def _read_weights(path: Path) -> Weights:
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Says whether a tensor holds a finite number of its own for each place: a view may repeat few bytes endlessly."""
+    """Return whether a tensor is dense, real and finite, and not a view that repeats a few bytes endlessly."""
     return (
         weight.dtype in _REAL
         and weight.device.type == "cpu"
@@ -332,7 +188,7 @@ _RENAMED = (
 
 
 def _renamed(state: Weights) -> Weights:
-    """Returns the weights of ruCLIP under the names of `transformers.CLIPModel`."""
+    """Return the weights of ruCLIP under the names of `transformers.CLIPModel`."""
     weights: Weights = {}
     for name, weight in state.items():
         new = name
@@ -345,3 +201,66 @@ def _renamed(state: Weights) -> Weights:
             is_transposed = new in ("visual_projection.weight", "text_projection.weight") and weight.ndim == 2
             weights[new] = weight.T if is_transposed else weight
     return weights
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Contents of a `bpe.model`: token -> id without special tokens, and the merges by priority."""
+
+    vocabulary: dict[str, int]
+    merges: list[tuple[str, str]]
+    unknown_id: int
+
+
+def read_bpe(path: str | Path) -> Tokenizer:
+    """Read a `bpe.model`.
+
+    Returns:
+        A tokenizer that lower-cases, segments, and adds begin and end: `[2] + ids + [3]`, without truncation.
+
+    Raises:
+        ArtifactError: the file is missing, has another format, or does not fit ruCLIP.
+    """
+    try:
+        rules = _parse(Path(path).read_text(encoding="utf-8"))
+        special = {PAD: PAD_ID, UNKNOWN: rules.unknown_id, BEGIN: BEGIN_ID, END: END_ID}
+        model = BPE(vocab={**rules.vocabulary, **special}, merges=rules.merges, unk_token=UNKNOWN, fuse_unk=True)
+    except (OSError, ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
+        raise ArtifactError(
+            f"{path} must be a bpe.model in YouTokenToMe's text format ({error!r}): fetch the checkpoint again"
+        ) from error
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Sequence(
+        [
+            Split(_WHITE_SPACE, "removed"),
+            Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False),
+        ]
+    )
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, BEGIN_ID), (END, END_ID)]
+    )
+    return tokenizer
+
+
+def _parse(text: str) -> _Rules:
+    lines = [[int(number) for number in line.split()] for line in text.strip().split("\n")]
+    n_characters, n_rules = lines[0]
+    if len(lines) != n_characters + n_rules + 2:
+        raise ValueError(f"{n_characters + n_rules + 2} lines are promised, found {len(lines)}")
+    names = {number: chr(code_point) for code_point, number in lines[1 : n_characters + 1]}
+    merges = []
+    for left, right, result in lines[n_characters + 1 : -1]:
+        merges.append((names[left], names[right]))
+        names[result] = names[left] + names[right]
+        if len(names[result]) > _MAX_TOKEN_CHARS:
+            raise ValueError(f"a token has at most {_MAX_TOKEN_CHARS} characters, found {len(names[result])}")
+    unknown, pad, begin, end = lines[-1]
+    if (pad, begin, end) != (PAD_ID, BEGIN_ID, END_ID):
+        raise ValueError(f"ruCLIP has padding 0, begin 2 and end 3, found {pad}, {begin} and {end}")
+    if len(names) != n_characters + n_rules or {unknown, pad, begin, end} & set(names):
+        raise ValueError("an id is given twice")
+    vocabulary = {name: number for number, name in names.items()}
+    if len(vocabulary) != len(names):
+        raise ValueError("two rules make the same token")
+    return _Rules(vocabulary, merges, unknown)

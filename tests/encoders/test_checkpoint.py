@@ -9,7 +9,8 @@ import torch
 from transformers import CLIPModel
 
 from product_classificator.encoders import RUCLIP_MODELS, load_encoder
-from product_classificator.encoders.checkpoint import FILES, converted, fetch, forget, load, read_marker
+from product_classificator.encoders.checkpoint import FILES
+from product_classificator.encoders.ruclip import converted, delete_model, fetch, load, read_marker
 from product_classificator.errors import ArtifactError, DataError
 from tests.encoders.tiny_ruclip import CONFIG, weights, write_checkpoint
 
@@ -181,9 +182,9 @@ def test_a_model_in_the_cache_folder_is_used_as_it_is(folder):
     assert load(folder.name, cache_dir=folder.parent) == folder
     assert (folder / "converted/ruclip.json").is_file()
     assert load_encoder(folder.name, cache_dir=folder.parent).name == str(folder.resolve())
-    forget(folder.name, folder.parent)
+    delete_model(folder.name, folder.parent)
     assert not folder.exists()
-    forget(folder.name, folder.parent)
+    delete_model(folder.name, folder.parent)
 
 
 @pytest.mark.usefixtures("offline")
@@ -192,7 +193,7 @@ def test_without_a_network_one_sentence_tells_the_two_ways_out(tmp_path):
     for cache_dir in (None, tmp_path / "models"):
         with pytest.raises(ArtifactError, match=sentence):
             load_encoder("ruclip-vit-base-patch32-224", cache_dir=cache_dir)
-    forget("ruclip-vit-base-patch32-224")
+    delete_model("ruclip-vit-base-patch32-224")
 
 
 @pytest.mark.usefixtures("offline")

@@ -28,14 +28,15 @@ def exact(model):
 
 @pytest.fixture
 def amx(monkeypatch):
-    """A CPU that is fastest in bfloat16."""
+    """A CPU that is fastest in bfloat16, and networks that are worth it."""
+    monkeypatch.setattr(torch_clip, "MIN_PARAMETERS", 0)
     monkeypatch.setattr(torch_clip, "cpu_flags", lambda: frozenset({"avx512_vnni", "amx_bf16"}))
 
 
 def test_the_instruction_set_decides_the_number_format(tmp_path):
     assert fastest_dtype({"avx2", "avx512_vnni", "amx_bf16"}) == "bfloat16"
-    assert fastest_dtype({"avx2", "avx_vnni"}) == fastest_dtype({"avx512_vnni"}) == "int8"
-    assert fastest_dtype({"avx2", "avx512f"}) == fastest_dtype(()) == "float32"
+    assert fastest_dtype({"avx2", "avx_vnni"}) == fastest_dtype({"avx2"}) == "int8"
+    assert fastest_dtype({"sse4_2"}) == fastest_dtype(()) == "float32"
     cpuinfo = tmp_path / "cpuinfo"
     assert cpu_flags(cpuinfo) == frozenset()
     cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
@@ -66,6 +67,12 @@ def test_a_format_whose_first_vectors_differ_gives_way_to_float32(model, exact, 
     assert np.allclose(vectors, expected, atol=1e-6)
     assert dtype_of(encoder) == "float32"
     assert encoder.image.network._exact is None
+
+
+def test_tiny_networks_compute_in_float32_on_every_cpu(model, amx, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch_clip, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    assert dtype_of(load_encoder(model, threads=1)) == "float32"
 
 
 def test_a_format_that_was_named_stays(model, exact, amx):

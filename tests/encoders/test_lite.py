@@ -9,9 +9,8 @@ from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, cores, load_encoder
-from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet
-from product_classificator.encoders.lite import _ONE_BLAS_THREAD, PARTS
-from product_classificator.encoders.network import INPUT, OUTPUT
+from product_classificator.encoders.lite import _ONE_BLAS_THREAD, LEVELS, PARTS
+from product_classificator.encoders.onnx_export import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.errors import DataError
 
 
@@ -115,7 +114,7 @@ def test_the_network_answers_what_pytorch_computes(lite):
     parts = [last.mean((2, 3))]
     for middle in maps.values():
         parts += [middle.mean((2, 3)), middle.std((2, 3), correction=0)]
-    session = onnxruntime.InferenceSession(efficientnet_onnx(network), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(efficientnet_onnx(network, LEVELS), providers=["CPUExecutionProvider"])
     found = session.run([OUTPUT], {INPUT: pixels})[0]
     assert [part.shape[1] for part in parts] == list(PARTS)
     assert np.abs(found - torch.cat(parts, 1).numpy()).max() < 1e-4

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from product_classificator.encoders import EncoderSpec, cores, embed_labels, load_encoder
+from product_classificator.encoders.checkpoint import read_bpe
 from product_classificator.encoders.clip import batches_of, clip_towers, images_per_batch, token_windows
 from product_classificator.encoders.onnx import export_encoder
 from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
-from product_classificator.encoders.tokenizer import read_bpe
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean_published
 from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
