@@ -9,7 +9,7 @@ the text.
 For a multi-label characteristic the most probable label is explained, against its absence.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -60,7 +60,7 @@ def explain(
         return logits[..., best] - (0.0 if runner_up is None else logits[..., runner_up])
 
     complete, image_only, text_only, nothing = log_odds(scaled).tolist()
-    words: Counter[str] = Counter()
+    words: defaultdict[str, float] = defaultdict(float)
     for word, of_word in word_logits.items():
         words[word.removeprefix(LEADING)] += float(log_odds(of_word)) / temperature
     return Explanation(

@@ -44,7 +44,7 @@ def fit_vocabulary(
         return Vocabulary.empty(), csr_matrix((len(texts), 0), dtype=np.float32)
     options = {"has_title": has_title, "has_leading_words": has_leading_words}
     counter = CountVectorizer(analyzer=list, dtype=np.int32)
-    counts = counter.fit_transform(Vocabulary((), np.empty(0), **options).grams_of_segments(texts))
+    counts = counter.fit_transform(Vocabulary((), np.empty(0, np.float32), **options).grams_of_segments(texts))
     per_text = counts[0::2] + counts[1::2] if has_title else counts
     n_texts = np.bincount(per_text[train].indices, minlength=counts.shape[1])
     common = np.flatnonzero(n_texts >= min_texts)
