@@ -37,13 +37,7 @@ _IN_DISTRIBUTION_SHARE, _MAX_DISTANCE = 0.99, 2.0
 
 
 def calibrate(target: Target, logits: Floats, rows: Rows) -> Characteristic:
-    """Return a calibrated characteristic, without confidence thresholds.
-
-    Args:
-        target: of n products.
-        logits: (m, k) of the characteristic, of products that the network has not learned from.
-        rows: (m,) which products.
-    """
+    """Return a characteristic calibrated by the (m, k) logits of m rows, without confidence thresholds."""
     is_known = target.is_known[rows]
     if target.indicators is None:
         temperature, exponent = fit_temperature(logits, target.label_ids[rows])
@@ -57,12 +51,7 @@ def calibrate(target: Target, logits: Floats, rows: Rows) -> Characteristic:
 
 
 def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float]:
-    """Return the temperature and exponent that maximise the likelihood of the labels; (1, 0) without known labels.
-
-    Args:
-        logits: (n, k) of one characteristic, of products that the network has not learned from.
-        label_ids: (n,) true label ids, -1 where unknown.
-    """
+    """Return the temperature and exponent that maximise the likelihood of the known labels; (1, 0) without any."""
     is_known = label_ids >= 0
     known_logits, true = logits[is_known].astype(np.float64), label_ids[is_known][:, None]
     log_spreads = np.log(spreads(known_logits))
@@ -107,10 +96,6 @@ def fit_decision_thresholds(probabilities: Floats, indicators: csr_matrix) -> Fl
     that is maximised mixes true labels with what the probabilities themselves expect; the latter weighs as much as 100
     products with the label. Where probabilities are right, the best threshold is half of the best F1 (Lipton et al.
     2014, "Optimal thresholding of classifiers to maximize F1 measure"), so it never exceeds 0.5.
-
-    Args:
-        probabilities: (n, k) of products with known labels that the network has not learned from.
-        indicators: (n, k) of the same products.
     """
     columns = indicators.tocsc()
     thresholds = [
@@ -137,14 +122,7 @@ def _decision_threshold(probabilities: Floats, has_label: Floats) -> float:
 def with_confidence_thresholds(
     characteristics: Sequence[Characteristic], predictions: Predictions, truth: Truth
 ) -> tuple[Characteristic, ...]:
-    """Return characteristics with confidence thresholds.
-
-    Args:
-        characteristics: those of the predictions.
-        predictions: of products that the heads have not learned from.
-        truth: characteristic -> (n,) true labels, `None` where unknown. A label that is too rare to be trained counts
-            as wrong.
-    """
+    """Return characteristics with confidence thresholds; a label that was too rare to be trained counts as wrong."""
     calibrated = []
     for characteristic in characteristics:
         name = characteristic.name
@@ -162,10 +140,6 @@ def confidence_thresholds(confidence: Floats, is_right: Bools) -> Thresholds:
     A precision is promised where the lower end of its Clopper-Pearson interval, at 90 % confidence, on the products
     above the threshold is at least as high (selection with guaranteed risk, Geifman and El-Yaniv 2017, with one test
     instead of a search that pays for each). So 45 products, all right, are needed before 0.95 is promised for any.
-
-    Args:
-        confidence: (n,) of predictions.
-        is_right: (n,) whether each is right.
     """
     if not len(confidence):
         return ()
@@ -185,16 +159,7 @@ def confidence_thresholds(confidence: Floats, is_right: Bools) -> Thresholds:
 def fit_novelty(
     embeddings: Embeddings, texts: Sequence[str], train: Rows, valid: Rows, vocabulary: Vocabulary, seed: int = 0
 ) -> NoveltyDetector:
-    """Learn centres from training products, and limits from validation products.
-
-    Args:
-        embeddings: of n products.
-        texts: (n,) raw texts.
-        train: rows of the training products.
-        valid: rows of the validation products.
-        vocabulary: words that the heads know.
-        seed: of the centres.
-    """
+    """Learn centres from training products, and limits from validation products."""
     image = _centres(embeddings.image, train[embeddings.has_image[train]], seed)
     text = _centres(embeddings.text, train[embeddings.has_text[train]], seed)
     with_image, with_text = valid[embeddings.has_image[valid]], valid[embeddings.has_text[valid]]

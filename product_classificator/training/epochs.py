@@ -246,9 +246,7 @@ def multi_label_macro_f1(is_assigned: Bools, indicators: csr_matrix) -> float:
 def mean_f1(hits: Counts, occurrences: Counts) -> float:
     """Return the mean F1 of the labels that occur; 0 if there are none.
 
-    Args:
-        hits: (k,) number of products with each label that are predicted correctly.
-        occurrences: (k,) number of products with each label, plus number of products it is predicted for.
+    `hits` counts correct predictions of each label; `occurrences` its products plus the products it is predicted for.
     """
     occurs = occurrences > 0
     return float((2 * hits[occurs] / occurrences[occurs]).mean()) if occurs.any() else 0.0

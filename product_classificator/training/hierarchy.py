@@ -24,10 +24,6 @@ def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
 
     A parent has fewer labels than the child, and none that nearly all products have: that would be a property, not a
     level. A parent that a single product decides is not learned. Multi-label characteristics take no part.
-
-    Args:
-        targets: one per characteristic.
-        rows: products to learn from.
     """
     single = [target for target in targets if target.indicators is None]
     refinements = []

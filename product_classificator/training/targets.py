@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ class Target:
         name: the characteristic.
         labels: (k,) labels to learn.
         label_ids: (n,) int64, -1 where unknown; 0 where known if the characteristic is multi-label.
-        indicators: (n, k) float32 sparse, 1 where a product has a label; multi-label characteristics only.
+        indicators: (n, k) float32 sparse, 1 where a product has a label; `None` unless multi-label.
     """
 
     name: str
@@ -146,13 +146,7 @@ def labels_to_learn(
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
     """Return the labels to learn of each trainable characteristic, and the labels left out with their counts.
 
-    Args:
-        truth: characteristic -> (n,) labels.
-        split_names: (n,) split of each product, "" for none.
-        minimum: labels of fewer products are left out; so are labels without a training product.
-
-    Raises:
-        DataError: no characteristic has enough labels.
+    Left out are labels of fewer than `minimum` products, and labels without a training product.
     """
     labels, left_out = {}, {}
     for name, column in truth.items():
@@ -180,11 +174,6 @@ def label_embeddings(targets: Sequence[Target], train: Rows, label_vectors: Labe
 
     A label embedding weighs as much as 10 products: the more products a label has, the less its name counts.
 
-    Args:
-        targets: one per characteristic.
-        train: rows of the training products.
-        label_vectors: the encoder's; `None` if there are none.
-
     Returns:
         (all labels, text_dim) float32, unit rows x 10 / (10 + products); zeros for the other characteristics; of width
         0 if there are only others.
@@ -196,5 +185,5 @@ def label_embeddings(targets: Sequence[Target], train: Rows, label_vectors: Labe
             weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
             vectors[target.name] = label_vectors(target.labels) * weights[:, None]
     width = next((rows.shape[1] for rows in vectors.values()), 0)
-    zeros: Mapping[str, Floats] = {t.name: np.zeros((len(t.labels), width), dtype=np.float32) for t in targets}
-    return np.concatenate([vectors.get(target.name, zeros[target.name]) for target in targets])
+    nothing = [np.zeros((len(target.labels), width), dtype=np.float32) for target in targets]
+    return np.concatenate([vectors.get(target.name, zeros) for target, zeros in zip(targets, nothing, strict=True)])

@@ -70,13 +70,7 @@ def words_of_labels(vocabulary: Vocabulary, labels: Sequence[str], words: BagOfW
     """Return the (k, words) rows of the names of labels, times the initial weight of the cosine with them.
 
     At most 30 (validation macro-F1 .817 -> .831), less beyond 100 labels, where words mislead (30 would cost .010), and
-    never more than makes the training labels the most likely.
-
-    Args:
-        vocabulary: knows the words.
-        labels: (k,) of one characteristic.
-        words: (n, words) rows of training products.
-        label_ids: (n,) their label ids, -1 where unknown.
+    never more than makes the label ids of training products (-1: unknown) with these bags of words the most likely.
     """
     rows = bag_of_words(vocabulary, labels)
     largest = _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
