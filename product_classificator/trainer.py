@@ -246,8 +246,8 @@ class Trainer:
         taxonomy = self._taxonomy
         if isinstance(taxonomy, pd.DataFrame):
             folder.mkdir(parents=True, exist_ok=True)
+            taxonomy.to_csv(folder / "taxonomy.csv", index=False)
             taxonomy = folder / "taxonomy.csv"
-            self._taxonomy.to_csv(taxonomy, index=False)
         return self._settings if taxonomy is None else replace(self._settings, taxonomy=str(taxonomy))
 
     def _clean_up(self, cache: Path, run: Run) -> None:

@@ -176,7 +176,7 @@ class Activations:
         """Write the states of a chunk, as far as they are cached, and return its images."""
         loaded = _load(self._catalog, self._frozen.encoder, products)
         rows = np.arange(products.first_row, min(products.first_row + len(products), self.n_cached))
-        images = {row: item.image for row, item in zip(rows, loaded, strict=False) if item.image is not None}
+        images = {row: item.image for row, item in zip(rows.tolist(), loaded, strict=False) if item.image is not None}
         _write(self._image, images, self._frozen.images([*images.values()]))
         windows, starts, _ = self._windows(rows[self.has_text[rows]])
         _write(self._text, starts, self._frozen.texts(windows))
