@@ -93,13 +93,7 @@ class Classificator:
     def from_run(
         cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None, dtype: Dtype = "auto"
     ) -> "Classificator":
-        """Load what a training left.
-
-        Args:
-            path: folder of the run.
-            device: where the encoder computes.
-            encoder: new location of the encoder, if it has moved.
-            dtype: number format that it computes in, see `load_encoder`.
+        """Load a run; `encoder` is the new location of its encoder, if that has moved.
 
         Raises:
             ArtifactError: the folder is not a finished run, or its heads are damaged.
@@ -277,11 +271,7 @@ class Classificator:
         return torch.from_numpy(np.concatenate([products.image, products.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
-        """Write the towers of the encoder as ONNX files, for `to_onnx_clip`.
-
-        Args:
-            text: an example on which the exported text tower must agree with PyTorch.
-            image: an example for the image tower.
+        """Write the towers as ONNX files, for `to_onnx_clip`; on the text and the image they must agree with PyTorch.
 
         Raises:
             DataError: the encoder is not CLIP-like, or does not compute with PyTorch now.
@@ -302,7 +292,7 @@ class Classificator:
         return (self.cache_dir or cache_home()) / "onnx" / self.encoder.fingerprint
 
     def is_onnx_created(self) -> bool:
-        """Return whether the towers of the encoder have been exported."""
+        """Whether the towers of the encoder have been exported."""
         return is_exported(self._onnx_folder)
 
     @property

@@ -21,14 +21,7 @@ _NEAREST = 3
 def with_nearest(
     explanations: Mapping[str, Explanation], product: Embeddings, run: Run, encoder: Encoder
 ) -> dict[str, Explanation]:
-    """Return explanations that name the nearest training products; without them if the store is of another encoder.
-
-    Args:
-        explanations: characteristic -> explanation of one product.
-        product: its embeddings, one row.
-        run: the training of the heads, with its store and labels.
-        encoder: made the embeddings of both.
-    """
+    """Add the nearest training products to the explanations of one product, if the store is of this encoder."""
     if read_store_facts(run.store)["fingerprint"] != encoder.fingerprint:
         return dict(explanations)
     labels = run.load_labels()

@@ -23,14 +23,7 @@ _OPTIONAL = frozenset({"simplejpeg"})  # large JPEGs are read faster with it
 
 @dataclass(frozen=True)
 class OpenedHeads:
-    """Heads and what they were trained with.
-
-    Attributes:
-        bundle: the heads.
-        encoder: name or folder for `load_encoder`; empty if unknown.
-        channels: order of colours in image files.
-        run: the run of the heads; `None` if they come alone.
-    """
+    """Heads, the name or folder of their encoder ("": unknown), the colours of image files, and the run, if any."""
 
     bundle: HeadBundle
     encoder: str
@@ -39,15 +32,7 @@ class OpenedHeads:
 
 
 class ExportFacts(BaseModel):
-    """Content of `export.json`.
-
-    Attributes:
-        format: `EXPORT_FORMAT`.
-        made_by: package and version that wrote it.
-        channels: order of colours in image files.
-        requires: pip package -> version that the export was checked with.
-        sha256: file, relative to the folder -> digest, of all files but this one.
-    """
+    """Content of `export.json`: among others the pip packages, with the versions it was checked with, and all files."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     format: int
@@ -89,11 +74,7 @@ def open_heads(heads_ver: str | Path) -> OpenedHeads:
 
 
 def encoder_name(model_name: str | None, trained_on: str) -> str:
-    """Return the encoder to load: a name without options takes the options of the encoder that heads were trained on.
-
-    Raises:
-        ArtifactError: no encoder is named and the heads do not name theirs.
-    """
+    """Return the encoder to load: a name without options takes those of the encoder that heads were trained on."""
     if model_name is None:
         if not trained_on:
             raise ArtifactError("these heads do not name the encoder they were trained on: give model_name")
@@ -135,8 +116,8 @@ def _read_export(folder: Path) -> ExportFacts:
     except (ValueError, ValidationError, RecursionError) as error:
         raise ArtifactError(f"{path} does not describe an export ({error}): export again") from error
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("[!.]*") if file.is_file()} - {EXPORT}
-    changed = {name for name in files & set(facts.sha256) if sha256_of(folder / name) != facts.sha256[name]}
-    wrong = changed | (files ^ set(facts.sha256))
+    wrong = files ^ set(facts.sha256)
+    wrong |= {name for name in files - wrong if sha256_of(folder / name) != facts.sha256[name]}
     if wrong:
         raise ArtifactError(
             f"the files of an export must stay as they were written; missing, changed or unknown in {folder}: "

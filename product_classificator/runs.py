@@ -31,7 +31,6 @@ class Run:
     """A finished training.
 
     Attributes:
-        folder: of the run.
         encoder: name for `load_encoder`.
         columns: columns of the training table, the defaults for new tables.
         channels: "bgr" if red and blue are swapped in the image files, the default for new images.

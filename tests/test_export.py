@@ -256,7 +256,8 @@ import json, sys
 sys.modules |= dict.fromkeys({BLOCKED})
 from product_classificator import Classificator
 images = [bytes.fromhex({given[0].hex()!r}), {str(tmp_path / "blue.jpg")!r}, b"no photo"]
-answers = Classificator(heads_ver={str(exported_folder)!r}).predict({texts!r}, images, min_precision=0.5, errors="status")
+exported = Classificator(heads_ver={str(exported_folder)!r})
+answers = exported.predict({texts!r}, images, min_precision=0.5, errors="status")
 print(json.dumps([answers.predicted("kind"), answers.status.tolist(), answers.decisions["kind"].tolist()]))
 """
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603

@@ -26,39 +26,16 @@ from product_classificator.types import Embeddings, Strings, strings
 CHUNK_PRODUCTS = 256
 
 
-@dataclass(frozen=True)
-class EmbeddedChunk:
-    """Embeddings of consecutive products of a catalog.
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedCatalog:
+    """Embeddings of a catalog in memory.
 
     Attributes:
-        first_row: row of the first product in the catalog.
         embeddings: n products.
-        texts: their n raw texts.
         image_keys: (n,) uint64, equal for images of the same bytes, 0 without an image.
         status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
-        encoded: number of products encoded now; the others were in the store or are repeated.
         idle_share: share of its time that the encoder has waited for images so far, 0..1, chunks in which nothing was
             encoded not counted; `None` if nothing was encoded yet.
-    """
-
-    first_row: int
-    embeddings: Embeddings
-    texts: list[str]
-    image_keys: Keys
-    status: Strings
-    encoded: int
-    idle_share: float | None = None
-
-
-@dataclass(frozen=True)
-class EmbeddedCatalog:
-    """Embeddings of a whole catalog in memory.
-
-    Attributes:
-        embeddings: n products.
-        image_keys: as in `EmbeddedChunk`.
-        status: as in `EmbeddedChunk`.
-        idle_share: as in `EmbeddedChunk`, of all chunks.
     """
 
     embeddings: Embeddings
@@ -79,19 +56,29 @@ class EmbeddedCatalog:
         return strings(reasons)
 
 
-OnChunk = Callable[[EmbeddedChunk], None]
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedChunk(EmbeddedCatalog):
+    """Embeddings of consecutive products, from `first_row` of the catalog on, with their raw texts.
+
+    Attributes:
+        encoded: number of products encoded now; the others were in the store or are repeated.
+    """
+
+    first_row: int
+    texts: list[str]
+    encoded: int
 
 
 def embed(
-    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, on_chunk: OnChunk | None = None
+    catalog: Catalog,
+    encoder: Encoder,
+    store: EmbeddingStore | None = None,
+    *,
+    on_chunk: Callable[[EmbeddedChunk], None] | None = None,
 ) -> EmbeddedCatalog:
     """Embed all products of a catalog, in its order, and return them in memory (float32).
 
-    Args:
-        catalog: the products.
-        encoder: turns images and texts into vectors.
-        store: vectors found there are not computed again, new ones are added.
-        on_chunk: called after each chunk, for progress.
+    Vectors in `store` are not computed again, new ones are added; `on_chunk` is called after each chunk, for progress.
     """
     n = len(catalog)
     image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
@@ -110,7 +97,7 @@ def embed(
         if on_chunk:
             on_chunk(chunk)
     embeddings = Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint)
-    return EmbeddedCatalog(embeddings, image_keys, status, idle_share)
+    return EmbeddedCatalog(embeddings=embeddings, image_keys=image_keys, status=status, idle_share=idle_share)
 
 
 def embed_chunks(
@@ -152,14 +139,7 @@ def _load_ahead(
 
 @dataclass(frozen=True)
 class LoadedProduct:
-    """A product's image, prepared for the encoder unless the store has the product, and the digest of its content.
-
-    Attributes:
-        digest: 16 bytes, of image bytes and text.
-        image_key: equal for images of the same bytes, 0 without an image.
-        image_status: "ok", "unused", or why there is no image.
-        image: prepared; `None` without one, or if the store has the product.
-    """
+    """A product's image, prepared unless the store has the product (else `None`), and the digest of its content."""
 
     digest: bytes
     image_key: int
@@ -208,12 +188,12 @@ def _embed_chunk(
             store.append([products.ids[row] for row in new], [digests[row] for row in new], encoded)
         encoded = store.read(digests)
     return EmbeddedChunk(
-        products.first_row,
-        encoded.embeddings(products.ids, encoder.fingerprint),
-        products.texts,
-        np.array([product.image_key for product in loaded], dtype=np.uint64),
-        encoded.status,
-        len(new),
+        embeddings=encoded.embeddings(products.ids, encoder.fingerprint),
+        image_keys=np.array([product.image_key for product in loaded], dtype=np.uint64),
+        status=encoded.status,
+        first_row=products.first_row,
+        texts=products.texts,
+        encoded=len(new),
     )
 
 

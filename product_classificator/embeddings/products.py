@@ -81,8 +81,8 @@ def encode_products(
     Args:
         encoder: the towers.
         n: number of products.
-        texts: (n,) raw texts, blank where there is none; `None`: texts are unused.
-        images: (n,) prepared images, or the reason why there is none; `None`: images are unused.
+        texts: raw texts, blank where there is none; `None`: texts are unused.
+        images: prepared images, or the reason why there is none; `None`: images are unused.
     """
     image: Floats = np.zeros((n, encoder.image_dim), np.float32)
     text: Floats = np.zeros((n, encoder.text_dim), np.float32)
@@ -104,12 +104,7 @@ def encode_products(
 
 
 def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Image.Image:
-    """Open an image as a caller gives it and shrink it to what the encoder needs.
-
-    Raises:
-        DataError: `image` has a type or shape that no image can have.
-        PhotoError: its file is missing or cannot be decoded.
-    """
+    """Open an image as a caller gives it and shrink it to what the encoder needs; errors as in `open_image`."""
     try:
         return encoder.image.prepare(open_image(image, channels, encoder.image.min_decode_size))
     except FileNotFoundError as error:
@@ -123,12 +118,9 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Im
 def open_image(
     image: ImageInput, channels: Channels = "rgb", min_decode_size: Callable[[Size], Size] | None = None
 ) -> Image.Image:
-    """Return an upright RGB image.
+    """Return an upright RGB image; `channels` is the order of colours in files, others are always RGB.
 
-    Args:
-        image: what a caller has given; Pillow images and arrays are always RGB.
-        channels: order of colours in image files.
-        min_decode_size: maps the size of an image file to the smallest size it may be decoded at; `None`: its own.
+    `min_decode_size` maps the size of an image file to the smallest size it may be decoded at; `None`: its own.
 
     Raises:
         DataError: `image` has a type or shape that no image can have.
@@ -155,10 +147,6 @@ def open_image(
 
 def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[ImageInput | None]]:
     """Return texts ("" where there is none) and images (`None` where there is none) of n products.
-
-    Args:
-        texts: one text, n texts or a pandas column, or `None`.
-        images: one image, n images or a pandas column, or `None`.
 
     Raises:
         DataError: both are `None`, they differ in length, a text is not a string, or one is not a sequence.

@@ -117,12 +117,6 @@ class EmbeddingStore:
         self._index.add(digests, len(self._shards))
         self._shards.append(path)
 
-    def clear(self) -> None:
-        """Delete all products."""
-        for path in (self.folder / "parts").glob("*.parquet"):
-            path.unlink(missing_ok=True)
-        self._index, self._shards, self._last_read = _DigestIndex(), [], {}
-
     def read(self, digests: Sequence[bytes]) -> EncodedProducts:
         """Return the products of `digests`, in that order.
 

@@ -157,7 +157,7 @@ def _without_vectors(catalog: Catalog, activations: Activations, encoder: Encode
     empty = np.zeros((len(catalog), 0), dtype=np.float32)
     embeddings = Embeddings(catalog.ids, empty, empty, activations.has_image, activations.has_text, encoder.fingerprint)
     status = row_status(activations.image_status, activations.text_status)
-    return EmbeddedCatalog(embeddings, activations.image_keys, status)
+    return EmbeddedCatalog(embeddings=embeddings, image_keys=activations.image_keys, status=status)
 
 
 def _pairs(activations: Activations, split: SplitCatalog) -> Pairs:
