@@ -7,7 +7,7 @@ from product_classificator import console
 from product_classificator.classificator import Classificator
 from product_classificator.cli.options import Embed, Predict
 from product_classificator.cli.progress import product_progress
-from product_classificator.cli.tables import open_catalog, with_text_encoder
+from product_classificator.cli.tables import open_catalog
 from product_classificator.embeddings.embed import embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import load_encoder
@@ -21,14 +21,14 @@ def predict(options: Predict) -> None:
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, but none are given (--images)", style="yellow")
-    with product_progress(len(catalog)) as progress:
+    with product_progress(len(catalog)) as on_chunk:
         summary = predict_to_file(
             classificator,
             catalog,
             options.out,
             OutputOptions(options.top_k, options.min_precision),
             store=EmbeddingStore(options.store, classificator.encoder) if options.store else None,
-            on_chunk=progress.on_chunk,
+            on_chunk=on_chunk,
         )
     resumed = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
     console.log.print(f"{summary.rows} rows in {options.out}{resumed}")
@@ -39,14 +39,13 @@ def predict(options: Predict) -> None:
 def embed(options: Embed) -> None:
     """Embed a table into a store and print what was encoded."""
     catalog = open_catalog(options.table, options.products, ())
-    name = with_text_encoder(options.encoder.encoder or "lite", options.encoder.text_encoder)
-    encoder = load_encoder(name, device=options.encoder.device, dtype=options.encoder.dtype)
+    encoder = load_encoder(options.encoder.name("lite"), device=options.encoder.device, dtype=options.encoder.dtype)
     store = EmbeddingStore(options.out, encoder)
     status: Counter[str] = Counter()
     n_encoded = 0
-    with product_progress(len(catalog)) as progress:
+    with product_progress(len(catalog)) as on_chunk:
         for chunk in embed_chunks(catalog, encoder, store):
-            progress.on_chunk(chunk)
+            on_chunk(chunk)
             status.update(chunk.status)
             n_encoded += chunk.encoded
     console.log.print(

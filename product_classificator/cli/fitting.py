@@ -14,7 +14,7 @@ from product_classificator.catalog import Catalog
 from product_classificator.classificator import Classificator
 from product_classificator.cli.options import Audit, Evaluate, Train, Tune
 from product_classificator.cli.progress import bars, product_progress
-from product_classificator.cli.tables import names, open_catalog, open_labelled, with_text_encoder
+from product_classificator.cli.tables import names, open_catalog, open_labelled
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
@@ -30,7 +30,7 @@ def train(options: Train) -> None:
     """Train heads, print their scores and the next step."""
     chosen = options.encoder
     settings, catalog = _open(options, chosen.encoder)
-    settings = replace(settings, encoder=with_text_encoder(settings.encoder, chosen.text_encoder))
+    settings = replace(settings, encoder=chosen.name(settings.encoder))
     if (options.out / "run.json").exists():
         console.log.print(f"{options.out} already holds a run: it is replaced when the new one is done", style="yellow")
     encoder = load_encoder(settings.encoder, device=chosen.device, dtype=chosen.dtype)
@@ -96,14 +96,14 @@ def evaluate(options: Evaluate) -> None:
     if options.json is not None and not options.json.parent.is_dir():
         raise DataError(f"the folder of --json must exist: create {options.json.parent} first")
     catalog = open_labelled(run, options.table, options.products)
-    with product_progress(len(catalog)) as progress:
+    with product_progress(len(catalog)) as on_chunk:
         heldout = evaluate_run(
             run,
             catalog,
             classificator=Classificator.from_run(options.run, **asdict(options.encoder)),
             store=options.store,
             min_precision=options.min_precision,
-            on_chunk=progress.on_chunk,
+            on_chunk=on_chunk,
         )
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out because the run was trained on them or on "
@@ -141,8 +141,8 @@ def training_progress(total: int) -> Iterator[Callbacks]:
             f"validation macro-F1 {facts.mean_valid_macro_f1:.3f}  {facts.seconds:.1f} s"
         )
 
-    with product_progress(total) as products:
-        yield Callbacks(_print_stage, products.on_chunk, on_epoch)
+    with product_progress(total) as on_chunk:
+        yield Callbacks(_print_stage, on_chunk, on_epoch)
 
 
 @contextmanager

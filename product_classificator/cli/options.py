@@ -1,22 +1,26 @@
-"""What the commands take: a frozen dataclass per command, whose docstrings are the help; shared options are groups."""
+"""What the commands take: a frozen dataclass per command; options that belong together are a dataclass, too."""
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+
+def doc(text: str) -> Parameter:
+    """Return the help text of a field."""
+    return Parameter(help=text)
+
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Channels = Literal["rgb", "bgr"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
-Run = Annotated[Path, Parameter(help="Folder of a training run.")]
+Run = Annotated[Path, doc("Folder of a training run.")]
 Table = Annotated[Path, Parameter(help="Parquet, CSV/TSV or JSON Lines file, or a folder with the Wildberries tables.")]
 MinPrecision = Annotated[
-    float | None,
-    Parameter(help='Target precision: predictions expected to reach it are marked "auto", the rest "review".'),
+    float | None, doc("Target precision: predictions expected to reach it are marked 'auto', the rest 'review'.")
 ]
-
 _PRODUCTS, _ENCODER, _TRAINING = (Group(name, sort_key=i) for i, name in enumerate(("Products", "Encoder", "Training")))
 
 
@@ -25,29 +29,14 @@ _PRODUCTS, _ENCODER, _TRAINING = (Group(name, sort_key=i) for i, name in enumera
 class ProductOptions:
     """How to read a table of products and their photos."""
 
-    images: Path | None = None
-    """Folder or zip of photos. Default: text only."""
-    text: str | None = None
-    """Text columns, joined by commas, the title first. Default: title, name, ...; with --images photos only."""
-    id: str | None = None
-    """Column of product ids. Default: nm, id, sku, ..."""
-    photo: str | None = None
-    """Column of photo file names. Default: photos are found by id."""
-    channels: Channels | None = None
-    """bgr: red and blue are swapped in the photos. Default: rgb."""
-    max_pixels: Count | None = None
-    """Skip larger photos. Default: 50 million."""
-
-
-@Parameter(name="*", group=_PRODUCTS)
-@dataclass(frozen=True, kw_only=True)
-class PairOptions(ProductOptions):
-    """How to read a table of products that have a photo and a text."""
-
-    images: Path = field()  # required, unlike that of the parent
-    """Folder or zip of photos."""
-    text: str | None = None
-    """Text columns, joined by commas, the title first. Default: title, name, ..."""
+    images: Annotated[Path | None, doc("Folder or zip of photos. Default: text only.")] = None
+    text: Annotated[str | None, doc("Text columns, joined by commas, title first. Default: photos only, if any.")] = (
+        None
+    )
+    id: Annotated[str | None, doc("Column of product ids. Default: nm, id, sku, ...")] = None
+    photo: Annotated[str | None, doc("Column of photo file names. Default: photos are found by id.")] = None
+    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: rgb.")] = None
+    max_pixels: Annotated[Count | None, doc("Skip larger photos. Default: 50 million.")] = None
 
 
 @Parameter(name="*", group=_PRODUCTS)
@@ -55,14 +44,10 @@ class PairOptions(ProductOptions):
 class LikeRunOptions(ProductOptions):
     """How a table differs from that of a run."""
 
-    text: str | None = None
-    """Text columns, joined by commas. Default: as in the run."""
-    id: str | None = None
-    """Column of product ids. Default: as in the run."""
-    photo: str | None = None
-    """Column of photo file names; "" finds photos by id. Default: as in the run."""
-    channels: Channels | None = None
-    """bgr: red and blue are swapped in the photos. Default: as in the run."""
+    text: Annotated[str | None, doc("Text columns, joined by commas. Default: as in the run.")] = None
+    id: Annotated[str | None, doc("Column of product ids. Default: as in the run.")] = None
+    photo: Annotated[str | None, doc("Column of photo file names; '' for ids. Default: as in the run.")] = None
+    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: as in the run.")] = None
 
 
 @Parameter(name="*", group=_ENCODER)
@@ -70,12 +55,9 @@ class LikeRunOptions(ProductOptions):
 class RunEncoderOptions:
     """How the encoder of a run computes."""
 
-    encoder: str | None = None
-    """New location of the run's encoder, if it has moved."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    dtype: Dtype = "auto"
-    """Number format. auto: the fastest that gives the same vectors."""
+    encoder: Annotated[str | None, doc("New location of the run's encoder, if it has moved.")] = None
+    device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
+    dtype: Annotated[Dtype, doc("Number format. auto: the fastest with the same vectors.")] = "auto"
 
 
 @Parameter(name="*", group=_ENCODER)
@@ -83,10 +65,12 @@ class RunEncoderOptions:
 class EncoderOptions(RunEncoderOptions):
     """Which encoder to use, and how it computes."""
 
-    encoder: str | None = None
-    """See `info encoders`. Default: lite."""
-    text_encoder: str | None = None
-    """Encode texts with sentence-transformers: st:<repository or folder>."""
+    encoder: Annotated[str | None, doc("See `info encoders`. Default: lite.")] = None
+    text_encoder: Annotated[str | None, doc("Encoder of the texts: st:<repository or folder>.")] = None
+
+    def name(self, default: str) -> str:
+        """Return the name of the encoder for `load_encoder`."""
+        return "+".join(filter(None, (self.encoder or default, self.text_encoder)))
 
 
 @Parameter(name="*", group=_TRAINING)
@@ -94,18 +78,12 @@ class EncoderOptions(RunEncoderOptions):
 class TrainingOptions:
     """What to learn."""
 
-    characteristics: str | None = None
-    """Label columns, joined by commas. Default: those of the published seven that the table has."""
-    multi_label: str | None = None
-    """Further label columns whose cells hold several labels ("a|b" or a JSON array). Lists are recognized."""
-    taxonomy: str | None = None
-    """Table with columns label and parent, or two named like characteristics. Default: learned from TABLE."""
-    config: Path | None = None
-    """TOML file of settings; options override it."""
-    seed: int | None = None
-    """Random seed. Default: 0."""
-    tracker: str | None = None
-    """Experiment tracker: tensorboard, mlflow, wandb, ..."""
+    characteristics: Annotated[str | None, doc("Label columns, joined by commas. Default: the published seven.")] = None
+    multi_label: Annotated[str | None, doc("Label columns with several labels per cell: 'a|b' or a JSON array.")] = None
+    taxonomy: Annotated[str | None, doc("Table of labels and their parents. Default: learned.")] = None
+    config: Annotated[Path | None, doc("TOML file of settings; options override it.")] = None
+    seed: Annotated[int | None, doc("Random seed. Default: 0.")] = None
+    tracker: Annotated[str | None, doc("Experiment tracker: tensorboard, mlflow, wandb, ...")] = None
 
 
 @Parameter(name="*", group=_TRAINING)
@@ -113,20 +91,15 @@ class TrainingOptions:
 class FinetuneOptions:
     """How to fine-tune an encoder."""
 
-    last_blocks: Count = 1
-    """Blocks of each tower to train."""
-    epochs: Count = 5
-    """Passes over the photo-text pairs."""
-    batch_size: Annotated[int, Parameter(validator=Number(gte=2))] = 256
-    """Pairs contrasted with one another."""
-    learning_rate: float = 5e-5
-    """Peak learning rate."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of matrix products. auto: bfloat16 on GPUs that support it."""
-    cache_dir: str | None = None
-    """Folder of the activations. Default: in OUT."""
-    cache_limit_gb: float = 100.0
-    """Recompute activations beyond this size in every epoch."""
+    last_blocks: Annotated[Count, doc("Blocks of each tower to train.")] = 1
+    epochs: Annotated[Count, doc("Passes over the photo-text pairs.")] = 5
+    batch_size: Annotated[Count, doc("Pairs contrasted with one another.")] = 256
+    learning_rate: Annotated[float, doc("Peak learning rate.")] = 5e-5
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], doc("Number format. auto: bfloat16 on GPUs that support it.")
+    ] = "auto"
+    cache_dir: Annotated[str | None, doc("Folder of the activations. Default: in OUT.")] = None
+    cache_limit_gb: Annotated[float, doc("Recompute activations beyond this size in every epoch.")] = 100.0
 
 
 @dataclass(frozen=True)
@@ -135,10 +108,8 @@ class Train:
 
     table: Table
     _: KW_ONLY
-    out: Path
-    """Folder of the run."""
-    store: Path | None = None
-    """Folder of embeddings to reuse and add to. Default: in OUT."""
+    out: Annotated[Path, doc("Folder of the run.")]
+    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to. Default: in OUT.")] = None
     products: ProductOptions = ProductOptions()
     encoder: EncoderOptions = EncoderOptions()
     training: TrainingOptions = TrainingOptions()
@@ -153,13 +124,10 @@ class Tune:
 
     table: Table
     _: KW_ONLY
-    encoder: str
-    """A CLIP-like encoder; see `info encoders`."""
-    out: Path
-    """Folder of the run; an interrupted one is resumed."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    products: PairOptions
+    encoder: Annotated[str, doc("A CLIP-like encoder; see `info encoders`.")]
+    out: Annotated[Path, doc("Folder of the run; an interrupted one is resumed.")]
+    device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
+    products: ProductOptions = ProductOptions()
     training: TrainingOptions = TrainingOptions()
     finetuning: FinetuneOptions = FinetuneOptions()
 
@@ -171,11 +139,9 @@ class Evaluate:
     run: Run
     table: Table
     _: KW_ONLY
-    json: Path | None = None
-    """File for the scores."""
+    json: Annotated[Path | None, doc("File for the scores.")] = None
     min_precision: MinPrecision = None
-    store: Path | None = None
-    """Folder of embeddings to reuse and add to. Default: that of the run."""
+    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to. Default: that of the run.")] = None
     products: LikeRunOptions = LikeRunOptions()
     encoder: RunEncoderOptions = RunEncoderOptions()
 
@@ -187,13 +153,10 @@ class Predict:
     run: Run
     table: Table
     _: KW_ONLY
-    out: Path
-    """File to write: .parquet, .csv or .jsonl."""
-    top_k: Count = 1
-    """Labels per characteristic."""
+    out: Annotated[Path, doc("File to write: .parquet, .csv or .jsonl.")]
+    top_k: Annotated[Count, doc("Labels per characteristic.")] = 1
     min_precision: MinPrecision = None
-    store: Path | None = None
-    """Folder of embeddings to reuse and add to."""
+    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to.")] = None
     products: LikeRunOptions = LikeRunOptions()
     encoder: RunEncoderOptions = RunEncoderOptions()
 
@@ -204,19 +167,13 @@ class Classify:
 
     run: Run
     _: KW_ONLY
-    image: Path | None = None
-    """Photo file."""
-    text: str | None = None
-    """Text of the product."""
-    channels: Channels | None = None
-    """bgr: red and blue are swapped in the photo. Default: as in the run."""
-    top_k: Count = 3
-    """Labels per characteristic."""
+    image: Annotated[Path | None, doc("Photo file.")] = None
+    text: Annotated[str | None, doc("Text of the product.")] = None
+    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: as in the run.")] = None
+    top_k: Annotated[Count, doc("Labels per characteristic.")] = 3
     min_precision: MinPrecision = None
-    explain: bool = False
-    """Show what drove each prediction."""
-    json: bool = False
-    """Print JSON instead of a table."""
+    explain: Annotated[bool, doc("Show what drove each prediction.")] = False
+    json: Annotated[bool, doc("Print JSON instead of a table.")] = False
     encoder: RunEncoderOptions = RunEncoderOptions()
 
 
@@ -227,10 +184,8 @@ class Audit:
     run: Run
     table: Table
     _: KW_ONLY
-    out: Path
-    """Folder for the findings."""
-    store: Path | None = None
-    """Folder of embeddings to reuse and add to. Default: that of the run."""
+    out: Annotated[Path, doc("Folder for the findings.")]
+    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to. Default: that of the run.")] = None
     products: LikeRunOptions = LikeRunOptions()
     encoder: RunEncoderOptions = RunEncoderOptions()
 
@@ -241,8 +196,7 @@ class Embed:
 
     table: Table
     _: KW_ONLY
-    out: Path
-    """Folder of the embeddings; existing ones are reused."""
+    out: Annotated[Path, doc("Folder of the embeddings; existing ones are reused.")]
     products: ProductOptions = ProductOptions()
     encoder: EncoderOptions = EncoderOptions()
 
@@ -251,34 +205,27 @@ class Embed:
 class Export:
     """Export a run for use with ONNX Runtime and NumPy, without PyTorch."""
 
-    run: Path
-    """Folder of a training run or of a bundle of heads."""
+    run: Annotated[Path, doc("Folder of a training run or of a bundle of heads.")]
     _: KW_ONLY
-    out: Path
-    """Folder to write; an export there is replaced."""
-    encoder: str | None = None
-    """New location of the run's encoder, if it has moved."""
+    out: Annotated[Path, doc("Folder to write; an export there is replaced.")]
+    encoder: Annotated[str | None, doc("New location of the run's encoder, if it has moved.")] = None
 
 
 @dataclass(frozen=True)
 class ImportHeads:
     """Convert heads of the 2024 package into a bundle; nothing in them is executed."""
 
-    folder: Path
-    """Folder with <characteristic>.pt, label_to_char.pkl and pca_all.pkl."""
+    folder: Annotated[Path, doc("Folder with <characteristic>.pt, label_to_char.pkl, pca_all.pkl.")]
     _: KW_ONLY
-    encoder: str = "ruclip-vit-base-patch16-384"
-    """Encoder of the heads; a folder binds them to the weights in it."""
-    out: Path | None = None
-    """Folder of the bundle. Default: in the cache, under the name of FOLDER."""
+    encoder: Annotated[str, doc("Encoder of the heads, or its folder.")] = "ruclip-vit-base-patch16-384"
+    out: Annotated[Path | None, doc("Folder of the bundle. Default: cached under the name of FOLDER.")] = None
 
 
 @dataclass(frozen=True)
 class Info:
     """Describe a run, a store of embeddings, or the available encoders."""
 
-    subject: str
-    """Folder of a run or store, or the word `encoders`."""
+    subject: Annotated[str, doc("Folder of a run or store, or the word `encoders`.")]
 
 
 @dataclass(frozen=True)
@@ -286,9 +233,7 @@ class Demo:
     """Generate a synthetic shop, train on it, and classify three of its held-out products."""
 
     _: KW_ONLY
-    out: Path = Path("demo")
-    """Folder for everything that is made."""
+    out: Annotated[Path, doc("Folder for everything that is made.")] = Path("demo")
     products: Annotated[int, Parameter(validator=Number(gte=50))] = 1500
     """Number of products."""
-    seed: int = 0
-    """Random seed."""
+    seed: Annotated[int, doc("Random seed.")] = 0

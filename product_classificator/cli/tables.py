@@ -1,8 +1,7 @@
-"""From the words of a command line to tables and encoder names."""
+"""Opens the tables that a command names."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from product_classificator import console
@@ -10,8 +9,6 @@ from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.cli.options import ProductOptions
-from product_classificator.encoders import EncoderSpec
-from product_classificator.errors import DataError
 from product_classificator.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -24,22 +21,6 @@ def names(joined: str | None) -> list[str] | None:
     ['sex', 'season']
     """
     return None if joined is None else [name.strip() for name in joined.split(",") if name.strip()]
-
-
-def with_text_encoder(encoder: str, text_encoder: str | None) -> str:
-    """Return the name of an encoder whose texts go through another encoder.
-
-    >>> with_text_encoder("lite+clean", "st:./sentences")
-    'lite+clean+st:./sentences'
-
-    Raises:
-        DataError: the text encoder is not written as `st:<repository or folder>`.
-    """
-    if text_encoder is None:
-        return encoder
-    if not text_encoder.startswith("st:"):
-        raise DataError(f"--text-encoder must be st:<repository or folder>, got {text_encoder!r}")
-    return str(replace(EncoderSpec.parse(encoder), text_encoder=text_encoder.removeprefix("st:")))
 
 
 def open_catalog(
@@ -92,17 +73,13 @@ def open_catalog(
 
 def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
     """Open a table as the run's table was opened, with those characteristics of the run that it holds."""
-    available = _columns(table)
+    files = [table / TRAIN_FILE, table / TEST_FILE] if table.is_dir() else [table]
+    available = {name for file in files for name in open_table(file).columns}
+    if table.is_dir():
+        available |= set(PUBLISHED_CHARACTERISTICS)
     characteristics = [name for name in run.columns.characteristics if name in available]
     multi_label = [name for name in run.columns.multi_label if name in characteristics]
     return open_catalog(table, options, characteristics, multi_label, run=run)
-
-
-def _columns(table: Path) -> list[str]:
-    if not table.is_dir():
-        return open_table(table).columns
-    columns = [name for file in (TRAIN_FILE, TEST_FILE) for name in open_table(table / file).columns]
-    return [*PUBLISHED_CHARACTERISTICS, *columns]
 
 
 def _print_columns(catalog: Catalog) -> None:

@@ -352,7 +352,7 @@ def test_a_text_encoder_is_added_to_the_encoder_of_the_settings(files, tmp_path)
     printed = call("train", table, *arguments, "--text-encoder", "st:x", "--out", tmp_path / "run", code=1)
     assert "there is no encoder 'no-such-encoder'" in printed
     printed = call("train", table, *arguments, "--text-encoder", "x", "--out", tmp_path / "run", code=1)
-    assert "--text-encoder must be st:<repository or folder>" in printed
+    assert "there is no encoder 'no-such-encoder+windows+x'" in printed
 
 
 def test_progress_shows_how_long_the_encoder_was_idle(trained, files, tmp_path):
