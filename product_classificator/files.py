@@ -98,9 +98,6 @@ def cached_file(name: str, write: Callable[[Path], object]) -> Path | None:
     return path
 
 
-kept_file, forget = cached_file, delete  # until encoders use the new names
-
-
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder; it replaces `folder` when the block ends without an error."""

@@ -32,8 +32,8 @@ from product_classificator.encoders.huggingface import (
     fingerprint_of,
     load_tokenizer,
     model_files,
+    quiet_loading,
     refuse_invented,
-    silent_loading,
     unreadable,
 )
 from product_classificator.encoders.pooled import features_of
@@ -171,14 +171,14 @@ class TorchNetwork:
         with computing(self.threads):
             if self._exact is not None:
                 self._check(method, inputs)
-            return self._run(self.model, method, inputs)
+            return self.run(method, inputs)
 
     def _check(self, method: str, inputs: Inputs) -> None:
         """Compare the first batch of a tower with float32, which is dropped once both towers agree."""
         with self._lock:
             if self._exact is None or method in self._checked:
                 return
-            exact, rounded = (unit_rows(self._run(model, method, inputs)) for model in (self._exact, self.model))
+            exact, rounded = (unit_rows(self.run(method, inputs, exact=exact)) for exact in (True, False))
             cosine = float((exact * rounded).sum(1).min())
             self._checked.add(method)
             if not cosine >= MIN_COSINE:
@@ -187,7 +187,9 @@ class TorchNetwork:
             elif len(self._checked) == len(_METHODS):
                 self._exact = None
 
-    def _run(self, model: PreTrainedModel, method: str, inputs: Inputs) -> Floats:
+    def run(self, method: str, inputs: Inputs, *, exact: bool = False) -> Floats:
+        """Return the (n, dim) features of one of `_METHODS`, unchecked; `exact`: in float32 if that is still here."""
+        model = self._exact if exact and self._exact is not None else self.model
         tensors = self.tensors(inputs, model.dtype)
         output = features_of(model, tensors)
         output = getattr(model, method)(**tensors) if output is None else output
@@ -276,7 +278,7 @@ def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> Encoder
         DataError: `+letterbox` is asked of a model without a square to fill.
     """
     try:
-        with silent_loading():
+        with quiet_loading():
             model = _load_network(folder, compute)
             images = ProcessedImages.load(folder, spec.letterbox)
             texts = _load_texts(folder, model, MAX_WINDOWS if spec.windows else 1)
@@ -325,12 +327,18 @@ def _positions(model: PreTrainedModel) -> int:
 
 
 def _width(network: TorchNetwork, images: ProcessedImages, texts: TokenizedTexts) -> int:
-    """Returns the width of the features, seen on a wide and a high photo and on texts of unlike lengths."""
-    photos = network.image_features(images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))]))
-    sentences = network.text_features(texts.inputs(texts.windows(["", "a a a"])[0]))
-    if photos.shape != sentences.shape or photos.ndim != 2:
+    """Return the width of the features, of a wide and a high image and of texts of different lengths.
+
+    This also shows that network, processor and tokenizer fit together.
+    """
+    pictures = images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))])
+    sentences = texts.inputs(texts.windows(["", "a a a"])[0])
+    inputs = zip(_METHODS, (pictures, sentences), strict=True)
+    with computing(network.threads):
+        shapes = [network.run(method, arrays, exact=True).shape for method, arrays in inputs]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         raise ArtifactError(
             "the towers of a CLIP-like model answer vectors of one width, "
-            f"found shapes {photos.shape} for photos and {sentences.shape} for texts: name another model"
+            f"found shapes {shapes[0]} for photos and {shapes[1]} for texts: name another model"
         )
-    return int(photos.shape[1])
+    return int(shapes[0][1])

@@ -294,7 +294,7 @@ def test_missing_weights_are_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["text_projection.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ArtifactError, match=r"do not hold text_projection.weight \(1 in all\): fetch or save it anew"):
+    with pytest.raises(ArtifactError, match=r"do not hold text_projection.weight \(1 in all\): fetch or save it again"):
         load_encoder(f"hf:{folder}")
 
 
@@ -316,7 +316,7 @@ def cut(path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda folder: cut(folder / "model.safetensors"), "reading it failed .*: fetch or save it anew"),
+        (lambda folder: cut(folder / "model.safetensors"), "reading it failed .*: fetch or save it again"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "reading it failed"),
