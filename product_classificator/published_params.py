@@ -44,12 +44,6 @@ _FINETUNING: Mapping[str, str | tuple[str, ...]] = {
 def published_heads(params: Mapping[str, Any], base: HeadSettings | None = None) -> HeadSettings:
     """Return `base` with the changes that `heads_train_params` asks for.
 
-    Args:
-        params: as the published `Trainer` took them: criterion, optimizer, optimizer_params (lr, weight_decay),
-            classificator, classificator_params (hidden_channels, dropout, activation, in_channels), epochs, batch_size.
-            Classes may be given or named.
-        base: settings of everything else; `None`: the defaults.
-
     Raises:
         DataError: a parameter is unknown, or asks for what the heads do not have.
     """
@@ -66,10 +60,6 @@ def published_heads(params: Mapping[str, Any], base: HeadSettings | None = None)
 
 def published_finetuning(params: Mapping[str, Any]) -> FinetuneSettings:
     """Return how the last blocks are fine-tuned, as `ruclip_train_params` asks for.
-
-    Args:
-        params: as the published `Trainer` took them: epochs, batch_size, num_last_resblocks_to_train, optimizer,
-            optimizer_params (lr, betas, eps, weight_decay), img_criterion, txt_criterion.
 
     Raises:
         DataError: a parameter is unknown, or asks for what fine-tuning does not have.

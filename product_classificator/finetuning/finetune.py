@@ -46,16 +46,13 @@ from product_classificator.types import Embeddings, as_text
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The result of a fine-tuning.
+    """The result of a fine-tuning: everything is of the best epoch, but for `untuned`.
 
     Attributes:
-        run: with the encoder and heads of the best epoch.
-        evaluation: of the best epoch, on the test split.
-        untuned: of epoch 0, on the test split.
+        evaluation: on the test split.
+        untuned: evaluation of the untuned encoder on the test split.
         history: per epoch `epoch`, `train_loss`, `valid_loss`, `recall_at_1`, `valid_macro_f1`, `characteristics`.
         best_epoch: 0 if fine-tuning did not help: then the run has the untuned encoder.
-        fitted: heads of the best epoch.
-        embeddings: of the best epoch.
     """
 
     run: Run

@@ -56,7 +56,7 @@ def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
         read_labels(pa.chunked_array([batch.column(name) for batch in batches], pa.string())) for name in columns
     )
     rows = list(dict.fromkeys((a, b) for a, b in zip(labels, parents, strict=True) if a is not None and b is not None))
-    by_pair, unmatched = _by_characteristics(rows, None if columns == _COLUMNS else columns, truth)
+    by_pair, unmatched = _by_characteristics(rows, columns, truth)
     if not by_pair:
         shown = culprits(f"{label} < {parent}" for label, parent in rows)
         raise DataError(
@@ -72,35 +72,25 @@ def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
 
 
 def _by_characteristics(
-    rows: Iterable[_Pair], columns: _Pair | None, truth: Truth
+    rows: Iterable[_Pair], columns: _Pair, truth: Truth
 ) -> tuple[dict[_Pair, list[_Pair]], list[_Pair]]:
-    """Return the rows of each (child, parent) pair of characteristics, and the rows that match none.
-
-    Raises:
-        DataError: `columns` is `None` and a label belongs to several characteristics.
-    """
-    owners: dict[str, list[str]] = {}
-    for name, labels in truth.items():
-        for label in set(labels) - {None}:
-            owners.setdefault(label, []).append(name)
+    """Return the rows of each (child, parent) pair of characteristics, and the rows that match none."""
+    labels = {name: set(known) for name, known in truth.items()}
+    candidates = [tuple(truth)] * 2 if columns == _COLUMNS else [(name,) for name in columns]
     by_pair: dict[_Pair, list[_Pair]] = {}
     unmatched: list[_Pair] = []
     for row in rows:
-        named = [owners.get(label, []) for label in row]
-        if columns is None:
-            pair = tuple(names[0] for names in named if names)
-            shared = [label for label, names in zip(row, named, strict=True) if len(names) > 1]
-            if shared and len(pair) == 2:
-                raise DataError(
-                    f"a label in the columns label and parent must belong to one characteristic, {shared[0]!r} is one "
-                    f"of {' and '.join(owners[shared[0]])}: name the columns like the characteristics instead"
-                )
-        else:
-            pair = tuple(name for name, names in zip(columns, named, strict=True) if name in names)
-        if len(pair) == 2:
-            by_pair.setdefault((pair[0], pair[1]), []).append(row)
-        else:
+        owners = [[n for n in names if label in labels[n]] for label, names in zip(row, candidates, strict=True)]
+        if not all(owners):
             unmatched.append(row)
+            continue
+        for label, names in zip(row, owners, strict=True):
+            if len(names) > 1:
+                raise DataError(
+                    f"a label in the columns label and parent must belong to one characteristic, {label!r} is one of "
+                    f"{' and '.join(names)}: name the columns like the characteristics instead"
+                )
+        by_pair.setdefault((owners[0][0], owners[1][0]), []).append(row)
     return by_pair, unmatched
 
 

@@ -159,14 +159,10 @@ class SplitCatalog:
     """A catalog in memory, split into train, valid and test.
 
     Attributes:
-        texts: (n,) raw texts.
-        truth: characteristic -> (n,) labels.
         keys: kind of key -> (n,), equal for near-identical products.
-        split: of each product.
         set_aside: reason -> number of products in no split.
         row_warnings: issue -> number of products that are used nevertheless.
         hierarchy: given by the user; `None`: it is learned.
-        has_title: whether the first line of each text is a title.
     """
 
     texts: Texts
