@@ -9,8 +9,8 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,6 @@ MAX_DRAWN = 2_000  # t-SNE takes 10 s for them, minutes for all
 _MAX_PCA_ROWS = 20_000
 _MAX_KMEANS_ROWS = 100_000  # above: mini-batches, 1 % to 2 % more inertia
 _BATCH_SIZE = 10_000
-_PERPLEXITY = 30
 _PANEL_COLUMNS = 2
 _PALETTE = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "black", "C8", "C9")  # tab10, whose grey means all other labels
 _OTHERS_COLOR, _UNKNOWN_COLOR = "0.72", "0.9"
@@ -44,13 +43,7 @@ _OTHERS_COLOR, _UNKNOWN_COLOR = "0.72", "0.9"
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """How vectors are clustered.
-
-    Attributes:
-        n_clusters: maximum; fewer if there are fewer products.
-        n_components: dimensions after PCA; fewer if there are fewer products or dimensions.
-        seed: of PCA, k-means and the picture.
-    """
+    """At most `n_clusters` clusters by k-means, on at most `n_components` dimensions by PCA; `seed` is for both."""
 
     n_clusters: int = 1000
     n_components: int = 50
@@ -64,22 +57,16 @@ class ClusterSettings:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise DataError(f"seed must be a whole number between 0 and 2^63 - 1, got {self.seed!r}")
 
-    @property
-    def random_state(self) -> int:
-        """The seed in the range that scikit-learn takes."""
-        return self.seed % 2**32
-
 
 @dataclass(frozen=True)
 class ClusterScore:
-    """How well clusters agree with one characteristic.
+    """How well clusters agree with one characteristic; `None` with fewer than two known labels.
 
     Attributes:
-        ami: adjusted mutual information: 0 by chance (slightly below is possible), 1 if clusters and labels are the
-            same; `None` with fewer than two known labels.
-        v_measure: harmonic mean of homogeneity and completeness, 0..1; `None` with fewer than two known labels.
-        products: how many have a known label.
-        labels: how many different labels they have.
+        ami: adjusted mutual information: 0 by chance (slightly below is possible), 1 if clusters and labels agree.
+        v_measure: harmonic mean of homogeneity and completeness, 0..1.
+        products: number with a known label.
+        labels: number of different labels.
     """
 
     ami: float | None
@@ -90,34 +77,24 @@ class ClusterScore:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Clustered products, and their scores.
-
-    Attributes:
-        assignment: (n,) int64 cluster of each product, from 0.
-        scores: characteristic -> its score, in the order of the truth.
-        settings: how the clusters were made.
-    """
+    """The (n,) int64 cluster of each product, from 0, and characteristic -> its score."""
 
     assignment: Rows
     scores: Mapping[str, ClusterScore]
     settings: ClusterSettings
 
 
-_DEFAULTS = ClusterSettings()
-
-
-def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings = _DEFAULTS) -> Clusters:
+def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Clusters:
     """Cluster products by their vectors alone, and score the clusters by the known labels.
 
     Args:
         vectors: (n, d) float32, image part and text part side by side, zeros for a missing part. Leave out products
             that lack both: they would be a cluster of their own.
         truth: characteristic -> (n,) labels in the same order, `None` where unknown.
-        settings: how.
+        settings: number of clusters and dimensions.
 
     Raises:
-        DataError: there is no product or no dimension, a number is not finite, truth and vectors differ in length, or
-            a label is neither text nor `None`.
+        DataError: vectors are empty or not finite, truth is empty or of another length, or a label is not text.
 
     >>> from product_classificator.types import strings
     >>> vectors = np.array([[1, 0], [0.9, 0], [0, 1]], np.float32)
@@ -126,36 +103,26 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings = _DEFAULTS
     1.0
     """
     _check(vectors, truth)
-    model = KMeans if len(vectors) <= _MAX_KMEANS_ROWS else MiniBatchKMeans
-    options: dict[str, Any] = {} if model is KMeans else {"batch_size": _BATCH_SIZE}
-    options |= {"n_clusters": min(settings.n_clusters, len(vectors)), "n_init": 1}
+    is_large = len(vectors) > _MAX_KMEANS_ROWS
+    k_means = partial(MiniBatchKMeans, batch_size=_BATCH_SIZE) if is_large else KMeans
+    model = k_means(min(settings.n_clusters, len(vectors)), n_init=1, random_state=settings.seed % 2**32)
     with warnings.catch_warnings():
         # With fewer different vectors than clusters some clusters stay empty, which is harmless.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = model(random_state=settings.random_state, **options).fit(_reduce(vectors, settings))
-    assignment: Rows = fitted.labels_.astype(np.int64)
+        assignment: Rows = model.fit(_reduce(vectors, settings)).labels_.astype(np.int64)
     return Clusters(assignment, {name: _score(labels, assignment) for name, labels in truth.items()}, settings)
 
 
 def write_clusters(folder: Path, clusters: Clusters, vectors: Floats, truth: Truth, ids: Strings) -> None:
     """Write clusters.png, assignment.parquet (id, cluster) and clusters.csv (a row of scores per characteristic).
 
-    Args:
-        folder: created if absent; files of these names are replaced, each completely or not at all.
-        clusters: of these vectors and this truth.
-        vectors: (n, d), for the picture.
-        truth: characteristic -> (n,) labels.
-        ids: (n,) product ids.
-
     Raises:
-        DataError: clusters, vectors, truth and ids differ in length.
+        DataError: clusters, vectors, truth and (n,) ids differ in length.
     """
-    folder = Path(folder)
     _check_lengths(len(clusters.assignment), {"ids": len(ids)})
-    figure = draw_clusters(clusters, vectors, truth)
+    picture = plots.to_png(draw_clusters(clusters, vectors, truth))
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "clusters.png") as temporary:
-        figure.savefig(temporary, format="png")
+    write_bytes(folder / "clusters.png", picture)
     table = pa.table({"id": pa.array(ids, pa.string()), "cluster": pa.array(clusters.assignment)})
     with replacing(folder / "assignment.parquet") as temporary:
         pq.write_table(table, temporary)
@@ -190,17 +157,14 @@ def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
 
 
 def _draw_panel(axes: Axes, points: Floats, labels: Strings, frequent: list[str]) -> None:
-    is_unknown = np.array([label is None for label in labels], dtype=bool)
+    is_unknown = labels == None  # noqa: E711 - per element
     is_other = ~is_unknown & ~np.isin(labels, np.array(frequent, dtype=object))
-    layers = [("(unknown)", _UNKNOWN_COLOR, is_unknown), (plots.OTHERS, _OTHERS_COLOR, is_other)]
-    layers = [layer for layer in layers if layer[2].any()]
-    n_grey = len(layers)
-    layers += [(label, color, labels == label) for label, color in zip(frequent, _PALETTE, strict=False)]
-    drawn = [
-        axes.scatter(points[mask, 0], points[mask, 1], s=5, color=color, linewidths=0) for _, color, mask in layers
-    ]
-    order = [*range(n_grey, len(layers)), *reversed(range(n_grey))]  # grey is drawn first and listed last
-    plots.add_legend(axes, [drawn[i] for i in order], [layers[i][0] for i in order])
+    layers = [(label, color, labels == label) for label, color in zip(frequent, _PALETTE, strict=False)]
+    layers += [(plots.OTHERS, _OTHERS_COLOR, is_other)] if is_other.any() else []
+    layers += [("(unknown)", _UNKNOWN_COLOR, is_unknown)] if is_unknown.any() else []
+    scatter = partial(axes.scatter, s=5, linewidths=0)  # zorder: grey is listed last and drawn first
+    dots = [scatter(*points[mask].T, color=color, zorder=1 / (1 + i)) for i, (_, color, mask) in enumerate(layers)]
+    plots.add_legend(axes, dots, [name for name, _, _ in layers])
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color("0.85")
@@ -244,27 +208,22 @@ def _score(labels: Strings, assignment: Rows) -> ClusterScore:
 def _reduce(vectors: Floats, settings: ClusterSettings) -> Floats:
     """Return the (n, k) scores of a PCA fitted on a sample."""
     # scikit-learn's PCA copies all vectors, and divides by zero if they are all the same.
-    centred = vectors[_sample(len(vectors), _MAX_PCA_ROWS, settings)]
-    mean = centred.mean(0)
-    centred -= mean
-    k = min(settings.n_components, *centred.shape)
-    _, _, axes = randomized_svd(centred, k, random_state=settings.random_state)
+    sample = vectors[_sample(len(vectors), _MAX_PCA_ROWS, settings)]
+    mean = sample.mean(0)
+    k = min(settings.n_components, *sample.shape)
+    _, _, axes = randomized_svd(sample - mean, k, random_state=settings.seed % 2**32)
     reduced: Floats = vectors @ axes.T - mean @ axes.T
     return reduced
 
 
 def _map(reduced: Floats, settings: ClusterSettings) -> Floats:
     """Return (n, 2) points by t-SNE, which starts from the first two axes; these axes if it cannot start."""
-    start = np.zeros((len(reduced), 2), dtype=np.float32)
-    start[:, : reduced.shape[1]] = reduced[:, :2]
-    spread = float(start[:, 0].std())
-    if len(reduced) < 4 or spread < 1e-6:
-        return start
-    perplexity = min(_PERPLEXITY, (len(reduced) - 1) / 3)
-    # init="pca" would divide by the same spread unchecked.
-    tsne = TSNE(perplexity=perplexity, init=start / spread * 1e-4, random_state=settings.random_state)
-    points: Floats = tsne.fit_transform(reduced)
-    return points
+    start: Floats = np.pad(reduced, ((0, 0), (0, 1)))[:, :2]
+    spread = start[:, 0].std()
+    if len(reduced) > 3 and spread > 1e-6:  # init="pca" would divide by it unchecked
+        tsne = TSNE(perplexity=min(30, (len(reduced) - 1) / 3), init=start / spread * 1e-4)
+        start = tsne.set_params(random_state=settings.seed % 2**32).fit_transform(reduced)
+    return start
 
 
 def _sample(n: int, limit: int, settings: ClusterSettings) -> Rows:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
@@ -29,13 +29,15 @@ LABELS, PROJECTION = "label_to_char.pkl", "pca_all.pkl"
 MAX_BYTES = 2**26
 """Limit of one file, and of what a network's file holds; the published ones have up to 3 MB."""
 
-_NETWORKS = ("torchvision.ops.misc MLP", "torch.nn.modules.container Sequential")
-_LAYERS = {
-    f"torch.nn.modules.{module} {name}": type(name, (Module,), {})
-    for module, name in (("linear", "Linear"), ("activation", "ReLU"), ("dropout", "Dropout"))
+_LAYERS = ["Linear", "ReLU", "Dropout", "Linear", "Dropout"]
+_NETWORK_NAMES = {
+    **TORCH_NAMES,
+    "torchvision.ops.misc MLP": Module,
+    "torch.nn.modules.container Sequential": Module,
+    "torch.nn.modules.linear Linear": type("Linear", (Module,), {}),
+    "torch.nn.modules.activation ReLU": type("ReLU", (Module,), {}),
+    "torch.nn.modules.dropout Dropout": type("Dropout", (Module,), {}),
 }
-_LAYER_NAMES = ("Linear", "ReLU", "Dropout", "Linear", "Dropout")
-
 
 Head = Mapping[str, Floats]
 """0.weight (hidden, width), 0.bias (hidden,), 3.weight (labels, hidden), 3.bias (labels,), all float32."""
@@ -68,11 +70,9 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
     labels = {name: names for name, names in labels.items() if name in files}
     heads = {name: _read(files[name], _head) for name in labels}
     path = folder / PROJECTION
-    projection = _read(path, _projection) if path.exists() else None
-    network = _joint_network(folder, labels, heads, projection)
     return HeadBundle(
         characteristics=tuple(Characteristic(name, names) for name, names in labels.items()),
-        network=network,
+        network=_joint_network(folder, labels, heads, _read(path, _projection) if path.exists() else None),
         vocabulary=Vocabulary.empty(),
         encoder_name=encoder_name,
         encoder_fingerprint=encoder_fingerprint,
@@ -81,10 +81,7 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
 
 
 def _joint_network(
-    folder: Path,
-    labels: Mapping[str, tuple[str, ...]],
-    heads: Mapping[str, Head],
-    projection: Projection | None,
+    folder: Path, labels: Mapping[str, tuple[str, ...]], heads: Mapping[str, Head], projection: Projection | None
 ) -> Network:
     """Return all heads as one network: hidden layers one after the other, label weights block-diagonal.
 
@@ -106,9 +103,9 @@ def _joint_network(
     mean = np.zeros(width) if projection is None else projection[0]
     first = np.concatenate([head["0.weight"] for head in heads.values()]).astype(np.float64)
     n_labels = tuple(len(names) for names in labels.values())
-    label_weights = np.zeros((sum(n_labels), hidden * len(heads)))
-    for head_index, (head, rows) in enumerate(zip(heads.values(), columns_of(n_labels), strict=True)):
-        label_weights[rows, hidden * head_index : hidden * (head_index + 1)] = head["3.weight"]
+    label_weights = np.zeros((sum(n_labels), len(first)))
+    for i, (head, rows) in enumerate(zip(heads.values(), columns_of(n_labels), strict=True)):
+        label_weights[rows, hidden * i : hidden * (i + 1)] = head["3.weight"]
     weights = {
         "mean": mean,
         "scale": np.ones(width),
@@ -120,7 +117,7 @@ def _joint_network(
         "labels.bias": np.concatenate([head["3.bias"] for head in heads.values()]),
         "word_weights": np.zeros((0, sum(n_labels))),
     }
-    shape = NetworkShape(width // 2, width // 2, n_labels, hidden * len(heads))
+    shape = NetworkShape(width // 2, width // 2, n_labels, len(first))
     return Network(shape, {name: weight.astype(np.float32) for name, weight in weights.items()})
 
 
@@ -132,7 +129,7 @@ def _read(path: Path, convert: Callable[[bytes], Result]) -> Result:
         if size > MAX_BYTES:
             raise ValueError(f"it has {size} bytes, the limit is {MAX_BYTES}")
         return convert(path.read_bytes())
-    except (ValueError, BadZipFile, OSError, EOFError, RuntimeError) as error:
+    except Exception as error:  # a hostile file can cause any
         raise ArtifactError(
             f"{path} is not one of the published files ({error}): nothing in it was executed; get it again from those "
             "who published it"
@@ -192,21 +189,18 @@ def _head(data: bytes) -> Head:
     entries = _unzip(data)
     if entries.get("byteorder", b"little") != b"little":
         raise ValueError("numbers must be little-endian")
-    names = {**TORCH_NAMES, **_LAYERS, **dict.fromkeys(_NETWORKS, Module)}
-    network = read_pickle(entries["data.pkl"], names, entries)
+    network = read_pickle(entries["data.pkl"], _NETWORK_NAMES, entries)
     tensors = _tensors(network) if isinstance(network, Module) else network
     if not isinstance(tensors, dict):
         raise ValueError("expected a dict of weights")
     if set(tensors) != {"0.weight", "0.bias", "3.weight", "3.bias"}:
         raise ValueError(f"expected weight and bias of layers 0 and 3, found {culprits(sorted(map(_text, tensors)))}")
     head = {name: _floats(tensor, 2 if name.endswith("weight") else 1) for name, tensor in tensors.items()}
-    for layer in (0, 3):
-        shapes = head[f"{layer}.weight"].shape, head[f"{layer}.bias"].shape
-        if not all(shapes[0]) or shapes[1] != shapes[0][:1]:
-            raise ValueError(f"a layer has a weight (out, in) and a bias (out,), found {shapes[0]}, {shapes[1]}")
-    shapes = head["0.weight"].shape, head["3.weight"].shape
-    if shapes[1][1] != shapes[0][0]:
-        raise ValueError(f"the layers do not follow one another: {shapes[0]}, then {shapes[1]}")
+    shapes = {name: weights.shape for name, weights in sorted(head.items())}
+    hidden, n_labels = len(head["0.bias"]), len(head["3.bias"])
+    is_chain = shapes["0.weight"][0] == hidden and shapes["3.weight"] == (n_labels, hidden)
+    if not is_chain or not head["0.weight"].size:
+        raise ValueError(f"the layers do not follow one another: {shapes}")
     return head
 
 
@@ -227,26 +221,21 @@ def _unzip(data: bytes) -> dict[str, bytes]:
 
 def _tensors(network: Module) -> dict[str, Any]:
     """Return "<layer>.<weight or bias>" -> tensor."""
-    layers = network.state.get("_modules")
-    layers = layers if isinstance(layers, dict) else {}
-    kinds = tuple(type(layer).__name__ for layer in layers.values())
-    if kinds != _LAYER_NAMES or list(layers) != [str(i) for i in range(len(_LAYER_NAMES))]:
-        raise ValueError(f"expected {', '.join(_LAYER_NAMES)}, found {', '.join(kinds)}")
-    return {
-        f"{number}.{name}": tensor
-        for number, layer in layers.items()
-        for name, tensor in dict(layer.state.get("_parameters", {})).items()
-    }
+    layers = list(network.state.get("_modules", {}).values())
+    kinds = [type(layer).__name__ for layer in layers]
+    if kinds != _LAYERS:
+        raise ValueError(f"expected {', '.join(_LAYERS)}, found {', '.join(kinds)}")
+    parameters = (layer.state.get("_parameters", {}) for layer in layers)
+    return {f"{i}.{name}": tensor for i, named in enumerate(parameters) for name, tensor in named.items()}
 
 
 def _floats(array: object, n_axes: int) -> Floats:
-    values = array.values if isinstance(array, Array) else np.empty(0)
-    if not isinstance(array, Array) or values.ndim != n_axes:
+    if not isinstance(array, Array) or array.values.ndim != n_axes:
         raise ValueError(f"expected an array of {n_axes} axes")
-    if values.dtype.kind != "f":
-        raise ValueError(f"expected fractions, found {values.dtype}")
+    if array.values.dtype.kind != "f":
+        raise ValueError(f"expected fractions, found {array.values.dtype}")
     with np.errstate(over="ignore"):
-        floats: Floats = np.array(values, dtype=np.float32, order="C")
+        floats: Floats = np.array(array.values, dtype=np.float32, order="C")
     if not np.isfinite(floats).all():
         raise ValueError("numbers must be finite")
     return floats

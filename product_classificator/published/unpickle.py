@@ -10,32 +10,25 @@ import re
 from collections.abc import Mapping
 from io import BytesIO
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-Values: TypeAlias = npt.NDArray[Any]
-
-_PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,5}")
-# What protocols 2 to 4 use for constants, containers, names and calls; items and states are set below.
-_OPCODES = b"".join(
-    (
-        *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
-        *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE),
-        *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE),
-        *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.APPEND, pickle.APPENDS),
-        *(pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
-        *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ, pickle.BINPERSID),
-    )
+# What protocols 2 to 4 use for constants, containers, names and calls; items and states are handled below.
+_OPCODES = (
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES "
+    "SHORT_BINBYTES EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS MEMOIZE BINPUT "
+    "LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BINPERSID"
 )
+_STORAGES = {"torch FloatStorage": "<f4", "torch DoubleStorage": "<f8", "torch HalfStorage": "<f2"}
 
 
 class Dtype:
     """Stand-in for `numpy.dtype`: numbers, truth values and texts only."""
 
     def __init__(self, code: str, *_: object) -> None:
-        if not _PLAIN_DTYPE.fullmatch(code):
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]|U\d{1,5}", code):
             raise ValueError(f"expected numbers, texts or truth values, found dtype {code[:20]!r}")
         self.dtype = np.dtype(code)
 
@@ -44,9 +37,9 @@ class Dtype:
 
 
 class Array:
-    """Stand-in for arrays of NumPy (`_reconstruct`, then their state) and for tensors of torch."""
+    """Stand-in for arrays of NumPy (`_reconstruct`, then their state) and for storages and tensors of torch."""
 
-    values: Values = np.empty(0)
+    values: npt.NDArray[Any] = np.empty(0)
 
     def __init__(self, *_: object) -> None: ...
 
@@ -63,12 +56,13 @@ class Module:
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.state = state
+        self.state = state if isinstance(state, dict) else {}
 
 
 class OrderedDict(dict[Any, Any]):
-    """Stand-in for `collections.OrderedDict`, whose attributes are left out."""
+    """Stand-in for `collections.OrderedDict`, which is made empty and whose attributes are left out."""
+
+    def __init__(self) -> None: ...
 
     def __setstate__(self, _: object) -> None: ...
 
@@ -78,16 +72,10 @@ def _scalar(dtype: Dtype, raw: bytes) -> Any:
 
 
 def _tensor(storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Array:
-    if not all(isinstance(length, int) and 0 <= length < 2**30 for length in (offset, *shape)):
-        raise ValueError("a tensor needs whole lengths")
-    if strides != tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))):
-        raise ValueError(f"a tensor of {shape} is expected to lie row by row")
+    if len(shape) > 2 or strides != (*shape[1:], 1):
+        raise ValueError(f"a tensor of {shape[:3]} is expected to lie row by row")
     tensor = Array()
     tensor.values = storage.values[offset : offset + math.prod(shape)].reshape(shape)
-    return tensor
-
-
-def _parameter(tensor: Array, *_: object) -> Array:
     return tensor
 
 
@@ -97,14 +85,13 @@ NUMPY_NAMES: Mapping[str, Any] = {
     **{f"numpy.{core}.multiarray _reconstruct": Array for core in ("core", "_core")},  # NumPy 1 and 2
     **{f"numpy.{core}.multiarray scalar": _scalar for core in ("core", "_core")},
 }
-_STORAGES = {"torch FloatStorage": "<f4", "torch DoubleStorage": "<f8", "torch HalfStorage": "<f2"}
 TORCH_NAMES: Mapping[str, Any] = {
     **_STORAGES,
     "collections OrderedDict": OrderedDict,
     "__builtin__ set": Module,
     "builtins set": Module,
     "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_parameter": _parameter,
+    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
 }
 
 
@@ -127,8 +114,6 @@ def read_pickle(data: bytes, names: Mapping[str, Any], entries: Mapping[str, byt
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Finds stand-ins only."""
-
     stack: list[Any]
 
     def __init__(self, file: BytesIO, names: Mapping[str, Any], entries: Mapping[str, bytes]) -> None:
@@ -143,7 +128,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Array:
         kind, dtype, key, _, length = pid
-        if kind != "storage" or dtype not in _STORAGES.values() or not isinstance(length, int):
+        if kind != "storage" or dtype not in _STORAGES.values():
             raise ValueError("it names a persistent id")
         raw = self.entries.get(f"data/{key}", b"") if isinstance(key, str) else b""
         if len(raw) != length * np.dtype(dtype).itemsize:
@@ -154,9 +139,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], Dtype | Array | Module | OrderedDict):
-            raise ValueError("it sets attributes of something that has none")
-        self.stack[-1].__setstate__(state)
+        self.stack[-1].__setstate__(state)  # only instances of stand-ins have one
 
     def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -167,12 +150,12 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def _update(self, items: list[Any]) -> None:
         # A tuple as a key would have to be hashed, and a small pickle can nest one that takes years.
-        keys, values = items[::2], items[1::2]
-        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | int) for key in keys):
+        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | int) for key in items[::2]):
             raise ValueError("it sets items of something other than a dict, or keys other than texts and numbers")
-        self.stack[-1].update(zip(keys, values, strict=True))
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for code in _OPCODES} | {
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES.split()},
         pickle.BUILD[0]: build,
         pickle.SETITEM[0]: set_item,
         pickle.SETITEMS[0]: set_items,

@@ -61,6 +61,9 @@ HOSTILE: dict[str, Bytes] = {
     "attributes of a function": lambda _: b"\x80\x02cnumpy\ndtype\n}" + text("__call__") + text("x") + b"sb.",
     "a call of what is no name": lambda ran: b"\x80\x02" + text("eval") + b"(" + text(touch(ran)) + b"tR.",
     "a key that takes years to hash": lambda _: b"\x80\x02})" + b"q\x01h\x01\x86" * 100 + b"Ns.",
+    "a constructor's key that takes years to hash": lambda _: (
+        b"\x80\x02ccollections\nOrderedDict\n]])" + b"q\x01h\x01\x86" * 100 + b"aNaa\x85R."
+    ),
     "items of what is no dict": lambda _: b"\x80\x02]" + text("a") + b"Ns.",
     "attributes of a class": lambda _: b"\x80\x02cnumpy\ndtype\nN}" + text("__new__") + text("x") + b"s\x86b.",
     "a call of a list": lambda _: b"\x80\x02])R.",

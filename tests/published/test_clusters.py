@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_clusters(goods):
 def test_fewer_products_than_clusters_are_clustered_and_drawn(n, tmp_path):
     vectors, _ = blobs(n, kinds=n)
     truth = {"x": strings([str(i) for i in range(n)])}
-    found = cluster(vectors, truth)
+    found = cluster(vectors, truth, ClusterSettings())
     assert sorted(found.assignment) == list(range(n))
     write_clusters(tmp_path, found, vectors, truth, strings([str(i) for i in range(n)]))
     assert (tmp_path / "clusters.png").stat().st_size > 1000
@@ -184,7 +184,8 @@ def test_settings_that_make_no_sense_are_refused(wrong, message):
 )
 def test_what_cannot_be_clustered_is_refused(vectors, truth, message):
     with pytest.raises(DataError, match=message):
-        cluster(np.asarray(vectors, np.float32), {name: strings(labels) for name, labels in truth.items()})
+        truth = {name: strings(labels) for name, labels in truth.items()}
+        cluster(np.asarray(vectors, np.float32), truth, ClusterSettings())
 
 
 def test_clusters_of_other_products_are_not_written(clusters, goods, tmp_path):
