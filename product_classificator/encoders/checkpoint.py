@@ -18,9 +18,8 @@ Source: YouTokenToMe 1.0.6 (VK, 2019); Sennrich et al. 2016 (BPE).
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -75,32 +74,23 @@ class RuclipConfig(BaseModel):
 
     def of_transformers(self) -> CLIPConfig:
         """Return the same configuration in transformers."""
-        return CLIPConfig(
-            text_config={
-                "vocab_size": self.vocab_size,
-                "hidden_size": self.transformer_width,
-                "intermediate_size": 4 * self.transformer_width,
-                "num_hidden_layers": self.transformer_layers,
-                "num_attention_heads": self.transformer_heads,
-                "max_position_embeddings": self.context_length,
+
+        def tower(width: int, layers: int, heads: int) -> dict[str, Any]:
+            return {
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
                 "projection_dim": self.embed_dim,
                 "hidden_act": "quick_gelu",
-                "pad_token_id": PAD_ID,
-                "bos_token_id": BEGIN_ID,
-                "eos_token_id": END_ID,
-            },
-            vision_config={
-                "hidden_size": self.vision_width,
-                "intermediate_size": 4 * self.vision_width,
-                "num_hidden_layers": self.vision_layers,
-                "num_attention_heads": self.vision_width // _HEAD_WIDTH,
-                "image_size": self.image_resolution,
-                "patch_size": self.vision_patch_size,
-                "projection_dim": self.embed_dim,
-                "hidden_act": "quick_gelu",
-            },
-            projection_dim=self.embed_dim,
-        )
+            }
+
+        text = tower(self.transformer_width, self.transformer_layers, self.transformer_heads)
+        text |= {"vocab_size": self.vocab_size, "max_position_embeddings": self.context_length}
+        text |= {"pad_token_id": PAD_ID, "bos_token_id": BEGIN_ID, "eos_token_id": END_ID}
+        vision = tower(self.vision_width, self.vision_layers, self.vision_width // _HEAD_WIDTH)
+        vision |= {"image_size": self.image_resolution, "patch_size": self.vision_patch_size}
+        return CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.embed_dim)
 
 
 def read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, Weights]:
@@ -114,9 +104,9 @@ def read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, Weights]:
     """
     try:
         config = RuclipConfig.model_validate_json((folder / "config.json").read_bytes())
-        of_transformers = config.of_transformers()
         with torch.device("meta"):
-            expected = {name: weight.shape for name, weight in CLIPModel(of_transformers).state_dict().items()}
+            network = CLIPModel(config.of_transformers())
+        shapes = {name: weight.shape for name, weight in network.state_dict().items()}
     except (OSError, ValidationError, StrictDataclassError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder / 'config.json'} is not the configuration of a ruCLIP model: {error}") from error
     tokenizer = read_bpe(folder / "bpe.model")
@@ -129,9 +119,9 @@ def read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, Weights]:
     weights = _renamed(_read_weights(folder / "pytorch_model.bin"))
     wrong = [
         f"{name} {tuple(weights[name].shape) if name in weights else 'missing'}"
-        for name, shape in expected.items()
+        for name, shape in shapes.items()
         if name not in weights or weights[name].shape != shape
-    ] + [f"{name} is too many" for name in weights if name not in expected]
+    ] + [f"{name} is too many" for name in weights if name not in shapes]
     if wrong:
         raise ArtifactError(
             f"the weights of {folder} must have the shapes its config.json calls for: {culprits(wrong)}"
@@ -203,15 +193,6 @@ def _renamed(state: Weights) -> Weights:
     return weights
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """Contents of a `bpe.model`: token -> id without special tokens, and the merges by priority."""
-
-    vocabulary: dict[str, int]
-    merges: list[tuple[str, str]]
-    unknown_id: int
-
-
 def read_bpe(path: str | Path) -> Tokenizer:
     """Read a `bpe.model`.
 
@@ -222,9 +203,8 @@ def read_bpe(path: str | Path) -> Tokenizer:
         ArtifactError: the file is missing, has another format, or does not fit ruCLIP.
     """
     try:
-        rules = _parse(Path(path).read_text(encoding="utf-8"))
-        special = {PAD: PAD_ID, UNKNOWN: rules.unknown_id, BEGIN: BEGIN_ID, END: END_ID}
-        model = BPE(vocab={**rules.vocabulary, **special}, merges=rules.merges, unk_token=UNKNOWN, fuse_unk=True)
+        vocabulary, merges = _parse(Path(path).read_text(encoding="utf-8"))
+        model = BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, fuse_unk=True)
     except (OSError, ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise ArtifactError(
             f"{path} must be a bpe.model in YouTokenToMe's text format ({error!r}): fetch the checkpoint again"
@@ -232,10 +212,7 @@ def read_bpe(path: str | Path) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Sequence(
-        [
-            Split(_WHITE_SPACE, "removed"),
-            Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False),
-        ]
+        [Split(_WHITE_SPACE, "removed"), Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False)]
     )
     tokenizer.post_processor = TemplateProcessing(
         single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, BEGIN_ID), (END, END_ID)]
@@ -243,7 +220,8 @@ def read_bpe(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def _parse(text: str) -> _Rules:
+def _parse(text: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return token -> id, and the merges by priority."""
     lines = [[int(number) for number in line.split()] for line in text.strip().split("\n")]
     n_characters, n_rules = lines[0]
     if len(lines) != n_characters + n_rules + 2:
@@ -263,4 +241,4 @@ def _parse(text: str) -> _Rules:
     vocabulary = {name: number for number, name in names.items()}
     if len(vocabulary) != len(names):
         raise ValueError("two rules make the same token")
-    return _Rules(vocabulary, merges, unknown)
+    return {**vocabulary, PAD: PAD_ID, UNKNOWN: unknown, BEGIN: BEGIN_ID, END: END_ID}, merges

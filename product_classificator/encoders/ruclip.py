@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,16 +212,16 @@ def converted(folder: Path) -> Iterator[tuple[Path, Marker]]:
         ArtifactError: the checkpoint is damaged or foreign.
     """
     target = folder / _CONVERTED
-    if os.access(folder, os.W_OK):
-        with FileLock(folder / f".{_CONVERTED}.lock"):  # one process converts, others wait
-            marker = _current(folder, target)
-            if marker is None:
-                logger.info("converting %s", folder)
-                with replacing_folder(target) as new:
-                    marker = _convert(folder, new)
-        yield target, marker
-        return
-    if (marker := _current(folder, target)) is not None:
+    is_writable = os.access(folder, os.W_OK)
+    with (
+        FileLock(folder / f".{_CONVERTED}.lock") if is_writable else nullcontext()
+    ):  # one process converts, others wait
+        marker = _current(folder, target)
+        if marker is None and is_writable:
+            logger.info("converting %s", folder)
+            with replacing_folder(target) as new:
+                marker = _convert(folder, new)
+    if marker is not None:
         yield target, marker
         return
     logger.info("%s is read-only: its conversion is not kept", folder)
@@ -275,9 +275,8 @@ def _convert(folder: Path, target: Path) -> Marker:
     parts = {name: weight.float().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
     save_file(parts, target / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(target / "tokenizer.json"))
-    shutil.copymode(
-        target / "tokenizer.json", target / "model.safetensors"
-    )  # safetensors makes it readable for the owner only
+    # safetensors makes its file readable for the owner only
+    shutil.copymode(target / "tokenizer.json", target / "model.safetensors")
     model_config = config.of_transformers()
     model_config.architectures = ["CLIPModel"]
     model_config.save_pretrained(target)

