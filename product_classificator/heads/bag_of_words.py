@@ -42,13 +42,7 @@ class WeightedWords(NamedTuple):
     starts: Ints
 
     def add_to(self, logits: Floats, word_weights: Floats, has_text: Bools) -> None:
-        """Add the contribution of the words to (n, all labels) logits, in place.
-
-        Args:
-            logits: changed in place.
-            word_weights: (words, all labels).
-            has_text: (n,) products without a text get nothing.
-        """
+        """Add the contribution of the words, by (words, all labels) weights, to (n, all labels) logits in place."""
         starts = self.starts.tolist()
         for row in np.flatnonzero(has_text).tolist():
             words = slice(starts[row], starts[row + 1])
@@ -141,10 +135,8 @@ class Vocabulary:
         merged = []
         for first in range(0, n_segments, 2 * _TEXTS_PER_BLOCK):  # blocks bound the memory of sorting
             last = min(first + 2 * _TEXTS_PER_BLOCK, n_segments)
-            block = slice(starts[first], starts[last])
-            merged.append(
-                self._merge_titles(weights[block], columns[block], segments[block] - first, (last - first) // 2)
-            )
+            block, n = slice(starts[first], starts[last]), (last - first) // 2
+            merged.append(self._merge_titles(weights[block], columns[block], segments[block] - first, n))
         nothing = np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int64)
         all_weights, all_columns, lengths = (np.concatenate(arrays) for arrays in zip(nothing, *merged, strict=True))
         return WeightedWords(all_weights, all_columns, np.append(0, np.cumsum(lengths)).astype(np.int32))
@@ -155,10 +147,8 @@ class Vocabulary:
         """Return weights, columns and word counts of n texts: a word of both title and rest gets the sum of both."""
         cells, cell_of_word = np.unique(segments // 2 * len(self) + columns, return_inverse=True)
         texts, words = np.divmod(cells, max(len(self), 1))
-        summed: npt.NDArray[np.float64] = np.zeros(len(cells))
-        np.add.at(summed, cell_of_word, weights)
-        merged = _normalize(summed, texts, n).astype(np.float32)
-        return merged, words.astype(np.int32), np.bincount(texts, minlength=n)
+        summed = np.bincount(cell_of_word, weights, len(cells))
+        return _normalize(summed, texts, n).astype(np.float32), words.astype(np.int32), np.bincount(texts, minlength=n)
 
 
 def _normalize(weights: npt.NDArray[np.float64], owners: Rows, n: int) -> npt.NDArray[np.float64]:

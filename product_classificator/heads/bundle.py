@@ -72,11 +72,7 @@ class HeadBundle:
             raise ValueError("a multi-label characteristic refines none and is refined by none")
 
     def __getitem__(self, name: str) -> Characteristic:
-        """Return a characteristic.
-
-        Raises:
-            DataError: there is none of that name.
-        """
+        """Return a characteristic, or raise `DataError` if there is none of that name."""
         for characteristic in self.characteristics:
             if characteristic.name == name:
                 return characteristic
@@ -100,14 +96,8 @@ class HeadBundle:
     @property
     def digest(self) -> str:
         """Identify everything that predictions and decisions depend on."""
-        vocabulary = self.vocabulary
-        values = [
-            self._values(),
-            self.novelty and self.novelty.limits,
-            vocabulary.words,
-            vocabulary.has_title,
-            vocabulary.has_leading_words,
-        ]
+        vocabulary, limits = self.vocabulary, self.novelty and self.novelty.limits
+        values = [self._values(), limits, vocabulary.words, vocabulary.has_title, vocabulary.has_leading_words]
         digest = hashlib.sha256(json.dumps(values).encode())
         for name, weight in sorted({**weights_of(self.network, self.novelty), "idf": vocabulary.idf}.items()):
             digest.update(name.encode() + weight.tobytes())
@@ -129,13 +119,9 @@ class HeadBundle:
         return self.novelty
 
     def bound_to(self, name: str, fingerprint: str, image_dim: int, text_dim: int) -> "HeadBundle":
-        """Return these heads for the embeddings of one encoder.
+        """Return these heads for the embeddings of the encoder with this name, fingerprint and widths.
 
-        Args:
-            name: the encoder's; heads that know no weights yet fit the encoder of their `encoder_name`.
-            fingerprint: the encoder's; heads that know theirs fit no other.
-            image_dim: width of the encoder's image part.
-            text_dim: width of its text part.
+        Heads that know a fingerprint fit no other; those that know none yet fit the encoder of their `encoder_name`.
 
         Raises:
             ArtifactError: the encoder does not fit.
@@ -146,24 +132,17 @@ class HeadBundle:
             widths = ((self.image_dim, image_dim), (self.text_dim, text_dim))
             fits = name == self.encoder_name and all(used in (0, width) for used, width in widths)
         if not fits:
-            expected = (
-                f"{self.encoder_name!r} ({self.encoder_fingerprint or 'any'}, {self.image_dim} + {self.text_dim})"
-            )
             raise ArtifactError(
-                f"heads fit one encoder: these are for {expected}, got {name!r} ({fingerprint}, {image_dim} + "
-                f"{text_dim}); load the encoder they are for, or train again"
+                f"heads fit one encoder: these are for {self.encoder_name!r} ({self.encoder_fingerprint or 'any'}, "
+                f"{self.image_dim} + {self.text_dim}), got {name!r} ({fingerprint}, {image_dim} + {text_dim}); "
+                "load the encoder they are for, or train again"
             )
         return self if self.encoder_fingerprint else replace(self, encoder_fingerprint=fingerprint)
 
     def predict(
         self, embeddings: Embeddings, texts: Sequence[str], characteristics: Sequence[str] | None = None
     ) -> Predictions:
-        """Predict the characteristics of products.
-
-        Args:
-            embeddings: of n products, made by the encoder that the heads were trained on.
-            texts: (n,) raw texts.
-            characteristics: what to predict; all by default.
+        """Predict characteristics (all by default) of n products by their embeddings and raw texts.
 
         Raises:
             ArtifactError: the embeddings were made by another encoder, or the heads are not bound to one yet.
@@ -182,10 +161,7 @@ class HeadBundle:
     ) -> Predictions:
         """Turn logits into calibrated, hierarchy-consistent predictions; products without usable input get none.
 
-        Args:
-            logits_of: returns the (m, all labels) logits of the products of m rows.
-            embeddings: of n products.
-            characteristics: what to predict; all by default.
+        `logits_of` returns the (m, all labels) logits of the products of m rows.
         """
         wanted = [self[name] for name in (self.labels if characteristics is None else characteristics)]
         needed = with_relatives((characteristic.name for characteristic in wanted), self.hierarchy)
@@ -232,9 +208,8 @@ class HeadBundle:
         prediction = self.predict(product, [text], characteristics)
         logits = self.logits(*views_of(product, text))
         words = self.vocabulary.weigh([text])
-        word_logits = self._by_characteristic(
-            self.network.weights["word_weights"][words.columns] * words.weights[:, None]
-        )
+        contributions = self.network.weights["word_weights"][words.columns] * words.weights[:, None]
+        word_logits = self._by_characteristic(contributions)
         known_words = [self.vocabulary.words[column] for column in words.columns]
         explanations = {
             name: explain(self[name], prediction, logits[name], dict(zip(known_words, word_logits[name], strict=True)))
@@ -254,12 +229,6 @@ class HeadBundle:
         Of the accepted predictions of a characteristic a share of at least `min_precision` is correct, as far as the
         products are like the validation products. Where that cannot be promised, all predictions are for review; so
         are those of an out-of-distribution product.
-
-        Args:
-            predictions: of these heads, for n products.
-            embeddings: of the same products.
-            texts: (n,) raw texts.
-            min_precision: between 0 and 1 (exclusive).
 
         Raises:
             ArtifactError: the heads have no thresholds.

@@ -60,20 +60,15 @@ class Characteristic:
 
     def temperatures(self, logits: Floats) -> Floats:
         """Return the (n,) temperatures of products by their (n, k) logits."""
-        return temperatures(logits, self.temperature, self.temperature_exponent)
+        if not self.temperature_exponent:
+            return np.full(len(logits), self.temperature, dtype=logits.dtype)
+        return spreads(logits) ** self.temperature_exponent * logits.dtype.type(self.temperature)
 
     def probabilities(self, logits: Floats) -> Floats:
         """Return (n, k) calibrated probabilities; rows sum to 1 unless the characteristic is multi-label."""
         if self.is_multi_label:
             return sigmoid(logits / np.float32(self.temperature))
         return softmax(logits / self.temperatures(logits)[:, None])
-
-
-def temperatures(logits: npt.NDArray[Float], temperature: float, exponent: float) -> npt.NDArray[Float]:
-    """Return (n,) temperatures of (n, k) logits."""
-    if not exponent:
-        return np.full(len(logits), temperature, dtype=logits.dtype)
-    return spreads(logits) ** exponent * logits.dtype.type(temperature)
 
 
 def spreads(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:

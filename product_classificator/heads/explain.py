@@ -39,11 +39,7 @@ def explain(
 ) -> Explanation | None:
     """Return what moved the prediction of one product, `None` if nothing is predicted.
 
-    Args:
-        characteristic: what is explained.
-        prediction: of the product alone.
-        logits: (4, k) of the views of `views_of`.
-        word_logits: known word of the text -> (k,) its share of the logits.
+    `logits` are the (4, k) of `views_of`, `word_logits` the (k,) share of each known word of the text.
     """
     name, labels = characteristic.name, characteristic.labels
     # All views get the temperature of the complete product: otherwise shares would not add up.

@@ -90,7 +90,7 @@ def with_relatives(names: Iterable[str], hierarchy: Hierarchy) -> tuple[str, ...
 def reconcile(
     probabilities: Mapping[str, Floats], labels: Mapping[str, Sequence[str]], hierarchy: Hierarchy
 ) -> dict[str, Floats]:
-    """Return probabilities whose best labels do not contradict each other.
+    """Return probabilities whose best labels do not contradict each other; rows of NaN where nothing is predicted.
 
     A parent label without any child among `labels` stays possible: with it, the child is not predicted.
 
@@ -98,9 +98,6 @@ def reconcile(
         probabilities: characteristic -> (n, k), rows sum to 1; a tree of the hierarchy is complete or absent.
         labels: characteristic -> its k labels.
         hierarchy: what must not be contradicted.
-
-    Returns:
-        As `probabilities`; rows of NaN where nothing is predicted.
     """
     consistent = dict(probabilities)
     for tree in _trees(hierarchy):
@@ -140,12 +137,16 @@ def _max_marginals(
     below: dict[str, Scores] = {
         name: np.log(np.maximum(matrix, _MIN_PROBABILITY), dtype=np.float64) for name, matrix in probabilities.items()
     }
-    # Upwards: each parent label collects the score of its best child label.
+    # Upwards: each parent label collects the score of its best child label; a childless one, that of the best of all.
     messages: dict[str, Scores] = {}
     for refinement in reversed(tree):
         child, parent = refinement.child, refinement.parent
-        n_parents = probabilities[parent].shape[1]
-        messages[child] = _CHILD_WEIGHT * _best_child_scores(below[child], parent_ids[child], n_parents)
+        best_child = np.repeat(below[child].max(1, keepdims=True), probabilities[parent].shape[1], axis=1)
+        for parent_id in range(best_child.shape[1]):
+            fits = (parent_ids[child] < 0) | (parent_ids[child] == parent_id)
+            if fits.any():
+                best_child[:, parent_id] = below[child][:, fits].max(1)
+        messages[child] = _CHILD_WEIGHT * best_child
         below[parent] = below[parent] + messages[child]
     # Downwards: each child label adds the score of everything outside its own subtree.
     root = tree[0].parent
@@ -159,16 +160,6 @@ def _max_marginals(
         fits = (ids < 0) | (ids == best[parent][:, None])
         best[child] = np.where(fits.any(1), np.where(fits, scores[child], -np.inf).argmax(1), -1)
     return {name: _to_probabilities(scores[name], best[name]) for name in scores}
-
-
-def _best_child_scores(scores: Scores, parent_ids: Rows, n_parents: int) -> Scores:
-    """Return (n, parents): the score of the best child of each parent; for a childless parent, that of the best."""
-    best = np.repeat(scores.max(1, keepdims=True), n_parents, axis=1)
-    for parent_id in range(n_parents):
-        fits = (parent_ids < 0) | (parent_ids == parent_id)
-        if fits.any():
-            best[:, parent_id] = scores[:, fits].max(1)
-    return best
 
 
 def _to_probabilities(scores: Scores, best: Rows) -> Floats:

@@ -6,13 +6,12 @@ shapes that the manifest calls for. Reading opens these three files and nothing 
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
@@ -53,15 +52,7 @@ class Manifest(BaseModel):
 def write_bundle(
     folder: Path, network: Network, vocabulary: Vocabulary, novelty: NoveltyDetector | None, **values: Any
 ) -> None:
-    """Write a bundle into an empty folder, the manifest last.
-
-    Args:
-        folder: where.
-        network: weights and shape.
-        vocabulary: words of the network.
-        novelty: `None` if the heads cannot make decisions.
-        values: the other fields of the manifest.
-    """
+    """Write a bundle into an empty folder, the manifest last; `values` are its fields that no other argument gives."""
     save_file({**weights_of(network, novelty), _IDF: vocabulary.idf}, folder / WEIGHTS)
     (folder / WORDS).write_text(json.dumps(vocabulary.words, ensure_ascii=False), encoding="utf-8")
     manifest = {
@@ -92,9 +83,13 @@ def read_bundle(folder: Path) -> tuple[Manifest, Network, Vocabulary, NoveltyDet
             has_title=manifest.has_title,
             has_leading_words=manifest.has_leading_words,
         )
-        _check_finite({**weights, _IDF: vocabulary.idf})
+        wrong = [name for name, weight in {**weights, _IDF: vocabulary.idf}.items() if not np.isfinite(weight).all()]
+        if wrong:
+            raise ValueError(f"weights must be finite, {culprits(wrong)} are not")
         novelty = _take_novelty(manifest, weights)
         network = Network(manifest.network, weights)
+        if not (weights["scale"] > 0).all():
+            raise ValueError("inputs need positive scales")
         if len(vocabulary) != manifest.network.n_words:
             raise ValueError(f"the network has {manifest.network.n_words} words, the vocabulary {len(vocabulary)}")
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
@@ -104,10 +99,8 @@ def read_bundle(folder: Path) -> tuple[Manifest, Network, Vocabulary, NoveltyDet
 
 def weights_of(network: Network, novelty: NoveltyDetector | None) -> dict[str, Floats]:
     """Return name -> array of everything that a bundle stores as arrays, except the idf."""
-    weights = dict(network.weights)
-    if novelty:
-        weights |= dict(zip(_CENTRES, (novelty.image, novelty.text), strict=True))
-    return {name: np.asarray(weight, order="C") for name, weight in weights.items()}
+    centres = dict(zip(_CENTRES, (novelty.image, novelty.text), strict=True)) if novelty else {}
+    return {name: np.asarray(weight, order="C") for name, weight in {**network.weights, **centres}.items()}
 
 
 def check_target(folder: Path) -> None:
@@ -126,7 +119,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:  # pydantic's ValidationError is one
         raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
     if manifest.format != FORMAT:
         raise ArtifactError(f"{folder} has format {manifest.format}, this version reads {FORMAT}: fit the heads again")
@@ -150,11 +143,3 @@ def _take_novelty(manifest: Manifest, weights: dict[str, Floats]) -> NoveltyDete
         if len(centres) and centres.shape[1:] != (width,):
             raise ValueError(f"centres of training products must be {width} wide, found {centres.shape}")
     return NoveltyDetector(image, text, manifest.novelty_limits)
-
-
-def _check_finite(weights: Mapping[str, Floats]) -> None:
-    wrong = [name for name, weight in weights.items() if not np.isfinite(weight).all()]
-    if wrong:
-        raise ValueError(f"weights must be finite, {culprits(wrong)} are not")
-    if "scale" in weights and not (weights["scale"] > 0).all():
-        raise ValueError("inputs need positive scales")

@@ -123,7 +123,7 @@ class Network:
         return logits
 
     def _dense_logits(self, embeddings: Embeddings) -> Floats:
-        """Return the (n, all labels) logits without the share of the words."""
+        """Return the logits without the share of the words."""
         shape, weights = self.shape, self.weights
         parts = np.concatenate([embeddings.image[:, : shape.image_dim], embeddings.text[:, : shape.text_dim]], 1)
         inputs = (parts - weights["mean"]) / weights["scale"]
@@ -146,9 +146,8 @@ class Network:
         parts = [(embeddings.text, embeddings.has_text)] if shape.text_dim else []
         if shape.shares_space and shape.image_dim:
             parts.append((embeddings.image, embeddings.has_image))
-        mean: Floats = np.sum(
-            [part[:, : shape.label_dim] * has[:, None] for part, has in parts], axis=0, dtype=np.float32
-        )
+        present = [part[:, : shape.label_dim] * has[:, None] for part, has in parts]
+        mean: Floats = np.sum(present, axis=0, dtype=np.float32)
         mean /= np.maximum(np.sum([has for _, has in parts], axis=0, dtype=np.float32), 1)[:, None]
         mean *= self.weights["label_scale"]
         scores: Floats = mean @ self.weights["label_embeddings"].T

@@ -36,15 +36,9 @@ class NoveltyDetector:
     limits: tuple[float, float, float]
 
     def is_out_of_distribution(self, embeddings: Embeddings, texts: Sequence[str], vocabulary: Vocabulary) -> Bools:
-        """Return a mask of the products whose image or text is unlike those of the training products.
-
-        Args:
-            embeddings: of n products.
-            texts: (n,) raw texts.
-            vocabulary: words that the heads know.
-        """
-        is_novel = np.zeros(len(embeddings), dtype=bool)
+        """Return a mask of the products whose image or raw text is unlike those of the training products."""
         image_limit, text_limit, words_limit = self.limits
+        is_novel = np.zeros(len(embeddings), dtype=bool)
         with_image, with_text = np.flatnonzero(embeddings.has_image), np.flatnonzero(embeddings.has_text)
         is_novel[with_image] = distances(embeddings.image[with_image], self.image) > image_limit
         unknown = unknown_word_shares([texts[row] for row in with_text.tolist()], vocabulary)

@@ -29,16 +29,11 @@ def with_decisions(
     min_precision: float,
 ) -> Predictions:
     """Return predictions with decisions: accepted are confident predictions of products like those of the training."""
-    thresholds = {
-        characteristic.name: threshold_for(characteristic.confidence_thresholds, min_precision)
-        for characteristic in characteristics
-    }
-    accepted = {
-        name: (predictions.confidence(name) >= thresholds[name])
-        & predictions.is_predicted(name)
-        & ~is_out_of_distribution
-        for name in predictions.characteristics
-    }
+    accepted = {}
+    for characteristic in characteristics:
+        name, threshold = characteristic.name, threshold_for(characteristic.confidence_thresholds, min_precision)
+        is_confident = predictions.confidence(name) >= threshold
+        accepted[name] = is_confident & predictions.is_predicted(name) & ~is_out_of_distribution
     return replace(predictions, decisions=Decisions(min_precision, accepted, is_out_of_distribution))
 
 

@@ -39,7 +39,7 @@ def zero_shot_heads(
         labels: characteristic -> its labels, two or more, each once.
         vectors: characteristic -> (labels, dim) unit rows, the encoder's embeddings of the labels.
         encoder_name: name for `load_encoder`.
-        encoder_fingerprint: the encoder's.
+        encoder_fingerprint: only embeddings of this encoder can be judged.
         shares_space: whether image part and text part lie in one space; if not, images are not used.
         scale: factor of cosines; the larger, the more confident the probabilities.
 
