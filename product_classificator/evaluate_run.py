@@ -28,7 +28,6 @@ class RunEvaluation:
     """Scores on unseen products.
 
     Attributes:
-        evaluation: the scores.
         scored: products that were evaluated.
         seen: products left out because the run was trained on them or on near-duplicates.
         set_aside: products with neither photo nor text, and repeated ids.
@@ -64,11 +63,10 @@ def evaluate_run(
         ArtifactError: `min_precision` is given, but the heads have no thresholds.
     """
     classificator = classificator or Classificator.from_run(run.folder)
-    names = [name for name in catalog.columns.characteristics if name in classificator.labels]
-    if not names:
-        predicted = ", ".join(classificator.labels)
-        raise DataError(f"the table must hold a characteristic of the run, which predicts {predicted}")
     encoder, bundle = classificator.encoder, classificator.bundle
+    names = [name for name in catalog.columns.characteristics if name in bundle.labels]
+    if not names:
+        raise DataError(f"the table must hold a characteristic of the run, which predicts {', '.join(bundle.labels)}")
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
     is_seen, is_usable = _seen(run, catalog, embedded), embedded.set_aside() == "ok"
     rows = np.flatnonzero(is_usable & ~is_seen)

@@ -1,7 +1,6 @@
-"""Writes files and folders atomically: a killed process leaves the old one or the new one, never a half.
+"""Write files and folders atomically: a killed process leaves the old one or the new one, never a half.
 
-A folder is renamed before the new one takes its place: a process killed at that moment leaves it next to it as
-`.<name>.<digits>.old`.
+A process killed while it exchanges folders leaves the old one as `.<name>.<digits>.old`.
 """
 
 import hashlib
@@ -20,8 +19,7 @@ logger = logging.getLogger(__name__)
 
 def cache_home() -> Path:
     """Return the folder of files that can be made or fetched again; `PRODUCT_CLASSIFICATOR_CACHE` overrides it."""
-    chosen = os.environ.get("PRODUCT_CLASSIFICATOR_CACHE")
-    if chosen:
+    if chosen := os.environ.get("PRODUCT_CLASSIFICATOR_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "product_classificator"
 
@@ -62,7 +60,7 @@ def delete(*paths: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal digits."""
+    """Return the sha256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -81,9 +79,7 @@ def write_text(path: Path, text: str) -> None:
 def cached_file(name: str, write: Callable[[Path], object]) -> Path | None:
     """Return a file of the cache folder, written at its first use; `None` if the folder cannot be read or written to.
 
-    Args:
-        name: identifies everything that the content depends on.
-        write: writes the content to the path it is given.
+    Its name must identify everything that the content depends on.
     """
     try:
         path = cache_home() / "made" / name

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,7 @@ FORMATS = (".parquet", ".csv", ".jsonl")
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Which columns are written.
-
-    Attributes:
-        top_k: labels per characteristic, 1 or more.
-        min_precision: target precision of the values marked "auto", between 0 and 1 (exclusive); `None`: no decisions.
-    """
+    """Columns to write: `top_k` labels, decisions at a target precision between 0 and 1 (exclusive; `None`: none)."""
 
     top_k: int = 1
     min_precision: float | None = None
@@ -53,7 +49,7 @@ class PredictSummary:
 
     Attributes:
         rows: rows in the file.
-        resumed: how many of them an interrupted call had left.
+        resumed: rows left by an interrupted call.
         warnings: status -> number of rows, for every status but "ok", the most frequent first.
         accepted: characteristic -> rows whose value is marked "auto"; empty without decisions.
     """
@@ -137,7 +133,6 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
 
 @contextmanager
 def _single_writer(parts: Path) -> Iterator[None]:
-    """Lock a folder of parts against other processes."""
     lock = FileLock(parts.with_name(parts.name + ".lock"), timeout=0)
     try:
         lock.acquire()
@@ -154,15 +149,12 @@ def _single_writer(parts: Path) -> Iterator[None]:
 def _state(classificator: Classificator, catalog: Catalog, options: OutputOptions) -> str:
     """Return everything that determines the output, except the bytes of the images."""
     table, images = Path(catalog.table.name), catalog.images
-    if table.is_file():
-        table_identity = _identity(table)
-    else:
-        digest = blake2b("\0".join(catalog.ids).encode(), digest_size=16)
-        for text in catalog.texts():
-            digest.update(text.encode() + b"\0")
-        table_identity = digest.hexdigest()
+    digest = blake2b(digest_size=16)
+    if not table.is_file():
+        for value in chain(catalog.ids, catalog.texts()):
+            digest.update(value.encode() + b"\0")
     facts = {
-        "table": table_identity,
+        "table": _identity(table) if table.is_file() else digest.hexdigest(),
         "images": images and [_identity(images.path), images.channels, images.max_pixels],
         "columns": asdict(catalog.columns),
         "encoder": classificator.encoder.fingerprint,
@@ -210,41 +202,29 @@ def _predict(classificator: Classificator, chunk: EmbeddedChunk, id_name: str, o
         predictions = bundle.with_decisions(predictions, chunk.embeddings, chunk.texts, options.min_precision)
     columns: dict[str, pa.Array] = {id_name: pa.array(predictions.ids, pa.string())}
     for name in predictions.characteristics:
-        is_multi = name in predictions.decision_thresholds
-        columns |= _label_sets(predictions, name) if is_multi else _top_labels(predictions, name, options.top_k)
+        for rank, (labels, probabilities) in enumerate(_label_columns(predictions, name, options.top_k)):
+            columns[_ranked(name, rank)], columns[f"{_ranked(name, rank)}_probability"] = labels, probabilities
+            if rank == 0 and predictions.decisions is not None:
+                columns[f"{name}_decision"] = pa.array(predictions.decisions[name], pa.string())
     status = np.where(predictions.is_known, chunk.status, "set_aside:" + chunk.status)
     return pa.table({**columns, "status": pa.array(status, pa.string())})
 
 
-def _top_labels(predictions: Predictions, name: str, top_k: int) -> dict[str, pa.Array]:
-    columns, top = {}, predictions.top(name, top_k)
+def _label_columns(predictions: Predictions, name: str, top_k: int) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """Yield labels and probabilities rank by rank; those of a multi-label characteristic are lists, once."""
+    if name in predictions.decision_thresholds:
+        label_ids = {label: label_id for label_id, label in enumerate(predictions.labels[name])}
+        label_sets = predictions.labels_of(name)
+        probability_lists = [
+            None if labels is None else [float(row[label_ids[label]]) for label in labels]
+            for labels, row in zip(label_sets, predictions.probabilities[name], strict=True)
+        ]
+        yield pa.array(label_sets, pa.list_(pa.string())), pa.array(probability_lists, pa.list_(pa.float32()))
+        return
+    top = predictions.top(name, top_k)
     for rank in range(min(top_k, len(predictions.labels[name]))):
         labels, probabilities = zip(*(row[rank] if row else (None, None) for row in top), strict=True)
-        columns[_ranked(name, rank)] = pa.array(labels, pa.string())
-        columns[f"{_ranked(name, rank)}_probability"] = pa.array(probabilities, pa.float32())
-        if rank == 0:
-            columns |= _decision(predictions, name)
-    return columns
-
-
-def _label_sets(predictions: Predictions, name: str) -> dict[str, pa.Array]:
-    label_ids = {label: label_id for label_id, label in enumerate(predictions.labels[name])}
-    predicted = predictions.labels_of(name)
-    probabilities = [
-        None if labels is None else [float(row[label_ids[label]]) for label in labels]
-        for labels, row in zip(predicted, predictions.probabilities[name], strict=True)
-    ]
-    columns = {
-        name: pa.array(predicted, pa.list_(pa.string())),
-        f"{name}_probability": pa.array(probabilities, pa.list_(pa.float32())),
-    }
-    return columns | _decision(predictions, name)
-
-
-def _decision(predictions: Predictions, name: str) -> dict[str, pa.Array]:
-    if predictions.decisions is None:
-        return {}
-    return {f"{name}_decision": pa.array(predictions.decisions[name], pa.string())}
+        yield pa.array(labels, pa.string()), pa.array(probabilities, pa.float32())
 
 
 def _ranked(name: str, rank: int) -> str:
@@ -253,8 +233,7 @@ def _ranked(name: str, rank: int) -> str:
 
 def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str], dict[str, int]]:
     """Write the parts as one file; return the rows of each status, and the accepted values of each `decided` name."""
-    statuses: Counter[str] = Counter()
-    accepted: Counter[str] = Counter()
+    statuses, accepted = Counter[str](), Counter[str]()
 
     def tables() -> Iterator[pa.Table]:
         for path in _parts(parts):
@@ -264,25 +243,22 @@ def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str],
                 accepted[name] += table[f"{name}_decision"].to_pylist().count("auto")
             yield table
 
+    schema = pq.read_schema(_parts(parts)[0])
     with replacing(out) as temporary:
-        _write(tables(), temporary, out.suffix.lower(), pq.read_schema(_parts(parts)[0]))
+        if out.suffix.lower() == ".jsonl":
+            with temporary.open("w", encoding="utf-8") as file:
+                for table in tables():
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+        elif out.suffix.lower() == ".csv":
+            csv_options = pa.csv.WriteOptions(quoting_style="needed")
+            with pa.csv.CSVWriter(temporary, _flat(schema.empty_table()).schema, write_options=csv_options) as writer:
+                for table in tables():
+                    writer.write_table(_flat(table))
+        else:
+            with pq.ParquetWriter(temporary, schema) as writer:
+                for table in tables():
+                    writer.write_table(table)
     return statuses, dict(accepted)
-
-
-def _write(tables: Iterator[pa.Table], path: Path, suffix: str, schema: pa.Schema) -> None:
-    if suffix == ".parquet":
-        with pq.ParquetWriter(path, schema) as writer:
-            for table in tables:
-                writer.write_table(table)
-    elif suffix == ".csv":
-        options, flat = pa.csv.WriteOptions(quoting_style="needed"), _flat(schema.empty_table()).schema
-        with pa.csv.CSVWriter(path, flat, write_options=options) as writer:
-            for table in tables:
-                writer.write_table(_flat(table))
-    else:
-        with path.open("w", encoding="utf-8") as file:
-            for table in tables:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
 
 
 def _flat(table: pa.Table) -> pa.Table:

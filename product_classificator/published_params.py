@@ -1,4 +1,4 @@
-"""Translates the parameters of the published `Trainer` into settings."""
+"""Translate the parameters of the published `Trainer` into settings; classes may be given or named."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -42,7 +42,7 @@ _FINETUNING: Mapping[str, str | tuple[str, ...]] = {
 
 
 def published_heads(params: Mapping[str, Any], base: HeadSettings | None = None) -> HeadSettings:
-    """Return `base` with the changes that `heads_train_params` asks for.
+    """Return `base`, or the defaults, with the changes that `heads_train_params` asks for.
 
     Raises:
         DataError: a parameter is unknown, or asks for what the heads do not have.
@@ -68,7 +68,7 @@ def published_finetuning(params: Mapping[str, Any]) -> FinetuneSettings:
 
 
 def _translated(params: Mapping[str, Any], where: str, names: Mapping[str, str | tuple[str, ...]]) -> dict[str, Any]:
-    """Return published parameters under the names of our settings, without those that have only one value."""
+    """Return published parameters under the names of our settings, without those that have fixed values."""
     flat: dict[str, Any] = {}
     for name, value in params.items():
         if name not in ("optimizer_params", "classificator_params"):
@@ -81,12 +81,10 @@ def _translated(params: Mapping[str, Any], where: str, names: Mapping[str, str |
     for name, value in flat.items():
         if name not in names:
             raise DataError(f"{where} has no {name!r}: {nearest(name, names)}")
-        target = names[name]
-        if isinstance(target, str):
-            changes[target] = value
-            continue
         given = value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
-        if given not in target:
+        if isinstance(target := names[name], str):
+            changes[target] = value
+        elif given not in target:
             raise DataError(f"{name} of {where} must be {' or '.join(target)}, got {given}")
     changes.pop("", None)
     return changes

@@ -8,13 +8,12 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-_WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
+_WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?")
 _SPACE = re.compile(r"\s+")
 # The first digit is outside the repetition so that `re` skips to digits; at most ten keep long runs linear.
 _SIZE_OR_AMOUNT = re.compile(r"[0-9][0-9]{0,9}+(?:штук|см\b|[кмглршт]++|(?: ?[xх] ?[0-9]++)++)")
 _PUBLISHED_WORD = re.compile(r"\w++(?:['’-]\w++)*+")
 _MAX_WORD_LENGTH, _MAX_WORDS = 15, 100
-_UNITS = "мг г гр кг мл л мм см м км шт штук"
 # The 151 Russian stop words of the Snowball project (snowballstem.org), as selected by NLTK.
 _STOP_WORDS = """
     а без более больше будет будто бы был была были было быть в вам вас вдруг ведь во вот впрочем все всегда
@@ -25,7 +24,8 @@ _STOP_WORDS = """
     такой там тебя тем теперь то тогда того тоже только том тот три тут ты у уж уже хорошо хоть чего чем через
     что чтоб чтобы чуть эти этого этой этом этот эту я
 """
-_IGNORED = frozenset(_STOP_WORDS.split()) - {"не", "для"} | frozenset(_UNITS.split())
+_UNITS = "мг г гр кг мл л мм см м км шт штук"
+_IGNORED = {*_STOP_WORDS.split(), *_UNITS.split()} - {"не", "для"}
 
 
 def clean(text: object) -> str:
@@ -82,8 +82,7 @@ def join_labels(labels: Collection[str]) -> str:
 
 def is_list_cell(cell: str) -> bool:
     """Return whether a cell is in brackets, like a JSON array."""
-    cell = cell.strip()
-    return cell.startswith("[") and cell.endswith("]")
+    return cell.strip().startswith("[") and cell.strip().endswith("]")
 
 
 def split_labels(cell: str) -> list[object]:

@@ -1,11 +1,11 @@
-"""Reports training progress to a ClearML task, TensorBoard, MLflow, or any other tracker of accelerate."""
+"""Report training progress to a ClearML task, TensorBoard, MLflow, or any other tracker of accelerate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -16,6 +16,7 @@ from product_classificator.training import Callbacks, EpochFacts
 
 PROJECT = "product_classificator"
 _EXTRAS = ("clearml", "tensorboard")
+_P = ParamSpec("_P")
 
 
 class TaskLogger(Protocol):
@@ -36,7 +37,7 @@ class Task(Protocol):
 
 
 class _TrackerLogger:
-    """A tracker of accelerate behind the interface of `TaskLogger`."""
+    """A tracker of accelerate as a `TaskLogger`; trackers have no log of lines."""
 
     def __init__(self, tracker: Any) -> None:
         self._tracker = tracker
@@ -45,7 +46,7 @@ class _TrackerLogger:
         self._tracker.log({f"{title}/{series}": value}, step=iteration)
 
     def report_text(self, text: str) -> None:
-        """Do nothing: trackers only have curves."""
+        pass
 
 
 @contextmanager
@@ -61,32 +62,27 @@ def tracking(
         settings: hyperparameters shown by a tracker of accelerate; values may be mappings.
 
     Raises:
-        DataError: there is no tracker of that name, or its package is not installed.
-        MissingExtraError: likewise, for a tracker that has an extra.
+        DataError: there is no tracker of that name, or its package is not installed (`MissingExtraError` if it has an
+            extra).
     """
     if not isinstance(task, str):
         yield None if task is None else task.get_logger()
         return
-    tracker = _open_tracker(task, folder)
+    if task not in LOGGER_TYPE_TO_CLASS:
+        raise DataError(f"there is no tracker {task!r}: {nearest(task, LOGGER_TYPE_TO_CLASS)}")
+    if task not in map(str, get_available_trackers()):
+        if task in _EXTRAS:
+            raise MissingExtraError(f"the tracker {task!r}", task)
+        raise DataError(f"the tracker {task!r} needs a package that is not installed: pip install {task}")
+    PartialState()  # trackers look up there whether this is the main process
+    kind = LOGGER_TYPE_TO_CLASS[task]
+    tracker: Any = kind(PROJECT, **({"logging_dir": str(folder / task)} if kind.requires_logging_directory else {}))
+    tracker.start()
     tracker.store_init_configuration(dict(_flat(settings)))
     try:
         yield _TrackerLogger(tracker)
     finally:
         tracker.finish()
-
-
-def _open_tracker(name: str, folder: Path) -> Any:
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise DataError(f"there is no tracker {name!r}: {nearest(name, LOGGER_TYPE_TO_CLASS)}")
-    if name not in [str(available) for available in get_available_trackers()]:
-        if name in _EXTRAS:
-            raise MissingExtraError(f"the tracker {name!r}", name)
-        raise DataError(f"the tracker {name!r} needs a package that is not installed: pip install {name}")
-    PartialState()  # trackers look up there whether this is the main process
-    kind = LOGGER_TYPE_TO_CLASS[name]
-    tracker = kind(PROJECT, **({"logging_dir": str(folder / name)} if kind.requires_logging_directory else {}))
-    tracker.start()
-    return tracker
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float | bool | None]]:
@@ -102,18 +98,13 @@ def tracked(callbacks: Callbacks, logger: TaskLogger | None) -> Callbacks:
     if logger is None:
         return callbacks
 
-    def on_stage(stage: str) -> None:
-        logger.report_text(stage)
-        callbacks.on_stage(stage)
-
-    def on_epoch(epoch: EpochFacts) -> None:
+    def log_epoch(epoch: EpochFacts) -> None:
         logger.report_scalar("train loss", "all characteristics", epoch.train_loss, epoch.epoch)
         for name, score in {**epoch.valid_macro_f1, "mean": epoch.mean_valid_macro_f1}.items():
             logger.report_scalar("valid macro-F1", name, score, epoch.epoch)
-        if callbacks.on_epoch is not None:
-            callbacks.on_epoch(epoch)
 
-    return replace(callbacks, on_stage=on_stage, on_epoch=on_epoch)
+    on_stage = _both(logger.report_text, callbacks.on_stage)
+    return replace(callbacks, on_stage=on_stage, on_epoch=_both(log_epoch, callbacks.on_epoch))
 
 
 def tracked_finetuning(callbacks: FinetuneCallbacks, logger: TaskLogger | None) -> FinetuneCallbacks:
@@ -121,16 +112,10 @@ def tracked_finetuning(callbacks: FinetuneCallbacks, logger: TaskLogger | None) 
     if logger is None:
         return callbacks
 
-    def on_stage(stage: str) -> None:
-        logger.report_text(stage)
-        callbacks.on_stage(stage)
-
-    def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
+    def log_step(epoch: int, step: int, steps: int, loss: float) -> None:
         logger.report_scalar("contrastive loss", "step", loss, (epoch - 1) * steps + step)
-        if callbacks.on_step is not None:
-            callbacks.on_step(epoch, step, steps, loss)
 
-    def on_epoch(row: Mapping[str, Any]) -> None:
+    def log_epoch(row: Mapping[str, Any]) -> None:
         curves = {
             ("contrastive loss", "train"): row["train_loss"],
             ("contrastive loss", "valid"): row["valid_loss"],
@@ -141,7 +126,15 @@ def tracked_finetuning(callbacks: FinetuneCallbacks, logger: TaskLogger | None) 
         for (title, series), value in curves.items():
             if value is not None:
                 logger.report_scalar(title, series, value, row["epoch"])
-        if callbacks.on_epoch is not None:
-            callbacks.on_epoch(row)
 
-    return replace(callbacks, on_stage=on_stage, on_step=on_step, on_epoch=on_epoch)
+    on_stage, on_step = _both(logger.report_text, callbacks.on_stage), _both(log_step, callbacks.on_step)
+    return replace(callbacks, on_stage=on_stage, on_step=on_step, on_epoch=_both(log_epoch, callbacks.on_epoch))
+
+
+def _both(log: Callable[_P, None], callback: Callable[_P, None] | None) -> Callable[_P, None]:
+    def log_and_call(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        log(*args, **kwargs)
+        if callback is not None:
+            callback(*args, **kwargs)
+
+    return log_and_call

@@ -70,11 +70,9 @@ class Embeddings:
     """Image part and text part of products, made by one encoder.
 
     Attributes:
-        ids: (n,) product ids.
-        image: (n, image_dim) float32, unit rows; zeros where `has_image` is false.
-        text: (n, text_dim) float32, unit rows; zeros where `has_text` is false.
-        has_image: (n,) whether the product has a readable image.
-        has_text: (n,) whether the product has a text.
+        ids, has_image, has_text: (n,); an image that cannot be read does not count.
+        image: (n, image_dim) unit rows; zeros where `has_image` is false.
+        text: (n, text_dim) unit rows; zeros where `has_text` is false.
         fingerprint: the encoder's; embeddings of different fingerprints must not be mixed.
     """
 
@@ -101,11 +99,9 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Split:
-    """Which split each product belongs to; the test split is used once, for the report.
+    """Which split each product belongs to: (n,) ids and names, "" for a product that was set aside.
 
-    Attributes:
-        ids: (n,) product ids.
-        names: (n,) of "train", "valid", "test"; "" for a product that was set aside.
+    The test split is used once, for the report.
     """
 
     ids: Strings
@@ -127,7 +123,7 @@ class Decisions:
     """Which predictions are accepted, and which a person should review.
 
     Attributes:
-        min_precision: promised precision of the accepted predictions, 0..1.
+        min_precision: target precision of the accepted predictions, 0..1.
         accepted: characteristic -> (n,) whether its prediction is accepted.
         is_out_of_distribution: (n,) whether a product is unlike anything in training; none of its predictions is
             accepted then.
@@ -149,7 +145,6 @@ class Neighbour:
     """A training product that is like the product at hand.
 
     Attributes:
-        id: product id.
         similarity: mean cosine over the parts that the product at hand has, -1 to 1.
         label: its label of the characteristic, `None` if unknown; all labels, sorted, if multi-label.
     """
@@ -168,12 +163,10 @@ class Explanation:
     has decided the label. For a multi-label characteristic the most probable label is explained, against its absence.
 
     Attributes:
-        label: most probable label.
-        probability: its probability.
+        label: most probable label, of `probability`.
         runner_up: second most probable label; `None`: the absence of `label`.
         base: log-odds without image and text.
-        photo: what the image adds, 0 without one.
-        text: what the text adds, including its words, 0 without one.
+        photo, text: what the image, and the text including its words, add; 0 without one.
         words: word, or pair of neighbouring words -> what it adds, the strongest first; empty without a words branch.
         nearest: most similar training products; empty if the heads are not those of a run.
     """
@@ -193,7 +186,7 @@ class Predictions:
     """Calibrated probabilities of all labels of n products.
 
     Attributes:
-        ids: (n,) product ids.
+        ids: (n,) of products.
         labels: characteristic -> its k labels, in the order of the probability columns.
         probabilities: characteristic -> (n, k) float32; rows sum to 1 unless it is multi-label; rows of NaN where
             nothing is predicted: where `is_known` is false, and for a child whose parent has no known child label.
@@ -266,15 +259,12 @@ class Predictions:
         """Return the labels of each product, the most probable first (one unless multi-label); `None` as in `best`."""
         if characteristic not in self.decision_thresholds:
             return [None if label is None else [label] for label in self.best(characteristic)]
-        is_predicted, names = self.is_predicted(characteristic), self.labels[characteristic]
-        labels: list[list[str] | None] = []
-        for row, (probabilities, is_assigned) in enumerate(
-            zip(self._filled(characteristic), self._is_assigned(characteristic), strict=True)
-        ):
-            columns = np.flatnonzero(is_assigned)
-            order = columns[np.argsort(-probabilities[columns], kind="stable")]
-            labels.append([names[column] for column in order] if is_predicted[row] else None)
-        return labels
+        names, order = self.labels[characteristic], np.argsort(-self._filled(characteristic), axis=1, kind="stable")
+        masks = zip(order, self._is_assigned(characteristic), self.is_predicted(characteristic), strict=True)
+        return [
+            [names[column] for column in columns if is_assigned[column]] if is_predicted else None
+            for columns, is_assigned, is_predicted in masks
+        ]
 
     def predicted(self, characteristic: str) -> list[str | list[str] | None]:
         """Return the label of each product, or the list of its labels if multi-label, as for JSON."""
@@ -309,9 +299,8 @@ class Predictions:
 
     def _is_assigned(self, characteristic: str) -> Bools:
         """Return (n, k) whether each label of a multi-label characteristic is assigned; false where unknown."""
-        thresholds = np.asarray(self.decision_thresholds[characteristic], dtype=np.float32)
-        reaches: Bools = self._filled(characteristic) >= thresholds
-        return reaches & self.is_predicted(characteristic)[:, None]
+        thresholds = np.array(self.decision_thresholds[characteristic], np.float32)
+        return (self._filled(characteristic) >= thresholds) & self.is_predicted(characteristic)[:, None]
 
     def _filled(self, characteristic: str) -> Floats:
         return np.nan_to_num(self._probabilities_of(characteristic))

@@ -10,12 +10,11 @@ import pyarrow as pa
 from product_classificator.audit.similarity import FENCE
 from product_classificator.types import Floats, Rows, Strings, Truth
 
-WRONG_LABEL, CONTRADICTION, OUTLIER, BROKEN = "wrong_label", "contradiction", "outlier", "broken"
 KIND_TITLES = {
-    WRONG_LABEL: "likely wrong labels",
-    CONTRADICTION: "contradictions",
-    OUTLIER: "outliers",
-    BROKEN: "broken rows",
+    "wrong_label": "likely wrong labels",
+    "contradiction": "contradictions",
+    "outlier": "outliers",
+    "broken": "broken rows",
 }
 
 MIN_ODDS = 2.0
@@ -53,15 +52,11 @@ def wrong_labels(truth: Truth, out_of_fold: Mapping[str, pd.DataFrame]) -> pa.Ta
         listed = frame.assign(label=truth[name][frame.index], score=np.log(odds))[odds >= MIN_ODDS]
         listed["reason"] = [
             f"heads fitted without it: {row.other_probability:.0%} {row.other!r}, "
-            + (
-                f"{row.probability:.0%} {row.label!r}"
-                if row.probability
-                else f"while {row.label!r} is too rare to learn"
-            )
+            + (f"{p:.0%} {row.label!r}" if (p := row.probability) else f"while {row.label!r} is too rare to learn")
             for row in listed.itertuples()
         ]
         columns = listed.rename(columns={"other": "suggested", "other_probability": "suggested_probability"})
-        tables.append(_table(WRONG_LABEL, listed.index, characteristic=name, **columns))
+        tables.append(_table("wrong_label", listed.index, characteristic=name, **columns))
     return _by_score(tables)
 
 
@@ -70,23 +65,21 @@ def contradictions(truth: Truth, groups: Rows) -> pa.Table:
 
     The label of most products in the group is suggested, if there is one; the score is the share with another label.
     """
-    group_ids = np.unique(groups, return_inverse=True)[1]
-    return pa.concat_tables([SCHEMA.empty_table(), *(_contradictions(name, truth[name], group_ids) for name in truth)])
-
-
-def _contradictions(name: str, labels: Strings, group_ids: Rows) -> pa.Table:
-    frame = pd.DataFrame({"row": range(len(labels)), "group": group_ids, "label": labels}).dropna(subset="label")
-    frame = frame[frame.groupby("group").label.transform("nunique") > 1].sort_values(["group", "row"])
-    scores, suggested, reasons = [], [], []
-    for _, members in frame.groupby("group").label:
-        counts = Counter(members)
-        (most, n_most), (_, n_second), *_ = counts.most_common()
-        listed = ", ".join(f"{n} x {label!r}" for label, n in counts.most_common())
-        scores += [1 - counts[label] / len(members) for label in members]
-        suggested += [most if n_most > n_second and label != most else None for label in members]
-        reasons += [f"{len(members)} near-duplicates: {listed}"] * len(members)
-    frame = frame.assign(suggested=suggested, score=scores, reason=reasons)
-    return _table(CONTRADICTION, frame.pop("row"), characteristic=name, **frame)
+    tables, group_ids = [SCHEMA.empty_table()], np.unique(groups, return_inverse=True)[1]
+    for name, labels in truth.items():
+        frame = pd.DataFrame({"row": range(len(labels)), "group": group_ids, "label": labels}).dropna(subset="label")
+        frame = frame[frame.groupby("group").label.transform("nunique") > 1].sort_values(["group", "row"])
+        scores, suggested, reasons = [], [], []
+        for _, members in frame.groupby("group").label:
+            counts = Counter(members)
+            (most, n_most), (_, n_second), *_ = counts.most_common()
+            listed = ", ".join(f"{n} x {label!r}" for label, n in counts.most_common())
+            scores += [1 - counts[label] / len(members) for label in members]
+            suggested += [most if n_most > n_second and label != most else None for label in members]
+            reasons += [f"{len(members)} near-duplicates: {listed}"] * len(members)
+        frame = frame.assign(suggested=suggested, score=scores, reason=reasons)
+        tables.append(_table("contradiction", frame.pop("row"), characteristic=name, **frame))
+    return pa.concat_tables(tables)
 
 
 def outliers(scores: Mapping[str, Floats]) -> pa.Table:
@@ -94,22 +87,17 @@ def outliers(scores: Mapping[str, Floats]) -> pa.Table:
     tables = []
     for side, values in scores.items():
         rows = np.flatnonzero(values > FENCE)  # false for NaN
-        tables.append(
-            _table(OUTLIER, rows, score=values[rows], reason=f"its {side} is unlike that of any other product")
-        )
+        reason = f"its {side} is unlike that of any other product"
+        tables.append(_table("outlier", rows, score=values[rows], reason=reason))
     return _by_score(tables)
 
 
 def broken_rows(*statuses: Strings) -> pa.Table:
     """Return every problem of the rows once; a status is "ok" or several problems joined by commas."""
-    problems = dict.fromkeys(
-        (row, reason)
-        for status in statuses
-        for row in np.flatnonzero(status != "ok").tolist()
-        for reason in status[row].split(",")
-    )
-    rows, reasons = zip(*sorted(problems), strict=True) if problems else ((), ())
-    return _table(BROKEN, np.array(rows, dtype=np.int64), reason=reasons)
+    statuses_by_row = ((row, status) for column in statuses for row, status in enumerate(column) if status != "ok")
+    problems = sorted({(row, reason) for row, status in statuses_by_row for reason in status.split(",")})
+    frame = pd.DataFrame(problems, columns=["row", "reason"])
+    return _table("broken", frame.row, reason=frame.reason)
 
 
 def count_findings(findings: pa.Table) -> dict[str, dict[str, int]]:
@@ -122,7 +110,7 @@ def count_findings(findings: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _table(kind: str, rows: Rows, **columns: str | Sequence[object] | np.ndarray | pd.Series) -> pa.Table:
-    """Return findings of one kind without ids; one value fills a column, missing columns are null."""
+    # One value fills a column; missing columns are null.
     frame = pd.DataFrame({"row": rows, "kind": kind, **columns}).reindex(columns=SCHEMA.names)
     return pa.Table.from_pandas(frame, SCHEMA, preserve_index=False)
 

@@ -17,7 +17,7 @@ from product_classificator.types import Floats, Rows, Split, Strings, as_text, s
 FOLDS = 5
 DEALS = 2 * FOLDS
 _ROWS_PER_STEP = 8192
-_NOTHING = pd.DataFrame({"probability": [], "other": [], "other_probability": []})
+_NO_PREDICTIONS = pd.DataFrame({"probability": [], "other": [], "other_probability": []})
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -27,7 +27,7 @@ def predict_out_of_fold(
     """Predict n products out of fold, and compare the predictions with the labels.
 
     Args:
-        products: the products; their split is ignored.
+        products: their split is ignored.
         deals: (n,) the tenth of the products that each belongs to, 0..9, -1 for unused products. Two tenths are a fold,
             and the tenth after it chooses the epoch and the temperatures.
         fit: fits heads, given the number of the fold (0..4) and the products with the fold as their test split.
@@ -53,7 +53,7 @@ def predict_out_of_fold(
                 compare = _compare_label_sets if name in predictions.decision_thresholds else _compare_labels
                 frame = compare(predictions.labels[name], predictions.probabilities[name][compared], true[compared])
                 frames[name].append(frame.set_index(rows[compared]))
-    return {name: pd.concat(parts).sort_index() if parts else _NOTHING for name, parts in frames.items()}
+    return {name: pd.concat(parts).sort_index() if parts else _NO_PREDICTIONS for name, parts in frames.items()}
 
 
 def _compare_labels(labels: Sequence[str], probabilities: Floats, true: Strings) -> pd.DataFrame:

@@ -24,13 +24,7 @@ _READ_ROWS = 16_384
 
 
 def draw_page(catalog: Catalog, findings: pa.Table, facts: Mapping[str, Any]) -> str:
-    """Return the HTML page of the worst findings.
-
-    Args:
-        catalog: the products.
-        findings: columns as in `findings.SCHEMA`, and `id`.
-        facts: values for the head of the page.
-    """
+    """Return the HTML page of the worst findings, which have the columns of `findings.SCHEMA` and `id`."""
     counts, shown = count_findings(findings), worst(findings).to_pylist()
     products = _products(catalog, {finding["row"] for finding in shown})
     environment = Environment(
@@ -63,13 +57,12 @@ def _products(catalog: Catalog, rows: set[int]) -> dict[int, tuple[str, str]]:
     """Return row -> shortened text and thumbnail, a data URI or "" without an image."""
     shown = {}
     for products in catalog.batches(_READ_ROWS):
-        columns = zip(products.ids, products.image_names, products.texts, strict=True)
-        for row, (product_id, image_name, text) in enumerate(columns, start=products.first_row):
-            if row in rows:
-                text = clean(text)
-                if len(text) > _TEXT_CHARACTERS:
-                    text = text[:_TEXT_CHARACTERS].rstrip() + "…"
-                shown[row] = (text, _thumbnail(catalog, product_id, image_name))
+        for row in rows & set(range(products.first_row, products.first_row + len(products.ids))):
+            i = row - products.first_row
+            text = clean(products.texts[i])
+            if len(text) > _TEXT_CHARACTERS:
+                text = text[:_TEXT_CHARACTERS].rstrip() + "…"
+            shown[row] = (text, _thumbnail(catalog, products.ids[i], products.image_names[i]))
     return shown
 
 

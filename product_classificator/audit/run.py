@@ -33,11 +33,10 @@ from product_classificator.types import Split, as_text, strings
 
 @dataclass(frozen=True)
 class Audit:
-    """Files and counts of an audit.
+    """Files of all findings and, for a browser, of the worst ones.
 
     Attributes:
-        table: file of all findings, with the columns of `findings.SCHEMA` and the product's id.
-        page: file of the worst findings, for a browser.
+        table: columns of `findings.SCHEMA` and the product's id.
         counts: kind -> characteristic ("" where a finding concerns the whole product) -> number of findings.
     """
 
@@ -61,9 +60,9 @@ def audit_run(
         run: a run on this table, or on one like it.
         catalog: products with some characteristics of the run.
         out: folder of the findings, created if needed.
-        encoder: `None`: the run's is loaded.
+        encoder: of the run; `None`: it is loaded.
         store: folder of embeddings to use and fill; `None`: the run's.
-        callbacks: progress callbacks.
+        callbacks: for progress.
 
     Raises:
         DataError: the catalog has no characteristic, or too few labels to fit heads.
@@ -71,9 +70,12 @@ def audit_run(
     """
     if not catalog.columns.characteristics:
         raise DataError(f"an audit needs labels: the run predicts {', '.join(run.columns.characteristics)}")
-    out, callbacks, settings = Path(out), callbacks or Callbacks(), _head_settings(run)
+    try:
+        settings = TypeAdapter(HeadSettings).validate_python(run.settings["heads"])
+    except (KeyError, ValidationError) as error:
+        raise ArtifactError(f"{run.folder} was trained with settings unknown to this version: train again") from error
+    out, callbacks, encoder = Path(out), callbacks or Callbacks(), encoder or load_encoder(run.encoder)
     out.mkdir(parents=True, exist_ok=True)
-    encoder = encoder or load_encoder(run.encoder)
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)
     table = _findings(catalog, embedded, encoder, settings, callbacks)
@@ -82,21 +84,10 @@ def audit_run(
     audit = Audit(out / "audit.parquet", out / "audit.html", findings.count_findings(table))
     with replacing(audit.table) as temporary:
         pq.write_table(table, temporary)
-    facts = {
-        "table": Path(catalog.table.name).name,
-        "products": len(catalog),
-        "encoder": encoder.name,
-        "created": datetime.now(UTC).isoformat(" ", timespec="minutes"),
-    }
-    write_text(audit.page, draw_page(catalog, table, facts))
+    created = datetime.now(UTC).isoformat(" ", timespec="minutes")
+    facts = {"table": Path(catalog.table.name).name, "products": len(catalog), "encoder": encoder.name}
+    write_text(audit.page, draw_page(catalog, table, {**facts, "created": created}))
     return audit
-
-
-def _head_settings(run: Run) -> HeadSettings:
-    try:
-        return TypeAdapter(HeadSettings).validate_python(run.settings["heads"])
-    except (KeyError, ValidationError) as error:
-        raise ArtifactError(f"{run.folder} was trained with settings unknown to this version: train again") from error
 
 
 def _findings(

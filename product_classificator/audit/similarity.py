@@ -8,8 +8,6 @@ Vectors are compared within cells of about `_CELL_PRODUCTS` products, each neare
 and memory grow linearly, and larger catalogs miss the few pairs on either side of a border.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -30,20 +28,7 @@ _MIN_SPREAD = 0.01
 
 
 def group_near_duplicates(embeddings: Embeddings, text_keys: Keys, image_keys: Keys, seed: int = 0) -> Rows:
-    """Return the (n,) group of each product.
-
-    Args:
-        embeddings: of n products.
-        text_keys: (n,) equal for texts with the same words.
-        image_keys: (n,) equal for images with the same bytes.
-        seed: of the cells.
-    """
-    keys = near_duplicate_keys(text_keys, image_keys)
-    return near_duplicate_groups([keys["image_key"], keys["both_key"], _vector_keys(embeddings, seed)])
-
-
-def _vector_keys(embeddings: Embeddings, seed: int) -> Keys:
-    """Return (n,) keys that are equal for products with nearly the same vectors."""
+    """Return the (n,) group of each product; keys are (n,), equal for the same words or the same bytes of an image."""
     pairs = [np.empty((2, 0), dtype=np.int64)]
     for cell in _cells(embeddings, seed):
         vectors = _joined(embeddings.take(cell))
@@ -54,22 +39,21 @@ def _vector_keys(embeddings: Embeddings, seed: int) -> Keys:
     left, right = np.concatenate(pairs, 1)
     n = len(embeddings)
     graph = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(n, n))
-    keys: Keys = connected_components(graph, directed=False)[1].astype(np.uint64) + np.uint64(1)
-    return keys
+    vector_keys: Keys = connected_components(graph, directed=False)[1].astype(np.uint64) + np.uint64(1)
+    keys = near_duplicate_keys(text_keys, image_keys)
+    return near_duplicate_groups([keys["image_key"], keys["both_key"], vector_keys])
 
 
-def _cells(embeddings: Embeddings, seed: int) -> Iterator[Rows]:
-    """Yield the rows of products with an image or a text, those that are near one another together."""
+def _cells(embeddings: Embeddings, seed: int) -> list[Rows]:
+    """Return the rows of products with an image or a text, those that are near one another together."""
     rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
     n_cells = -(-len(rows) // _CELL_PRODUCTS)
     if n_cells < 2:
-        yield from [rows] * n_cells
-        return
+        return [rows] * n_cells
     centres = _joined(embeddings.take(np.random.default_rng(seed).choice(rows, n_cells, replace=False)))
     steps = (rows[start : start + _ROWS_PER_STEP] for start in range(0, len(rows), _ROWS_PER_STEP))
     nearest = np.concatenate([(_joined(embeddings.take(step)) @ centres.T).argmax(1) for step in steps])
-    for cell in range(n_cells):
-        yield rows[nearest == cell]
+    return [rows[nearest == cell] for cell in range(n_cells)]
 
 
 def _joined(embeddings: Embeddings) -> Floats:
@@ -87,12 +71,9 @@ def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:
     the upper quartile and in units of the interquartile range: outliers lie above `FENCE` (Tukey 1977).
 
     Args:
-        vectors: (n, d) unit rows where `is_present`.
-        is_present: (n,) which products have such a vector.
+        vectors: (n, d) unit rows where `is_present`; the score is NaN elsewhere, or if there are too few products.
+        is_present: (n,)
         seed: of the sample.
-
-    Returns:
-        (n,), NaN where `is_present` is false or there are too few products.
     """
     scores = np.full(len(vectors), np.nan, np.float32)
     rows = np.flatnonzero(is_present)

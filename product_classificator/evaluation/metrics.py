@@ -63,19 +63,16 @@ class CharacteristicScore:
     """Scores of one characteristic. `n + unlabelled + unknown_labels + not_predicted` is the number of products.
 
     Attributes:
-        macro_f1: 0..1; `None` if no product could be scored.
+        macro_f1, accuracy: 0..1; `None` if no product could be scored.
         interval: (low, high), the 95 % bootstrap interval of `macro_f1`; `None` without scored products or resamples.
-        accuracy: share of the scored products that are right, 0..1; `None` if no product could be scored.
         n: scored products. A scored product without a prediction for this characteristic is wrong.
         unknown_labels: products whose true label was not trained, so it could not be predicted.
-        unlabelled: products without a true label.
         not_predicted: products without any prediction, because they have neither image nor text.
         labels: labels that are true or predicted for a scored product, the most frequent first.
         confusions: confused pairs, the most frequent first; empty for a multi-label characteristic.
         reliability: calibration of the scored products, or of the predicted labels if there can be several; `None`
             without any.
         precision_by_coverage: (share of the products with a true label, precision of the most confident such share).
-        is_multi_label: whether a product can have several labels.
     """
 
     macro_f1: float | None
@@ -119,7 +116,6 @@ class _LabelPairs:
     A single label is a set of one; an empty predicted set is a missing prediction.
 
     Attributes:
-        pairs: the m pairs.
         count: (m,) products with each pair.
         indicators: (m, 3k) sparse, 1 where a label is correct, then where it is true, then where it is predicted.
     """
@@ -222,7 +218,7 @@ def _score(
         unknown_labels=int((is_labelled & ~is_trained).sum()),
         unlabelled=int((~is_labelled).sum()),
         not_predicted=int((is_trained & ~predictions.is_known).sum()),
-        labels=() if pairs is None else _label_scores(pairs, names),
+        labels=() if pairs is None else _label_scores(names, pairs.label_counts(pairs.count)),
         confusions=() if pairs is None or is_multi else _confusions(pairs),
         reliability=measure_reliability(confidences, hits, seed) if len(confidences) else None,
         precision_by_coverage=precision_by_coverage(confidence[is_judged], is_right[is_judged]) if n else (),
@@ -266,28 +262,20 @@ def _macro_f1(label_counts: _Counts) -> float:
 
 
 def _interval(pairs: _LabelPairs, seed: int, resamples: int) -> tuple[float, float]:
-    random = np.random.default_rng(seed)
     n = int(pairs.count.sum())
-    shares = pairs.count / n
+    random, shares = np.random.default_rng(seed), pairs.count / n
     scores = [_macro_f1(pairs.label_counts(random.multinomial(n, shares))) for _ in range(resamples)]
     low, high = np.percentile(scores, _INTERVAL_PERCENT)
     return float(low), float(high)
 
 
-def _label_scores(pairs: _LabelPairs, names: Sequence[str]) -> tuple[LabelScore, ...]:
-    scores = [
-        LabelScore(
-            label,
-            precision=correct / predicted if predicted else 0.0,
-            recall=correct / support if support else 0.0,
-            f1=2 * correct / (support + predicted),
-            support=support,
-            predicted=predicted,
-            correct=correct,
-        )
-        for label, correct, support, predicted in zip(names, *pairs.label_counts(pairs.count).tolist(), strict=True)
-        if support or predicted
-    ]
+def _label_scores(names: Sequence[str], label_counts: _Counts) -> tuple[LabelScore, ...]:
+    scores = []
+    for label, correct, support, predicted in zip(names, *label_counts.tolist(), strict=True):
+        if support or predicted:
+            precision, recall = correct / max(predicted, 1), correct / max(support, 1)
+            f1 = 2 * correct / (support + predicted)
+            scores.append(LabelScore(label, precision, recall, f1, support, predicted, correct))
     return tuple(sorted(scores, key=lambda score: (-score.support, -score.predicted, score.label)))
 
 

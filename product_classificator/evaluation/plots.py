@@ -100,11 +100,8 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int |
         "Recall@1 in batches, valid": {"recall@1": _values(history, "recall_at_1")},
         "Macro-F1, valid": {"mean": _values(history, "valid_macro_f1"), **{n: _values(by_name, n) for n in names}},
     }
-    panels = {
-        title: drawn
-        for title, curves in panels.items()
-        if (drawn := {name: values for name, values in curves.items() if not np.isnan(values).all()})
-    }
+    drawn = {title: {n: v for n, v in curves.items() if not np.isnan(v).all()} for title, curves in panels.items()}
+    panels = {title: curves for title, curves in drawn.items() if curves}
     figure = Figure(figsize=(5 * max(len(panels), 1), 4), dpi=DPI, layout="constrained")
     label = "epoch" if best_epoch is None else f"epoch (dashed: the best, {best_epoch})"
     for i, (title, curves) in enumerate(panels.items(), start=1):
@@ -145,8 +142,14 @@ def most_confused_labels(score: CharacteristicScore) -> list[str]:
 
 def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str) -> Figure:
     """Draw which of `labels` (1 to 20) were predicted as which: counts, coloured by their share of the row."""
-    counts = _confusion_counts(score, labels)
-    support = {label.label: label.support for label in score.labels}
+    index, support = {label: i for i, label in enumerate(labels)}, {s.label: s.support for s in score.labels}
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)  # the last column holds all other labels
+    for label in score.labels:
+        if label.label in index:
+            counts[index[label.label], index[label.label]] = label.correct
+    for pair in score.confusions:
+        if pair.true in index:
+            counts[index[pair.true], index.get(pair.predicted, -1)] += pair.count
     if not counts[:, -1].any():
         counts = counts[:, :-1]
     rows, columns = counts.shape
@@ -211,11 +214,9 @@ def draw_precision_by_coverage(evaluation: Evaluation) -> Figure:
     """Draw the precision of the most confident share of the products; a dot marks the accepted share."""
     figure, axes = _figure(9, 4.2)
     selective, lines, lowest = evaluation.selective, [], 1.0
-    curves = {
-        name: s.precision_by_coverage for name, s in evaluation.characteristics.items() if s.precision_by_coverage
-    }
-    for i, (name, points) in enumerate(curves.items()):
-        coverage, precision = zip(*points, strict=True)
+    scored = {name: score for name, score in evaluation.characteristics.items() if score.precision_by_coverage}
+    for i, (name, score) in enumerate(scored.items()):
+        coverage, precision = zip(*score.precision_by_coverage, strict=True)
         lines.append(_plot_curve(axes, i, coverage, precision))
         accepted = selective.characteristics[name] if selective else None
         if accepted is not None and accepted.precision is not None:
@@ -229,21 +230,8 @@ def draw_precision_by_coverage(evaluation: Evaluation) -> Figure:
     axes.set_xlabel("most confident share of the products", fontsize=9)
     axes.set_ylabel("precision", fontsize=9)
     _strip(axes)
-    add_legend(axes, lines[:MAX_LABELS], list(curves)[:MAX_LABELS])
+    add_legend(axes, lines[:MAX_LABELS], list(scored)[:MAX_LABELS])
     return figure
-
-
-def _confusion_counts(score: CharacteristicScore, labels: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return counts[i, j], products of label i predicted as label j; the last column holds all other labels."""
-    index = {label: i for i, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
-    for label in score.labels:
-        if label.label in index:
-            counts[index[label.label], index[label.label]] = label.correct
-    for pair in score.confusions:
-        if pair.true in index:
-            counts[index[pair.true], index.get(pair.predicted, len(labels))] += pair.count
-    return counts
 
 
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -10,12 +10,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from product_classificator.types import Bools, Floats, Predictions, Rows, Truth, strings
+from product_classificator.types import Bools, Floats, Predictions, Truth, strings
 
 _BINS = 15
 _DRAWS = 200
@@ -24,7 +22,7 @@ _CURVE_POINTS = 100
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Products of similar confidence: their mean confidence, their accuracy, and their number."""
+    """Mean confidence, accuracy and number of products of similar confidence."""
 
     confidence: float
     accuracy: float
@@ -91,17 +89,18 @@ def measure_reliability(confidence: Floats, is_right: Bools, seed: int = 0) -> R
     """
     n = len(confidence)
     order = np.argsort(confidence, kind="stable")
-    starts = np.arange(min(_BINS, n)) * n // min(_BINS, n)
     confidence64, right = confidence[order].astype(np.float64), is_right[order]
-    counts = np.diff(starts, append=len(right))
+    starts = np.arange(min(_BINS, n)) * n // min(_BINS, n)
+    counts = np.diff(starts, append=n)
     means = (np.add.reduceat(values, starts) / counts for values in (confidence64, right.astype(np.float64)))
+    bins = tuple(ReliabilityBin(*values) for values in zip(*(c.tolist() for c in (*means, counts)), strict=True))
+
+    def error(is_right: Bools) -> float:
+        return float(np.abs(np.add.reduceat(confidence64 - is_right, starts)).sum() / n)
+
     random = np.random.default_rng(seed)
-    by_chance = [
-        _calibration_error(confidence64, random.random(len(right)) < confidence64, starts) for _ in range(_DRAWS)
-    ]
-    bins = zip(*(column.tolist() for column in (*means, counts)), strict=True)
-    error = _calibration_error(confidence64, right, starts)
-    return Reliability(error, float(np.mean(by_chance)), tuple(ReliabilityBin(*values) for values in bins))
+    by_chance = float(np.mean([error(random.random(n) < confidence64) for _ in range(_DRAWS)]))
+    return Reliability(error(right), by_chance, bins)
 
 
 def precision_by_coverage(confidence: Floats, is_right: Bools) -> tuple[tuple[float, float], ...]:
@@ -127,8 +126,3 @@ def score_selective(predictions: Predictions, truth: Truth) -> SelectiveScore | 
     all_accepted = np.stack([decisions.accepted[name] for name in scores]).all(0)
     out_of_distribution = float(decisions.is_out_of_distribution.mean())
     return SelectiveScore(decisions.min_precision, float(all_accepted.mean()), out_of_distribution, scores)
-
-
-def _calibration_error(confidence: npt.NDArray[np.floating[Any]], is_right: Bools, starts: Rows) -> float:
-    gaps = np.add.reduceat(confidence.astype(np.float64) - is_right, starts)
-    return float(np.abs(gaps).sum() / len(is_right))

@@ -72,10 +72,7 @@ class _Markdown(str):
 
 
 def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
-    """Write report.json, report.md and plots/*.png into `folder`, which is created if needed; old files are replaced.
-
-    Plots of a characteristic are named by its number and the ASCII part of its name.
-    """
+    """Write report.json, report.md and plots/*.png into `folder`, created if needed; old files are replaced."""
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     captions: dict[str | int, list[tuple[str, str]]] = {}
@@ -183,18 +180,14 @@ def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[str | in
     for i, (name, score) in enumerate(evaluation.characteristics.items(), start=1):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
         stem = f"plots/{i:02d}-{slug}".rstrip("-")
-        largest, n = plots.largest_labels(score), len(score.labels)
-        caption = "all labels" if n == len(largest) else f"the {len(largest)} largest of {n} labels"
-        title = f"{plots.shorten(name)}: {caption}"
-        if score.is_multi_label and largest:
-            yield i, f"{stem}-largest.png", caption, plots.draw_labels(score, largest, title)
-        elif largest:
-            yield i, f"{stem}-largest.png", caption, plots.draw_confusion(score, largest, title)
-        confused = plots.most_confused_labels(score)
-        if confused and n > len(largest):
-            caption = f"the {len(confused)} most confused of {n} labels"
-            title = f"{plots.shorten(name)}: {caption}"
-            yield i, f"{stem}-confused.png", caption, plots.draw_confusion(score, confused, title)
+        n, largest, confused = len(score.labels), plots.largest_labels(score), plots.most_confused_labels(score)
+        shown = {"largest": largest, "most confused": confused if n > len(largest) else []}
+        for kind, labels in shown.items():
+            if labels:
+                caption = "all labels" if n == len(labels) else f"the {len(labels)} {kind} of {n} labels"
+                draw = plots.draw_labels if score.is_multi_label else plots.draw_confusion
+                figure = draw(score, labels, f"{plots.shorten(name)}: {caption}")
+                yield i, f"{stem}-{kind.split()[-1]}.png", caption, figure
 
 
 def _report_markdown(
