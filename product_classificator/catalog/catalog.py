@@ -25,15 +25,7 @@ from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTabl
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.types import Strings, Truth, strings
 
-PUBLISHED_CHARACTERISTICS = (
-    "category",
-    "sub_category",
-    "isadult",
-    "sex",
-    "season",
-    "age_restrictions",
-    "fragility",
-)
+PUBLISHED_CHARACTERISTICS = ("category", "sub_category", "isadult", "sex", "season", "age_restrictions", "fragility")
 _ID_GUESSES = ("nm", "id", "sku", "product_id", "item_id", "offer_id", "nm_id", "article")
 _TEXT_GUESSES = ("title", "name", "text", "description")
 _READ_ROWS = 16_384
@@ -85,11 +77,7 @@ class Texts(Sequence[str]):
 class Catalog:
     """Products of a table with their images; made by `read_catalog`.
 
-    Attributes:
-        table: the rows.
-        columns: the role of each column.
-        images: the images, if there are any.
-        issues: problem found while the table was opened -> number of rows.
+    `issues` counts the rows with each problem that was found while the table was opened.
     """
 
     def __init__(
@@ -99,10 +87,7 @@ class Catalog:
         images: ImageSource | None,
         issues: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self.table = table
-        self.columns = columns
-        self.images = images
-        self.issues = issues
+        self.table, self.columns, self.images, self.issues = table, columns, images, issues
 
     @cached_property
     def ids(self) -> Strings:
@@ -110,12 +95,8 @@ class Catalog:
         batches = self.table.batches([self.columns.id], _READ_ROWS)
         return strings([id_ for batch in batches for id_ in _ids(batch.column(0))])
 
-    @cached_property
-    def _n_products(self) -> int:
-        return sum(batch.num_rows for batch in self.table.batches([self.columns.id], _READ_ROWS))
-
     def __len__(self) -> int:
-        return self._n_products
+        return len(self.ids)
 
     def batches(self, size: int, first_row: int = 0) -> Iterator[Products]:
         """Yield the products from `first_row` on, at most `size` at a time, in the order of the table."""
@@ -125,15 +106,11 @@ class Catalog:
         for batch in self.table.batches(names, size):
             skipped = min(max(first_row - row, 0), batch.num_rows)
             if skipped < batch.num_rows:
-                yield self._products(batch.slice(skipped), row + skipped)
+                rows = batch.slice(skipped)
+                photos = pc.utf8_trim_whitespace(rows.column(columns.photo)) if columns.photo else pa.nulls(len(rows))
+                ids, texts = _ids(rows.column(columns.id)), _joined(rows, columns.text)
+                yield Products(row + skipped, ids, texts, photos.to_pylist())
             row += batch.num_rows
-
-    def _products(self, batch: pa.RecordBatch, first_row: int) -> Products:
-        ids = _ids(batch.column(self.columns.id))
-        image_names: list[str | None] = [None] * len(ids)
-        if self.columns.photo:
-            image_names = pc.utf8_trim_whitespace(batch.column(self.columns.photo)).to_pylist()
-        return Products(first_row, ids, _joined(batch, self.columns.text), image_names)
 
     def image_bytes(self, product_id: str, image_name: str | None) -> bytes:
         """Read the image file of a product.
@@ -203,8 +180,7 @@ def read_catalog(
         table: a parquet, CSV/TSV or JSON lines file, a DataFrame, or a folder with the Wildberries set.
         images: a folder or zip with photos, or what `open_images` returned; `None`: text only.
         id: the column of ids; `None`: guessed among nm, id, sku, ...
-        text: one or several text columns, joined; empty for photos only. `None`: those of title, name, text and
-            description that exist.
+        text: the text columns, joined; empty for photos only. `None`: those of title, name, text, description present.
         characteristics: the columns with labels; `None`: those of the published seven that exist.
         photo: the column of photo file names; `None`: photos are found by id (`<id>.jpg`, `.png`, ...).
         multi_label: further characteristics with any number of labels, in a cell of text joined by "|" or as a JSON
@@ -218,9 +194,7 @@ def read_catalog(
         if id not in (None, ID) or photo is not None:
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
         if multi_label:
-            raise DataError(
-                f"the Wildberries set has one label per characteristic: leave out multi_label ({multi_label})"
-            )
+            raise DataError(f"the Wildberries set has one label per characteristic: leave out {multi_label=}")
         texts = ("description",) if text is None else text
         return read_wildberries(table, images, min_products_in_sub_cat=1, text=texts, characteristics=characteristics)
     opened = open_table(table)
@@ -294,10 +268,9 @@ def read_frame(table: str | Path) -> Any:
     Raises:
         DataError: the table cannot be read.
     """
-    is_folder = Path(table).is_dir()
-    opened = (
+    opened: Table = (
         WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
-        if is_folder
+        if Path(table).is_dir()
         else open_table(table)
     )
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
@@ -308,10 +281,9 @@ def read_frame(table: str | Path) -> Any:
 
 
 def _parse_list(cell: str) -> object:
-    """Parse a list that `table` has written as a JSON array; a plain cell stays."""
     with suppress(ValueError):
         return json.loads(cell) if cell.startswith("[") else cell
-    return cell
+    return cell  # a plain one among lists
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar, get_args
 
 from PIL import Image
 
@@ -32,7 +32,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
 _DRIVE = re.compile(r"[A-Za-z]:/")
 _IS_WINDOWS = os.name == "nt"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_UTF8_FLAG = 0x800
 
 Entry = TypeVar("Entry")
 
@@ -53,7 +52,7 @@ def open_images(
             out of range.
     """
     path = Path(path)
-    if channels not in ("rgb", "bgr"):
+    if channels not in get_args(Channels):
         raise DataError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
     if max_pixels < 1 or max_bytes < 1:
         raise DataError(f"max_pixels and max_bytes must be positive, got {max_pixels} and {max_bytes}")
@@ -71,11 +70,7 @@ def open_images(
 class ImageSource(ABC):
     """Images by product id or file name; every method may be called from many threads at once.
 
-    Attributes:
-        path: the folder or zip.
-        channels: "bgr" if red and blue of the images are swapped; `decode` swaps them back.
-        max_pixels: the largest width times height that `decode` accepts.
-        max_bytes: the size of the largest file that is read.
+    Reading and decoding raise `PhotoError`, after `close` a `DataError`. Attributes are the arguments of `open_images`.
     """
 
     def __init__(self, path: Path, channels: Channels, max_pixels: int, max_bytes: int) -> None:
@@ -87,34 +82,22 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read_by_id(self, product_id: str) -> bytes:
-        """Read `<product_id>.<ext>`.
-
-        Raises:
-            PhotoError: missing (also if several files match), empty, unreadable, too_large or unsafe_name.
-        """
+        """Read `<product_id>.<ext>`; several files that match are an error, as are none."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Read a file by its path inside the source; a bare file name is also looked for in sub-folders.
-
-        Raises:
-            PhotoError: missing (also if several files match), empty, unreadable, too_large or unsafe_name.
-        """
+        """Read a file by its path inside the source; a bare file name is also looked for in sub-folders."""
 
     def decode(self, data: bytes, min_decode_size: Callable[[Size], Size] | None = None) -> Image.Image:
-        """Decode the bytes of a file to an upright RGB image, as `decode_image` does, within the limits of this source.
-
-        Raises:
-            PhotoError: empty, truncated, unreadable or too_large.
-        """
+        """Decode the bytes of a file to an upright RGB image (`decode_image`) within the limits of this source."""
         self._check_size(len(data))
         return decode_image(data, channels=self.channels, max_pixels=self.max_pixels, min_decode_size=min_decode_size)
 
     @abstractmethod
     def close(self) -> None:
-        """Close the files; reading after that is a DataError."""
+        """Close the files."""
 
-    def __enter__(self) -> "ImageSource":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -189,12 +172,8 @@ class _Folder(ImageSource):
         with self._lock:
             if self._index is None:
                 logger.info("listing the photos under %s", self.path)
-                start = len(str(self.path)) + 1
-                paths = (
-                    f"{folder}/{name}"[start:].replace(os.sep, "/")
-                    for folder, _, names in os.walk(self.path)
-                    for name in names
-                )
+                files = (f"{folder}/{name}" for folder, _, names in os.walk(self.path) for name in names)
+                paths = (file[len(str(self.path)) + 1 :].replace(os.sep, "/") for file in files)
                 self._index = _Index((path, path) for path in paths)
             return self._index
 
@@ -265,7 +244,7 @@ class _Zip(ImageSource):
 def _name_in_zip(info: zipfile.ZipInfo) -> str:
     """Return the name with forward slashes; without the UTF-8 flag it is read as UTF-8 or Russian Windows' cp866."""
     name = info.filename
-    if not info.flag_bits & _UTF8_FLAG and not name.isascii():
+    if not info.flag_bits & 0x800 and not name.isascii():
         raw = name.encode("cp437")  # what zipfile decoded it with
         try:
             name = raw.decode("utf-8")
@@ -283,11 +262,7 @@ def _check_id(product_id: str) -> None:
 
 
 def _inside(name: str) -> str:
-    """Return a path inside the source with forward slashes.
-
-    Raises:
-        PhotoError: missing if it is empty, unsafe_name if it could lead out of the source.
-    """
+    """Return a path inside the source with forward slashes; a name that could lead out of it is refused."""
     if not name:
         raise PhotoError("missing", "the product has no photo name")
     name = name.replace("\\", "/")

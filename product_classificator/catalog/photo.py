@@ -34,8 +34,6 @@ Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
 
 MAX_PIXELS = 50_000_000
-"""Default limit on the pixels of an image."""
-
 _ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes MPO
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,7 +64,7 @@ def decode_image(
     """Decode an image; safe to call from many threads at once.
 
     Args:
-        data: the bytes of the file.
+        data: the file.
         channels: "bgr" if red and blue are swapped in the file; they are swapped back.
         max_pixels: the largest width times height that is decoded.
         min_decode_size: maps the size in the file to the smallest sufficient size; `None`: the size in the file.
@@ -179,8 +177,7 @@ class _OnlyWhileDecoding(type):
         return _thread.is_decoding
 
 
-class _AnyWarningWhileDecoding(Warning, metaclass=_OnlyWhileDecoding):
-    pass
+class _AnyWarningWhileDecoding(Warning, metaclass=_OnlyWhileDecoding): ...
 
 
 @contextmanager

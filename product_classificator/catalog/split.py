@@ -93,7 +93,7 @@ def split_products(
         groups: (n,) groups that must stay together, see `near_duplicate_groups`.
         truth: labels to stratify by; for a multi-label characteristic, each label of a product.
         usable: (n,) false for products that are set aside: they belong to no split.
-        shares: of products for validation and for the report, each between 0 and 1.
+        shares: of products for valid and test, each between 0 and 1.
         seed: determines the order of groups with the same rarest label.
 
     Raises:
@@ -109,17 +109,10 @@ def split_products(
 
 
 def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:
-    """Deal products to any number of splits or folds by iterative stratification.
-
-    Args:
-        groups: (n,) groups that must stay together.
-        truth: labels to stratify by.
-        usable: (n,) false for products that belong to no split.
-        shares: share of the products in each split; they sum to 1.
-        seed: determines the order of groups with the same rarest label.
+    """Deal products to any number of splits or folds by iterative stratification; arguments as in `split_products`.
 
     Returns:
-        (n,) number of each product's split, -1 where it belongs to none.
+        (n,) number of each product's split, in the order of `shares` (which sum to 1), -1 where it belongs to none.
     """
     rows = np.flatnonzero(usable)
     label_ids, counts = _label_ids(truth, rows, 1 / min(shares))
@@ -162,8 +155,8 @@ def _label_ids(truth: Truth, rows: Rows, min_products: float) -> tuple[Rows, Row
         tally = Counter(iter_labels(labels[rows]))
         ids = {label: len(counts) + i for i, label in enumerate(sorted(tally))}
         counts += [tally[label] for label in ids]
-        sets = [[item] if isinstance(item, str) else item or () for item in labels[rows]]
-        rows_of_ids = [sorted(ids[label] for label in labels_of_product) for labels_of_product in sets]
+        sets = ([item] if isinstance(item, str) else item or () for item in labels[rows])
+        rows_of_ids = (sorted(map(ids.__getitem__, labels_of_product)) for labels_of_product in sets)
         of_labels = [np.array(column, dtype=np.int64) for column in zip_longest(*rows_of_ids, fillvalue=-1)]
         is_rare = np.append(np.array(counts) < min_products, False)  # the last one is for -1
         if of_labels and np.any([is_rare[column] for column in of_labels], axis=0).mean() > _MAX_SHARE_OF_RARE_LABELS:

@@ -13,6 +13,7 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -40,7 +41,7 @@ class Table(Protocol):
     columns: list[str]
 
     def holds_lists(self, column: str) -> bool:
-        """Return whether a column holds lists: by its type or, where there are no types, by its values."""
+        """Return whether a column holds lists: by its type or, without types, by its values."""
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """Yield batches of at most `size` rows; every column is a string array with nulls."""
@@ -107,9 +108,7 @@ def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def as_strings(array: pa.Array) -> pa.Array:
-    """Cast a column of plain values, or lists of them, to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null.
-
-    Lists become JSON arrays of strings.
+    """Cast a column to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null; lists become JSON arrays of strings.
 
     Raises:
         DataError: the column holds structs, durations or types of other libraries, or lists of lists or structs.
@@ -117,10 +116,12 @@ def as_strings(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type
-    if _is_list(kind):
-        return pa.array([None if values is None else _list_cell(values) for values in array.to_pylist()], pa.string())
-    if isinstance(kind, pa.UuidType):
-        return pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if _is_list(kind) or is_binary or isinstance(kind, pa.UuidType):
+        convert = (
+            _list_cell if _is_list(kind) else partial(str, encoding="utf-8", errors="replace") if is_binary else str
+        )
+        return pa.array([None if value is None else convert(value) for value in array.to_pylist()], pa.string())
     if pa.types.is_nested(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.BaseExtensionType):
         raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
@@ -129,9 +130,6 @@ def as_strings(array: pa.Array) -> pa.Array:
         whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**53))
         integers = pc.cast(pc.if_else(whole, array, 0.0), pa.int64())
         return pc.if_else(pc.is_finite(array), pc.if_else(whole, pc.cast(integers, pa.string()), fractions), None)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        values = [None if value is None else value.decode("utf-8", "replace") for value in array.to_pylist()]
-        return pa.array(values, pa.string())
     return pc.cast(array, pa.string())
 
 
@@ -140,11 +138,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _list_cell(values: Iterable[object]) -> str:
-    """Return a list as a JSON array of strings; nulls stay.
-
-    >>> _list_cell(["wool", 12, None])
-    '["wool", "12", null]'
-    """
+    """Return a list as a JSON array of strings; nulls stay."""
     entries = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
     nested = [type(value).__name__ for value in entries if isinstance(value, (*_LISTS, dict))]
     if nested:
@@ -153,16 +147,11 @@ def _list_cell(values: Iterable[object]) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Return a text without lone surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()  # UTF-8 holds no lone surrogates
 
 
 def _as_strings(values: Any, name: str) -> pa.Array:
-    """Return a pandas column, a list or an Arrow array as strings; mixed objects are converted one by one.
-
-    Raises:
-        DataError: as in `as_strings`, with the name of the column.
-    """
+    """Return a pandas column, a list or an Arrow array as strings; mixed objects are converted one by one."""
     try:
         if isinstance(values, pa.Array):
             return as_strings(values)
@@ -266,11 +255,9 @@ class _CsvTable:
                     yield block.slice(start, size).select(list(columns))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self._path} cannot be read as CSV ({self._encoding}): {error}") from error
-        if not self._is_checked:
-            self._is_checked = True
-            self._warn_of_lost_rows(rows, skipped)
-
-    def _warn_of_lost_rows(self, rows: int, skipped: int) -> None:
+        if self._is_checked:
+            return
+        self._is_checked = True
         if skipped:
             logger.warning("%s: %d rows without the header's number of columns were left out", self._path, skipped)
         with self._path.open("rb") as file:
@@ -289,10 +276,9 @@ def _encoding(sample: bytes) -> str:
     if sample.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return "utf-16"
     try:
-        # The sample may end inside a character: its last three bytes do not count.
-        sample[:-3].decode("utf-8") if len(sample) > 3 else sample.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return "utf-8" if error.end >= len(sample) - 3 and len(sample) > 3 else "cp1251"
+        sample.decode("utf-8")
+    except UnicodeDecodeError as error:  # the sample may end inside a character: its last three bytes do not count
+        return "utf-8" if error.start >= len(sample) - 3 and len(sample) > 3 else "cp1251"
     return "utf-8"
 
 

@@ -50,12 +50,7 @@ class WildberriesTable:
     """
 
     def __init__(self, folder: str | Path, columns: Sequence[str], *, min_products_in_sub_cat: int = 10) -> None:
-        """Read the ids and labels of both tables.
-
-        Args:
-            folder: holds both tables.
-            columns: characteristics, and any other columns of the test table.
-            min_products_in_sub_cat: a sub_category with fewer products becomes unknown.
+        """Read the ids and labels (`columns`: characteristics, other columns of the test table) of both tables.
 
         Raises:
             DataError: a table is missing, damaged or lacks a column, or the minimum is below 1.
@@ -119,10 +114,8 @@ class WildberriesTable:
 
     def _batch(self, columns: Sequence[str], texts: Mapping[str, pa.Array], start: int, rows: int) -> pa.RecordBatch:
         products = self._products.slice(start, rows)
-        arrays = [
-            texts[name] if name in texts else products[name].combine_chunks().cast(pa.string()) for name in columns
-        ]
-        return pa.RecordBatch.from_arrays(arrays, names=list(columns))
+        arrays = [texts[name] if name in texts else products[name].combine_chunks() for name in columns]
+        return pa.record_batch([array.cast(pa.string()) for array in arrays], names=list(columns))
 
 
 def _open(path: Path, columns: Sequence[str], wanted: str = "") -> Table:
@@ -138,7 +131,7 @@ def _open(path: Path, columns: Sequence[str], wanted: str = "") -> Table:
 
 
 def _read_train(table: Table, characteristics: Sequence[str]) -> tuple[pa.Table, int]:
-    """Return ids, text flags and labels of the rows, and how many rows have unreadable characteristics."""
+    """Return the rows (id, text flag, labels), and how many of them have unreadable characteristics."""
     batches, unreadable = [], 0
     for batch in table.batches([ID, *TEXTS, *([_RAW] if characteristics else [])], _READ_ROWS):
         parsed = [parse_characteristics(raw) for raw in batch.column(_RAW).to_pylist()] if characteristics else []
@@ -152,7 +145,7 @@ def _read_train(table: Table, characteristics: Sequence[str]) -> tuple[pa.Table,
 
 
 def _read_test(table: Table, columns: Sequence[str]) -> pa.Table:
-    """Return ids, text flags and labels of the rows; goods for adults and for smoking are `isadult`."""
+    """Return the rows (id, text flag, labels); goods for adults and for smoking are `isadult`."""
     reads_category = "isadult" in columns and "category" in table.columns
     names = dict.fromkeys([ID, *TEXTS, *columns, *(["category"] if reads_category else [])])
     batches = []

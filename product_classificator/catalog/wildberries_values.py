@@ -46,14 +46,9 @@ _JSON_STRING = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def parse_characteristics(raw: bytes | str | None) -> Characteristics | None:
-    """Parse the raw characteristics of one product, without `eval`.
+    """Parse the raw characteristics of one product: values by name, `None` if the text cannot be parsed.
 
-    Args:
-        raw: JSON, a printed NumPy array, or one of them wrapped; bytes are UTF-8.
-
-    Returns:
-        The values by name; empty if there is nothing to parse, `None` if the text cannot be parsed. `value` counts
-        where `charcValues` is absent or null; numbers become strings, 3.0 as "3".
+    `value` counts where `charcValues` is absent or null; numbers become strings, 3.0 as "3".
 
     >>> parse_characteristics('[{"charcName": "Пол", "charcValues": ["Женский"], "value": null}]')
     {'Пол': ['Женский']}
@@ -88,23 +83,16 @@ def _values_by_name(entries: object) -> Characteristics:
             values = entry.get("value")
         if not isinstance(values, list):
             values = [values]
-        texts = [value if isinstance(value, str) else _number_text(value) for value in values if value is not None]
+        values = [value for value in values if value is not None]
+        if not all(isinstance(value, str | int | float) for value in values):
+            raise TypeError("a value must be a string or a number")
+        texts = [str(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values]
         by_name.setdefault(entry["charcName"].strip(), []).extend(texts)
     return by_name
 
 
-def _number_text(value: object) -> str:
-    if not isinstance(value, int | float):
-        raise TypeError("a value must be a string or a number")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
 def _printed_to_json(text: str) -> str:
-    """Rewrite a printed array of dicts as JSON.
-
-    Raises:
-        ValueError: there is something between the strings that NumPy does not print.
-    """
+    """Rewrite a printed array of dicts as JSON; ValueError if NumPy would not print what is between the strings."""
     pieces = _LITERAL.split(text)
     pieces[::2] = map(_code_to_json, pieces[::2])
     pieces[1::2] = [
@@ -145,16 +133,12 @@ def _unescape(text: str, encoding: str = "latin-1") -> str:
 
 
 def labels_of(characteristics: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return the labels that raw characteristics imply, by characteristic; the others are absent.
+    """Return the labels that raw characteristics imply; the others are absent.
 
     >>> labels_of({"Пол": ["Женский"], "Возрастные ограничения": ["от 3 лет"], "Цвет": ["синий"]})
     {'sex': 'для женщин', 'age_restrictions': 'для детей'}
     """
-    labels = {
-        name: _label(name, tuple(characteristics[raw_name]))
-        for name, (raw_name, _) in _RULES.items()
-        if raw_name in characteristics
-    }
+    labels = {name: _label(name, tuple(characteristics.get(raw, ()))) for name, (raw, _) in _RULES.items()}
     return {name: label for name, label in labels.items() if label}
 
 
@@ -203,16 +187,11 @@ def _age_restrictions(values: Sequence[str]) -> str | None:
         return None
     ages = [int(age) for age in _AGES.findall(text)]
     of_number = next((label for least, label in _FROM_AGE if ages and min(ages) >= least), None)
-    return (
-        _first_match(_AGE_WORDS_BEFORE_NUMBERS, text)
-        or of_number
-        or _first_match(_AGE_WORDS_AFTER_NUMBERS, text)
-        or _EVERY_AGE
+    before, after = (
+        next((label for words, label in labels.items() if re.search(words, text)), None)
+        for labels in (_AGE_WORDS_BEFORE_NUMBERS, _AGE_WORDS_AFTER_NUMBERS)
     )
-
-
-def _first_match(labels: Mapping[str, str], text: str) -> str | None:
-    return next((label for words, label in labels.items() if re.search(words, text)), None)
+    return before or of_number or after or _EVERY_AGE
 
 
 def _fragility(values: Sequence[str]) -> str | None:
