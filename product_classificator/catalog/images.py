@@ -106,12 +106,8 @@ class ImageSource(ABC):
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self.max_bytes:
             raise PhotoError("too_large", f"{size_bytes} bytes, at most {self.max_bytes} are read")
-
-    def _check_content(self, data: bytes) -> bytes:
-        self._check_size(len(data))
-        if not data:
+        if not size_bytes:
             raise PhotoError("empty", "the file has no bytes")
-        return data
 
     def _check_open(self, *, is_open: bool) -> None:
         if not is_open:
@@ -193,7 +189,8 @@ class _Folder(ImageSource):
             raise PhotoError("missing", f"{name!r} is a broken link") from error
         except OSError as error:
             raise PhotoError("unreadable", str(error)) from error
-        return self._check_content(data)
+        self._check_size(len(data))  # the size before may have been wrong
+        return data
 
 
 class _Zip(ImageSource):
@@ -238,7 +235,8 @@ class _Zip(ImageSource):
                     entry.close()
         except Exception as error:  # damaged, encrypted, or an unknown compression
             raise PhotoError("unreadable", f"{info.filename!r} in the zip: {error}") from error
-        return self._check_content(data)
+        self._check_size(len(data))  # the size before may have been wrong
+        return data
 
 
 def _name_in_zip(info: zipfile.ZipInfo) -> str:

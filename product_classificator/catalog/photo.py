@@ -1,8 +1,7 @@
 """Turns the bytes of one image file, however odd or hostile, into an upright RGB image, or into an `PhotoError`.
 
 - Only an allow-list of Pillow's formats ever sees the bytes: its EPS reader starts Ghostscript.
-- The size is checked in the header, before a pixel is decoded. Pillow's own limit applies too, so `max_pixels` above
-  2 * `PIL.Image.MAX_IMAGE_PIXELS` (179 million) has no effect unless the program raises that as well.
+- The size is checked in the header, before a pixel is decoded; Pillow's own limit (179 million pixels) applies too.
 - A JPEG far larger than its reader needs is decoded at a fraction of its size (2.9 times as fast for 224 px).
 - Colours are those of the pixels: ICC profiles are ignored, CMYK is converted by formula.
 """

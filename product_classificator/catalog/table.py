@@ -214,17 +214,16 @@ class _CsvTable:
         self.name = str(path)
         self._path = path
         self._is_checked = False
-        sample = _sample(path)
-        if not sample.strip():
-            raise DataError(f"{path} is empty: a CSV table needs a header")
-        self._encoding = _encoding(sample)
+        self._encoding = _encoding(path)
         if self._encoding != "utf-8":
             logger.warning("%s is not UTF-8: read as %s", path, self._encoding)
         with path.open(encoding=self._encoding.replace("utf-8", "utf-8-sig"), newline="") as text:
             header = re.sub(r'"[^"]*"', "", text.readline())  # without quoted delimiters
             self._delimiter = max("\t;|,", key=header.count)
             text.seek(0)
-            self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter))
+            self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter), [])
+        if not any(map(str.strip, self.columns)):
+            raise DataError(f"{path} is empty or begins with an empty line: a CSV table needs a header")
 
     def holds_lists(self, column: str) -> bool:
         return False
@@ -267,12 +266,10 @@ class _CsvTable:
             logger.warning(sentence, self._path, lines, rows)
 
 
-def _sample(path: Path) -> bytes:
+def _encoding(path: Path) -> str:
+    """Return utf-16, utf-8 or cp1251, as the beginning of a file suggests."""
     with path.open("rb") as file:
-        return file.read(_SAMPLE_BYTES)
-
-
-def _encoding(sample: bytes) -> str:
+        sample = file.read(_SAMPLE_BYTES)
     if sample.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return "utf-16"
     try:
@@ -287,7 +284,7 @@ class _JsonLinesTable:
         self.name = str(path)
         self._path = path
         self._is_checked = False
-        self._encoding = _encoding(_sample(path)).replace("utf-8", "utf-8-sig")
+        self._encoding = _encoding(path).replace("utf-8", "utf-8-sig")
         columns: dict[str, None] = {}
         self._lists: set[str] = set()
         for record in islice(self._records(), _JSON_SAMPLE_ROWS):
