@@ -99,10 +99,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Split:
-    """Which split each product belongs to: (n,) ids and names, "" for a product that was set aside.
-
-    The test split is used once, for the report.
-    """
+    """Which split each product belongs to: (n,) ids and names, "" for a product that was set aside."""
 
     ids: Strings
     names: Strings
@@ -124,9 +121,8 @@ class Decisions:
 
     Attributes:
         min_precision: target precision of the accepted predictions, 0..1.
-        accepted: characteristic -> (n,) whether its prediction is accepted.
-        is_out_of_distribution: (n,) whether a product is unlike anything in training; none of its predictions is
-            accepted then.
+        accepted: characteristic -> (n,) mask.
+        is_out_of_distribution: (n,) mask of products unlike anything in training, whose predictions are never accepted.
     """
 
     min_precision: float

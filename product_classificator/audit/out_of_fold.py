@@ -34,9 +34,9 @@ def predict_out_of_fold(
 
     Returns:
         characteristic -> frame, by row, of the products with a label and a prediction: `probability` of the label
-        (exactly 0 if it was too rare to learn), the most probable `other` label, `other_probability`. Of a multi-label
-        characteristic the most doubtful label is compared, present or not: `probability` is that of it being right,
-        `other` is the label set, as text, with it added or removed.
+        (exactly 0 if it was too rare to learn), the most probable `other` label, `other_probability`. For a multi-label
+        characteristic the most doubtful label, present or not, is compared: `probability` is that of it being right,
+        `other` the label set, as text, with it added or removed.
     """
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in products.truth}
     for fold in range(FOLDS):

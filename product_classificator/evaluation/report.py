@@ -202,8 +202,8 @@ def _report_markdown(
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"score": _decimals, "percent": _percent, "duration": _duration, "worst": _worst_labels}
-    environment.filters |= {"thousands": "{:,}".format, "markdown": _Markdown}
+    environment.filters |= {"score": _decimals, "duration": _duration, "worst": _worst_labels, "markdown": _Markdown}
+    environment.filters |= {"thousands": "{:,}".format, "percent": lambda share: f"{100 * share:.1f} %"}
     return environment.get_template("report.md.jinja").render(
         evaluation=evaluation,
         facts=facts,
@@ -225,10 +225,6 @@ def _interval(score: CharacteristicScore, form: str = "{}") -> str:
 
 def _decimals(value: float | None) -> str:
     return _NO_NUMBER if value is None else f"{value:.3f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _duration(seconds: float) -> str:
