@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ParamSpec, Protocol
+from typing import Any, Protocol, TypeVarTuple
 
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -16,7 +16,7 @@ from product_classificator.training import Callbacks, EpochFacts
 
 PROJECT = "product_classificator"
 _EXTRAS = ("clearml", "tensorboard")
-_P = ParamSpec("_P")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class TaskLogger(Protocol):
@@ -131,10 +131,12 @@ def tracked_finetuning(callbacks: FinetuneCallbacks, logger: TaskLogger | None) 
     return replace(callbacks, on_stage=on_stage, on_step=on_step, on_epoch=_both(log_epoch, callbacks.on_epoch))
 
 
-def _both(log: Callable[_P, None], callback: Callable[_P, None] | None) -> Callable[_P, None]:
-    def log_and_call(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        log(*args, **kwargs)
+def _both(
+    log: Callable[[*_Arguments], None], callback: Callable[[*_Arguments], None] | None
+) -> Callable[[*_Arguments], None]:
+    def log_and_call(*arguments: *_Arguments) -> None:
+        log(*arguments)
         if callback is not None:
-            callback(*args, **kwargs)
+            callback(*arguments)
 
     return log_and_call
