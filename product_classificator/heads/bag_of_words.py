@@ -147,7 +147,7 @@ class Vocabulary:
         """Return weights, columns and word counts of n texts: a word of both title and rest gets the sum of both."""
         cells, cell_of_word = np.unique(segments // 2 * len(self) + columns, return_inverse=True)
         texts, words = np.divmod(cells, max(len(self), 1))
-        summed = np.bincount(cell_of_word, weights, len(cells))
+        summed = np.bincount(cell_of_word, weights, len(cells)).astype(np.float64)  # NumPy types counts as integers
         return _normalize(summed, texts, n).astype(np.float32), words.astype(np.int32), np.bincount(texts, minlength=n)
 
 

@@ -2,8 +2,7 @@
 
 from product_classificator.training.epochs import EpochFacts
 from product_classificator.training.fit import FittedHeads, fit_heads
-from product_classificator.training.head_settings import HeadSettings
-from product_classificator.training.settings import SplitSettings, TrainSettings, read_settings
+from product_classificator.training.settings import HeadSettings, SplitSettings, TrainSettings, read_settings
 from product_classificator.training.targets import LabelledProducts
 from product_classificator.training.train import Callbacks, Training, train_heads
 

@@ -45,9 +45,7 @@ def calibrate(target: Target, logits: Floats, rows: Rows) -> Characteristic:
     known_logits, indicators = logits[is_known], target.indicators[rows[is_known]]
     temperature = fit_multi_label_temperature(known_logits, indicators)
     thresholds = fit_decision_thresholds(sigmoid(known_logits / np.float32(temperature)), indicators)
-    return Characteristic(
-        target.name, target.labels, temperature, decision_thresholds=tuple(map(float, thresholds.tolist()))
-    )
+    return Characteristic(target.name, target.labels, temperature, decision_thresholds=tuple(thresholds.tolist()))
 
 
 def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float]:
@@ -98,25 +96,20 @@ def fit_decision_thresholds(probabilities: Floats, indicators: csr_matrix) -> Fl
     2014, "Optimal thresholding of classifiers to maximize F1 measure"), so it never exceeds 0.5.
     """
     columns = indicators.tocsc()
-    thresholds = [
-        _decision_threshold(column, columns[:, label_index].toarray()[:, 0])
-        for label_index, column in enumerate(probabilities.T)
-    ]
-    return np.array(thresholds, dtype=np.float32)
-
-
-def _decision_threshold(probabilities: Floats, has_label: Floats) -> float:
-    if not len(probabilities):
-        return _MAX_DECISION_THRESHOLD
-    n_true = has_label.sum()
-    trust = n_true / (n_true + _PRIOR_PRODUCTS)
-    order = np.argsort(-probabilities, kind="stable")
-    descending = probabilities[order].astype(np.float64)
-    mixed = trust * has_label[order] + (1 - trust) * descending
-    f1 = 2 * np.cumsum(mixed) / (mixed.sum() + np.arange(1, len(descending) + 1))
-    best = int(f1.argmax())
-    # Half way to the next lower probability, so that rounding never decides.
-    return min(float(np.append(descending, 0.0)[[best, best + 1]].mean()), _MAX_DECISION_THRESHOLD)
+    thresholds = np.full(probabilities.shape[1], _MAX_DECISION_THRESHOLD, dtype=np.float32)
+    for label_index, column in enumerate(probabilities.T if len(probabilities) else ()):
+        has_label = columns[:, label_index].toarray()[:, 0]
+        n_true = has_label.sum()
+        trust = n_true / (n_true + _PRIOR_PRODUCTS)
+        order = np.argsort(-column, kind="stable")
+        descending = column[order].astype(np.float64)
+        mixed = trust * has_label[order] + (1 - trust) * descending
+        f1 = 2 * np.cumsum(mixed) / (mixed.sum() + np.arange(1, len(descending) + 1))
+        best = int(f1.argmax())
+        # Half way to the next lower probability, so that rounding never decides.
+        halfway = float(np.append(descending, 0.0)[[best, best + 1]].mean())
+        thresholds[label_index] = min(halfway, _MAX_DECISION_THRESHOLD)
+    return thresholds
 
 
 def with_confidence_thresholds(

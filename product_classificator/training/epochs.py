@@ -21,7 +21,7 @@ from product_classificator.heads.calibration import sigmoid
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
 from product_classificator.training.calibration import fit_decision_thresholds
-from product_classificator.training.head_settings import HeadSettings
+from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import TrainingData
 from product_classificator.training.torch_network import Batch, JointNetwork
 from product_classificator.training.vocabulary import weighted_words
@@ -60,8 +60,7 @@ def fit_network(
     settings = replace(settings, batch_size=batch_size)
     network = JointNetwork(data.shape, settings.dropout)
     _standardize(network, data)
-    _start_from_label_names(network, data)
-    _start_from_log_odds(network, data)
+    _initialize(network, data)
     fitting = _Fitting(network, data, settings)
     history: list[EpochFacts] = []
     best, best_weights = -1, deepcopy(network.state_dict())
@@ -96,8 +95,8 @@ def _standardize(network: JointNetwork, data: TrainingData) -> None:
 
 
 @torch.no_grad()
-def _start_from_label_names(network: JointNetwork, data: TrainingData) -> None:
-    """Start from the words of label names, and from label embeddings where they are given."""
+def _initialize(network: JointNetwork, data: TrainingData) -> None:
+    """Start from the words of label names, from label embeddings where they are given, and from log-odds."""
     label_words = data.label_words.tocoo()
     cells = torch.from_numpy(label_words.col).long(), torch.from_numpy(label_words.row).long()
     network.word_weights[cells] = torch.from_numpy(label_words.data)
@@ -107,11 +106,7 @@ def _start_from_label_names(network: JointNetwork, data: TrainingData) -> None:
         # A label that is near to all products says nothing: without this its bias would have to unlearn that first.
         batch = Batch.of(data.embeddings, data.words, data.sample, network.shape)
         network.labels.bias.sub_(network.label_scores(batch).mean(0))
-
-
-@torch.no_grad()
-def _start_from_log_odds(network: JointNetwork, data: TrainingData) -> None:
-    """Start the biases of multi-label characteristics at the log-odds of their labels."""
+    # The biases of multi-label characteristics start at the log-odds of their labels.
     for target, columns in zip(data.targets, network.shape.columns, strict=True):
         rows = target.known(data.train)
         if target.indicators is not None and len(rows):
@@ -126,11 +121,13 @@ def log_odds(counts: Counts, n_known: int) -> Floats:
 
 
 class _Fitting:
-    """Network, optimizers and learning rates of one training."""
-
     def __init__(self, network: JointNetwork, data: TrainingData, settings: HeadSettings) -> None:
         self.network, self.data, self.settings = network, data, settings
-        self.log_priors = _log_priors(data, settings.prior_strength)
+        log_priors = []  # what is added to the logits while training; 0 for multi-label characteristics
+        for target in data.targets:
+            counts = np.zeros(len(target.labels)) if target.indicators is not None else target.counts(data.train)
+            log_priors.append(settings.prior_strength * np.log(np.maximum(counts, 1) / max(counts.sum(), 1)))
+        self.log_priors = torch.from_numpy(np.concatenate(log_priors).astype(np.float32))
         others = [weight for name, weight in network.named_parameters() if name != "word_weights"]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
@@ -162,15 +159,6 @@ class _Fitting:
         return float(np.mean(losses))
 
 
-def _log_priors(data: TrainingData, strength: float) -> Tensor:
-    """Return (all labels,) what is added to the logits while training; 0 for multi-label characteristics."""
-    log_priors = []
-    for target in data.targets:
-        counts = np.zeros(len(target.labels)) if target.indicators is not None else target.counts(data.train)
-        log_priors.append(strength * np.log(np.maximum(counts, 1) / max(counts.sum(), 1)))
-    return torch.from_numpy(np.concatenate(log_priors).astype(np.float32))
-
-
 def _drop_modalities(batch: Batch, settings: HeadSettings) -> Batch:
     """Modality dropout: randomly drop the image or the text, never both, and some words."""
     if not settings.modality_dropout and not settings.word_dropout:
@@ -189,25 +177,18 @@ def _loss(logits: Tensor, data: TrainingData, rows: Rows) -> Tensor:
 
     An unknown label counts as 0, so a known one weighs the same however few labels are known.
     """
-    losses = [
-        functional.cross_entropy(
-            logits[:, columns], torch.from_numpy(target.label_ids[rows]), ignore_index=-1, reduction="sum"
-        )
-        if target.indicators is None
-        else multi_label_loss(
-            logits[:, columns], target.indicators[rows], torch.from_numpy(target.label_ids[rows] >= 0)
-        )
-        for target, columns in zip(data.targets, data.shape.columns, strict=True)
-    ]
+    losses = []
+    for target, columns in zip(data.targets, data.shape.columns, strict=True):
+        label_ids = torch.from_numpy(target.label_ids[rows])
+        if target.indicators is None:
+            losses.append(functional.cross_entropy(logits[:, columns], label_ids, ignore_index=-1, reduction="sum"))
+        else:
+            losses.append(multi_label_loss(logits[:, columns], target.indicators[rows], label_ids >= 0))
     return torch.stack(losses).sum() / len(rows)
 
 
 def multi_label_loss(logits: Tensor, indicators: csr_matrix, is_known: Tensor) -> Tensor:
-    """Return the sum of binary cross-entropies over known products and labels.
-
-    Each label is a yes or no of its own; the sum is the negative log-likelihood of what is known about a product, like
-    the cross-entropy of a single-label characteristic.
-    """
+    """Return the sum of binary cross-entropies over known products and labels: their negative log-likelihood."""
     targets = torch.from_numpy(indicators.toarray())
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (losses.sum(1) * is_known).sum()

@@ -21,8 +21,8 @@ from product_classificator.heads.network import NetworkShape
 from product_classificator.heads.zero_shot import LabelVectors
 from product_classificator.training.calibration import calibrate, fit_novelty, with_confidence_thresholds
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
-from product_classificator.training.head_settings import HeadSettings
 from product_classificator.training.hierarchy import learn_hierarchy
+from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import (
     LabelledProducts,
     Target,
@@ -113,7 +113,15 @@ def fit_heads(
         },
         hierarchy=restrict_hierarchy(hierarchy, labels),
     )
-    bundle = _with_thresholds(bundle, products, data, split_names, settings.seed)
+    # `predict` would count the words of texts again, a tenth of the time of fitting.
+    train, valid = np.flatnonzero(split_names == "train"), np.flatnonzero(split_names == "valid")
+    predictions = bundle.predict_from(lambda rows: logits_of(network, data, valid[rows]), data.embeddings.take(valid))
+    truth = {name: products.truth[name][valid] for name in labels}
+    bundle = replace(
+        bundle,
+        characteristics=with_confidence_thresholds(bundle.characteristics, predictions, truth),
+        novelty=fit_novelty(data.embeddings, products.texts, train, valid, data.vocabulary, settings.seed),
+    )
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
 
@@ -139,11 +147,11 @@ def _prepare(
     can_compare = text_dim or (image_dim and shares_space)
     starts = label_embeddings(targets, train, label_vectors if can_compare else None)
     shape = NetworkShape(
-        image_dim=image_dim,
-        text_dim=text_dim,
-        n_labels=tuple(len(target.labels) for target in targets),
-        hidden=settings.hidden,
-        n_words=len(vocabulary),
+        image_dim,
+        text_dim,
+        tuple(len(target.labels) for target in targets),
+        settings.hidden,
+        len(vocabulary),
         has_linear=not len(vocabulary),
         label_dim=starts.shape[1],
         shares_space=shares_space and starts.shape[1] > 0,
@@ -176,18 +184,3 @@ def _learn_words(
         has_title=products.has_title,
         has_leading_words=bool(has_leading_words),
     )
-
-
-def _with_thresholds(
-    bundle: HeadBundle, products: LabelledProducts, data: TrainingData, split_names: Strings, seed: int
-) -> HeadBundle:
-    """Return the heads with what decisions need."""
-    train, valid = np.flatnonzero(split_names == "train"), np.flatnonzero(split_names == "valid")
-    # `predict` would count the words of texts again, a tenth of the time of fitting.
-    predictions = bundle.predict_from(
-        lambda rows: logits_of(bundle.network, data, valid[rows]), data.embeddings.take(valid)
-    )
-    truth = {name: products.truth[name][valid] for name in bundle.labels}
-    characteristics = with_confidence_thresholds(bundle.characteristics, predictions, truth)
-    novelty = fit_novelty(data.embeddings, products.texts, train, valid, bundle.vocabulary, seed)
-    return replace(bundle, characteristics=characteristics, novelty=novelty)

@@ -25,12 +25,14 @@ def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
     A parent has fewer labels than the child, and none that nearly all products have: that would be a property, not a
     level. A parent that a single product decides is not learned. Multi-label characteristics take no part.
     """
-    single = [target for target in targets if target.indicators is None]
-    refinements = []
+    single, refinements = [target for target in targets if target.indicators is None], []
     for child in single:
         coarser = [target for target in single if len(target.labels) < len(child.labels)]
         for parent in sorted(coarser, key=lambda target: -len(target.labels)):
-            parent_ids = _parent_ids(_joint_counts(child, parent, rows))
+            both = parent.known(child.known(rows))
+            counts = np.zeros((len(child.labels), len(parent.labels)), dtype=np.int64)
+            np.add.at(counts, (child.label_ids[both], parent.label_ids[both]), 1)
+            parent_ids = _parent_ids(counts)
             if parent_ids is not None:
                 pairs = zip(child.labels, parent_ids.tolist(), strict=True)
                 parents = {label: parent.labels[parent_id] for label, parent_id in pairs if parent_id >= 0}
@@ -39,16 +41,8 @@ def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
     return tuple(refinements)
 
 
-def _joint_counts(child: Target, parent: Target, rows: Rows) -> Rows:
-    """Return the (child labels, parent labels) numbers of products with both labels."""
-    both = parent.known(child.known(rows))
-    cells = child.label_ids[both] * len(parent.labels) + parent.label_ids[both]
-    shape = len(child.labels), len(parent.labels)
-    return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int64)
-
-
 def _parent_ids(counts: Rows) -> Rows | None:
-    """Return the (child labels,) parent label ids, -1 where unclear; `None` if this is not a parent."""
+    """Return the (child labels,) parent label ids, -1 where unclear, by the (child labels, parent labels) counts."""
     n, per_parent = counts.sum(), counts.sum(0)
     if not n or per_parent.max() > _MAX_PARENT_SHARE * n:
         return None

@@ -54,9 +54,8 @@ class LabelledProducts:
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
-        lengths = {"texts": len(self.texts), "split": len(self.split.ids)}
-        lengths |= {name: len(column) for name, column in self.truth.items()}
-        wrong = {name: length for name, length in lengths.items() if length != n}
+        columns = {"texts": self.texts, "split": self.split.ids, **self.truth}
+        wrong = {name: len(column) for name, column in columns.items() if len(column) != n}
         if wrong:
             raise DataError(f"every input must have one row per product: there are {n} embeddings, but {wrong}")
         if not np.array_equal(self.embeddings.ids, self.split.ids):
@@ -81,7 +80,7 @@ class Target:
 
     @classmethod
     def of(cls, name: str, labels: tuple[str, ...], column: Strings) -> "Target":
-        """Return the target of (n,) labels of products; labels that are not to be learned are ignored."""
+        """Return the target of an (n,) column; labels that are not to be learned are ignored."""
         label_index = {label: index for index, label in enumerate(labels)}
         if not is_multi_label(column):
             return cls(name, labels, np.array([label_index.get(label, -1) for label in column], dtype=np.int64))
@@ -114,15 +113,10 @@ class TrainingData:
     """What a network is fitted to.
 
     Attributes:
-        embeddings: of n products.
-        vocabulary: learned from the training texts.
-        words: (n, words) bags of words.
-        targets: one per characteristic.
         train: rows to learn from.
         valid: rows to validate on.
         label_embeddings: (all labels, dim) to start from, of width 0 if there are none.
         label_words: (all labels, words) initial weights of the words of label names.
-        shape: of the network.
     """
 
     embeddings: Embeddings
@@ -185,5 +179,6 @@ def label_embeddings(targets: Sequence[Target], train: Rows, label_vectors: Labe
             weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
             vectors[target.name] = label_vectors(target.labels) * weights[:, None]
     width = next((rows.shape[1] for rows in vectors.values()), 0)
-    nothing = [np.zeros((len(target.labels), width), dtype=np.float32) for target in targets]
-    return np.concatenate([vectors.get(target.name, zeros) for target, zeros in zip(targets, nothing, strict=True)])
+    for target in targets:
+        vectors.setdefault(target.name, np.zeros((len(target.labels), width), dtype=np.float32))
+    return np.concatenate([vectors[target.name] for target in targets])

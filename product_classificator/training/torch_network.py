@@ -69,10 +69,19 @@ class JointNetwork(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return (n, all labels) logits."""
-        has = [batch.has_image.expand(-1, self.shape.image_dim), batch.has_text.expand(-1, self.shape.text_dim)]
+        dims = [self.shape.image_dim, self.shape.text_dim]
+        has = [batch.has_image.expand(-1, dims[0]), batch.has_text.expand(-1, dims[1])]
         parts = (torch.cat([batch.image, batch.text], 1) - self.mean) / self.scale
         inputs = torch.where(torch.cat(has, 1), parts, 0)
-        logits: Tensor = self.labels(self._hidden_units(inputs, batch))
+        # What stands for a missing part is multiplied by the weights once per batch, not once per product: the gradient
+        # of the whole input would cost a third of a step.
+        image_weights, text_weights = torch.split(self.hidden.weight, dims, 1)
+        missing = ~batch.has_image * (image_weights @ self.missing_image)
+        missing = missing + ~batch.has_text * (text_weights @ self.missing_text)
+        # Texts repeat what their words say; dropout of images would cost .004 (images only, see above).
+        image, text = torch.split(inputs, dims, 1)
+        hidden = self.hidden(torch.cat([image, self.text_dropout(text)], 1)) + missing
+        logits: Tensor = self.labels(self.hidden_dropout(torch.relu(hidden)))
         if self.shape.label_dim:
             logits += self.label_scores(batch)
         if self.linear is not None:
@@ -91,20 +100,6 @@ class JointNetwork(nn.Module):
         n_parts = torch.stack([has for _, has in parts]).sum(0).clamp(min=1)
         scores: Tensor = self.label_scale * (total / n_parts) @ self.label_embeddings.T
         return scores
-
-    def _hidden_units(self, inputs: Tensor, batch: Batch) -> Tensor:
-        """Return (n, hidden) units."""
-        dims = [self.shape.image_dim, self.shape.text_dim]
-        # What stands for a missing part is multiplied by the weights once per batch, not once per product: the gradient
-        # of the whole input would cost a third of a step.
-        image_weights, text_weights = torch.split(self.hidden.weight, dims, 1)
-        missing = ~batch.has_image * (image_weights @ self.missing_image)
-        missing = missing + ~batch.has_text * (text_weights @ self.missing_text)
-        # Texts repeat what their words say; dropout of images would cost .004 (images only, see above).
-        image, text = torch.split(inputs, dims, 1)
-        hidden = self.hidden(torch.cat([image, self.text_dropout(text)], 1)) + missing
-        units: Tensor = self.hidden_dropout(torch.relu(hidden))
-        return units
 
     def fitted(self) -> Network:
         """Return the network as it predicts now, without dropout; it shares the memory of its weights."""

@@ -30,15 +30,10 @@ def fit_vocabulary(
     has_title: bool = False,
     has_leading_words: bool = False,
 ) -> tuple[Vocabulary, BagOfWords]:
-    """Learn the words of the training texts, and return the bags of words of all texts: each is read once.
+    """Learn the words of the texts of `train` rows, and return the bags of words of all texts: each is read once.
 
-    Args:
-        texts: (n,) of all products.
-        train: rows to learn from; the other texts leave no trace in the vocabulary.
-        min_texts: words of fewer texts are dropped: a word of one text cannot tell products apart.
-        max_words: at most so many words are kept, those of most texts, which bounds the memory of heads.
-        has_title: whether the first line of each text is a title.
-        has_leading_words: whether leading words count as words of their own too.
+    Kept are the `max_words` words of most texts, which bounds the memory of heads. Words of fewer than `min_texts` are
+    dropped: a word of one text cannot distinguish products.
     """
     if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
         return Vocabulary.empty(), csr_matrix((len(texts), 0), dtype=np.float32)
@@ -72,10 +67,21 @@ def words_of_labels(vocabulary: Vocabulary, labels: Sequence[str], words: BagOfW
     At most 30 (validation macro-F1 .817 -> .831), less beyond 100 labels, where words mislead (30 would cost .010), and
     never more than makes the label ids of training products (-1: unknown) with these bags of words the most likely.
     """
-    rows = bag_of_words(vocabulary, labels)
-    largest = _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
-    rows.data *= np.float32(_most_likely_weight(words, rows, label_ids, largest))
-    return rows
+    label_words, weight = bag_of_words(vocabulary, labels), _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
+    rows = np.flatnonzero(label_ids >= 0)
+    rows = rows[:: -(-len(rows) // _WEIGHT_SAMPLE) or 1]
+    if len(rows) and label_words.nnz:
+        cosines, true = (words[rows] @ label_words.T).toarray(), label_ids[rows]
+        cosines -= cosines.mean(0)
+        log_priors = np.log(np.maximum(np.bincount(true, minlength=len(labels)), 0.5) / len(true))
+
+        def loss(weight: float) -> float:
+            logits = weight * cosines + log_priors
+            return float((logsumexp(logits, 1) - logits[np.arange(len(true)), true]).mean())
+
+        weight = float(minimize_scalar(loss, bounds=(0, weight), method="bounded", options={"xatol": 0.5}).x)
+    label_words.data *= np.float32(weight)
+    return label_words
 
 
 def words_of_multi_labels(vocabulary: Vocabulary, labels: Sequence[str]) -> BagOfWords:
@@ -85,31 +91,11 @@ def words_of_multi_labels(vocabulary: Vocabulary, labels: Sequence[str]) -> BagO
     return rows
 
 
-def _most_likely_weight(words: BagOfWords, label_words: BagOfWords, label_ids: Rows, largest: float) -> float:
-    """Return the weight of cosines with labels, from 0 to `largest`, under which the labels are the most likely."""
-    rows = np.flatnonzero(label_ids >= 0)
-    rows = rows[:: -(-len(rows) // _WEIGHT_SAMPLE) or 1]
-    if not len(rows) or not label_words.nnz:
-        return largest
-    cosines, true = (words[rows] @ label_words.T).toarray(), label_ids[rows]
-    cosines -= cosines.mean(0)
-    log_priors = np.log(np.maximum(np.bincount(true, minlength=label_words.shape[0]), 0.5) / len(true))
-
-    def loss(weight: float) -> float:
-        logits = weight * cosines + log_priors
-        return float((logsumexp(logits, 1) - logits[np.arange(len(true)), true]).mean())
-
-    return float(minimize_scalar(loss, bounds=(0, largest), method="bounded", options={"xatol": 0.5}).x)
-
-
 def start_with_their_kind(titles: Sequence[str], columns: Sequence[Rows]) -> bool:
     """Return whether first words predict labels clearly better than last words do, on average over characteristics.
 
-    Russian titles name the product first ("Чехол для телефона"), English ones last ("Acme blue case").
-
-    Args:
-        titles: (n,) titles, or texts without a title, of training products; fewer than 500 decide nothing.
-        columns: for each characteristic the (n,) label ids, -1 where unknown.
+    Russian titles name the product first ("Чехол для телефона"), English ones last ("Acme blue case"). Fewer than 500
+    titles decide nothing; `columns` holds the (n,) label ids of each characteristic, -1 where unknown.
     """
     if len(titles) < _MIN_TITLES:
         return False
