@@ -1,4 +1,4 @@
-"""A tiny catalog: only the text says the colour, both embeddings the kind, the image the size, which is mostly unknown."""
+"""A tiny catalog: only the text says the colour, both embeddings the kind, the image the mostly unknown size."""
 
 import numpy as np
 import pytest
