@@ -13,6 +13,7 @@ from PIL import Image
 
 from product_classificator import Classificator, load_encoder
 from product_classificator.catalog import read_catalog
+from product_classificator.encoders.onnx import export_encoder
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
 from product_classificator.files import sha256_of
@@ -149,6 +150,25 @@ def test_a_model_of_transformers_answers_the_same(tmp_path):
     assert_same(
         original.predict(TEXTS[:1] + TEXTS[3:], images()[2:]), exported.predict(TEXTS[:1] + TEXTS[3:], images()[2:])
     )
+
+
+def test_an_exported_model_of_transformers_needs_no_torch(tmp_path):
+    encoder = load_encoder(f"hf:{save_siglip(tmp_path / 'siglip')}", dtype="float32")
+    packages = export_encoder(encoder, tmp_path / "exported", uses_text=True, uses_image=True)
+    assert packages == ["simplejpeg", "tokenizers", "transformers"]
+    code = f"""
+import json, sys
+sys.modules["torch"] = None
+from PIL import Image
+from product_classificator import load_encoder
+encoder = load_encoder({str(tmp_path / "exported")!r})
+image, text = encoder.image.encode([Image.new("RGB", (40, 60), "red")]), encoder.text.encode(["hat"])
+print(json.dumps([image.tolist(), text.tolist()]))
+"""
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    image, text = json.loads(completed.stdout.splitlines()[-1])
+    assert np.allclose(image, encoder.image.encode([Image.new("RGB", (40, 60), "red")]), atol=1e-4)
+    assert np.allclose(text, encoder.text.encode(["hat"]), atol=1e-4)
 
 
 def test_an_export_replaces_an_older_one_and_nothing_else(lite, tmp_path):
