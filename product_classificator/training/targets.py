@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ class LabelledProducts:
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
-        columns = {"texts": self.texts, "split": self.split.ids, **self.truth}
+        columns: dict[str, Sized] = {"texts": self.texts, "split": self.split.ids, **self.truth}
         wrong = {name: len(column) for name, column in columns.items() if len(column) != n}
         if wrong:
             raise DataError(f"every input must have one row per product: there are {n} embeddings, but {wrong}")
