@@ -36,7 +36,7 @@ from product_classificator.files import replacing_folder, sha256_of, write_bytes
 from product_classificator.types import Floats
 
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 _MAX_DIFFERENCE = 1e-4
 _SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
 _PIXEL_AXES, _PATCH_PX = 4, 16  # (image, channel, height, width)

@@ -194,8 +194,15 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
         image.save(new)
         _, limits = text.save(new)
         if isinstance(image, SquarePreparation):
-            square = {"size_px": image.size_px, "mean": image.mean, "std": image.std}
-            write_marker(new, Marker(format=FORMAT, max_tokens=limits["max_tokens"], sha256={}, **square))
+            marker = Marker(
+                format=FORMAT,
+                size_px=image.size_px,
+                mean=image.mean,
+                std=image.std,
+                max_tokens=limits["max_tokens"],
+                sha256={},
+            )
+            write_marker(new, marker)
     return str(replace(EncoderSpec.parse(encoder.name), base=str(folder.resolve())))
 
 
