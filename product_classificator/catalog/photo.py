@@ -1,4 +1,4 @@
-"""Turns the bytes of one image file, however odd or hostile, into an upright RGB image, or into an `PhotoError`.
+"""Turns the bytes of one image file, however odd or hostile, into an upright RGB image, or into a `PhotoError`.
 
 - Only an allow-list of Pillow's formats ever sees the bytes: its EPS reader starts Ghostscript.
 - The size is checked in the header, before a pixel is decoded; Pillow's own limit (179 million pixels) applies too.

@@ -2,8 +2,8 @@
 
 Near-duplicates (the same words, or an image of the same bytes) form groups, also through a third product, and a group
 is never split. Groups are dealt by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest label
-first, each time to the split that lacks most of it. A text or image shared by more than `PLACEHOLDER_SHARE` of the
-catalog ("no photo yet") links products only together with the other.
+first, each time to the split that lacks most of it. A text or image that more than `PLACEHOLDER_SHARE` of the
+catalog share ("no photo yet") links two products only if they share both text and image.
 """
 
 from collections import Counter

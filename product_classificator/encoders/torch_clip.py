@@ -268,11 +268,11 @@ def computing(threads: int) -> Iterator[None]:
 
 
 def load_hub_model(folder: Path, spec: EncoderSpec, compute: Compute) -> Encoder:
-    """Loads a CLIP-like model that transformers can read.
+    """Load a CLIP-like model that transformers can read.
 
     Raises:
-        ArtifactError: the model is none, is damaged, or brings code of its own.
-        DataError: `+letterbox` is asked of a model without a square to fill.
+        ArtifactError: the folder holds no CLIP-like model, or one that is damaged or needs code of its own.
+        DataError: `+letterbox` with a model that does not read squares.
     """
     try:
         with quiet_loading():

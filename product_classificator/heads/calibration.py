@@ -29,7 +29,7 @@ class Characteristic:
         name: name of the characteristic.
         labels: in the order of the columns of logits and probabilities.
         temperature: what logits are divided by, where the exponent is 0.
-        temperature_exponent: how the temperature depends on the product, see the head of this module.
+        temperature_exponent: how the temperature depends on the product, see the module docstring.
         confidence_thresholds: lowest confidence that keeps each promised precision.
         decision_thresholds: lowest probability at which each label is assigned; multi-label characteristics only.
 
