@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from product_classificator.catalog.photo import Channels
 from product_classificator.encoders import Encoder, EncoderSpec
+from product_classificator.encoders.base import is_exported
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.files import cache_home, sha256_of
 from product_classificator.heads import HeadBundle
@@ -79,6 +80,8 @@ def encoder_name(model_name: str | None, trained_on: str) -> str:
         if not trained_on:
             raise ArtifactError("these heads do not name the encoder they were trained on: give model_name")
         return trained_on
+    if is_exported(Path(model_name)):
+        return model_name
     spec = EncoderSpec.parse(model_name)
     has_options = str(spec) != spec.base
     return model_name if has_options or not trained_on else str(replace(EncoderSpec.parse(trained_on), base=spec.base))

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.embed import EmbeddedChunk, embed_chunks
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS, EmbeddedChunk, embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError, culprits
 from product_classificator.files import replacing, write_text
@@ -151,8 +151,9 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
     table, images = Path(catalog.table.name), catalog.images
     digest = blake2b(digest_size=16)
     if not table.is_file():
-        for value in chain(catalog.ids, catalog.texts()):
-            digest.update(value.encode() + b"\0")
+        for products in catalog.batches(CHUNK_PRODUCTS):
+            for value in chain(products.ids, products.texts, products.image_names):
+                digest.update((value or "").encode() + b"\0")
     facts = {
         "table": _identity(table) if table.is_file() else digest.hexdigest(),
         "images": images and [_identity(images.path), images.channels, images.max_pixels],

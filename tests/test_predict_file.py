@@ -14,8 +14,8 @@ from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
-from product_classificator.predict_file import OutputOptions, PredictSummary, predict_to_file
-from tests.fakes import SlowTexts, TinyEncoder
+from product_classificator.predict_file import OutputOptions, PredictSummary, _state, predict_to_file
+from tests.fakes import SlowTexts, TinyEncoder, jpeg
 
 WARNINGS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
 
@@ -221,3 +221,19 @@ def test_json_lines_hold_null_where_nothing_is_predicted(classificator, catalog,
     row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[7])
     assert row["kind"] is None
     assert row["kind_probability"] is None
+
+
+def test_other_photos_of_a_frame_are_another_input(tmp_path, tiny_training):
+    frame = pd.DataFrame({"nm": [1, 2], "description": ["a cup", "a hat"], "image": ["a.jpg", "b.jpg"]})
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(jpeg())
+    classificator = Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
+    states = {
+        _state(
+            classificator,
+            read_catalog(frame.assign(image=names), tmp_path, id="nm", text="description", photo="image"),
+            OutputOptions(),
+        )
+        for names in (["a.jpg", "b.jpg"], ["b.jpg", "a.jpg"], ["a.jpg", "b.jpg"])
+    }
+    assert len(states) == 2

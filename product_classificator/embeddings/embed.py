@@ -187,9 +187,11 @@ def _embed_chunk(
         if new:
             store.append([products.ids[row] for row in new], [digests[row] for row in new], encoded)
         encoded = store.read(digests)
+    keys = np.array([product.image_key for product in loaded], dtype=np.uint64)
     return EmbeddedChunk(
         embeddings=encoded.embeddings(products.ids, encoder.fingerprint),
-        image_keys=np.array([product.image_key for product in loaded], dtype=np.uint64),
+        # A broken image says nothing of its product: those that share one are no near-duplicates.
+        image_keys=keys * (encoded.image_status == "ok"),
         status=encoded.status,
         first_row=products.first_row,
         texts=products.texts,

@@ -109,9 +109,9 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Im
         return encoder.image.prepare(open_image(image, channels, encoder.image.min_decode_size))
     except FileNotFoundError as error:
         raise PhotoError("missing", str(error)) from error
-    except DataError:
+    except (DataError, PhotoError):
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a lazily opened Pillow image raises many classes, SyntaxError among them
         raise PhotoError("unreadable", str(error)) from error
 
 

@@ -191,6 +191,7 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
         parts = {name: weight.float().cpu().contiguous().clone() for name, weight in state.items()}
         save_file(parts, new / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(new)
+        shutil.copymode(new / "config.json", new / "model.safetensors")  # safetensors lets only the owner read
         image.save(new)
         _, limits = text.save(new)
         if isinstance(image, SquarePreparation):

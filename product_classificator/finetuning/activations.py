@@ -168,9 +168,10 @@ class Activations:
                 on_products(len(products))
         distributed.wait()
         images = [image for path in markers.values() for image in json.loads(path.read_text(encoding="utf-8"))]
-        self.image_keys = np.array([key for key, _ in images], dtype=np.uint64)
         self.image_status = strings([status for _, status in images])
         self.has_image = self.image_status == "ok"
+        # A broken image says nothing of its product: those that share one are no near-duplicates.
+        self.image_keys = np.array([key for key, _ in images], dtype=np.uint64) * self.has_image
 
     def _compute(self, products: Products) -> list[LoadedProduct]:
         """Write the states of a chunk, as far as they are cached, and return its images."""

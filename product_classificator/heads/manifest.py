@@ -6,6 +6,7 @@ shapes that the manifest calls for. Reading opens these three files and nothing 
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def write_bundle(
     """Write a bundle into an empty folder, the manifest last; `values` are its fields that no other argument gives."""
     save_file({**weights_of(network, novelty), _IDF: vocabulary.idf}, folder / WEIGHTS)
     (folder / WORDS).write_text(json.dumps(vocabulary.words, ensure_ascii=False), encoding="utf-8")
+    shutil.copymode(folder / WORDS, folder / WEIGHTS)  # safetensors lets only the owner read
     manifest = {
         "format": FORMAT,
         **values,

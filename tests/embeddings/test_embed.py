@@ -180,3 +180,16 @@ def test_the_encoder_is_never_idle_if_nothing_is_encoded(catalog, tmp_path):
     store = EmbeddingStore(tmp_path / "s", TinyEncoder())
     assert embed(catalog, TinyEncoder(), store).idle_share is not None
     assert embed(catalog, TinyEncoder(), store).idle_share is None
+
+
+def test_products_that_share_a_broken_photo_are_no_near_duplicates(tmp_path):
+    for name in ("1", "2"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"<html>404</html>")
+    (tmp_path / "3.jpg").write_bytes(jpeg())
+    frame = pd.DataFrame({"nm": [1, 2, 3], "title": ["a cup", "a hat", "a sock"]})
+    catalog = read_catalog(frame, tmp_path, id="nm", text="title")
+    store = EmbeddingStore(tmp_path / "store", TinyEncoder())
+    for _ in range(2):  # encoded, and read from the store
+        keys = embed(catalog, TinyEncoder(), store).image_keys
+        assert keys[:2].tolist() == [0, 0]
+        assert keys[2] != 0
