@@ -8,7 +8,7 @@ Three scores, each with a limit that 1 % of the validation products exceed; exce
 
 The nearest centre stands for the nearest training product (Sun et al. 2022, "Out-of-distribution detection with deep
 nearest neighbors"): all training embeddings would be many times larger than the heads. Probabilities are no use here:
-heads are as confident about noise as about products. Centres and limits are fitted in `training.calibration`.
+heads are as confident about noise as about products. Centres and limits are fitted in `training.thresholds`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Turn confidences into decisions: which predictions are accepted and which a person should review.
 
-The thresholds come from validation products (`training.calibration.confidence_thresholds`): above each, the lower end
+The thresholds come from validation products (`training.thresholds.confidence_thresholds`): above each, the lower end
 of the Clopper-Pearson interval of the precision is at least the promised precision.
 """
 

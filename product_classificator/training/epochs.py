@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LinearLR
 from product_classificator.heads.calibration import sigmoid
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
-from product_classificator.training.calibration import fit_decision_thresholds
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import TrainingData
+from product_classificator.training.thresholds import fit_decision_thresholds
 from product_classificator.training.torch_network import Batch, JointNetwork
 from product_classificator.training.vocabulary import weighted_words
 from product_classificator.types import Bools, Floats, Rows

@@ -19,9 +19,7 @@ from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
 from product_classificator.heads.network import NetworkShape
 from product_classificator.heads.zero_shot import LabelVectors
-from product_classificator.training.calibration import calibrate, fit_novelty, with_confidence_thresholds
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
-from product_classificator.training.hierarchy import learn_hierarchy
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import (
     LabelledProducts,
@@ -30,6 +28,8 @@ from product_classificator.training.targets import (
     label_embeddings,
     labels_to_learn,
 )
+from product_classificator.training.taxonomy import learn_hierarchy
+from product_classificator.training.thresholds import calibrate, fit_novelty, with_confidence_thresholds
 from product_classificator.training.vocabulary import (
     BagOfWords,
     fit_vocabulary,

@@ -1,11 +1,18 @@
-"""Turns a table of labels and their parents into a hierarchy of characteristics, checked against a catalog."""
+"""Find which characteristic refines which, as sub_category refines category: learned from labels, or read from a table.
+
+Labels of real catalogs are partly wrong, so purity is not required. A characteristic is a parent if knowing the child
+avoids four in five errors of always guessing the most common parent label (lambda of Goodman and Kruskal, 1954), and if
+a label of the child has, on average, nine in ten of its products under one parent label. Fashion goods: sub_category ->
+category 1.00 and 1.00; age_restrictions -> sex .97 and .85, rejected.
+"""
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -13,14 +20,55 @@ from product_classificator.catalog.labels import read_labels
 from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError, culprits
 from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy
-from product_classificator.types import Truth, is_multi_label
+from product_classificator.training.targets import Target
+from product_classificator.types import Rows, Truth, is_multi_label
 
 logger = logging.getLogger(__name__)
 
 Taxonomy: TypeAlias = str | Path | pd.DataFrame
+_MIN_AVOIDED_ERRORS = 0.8
+_MIN_PURITY = 0.9
+_MAX_PARENT_SHARE = 0.95
 _COLUMNS = ("label", "parent")
 _READ_ROWS = 16_384
 _Pair: TypeAlias = tuple[str, str]
+
+
+def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
+    """Return which characteristic refines which; the finest of several possible parents is taken.
+
+    A parent has fewer labels than the child, and none that nearly all products have: that would be a property, not a
+    level. A parent that a single product decides is not learned. Multi-label characteristics take no part.
+    """
+    single, refinements = [target for target in targets if target.indicators is None], []
+    for child in single:
+        coarser = [target for target in single if len(target.labels) < len(child.labels)]
+        for parent in sorted(coarser, key=lambda target: -len(target.labels)):
+            both = parent.known(child.known(rows))
+            counts = np.zeros((len(child.labels), len(parent.labels)), dtype=np.int64)
+            np.add.at(counts, (child.label_ids[both], parent.label_ids[both]), 1)
+            parent_ids = _parent_ids(counts)
+            if parent_ids is not None:
+                pairs = zip(child.labels, parent_ids.tolist(), strict=True)
+                parents = {label: parent.labels[parent_id] for label, parent_id in pairs if parent_id >= 0}
+                refinements.append(Refinement(child.name, parent.name, parents))
+                break
+    return tuple(refinements)
+
+
+def _parent_ids(counts: Rows) -> Rows | None:
+    """Return the (child labels,) parent label ids, -1 where unclear, by the (child labels, parent labels) counts."""
+    n, per_parent = counts.sum(), counts.sum(0)
+    if not n or per_parent.max() > _MAX_PARENT_SHARE * n:
+        return None
+    # A parent label is clear if more than half of the child's products have it, whichever single product is left out.
+    majority, per_child = counts.max(1), counts.sum(1)
+    is_clear = 2 * majority > per_child + 1
+    avoided = 1 - (n - majority[is_clear].sum()) / (n - per_parent.max())
+    purity = majority[per_child > 0] / per_child[per_child > 0]
+    if avoided < _MIN_AVOIDED_ERRORS or purity.mean() < _MIN_PURITY:
+        return None
+    return np.where(is_clear, counts.argmax(1), -1)
 
 
 def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:

@@ -5,7 +5,7 @@ import pytest
 
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.novelty import NoveltyDetector
-from product_classificator.training.calibration import fit_novelty
+from product_classificator.training.thresholds import fit_novelty
 from product_classificator.training.vocabulary import fit_vocabulary
 from product_classificator.types import Embeddings, strings
 from tests.tiny_catalog import unit

@@ -12,9 +12,9 @@ from sklearn.metrics import f1_score
 from product_classificator.errors import ArtifactError
 from product_classificator.heads import HeadBundle
 from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
-from product_classificator.training.calibration import calibrate, fit_decision_thresholds, fit_multi_label_temperature
 from product_classificator.training.epochs import log_odds, mean_f1, multi_label_loss, multi_label_macro_f1
 from product_classificator.training.targets import Target
+from product_classificator.training.thresholds import calibrate, fit_decision_thresholds, fit_multi_label_temperature
 from product_classificator.types import Strings, strings
 from tests.heads.test_bundle import change_characteristic, change_manifest
 from tests.tiny_catalog import COLOURS, KINDS, rows_of

@@ -6,14 +6,14 @@ from scipy.stats import binomtest
 
 from product_classificator.heads import Characteristic
 from product_classificator.heads.selective import threshold_for
-from product_classificator.training.calibration import (
+from product_classificator.training.targets import Target
+from product_classificator.training.thresholds import (
     calibrate,
     confidence_thresholds,
     fit_multi_label_temperature,
     fit_temperature,
     with_confidence_thresholds,
 )
-from product_classificator.training.targets import Target
 from product_classificator.types import Bools, Floats, Predictions, Rows, strings
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from product_classificator.heads import Hierarchy
-from product_classificator.training.hierarchy import learn_hierarchy
 from product_classificator.training.targets import Target
+from product_classificator.training.taxonomy import learn_hierarchy
 from tests.heads.test_hierarchy import LABELS, PARENT, SUB_TOP
 
 
