@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import load_split, near_duplicate_keys, text_keys
+from product_classificator.catalog.split import load_split
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, embed
 from product_classificator.embeddings.store import EmbeddingStore
@@ -20,6 +20,7 @@ from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, evaluate
 from product_classificator.heads import MIN_PRECISION
 from product_classificator.runs import Run
+from product_classificator.training.near_duplicates import Signatures, is_near_duplicate
 from product_classificator.types import Bools
 
 
@@ -85,11 +86,9 @@ def evaluate_run(
 
 def _seen(run: Run, catalog: Catalog, embedded: EmbeddedCatalog) -> Bools:
     """Return (n,) which products the run was trained on, by id or as a near-duplicate."""
-    split, split_keys = load_split(run.split)
+    split, columns = load_split(run.split)
     is_learned = np.isin(split.names, ("train", "valid"))
     learned_ids = set(split.ids[is_learned]) - {""}
-    is_seen = np.array([product_id in learned_ids for product_id in catalog.ids], dtype=bool)
-    for name, keys in near_duplicate_keys(text_keys(catalog.texts()), embedded.image_keys).items():
-        learned = split_keys[name][is_learned]
-        is_seen |= np.isin(keys, learned[learned != 0])
-    return is_seen
+    has_learned_id = np.array([product_id in learned_ids for product_id in catalog.ids], dtype=bool)
+    signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
+    return has_learned_id | is_near_duplicate(signatures, Signatures.from_table(columns).take(is_learned))

@@ -17,9 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 from product_classificator.audit import findings
 from product_classificator.audit.out_of_fold import DEALS, FOLDS, predict_out_of_fold
 from product_classificator.audit.page import draw_page
-from product_classificator.audit.similarity import group_near_duplicates, outlier_scores
+from product_classificator.audit.similarity import outlier_scores
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import near_duplicate_groups, near_duplicate_keys, stratify, text_keys
+from product_classificator.catalog.split import stratify
 from product_classificator.embeddings.embed import EmbeddedCatalog, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
@@ -28,6 +28,7 @@ from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training import Callbacks, HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.types import Split, as_text, strings
 
 
@@ -94,11 +95,10 @@ def _findings(
     catalog: Catalog, embedded: EmbeddedCatalog, encoder: Encoder, settings: HeadSettings, callbacks: Callbacks
 ) -> pa.Table:
     embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()
-    keys, reasons = text_keys(texts), embedded.set_aside()
+    signatures, reasons = Signatures.of(texts, embedded.thumbnails), embedded.set_aside()
     if not (reasons == "ok").any():
         raise DataError(f"an audit needs products with a photo or a text: {catalog.table.name} has none")
-    groups = near_duplicate_groups(near_duplicate_keys(keys, embedded.image_keys).values())
-    deals = stratify(groups, truth, reasons == "ok", [1 / DEALS] * DEALS, seed=settings.seed)
+    deals = stratify(near_duplicate_groups(signatures), truth, reasons == "ok", [1 / DEALS] * DEALS, seed=settings.seed)
 
     def fit(fold: int, products: LabelledProducts) -> HeadBundle:
         callbacks.on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and predicting it")
@@ -121,7 +121,7 @@ def _findings(
     labels = {name: as_text(column) for name, column in truth.items()}
     tables = [
         findings.wrong_labels(labels, out_of_fold),
-        findings.contradictions(labels, group_near_duplicates(embeddings, keys, embedded.image_keys)),
+        findings.contradictions(labels, near_duplicate_groups(signatures, across_photos=False)),
         findings.outliers(scores),
         findings.broken_rows(embedded.status, reasons),
     ]

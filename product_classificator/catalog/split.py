@@ -1,80 +1,24 @@
-"""Splits a catalog into train, valid and test without leaks.
+"""Split a catalog into train, valid and test without leaks.
 
-Near-duplicates (the same words, or an image of the same bytes) form groups, also through a third product, and a group
-is never split. Groups are dealt by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest label
-first, each time to the split that lacks most of it. A text or image that more than `PLACEHOLDER_SHARE` of the
-catalog share ("no photo yet") links two products only if they share both text and image.
+A group of near-duplicates is never split. Groups are dealt by iterative stratification (Sechidis, Tsoumakas, Vlahavas
+2011): the rarest label first, each time to the split that lacks most of it. A label of few groups is in the train split
+first, then in the test split, then in the others.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing
-from product_classificator.text import words_of
 from product_classificator.types import SPLITS, Bools, Rows, Split, Strings, Truth, iter_labels, strings
 
-PLACEHOLDER_SHARE = 0.02
-_PLACEHOLDER_MIN_PRODUCTS = 50
 _MAX_SHARE_OF_RARE_LABELS = 0.05
-
-Keys = npt.NDArray[np.uint64]
-"""(n,) hashes that are equal for near-duplicates; 0 where there is nothing to compare."""
-
-
-def text_keys(texts: Iterable[str]) -> Keys:
-    """Return the key of each text: equal for texts with the same words in the same order; 0 without words."""
-    words = (" ".join(words_of(text)) for text in texts)
-    digests = (blake2b(text.encode(), digest_size=8).digest() if text else bytes(8) for text in words)
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
-def without_placeholders(keys: Keys) -> Keys:
-    """Return the keys, with 0 for those shared by so many products that they identify none."""
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    limit = max(PLACEHOLDER_SHARE * len(keys), _PLACEHOLDER_MIN_PRODUCTS)
-    return np.where(counts[inverse] > limit, 0, keys).astype(np.uint64)
-
-
-def near_duplicate_keys(texts: Keys, images: Keys) -> dict[str, Keys]:
-    """Return the keys that link near-duplicates: any one that is equal and not 0.
-
-    A text or an image alone counts unless it is a placeholder; both together always count.
-    """
-    both = (texts * np.uint64(0x9E3779B97F4A7C15)) ^ images  # Fibonacci hashing keeps (a, b) and (b, a) apart
-    return {"text_key": without_placeholders(texts), "image_key": without_placeholders(images), "both_key": both}
-
-
-def near_duplicate_groups(keys: Iterable[Keys]) -> Rows:
-    """Return the (n,) group of each product: products that share any key, directly or in a chain, share a group."""
-    links, n = [], 0
-    for key in keys:
-        n, rows = len(key), np.flatnonzero(key)
-        links.append((rows, np.unique(key[rows], return_inverse=True)[1]))
-    # Union-find on arrays: the root of each product is hooked to the smallest root that shares a key with it, then
-    # every product points to its root again. At least half of the roots that can be hooked go in each round.
-    root = np.arange(n)
-    while True:
-        before = root
-        for rows, key_ids in links:
-            smallest = np.full(int(key_ids.max(initial=-1)) + 1, n)
-            np.minimum.at(smallest, key_ids, root[rows])
-            hooked = root.copy()
-            np.minimum.at(hooked, root[rows], smallest[key_ids])
-            while not np.array_equal(hooked, hooked[hooked]):
-                hooked = hooked[hooked]
-            root = hooked
-        if np.array_equal(root, before):
-            groups: Rows = np.unique(root, return_inverse=True)[1].astype(np.int64)
-            return groups
 
 
 def split_products(
@@ -90,7 +34,7 @@ def split_products(
 
     Args:
         ids: (n,) product ids.
-        groups: (n,) groups that must stay together, see `near_duplicate_groups`.
+        groups: (n,) groups that must stay together.
         truth: labels to stratify by; for a multi-label characteristic, each label of a product.
         usable: (n,) false for products that are set aside: they belong to no split.
         shares: of products for valid and test, each between 0 and 1.
@@ -115,7 +59,8 @@ def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float],
         (n,) number of each product's split, in the order of `shares` (which sum to 1), -1 where it belongs to none.
     """
     rows = np.flatnonzero(usable)
-    label_ids, counts = _label_ids(truth, rows, 1 / min(shares))
+    min_products = 1 / min(shares)
+    label_ids, counts = _label_ids(truth, rows, min_products)
     by_group = np.argsort(groups[rows], kind="stable")
     members = np.split(by_group, np.flatnonzero(np.diff(groups[rows][by_group])) + 1)
     unlabelled = np.iinfo(np.int64).max
@@ -127,13 +72,22 @@ def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float],
     missing = [[share * count for count in tally] for share in shares]
     room = [share * len(rows) for share in shares]
     split = np.full(len(groups), -1, dtype=np.int64)
+    labels_of = [[label for row in label_ids[rows].tolist() for label in row if label >= 0] for rows in members]
+    groups_left = Counter(label for labels in labels_of for label in set(labels))
+    lacking = {label: [0, *range(len(shares) - 1, 0, -1)] for label in groups_left}  # splits without the label
     for group in order:
-        labels = [label for row in label_ids[members[group]].tolist() for label in row if label >= 0]
+        labels = labels_of[group]
         rarest = min(labels, key=lambda label: (tally[label], label), default=-1)
         needs = [(lacks[rarest] if labels else 0.0, space) for lacks, space in zip(missing, room, strict=True)]
         chosen = needs.index(max(needs))
+        # A label of few groups would fill the first split with all of them, and never be tested.
+        if tally[rarest] >= min_products and groups_left[rarest] <= len(lacking[rarest]):
+            chosen = lacking[rarest][0]
         for label in labels:
             missing[chosen][label] -= 1
+        for label in set(labels):
+            groups_left[label] -= 1
+            lacking[label] = [i for i in lacking[label] if i != chosen]
         room[chosen] -= len(members[group])
         split[rows[members[group]]] = chosen
     return split
@@ -166,23 +120,21 @@ def _label_ids(truth: Truth, rows: Rows, min_products: float) -> tuple[Rows, Row
     return label_ids, np.array([*counts, 0], dtype=np.int64)
 
 
-def save_split(split: Split, keys: dict[str, Keys], path: Path) -> None:
-    """Write the split as parquet: id, split, and one column per kind of key."""
-    table = pa.table({"id": pa.array(split.ids, pa.string()), "split": pa.array(split.names, pa.string()), **keys})
+def save_split(split: Split, columns: Mapping[str, pa.Array], path: Path) -> None:
+    """Write the split as parquet: id, part ("train", "valid", "test" or "" for none), and further columns."""
+    table = pa.table({"id": pa.array(split.ids, pa.string()), "part": pa.array(split.names, pa.string()), **columns})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
 
 
-def load_split(path: Path) -> tuple[Split, dict[str, Keys]]:
-    """Read what `save_split` wrote.
+def load_split(path: Path) -> tuple[Split, pa.Table]:
+    """Read what `save_split` wrote: the split, and the whole table.
 
     Raises:
         ArtifactError: the file is missing or damaged.
     """
     try:
         table = pq.read_table(path)
-        split = Split(strings(table["id"].to_pylist()), strings(table["split"].to_pylist()))
+        return Split(strings(table["id"].to_pylist()), strings(table["part"].to_pylist())), table
     except (OSError, pa.ArrowException, KeyError, DataError) as error:
         raise ArtifactError(f"a run must hold a readable split: {path} ({error}); train again") from error
-    names = [name for name in table.column_names if name not in ("id", "split")]
-    return split, {name: table[name].to_numpy() for name in names}

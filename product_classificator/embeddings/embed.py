@@ -17,8 +17,7 @@ from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.catalog.photo import PhotoError
-from product_classificator.catalog.split import Keys
-from product_classificator.embeddings.products import encode_products
+from product_classificator.embeddings.products import THUMBNAIL_BYTES, Thumbnails, encode_products
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, cores
 from product_classificator.types import Embeddings, Strings, strings
@@ -32,14 +31,14 @@ class EmbeddedCatalog:
 
     Attributes:
         embeddings: n products.
-        image_keys: (n,) uint64, equal for images of the same bytes, 0 without an image.
+        thumbnails: (n, 192) uint8, to recognise the same photo; all 0 without an image.
         status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
         idle_share: share of its time that the encoder has waited for images so far, 0..1, chunks in which nothing was
             encoded not counted; `None` if nothing was encoded yet.
     """
 
     embeddings: Embeddings
-    image_keys: Keys
+    thumbnails: Thumbnails
     status: Strings
     idle_share: float | None = None
 
@@ -83,7 +82,7 @@ def embed(
     n = len(catalog)
     image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
     has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-    image_keys, status = np.zeros(n, dtype=np.uint64), np.full(n, "", dtype=object)
+    thumbnails, status = np.zeros((n, THUMBNAIL_BYTES), np.uint8), np.full(n, "", dtype=object)
     idle_share = None
     for chunk in embed_chunks(catalog, encoder, store):
         rows = slice(chunk.first_row, chunk.first_row + len(chunk.texts))
@@ -92,12 +91,12 @@ def embed(
             image[rows] = chunk.embeddings.image
         if chunk.embeddings.has_text.any():
             text[rows] = chunk.embeddings.text
-        image_keys[rows], status[rows] = chunk.image_keys, chunk.status
+        thumbnails[rows], status[rows] = chunk.thumbnails, chunk.status
         idle_share = chunk.idle_share
         if on_chunk:
             on_chunk(chunk)
     embeddings = Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint)
-    return EmbeddedCatalog(embeddings=embeddings, image_keys=image_keys, status=status, idle_share=idle_share)
+    return EmbeddedCatalog(embeddings=embeddings, thumbnails=thumbnails, status=status, idle_share=idle_share)
 
 
 def embed_chunks(
@@ -142,7 +141,6 @@ class LoadedProduct:
     """A product's image, prepared unless the store has the product (else `None`), and the digest of its content."""
 
     digest: bytes
-    image_key: int
     image_status: str
     image: Image.Image | None
 
@@ -168,7 +166,7 @@ def load_product(
             status = error.reason
             if status == "too_large":  # a larger limit has another outcome, so it needs another digest
                 digest.update(str(catalog.images.max_pixels).encode())
-    return LoadedProduct(digest.digest(), int.from_bytes(key[:8], "little"), status, image)
+    return LoadedProduct(digest.digest(), status, image)
 
 
 def _embed_chunk(
@@ -187,11 +185,9 @@ def _embed_chunk(
         if new:
             store.append([products.ids[row] for row in new], [digests[row] for row in new], encoded)
         encoded = store.read(digests)
-    keys = np.array([product.image_key for product in loaded], dtype=np.uint64)
     return EmbeddedChunk(
         embeddings=encoded.embeddings(products.ids, encoder.fingerprint),
-        # A broken image says nothing of its product: those that share one are no near-duplicates.
-        image_keys=keys * (encoded.image_status == "ok"),
+        thumbnails=encoded.thumbnails,
         status=encoded.status,
         first_row=products.first_row,
         texts=products.texts,

@@ -23,8 +23,12 @@ TextsInput: TypeAlias = str | Sequence[str | None] | None
 ImagesInput: TypeAlias = ImageInput | Sequence[ImageInput | None] | None
 
 Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
+Thumbnails: TypeAlias = npt.NDArray[np.uint8]
+"""(n, 192): RGB images of 8 x 8 pixels that make the same photo recognised; all 0 without an image."""
 
 _IMAGES_AT_ONCE = 256  # prepared images wait in memory
+_THUMBNAIL_PX = 8
+THUMBNAIL_BYTES = _THUMBNAIL_PX**2 * 3
 _RGB_AXES, _RGB_CHANNELS = 3, 3
 
 
@@ -37,12 +41,14 @@ class EncodedProducts:
         text: (n, text_dim), likewise.
         image_status: (n,) "ok", "unused" (not to be encoded), or a reason such as "missing".
         text_status: (n,) "ok", "unused", or "empty".
+        thumbnails: (n, 192) uint8.
     """
 
     image: Vectors
     text: Vectors
     image_status: Strings
     text_status: Strings
+    thumbnails: Thumbnails
 
     @property
     def status(self) -> Strings:
@@ -51,7 +57,8 @@ class EncodedProducts:
 
     def take(self, rows: Rows) -> "EncodedProducts":
         """Return the products of `rows`, in that order."""
-        return EncodedProducts(self.image[rows], self.text[rows], self.image_status[rows], self.text_status[rows])
+        image_status, text_status = self.image_status[rows], self.text_status[rows]
+        return EncodedProducts(self.image[rows], self.text[rows], image_status, text_status, self.thumbnails[rows])
 
     def as_float16(self) -> "EncodedProducts":
         """Return the vectors as a store keeps them."""
@@ -87,6 +94,7 @@ def encode_products(
     image: Floats = np.zeros((n, encoder.image_dim), np.float32)
     text: Floats = np.zeros((n, encoder.text_dim), np.float32)
     image_status, text_status = strings(["unused"] * n), strings(["unused"] * n)
+    thumbnails = np.zeros((n, THUMBNAIL_BYTES), np.uint8)
     if texts is not None:
         text_status = strings(["ok" if clean(value) else "empty" for value in texts])
         rows = np.flatnonzero(text_status == "ok")
@@ -99,8 +107,15 @@ def encode_products(
         image_status[start : start + len(batch)] = statuses
         usable = [item for item in batch if not isinstance(item, str)]
         if usable:
-            image[start + np.flatnonzero(statuses == "ok")] = encoder.image.encode(usable)
-    return EncodedProducts(image, text, image_status, text_status)
+            rows = start + np.flatnonzero(statuses == "ok")
+            image[rows], thumbnails[rows] = encoder.image.encode(usable), [thumbnail(item) for item in usable]
+    return EncodedProducts(image, text, image_status, text_status, thumbnails)
+
+
+def thumbnail(image: Image.Image) -> Thumbnails:
+    """Return (192,) uint8, an RGB image shrunk to 8 x 8 pixels; at least 1, since 0 means that there is no image."""
+    pixels = np.asarray(image.convert("RGB").resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX))
+    return np.maximum(pixels.ravel(), 1)
 
 
 def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Image.Image:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from product_classificator.embeddings.products import EncodedProducts, Vectors
+from product_classificator.embeddings.products import THUMBNAIL_BYTES, EncodedProducts
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError
 from product_classificator.files import replacing, write_text
@@ -101,10 +101,11 @@ class EmbeddingStore:
             {
                 "id": pa.array(ids, pa.string()),
                 "digest": pa.array(digests, pa.binary(16)),
-                "image": _to_arrow(products.image),
-                "text": _to_arrow(products.text),
+                "image": _to_arrow(products.image.astype(np.float16)),
+                "text": _to_arrow(products.text.astype(np.float16)),
                 "image_status": pa.array(products.image_status, pa.string()).dictionary_encode(),
                 "text_status": pa.array(products.text_status, pa.string()).dictionary_encode(),
+                "thumbnail": _to_arrow(products.thumbnails),
             }
         )
         path = self.folder / "parts" / f"{len(self._shards):06d}-{uuid4().hex[:12]}.parquet"
@@ -131,6 +132,7 @@ class EmbeddingStore:
         image = np.zeros((n, self._dims[0]), dtype=np.float16)
         text = np.zeros((n, self._dims[1]), dtype=np.float16)
         image_status, text_status = np.empty(n, dtype=object), np.empty(n, dtype=object)
+        thumbnails = np.zeros((n, THUMBNAIL_BYTES), np.uint8)
         cached, self._last_read = self._last_read, {}
         for number in np.unique(shard_of).tolist():
             shard = cached.pop(number, None) or self._products(self._read_table(self._shards[number]))
@@ -139,7 +141,8 @@ class EmbeddingStore:
             products = shard.take(row_of[rows])
             image[rows], text[rows] = products.image, products.text
             image_status[rows], text_status[rows] = products.image_status, products.text_status
-        return EncodedProducts(image, text, image_status, text_status)
+            thumbnails[rows] = products.thumbnails
+        return EncodedProducts(image, text, image_status, text_status, thumbnails)
 
     def scan(self) -> Iterator[Embeddings]:
         """Yield all products shard by shard, in flat memory; a product that changed comes once per content.
@@ -163,6 +166,7 @@ class EmbeddingStore:
             _to_matrix(table["text"], self._dims[1]),
             strings(table["image_status"].to_pylist()),
             strings(table["text_status"].to_pylist()),
+            _to_matrix(table["thumbnail"], THUMBNAIL_BYTES),
         )
 
 
@@ -190,11 +194,11 @@ def read_store_facts(folder: Path) -> dict[str, object]:
     return facts
 
 
-def _to_arrow(matrix: Vectors) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(np.float16).ravel()), matrix.shape[1])
+def _to_arrow(matrix: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
 
 
-def _to_matrix(column: pa.ChunkedArray, dim: int) -> Vectors:
+def _to_matrix(column: pa.ChunkedArray, dim: int) -> np.ndarray:
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in column.chunks]
     return np.concatenate(chunks) if chunks else np.empty((0, dim), dtype=np.float16)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, LoadedProduct, load_product
+from product_classificator.embeddings.products import THUMBNAIL_BYTES, thumbnail
 from product_classificator.encoders import Encoder, cores
 from product_classificator.encoders.clip import clip_towers, token_windows
 from product_classificator.encoders.preprocessing import Ids, Inputs
@@ -96,7 +97,7 @@ class Activations:
 
     Attributes:
         n_cached: products whose states are on disk; those of the others are recomputed.
-        image_keys: (n,) uint64, equal for images of the same bytes, 0 without an image.
+        thumbnails: (n, 192) uint8, to recognise the same photo; all 0 without an image.
         image_status: (n,) "ok", or why there is no image; likewise `text_status`.
         has_image: (n,) whether a product has a readable image; likewise `has_text`.
     """
@@ -164,14 +165,16 @@ class Activations:
         for products in self._catalog.batches(CHUNK_PRODUCTS):
             if products.first_row in missing:
                 loaded = self._compute(products)
-                write_text(missing[products.first_row], json.dumps([(i.image_key, i.image_status) for i in loaded]))
+                pixels = (thumbnail(i.image).tobytes() if i.image else bytes(THUMBNAIL_BYTES) for i in loaded)
+                images = [(data.hex(), i.image_status) for data, i in zip(pixels, loaded, strict=True)]
+                write_text(missing[products.first_row], json.dumps(images))
                 on_products(len(products))
         distributed.wait()
         images = [image for path in markers.values() for image in json.loads(path.read_text(encoding="utf-8"))]
         self.image_status = strings([status for _, status in images])
         self.has_image = self.image_status == "ok"
-        # A broken image says nothing of its product: those that share one are no near-duplicates.
-        self.image_keys = np.array([key for key, _ in images], dtype=np.uint64) * self.has_image
+        pixels = b"".join(bytes.fromhex(pixels) for pixels, _ in images)
+        self.thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
     def _compute(self, products: Products) -> list[LoadedProduct]:
         """Write the states of a chunk, as far as they are cached, and return its images."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import near_duplicate_groups
 from product_classificator.embeddings.embed import EmbeddedCatalog
 from product_classificator.embeddings.products import row_status
 from product_classificator.embeddings.store import own_store
@@ -32,6 +31,7 @@ from product_classificator.finetuning.distributed import Distributed
 from product_classificator.finetuning.loop import FinetuneCallbacks, FinetuneLoop
 from product_classificator.runs import Run
 from product_classificator.training import FittedHeads
+from product_classificator.training.near_duplicates import near_duplicate_groups
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.train import (
     SplitCatalog,
@@ -154,7 +154,7 @@ def _without_vectors(catalog: Catalog, activations: Activations, encoder: Encode
     empty = np.zeros((len(catalog), 0), dtype=np.float32)
     embeddings = Embeddings(catalog.ids, empty, empty, activations.has_image, activations.has_text, encoder.fingerprint)
     status = row_status(activations.image_status, activations.text_status)
-    return EmbeddedCatalog(embeddings=embeddings, image_keys=activations.image_keys, status=status)
+    return EmbeddedCatalog(embeddings=embeddings, thumbnails=activations.thumbnails, status=status)
 
 
 def _pairs(activations: Activations, split: SplitCatalog) -> Pairs:
@@ -165,7 +165,7 @@ def _pairs(activations: Activations, split: SplitCatalog) -> Pairs:
             "fine-tuning needs products with an image and a text, at least two each in the train and valid splits, "
             f"found {len(train)} and {len(valid)}: add images and texts"
         )
-    return Pairs(activations, train, valid, near_duplicate_groups(split.keys.values()))
+    return Pairs(activations, train, valid, near_duplicate_groups(split.signatures))
 
 
 def _identity(loop: FinetuneLoop) -> str:

@@ -14,14 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from product_classificator.catalog.catalog import Catalog, Texts
-from product_classificator.catalog.split import (
-    Keys,
-    near_duplicate_groups,
-    near_duplicate_keys,
-    save_split,
-    split_products,
-    text_keys,
-)
+from product_classificator.catalog.split import save_split, split_products
 from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, count_statuses, embed
 from product_classificator.embeddings.store import EmbeddingStore, own_store
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
@@ -33,6 +26,7 @@ from product_classificator.heads.manifest import check_target
 from product_classificator.runs import Run
 from product_classificator.training.epochs import EpochFacts
 from product_classificator.training.fit import FittedHeads, fit_heads
+from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.targets import LabelledProducts
 from product_classificator.training.taxonomy import read_taxonomy
@@ -159,7 +153,7 @@ class SplitCatalog:
     """A catalog in memory, split into train, valid and test.
 
     Attributes:
-        keys: kind of key -> (n,), equal for near-identical products.
+        signatures: what near-duplicates are recognised by.
         set_aside: reason -> number of products in no split.
         row_warnings: issue -> number of products that are used nevertheless.
         hierarchy: given by the user; `None`: it is learned.
@@ -167,7 +161,7 @@ class SplitCatalog:
 
     texts: Texts
     truth: Truth
-    keys: dict[str, Keys]
+    signatures: Signatures
     split: Split
     set_aside: Mapping[str, int]
     row_warnings: Mapping[str, int]
@@ -190,17 +184,17 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSe
             f"training needs at least {len(SPLITS)} usable products, found {is_usable.sum()} among {len(catalog)}; "
             f"set aside: {set_aside}"
         )
-    keys = near_duplicate_keys(text_keys(texts), embedded.image_keys)
+    signatures = Signatures.of(texts, embedded.thumbnails)
     split = split_products(
         catalog.ids,
-        near_duplicate_groups(keys.values()),
+        near_duplicate_groups(signatures),
         truth,
         is_usable,
         shares=(settings.split.valid_share, settings.split.test_share),
         seed=settings.seed,
     )
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
-    return SplitCatalog(texts, truth, keys, split, set_aside, row_warnings, has_title=catalog.columns.has_title)
+    return SplitCatalog(texts, truth, signatures, split, set_aside, row_warnings, has_title=catalog.columns.has_title)
 
 
 def fit_split(
@@ -235,7 +229,7 @@ def evaluate_split(
 def save_run(run: Run, split: SplitCatalog, fitted: FittedHeads, evaluation: Evaluation, facts: RunFacts) -> None:
     """Write everything a training leaves; `run.json` comes last and marks the run as finished."""
     run.mark_unfinished()
-    save_split(split.split, split.keys, run.split)
+    save_split(split.split, split.signatures.columns(), run.split)
     run.save_labels(split.split, split.truth)
     fitted.bundle.save(run.bundle)
     write_report(run.report, evaluation, facts)
@@ -254,7 +248,7 @@ def report_facts(run: Run, settings: TrainSettings, split: SplitCatalog, fitted:
         row_warnings=split.row_warnings,
         left_out_labels=fitted.left_out,
         refines={refinement.child: refinement.parent for refinement in fitted.bundle.hierarchy},
-        grouped_by="the words of their text, or the bytes of their photo",
+        grouped_by="the same photo, or the same long text",
         history=[
             {
                 "epoch": epoch.epoch,

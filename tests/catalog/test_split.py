@@ -1,18 +1,15 @@
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from product_classificator.catalog.split import (
     load_split,
-    near_duplicate_groups,
-    near_duplicate_keys,
     save_split,
     split_products,
     stratify,
-    text_keys,
-    without_placeholders,
 )
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import SPLITS, strings
@@ -20,44 +17,6 @@ from product_classificator.types import SPLITS, strings
 
 def ids(n):
     return strings([str(number) for number in range(n)])
-
-
-def keys(*values):
-    return np.array(values, dtype=np.uint64)
-
-
-def test_texts_that_differ_in_case_and_punctuation_share_a_key():
-    first, second, other, nothing = text_keys(["Чашка, синяя!", "чашка  СИНЯЯ", "чашка", " -- "])
-    assert first == second != other
-    assert nothing == 0
-
-
-@given(st.text())
-def test_keys_of_texts_ignore_case_and_spacing(text):
-    same, spaced = text_keys([text.upper().lower(), f"  {text.upper().lower()} !"])
-    assert same == spaced
-
-
-def test_products_are_grouped_through_chains_of_text_and_image():
-    groups = near_duplicate_groups([keys(1, 1, 2, 0, 0), keys(0, 5, 5, 0, 9)])
-    assert groups[0] == groups[1] == groups[2]
-    assert len(set(groups)) == 3
-
-
-def test_an_image_shared_by_many_products_links_nothing():
-    placeholder = keys(*[7] * 60, *range(100, 1040))
-    assert (without_placeholders(placeholder)[:60] == 0).all()
-    assert (without_placeholders(placeholder)[60:] == placeholder[60:]).all()
-
-
-def test_products_with_the_same_text_and_image_are_linked_even_by_placeholders():
-    texts, images = keys(*[7] * 120, *range(100, 280)), keys(*[0] * 120, *[9] * 180)
-    by_kind = near_duplicate_keys(texts, images)
-    assert not by_kind["text_key"][:120].any()
-    assert not by_kind["image_key"].any()
-    groups = near_duplicate_groups(by_kind.values())
-    assert len(set(groups[:120])) == 1
-    assert len(set(groups[120:])) == 180
 
 
 @settings(max_examples=30, deadline=None)
@@ -79,6 +38,14 @@ def test_a_label_with_ten_products_is_in_every_split():
     assert table.loc["rare", "train"] == 7
     assert table.loc["rare", ["valid", "test"]].min() >= 1
     assert abs(table.loc["common", "test"] - 0.15 * 990) <= 2
+
+
+@pytest.mark.parametrize(("families", "splits"), [(2, {"train", "test"}), (3, set(SPLITS)), (4, set(SPLITS))])
+def test_a_label_of_few_large_groups_is_tested(families, splits):
+    n = 100 * families * 5
+    labels = strings([f"l{row // (families * 5)}" for row in range(n)])
+    names = split_products(ids(n), np.arange(n) // 5, {"x": labels}, np.ones(n, dtype=bool)).names
+    assert all(set(names[labels == label]) == splits for label in set(labels))
 
 
 def test_the_rarest_characteristic_is_stratified_first():
@@ -107,12 +74,12 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another():
     assert (first != other).any()
 
 
-def test_a_split_survives_saving_with_its_keys(tmp_path):
+def test_a_split_survives_saving_with_its_further_columns(tmp_path):
     split = split_products(ids(30), np.arange(30), {}, np.ones(30, dtype=bool))
-    save_split(split, {"text_key": np.arange(30, dtype=np.uint64)}, tmp_path / "split.parquet")
-    loaded, keys_of = load_split(tmp_path / "split.parquet")
+    save_split(split, {"text_key": pa.array(range(30))}, tmp_path / "split.parquet")
+    loaded, table = load_split(tmp_path / "split.parquet")
     assert (loaded.names == split.names).all()
-    assert (keys_of["text_key"] == np.arange(30)).all()
+    assert table["text_key"].to_pylist() == list(range(30))
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused():

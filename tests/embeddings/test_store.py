@@ -21,13 +21,16 @@ def test_a_store_is_read_in_any_order(tmp_path, monkeypatch):
     every = strings(["ok"] * 4)
     for rows in np.arange(12).reshape(3, 4):
         shard_digests = [digests[row] for row in rows]
-        store.append(["1"] * 4, shard_digests, EncodedProducts(vectors[rows, :4], vectors[rows, 4:], every, every))
+        pixels = np.repeat(rows.astype(np.uint8)[:, None], 192, axis=1)
+        products = EncodedProducts(vectors[rows, :4], vectors[rows, 4:], every, every, pixels)
+        store.append(["1"] * 4, shard_digests, products)
     read = Mock(side_effect=pq.read_table)
     monkeypatch.setattr("product_classificator.embeddings.store.pq.read_table", read)
     order = np.random.default_rng(0).permutation(12)
     for rows in (order, order[::-1], *order.reshape(4, 3)):
         found = store.read([digests[row] for row in rows])
         assert np.array_equal(np.concatenate([found.image, found.text], 1), vectors[rows])
+        assert (found.thumbnails == rows[:, None]).all()
         if len(rows) == 12:
             assert read.call_count == 3  # shards of the last read are not read again
 
@@ -83,7 +86,8 @@ def test_products_that_were_never_embedded_cannot_be_read(tmp_path):
 def test_a_shard_that_is_damaged_while_in_use_is_named(tmp_path):
     store = EmbeddingStore(tmp_path / "s", TinyEncoder())
     ok = strings(["ok"])
-    store.append(["1"], [b"x" * 16], EncodedProducts(np.ones((1, 4)), np.ones((1, 16)), ok, ok))
+    no_image = np.zeros((1, 192), np.uint8)
+    store.append(["1"], [b"x" * 16], EncodedProducts(np.ones((1, 4)), np.ones((1, 16)), ok, ok, no_image))
     next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"is damaged .*delete it and run again"):
         store.read([b"x" * 16])

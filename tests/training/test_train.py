@@ -22,8 +22,8 @@ def test_a_training_leaves_a_whole_run(tiny_training):
     assert (run.report / "report.md").is_file()
     assert list((run.report / "plots").glob("*.png"))
     assert set(HeadBundle.load(run.bundle).labels) == {"kind", "colour"}
-    split, keys = load_split(run.split)
-    assert set(keys) == {"text_key", "image_key", "both_key"}
+    split, table = load_split(run.split)
+    assert table.column_names == ["id", "part", "text_key", "n_words", "thumbnail"]
     assert len(split.rows("test")) == tiny_training.evaluation.products
 
 

@@ -1,0 +1,159 @@
+"""Group products that are near-duplicates: the same photo, or the same text where the text identifies a product.
+
+- The same photo: thumbnails of 8 x 8 pixels that differ by at most `MAX_DIFFERENCE`, so also re-encoded or resized.
+- The same words in the same order: at least `LONG_WORDS` of them; or at least `SHORT_WORDS` where one of the products
+  with that text has no photo to compare.
+- A text shared by more than `MAX_SHARED` products with different photos, or a photo shared by more than that many
+  products with different texts, is generic ("dress", "no photo yet") and identifies none. A missing photo or text
+  differs from every other.
+
+What the rule finds in real catalogs stands in `docs/design/decisions.md`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+
+from product_classificator.embeddings.products import THUMBNAIL_BYTES, Thumbnails
+from product_classificator.text import words_of
+from product_classificator.types import Bools, Rows
+
+MAX_DIFFERENCE = 2.0
+"""Root mean square over the pixels of two thumbnails, in levels of 255."""
+LONG_WORDS, SHORT_WORDS, MAX_SHARED = 8, 3, 10
+
+Keys = npt.NDArray[np.uint64]
+"""(n,) numbers that are equal for near-duplicates; 0 where there is nothing to compare."""
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """What near-duplicates are recognised by; a run keeps it of the products that it was trained on.
+
+    Attributes:
+        text: (n,) uint64, equal for texts with the same words in the same order; 0 without words.
+        n_words: (n,) number of words.
+        thumbnails: (n, 192) uint8; all 0 without an image.
+    """
+
+    text: Keys
+    n_words: Rows
+    thumbnails: Thumbnails
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @classmethod
+    def of(cls, texts: Iterable[str], thumbnails: Thumbnails) -> "Signatures":
+        """Return the signatures of n products with these raw texts."""
+        words = [words_of(text) for text in texts]
+        digests = (blake2b(" ".join(w).encode(), digest_size=8).digest() if w else bytes(8) for w in words)
+        text = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+        return cls(text, np.array([len(w) for w in words], dtype=np.int64), thumbnails)
+
+    def __add__(self, other: "Signatures") -> "Signatures":
+        return Signatures(
+            np.concatenate([self.text, other.text]),
+            np.concatenate([self.n_words, other.n_words]),
+            np.concatenate([self.thumbnails, other.thumbnails]),
+        )
+
+    def take(self, rows: Rows | Bools) -> "Signatures":
+        """Return those of `rows`."""
+        return Signatures(self.text[rows], self.n_words[rows], self.thumbnails[rows])
+
+    def columns(self) -> dict[str, pa.Array]:
+        """Return the signatures as columns of a table; `from_table` reads them."""
+        pixels = pa.array(self.thumbnails.ravel())
+        return {
+            "text_key": pa.array(self.text),
+            "n_words": pa.array(self.n_words),
+            "thumbnail": pa.FixedSizeListArray.from_arrays(pixels, THUMBNAIL_BYTES),
+        }
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Signatures":
+        """Read the columns of a table; a `KeyError` names a missing one."""
+        pixels = [chunk.flatten().to_numpy() for chunk in table["thumbnail"].chunks]
+        thumbnails = np.concatenate([np.empty(0, np.uint8), *pixels]).reshape(-1, THUMBNAIL_BYTES)
+        return cls(table["text_key"].to_numpy(), table["n_words"].to_numpy(), thumbnails)
+
+
+def near_duplicate_groups(signatures: Signatures, *, across_photos: bool = True) -> Rows:
+    """Return the (n,) group of each product: near-duplicates share a group, directly or in a chain.
+
+    Without `across_photos`, a text alone is not enough if all have photos: families share it across colours.
+    """
+    photo, long_text, text_without_photo = near_duplicate_keys(signatures)
+    keys = [photo, text_without_photo, *([long_text] if across_photos else [])]
+    return _components(len(signatures), [_links(column) for column in keys])
+
+
+def is_near_duplicate(products: Signatures, of: Signatures) -> Bools:
+    """Return (n,) which products are near-duplicates of any of others; what is generic is decided on both together."""
+    n, matches = len(products), np.zeros(len(products), dtype=bool)
+    for keys in near_duplicate_keys(products + of):
+        others = keys[n:]
+        matches |= np.isin(keys[:n], others[others != 0])
+    return matches
+
+
+def near_duplicate_keys(signatures: Signatures) -> tuple[Keys, Keys, Keys]:
+    """Return the keys that link near-duplicates: of photos, of long texts, of texts without a photo.
+
+    Any one that is equal and not 0 is enough.
+    """
+    text, n_words, photo = signatures.text, signatures.n_words, photo_keys(signatures.thumbnails)
+    photo = np.where(_is_generic(photo, text), 0, photo).astype(np.uint64)
+    text = np.where(_is_generic(text, photo), 0, text).astype(np.uint64)
+    lacks_photo = np.isin(text, text[photo == 0])
+    return photo, text * (n_words >= LONG_WORDS), text * (lacks_photo & (n_words >= SHORT_WORDS))
+
+
+def photo_keys(thumbnails: Thumbnails) -> Keys:
+    """Return equal keys for the same photo, also re-encoded or resized; 0 without one.
+
+    Candidates are found by a k-d tree of thumbnails averaged to 4 x 4 pixels. By Jensen's inequality averaging cannot
+    enlarge the root mean square, so none is missed.
+    """
+    rows = np.flatnonzero(thumbnails.any(1))
+    different, inverse = np.unique(thumbnails[rows], axis=0, return_inverse=True)
+    coarse = different.reshape(-1, 4, 2, 4, 2, 3).mean((2, 4), dtype=np.float32).reshape(-1, 48)
+    pairs = KDTree(coarse).query_pairs(MAX_DIFFERENCE * 48**0.5, output_type="ndarray") if len(rows) else coarse
+    links = [np.empty((0, 2), dtype=np.int64)]
+    for start in range(0, len(pairs), 65_536):
+        left, right = pairs[start : start + 65_536].T
+        squares = (different[left].astype(np.int32) - different[right]) ** 2
+        links.append(pairs[start : start + 65_536][squares.mean(1) <= MAX_DIFFERENCE**2])
+    keys = np.zeros(len(thumbnails), dtype=np.uint64)
+    keys[rows] = _components(len(different), [np.concatenate(links).T])[inverse.ravel()] + 1
+    return keys
+
+
+def _is_generic(keys: Keys, partners: Keys) -> Bools:
+    """Return (n,) which keys occur with more than `MAX_SHARED` different partners; a partner 0 differs from all."""
+    has_partner = partners != 0
+    pairs = np.unique(np.stack([keys, partners])[:, has_partner], axis=1)
+    values, counts = np.unique(np.concatenate([pairs[0], keys[~has_partner]]), return_counts=True)
+    return np.isin(keys, values[counts > MAX_SHARED])
+
+
+def _links(keys: Keys) -> npt.NDArray[np.int64]:
+    """Return (2, m) rows: each product with a key, and the first product with the same key."""
+    rows = np.flatnonzero(keys)
+    _, first, inverse = np.unique(keys[rows], return_index=True, return_inverse=True)
+    return np.stack([rows, rows[first][inverse]])
+
+
+def _components(n: int, links: Sequence[npt.NDArray[np.int64]]) -> Rows:
+    left, right = np.concatenate(links, axis=1)
+    graph = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(n, n))
+    groups: Rows = connected_components(graph, directed=False)[1].astype(np.int64)
+    return groups
