@@ -1,6 +1,7 @@
 from .catalog import open_images as open_images
 from .catalog import read_catalog as read_catalog
 from .classificator import Classificator as Classificator
+from .classificator.opening import pretrained_heads as pretrained_heads
 from .demo import make_marketplace as make_marketplace
 from .embeddings.embed import embed as embed
 from .embeddings.store import EmbeddingStore as EmbeddingStore
@@ -10,7 +11,6 @@ from .encoders.ruclip import load as load
 from .evaluation import evaluate as evaluate
 from .export import export_classificator as export_classificator
 from .heads import HeadBundle as HeadBundle
-from .opening import pretrained_heads as pretrained_heads
 from .trainer import Trainer as Trainer
 from .training import HeadSettings as HeadSettings
 from .training import fit_heads as fit_heads

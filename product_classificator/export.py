@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.classificator import Classificator
+from product_classificator.classificator.opening import ENCODER, EXPORT, EXPORT_FORMAT, REQUIREMENTS, ExportFacts
 from product_classificator.encoders.onnx import export_encoder
 from product_classificator.errors import ArtifactError, culprits
-from product_classificator.files import replacing_folder, sha256_of, write_text
-from product_classificator.opening import ENCODER, EXPORT, EXPORT_FORMAT, REQUIREMENTS, ExportFacts
+from product_classificator.files import LEFT_BY_DESKTOPS, replacing_folder, sha256_of, write_text
 
 _MAX_DIFFERENCE = 1e-3  # rounding of large logits at a low temperature reached 1.3e-4
 _PACKAGES = ("lazy-loader", "numpy", "onnxruntime", "pillow", "pydantic", "safetensors")
@@ -37,7 +37,8 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Cl
         MissingExtraError: the ONNX exporter is not installed (CLIP-like encoders: extra `onnx-export`).
     """
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and {path.name for path in folder.iterdir()} - _FILES):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or names - _FILES - LEFT_BY_DESKTOPS:
         raise ArtifactError(f"an export needs a folder of its own, but {folder} holds other files: name another")
     bundle = classificator.bundle
     with replacing_folder(folder) as new:

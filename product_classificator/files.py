@@ -4,6 +4,7 @@ A process killed while it exchanges folders leaves the old one as `.<name>.<digi
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from product_classificator.errors import ArtifactError
+
 logger = logging.getLogger(__name__)
+
+LEFT_BY_DESKTOPS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Files that file managers put into any folder; they are no reason to refuse one."""
 
 
 def cache_home() -> Path:
@@ -74,6 +80,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def read_checked_format(path: Path, number: int, way_out: str) -> bytes:
+    """Return the bytes of a JSON file; whether they are JSON, and the right fields, is left to the caller.
+
+    Raises:
+        ArtifactError: its "format" is another number, so that other fields are to be expected.
+    """
+    content = path.read_bytes()
+    found: object = None
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        found = json.loads(content)["format"]
+    if isinstance(found, int) and found != number:
+        raise ArtifactError(f"{path.parent} has format {found}, this version reads {number}: {way_out}")
+    return content
 
 
 def cached_file(name: str, write: Callable[[Path], object]) -> Path | None:

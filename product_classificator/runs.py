@@ -6,16 +6,17 @@ products), `embeddings/` (the store, unless another was named; `embeddings-<fing
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError
-from product_classificator.files import replacing, write_text
+from product_classificator.files import read_checked_format, replacing, write_text
 from product_classificator.types import Split, Truth
 
 _FORMAT = 1
@@ -134,32 +135,26 @@ class Run:
             ArtifactError: the folder is not a run, is unfinished, or has another format.
         """
         folder = Path(folder)
-        facts = _read_facts(folder)
+        path, root = folder / "run.json", folder.resolve()
+        if not path.is_file():
+            raise ArtifactError(f"{folder} is not a finished run (no run.json): {_why_not(folder)}")
+        content = read_checked_format(path, _FORMAT, "train again")
         try:
-            if facts["format"] != _FORMAT:
-                raise ArtifactError(f"{folder} has run format {facts['format']}, this version reads {_FORMAT}")
-            columns: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in facts["columns"].items()
-            }
-            store = folder.resolve() / facts["store"]
-            if Path(facts["store"]).is_absolute() and not store.exists():  # the run has moved, its store has not
-                store = folder.resolve() / "embeddings"
-            encoder = facts["encoder"].replace(_RUN_FOLDER, str(folder.resolve()), 1)
-            return cls(folder, encoder, Columns(**columns), facts["channels"], store, facts["settings"], facts["facts"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{folder / 'run.json'} lacks or breaks {error}: train again") from error
+            run = _FIELDS.validate_python({**json.loads(content), "folder": folder})
+        except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+            raise ArtifactError(f"{path} is damaged ({error}): train again") from error
+        store = root / run.store
+        if run.store.is_absolute() and not store.exists():  # the run has moved, its store has not
+            store = root / "embeddings"
+        return replace(run, store=store, encoder=run.encoder.replace(_RUN_FOLDER, str(root), 1))
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
-    try:
-        facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        reason = "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"
-        if (folder / "manifest.json").is_file():
-            reason = "it holds heads alone: use them in Python, Classificator(heads_ver=...)"
-        raise ArtifactError(f"{folder} is not a finished run (no run.json): {reason}") from error
-    except NotADirectoryError as error:
-        raise ArtifactError(f"{folder} is a file, not the folder of a run: name the run first") from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / 'run.json'} is damaged ({error}): train again") from error
-    return facts
+_FIELDS = TypeAdapter(Run)
+
+
+def _why_not(folder: Path) -> str:
+    if (folder / "manifest.json").is_file():
+        return "it holds heads alone: use them in Python, Classificator(heads_ver=...)"
+    if folder.is_file():
+        return "it is a file, not the folder of a run: name the run first"
+    return "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"

@@ -180,6 +180,14 @@ def test_an_export_replaces_an_older_one_and_nothing_else(lite, tmp_path):
         export_classificator(lite, tmp_path / "exported")
 
 
+def test_files_that_desktops_leave_in_an_export_do_no_harm(lite, folder):
+    for name in (".DS_Store", "Thumbs.db", "encoder/desktop.ini"):
+        (folder / name).touch()
+    assert Classificator(heads_ver=folder).bundle.digest == lite.bundle.digest
+    export_classificator(lite, folder)
+    assert not (folder / "Thumbs.db").exists()
+
+
 def test_an_export_that_answers_differently_is_not_kept(lite, tmp_path, monkeypatch):
     original = Classificator.from_parts(lite.encoder, lite.bundle)
 
@@ -236,7 +244,7 @@ def test_files_that_export_json_does_not_list_or_that_lie_elsewhere_are_refused(
 
 def test_an_export_json_that_is_newer_or_damaged_is_refused(folder):
     change(folder, format=99)
-    with pytest.raises(ArtifactError, match="has export format 99, this version reads 1: export again"):
+    with pytest.raises(ArtifactError, match=r"exported has format 99, this version reads 1: export again"):
         Classificator(heads_ver=folder)
     for damage in ({"format": 1, "channels": "cmyk"}, {"channels": "rgb", "sha256": 3}, {"sha256": {}, "more": 1}):
         change(folder, **damage)
@@ -253,7 +261,7 @@ def test_an_encoder_that_the_heads_were_not_trained_on_is_refused(folder):
     (folder / "encoder/encoder.json").write_text(json.dumps({**facts, **towers}))
     digests = json.loads((folder / "export.json").read_text())["sha256"]
     change(folder, sha256={**digests, "encoder/encoder.json": sha256_of(folder / "encoder/encoder.json")})
-    with pytest.raises(ArtifactError, match=r"heads fit one encoder: .* got lite \(another\)"):
+    with pytest.raises(ArtifactError, match=r"heads fit one encoder: .* got 'lite' \(another"):
         Classificator(heads_ver=folder)
 
 

@@ -31,9 +31,7 @@ FLOORS = {
     "embeddings": 3,
     "runs": 3,
     "training": 4,
-    "opening": 4,
-    "neighbors": 4,
-    "classificator": 5,
+    "classificator": 4,
     "finetuning": 5,
     "published": 5,
     "audit": 6,
@@ -191,7 +189,7 @@ def test_answering_needs_nothing_of_fitting(tmp_path):
     """The wall: modules that answer with lite or an export, and bulk prediction, without FITTING installed."""
     table = tmp_path / "table.csv"
     table.write_text("nm,title\n1,Чашка\n2,Ваза\n", encoding="utf-8")
-    answering = ("catalog", "embeddings", "encoders", "heads", "runs", "opening", "neighbors", "classificator")
+    answering = ("catalog", "embeddings", "encoders", "heads", "runs", "classificator")
     modules = [module for module in PATHS if room_of(module) in answering and not needs_torch(module)]
     code = f"""
 import importlib, sys

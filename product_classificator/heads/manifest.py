@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 from product_classificator.errors import ArtifactError, culprits
-from product_classificator.files import sha256_of
+from product_classificator.files import LEFT_BY_DESKTOPS, read_checked_format, sha256_of
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.calibration import Characteristic
 from product_classificator.heads.hierarchy import Hierarchy
@@ -30,7 +30,6 @@ MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "vocabulary.idf"
 _CENTRES = ("novelty.image", "novelty.text")
-_LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 class Manifest(BaseModel):
@@ -108,7 +107,7 @@ def weights_of(network: Network, novelty: NoveltyDetector | None) -> dict[str, F
 def check_target(folder: Path) -> None:
     """Raise `ArtifactError` if saving a bundle there would replace anything but a bundle."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    others = [folder.name] if folder.is_file() else sorted(names - NAMES - _LEFT_BY_DESKTOPS)
+    others = [folder.name] if folder.is_file() else sorted(names - NAMES - LEFT_BY_DESKTOPS)
     if others:
         raise ArtifactError(
             f"a bundle is saved as a folder of its own, but {folder} holds other things: {culprits(others)}"
@@ -119,13 +118,11 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
+    content = read_checked_format(path, FORMAT, "fit the heads again")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(content)
     except ValueError as error:  # pydantic's ValidationError is one
         raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
-    if manifest.format != FORMAT:
-        raise ArtifactError(f"{folder} has format {manifest.format}, this version reads {FORMAT}: fit the heads again")
-    return manifest
 
 
 def _read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:

@@ -144,7 +144,7 @@ def test_a_missing_file_is_refused(saved: Path) -> None:
 
 
 def test_another_format_is_refused(saved: Path) -> None:
-    change_manifest(saved, format=2)
+    change_manifest(saved, format=2, a_field_of_that_format=1)
     with pytest.raises(ArtifactError, match=r"has format 2, this version reads 1: fit the heads again"):
         HeadBundle.load(saved)
 

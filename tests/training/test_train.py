@@ -176,9 +176,9 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "has run format 9, this version reads 1"),
-        ({"columns": None}, "lacks or breaks"),
-        ({"encoder": None}, "lacks or breaks"),
+        ({"format": 9}, "has format 9, this version reads 1: train again"),
+        ({"columns": None}, r"(?s)run.json is damaged .*columns"),
+        ({"encoder": None}, r"(?s)run.json is damaged .*encoder"),
         (None, "is damaged"),
     ],
 )

@@ -1,17 +1,16 @@
 """Open the heads that a path or a name stands for: a run, a bundle, an export, or imported heads."""
 
-import json
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from product_classificator.catalog.photo import Channels
 from product_classificator.encoders import Encoder, EncoderSpec
 from product_classificator.encoders.base import is_exported
 from product_classificator.errors import ArtifactError, culprits
-from product_classificator.files import cache_home, sha256_of
+from product_classificator.files import LEFT_BY_DESKTOPS, cache_home, read_checked_format, sha256_of
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 
@@ -27,7 +26,7 @@ class OpenedHeads:
     """Heads, the name or folder of their encoder ("": unknown), the colours of image files, and the run, if any."""
 
     bundle: HeadBundle
-    encoder: str
+    encoder: str = ""
     channels: Channels = "rgb"
     run: Run | None = None
 
@@ -80,45 +79,33 @@ def encoder_name(model_name: str | None, trained_on: str) -> str:
         if not trained_on:
             raise ArtifactError("these heads do not name the encoder they were trained on: give model_name")
         return trained_on
-    if is_exported(Path(model_name)):
-        return model_name
     spec = EncoderSpec.parse(model_name)
-    has_options = str(spec) != spec.base
-    return model_name if has_options or not trained_on else str(replace(EncoderSpec.parse(trained_on), base=spec.base))
+    takes_options = trained_on and str(spec) == spec.base and not is_exported(Path(model_name))
+    return str(replace(EncoderSpec.parse(trained_on), base=spec.base)) if takes_options else model_name
 
 
 def bind_heads(bundle: HeadBundle, encoder: Encoder) -> HeadBundle:
-    """Return heads that fit an encoder; those that were made for any of its name are bound to this one.
+    """Return heads bound to an encoder, which heads that know no fingerprint recognise by its name without folders.
 
     Raises:
         ArtifactError: the heads were trained on another encoder.
     """
-    if not bundle.encoder_fingerprint:
-        spec = EncoderSpec.parse(encoder.name)
-        name = str(spec if spec.base.startswith("hf:") else replace(spec, base=Path(spec.base).name))
-        return bundle.bound_to(name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
-    if bundle.encoder_fingerprint != encoder.fingerprint:
-        raise ArtifactError(
-            f"heads fit one encoder: these were trained on {bundle.encoder_name} ({bundle.encoder_fingerprint}), "
-            f"got {encoder.name} ({encoder.fingerprint}); load the encoder they were trained on, or train again"
-        )
-    return bundle
+    spec = EncoderSpec.parse(encoder.name)
+    base = spec.base if spec.base.startswith("hf:") else Path(spec.base).name
+    name = str(replace(spec, base=base))
+    return bundle.bound_to(name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
 
 
 def _read_export(folder: Path) -> ExportFacts:
     """Read `export.json` and check files and packages against it."""
     path = folder / EXPORT
+    content = read_checked_format(path, EXPORT_FORMAT, "export again")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        number = content.get("format") if isinstance(content, dict) else None
-        if isinstance(number, int) and number != EXPORT_FORMAT:
-            raise ArtifactError(
-                f"{folder} has export format {number}, this version reads {EXPORT_FORMAT}: export again"
-            )
-        facts = ExportFacts.model_validate(content)
-    except (ValueError, ValidationError, RecursionError) as error:
+        facts = ExportFacts.model_validate_json(content)
+    except ValueError as error:
         raise ArtifactError(f"{path} does not describe an export ({error}): export again") from error
-    files = {file.relative_to(folder).as_posix() for file in folder.rglob("[!.]*") if file.is_file()} - {EXPORT}
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("[!.]*") if file.is_file()}
+    files = {name for name in files if Path(name).name not in LEFT_BY_DESKTOPS} - {EXPORT}
     wrong = files ^ set(facts.sha256)
     wrong |= {name for name in files - wrong if sha256_of(folder / name) != facts.sha256[name]}
     if wrong:

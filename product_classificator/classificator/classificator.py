@@ -1,4 +1,4 @@
-"""`Classificator`: texts and images in, characteristics out; a façade over an encoder and a bundle of heads.
+"""`Classificator`: a façade over an encoder and a bundle of heads.
 
 It keeps the interface of product_classificator 0.0.6; CHANGELOG.md lists what it does not keep.
 """
@@ -13,21 +13,15 @@ import numpy as np
 from PIL import Image
 
 from product_classificator.catalog.photo import PhotoError
-from product_classificator.embeddings.products import (
-    ImageInput,
-    ImagesInput,
-    TextsInput,
-    align,
-    encode_products,
-    prepare_image,
-)
+from product_classificator.classificator import opening
+from product_classificator.embeddings import products as inputs
+from product_classificator.embeddings.products import ImageInput, ImagesInput, TextsInput
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.encoders.base import Dtype, is_exported
 from product_classificator.encoders.clip import clip_towers, dtype_of
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
-from product_classificator.opening import PUBLISHED_HEADS, bind_heads, encoder_name, open_heads
 from product_classificator.runs import Run
 from product_classificator.types import Embeddings, Explanation, Predictions
 
@@ -64,30 +58,52 @@ class Classificator:
         device: str = "cpu",
         heads: Sequence[str] | None = None,
         model_name: str | None = None,
-        heads_ver: str | Path = PUBLISHED_HEADS,
+        heads_ver: str | Path = opening.PUBLISHED_HEADS,
         cache_dir: str | Path | None = None,
         *,
         dtype: Dtype = "auto",
     ) -> None:
-        opened = open_heads(heads_ver)
-        name = encoder_name(model_name, opened.encoder)
-        encoder = load_encoder(name, device=device, dtype=dtype, cache_dir=cache_dir)
-        self._set(encoder, opened.bundle, heads, device)
-        self._encoder_source, self._dtype = name, dtype
-        self.channels, self.run = opened.channels, opened.run
+        opened = opening.open_heads(heads_ver)
+        opened = replace(opened, encoder=opening.encoder_name(model_name, opened.encoder))
+        encoder = load_encoder(opened.encoder, device=device, dtype=dtype, cache_dir=cache_dir)
+        self._set(encoder, opened, device, dtype=dtype, cache_dir=cache_dir)
         self.heads_ver = str(heads_ver)
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        if heads is not None:
+            self.heads = []
+            for name in [heads] if isinstance(heads, str) else heads:
+                self.load_head(name)
 
     @classmethod
-    def from_parts(cls, encoder: Encoder, bundle: HeadBundle, *, device: str = "cpu") -> "Classificator":
+    def from_parts(
+        cls,
+        encoder: Encoder,
+        bundle: HeadBundle,
+        *,
+        device: str = "cpu",
+        source: str | None = None,
+        dtype: Dtype = "auto",
+        cache_dir: str | Path | None = None,
+    ) -> "Classificator":
         """Combine heads with an encoder, which computes on `device`.
+
+        `to` loads the encoder again by `source` (`None`: its name), with this `dtype` and `cache_dir`.
 
         Raises:
             ArtifactError: the heads were trained on another encoder.
         """
         self = cls.__new__(cls)
-        self._set(encoder, bundle, None, device)
+        opened = opening.OpenedHeads(bundle, source or encoder.name)
+        self._set(encoder, opened, device, dtype=dtype, cache_dir=cache_dir)
         return self
+
+    def _set(self, encoder: Encoder, opened: opening.OpenedHeads, device: str, **loading: Any) -> None:
+        self.encoder, self.bundle, self.device = encoder, opening.bind_heads(opened.bundle, encoder), device
+        self.channels, self.run, self.heads_ver = opened.channels, opened.run, ""
+        self.cache_dir = Path(loading["cache_dir"]) if loading["cache_dir"] else None
+        self._load_encoder = partial(load_encoder, opened.encoder, **loading)  # for another device
+        self._torch_encoder: Encoder | None = None
+        self.labels = dict(self.bundle.labels)
+        self.heads = list(self.labels)
 
     @classmethod
     def from_run(
@@ -123,6 +139,7 @@ class Classificator:
         """
         if not isinstance(labels, Mapping) or any(isinstance(names, str) for names in labels.values()):
             raise DataError(f"labels are given as {{characteristic: [label, label, ...]}}, got {labels!r}")
+        source = encoder if isinstance(encoder, str) else None
         if isinstance(encoder, str):
             encoder = load_encoder(encoder, device=device)
         templates = [templates] if isinstance(templates, str) else templates
@@ -133,18 +150,7 @@ class Classificator:
             encoder_fingerprint=encoder.fingerprint,
             shares_space=encoder.shares_space,
         )
-        return cls.from_parts(encoder, bundle, device=device)
-
-    def _set(self, encoder: Encoder, bundle: HeadBundle, heads: Sequence[str] | None, device: str) -> None:
-        bundle = bind_heads(bundle, encoder)
-        self.encoder, self.bundle, self.device = encoder, bundle, device
-        self.channels, self.run, self.heads_ver, self.cache_dir = "rgb", None, "", None
-        self._encoder_source, self._dtype = encoder.name, "auto"
-        self._torch_encoder: Encoder | None = None
-        self.labels = dict(bundle.labels)
-        self.heads: list[str] = []
-        for name in [heads] if isinstance(heads, str) else self.labels if heads is None else heads:
-            self.load_head(name)
+        return cls.from_parts(encoder, bundle, device=device, source=source)
 
     def __repr__(self) -> str:
         return (
@@ -218,46 +224,49 @@ class Classificator:
         """
         if errors not in get_args(Errors):
             raise DataError(f"errors must be one of {', '.join(get_args(Errors))}, got {errors!r}")
-        text_list, image_list = align(texts, images)
-        needs = " or ".join(["a photo"] * (self.bundle.image_dim > 0) + ["a text"] * (self.bundle.text_dim > 0))
-        uses_text = texts is not None and self.bundle.text_dim > 0
-        uses_image = images is not None and self.bundle.image_dim > 0
-        if not uses_text and not uses_image:
-            raise DataError(f"for these heads a product needs {needs}, none was given")
-        prepared = self._prepared(image_list, errors) if uses_image else None
-        products = encode_products(self.encoder, len(text_list), text_list if uses_text else None, prepared)
+        text_list, image_list = inputs.align(texts, images)
+        self.check_inputs(has_images=images is not None, has_texts=texts is not None)
+        used_texts = text_list if texts is not None and self.bundle.text_dim else None
+        prepared = self._prepared(image_list, errors) if images is not None and self.bundle.image_dim else None
+        products = inputs.encode_products(self.encoder, len(text_list), used_texts, prepared)
         embeddings = products.embeddings([str(row) for row in range(len(text_list))], self.encoder.fingerprint)
         names = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.bundle.predict(embeddings, text_list, self.heads if names is None else names)
         unusable = np.flatnonzero(~predictions.is_known)
         if errors == "raise" and len(unusable):
-            raise DataError(f"a product needs {needs}: number {unusable[0]} (counted from 0) has none")
+            raise DataError(f"a product needs {self._needs}: number {unusable[0]} (counted from 0) has none")
         status = products.status
         status[unusable] = "set_aside:" + status[unusable]
         predictions = replace(predictions, status=status)
-        if self.run:
-            predictions = replace(predictions, explainer=partial(self._explain, predictions, embeddings))
+        if self.run and self.run.has_training_products:
+            predictions = replace(predictions, explainer=partial(self._explain, self.run, predictions, embeddings))
         if min_precision is None:
             return predictions
         return self.bundle.with_decisions(predictions, embeddings, text_list, min_precision)
+
+    @property
+    def _needs(self) -> str:
+        return " or ".join(["a photo"] * (self.bundle.image_dim > 0) + ["a text"] * (self.bundle.text_dim > 0))
+
+    def check_inputs(self, *, has_images: bool, has_texts: bool) -> None:
+        """Raise `DataError` unless the heads use a part that products have."""
+        if not (has_images and self.bundle.image_dim) and not (has_texts and self.bundle.text_dim):
+            raise DataError(f"for these heads a product needs {self._needs}, none was given")
 
     def _prepared(self, images: Sequence[ImageInput | None], errors: Errors) -> Iterator[Image.Image | str]:
         """Yield each image, prepared, or the reason why there is none."""
         for row, image in enumerate(images):
             try:
-                yield "missing" if image is None else prepare_image(self.encoder, image, self.channels)
+                yield "missing" if image is None else inputs.prepare_image(self.encoder, image, self.channels)
             except PhotoError as error:
                 if errors == "raise":
                     raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
                 yield error.reason
 
-    def _explain(self, predictions: Predictions, embeddings: Embeddings, row: int) -> Mapping[str, Explanation]:
-        explanations = predictions.explain(row)
-        if self.run is None or not self.run.has_training_products:
-            return explanations
-        from product_classificator.neighbors import with_nearest  # imports pyarrow
+    def _explain(self, run: Run, predictions: Predictions, embeddings: Embeddings, row: int) -> dict[str, Explanation]:
+        from product_classificator.classificator.neighbors import with_nearest  # imports pyarrow
 
-        return with_nearest(explanations, embeddings.take(np.array([row])), self.run, self.encoder)
+        return with_nearest(predictions.explain(row), embeddings.take(np.array([row])), run, self.encoder)
 
     def get_products_embeddings(self, texts: TextsInput = None, images: ImagesInput = None) -> Any:
         """Return a torch tensor (n, image_dim + text_dim), float32: image part, then text part, each of unit length.
@@ -266,8 +275,8 @@ class Classificator:
         """
         import torch  # most answers need none
 
-        text_list, image_list = align(texts, images)
-        products = encode_products(self.encoder, len(text_list), text_list, self._prepared(image_list, "raise"))
+        text_list, image_list = inputs.align(texts, images)
+        products = inputs.encode_products(self.encoder, len(text_list), text_list, self._prepared(image_list, "raise"))
         return torch.from_numpy(np.concatenate([products.image, products.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
@@ -283,8 +292,8 @@ class Classificator:
         clip_towers(self.encoder)
         encoder = self.encoder
         if dtype_of(encoder) != "float32":
-            encoder = load_encoder(self._encoder_source, dtype="float32", cache_dir=self.cache_dir)
-        samples = text, prepare_image(encoder, image, self.channels)
+            encoder = self._load_encoder(dtype="float32")
+        samples = text, inputs.prepare_image(encoder, image, self.channels)
         export_encoder(encoder, self._onnx_folder, samples=samples)
 
     @property
@@ -326,9 +335,11 @@ class Classificator:
 
         Raises:
             DataError: there is no such device, or the encoder cannot compute there.
+            ArtifactError: other weights lie where the encoder was loaded from.
         """
         if device != self.device:
-            encoder = load_encoder(self._encoder_source, device=device, dtype=self._dtype, cache_dir=self.cache_dir)
+            encoder = self._load_encoder(device=device)
+            self.bundle = opening.bind_heads(self.bundle, encoder)  # other weights may lie there by now
             was_onnx, self._torch_encoder = self.is_onnx, None
             self.encoder, self.device = encoder, device
             if was_onnx:
