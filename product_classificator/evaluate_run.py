@@ -31,12 +31,14 @@ class RunEvaluation:
     Attributes:
         scored: products that were evaluated.
         seen: products left out because the run was trained on them or on near-duplicates.
-        set_aside: products with neither photo nor text, and repeated ids.
+        seen_by_id_alone: those of them that share nothing but an id with a training product.
+        set_aside: products with neither photo nor text that the heads use, and repeated ids.
     """
 
     evaluation: Evaluation
     scored: int
     seen: int
+    seen_by_id_alone: int
     set_aside: int
 
 
@@ -68,27 +70,33 @@ def evaluate_run(
     names = [name for name in catalog.columns.characteristics if name in bundle.labels]
     if not names:
         raise DataError(f"the table must hold a characteristic of the run, which predicts {', '.join(bundle.labels)}")
+    classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
-    is_seen, is_usable = _seen(run, catalog, embedded), embedded.set_aside() == "ok"
+    products = embedded.embeddings
+    is_read = (products.has_image & bool(bundle.image_dim)) | (products.has_text & bool(bundle.text_dim))
+    is_usable = (embedded.set_aside() == "ok") & is_read
+    has_learned_id, is_alike = _seen(run, catalog, embedded)
+    is_seen = is_usable & (has_learned_id | is_alike)
     rows = np.flatnonzero(is_usable & ~is_seen)
     if not is_usable.any():
         raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")
     if not len(rows):
         raise DataError("a score needs unseen products: the run was trained on every product of the table")
-    embeddings, texts = embedded.embeddings.take(rows), catalog.texts().take(rows)
+    embeddings, texts = products.take(rows), catalog.texts().take(rows)
     predictions = bundle.predict(embeddings, texts, names)
     if bundle.can_decide or min_precision is not None:
         predictions = bundle.with_decisions(predictions, embeddings, texts, min_precision or MIN_PRECISION)
     truth = catalog.truth()
     evaluation = evaluate(predictions, {name: truth[name][rows] for name in names})
-    return RunEvaluation(evaluation, len(rows), int((is_usable & is_seen).sum()), int((~is_usable).sum()))
+    by_id_alone = int((is_seen & ~is_alike).sum())
+    return RunEvaluation(evaluation, len(rows), int(is_seen.sum()), by_id_alone, int((~is_usable).sum()))
 
 
-def _seen(run: Run, catalog: Catalog, embedded: EmbeddedCatalog) -> Bools:
-    """Return (n,) which products the run was trained on, by id or as a near-duplicate."""
+def _seen(run: Run, catalog: Catalog, embedded: EmbeddedCatalog) -> tuple[Bools, Bools]:
+    """Return (n,) which products have the id of a product that the run was trained on, and which are like one."""
     split, columns = load_split(run.split)
     is_learned = np.isin(split.names, ("train", "valid"))
     learned_ids = set(split.ids[is_learned]) - {""}
     has_learned_id = np.array([product_id in learned_ids for product_id in catalog.ids], dtype=bool)
     signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
-    return has_learned_id | is_near_duplicate(signatures, Signatures.from_table(columns).take(is_learned))
+    return has_learned_id, is_near_duplicate(signatures, Signatures.from_table(columns).take(is_learned))

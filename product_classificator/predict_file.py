@@ -118,6 +118,7 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
     sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images else [])]
     if out.resolve() in [source.resolve() for source in sources]:
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
+    classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
     if options.min_precision is not None:
         classificator.bundle.check_can_decide(options.min_precision)
     columns = [catalog.columns.id, "status"]

@@ -61,6 +61,17 @@ def test_the_same_products_with_other_texts_are_still_seen(tiny_training, classi
     assert heldout.scored <= tiny_training.evaluation.products + empty_in_training
 
 
+def test_products_with_the_ids_of_training_products_are_counted(tiny_training, classificator, catalog, tmp_path):
+    learned = next(iter(tiny_training.run.load_labels()["kind"]))
+    new = pd.DataFrame({"nm": [learned, "new"], "description": ["Quite another hat of felt", "A sock knitted"]})
+    new["kind"] = ["hat", "sock"]
+    other = read_catalog(new, text="description", characteristics="kind")
+    heldout = evaluate_run(tiny_training.run, other, classificator=classificator, store=tmp_path / "store")
+    assert (heldout.scored, heldout.seen, heldout.seen_by_id_alone) == (1, 1, 1)
+    on_its_own_table = evaluate_run(tiny_training.run, catalog, classificator=classificator)
+    assert on_its_own_table.seen > on_its_own_table.seen_by_id_alone == 0
+
+
 def test_blank_ids_are_not_taken_for_seen_ones(tiny_training, classificator, tmp_path):
     new = pd.DataFrame({"nm": [None, None, None], "description": ["red hat", "old cup", "odd sock"]})
     new["kind"] = ["hat", "cup", "sock"]

@@ -41,7 +41,6 @@ FLOORS = {
     "published_params": 6,
     "trackers": 6,
     "trainer": 7,
-    "console": 7,
     "cli": 9,
     "__init__": 8,
     "__main__": 10,

@@ -13,8 +13,11 @@ from product_classificator.classificator import Classificator
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.evaluate_run import evaluate_run
 from product_classificator.heads import HeadBundle
 from product_classificator.predict_file import OutputOptions, PredictSummary, _state, predict_to_file
+from product_classificator.training import train_heads
+from tests.conftest import QUICK
 from tests.fakes import SlowTexts, TinyEncoder, jpeg
 
 WARNINGS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
@@ -237,3 +240,20 @@ def test_other_photos_of_a_frame_are_another_input(tmp_path, tiny_training):
         for names in (["a.jpg", "b.jpg"], ["b.jpg", "a.jpg"], ["a.jpg", "b.jpg"])
     }
     assert len(states) == 2
+
+
+def test_a_table_of_which_the_heads_read_nothing_is_refused_before_any_work(shop_files, tmp_path):
+    table, photos = shop_files
+    texts = read_catalog(table, text="description", characteristics=["kind"])
+    training = train_heads(texts, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    encoder = TinyEncoder()
+    classificator = Classificator.from_parts(encoder, training.fitted.bundle)
+    catalog = read_catalog(table, photos, text=[], characteristics=["kind"])
+    for refused in (
+        lambda: predict_to_file(classificator, catalog, tmp_path / "p.csv"),
+        lambda: evaluate_run(training.run, catalog, classificator=classificator),
+    ):
+        with pytest.raises(DataError, match="for these heads a product needs a text, none was given"):
+            refused()
+    assert encoder.image.encoded == 0
+    assert not list(tmp_path.glob("p.*"))

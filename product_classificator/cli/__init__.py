@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 bad data or artefact (a message, no traceback), 2 wrong usage, 130 interrupted.
 """
 
+import io
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ _IMPLEMENTATIONS = {
     options.Embed: "answering.embed",
     options.Export: "artifacts.export",
     options.ImportHeads: "artifacts.import_heads",
-    options.Info: "info.info",
+    options.Info: "artifacts.info",
     options.Demo: "demo.demo",
 }
 """Options of a command -> module and function, imported when the command runs: help imports neither torch nor NumPy."""
@@ -56,6 +57,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Busy-waiting torch threads slow training down when anything else runs: 20 s an epoch instead of 0.6 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):  # consoles and pipes of Windows cannot write every label
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(sys.argv[1:])
     except (ProductClassificatorError, OSError) as error:

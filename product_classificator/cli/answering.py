@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import asdict
 
-from product_classificator import console
 from product_classificator.classificator import Classificator
+from product_classificator.cli import console
 from product_classificator.cli.options import Embed, Predict
 from product_classificator.cli.progress import product_progress
 from product_classificator.cli.tables import open_catalog
@@ -17,7 +17,7 @@ from product_classificator.runs import Run
 
 def predict(options: Predict) -> None:
     """Predict a table and print what was written."""
-    catalog = open_catalog(options.table, options.products, (), run=Run.load(options.run))
+    catalog = open_catalog(options.table, options.products, run=Run.load(options.run))
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, but none are given (--images)", style="yellow")
@@ -38,7 +38,7 @@ def predict(options: Predict) -> None:
 
 def embed(options: Embed) -> None:
     """Embed a table into a store and print what was encoded."""
-    catalog = open_catalog(options.table, options.products, ())
+    catalog = open_catalog(options.table, options.products)
     encoder = load_encoder(options.encoder.name("lite"), device=options.encoder.device, dtype=options.encoder.dtype)
     store = EmbeddingStore(options.out, encoder)
     status: Counter[str] = Counter()

@@ -1,16 +1,21 @@
-"""`export` and `import-heads`: runs and published heads into other folders."""
+"""`export`, `import-heads` and `info`: what becomes of runs and published heads, and what is in a folder."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from product_classificator import console
+import pyarrow.parquet as pq
+
 from product_classificator.classificator import Classificator
-from product_classificator.cli.options import Export, ImportHeads
-from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
-from product_classificator.errors import DataError, nearest
+from product_classificator.cli import console
+from product_classificator.cli.options import Export, ImportHeads, Info
+from product_classificator.embeddings.store import read_store_facts
+from product_classificator.encoders import ENCODERS, OPTIONS, RUCLIP_MODELS, EncoderSpec, load_encoder
+from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.export import export_classificator
 from product_classificator.files import cache_home
+from product_classificator.heads import HeadBundle
 from product_classificator.published.heads import read_published_heads
+from product_classificator.runs import Run
 
 
 def export(options: Export) -> None:
@@ -32,14 +37,12 @@ def export(options: Export) -> None:
 def import_heads(options: ImportHeads) -> None:
     """Convert published heads and print how to load them."""
     spec = replace(EncoderSpec.parse(options.encoder), clean=True)  # published heads were trained on cleaned texts
-    if Path(spec.base).is_dir():
-        encoder = load_encoder(str(spec))
-        bundle = read_published_heads(options.folder, encoder_name=encoder.name)
-        bundle = bundle.bound_to(encoder.name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
-    elif spec.base in RUCLIP_MODELS:
-        bundle = read_published_heads(options.folder, encoder_name=str(spec))
-    else:
+    if spec.base not in RUCLIP_MODELS and not Path(spec.base).is_dir():
         raise DataError(f"published heads need a ruCLIP model or its folder: {nearest(spec.base, RUCLIP_MODELS)}")
+    encoder = load_encoder(str(spec)) if Path(spec.base).is_dir() else None
+    bundle = read_published_heads(options.folder, encoder_name=encoder.name if encoder else str(spec))
+    if encoder is not None:
+        bundle = bundle.bound_to(encoder.name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
     target = options.out or cache_home() / "heads" / options.folder.resolve().name
     bundle.save(target)
     console.print_counts("labels", {name: len(labels) for name, labels in bundle.labels.items()})
@@ -47,3 +50,35 @@ def import_heads(options: ImportHeads) -> None:
         f"{len(bundle.labels)} heads for {bundle.encoder_name} in {target}\n"
         f"next:   Classificator(heads_ver={str(options.out or target.name)!r})"
     )
+
+
+def info(options: Info) -> None:
+    """Describe a run, a store, or the encoders."""
+    folder = Path(options.subject)
+    if options.subject == "encoders":
+        lines = [f"{name}  {description}" for name, description in {**ENCODERS, **OPTIONS}.items()]
+    elif (folder / "run.json").is_file():
+        lines = _describe_run(Run.load(folder))
+    elif (folder / "store.json").is_file():
+        facts, shards = read_store_facts(folder), list((folder / "parts").glob("*.parquet"))
+        products = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        lines = [
+            f"Store {folder}: {products} products in {len(shards)} parts, encoder {facts['encoder']}",
+            f"image {facts['image_dim']}-d, text {facts['text_dim']}-d, fingerprint {facts['fingerprint']}",
+        ]
+    else:
+        raise ArtifactError(f"info describes a run, a store, or the word `encoders`: {folder} is none of them")
+    console.out.print("\n".join(lines), soft_wrap=True)
+
+
+def _describe_run(run: Run) -> list[str]:
+    dtype = f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""
+    lines = [
+        f"Run {run.folder}, made {run.facts['created']} with the encoder {run.encoder}{dtype}",
+        f"id {run.columns.id}; text {', '.join(run.columns.text) or 'none'}; report {run.report}",
+    ]
+    for name, labels in HeadBundle.load(run.bundle).labels.items():
+        shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+        kind = ", multi-label" if name in run.columns.multi_label else ""
+        lines.append(f"  {name} ({len(labels)} labels{kind}): {shown}")
+    return lines

@@ -4,8 +4,8 @@ import json
 import sys
 from dataclasses import asdict
 
-from product_classificator import console
 from product_classificator.classificator import Classificator
+from product_classificator.cli import console
 from product_classificator.cli.options import Classify
 
 
@@ -25,7 +25,8 @@ def classify(options: Classify) -> None:
         if options.explain:
             reasons = {name: asdict(explanation) for name, explanation in explanations.items()}
             values = {"predictions": values, "explanations": reasons}
-        console.out.print(json.dumps(values, ensure_ascii=False, indent=2), soft_wrap=True)
+        is_ascii = console.out.options.ascii_only  # any console can write what is escaped as JSON is
+        console.out.print(json.dumps(values, ensure_ascii=is_ascii, indent=2), soft_wrap=True)
         return
     console.print_products(predictions, top_k=options.top_k)
     if explanations:

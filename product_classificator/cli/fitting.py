@@ -8,13 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from product_classificator import console
 from product_classificator.audit import KIND_TITLES, audit_run
 from product_classificator.catalog import Catalog
 from product_classificator.classificator import Classificator
+from product_classificator.cli import console
 from product_classificator.cli.options import Audit, Evaluate, Train, Tune
 from product_classificator.cli.progress import bars, product_progress
-from product_classificator.cli.tables import names, open_catalog, open_labelled
+from product_classificator.cli.tables import columns_of, names, open_catalog, open_labelled
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
@@ -34,18 +34,10 @@ def train(options: Train) -> None:
     if (options.out / "run.json").exists():
         console.log.print(f"{options.out} already holds a run: it is replaced when the new one is done", style="yellow")
     encoder = load_encoder(settings.encoder, device=chosen.device, dtype=chosen.dtype)
-    with (
-        training_progress(len(catalog)) as callbacks,
-        tracking(options.training.tracker, options.out, asdict(settings)) as logger,
-    ):
-        trained = train_heads(
-            catalog,
-            options.out,
-            settings,
-            encoder=encoder,
-            store=options.store,
-            callbacks=tracked(callbacks, logger),
-        )
+    tracker = tracking(options.training.tracker, options.out, asdict(settings))
+    with training_progress(len(catalog)) as progress, tracker as logger:
+        callbacks = tracked(progress, logger)
+        trained = train_heads(catalog, options.out, settings, encoder=encoder, store=options.store, callbacks=callbacks)
     console.out.print(f"\nTest split of {options.table.name}, seed {settings.seed}")
     print_scores(trained.evaluation)
     for pair in trained.fitted.bundle.hierarchy:
@@ -59,35 +51,26 @@ def tune(options: Tune) -> None:
     """Fine-tune an encoder, print the scores of the best epoch and the next step."""
     distributed = Distributed(options.device)
     console.out.quiet = console.log.quiet = not distributed.is_main
-    settings, catalog = _open(options, options.encoder, guess_text=True)
+    settings, catalog = _open(options, options.encoder)
     encoder = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
     tuning = FinetuneSettings(**asdict(options.finetuning))
-    shown = {**asdict(settings), "finetuning": asdict(tuning)}
-    with (
-        finetune_progress(len(catalog)) as callbacks,
-        tracking(options.training.tracker, options.out, shown) as logger,
-    ):
-        tuned = finetune(
-            catalog,
-            options.out,
-            settings,
-            tuning,
-            encoder=encoder,
-            callbacks=tracked_finetuning(callbacks, logger),
-        )
+    tracker = tracking(options.training.tracker, options.out, {**asdict(settings), "finetuning": asdict(tuning)})
+    with finetune_progress(len(catalog)) as progress, tracker as logger:
+        callbacks = tracked_finetuning(progress, logger)
+        tuned = finetune(catalog, options.out, settings, tuning, encoder=encoder, callbacks=callbacks)
     kept = f"epoch {tuned.best_epoch}" if tuned.best_epoch else "the untuned encoder, since no epoch was better"
     console.out.print(f"\nTest split of {options.table.name}; kept by validation: {kept}", soft_wrap=True)
     print_scores(tuned.evaluation)
     print_next(tuned.run.report / "tuning.md", options)
 
 
-def _open(options: Train | Tune, encoder: str | None, *, guess_text: bool = False) -> tuple[TrainSettings, Catalog]:
-    training = options.training
-    changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
-    settings = read_settings(training.config, changes)
-    characteristics, multi_label = names(training.characteristics), names(training.multi_label)
-    catalog = open_catalog(options.table, options.products, characteristics, multi_label, guess_text=guess_text)
-    return settings, catalog
+def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:
+    training, columns = options.training, columns_of(options.table)
+    settings = read_settings(
+        training.config, {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
+    )
+    labels, multi_label = names(training.characteristics, columns), names(training.multi_label, columns) or []
+    return settings, open_catalog(options.table, options.products, labels, multi_label)
 
 
 def evaluate(options: Evaluate) -> None:
@@ -107,7 +90,8 @@ def evaluate(options: Evaluate) -> None:
         )
     console.log.print(
         f"{heldout.scored} products scored; {heldout.seen} left out because the run was trained on them or on "
-        f"near-identical ones; {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
+        f"near-identical ones ({heldout.seen_by_id_alone} of these share only an id with a training product: other "
+        f"products need other ids); {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
     )
     print_scores(heldout.evaluation)
     if options.json is not None:
@@ -142,7 +126,7 @@ def training_progress(total: int) -> Iterator[Callbacks]:
         )
 
     with product_progress(total) as on_chunk:
-        yield Callbacks(_print_stage, on_chunk, on_epoch)
+        yield Callbacks(print_stage, on_chunk, on_epoch)
 
 
 @contextmanager
@@ -161,12 +145,7 @@ def finetune_progress(total: int) -> Iterator[FinetuneCallbacks]:
     with bars() as progress:
         products = progress.add_task("products", total=total, notes="")
         steps = progress.add_task("steps", total=None, visible=False, notes="")
-        yield FinetuneCallbacks(
-            on_stage=_print_stage,
-            on_products=lambda n: progress.advance(products, n),
-            on_step=on_step,
-            on_epoch=on_epoch,
-        )
+        yield FinetuneCallbacks(print_stage, lambda n: progress.advance(products, n), on_step, on_epoch)
 
 
 def print_scores(evaluation: Evaluation) -> None:
@@ -192,13 +171,14 @@ def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _print_stage(sentence: str) -> None:
+def print_stage(sentence: str) -> None:
+    """Print which stage of the work begins."""
     console.log.print(sentence, style="bold")
 
 
 def print_next(report: Path, options: Train | Tune) -> None:
-    """Print where the report is, and the command that uses the run."""
-    images = options.products.images
-    arguments = [str(options.out), str(options.table), *([] if images is None else ["--images", str(images)])]
+    """Print where the report is, and how the run is used, on products that it has not learned from."""
+    photos = " --images PHOTOS" * (options.products.images is not None)
+    run = shlex.quote(str(options.out))
     console.log.print(f"report: {report}")
-    console.log.print(f"next:   product-classificator predict {shlex.join(arguments)} --out predictions.parquet")
+    console.log.print(f"next:   product-classificator predict {run} TABLE{photos} --out predictions.parquet")

@@ -17,7 +17,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Channels = Literal["rgb", "bgr"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Run = Annotated[Path, doc("Folder of a training run.")]
-Table = Annotated[Path, Parameter(help="Parquet, CSV/TSV or JSON Lines file, or a folder with the Wildberries tables.")]
+Table = Annotated[Path, doc("Parquet, CSV/TSV or JSON Lines file, or a folder with the Wildberries tables.")]
+Store = Annotated[Path | None, doc("Folder of embeddings to reuse and add to.")]
 MinPrecision = Annotated[
     float | None, doc("Target precision: predictions expected to reach it are marked 'auto', the rest 'review'.")
 ]
@@ -27,27 +28,16 @@ _PRODUCTS, _ENCODER, _TRAINING = (Group(name, sort_key=i) for i, name in enumera
 @Parameter(name="*", group=_PRODUCTS)
 @dataclass(frozen=True, kw_only=True)
 class ProductOptions:
-    """How to read a table of products and their photos."""
+    """How to read a table of products and their photos; what is not given is as in the run, if there is one."""
 
     images: Annotated[Path | None, doc("Folder or zip of photos. Default: text only.")] = None
-    text: Annotated[str | None, doc("Text columns, joined by commas, title first. Default: photos only, if any.")] = (
+    text: Annotated[str | None, doc("Text columns, joined by commas, title first. Default: the run's or guessed.")] = (
         None
     )
-    id: Annotated[str | None, doc("Column of product ids. Default: nm, id, sku, ...")] = None
-    photo: Annotated[str | None, doc("Column of photo file names. Default: photos are found by id.")] = None
-    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: rgb.")] = None
+    id: Annotated[str | None, doc("Column of product ids. Default: the run's or guessed.")] = None
+    photo: Annotated[str | None, doc("Column of photo file names; '' for ids. Default: the run's or ids.")] = None
+    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's or rgb.")] = None
     max_pixels: Annotated[Count | None, doc("Skip larger photos. Default: 50 million.")] = None
-
-
-@Parameter(name="*", group=_PRODUCTS)
-@dataclass(frozen=True, kw_only=True)
-class LikeRunOptions(ProductOptions):
-    """How a table differs from that of a run."""
-
-    text: Annotated[str | None, doc("Text columns, joined by commas. Default: as in the run.")] = None
-    id: Annotated[str | None, doc("Column of product ids. Default: as in the run.")] = None
-    photo: Annotated[str | None, doc("Column of photo file names; '' for ids. Default: as in the run.")] = None
-    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: as in the run.")] = None
 
 
 @Parameter(name="*", group=_ENCODER)
@@ -103,62 +93,64 @@ class FinetuneOptions:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train heads on a table of products and report scores on held-out products."""
+class OnProducts:
+    """A table that is learned from."""
 
     table: Table
     _: KW_ONLY
-    out: Annotated[Path, doc("Folder of the run.")]
-    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to. Default: in OUT.")] = None
+    out: Annotated[Path, doc("Folder to write; an interrupted command is resumed there.")]
     products: ProductOptions = ProductOptions()
+
+
+@dataclass(frozen=True)
+class OnRun:
+    """A table that a run is applied to."""
+
+    run: Run
+    table: Table
+    _: KW_ONLY
+    store: Store = None
+    products: ProductOptions = ProductOptions()
+    encoder: RunEncoderOptions = RunEncoderOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(OnProducts):
+    """Train heads on a table of products and report scores on held-out products."""
+
+    store: Store = None
     encoder: EncoderOptions = EncoderOptions()
     training: TrainingOptions = TrainingOptions()
 
 
-@dataclass(frozen=True)
-class Tune:
+@dataclass(frozen=True, kw_only=True)
+class Tune(OnProducts):
     """Fine-tune the last blocks of an encoder, fit heads after every epoch, and keep the best.
 
     To use several GPUs: accelerate launch -m product_classificator tune ...
     """
 
-    table: Table
-    _: KW_ONLY
     encoder: Annotated[str, doc("A CLIP-like encoder; see `info encoders`.")]
-    out: Annotated[Path, doc("Folder of the run; an interrupted one is resumed.")]
     device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
-    products: ProductOptions = ProductOptions()
     training: TrainingOptions = TrainingOptions()
     finetuning: FinetuneOptions = FinetuneOptions()
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(OnRun):
     """Score a run on labelled products, leaving out those it was trained on."""
 
-    run: Run
-    table: Table
-    _: KW_ONLY
     json: Annotated[Path | None, doc("File for the scores.")] = None
     min_precision: MinPrecision = None
-    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to. Default: that of the run.")] = None
-    products: LikeRunOptions = LikeRunOptions()
-    encoder: RunEncoderOptions = RunEncoderOptions()
 
 
-@dataclass(frozen=True)
-class Predict:
+@dataclass(frozen=True, kw_only=True)
+class Predict(OnRun):
     """Predict the characteristics of every product of a table; an interrupted call is resumed."""
 
-    run: Run
-    table: Table
-    _: KW_ONLY
     out: Annotated[Path, doc("File to write: .parquet, .csv or .jsonl.")]
     top_k: Annotated[Count, doc("Labels per characteristic.")] = 1
     min_precision: MinPrecision = None
-    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to.")] = None
-    products: LikeRunOptions = LikeRunOptions()
-    encoder: RunEncoderOptions = RunEncoderOptions()
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ class Classify:
     _: KW_ONLY
     image: Annotated[Path | None, doc("Photo file.")] = None
     text: Annotated[str | None, doc("Text of the product.")] = None
-    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: as in the run.")] = None
+    channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's.")] = None
     top_k: Annotated[Count, doc("Labels per characteristic.")] = 3
     min_precision: MinPrecision = None
     explain: Annotated[bool, doc("Show what drove each prediction.")] = False
@@ -177,27 +169,17 @@ class Classify:
     encoder: RunEncoderOptions = RunEncoderOptions()
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, kw_only=True)
+class Audit(OnRun):
     """List likely wrong labels, contradictions, outliers and broken rows of a table."""
 
-    run: Run
-    table: Table
-    _: KW_ONLY
     out: Annotated[Path, doc("Folder for the findings.")]
-    store: Annotated[Path | None, doc("Folder of embeddings to reuse and add to. Default: that of the run.")] = None
-    products: LikeRunOptions = LikeRunOptions()
-    encoder: RunEncoderOptions = RunEncoderOptions()
 
 
-@dataclass(frozen=True)
-class Embed:
+@dataclass(frozen=True, kw_only=True)
+class Embed(OnProducts):
     """Compute embeddings for training and prediction; an interrupted call is resumed."""
 
-    table: Table
-    _: KW_ONLY
-    out: Annotated[Path, doc("Folder of the embeddings; existing ones are reused.")]
-    products: ProductOptions = ProductOptions()
     encoder: EncoderOptions = EncoderOptions()
 
 
@@ -228,12 +210,10 @@ class Info:
     subject: Annotated[str, doc("Folder of a run or store, or the word `encoders`.")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Generate a synthetic shop, train on it, and classify three of its held-out products."""
 
-    _: KW_ONLY
     out: Annotated[Path, doc("Folder for everything that is made.")] = Path("demo")
-    products: Annotated[int, Parameter(validator=Number(gte=50))] = 1500
-    """Number of products."""
+    products: Annotated[int, Parameter(validator=Number(gte=50), help="Number of products.")] = 1500
     seed: Annotated[int, doc("Random seed.")] = 0

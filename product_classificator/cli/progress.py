@@ -1,4 +1,4 @@
-"""Progress bars over products."""
+"""Progress bars over products, on stderr."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -6,22 +6,15 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from product_classificator import console
+from product_classificator.cli import console
 from product_classificator.embeddings.embed import EmbeddedChunk
 
 
 def bars() -> Progress:
-    """Return empty progress bars on stderr; a task has the field `notes`."""
-    return Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(2 * console.BAR_WIDTH),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[notes]}"),
-        console=console.log,
-    )
+    """Return empty progress bars; a task has the field `notes`."""
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    counts = (TextColumn("  {task.description}"), BarColumn(2 * console.BAR_WIDTH), MofNCompleteColumn())
+    return Progress(*counts, *times, TextColumn("{task.fields[notes]}"), console=console.log)
 
 
 @contextmanager

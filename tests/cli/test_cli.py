@@ -18,11 +18,11 @@ import pandas as pd
 import pytest
 import torch
 
-from product_classificator import Classificator, console, make_marketplace, pretrained_heads
+from product_classificator import Classificator, make_marketplace, pretrained_heads
 from product_classificator.catalog import Columns
-from product_classificator.cli import main
+from product_classificator.cli import console, main
 from product_classificator.cli.fitting import print_next, print_scores
-from product_classificator.cli.options import LikeRunOptions, Train
+from product_classificator.cli.options import ProductOptions, Train
 from product_classificator.cli.tables import names, open_catalog
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
@@ -92,6 +92,7 @@ def test_evaluate_writes_the_scores_of_the_test_split(trained, files):
     assert scores["mean_macro_f1"] == reported["mean_macro_f1"]
     assert {"macro_f1", "accuracy", "n", "unknown_labels"} <= set(scores["characteristics"]["kind"])
     assert "left out because the run was trained on them" in printed.replace("\n", " ")
+    assert "(0 of these share only an id with a training product" in printed.replace("\n", " ")
 
 
 def test_predict_writes_a_file_and_counts_rows_with_warnings(trained, files):
@@ -254,8 +255,46 @@ def test_demo_prints_scores_three_products_and_the_next_step(tmp_path):
 
 
 def test_names_are_split_at_commas():
-    assert names(" a, b ,,") == ["a", "b"]
-    assert names(None) is None
+    assert names(" a, b ,,", ["a"]) == ["a", "b"]
+    assert names("", []) == []
+    assert names(None, []) is None
+
+
+def test_a_column_whose_name_has_a_comma_or_a_blank_wins_over_its_parts():
+    columns = {"Пол, возраст", " kind", "возраст", "a,b,c"}
+    assert names("Пол, возраст", columns) == ["Пол, возраст"]
+    assert names(" kind,a,b,c,Пол, возраст,возраст, x", columns) == [" kind", "a,b,c", "Пол, возраст", "возраст", "x"]
+
+
+def test_a_column_with_a_comma_in_its_name_is_trained_and_evaluated(files, tmp_path):
+    folder, table, _ = files
+    frame = pd.read_parquet(table).rename(columns={"kind": "Пол, возраст", "description": " text"})
+    frame.to_parquet(tmp_path / "t.parquet")
+    arguments = ["--text", " text", "--characteristics", "Пол, возраст,colour", "--config", folder / "settings.toml"]
+    call("train", tmp_path / "t.parquet", *arguments, "--out", tmp_path / "run")
+    assert Run.load(tmp_path / "run").columns.characteristics == ("Пол, возраст", "colour")
+    assert "Пол, возраст" in call("evaluate", tmp_path / "run", tmp_path / "t.parquet")
+
+
+def test_without_the_option_text_columns_of_usual_names_are_read(files, tmp_path):
+    _, table, images = files
+    frame = pd.read_parquet(table)
+    (tmp_path / "table").mkdir()
+    frame.to_parquet(tmp_path / "t.parquet")
+    arguments = ["embed", tmp_path / "t.parquet", "--images", images, "--out"]
+    assert "text description; photos by nm" in call(*arguments, tmp_path / "both").replace("\n", " ")
+    assert "text none (photos only)" in call(*arguments, tmp_path / "photos", "--text", "")
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "ascii", "cp949"])
+def test_any_console_can_write_the_answers(trained, encoding):
+    code = "from product_classificator.cli import main; main()"
+    command = [sys.executable, "-c", code, "classify", str(trained[0]), "--text", "A nice cup 旅 😀"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    shown = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode(encoding)  # noqa: S603
+    assert "##" in shown
+    answer = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True).stdout  # noqa: S603
+    assert json.loads(answer.decode(encoding)).keys() == {"kind", "colour"}
 
 
 def test_brackets_in_labels_and_paths_are_not_markup():
@@ -272,7 +311,7 @@ def test_brackets_in_labels_and_paths_are_not_markup():
     with console.log.capture() as shown:
         print_next(Path("/[new]/report"), Train(Path("/[new]/t.csv"), out=Path("/[/x]/run")))
     assert "report: /[new]/report\n" in shown.get()
-    assert "predict '/[/x]/run' '/[new]/t.csv' --out" in shown.get()
+    assert "predict '/[/x]/run' TABLE --out predictions.parquet" in shown.get()
 
 
 def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
@@ -367,5 +406,5 @@ def test_progress_shows_how_long_the_encoder_was_idle(trained, files, tmp_path):
 def test_a_first_column_other_than_the_title_causes_a_warning(files, caplog):
     _, table, _ = files
     run = Run(Path("run"), "lite", Columns("nm", ("brand", "description")), "rgb", Path("store"), {}, {})
-    open_catalog(table, LikeRunOptions(text="description"), [], run=run)
+    open_catalog(table, ProductOptions(text="description"), [], run=run)
     assert "takes the first line of a text for the title (brand), but --text starts with description" in caplog.text

@@ -34,6 +34,7 @@ def print_counts(title: str, counts: Mapping[str, int]) -> None:
 
 def print_products(predictions: Predictions, titles: Sequence[str] = (), top_k: int = 3) -> None:
     """Print the most probable labels of each product with bars; labels that are not predicted are dimmed."""
+    block = "#" if out.options.ascii_only else "█"
     for row in range(len(predictions)):
         if titles:
             out.print(titles[row], style="bold", soft_wrap=True)
@@ -47,7 +48,7 @@ def print_products(predictions: Predictions, titles: Sequence[str] = (), top_k: 
                 if ranked and not predicted:
                     table.add_row(name, "(none)", "", decision)
             for rank, (label, probability) in enumerate(ranked):
-                bar = f"{'█' * round(probability * BAR_WIDTH):<{BAR_WIDTH}} {probability:4.0%}"
+                bar = f"{block * round(probability * BAR_WIDTH):<{BAR_WIDTH}} {probability:4.0%}"
                 first_cell, last_cell = (name, decision) if not rank and predicted else ("", "")
                 table.add_row(first_cell, label, bar, last_cell, style="dim" * (label not in predicted))
         out.print(table)
