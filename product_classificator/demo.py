@@ -55,7 +55,6 @@ class Marketplace:
     Attributes:
         table: products.parquet; in the Wildberries layout the folder of the two tables.
         images: images.zip with `<nm>.jpg`, 300 x 400 pixels; in the Wildberries layout red and blue are swapped.
-        products: how many.
         near_duplicates: products that repeat an earlier text (case and punctuation differ) or photo (the same bytes).
         broken_photos: fault (missing, empty, truncated, garbage) -> how many photos have it.
         empty_texts: products with neither title nor description; two of them have no photo either.
@@ -85,14 +84,8 @@ def make_marketplace(
 ) -> Marketplace:
     """Write a table, images.zip and README.txt into `folder`, replacing earlier ones; other files stay.
 
-    The same products and seed give the same bytes (with the same versions of the libraries).
-
-    Args:
-        folder: created if absent.
-        products: how many, at least 50.
-        seed: 0 or more.
-        layout: "plain": products.parquet; "wildberries": wb_school_train.parquet and wb_school_test.parquet, as
-            `read_wildberries` expects them.
+    The same number of products (at least 50) and seed (0 or more) give the same bytes, with the same libraries. The
+    layout "wildberries" has the two tables that `read_wildberries` expects instead of products.parquet.
 
     Raises:
         DataError: too few products, a negative seed, or an unknown layout.
@@ -299,23 +292,20 @@ def _photo(shown: Facts, fault: str | None, rng: Random, *, swaps_red_and_blue: 
 
 
 def _row(product: _Product, rng: Random, *, has_text: bool) -> Row:
+    """Return what the table says of a product: mostly the true label, sometimes nothing, seldom another label."""
     title, description = product.text if has_text else ("", "")
     row: Row = {"nm": product.nm, "title": title, "description": description, "brand": product.brand}
-    return row | {name: _observe(name, label, rng) for name, label in product.facts.items()} | {"source": "synthetic"}
-
-
-def _observe(name: str, label: str, rng: Random) -> str | None:
-    """Return what the table says: mostly the true label, sometimes nothing, seldom another label."""
-    chance = rng.random()
-    # A rare "да" must not drown in wrong ones, so yes-or-no labels are wrong less often.
-    wrong = _WRONG if len(LABELS[name]) > 2 else _WRONG / 10
-    return None if chance < _UNKNOWN else rng.choice(LABELS[name]) if chance < _UNKNOWN + wrong else label
+    for name, label in product.facts.items():
+        chance = rng.random()
+        # A rare "да" must not drown in wrong ones, so yes-or-no labels are wrong less often.
+        wrong = _WRONG if len(LABELS[name]) > 2 else _WRONG / 10
+        row[name] = None if chance < _UNKNOWN else rng.choice(LABELS[name]) if chance < _UNKNOWN + wrong else label
+    return row | {"source": "synthetic"}
 
 
 def _write_table(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> Path:
-    types = {int: pa.int64(), bytes: pa.binary(), float: pa.float64(), bool: pa.bool_()}
-    fields = [(name, types.get(type(rows[0][name]), pa.string())) for name in columns]
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields, metadata={"notice": _NOTICE})), path)
+    table = pa.Table.from_pylist([*rows]).select([*columns])
+    pq.write_table(table.replace_schema_metadata({"notice": _NOTICE}), path)
     return path
 
 

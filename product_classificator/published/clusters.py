@@ -16,19 +16,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_mutual_info_score, v_measure_score
-from sklearn.utils.extmath import randomized_svd
 
-from product_classificator.errors import DataError, culprits
+from product_classificator.errors import DataError
 from product_classificator.evaluation import plots
+from product_classificator.evaluation.plots import OTHERS
 from product_classificator.files import replacing, write_bytes
 from product_classificator.types import Floats, Rows, Strings, Truth
 
+UNKNOWN = "(unknown)"
 MAX_PANELS = 8
 MAX_COLORED_LABELS = 10
 MAX_DRAWN = 2_000  # t-SNE takes 10 s for them, minutes for all
@@ -38,7 +39,7 @@ _MAX_KMEANS_ROWS = 100_000  # above: mini-batches, 1 % to 2 % more inertia
 _BATCH_SIZE = 10_000
 _PANEL_COLUMNS = 2
 _PALETTE = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "black", "C8", "C9")  # tab10, whose grey means all other labels
-_OTHERS_COLOR, _UNKNOWN_COLOR = "0.72", "0.9"
+_GREYS = {OTHERS: "0.72", UNKNOWN: "0.9"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,10 @@ class ClusterSettings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("n_clusters", "n_components"):
+        for name, lowest, limit in (("n_clusters", 1, 2**31), ("n_components", 1, 2**31), ("seed", 0, 2**32)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise DataError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise DataError(f"seed must be a whole number between 0 and 2^63 - 1, got {self.seed!r}")
+            if not isinstance(value, int) or not lowest <= value < limit:
+                raise DataError(f"{name} must be a whole number from {lowest} to {limit - 1}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,8 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Cluster
     Args:
         vectors: (n, d) float32, image part and text part side by side, zeros for a missing part. Leave out products
             that lack both: they would be a cluster of their own.
-        truth: characteristic -> (n,) labels in the same order, `None` where unknown.
+        truth: characteristic -> (n,) labels as text in the same order, `None` where unknown.
         settings: number of clusters and dimensions.
-
-    Raises:
-        DataError: vectors are empty or not finite, truth is empty or of another length, or a label is not text.
 
     >>> from product_classificator.types import strings
     >>> vectors = np.array([[1, 0], [0.9, 0], [0, 1]], np.float32)
@@ -102,10 +98,9 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Cluster
     >>> round(clusters.scores["sex"].ami, 3)
     1.0
     """
-    _check(vectors, truth)
     is_large = len(vectors) > _MAX_KMEANS_ROWS
     k_means = partial(MiniBatchKMeans, batch_size=_BATCH_SIZE) if is_large else KMeans
-    model = k_means(min(settings.n_clusters, len(vectors)), n_init=1, random_state=settings.seed % 2**32)
+    model = k_means(min(settings.n_clusters, len(vectors)), n_init=1, random_state=settings.seed)
     with warnings.catch_warnings():
         # With fewer different vectors than clusters some clusters stay empty, which is harmless.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -114,18 +109,12 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Cluster
 
 
 def write_clusters(folder: Path, clusters: Clusters, vectors: Floats, truth: Truth, ids: Strings) -> None:
-    """Write clusters.png, assignment.parquet (id, cluster) and clusters.csv (a row of scores per characteristic).
-
-    Raises:
-        DataError: clusters, vectors, truth and (n,) ids differ in length.
-    """
-    _check_lengths(len(clusters.assignment), {"ids": len(ids)})
+    """Write clusters.png, assignment.parquet (id, cluster) and clusters.csv (a row of scores per characteristic)."""
     picture = plots.to_png(draw_clusters(clusters, vectors, truth))
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "clusters.png", picture)
-    table = pa.table({"id": pa.array(ids, pa.string()), "cluster": pa.array(clusters.assignment)})
     with replacing(folder / "assignment.parquet") as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "cluster": clusters.assignment}), temporary)
     scores = pd.DataFrame([{"characteristic": name, **asdict(score)} for name, score in clusters.scores.items()])
     write_bytes(folder / "clusters.csv", scores.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace"))
 
@@ -134,12 +123,8 @@ def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
     """Draw a map of the vectors, one panel per characteristic (the first 8), colored by its 10 most frequent labels.
 
     Near products are alike; the distance between far groups means nothing.
-
-    Raises:
-        DataError: clusters, vectors and truth differ in length.
     """
     names = list(clusters.scores)[:MAX_PANELS]
-    _check_lengths(len(clusters.assignment), {"vectors": len(vectors), **{name: len(truth[name]) for name in names}})
     rows = _sample(len(vectors), MAX_DRAWN, clusters.settings)
     points = _map(_reduce(vectors[rows], clusters.settings), clusters.settings)
     panel_rows = -(-len(names) // _PANEL_COLUMNS)
@@ -147,52 +132,19 @@ def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
     heading = f"{len(rows):,} of {len(vectors):,} products" if len(rows) < len(vectors) else f"{len(rows):,} products"
     figure.suptitle(f"Map of the embeddings (t-SNE), {heading}", fontsize=10)
     for i, name in enumerate(names):
-        axes = figure.add_subplot(panel_rows, _PANEL_COLUMNS, i + 1)
-        counts = Counter(label for label in truth[name] if label is not None)
-        _draw_panel(axes, points, truth[name][rows], [label for label, _ in counts.most_common(MAX_COLORED_LABELS)])
-        score = clusters.scores[name]
+        axes = figure.add_subplot(panel_rows, _PANEL_COLUMNS, i + 1, xticks=[], yticks=[])
+        axes.spines[:].set_color("0.85")
+        score, frequent = clusters.scores[name], Counter(filter(None, truth[name])).most_common(MAX_COLORED_LABELS)
         figures = "no score" if score.ami is None else f"AMI {score.ami:.3f}, V-measure {score.v_measure:.3f}"
         axes.set_title(f"{plots.shorten(name)}: {figures}", fontsize=10, parse_math=False)
+        colors = dict(zip([label for label, _ in frequent], _PALETTE, strict=False))
+        shown = [label if label in colors else UNKNOWN if label is None else OTHERS for label in truth[name][rows]]
+        dots = {}
+        for order, (label, color) in enumerate({**colors, **_GREYS}.items(), start=1):
+            if (mask := np.array([item == label for item in shown])).any():  # grey is listed last and drawn first
+                dots[label] = axes.scatter(*points[mask].T, s=5, linewidths=0, color=color, zorder=1 / order)
+        plots.add_legend(axes, list(dots.values()), list(dots))
     return figure
-
-
-def _draw_panel(axes: Axes, points: Floats, labels: Strings, frequent: list[str]) -> None:
-    is_unknown = labels == None  # noqa: E711 - per element
-    is_other = ~is_unknown & ~np.isin(labels, np.array(frequent, dtype=object))
-    layers = [(label, color, labels == label) for label, color in zip(frequent, _PALETTE, strict=False)]
-    layers += [(plots.OTHERS, _OTHERS_COLOR, is_other)] if is_other.any() else []
-    layers += [("(unknown)", _UNKNOWN_COLOR, is_unknown)] if is_unknown.any() else []
-    scatter = partial(axes.scatter, s=5, linewidths=0)  # zorder: grey is listed last and drawn first
-    dots = [scatter(*points[mask].T, color=color, zorder=1 / (1 + i)) for i, (_, color, mask) in enumerate(layers)]
-    plots.add_legend(axes, dots, [name for name, _, _ in layers])
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color("0.85")
-
-
-def _check(vectors: Floats, truth: Truth) -> None:
-    if vectors.ndim != 2 or not vectors.size:
-        raise DataError(f"vectors must be a matrix, one row per product and at least one, got shape {vectors.shape}")
-    if not truth:
-        raise DataError("clusters are scored by characteristics: truth must hold at least one, found none")
-    _check_lengths(len(vectors), {name: len(labels) for name, labels in truth.items()})
-    for name, labels in truth.items():
-        wrong = [label for label in labels if label is not None and not isinstance(label, str)]
-        if wrong:
-            raise DataError(
-                f"labels must be text, or None where unknown: {name!r} holds {culprits(map(repr, wrong))}; "
-                "turn them into text, and NaN into None"
-            )
-    with np.errstate(all="ignore"):  # a sum per row needs no second matrix
-        rows = np.flatnonzero(~np.isfinite(vectors.sum(1)))
-    if len(rows):
-        raise DataError(f"vectors must be finite: rows {culprits(rows)} are not; embed these products again")
-
-
-def _check_lengths(n: int, lengths: Mapping[str, int]) -> None:
-    wrong = {name: length for name, length in lengths.items() if length != n}
-    if wrong:
-        raise DataError(f"every input must have one row per product: there are {n} products, but {wrong}")
 
 
 def _score(labels: Strings, assignment: Rows) -> ClusterScore:
@@ -207,23 +159,20 @@ def _score(labels: Strings, assignment: Rows) -> ClusterScore:
 
 def _reduce(vectors: Floats, settings: ClusterSettings) -> Floats:
     """Return the (n, k) scores of a PCA fitted on a sample."""
-    # scikit-learn's PCA copies all vectors, and divides by zero if they are all the same.
     sample = vectors[_sample(len(vectors), _MAX_PCA_ROWS, settings)]
-    mean = sample.mean(0)
-    k = min(settings.n_components, *sample.shape)
-    _, _, axes = randomized_svd(sample - mean, k, random_state=settings.seed % 2**32)
-    reduced: Floats = vectors @ axes.T - mean @ axes.T
+    pca = PCA(min(settings.n_components, *sample.shape), svd_solver="randomized", random_state=settings.seed)
+    with np.errstate(divide="ignore", invalid="ignore"):  # one product, or all alike: nothing to explain
+        reduced: Floats = pca.fit(sample).transform(vectors)
     return reduced
 
 
 def _map(reduced: Floats, settings: ClusterSettings) -> Floats:
-    """Return (n, 2) points by t-SNE, which starts from the first two axes; these axes if it cannot start."""
-    start: Floats = np.pad(reduced, ((0, 0), (0, 1)))[:, :2]
-    spread = start[:, 0].std()
-    if len(reduced) > 3 and spread > 1e-6:  # init="pca" would divide by it unchecked
-        tsne = TSNE(perplexity=min(30, (len(reduced) - 1) / 3), init=start / spread * 1e-4)
-        start = tsne.set_params(random_state=settings.seed % 2**32).fit_transform(reduced)
-    return start
+    """Return (n, 2) points by t-SNE, or the first two axes of too few products, or of products that are all alike."""
+    points: Floats = np.pad(reduced, ((0, 0), (0, 1)))[:, :2]
+    if len(reduced) > 3 and np.ptp(points[:, 0]) > 1e-6:
+        tsne = TSNE(perplexity=min(30, (len(reduced) - 1) / 3), init="random", random_state=settings.seed)
+        points = tsne.fit_transform(reduced)
+    return points
 
 
 def _sample(n: int, limit: int, settings: ClusterSettings) -> Rows:

@@ -1,8 +1,7 @@
 """Turns the folder of published heads (2024) into an ordinary bundle.
 
-The published system concatenated the image part and the text part of ruCLIP, equally wide, projected them by one PCA in
-its smaller variant, and gave them to one small network per characteristic. Its three kinds of files are pickles, which
-`unpickle` reads as data; a file of another form is refused.
+The published system gave the image part and the text part of ruCLIP, equally wide, in its smaller variant projected by
+one PCA, to one small network per characteristic. Its files are pickles, which `unpickle` reads as data.
 """
 
 import logging
@@ -18,7 +17,7 @@ from product_classificator.errors import ArtifactError, culprits
 from product_classificator.heads import Characteristic, HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.network import Network, NetworkShape, columns_of
-from product_classificator.published.unpickle import NUMPY_NAMES, TORCH_NAMES, Array, Module, read_pickle
+from product_classificator.published.unpickle import Array, Module, read_pickle
 from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
@@ -29,15 +28,7 @@ LABELS, PROJECTION = "label_to_char.pkl", "pca_all.pkl"
 MAX_BYTES = 2**26
 """Limit of one file, and of what a network's file holds; the published ones have up to 3 MB."""
 
-_LAYERS = ["Linear", "ReLU", "Dropout", "Linear", "Dropout"]
-_NETWORK_NAMES = {
-    **TORCH_NAMES,
-    "torchvision.ops.misc MLP": Module,
-    "torch.nn.modules.container Sequential": Module,
-    "torch.nn.modules.linear Linear": type("Linear", (Module,), {}),
-    "torch.nn.modules.activation ReLU": type("ReLU", (Module,), {}),
-    "torch.nn.modules.dropout Dropout": type("Dropout", (Module,), {}),
-}
+_TENSORS = ("0.weight", "0.bias", "3.weight", "3.bias")
 
 Head = Mapping[str, Floats]
 """0.weight (hidden, width), 0.bias (hidden,), 3.weight (labels, hidden), 3.bias (labels,), all float32."""
@@ -57,17 +48,17 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
         ArtifactError: a file is missing, damaged, of another form or hostile; or the files do not match one another.
     """
     folder = Path(folder)
-    labels = _read(folder / LABELS, _labels)
+    all_labels = _read(folder / LABELS, _labels)
     files = {path.stem: path for path in sorted(folder.glob("*.pt"))}
-    unlabelled = sorted(set(files) - set(labels))
+    unlabelled = sorted(set(files) - set(all_labels))
     if unlabelled or not files:
         raise ArtifactError(
             f"every network <characteristic>.pt needs its labels in {LABELS}: {folder} has {len(files)} networks, "
             f"without labels: {culprits(unlabelled)}; get all files of one version"
         )
-    if len(files) < len(labels):
-        logger.info("%s has labels but no network of %s", folder, ", ".join(sorted(set(labels) - set(files))))
-    labels = {name: names for name, names in labels.items() if name in files}
+    labels = {name: names for name, names in all_labels.items() if name in files}
+    if len(labels) < len(all_labels):
+        logger.info("%s has labels but no network of %s", folder, ", ".join(sorted(set(all_labels) - set(files))))
     heads = {name: _read(files[name], _head) for name in labels}
     path = folder / PROJECTION
     return HeadBundle(
@@ -91,12 +82,13 @@ def _joint_network(
     hidden, reads = next(iter(heads.values()))["0.weight"].shape
     projected, width = (reads, reads) if projection is None else projection[1].shape
     for name, head in heads.items():
-        sizes = (len(head["3.weight"]), *head["0.weight"].shape)
-        expected = (len(labels[name]), hidden, projected)
-        if sizes != expected:
+        k = len(labels[name])
+        expected = dict(zip(_TENSORS, ((hidden, projected), (hidden,), (k, hidden), (k,)), strict=True))
+        shapes = {tensor: weights.shape for tensor, weights in head.items()}
+        if shapes != expected or not head["0.weight"].size:
             raise ArtifactError(
-                f"the published files of {folder} do not fit together: labels, hidden layer and input of {name} are "
-                f"expected to be {expected} wide, found {sizes}; get all files of one version"
+                f"the published files of {folder} do not fit together: weights of {name} are expected to be "
+                f"{expected}, found {shapes}; get all files of one version"
             )
     if width % 2:
         raise ArtifactError(f"image part and text part are expected to be equally wide, and {folder} reads {width}")
@@ -138,7 +130,7 @@ def _read(path: Path, convert: Callable[[bytes], Result]) -> Result:
 
 def _labels(data: bytes) -> dict[str, tuple[str, ...]]:
     """Return characteristic -> its labels in the order of their numbers."""
-    characteristics = read_pickle(data, NUMPY_NAMES)
+    characteristics = read_pickle(data)
     if not isinstance(characteristics, dict) or not characteristics:
         raise ValueError("expected a dict of characteristics")
     labels = {}
@@ -167,7 +159,7 @@ def _text(name: object) -> str:
 
 def _projection(data: bytes) -> Projection:
     """Return a PCA; whitening, if there is any, becomes a part of the components."""
-    pca = read_pickle(data, {**NUMPY_NAMES, "sklearn.decomposition._pca PCA": Module})
+    pca = read_pickle(data)
     state: Mapping[str, Any] = pca.state if isinstance(pca, Module) else {}
     if not isinstance(state.get("whiten"), bool):
         raise ValueError("expected a fitted PCA")
@@ -189,19 +181,19 @@ def _head(data: bytes) -> Head:
     entries = _unzip(data)
     if entries.get("byteorder", b"little") != b"little":
         raise ValueError("numbers must be little-endian")
-    network = read_pickle(entries["data.pkl"], _NETWORK_NAMES, entries)
-    tensors = _tensors(network) if isinstance(network, Module) else network
-    if not isinstance(tensors, dict):
+    network = read_pickle(entries["data.pkl"], entries)
+    if isinstance(network, Module):
+        layers = list(network.state.get("_modules", {}).values())
+        kinds = " ".join(type(layer).__name__ for layer in layers)
+        if kinds != "Linear ReLU Dropout Linear Dropout":
+            raise ValueError(f"expected Linear ReLU Dropout Linear Dropout, found {kinds}")
+        parameters = ((i, layer.state.get("_parameters", {})) for i, layer in enumerate(layers))
+        network = {f"{i}.{name}": tensor for i, tensors in parameters for name, tensor in tensors.items()}
+    if not isinstance(network, dict):
         raise ValueError("expected a dict of weights")
-    if set(tensors) != {"0.weight", "0.bias", "3.weight", "3.bias"}:
-        raise ValueError(f"expected weight and bias of layers 0 and 3, found {culprits(sorted(map(_text, tensors)))}")
-    head = {name: _floats(tensor, 2 if name.endswith("weight") else 1) for name, tensor in tensors.items()}
-    shapes = {name: weights.shape for name, weights in sorted(head.items())}
-    hidden, n_labels = len(head["0.bias"]), len(head["3.bias"])
-    is_chain = shapes["0.weight"][0] == hidden and shapes["3.weight"] == (n_labels, hidden)
-    if not is_chain or not head["0.weight"].size:
-        raise ValueError(f"the layers do not follow one another: {shapes}")
-    return head
+    if set(network) != set(_TENSORS):
+        raise ValueError(f"expected weight and bias of layers 0 and 3, found {culprits(sorted(map(_text, network)))}")
+    return {name: _floats(network[name], 2 if name.endswith("weight") else 1) for name in _TENSORS}
 
 
 def _unzip(data: bytes) -> dict[str, bytes]:
@@ -217,16 +209,6 @@ def _unzip(data: bytes) -> dict[str, bytes]:
     if "data.pkl" not in entries:
         raise ValueError("an archive of torch.save has a data.pkl")
     return entries
-
-
-def _tensors(network: Module) -> dict[str, Any]:
-    """Return "<layer>.<weight or bias>" -> tensor."""
-    layers = list(network.state.get("_modules", {}).values())
-    kinds = [type(layer).__name__ for layer in layers]
-    if kinds != _LAYERS:
-        raise ValueError(f"expected {', '.join(_LAYERS)}, found {', '.join(kinds)}")
-    parameters = (layer.state.get("_parameters", {}) for layer in layers)
-    return {f"{i}.{name}": tensor for i, named in enumerate(parameters) for name, tensor in named.items()}
 
 
 def _floats(array: object, n_axes: int) -> Floats:

@@ -47,9 +47,16 @@ class Array:
         _, shape, dtype, is_by_column, raw = state
         self.values = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_by_column else "C")
 
+    @classmethod
+    def of(cls, values: npt.NDArray[Any]) -> "Array":
+        """Return the stand-in for these values."""
+        array = cls()
+        array.values = values
+        return array
+
 
 class Module:
-    """Stand-in for a module of torch or an estimator of scikit-learn, and keeps its attributes."""
+    """Stand-in for a module of torch or an estimator of scikit-learn: keeps its attributes."""
 
     state: Mapping[str, Any] = MappingProxyType({})
 
@@ -74,40 +81,39 @@ def _scalar(dtype: Dtype, raw: bytes) -> Any:
 def _tensor(storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Array:
     if len(shape) > 2 or strides != (*shape[1:], 1):
         raise ValueError(f"a tensor of {shape[:3]} is expected to lie row by row")
-    tensor = Array()
-    tensor.values = storage.values[offset : offset + math.prod(shape)].reshape(shape)
-    return tensor
+    return Array.of(storage.values[offset : offset + math.prod(shape)].reshape(shape))
 
 
-NUMPY_NAMES: Mapping[str, Any] = {
+_LAYERS = ("container Sequential", "linear Linear", "activation ReLU", "dropout Dropout")
+NAMES: Mapping[str, Any] = {
     "numpy dtype": Dtype,
     "numpy ndarray": Array,
     **{f"numpy.{core}.multiarray _reconstruct": Array for core in ("core", "_core")},  # NumPy 1 and 2
     **{f"numpy.{core}.multiarray scalar": _scalar for core in ("core", "_core")},
-}
-TORCH_NAMES: Mapping[str, Any] = {
-    **_STORAGES,
     "collections OrderedDict": OrderedDict,
-    "__builtin__ set": Module,
-    "builtins set": Module,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+    **_STORAGES,
+    **{f"torch.nn.modules.{layer}": type(layer.split()[1], (Module,), {}) for layer in _LAYERS},
+    **dict.fromkeys(
+        ("torchvision.ops.misc MLP", "sklearn.decomposition._pca PCA", "__builtin__ set", "builtins set"), Module
+    ),
 }
+""""module name" -> its stand-in; any other name is refused."""
 
 
-def read_pickle(data: bytes, names: Mapping[str, Any], entries: Mapping[str, bytes] | None = None) -> Any:
+def read_pickle(data: bytes, entries: Mapping[str, bytes] = MappingProxyType({})) -> Any:
     """Read a pickle without importing or calling anything that it names.
 
     Args:
         data: the whole pickle.
-        names: "module name" -> its stand-in; any other name is refused.
         entries: of an archive of `torch.save`; the numbers of a storage are in "data/<key>".
 
     Raises:
         ValueError: the pickle names or does something that is not allowed, or is damaged.
     """
     try:
-        return _PlainUnpickler(BytesIO(data), names, entries or {}).load()
+        return _PlainUnpickler(BytesIO(data), entries).load()
     except Exception as error:  # a hostile pickle can cause any
         refused = f"the opcode {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(refused or type(error).__name__) from error
@@ -116,15 +122,15 @@ def read_pickle(data: bytes, names: Mapping[str, Any], entries: Mapping[str, byt
 class _PlainUnpickler(pickle._Unpickler):
     stack: list[Any]
 
-    def __init__(self, file: BytesIO, names: Mapping[str, Any], entries: Mapping[str, bytes]) -> None:
+    def __init__(self, file: BytesIO, entries: Mapping[str, bytes]) -> None:
         super().__init__(file)
-        self.names, self.entries = names, entries
+        self.entries = entries
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module} {name}"
-        if full_name not in self.names:
+        if full_name not in NAMES:
             raise ValueError(f"it names {full_name[:100]!r}")
-        return self.names[full_name]
+        return NAMES[full_name]
 
     def persistent_load(self, pid: Any) -> Array:
         kind, dtype, key, _, length = pid
@@ -133,9 +139,7 @@ class _PlainUnpickler(pickle._Unpickler):
         raw = self.entries.get(f"data/{key}", b"") if isinstance(key, str) else b""
         if len(raw) != length * np.dtype(dtype).itemsize:
             raise ValueError(f"a tensor of {length} numbers does not fit into its {len(raw)} bytes")
-        array = Array()
-        array.values = np.frombuffer(raw, dtype)
-        return array
+        return Array.of(np.frombuffer(raw, dtype))
 
     def build(self) -> None:
         state = self.stack.pop()

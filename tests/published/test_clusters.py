@@ -78,7 +78,7 @@ def test_every_product_has_a_cluster(clusters):
 
 
 def test_the_same_seed_gives_the_same_clusters(goods):
-    first, second = (cluster(*goods, ClusterSettings(n_clusters=40, seed=2**40 + 7)) for _ in range(2))
+    first, second = (cluster(*goods, ClusterSettings(n_clusters=40, seed=2**32 - 1)) for _ in range(2))
     assert np.array_equal(first.assignment, second.assignment)
 
 
@@ -161,37 +161,11 @@ def test_a_map_of_many_products_shows_a_sample_and_states_it():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"n_clusters": 0}, r"n_clusters must be a whole number of at least 1, got 0"),
-        ({"n_components": 2.5}, r"n_components must be a whole number of at least 1, got 2\.5"),
-        ({"seed": -1}, r"seed must be a whole number between 0 and 2\^63 - 1, got -1"),
+        ({"n_clusters": 0}, r"n_clusters must be a whole number from 1 to \d+, got 0"),
+        ({"n_components": 2.5}, r"n_components must be a whole number from 1 to \d+, got 2\.5"),
+        ({"seed": -1}, r"seed must be a whole number from 0 to 4294967295, got -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(DataError, match=message):
         ClusterSettings(**wrong)
-
-
-@pytest.mark.parametrize(
-    ("vectors", "truth", "message"),
-    [
-        (np.zeros((0, 3)), {"x": []}, r"vectors must be a matrix, .* got shape \(0, 3\)"),
-        (np.zeros(3), {"x": ["a"] * 3}, r"vectors must be a matrix, .* got shape \(3,\)"),
-        (np.zeros((3, 2)), {}, r"truth must hold at least one, found none"),
-        (np.zeros((3, 2)), {"x": ["a"]}, r"one row per product: there are 3 products, but \{'x': 1\}"),
-        (np.zeros((3, 2)), {"x": ["a", 7, None]}, r"labels must be text, .* 'x' holds 7 \(1 in all\); turn them into"),
-        ([[0, 1], [np.nan, 0], [np.inf, -np.inf]], {"x": ["a"] * 3}, r"rows 1, 2 \(2 in all\) are not; embed these"),
-    ],
-)
-def test_what_cannot_be_clustered_is_refused(vectors, truth, message):
-    with pytest.raises(DataError, match=message):
-        truth = {name: strings(labels) for name, labels in truth.items()}
-        cluster(np.asarray(vectors, np.float32), truth, ClusterSettings())
-
-
-def test_clusters_of_other_products_are_not_written(clusters, goods, tmp_path):
-    vectors, truth = goods
-    with pytest.raises(DataError, match=r"there are 150 products, but \{'ids': 2\}"):
-        write_clusters(tmp_path, clusters, vectors, truth, strings(["a", "b"]))
-    with pytest.raises(DataError, match=r"there are 150 products, but \{'vectors': 3\}"):
-        write_clusters(tmp_path, clusters, vectors[:3], truth, strings(["a"] * 150))
-    assert not list(tmp_path.iterdir())

@@ -269,9 +269,12 @@ def test_a_projection_of_another_form_is_refused(folder: Path, change: dict[str,
     [
         (
             lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU()),
-            "expected Linear, ReLU, Dropout, Linear, Dropout, found Linear, ReLU",
+            "expected Linear ReLU Dropout Linear Dropout, found Linear ReLU",
         ),
-        (lambda: nn.Sequential(*layers(3)[:3], nn.Linear(4, 3), nn.Dropout()), "the layers do not follow one another"),
+        (
+            lambda: nn.Sequential(*layers(3)[:3], nn.Linear(4, 3), nn.Dropout()),
+            "do not fit together: weights of sex",
+        ),
         (
             lambda: {"0.weight": torch.ones(5, 6)},
             r"expected weight and bias .* found 0\.weight \(1 in",
@@ -339,7 +342,7 @@ def test_a_file_that_is_far_too_large_is_refused_unread(folder: Path, name: str)
 @pytest.mark.parametrize("network", [layers(4), layers(3, hidden=4), layers(3, width=8)])
 def test_files_of_different_versions_are_refused(folder: Path, network: list[nn.Module]) -> None:
     torch.save(nn.Sequential(*network), folder / "isadult.pt")
-    with pytest.raises(ArtifactError, match=r"do not fit together: .* of isadult are expected to be \(2, 5, 6\) wide"):
+    with pytest.raises(ArtifactError, match=r"do not fit together: weights of isadult are .*\(5, 6\).*, found"):
         read(folder)
 
 
