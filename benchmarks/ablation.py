@@ -4,7 +4,7 @@
 
 Fashion goods with descriptions and photos, means of the characteristics. The test part is not looked at: this is what
 choices are made by. One seed moves a mean by about .004, so differences below that say nothing. Where there are no
-words, a linear layer from photo and text stands for theirs.
+words, a linear layer from photo and text replaces theirs.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Variant:
 
 
 def without_columns(name: str) -> Callable[[Task], Task]:
-    """Returns what blanks some columns of the image part."""
+    """Return what blanks some columns of the image part."""
 
     def change(task: Task) -> Task:
         image = task.embeddings.image.copy()
@@ -61,7 +61,7 @@ def without_columns(name: str) -> Callable[[Task], Task]:
 
 
 def without_sentences(task: Task) -> Task:
-    """Returns products whose texts are only words, without a vector."""
+    """Return products whose texts are only words, without a vector."""
     return replace(task, embeddings=replace(task.embeddings, text=np.zeros_like(task.embeddings.text)))
 
 
@@ -86,31 +86,31 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def measure(variant: Variant, seed: int, folder: Path) -> dict[str, float]:
-    """Fits heads and returns the macro-F1 of each characteristic on the valid part."""
+    """Fit heads and returns the macro-F1 of each characteristic on the valid part."""
     task = variant.task(open_task(variant.shown, seed, folder))
     with variant.patched():
         bundle = fit(task, HeadSettings(seed=seed, **variant.settings)).bundle
-    told = bundle.predict(task.embeddings.take(task.judged), [task.texts[row] for row in task.judged])
-    return judge(task, Fitted(told.probabilities, 0.0), "valid")
+    predictions = bundle.predict(task.embeddings.take(task.judged), [task.texts[row] for row in task.judged])
+    return judge(task, Fitted(predictions.probabilities, 0.0), "valid")
 
 
 def main() -> None:
-    """Fits every variant, prints and saves what it reaches."""
+    """Fit every variant, prints and saves what it reaches."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
-    asked = parser.parse_args()
-    asked.cache.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    arguments.cache.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in VARIANTS}
-    for seed in asked.seeds:
+    for seed in arguments.seeds:
         for name, variant in VARIANTS.items():
-            found[name][str(seed)] = measure(variant, seed, asked.cache)
+            found[name][str(seed)] = measure(variant, seed, arguments.cache)
             print(seed, name, f"{np.mean(list(found[name][str(seed)].values())):.4f}", flush=True)
     means = {name: float(np.mean([list(scores.values()) for scores in runs.values()])) for name, runs in found.items()}
     whole = means["the default recipe"]
     lines = ["| fashion, valid part | macro-F1 | difference |", "|---|---:|---:|"]
     lines += [f"| {name} | {mean:.3f} | {mean - whole:+.3f} |" for name, mean in means.items()]
-    path = save("ablation", {"seeds": asked.seeds, "runs": found, "means": means, "table": lines})
+    path = save("ablation", {"seeds": arguments.seeds, "runs": found, "means": means, "table": lines})
     fill_table("ablation", lines)
     print("\n".join(lines), path, sep="\n")
 

@@ -60,7 +60,7 @@ _TEXTS = {
 
 
 def catboost(task: Task, seed: int) -> Fitted:
-    """Fits CatBoostClassifier on words and embeddings, labels weighted by the square root of their rarity.
+    """Fit CatBoostClassifier on words and embeddings, labels weighted by the square root of their rarity.
 
     Bounded for time, on one core: trees of depth 4 and 32 borders (0.08 s a tree with 36 labels and 840 products, not
     0.8 s as by default), and no yes-or-no features for single words: with them 200 trees for 31 colours were not grown
@@ -92,7 +92,7 @@ def catboost(task: Task, seed: int) -> Fitted:
 
 
 def _features(task: Task) -> pd.DataFrame:
-    """Returns a column of words and a column of vectors for each side, as far as the task shows any."""
+    """Return a column of words and a column of vectors for each side, as far as the task shows any."""
     train = task.split.rows("train")
     columns = {}
     if task.embeddings.has_text.any():
@@ -109,11 +109,11 @@ def _pool(features: pd.DataFrame, codes: Rows | None = None) -> Pool:
 
 
 def late_fusion(task: Task, seed: int) -> Fitted:
-    """Fits LightGBM, plain and balanced, on what models of words, of text embeddings and of photos say.
+    """Fit LightGBM, plain and balanced, on what models of words, of text embeddings and of photos say.
 
     Their probabilities of the train products are out of fold. This is the decision-level fusion that won the Rakuten
     challenge of SIGIR eCom 2020 (Bi et al. 2020), with our embeddings and with LightGBM to decide, as others did there.
-    LightGBM grows a tree per label and round: above `MOST_LABELS` it tells right from wrong among the likeliest labels
+    LightGBM grows a tree per label and round: above `MOST_LABELS` it ranks the likeliest labels
     of each product instead.
     """
     began = time.process_time()
@@ -129,7 +129,7 @@ def late_fusion(task: Task, seed: int) -> Fitted:
 
 
 def _models(task: Task) -> list[tuple[LinearSVC | LogisticRegression, csr_matrix | Floats]]:
-    """Returns a model and its (n, features) input for each side that the task shows."""
+    """Return a model and its (n, features) input for each side that the task shows."""
     vectors = [standardised_side(task, matrix, has) for matrix, has in sides(task)]
     models = [(LogisticRegression(C=0.01, max_iter=300), matrix) for matrix in vectors]
     if task.embeddings.has_text.any():
@@ -140,7 +140,7 @@ def _models(task: Task) -> list[tuple[LinearSVC | LogisticRegression, csr_matrix
 def _said(
     model: LinearSVC | LogisticRegression, x: csr_matrix | Floats, task: Task, name: str
 ) -> tuple[Floats, Floats]:
-    """Returns the (products, labels) probabilities that a model gives train products, out of fold, and judged ones."""
+    """Return the (products, labels) probabilities that a model gives train products, out of fold, and judged ones."""
     train, codes = learned(task, name, "train")
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
@@ -152,7 +152,7 @@ def _said(
 def _fuse(
     on_train: list[Floats], on_judged: list[Floats], task: Task, name: str, weight: str | None, seed: int
 ) -> Floats:
-    """Returns the (judged products, labels) probabilities of LightGBM fitted on those of the sides."""
+    """Return the (judged products, labels) probabilities of LightGBM fitted on those of the sides."""
     _, train_codes = learned(task, name, "train")
     codes = task.codes(name)[task.judged]
     is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
@@ -176,7 +176,7 @@ def _fuse(
 def _fuse_candidates(
     on_train: list[Floats], on_judged: list[Floats], task: Task, name: str, weight: str | None, seed: int
 ) -> Floats:
-    """Returns (judged products, labels) probabilities of LightGBM that tells right labels among the likeliest ones."""
+    """Return (judged products, labels) probabilities of LightGBM that tells right labels among the likeliest ones."""
     _, train_codes = learned(task, name, "train")
     codes = task.codes(name)[task.judged]
     is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
@@ -206,7 +206,7 @@ def _fuse_candidates(
 
 
 def _candidates(said: list[Floats], prior: Floats) -> tuple[Rows, Rows, Floats]:
-    """Returns product and label of each candidate, a label that a side finds likely, and what the sides say of it."""
+    """Return product and label of each candidate, a label that a side finds likely, and what the sides say of it."""
     is_candidate = np.zeros(said[0].shape, dtype=bool)
     for side in said:
         np.put_along_axis(is_candidate, np.argsort(-side, axis=1)[:, :CANDIDATES], True, axis=1)

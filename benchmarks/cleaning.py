@@ -44,7 +44,7 @@ TOLD = {
 
 
 def nltk_version():
-    """Returns the cleaning of the published system."""
+    """Return the cleaning of the published system."""
     try:
         from nltk.tokenize import NLTKWordTokenizer
         from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -64,7 +64,7 @@ def nltk_version():
 
 
 def text_sets(texts: int) -> dict[str, list[str]]:
-    """Returns texts by their origin: real ones as far as they are there, and generated ones."""
+    """Return texts by their origin: real ones as far as they are there, and generated ones."""
     sets = {}
     for name, path, column in (("ozon titles", "ozon_ru", "title"), ("fashion descriptions", "fashion", "description")):
         if (DATA / path).is_dir():
@@ -100,7 +100,7 @@ def compare(texts: list[str], rival) -> dict[str, float]:
 
 
 def draw_entries(rng: np.random.Generator) -> list[dict[str, object]]:
-    """Draws the 10 to 20 characteristics of one product."""
+    """Draw the 10 to 20 characteristics of one product."""
     names = [*FREE, *PICKED, *NUMBERS, *TOLD]
     entries = []
     for name in rng.permutation(names)[: rng.integers(10, 21)].tolist():
@@ -117,7 +117,7 @@ def draw_entries(rng: np.random.Generator) -> list[dict[str, object]]:
 
 
 def printed(entries: list[dict[str, object]]) -> str:
-    """Returns what NumPy prints for an array of the entries."""
+    """Return what NumPy prints for an array of the entries."""
     array = np.empty(len(entries), dtype=object)
     for i, entry in enumerate(entries):
         values = entry["charcValues"]
@@ -126,7 +126,7 @@ def printed(entries: list[dict[str, object]]) -> str:
 
 
 def raw_forms(rows: int) -> dict[str, list[bytes]]:
-    """Returns raw characteristics of the same products in every form."""
+    """Return raw characteristics of the same products in every form."""
     rng = np.random.default_rng(0)
     products = [draw_entries(rng) for _ in range(rows)]
     numpy_form = [printed(entries).encode() for entries in products]
@@ -158,13 +158,13 @@ def measure_rows(raws: list[bytes]) -> dict[str, float]:
 
 
 def measure_tables(raws: list[bytes]) -> dict[str, float]:
-    """Opens both tables with as many rows each, and reads ids, texts and labels."""
+    """Open both tables with as many rows each, and reads ids, texts and labels."""
     rows = len(raws)
     texts = {"nm": range(rows), "title": ["кружка"] * rows, "description": ["кружка с рисунком " * 10] * rows}
-    told = {"category": ["Посуда"] * rows, "sub_category": ["Кружки"] * rows, "isadult": [False] * rows}
+    labels = {"category": ["Посуда"] * rows, "sub_category": ["Кружки"] * rows, "isadult": [False] * rows}
     with TemporaryDirectory() as name:
         pq.write_table(pa.table({**texts, "characteristics": raws}), Path(name) / TRAIN_FILE)
-        pq.write_table(pa.table({**texts, "nm": range(rows, 2 * rows), **told}), Path(name) / TEST_FILE)
+        pq.write_table(pa.table({**texts, "nm": range(rows, 2 * rows), **labels}), Path(name) / TEST_FILE)
         began = time.process_time()
         catalog = read_wildberries(name)
         catalog.truth(), catalog.ids, catalog.texts()
@@ -173,7 +173,7 @@ def measure_tables(raws: list[bytes]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures both and saves the results."""
+    """Measure both and saves the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--texts", type=int, default=20_000)
     parser.add_argument("--rows", type=int, default=20_000)

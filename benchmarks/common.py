@@ -16,7 +16,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def facts() -> dict[str, object]:
-    """Returns machine, commit, date and versions."""
+    """Return machine, commit, date and versions."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     changed = subprocess.run(
         ["git", "status", "--porcelain", "--", "product_classificator"],  # noqa: S607
@@ -34,7 +34,7 @@ def facts() -> dict[str, object]:
 
 
 def save(name: str, results: dict[str, object]) -> Path:
-    """Writes results as JSON beside the benchmarks."""
+    """Write results as JSON beside the benchmarks."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**facts(), **results}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ print(json.dumps({**seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF
 
 
 def main() -> None:
-    """Measures, saves, and fills the table of the README."""
+    """Measure, saves, and fills the table of the README."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path(gettempdir()) / "product-classificator-bench/export")
     folder = parser.parse_args().folder
@@ -90,7 +90,7 @@ def command_line(*arguments: object) -> None:
 
 
 def train(folder: Path) -> None:
-    """Trains on a part of the products and writes down others."""
+    """Train on a part of the products and writes down others."""
     table = pd.read_parquet(DATA / "fashion/products.parquet")
     learned = table.sample(LEARNED, random_state=0)
     new = table.drop(learned.index).sample(NEW, random_state=1)
@@ -107,7 +107,7 @@ def train(folder: Path) -> None:
 
 
 def install(target: Path, requirements: Path) -> None:
-    """Makes the environment that the README describes."""
+    """Make the environment that the README describes."""
     venv.create(target, with_pip=True)
     pip = [target / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", "-r", requirements], check=True)  # noqa: S603
@@ -132,7 +132,7 @@ def ask(folder: Path, python: Path, way: str, artefact: Path) -> dict[str, float
 
 
 def compare(folder: Path) -> dict[str, float]:
-    """Returns the largest difference of a probability, and the share of labels that are equal."""
+    """Return the largest difference of a probability, and the share of labels that are equal."""
     known, found = np.load(folder / "whole.npz"), np.load(folder / "exported.npz")
     differences = [np.nanmax(np.abs(known[name] - found[name])) for name in known]
     same = [(np.nan_to_num(known[name]).argmax(1) == np.nan_to_num(found[name]).argmax(1)).mean() for name in known]
@@ -140,7 +140,7 @@ def compare(folder: Path) -> dict[str, float]:
 
 
 def needed_mib(environment: Path, packages: Iterable[str]) -> int:
-    """Returns the size of installed packages and of all that they need, without extras."""
+    """Return the size of installed packages and of all that they need, without extras."""
     site = str(next(environment.glob("lib/*/site-packages")))
     installed = {canonicalize_name(each.metadata["Name"]): each for each in distributions(path=[site])}
     found, ahead = set(), [canonicalize_name(package) for package in packages]
@@ -157,7 +157,7 @@ def needed_mib(environment: Path, packages: Iterable[str]) -> int:
 
 
 def mib(paths: Iterable[Path]) -> int:
-    """Returns the size of files, and of all below folders."""
+    """Return the size of files, and of all below folders."""
     files = (file for path in paths for file in ([path] if path.is_file() else path.rglob("*")))
     return round(sum(file.stat().st_size for file in files if file.is_file()) / 2**20)
 

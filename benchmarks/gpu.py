@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--model patch16-384] [--products 2048]
 
 A ruCLIP of random weights in bfloat16, cards of 900 x 1200 pixels as in `speed.py` (256 of them, under many names),
-short titles. Beside the whole way stand its parts: the image tower on pixels that lie on the GPU, the tower fed from
+short titles. The parts are measured as well: the image tower on pixels that lie on the GPU, the tower fed from
 memory, and photos decoded and prepared by all cores. The peak is what a large product of bfloat16 matrices reaches.
 """
 
@@ -30,7 +30,7 @@ ROUNDS = 5
 
 
 def best_seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Returns the best time of a piece of work that the GPU has finished."""
+    """Return the best time of a piece of work that the GPU has finished."""
     seconds = []
     for _ in range(rounds + 1):
         torch.cuda.synchronize()
@@ -42,13 +42,13 @@ def best_seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 
 def peak_tflops() -> float:
-    """Returns the rate of a large product of bfloat16 matrices."""
+    """Return the rate of a large product of bfloat16 matrices."""
     matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     return 2 * 8192**3 / best_seconds(lambda: [matrix @ matrix for _ in range(10)]) * 10 / 1e12
 
 
 def multiply(table: Path, zipped: Path, folder: Path, products: int) -> tuple[Path, Path]:
-    """Writes a table and a zip with the same cards under as many names as products are asked for."""
+    """Write a table and a zip with the same cards under as many names as products are asked for."""
     frame = pd.read_parquet(table)
     rows = np.arange(products) % len(frame)
     many = frame.iloc[rows].assign(nm=[f"{row}" for row in range(products)])
@@ -61,18 +61,18 @@ def multiply(table: Path, zipped: Path, folder: Path, products: int) -> tuple[Pa
 
 
 def main() -> None:
-    """Measures what the command line names, prints and saves it."""
+    """Measure what the command line names, prints and saves it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", default="patch16-384", choices=SIZES)
     parser.add_argument("--products", type=int, default=2048)
-    asked = parser.parse_args()
-    gflop, peak = vit_gflop(**SIZES[asked.model]), peak_tflops()
-    found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "cores": cores(), "model": asked.model}
-    found |= {"gflop_per_photo": round(gflop, 2), "peak_tflops": round(peak, 1), "products": asked.products}
+    arguments = parser.parse_args()
+    gflop, peak = vit_gflop(**SIZES[arguments.model]), peak_tflops()
+    found: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "cores": cores(), "model": arguments.model}
+    found |= {"gflop_per_photo": round(gflop, 2), "peak_tflops": round(peak, 1), "products": arguments.products}
     with TemporaryDirectory() as name:
         folder = Path(name)
         table, zipped = draw(folder, DRAWN)
-        checkpoint = write_checkpoint(folder / "model", **BASE, **SIZES[asked.model])
+        checkpoint = write_checkpoint(folder / "model", **BASE, **SIZES[arguments.model])
         encoder = load_encoder(str(checkpoint), device="cuda")
         with ZipFile(zipped) as opened:
             files = [opened.read(each) for each in opened.namelist()]
@@ -96,21 +96,21 @@ def main() -> None:
         found["encode_images_per_s"] = round(len(prepared) / best_seconds(lambda: encoder.image.encode(prepared), 2))
         titles = pd.read_parquet(table)["title"].tolist()
         found["encode_texts_per_s"] = round(len(titles) / best_seconds(lambda: encoder.text.encode(titles), 2))
-        table, zipped = multiply(table, zipped, folder, asked.products)
+        table, zipped = multiply(table, zipped, folder, arguments.products)
         catalog = read_catalog(table, zipped, text="title", characteristics=["category"])
         embed(catalog, encoder)
         began = time.perf_counter()
         embedded = embed(catalog, encoder)
-        found["products_per_s"] = round(asked.products / (time.perf_counter() - began))
+        found["products_per_s"] = round(arguments.products / (time.perf_counter() - began))
         found["encoder_idle_share"] = round(float(embedded.idle_share), 3)
         found["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
     print(json.dumps(found, indent=1))
-    print(save(f"gpu_{asked.model}", found))
+    print(save(f"gpu_{arguments.model}", found))
     fill_table("gpu", table_lines())
 
 
 def table_lines() -> list[str]:
-    """Returns a Markdown table of all models that were measured."""
+    """Return a Markdown table of all models that were measured."""
     lines = [
         "| per second | decoded by all cores | image tower | of the peak | photos to vectors | zip to vectors |",
         "|---|---:|---:|---:|---:|---:|",
@@ -125,7 +125,7 @@ def table_lines() -> list[str]:
 
 
 def prepared_by(encoder, data: bytes):
-    """Returns a photo as the pipeline hands it to the encoder."""
+    """Return a photo as the pipeline hands it to the encoder."""
     return encoder.image.prepare(decode(data, encoder.image.min_decode_size))
 
 

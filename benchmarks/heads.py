@@ -45,12 +45,12 @@ class OneByOne(Dataset):
         return len(self.codes)
 
     def __getitem__(self, row):
-        """Returns the vector and the label of a product."""
+        """Return the vector and the label of a product."""
         return torch.from_numpy(self.vectors[row]), int(self.codes[row])
 
 
 def make(products: int):
-    """Returns vectors of unit parts, and codes of each characteristic with a long tail."""
+    """Return vectors of unit parts, and codes of each characteristic with a long tail."""
     rng = np.random.default_rng(0)
     codes = {n: (rng.power(0.4, products) * k).astype(np.int64) for n, k in LABELS.items()}
     vectors = rng.standard_normal((products, 1024)).astype(np.float32)
@@ -62,7 +62,7 @@ def make(products: int):
 
 
 def loop(vectors, codes, train, test, epochs: int) -> dict[str, float]:
-    """Fits heads the published way and returns macro-F1 of each characteristic."""
+    """Fit heads the published way and returns macro-F1 of each characteristic."""
     torch.set_num_threads(cores())
     scores = {}
     for name, k in LABELS.items():
@@ -83,7 +83,7 @@ def loop(vectors, codes, train, test, epochs: int) -> dict[str, float]:
 
 
 def ours(vectors, codes, parts) -> dict[str, float]:
-    """Fits heads our way and returns macro-F1 of each characteristic."""
+    """Fit heads our way and returns macro-F1 of each characteristic."""
     n = len(vectors)
     ids, has = strings([str(row) for row in range(n)]), np.ones(n, dtype=bool)
     embeddings = Embeddings(ids, vectors[:, :512], vectors[:, 512:], has, has, "made-up")
@@ -101,26 +101,32 @@ def ours(vectors, codes, parts) -> dict[str, float]:
 
 
 def main() -> None:
-    """Fits both ways, prints and saves seconds and scores."""
+    """Fit both ways, prints and saves seconds and scores."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--products", type=int, default=100_000)
     parser.add_argument("--loop-epochs", type=int, default=EPOCHS)
-    asked = parser.parse_args()
-    vectors, codes = make(asked.products)
+    options = parser.parse_args()
+    vectors, codes = make(options.products)
     parts = (
-        np.random.default_rng(1).choice(["train", "valid", "test"], asked.products, p=[0.7, 0.15, 0.15]).astype(object)
+        np.random.default_rng(1)
+        .choice(["train", "valid", "test"], options.products, p=[0.7, 0.15, 0.15])
+        .astype(object)
     )
     began = time.perf_counter()
     scores = {"ours": ours(vectors, codes, parts)}
     seconds = {"ours": time.perf_counter() - began}
     print("ours", seconds, scores, flush=True)
     began = time.perf_counter()
-    scores["loop"] = loop(vectors, codes, parts == "train", parts == "test", asked.loop_epochs)
-    seconds["loop"] = (time.perf_counter() - began) * EPOCHS / asked.loop_epochs
+    scores["loop"] = loop(vectors, codes, parts == "train", parts == "test", options.loop_epochs)
+    seconds["loop"] = (time.perf_counter() - began) * EPOCHS / options.loop_epochs
     means = {way: round(float(np.mean(list(found.values()))), 4) for way, found in scores.items()}
     ratio = round(seconds["loop"] / seconds["ours"], 2)
     print(means, seconds, "ratio", ratio)
-    known = {"products": asked.products, "loop_epochs": asked.loop_epochs, "extrapolated": asked.loop_epochs < EPOCHS}
+    known = {
+        "products": options.products,
+        "loop_epochs": options.loop_epochs,
+        "extrapolated": options.loop_epochs < EPOCHS,
+    }
     print(save("heads", {**known, "seconds": seconds, "ratio": ratio, "macro_f1": scores, "mean_macro_f1": means}))
 
 

@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    chance = random.Random(asked.seed)  # noqa: S311
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)  # noqa: S311
     with TemporaryDirectory() as name:
         folder = Path(name)
         make_marketplace(folder / "shop", products=600)
@@ -57,11 +57,11 @@ def main() -> None:
             process = start("disturbed")
             try:
                 # Killing after up to the time of a whole run hits every stage, the start of Python included.
-                after_s = chance.uniform(1, whole_s) if killed < asked.kills else None
+                after_s = chance.uniform(1, whole_s) if killed < arguments.kills else None
                 errors = process.communicate(timeout=after_s)[1]
                 if process.returncode:
                     raise SystemExit(f"call {calls} could not resume: {errors.decode()[-800:]}")
-                if killed >= asked.kills:
+                if killed >= arguments.kills:
                     break
                 (folder / "disturbed/run.json").unlink()  # finished: the remaining kills hit its last stage
             except subprocess.TimeoutExpired:

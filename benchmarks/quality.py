@@ -33,7 +33,7 @@ Result = dict[str, Any]
 
 
 def heads(task: Task, settings: HeadSettings) -> Fitted:
-    """Fits the heads of this package."""
+    """Fit the heads of this package."""
     began = time.process_time()
     fitted = fit(task, settings)
     seconds = time.process_time() - began
@@ -56,12 +56,12 @@ TABLES = ("fashion", "fashion_title", "ozon")
 
 
 def can_learn(method: str, task: Task) -> bool:
-    """Tells whether a method has something to learn from."""
+    """Return whether a method has something to learn from."""
     return method not in ONLY_TEXT or bool(task.embeddings.has_text.any())
 
 
 def judge(task: Task, fitted: Fitted, part: SplitName) -> dict[str, float]:
-    """Returns the macro-F1 of each characteristic on a part."""
+    """Return the macro-F1 of each characteristic on a part."""
     is_in = task.split.names[task.judged] == part
     rows = task.judged[is_in]
     probabilities = {name: softmax(scores[is_in], axis=1).astype(np.float32) for name, scores in fitted.scores.items()}
@@ -71,7 +71,7 @@ def judge(task: Task, fitted: Fitted, part: SplitName) -> dict[str, float]:
 
 
 def measure(task: Task, method: str, seed: int) -> Result:
-    """Fits a method and returns what it reached, and where and when."""
+    """Fit a method and returns what it reached, and where and when."""
     fitted = METHODS[method](task, seed)
     return {
         "task": task.digest(of_words=method in ONLY_TEXT),
@@ -84,7 +84,7 @@ def measure(task: Task, method: str, seed: int) -> Result:
 
 
 def compare(name: str, seed: int, methods: Sequence[str], fresh: Sequence[str], folder: Path) -> dict[str, Result]:
-    """Returns what the methods reach on a set, from `folder` as far as it is known there and not asked for afresh."""
+    """Return what the methods reach on a set, from `folder` unless unknown there or in `fresh`."""
     task = open_task(name, seed, folder)
     results = {}
     for method in (method for method in methods if can_learn(method, task)):
@@ -100,12 +100,12 @@ def compare(name: str, seed: int, methods: Sequence[str], fresh: Sequence[str], 
 
 
 def mean(values: Iterable[float]) -> float:
-    """Returns the mean of macro-F1 over characteristics or seeds."""
+    """Return the mean of macro-F1 over characteristics or seeds."""
     return float(np.mean(list(values)))
 
 
 def table(runs: Sequence[Mapping[str, Result]]) -> list[str]:
-    """Returns a Markdown table: characteristics down, methods across, means over the seeds."""
+    """Return a Markdown table: characteristics down, methods across, means over the seeds."""
     methods = list(runs[0])
     names = list(runs[0][methods[0]]["test"])
     cell = {m: {name: mean(run[m]["test"][name] for run in runs) for name in names} for m in methods}
@@ -120,7 +120,7 @@ def table(runs: Sequence[Mapping[str, Result]]) -> list[str]:
 
 
 def overview() -> list[str]:
-    """Returns a Markdown table of the other sets, as far as there are results: sets down, methods across, means."""
+    """Return a Markdown table of the other sets, as far as there are results: sets down, methods across, means."""
     paths = {name: RESULTS / f"quality_{name}.json" for name in SETS if name not in TABLES}
     known = {
         name: json.loads(path.read_text(encoding="utf-8"))["runs"] for name, path in paths.items() if path.is_file()
@@ -134,7 +134,7 @@ def overview() -> list[str]:
 
 
 def main() -> None:
-    """Runs what the command line names."""
+    """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="ozon takes the first")

@@ -47,12 +47,12 @@ class Fitted:
 
 
 def word_svm(task: Task, seed: int) -> Fitted:
-    """Fits LinearSVC, plain and balanced, on tf-idf of words and pairs of words."""
+    """Fit LinearSVC, plain and balanced, on tf-idf of words and pairs of words."""
     return _svm(task, seed, TfidfVectorizer(ngram_range=(1, 2)))
 
 
 def character_svm(task: Task, seed: int) -> Fitted:
-    """Fits LinearSVC, plain and balanced, on tf-idf of words, pairs of words, and 3 to 5 characters within words."""
+    """Fit LinearSVC, plain and balanced, on tf-idf of words, pairs of words, and 3 to 5 characters within words."""
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2)
     return _svm(task, seed, TfidfVectorizer(ngram_range=(1, 2)), characters)
 
@@ -68,7 +68,7 @@ def _svm(task: Task, seed: int, *vectorizers: TfidfVectorizer) -> Fitted:
 
 
 def logistic_regression(task: Task, seed: int) -> Fitted:
-    """Fits LogisticRegression on the standardised embeddings: as it is (C = 1), and regularised more strongly."""
+    """Fit LogisticRegression on the standardised embeddings: as it is (C = 1), and regularised more strongly."""
     began = time.process_time()
     x = standardised(task)
     standard = {name: decide(LogisticRegression(max_iter=1000), x, task, name) for name in task.labels}
@@ -127,31 +127,31 @@ def _scores(heads: nn.ModuleList, x: torch.Tensor, task: Task) -> dict[str, Floa
 
 
 def tfidf(task: Task, *vectorizers: TfidfVectorizer) -> csr_matrix:
-    """Returns the (n, features) tf-idf of all texts, with words and frequencies of the train part."""
+    """Return the (n, features) tf-idf of all texts, with words and frequencies of the train part."""
     train = [task.texts[row] for row in task.split.rows("train")]
     return hstack([vectorizer.fit(train).transform(task.texts) for vectorizer in vectorizers], format="csr")
 
 
 def standardised(task: Task) -> Floats:
-    """Returns the (n, image_dim + text_dim) embeddings, centred and scaled by the train part, 0 where there is none."""
+    """Return the (n, image_dim + text_dim) embeddings, centred and scaled by the train part, 0 where there is none."""
     return np.hstack([standardised_side(task, matrix, has) for matrix, has in sides(task)])
 
 
 def sides(task: Task) -> list[tuple[Floats, Bools]]:
-    """Returns vectors and which products have one, of photos and of texts, as far as the task shows any."""
+    """Return vectors and which products have one, of photos and of texts, as far as the task shows any."""
     embeddings = task.embeddings
     both = ((embeddings.image, embeddings.has_image), (embeddings.text, embeddings.has_text))
     return [(matrix, has) for matrix, has in both if has.any()]
 
 
 def standardised_side(task: Task, matrix: Floats, has: Bools) -> Floats:
-    """Returns the (n, dim) vectors of a side, centred and scaled by the train part, 0 where there is none."""
+    """Return the (n, dim) vectors of a side, centred and scaled by the train part, 0 where there is none."""
     train = task.split.rows("train")
     return StandardScaler().fit(matrix[train[has[train]]]).transform(matrix) * has[:, None]
 
 
 def decide(model: LinearSVC | LogisticRegression, x: csr_matrix | Floats, task: Task, name: str) -> Floats:
-    """Fits a model to a characteristic and returns its (judged products, labels) decision values."""
+    """Fit a model to a characteristic and returns its (judged products, labels) decision values."""
     train, codes = learned(task, name, "train")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -160,19 +160,19 @@ def decide(model: LinearSVC | LogisticRegression, x: csr_matrix | Floats, task: 
 
 
 def learned(task: Task, name: str, part: SplitName) -> tuple[Rows, Rows]:
-    """Returns the rows of a part whose label of a characteristic is learned, and the numbers of these labels."""
+    """Return the rows of a part whose label of a characteristic is learned, and the numbers of these labels."""
     rows, codes = task.split.rows(part), task.codes(name)
     rows = rows[codes[rows] >= 0]
     return rows, codes[rows]
 
 
 def one_column_per_label(decisions: Floats) -> Floats:
-    """Returns (products, labels) decision values; of two labels scikit-learn gives those of the second alone."""
+    """Return (products, labels) decision values; of two labels scikit-learn gives those of the second alone."""
     return decisions if decisions.ndim == 2 else np.stack([-decisions, decisions], axis=1)
 
 
 def best_on_valid(task: Task, name: str, variants: Iterable[Floats]) -> Floats:
-    """Returns the scores with the best macro-F1 on the valid part, the first of equals."""
+    """Return the scores with the best macro-F1 on the valid part, the first of equals."""
     return max(variants, key=lambda scores: valid_macro_f1(task, name, scores))
 
 

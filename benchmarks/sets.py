@@ -1,7 +1,7 @@
 """The sets that methods are compared on, each as one task: products, their embeddings, their split, their labels.
 
 The five fashion sets are the same products with the same split: they differ in what a method gets to see, so their
-differences tell what title, description and photos are worth. Descriptions link near-identical products in all of them,
+differences show what title, description and photos are worth. Descriptions link near-identical products in all of them,
 whether or not they are shown.
 """
 
@@ -68,12 +68,12 @@ class Task:
         return np.flatnonzero(np.isin(self.split.names, ("valid", "test"))).astype(np.int64)
 
     def codes(self, name: str) -> Rows:
-        """Returns for each product the number of its label of a characteristic; -1: unknown or not learned."""
+        """Return for each product the number of its label of a characteristic; -1: unknown or not learned."""
         numbers = {label: number for number, label in enumerate(self.labels[name])}
         return np.array([numbers.get(label, -1) for label in self.truth[name]], dtype=np.int64)
 
     def digest(self, *, of_words: bool) -> str:
-        """Names products, parts and labels, and, unless only words are read, the encoder.
+        """Name products, parts and labels, and, unless only words are read, the encoder.
 
         Results are comparable where it is the same.
         """
@@ -83,13 +83,13 @@ class Task:
 
 
 def fit(task: Task, settings: HeadSettings) -> FittedHeads:
-    """Fits the heads of this package to a task."""
+    """Fit the heads of this package to a task."""
     products = LabelledProducts(task.embeddings, task.texts, task.truth, task.split, task.has_title)
     return fit_heads(products, settings, label_vectors=task.label_vectors)
 
 
 def open_task(name: str, seed: int, folder: Path) -> Task:
-    """Returns the task of a set.
+    """Return the task of a set.
 
     Args:
         name: one of `SETS`.
@@ -109,14 +109,14 @@ def open_task(name: str, seed: int, folder: Path) -> Task:
 
 
 def _shown(name: str, folder: Path) -> tuple[list[str], Embeddings]:
-    """Returns texts and embeddings as far as the set shows them."""
+    """Return texts and embeddings as far as the set shows them."""
     catalog, embedded = _embedded(name.split("_")[0], folder)
     texts, embeddings = list(catalog.texts()), embedded.embeddings
     n = len(texts)
     if name == "fashion_title":
         catalog, embedded = _embedded(name, folder)
-        told = embedded.embeddings
-        return list(catalog.texts()), replace(embeddings, text=told.text, has_text=told.has_text)
+        titles = embedded.embeddings
+        return list(catalog.texts()), replace(embeddings, text=titles.text, has_text=titles.has_text)
     if name == "fashion_photos":
         return [""] * n, replace(embeddings, text=np.zeros_like(embeddings.text), has_text=np.zeros(n, bool))
     if name in ("fashion_text", "fashion_half"):
@@ -152,7 +152,7 @@ def _catalog(name: str, folder: Path) -> Catalog:
 
 
 def _labels(truth: Truth, split: Split) -> dict[str, tuple[str, ...]]:
-    """Returns the labels of enough products, one of them at least in the train part, as `fit_heads` chooses them."""
+    """Return the labels of enough products, one of them at least in the train part, as `fit_heads` chooses them."""
     minimum = HeadSettings().min_products_per_label
     labels = {}
     for name, column in truth.items():

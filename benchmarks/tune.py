@@ -86,17 +86,26 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--mode", choices=["cached", "recomputed"], help="one way only, as JSON")
     parser.add_argument("--model", type=Path)
-    asked = parser.parse_args()
-    if asked.mode:
-        print(json.dumps(measure(asked.mode, asked.model, asked.photos, asked.epochs)))
+    arguments = parser.parse_args()
+    if arguments.mode:
+        print(json.dumps(measure(arguments.mode, arguments.model, arguments.photos, arguments.epochs)))
         return
     with TemporaryDirectory() as folder:
         model = write_checkpoint(Path(folder) / "vit-b-32", **VIT_B_32)
         load_encoder(str(model))  # converts
         results = {}
         for mode in ("cached", "recomputed"):
-            arguments = ["--mode", mode, "--model", model, "--photos", asked.photos, "--epochs", asked.epochs]
-            command = [sys.executable, __file__, *map(str, arguments)]
+            command_line = [
+                "--mode",
+                mode,
+                "--model",
+                model,
+                "--photos",
+                arguments.photos,
+                "--epochs",
+                arguments.epochs,
+            ]
+            command = [sys.executable, __file__, *map(str, command_line)]
             results[mode] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
     difference = float(np.abs(np.subtract(results["cached"]["losses"], results["recomputed"]["losses"])).max())
     ratio = float(np.median(results["cached"]["epoch_s"]) / np.median(results["recomputed"]["epoch_s"]))
