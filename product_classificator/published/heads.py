@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
@@ -117,8 +117,7 @@ def _read(path: Path, convert: Callable[[bytes], Result]) -> Result:
     if not path.is_file():
         raise ArtifactError(f"published heads need {path.name}, and {path} is missing: get all files of one version")
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"it has {size} bytes, the limit is {MAX_BYTES}")
         return convert(path.read_bytes())
     except Exception as error:  # a hostile file can cause any
@@ -158,57 +157,33 @@ def _text(name: object) -> str:
 
 
 def _projection(data: bytes) -> Projection:
-    """Return a PCA; whitening, if there is any, becomes a part of the components."""
     pca = read_pickle(data)
-    state: Mapping[str, Any] = pca.state if isinstance(pca, Module) else {}
-    if not isinstance(state.get("whiten"), bool):
-        raise ValueError("expected a fitted PCA")
-    mean, components = _floats(state.get("mean_"), 1), _floats(state.get("components_"), 2)
+    if not isinstance(pca, Module) or pca.state.get("whiten") is not False:
+        raise ValueError("expected a fitted PCA without whitening")
+    mean, components = _floats(pca.state.get("mean_"), 1), _floats(pca.state.get("components_"), 2)
     if mean.shape != components.shape[1:] or not components.size:
         raise ValueError(f"a PCA has a mean (d,) and components (k, d), found {mean.shape} and {components.shape}")
-    if state["whiten"]:
-        variance = _floats(state.get("explained_variance_"), 1)
-        if variance.shape != components.shape[:1]:
-            raise ValueError(f"{len(components)} components need as many variances, found {variance.shape}")
-        # As scikit-learn does: no division by the square root of nothing.
-        scale = np.maximum(np.sqrt(np.maximum(variance, 0)), np.finfo(np.float32).eps)
-        components = (components / scale[:, None]).astype(np.float32)
     return mean, components
 
 
 def _head(data: bytes) -> Head:
-    """Return the network of one characteristic: a whole module or its state dict, as `torch.save` writes them."""
-    entries = _unzip(data)
-    if entries.get("byteorder", b"little") != b"little":
-        raise ValueError("numbers must be little-endian")
-    network = read_pickle(entries["data.pkl"], entries)
-    if isinstance(network, Module):
-        layers = list(network.state.get("_modules", {}).values())
-        kinds = " ".join(type(layer).__name__ for layer in layers)
-        if kinds != "Linear ReLU Dropout Linear Dropout":
-            raise ValueError(f"expected Linear ReLU Dropout Linear Dropout, found {kinds}")
-        parameters = ((i, layer.state.get("_parameters", {})) for i, layer in enumerate(layers))
-        network = {f"{i}.{name}": tensor for i, tensors in parameters for name, tensor in tensors.items()}
-    if not isinstance(network, dict):
-        raise ValueError("expected a dict of weights")
-    if set(network) != set(_TENSORS):
-        raise ValueError(f"expected weight and bias of layers 0 and 3, found {culprits(sorted(map(_text, network)))}")
-    return {name: _floats(network[name], 2 if name.endswith("weight") else 1) for name in _TENSORS}
-
-
-def _unzip(data: bytes) -> dict[str, bytes]:
-    """Return the entries of an archive of `torch.save`, by their names below its one folder."""
+    """Return the weights of a whole network as `torch.save` writes it."""
     with ZipFile(BytesIO(data)) as archive:
         members = archive.infolist()
         if any(member.compress_type != ZIP_STORED for member in members):  # nothing can be larger than the file
             raise ValueError("an archive of torch.save is not compressed")
-        size = sum(member.file_size for member in members)
-        if size > MAX_BYTES:
+        if (size := sum(member.file_size for member in members)) > MAX_BYTES:
             raise ValueError(f"it holds {size} bytes, the limit is {MAX_BYTES}")
         entries = {member.filename.partition("/")[2]: archive.read(member) for member in members}
-    if "data.pkl" not in entries:
-        raise ValueError("an archive of torch.save has a data.pkl")
-    return entries
+    if "data.pkl" not in entries or entries.get("byteorder", b"little") != b"little":
+        raise ValueError("an archive of torch.save has a data.pkl, and numbers must be little-endian")
+    network = read_pickle(entries["data.pkl"], entries)
+    layers = list(network.state.get("_modules", {}).values()) if isinstance(network, Module) else []
+    kinds = " ".join(type(layer).__name__ for layer in layers)
+    if kinds != "Linear ReLU Dropout Linear Dropout":
+        raise ValueError(f"expected Linear ReLU Dropout Linear Dropout, found {kinds or type(network).__name__}")
+    parameters = [layer.state.get("_parameters", {}) for layer in layers]
+    return {name: _floats(parameters[int(name[0])].get(name[2:]), 1 + name.endswith("weight")) for name in _TENSORS}
 
 
 def _floats(array: object, n_axes: int) -> Floats:

@@ -21,7 +21,7 @@ _OPCODES = (
     "SHORT_BINBYTES EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS MEMOIZE BINPUT "
     "LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BINPERSID"
 )
-_STORAGES = {"torch FloatStorage": "<f4", "torch DoubleStorage": "<f8", "torch HalfStorage": "<f2"}
+_FLOATS = "<f4"
 
 
 class Dtype:
@@ -93,7 +93,7 @@ NAMES: Mapping[str, Any] = {
     "collections OrderedDict": OrderedDict,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
-    **_STORAGES,
+    "torch FloatStorage": _FLOATS,
     **{f"torch.nn.modules.{layer}": type(layer.split()[1], (Module,), {}) for layer in _LAYERS},
     **dict.fromkeys(
         ("torchvision.ops.misc MLP", "sklearn.decomposition._pca PCA", "__builtin__ set", "builtins set"), Module
@@ -134,12 +134,12 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Array:
         kind, dtype, key, _, length = pid
-        if kind != "storage" or dtype not in _STORAGES.values():
+        if kind != "storage" or dtype != _FLOATS or not isinstance(key, str):
             raise ValueError("it names a persistent id")
-        raw = self.entries.get(f"data/{key}", b"") if isinstance(key, str) else b""
-        if len(raw) != length * np.dtype(dtype).itemsize:
+        raw = self.entries.get(f"data/{key}", b"")
+        if len(raw) != length * np.dtype(_FLOATS).itemsize:
             raise ValueError(f"a tensor of {length} numbers does not fit into its {len(raw)} bytes")
-        return Array.of(np.frombuffer(raw, dtype))
+        return Array.of(np.frombuffer(raw, _FLOATS))
 
     def build(self) -> None:
         state = self.stack.pop()
