@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench clean youtokentome
+.PHONY: demo test test-slow check format bench clean youtokentome
 
 demo: $(INSTALLED)
 	$(BIN)/product-classificator demo --out demo
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

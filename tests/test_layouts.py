@@ -31,7 +31,8 @@ def colour(i):
 
 
 def title(i):
-    return f"{BRANDS[i % 5]} {['Men', 'Women'][i // 9 % 2]} {colour(i)} {kind(i)} {['Classic', 'Sport', 'Lite'][i // 7 % 3]}"
+    line = ("Classic", "Sport", "Lite")[i // 7 % 3]
+    return f"{BRANDS[i % 5]} {['Men', 'Women'][i // 9 % 2]} {colour(i)} {kind(i)} {line}"
 
 
 def photo(i):
@@ -132,7 +133,7 @@ def test_a_known_layout_goes_through_every_command(layout, tmp_path, monkeypatch
     Path("quick.toml").write_text(QUICK, encoding="utf-8")
     rows = list(range(N))
     table, ids, truth = layout(tmp_path / "known", rows)
-    first, *others = truth
+    first = next(iter(truth))
     train = ["train", *table, "--characteristics", ",".join(truth), "--out", "run", "--config", "quick.toml"]
     printed = " ".join(call(*train).split())
     assert f"{N} products" in printed
