@@ -104,7 +104,7 @@ def predict_to_file(
         statuses, accepted = _join(parts, out, decided)
         (parts / "state.json").unlink()  # so that parts a kill leaves of the folder are not resumed
         shutil.rmtree(parts)
-    warnings = {status: n for status, n in statuses.most_common() if status != "ok"}
+    warnings = {status: n for status, n in statuses.most_common() if status != "ok"} | dict(catalog.issues)
     return PredictSummary(rows, resumed, warnings, accepted)
 
 

@@ -85,21 +85,33 @@ def is_list_cell(cell: str) -> bool:
     return cell.strip().startswith("[") and cell.strip().endswith("]")
 
 
-def split_labels(cell: str) -> list[object]:
-    """Return the entries of a cell with labels: those of a JSON array, or the parts between "|".
+_LIST_ENTRY = re.compile(r"""\s*+(?:'((?:[^'\\]|\\.)*+)'|"((?:[^"\\]|\\.)*+)"|([\w.+-]++))\s*+(?:,|$)""", re.DOTALL)
 
-    >>> split_labels("cotton|wool"), split_labels('["1|2", 3]')
-    (['cotton', 'wool'], ['1|2', 3])
+
+def split_labels(cell: str, separator: str = "|") -> list[object]:
+    """Return the entries of a cell with labels: of a list as JSON or Python writes it, or the parts between separators.
+
+    >>> split_labels("cotton|wool"), split_labels('["1|2", 3]'), split_labels("['a', 'b c']")
+    (['cotton', 'wool'], ['1|2', 3], ['a', 'b c'])
 
     Raises:
-        ValueError: the cell is in brackets but is not a JSON array of plain values.
+        ValueError: the cell is in brackets but is not a list of plain values.
     """
+    cell = cell.strip()
     if not is_list_cell(cell):
-        return list(cell.strip().split("|"))
+        return list(cell.split(separator))
     try:
         entries: list[object] = json.loads(cell)
     except RecursionError as error:
         raise ValueError("it is nested") from error
+    except ValueError:
+        entries, end, inner = [], 0, cell[1:-1]
+        while entry := _LIST_ENTRY.match(inner, end):
+            plain = entry[3] and {"None": None, "nan": None}.get(entry[3], entry[3])
+            entries.append(plain if entry[3] else re.sub(r"\\(.)", r"\1", entry[1] if entry[2] is None else entry[2]))
+            end = entry.end()
+        if end < len(inner):
+            raise
     if any(isinstance(entry, list | dict) for entry in entries):
         raise ValueError("it is nested")
     return entries

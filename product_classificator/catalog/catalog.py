@@ -1,33 +1,35 @@
 """Turns a table and its images into a checked `Catalog`: the role of each column, and products in batches.
 
-Opening a catalog reads only the header; ids, labels and texts are read when they are requested, in Arrow or NumPy form.
-Texts stay raw here: encoders and heads prepare them.
+Ids, labels and texts are read when they are requested, in Arrow or NumPy form. Texts stay raw here: encoders and heads
+prepare them.
 """
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from product_classificator.catalog.columns import Columns
+from product_classificator.catalog.columns import ID_GUESSES, ROW_NUMBER, TEXT_GUESSES, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.labels import read_label_sets, read_labels
-from product_classificator.catalog.table import DataFrame, Table, canonical, open_table
-from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable
+from product_classificator.catalog.table import Table, TableSource, canonical, open_table
+from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable, is_wildberries
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.types import Strings, Truth, strings
 
+logger = logging.getLogger(__name__)
+
 PUBLISHED_CHARACTERISTICS = ("category", "sub_category", "isadult", "sex", "season", "age_restrictions", "fragility")
-_ID_GUESSES = ("nm", "id", "sku", "product_id", "item_id", "offer_id", "nm_id", "article")
-_TEXT_GUESSES = ("title", "name", "text", "description")
+MAX_CHARACTERISTICS = 1_000
 _READ_ROWS = 16_384
 
 
@@ -75,42 +77,57 @@ class Texts(Sequence[str]):
 
 
 class Catalog:
-    """Products of a table with their images; made by `read_catalog`.
-
-    `issues` counts the rows with each problem that was found while the table was opened.
-    """
+    """Products of a table with their images; made by `read_catalog`. Texts and labels in `unknown` mean nothing."""
 
     def __init__(
         self,
         table: Table,
         columns: Columns,
         images: ImageSource | None,
-        issues: Mapping[str, int] = MappingProxyType({}),
+        unknown: Sequence[str] = UNKNOWN,
     ) -> None:
-        self.table, self.columns, self.images, self.issues = table, columns, images, issues
+        self.table, self.columns, self.images, self._unknown = table, columns, images, frozenset(("", *unknown))
+        self._truth: Truth | None = None
+
+    @property
+    def issues(self) -> Mapping[str, int]:
+        """Count of each problem that was found when the table was last read from beginning to end."""
+        return self.table.issues
 
     @cached_property
     def ids(self) -> Strings:
         """(n,) product ids, "" where the table has none."""
-        batches = self.table.batches([self.columns.id], _READ_ROWS)
-        return strings([id_ for batch in batches for id_ in _ids(batch.column(0))])
+        ids = strings([id_ for _, batch in self._read([self.columns.id], _READ_ROWS) for id_ in _ids(batch.column(0))])
+        rounded = [id_ for id_ in ids if "E+" in id_ or "e+" in id_]
+        if rounded := [id_ for id_ in rounded if re.fullmatch(r"-?\d+([.,]\d+)?[eE]\+\d+", id_)]:
+            sentence = "%s: ids are numbers that a spreadsheet has rounded, several products may share one: %s"
+            logger.warning(sentence, self.table.name, culprits(rounded))
+        return ids
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _read(self, names: Sequence[str], size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield batches of columns, each with its first row; the id is the number of the row if the table has none."""
+        row, is_numbered = 0, self.columns.id not in self.table.columns
+        read = [name for name in names if not is_numbered or name != self.columns.id] or self.table.columns[:1]
+        for batch in self.table.batches(read, size):
+            if is_numbered:
+                numbers = pa.array(np.arange(row + 1, row + 1 + len(batch))).cast(pa.string())
+                batch = pa.record_batch([numbers, *batch.columns], names=[self.columns.id, *read]).select(list(names))
+            yield row, batch
+            row += batch.num_rows
 
     def batches(self, size: int, first_row: int = 0) -> Iterator[Products]:
         """Yield the products from `first_row` on, at most `size` at a time, in the order of the table."""
         columns = self.columns
         names = list(dict.fromkeys([columns.id, *columns.text, *([columns.photo] if columns.photo else [])]))
-        row = 0
-        for batch in self.table.batches(names, size):
+        for row, batch in self._read(names, size):
             skipped = min(max(first_row - row, 0), batch.num_rows)
             if skipped < batch.num_rows:
                 rows = batch.slice(skipped)
                 photos = pc.utf8_trim_whitespace(rows.column(columns.photo)) if columns.photo else pa.nulls(len(rows))
-                ids, texts = _ids(rows.column(columns.id)), _joined(rows, columns.text)
-                yield Products(row + skipped, ids, texts, photos.to_pylist())
-            row += batch.num_rows
+                yield Products(row + skipped, _ids(rows.column(columns.id)), self._texts(rows), photos.to_pylist())
 
     def image_bytes(self, product_id: str, image_name: str | None) -> bytes:
         """Read the image file of a product.
@@ -124,27 +141,39 @@ class Catalog:
 
     def texts(self) -> Texts:
         """Return the joined raw texts of all products."""
-        batches = self.table.batches(list(dict.fromkeys(self.columns.text or (self.columns.id,))), _READ_ROWS)
-        texts = (pa.array(_joined(batch, self.columns.text), pa.string()) for batch in batches)
-        return Texts(pa.chunked_array(texts, pa.string()))
+        batches = self._read(self.columns.text or (self.columns.id,), _READ_ROWS)
+        return Texts(pa.chunked_array((pa.array(self._texts(batch), pa.string()) for _, batch in batches), pa.string()))
+
+    def _texts(self, batch: pa.RecordBatch) -> list[str]:
+        """Join text columns by line breaks, skipping empty ones; the first of several is always the first line."""
+        # Not pyarrow's binary_join_element_wise: it loses rows whose values are all null (seen in 26.0.1).
+        cells = {name: batch.column(name).to_pylist() for name in self.columns.text}
+        for name in filter(self.table.holds_lists, cells):
+            lists = [_parse_list(cell or "") for cell in cells[name]]
+            cells[name] = [" ".join(filter(None, cell)) if isinstance(cell, list) else cell for cell in lists]
+        texts = []
+        for row in zip(*cells.values(), strict=True):
+            first, *others = (text if (text := (value or "").strip()) not in self._unknown else "" for value in row)
+            texts.append("\n".join([" ".join(first.splitlines()), *filter(None, others)]) if others else first)
+        return texts if cells else [""] * batch.num_rows
 
     def truth(self) -> Truth:
-        """Return the (n,) labels of each characteristic; blank, "nan", "none" and "null" are unknown (`None`).
+        """Return the (n,) labels of each characteristic; blank cells, "nan", "NA" and the like are unknown (`None`).
 
         Raises:
-            DataError: a cell of a multi-label column cannot be read, or the first lists of a column come too late.
+            DataError: a cell of a multi-label column cannot be read, or a label is too long.
         """
-        names, is_multi = list(self.columns.characteristics), self.columns.multi_label
-        batches = list(self.table.batches(names, _READ_ROWS))
-        columns = {name: pa.chunked_array([b.column(name) for b in batches], pa.string()) for name in names}
-        has_lists = {name: self.table.holds_lists(name) for name in names}
-        late = [name for name in names if name not in is_multi and has_lists[name]]
-        if late:  # in JSON lines, of which only the first rows were looked at
-            raise DataError(f"lists appear only far down in {culprits(late)}: name them in multi_label (--multi-label)")
-        return {
-            name: read_label_sets(array, name, has_lists=has_lists[name]) if name in is_multi else read_labels(array)
-            for name, array in columns.items()
-        }
+        if self._truth is None:
+            names, is_multi = list(self.columns.characteristics), self.columns.multi_label
+            batches = list(self.table.batches(names, _READ_ROWS))
+            columns = {name: pa.chunked_array([b.column(name) for b in batches], pa.string()) for name in names}
+            self._truth = {
+                name: read_label_sets(array, name, has_lists=self.table.holds_lists(name), unknown=self._unknown)
+                if name in is_multi
+                else read_labels(array, name, unknown=self._unknown)
+                for name, array in columns.items()
+            }
+        return self._truth
 
 
 def _ids(column: pa.Array) -> list[str]:
@@ -152,18 +181,8 @@ def _ids(column: pa.Array) -> list[str]:
     return ids
 
 
-def _joined(batch: pa.RecordBatch, columns: Sequence[str]) -> list[str]:
-    """Join text columns by line breaks, skipping empty ones; the first of several is always the first line."""
-    # Not pyarrow's binary_join_element_wise: it loses rows whose values are all null (seen in 26.0.1).
-    rows = zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
-    texts = []
-    for first, *others in ([(value or "").strip() for value in row] for row in rows):
-        texts.append("\n".join([" ".join(first.splitlines()), *filter(None, others)]) if others else first)
-    return texts if columns else [""] * batch.num_rows
-
-
 def read_catalog(
-    table: str | Path | DataFrame,
+    table: TableSource,
     images: str | Path | ImageSource | None = None,
     *,
     id: str | None = None,  # noqa: A002 - the name of the command-line option
@@ -171,64 +190,100 @@ def read_catalog(
     characteristics: str | Sequence[str] | None = None,
     photo: str | None = None,
     multi_label: str | Sequence[str] = (),
+    encoding: str | None = None,
+    na_values: str | Sequence[str] = UNKNOWN,
 ) -> Catalog:
     """Open a table of products and their photos.
 
-    A folder is opened as the Wildberries set, by `read_wildberries`, with all its sub-categories.
+    A folder with either table of the Wildberries set is opened by `read_wildberries`, with all its sub-categories.
 
     Args:
-        table: a parquet, CSV/TSV or JSON lines file, a DataFrame, or a folder with the Wildberries set.
+        table: what `open_table` opens: a parquet, CSV or JSON file, a folder of parquet files, a DataFrame, ...
         images: a folder or zip with photos, or what `open_images` returned; `None`: text only.
-        id: the column of ids; `None`: guessed among nm, id, sku, ...
-        text: the text columns, joined; empty for photos only. `None`: those of title, name, text, description present.
+        id: the column of ids; `None`: guessed among nm, id, sku, ... in any spelling; without one, rows are numbered.
+        text: the text columns, joined; empty for photos only. `None`: guessed among title, name, description, ...
         characteristics: the columns with labels; `None`: those of the published seven that exist.
         photo: the column of photo file names; `None`: photos are found by id (`<id>.jpg`, `.png`, ...).
-        multi_label: further characteristics with any number of labels, in a cell of text joined by "|" or as a JSON
-            array. Characteristics that hold lists are multi-label in any case; a plain cell among lists is one label.
+        multi_label: further characteristics with any number of labels, in a cell of text joined by "|" or as a JSON or
+            Python list. Characteristics that hold lists are multi-label in any case; a plain cell among lists is one
+            label.
+        encoding: of a text file; `None`: found from all of its bytes.
+        na_values: cells that mean an unknown label or an empty text, besides blank ones.
 
     Raises:
         DataError: the table or photos cannot be read, a column does not exist (the nearest one is named), or there are
-            lists where text is needed.
+            lists where an id or a photo is needed.
     """
-    if isinstance(table, str | Path) and Path(table).is_dir():
+    if isinstance(table, str | Path) and is_wildberries(table):
         if id not in (None, ID) or photo is not None:
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
         if multi_label:
             raise DataError(f"the Wildberries set has one label per characteristic: leave out {multi_label=}")
         texts = ("description",) if text is None else text
         return read_wildberries(table, images, min_products_in_sub_cat=1, text=texts, characteristics=characteristics)
-    opened = open_table(table)
+    opened = open_table(table, encoding=encoding)
     source = open_images(images) if isinstance(images, str | Path) else images
-    named = _existing(opened, PUBLISHED_CHARACTERISTICS) if characteristics is None else _names(characteristics)
+    if characteristics is None:
+        characteristics = [name for name in PUBLISHED_CHARACTERISTICS if name in opened.columns]
     columns = Columns(
-        id if id is not None else _guess_id(opened),
-        _existing(opened, _TEXT_GUESSES) if text is None else _names(text),
-        _names((*named, *_names(multi_label))),
+        id if id is not None else _guess_id(opened, needs_ids=source is not None and photo is None),
+        tuple(guess(opened.columns, TEXT_GUESSES)) if text is None else _names(text),
+        _names((*_names(characteristics), *_names(multi_label))),
         photo,
     )
-    _check_columns(opened, columns, source)
-    labels = columns.characteristics
-    multi = tuple(name for name in labels if name in _names(multi_label) or opened.holds_lists(name))
-    return Catalog(opened, replace(columns, multi_label=multi), source)
+    columns = _checked(opened, columns, source, _names(multi_label))
+    if text is None and not columns.text and (unused := _text_like(opened, columns)):
+        logger.warning("%s: columns that look like texts are not used, name them (--text): %s", opened.name, unused)
+    return Catalog(opened, columns, source, _names(na_values))
 
 
-def _check_columns(table: Table, columns: Columns, images: ImageSource | None) -> None:
-    plain = (columns.id, *columns.text, *([columns.photo] if columns.photo is not None else []))
-    for name in (*plain, *columns.characteristics):
-        if name not in table.columns:
+def _guess_id(table: Table, *, needs_ids: bool) -> str:
+    if guesses := guess(table.columns, ID_GUESSES):
+        return guesses[0]
+    if needs_ids:
+        hint = nearest("id", table.columns)
+        raise DataError(f"photos are found by product ids: name their column, or that of the photo names. {hint}")
+    logger.warning("%s has no column of product ids: its rows are numbered from 1", table.name)
+    return ROW_NUMBER
+
+
+def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_label: Sequence[str]) -> Columns:
+    """Return the columns as they are spelled in the table, with those that hold lists as multi-label."""
+
+    def spelled(name: str) -> str:
+        spellings = [name, visible(name).strip()]
+        if name != ROW_NUMBER and not set(spellings) & set(table.columns):
             raise DataError(f"{table.name} has no column {name!r}: {nearest(name, table.columns)}")
-    lists = [name for name in plain if table.holds_lists(name)]
-    if lists:
-        raise DataError(f"ids, texts and photos are plain values, but {culprits(lists)} hold lists: join them to text")
-    if images is None and columns.photo is not None:
-        raise DataError(f"a column of photo names ({columns.photo!r}) needs photos: say where they are (images)")
+        return name if name in table.columns else spellings[1]
+
+    id_, *texts = map(spelled, (columns.id, *columns.text))
+    photo = columns.photo if columns.photo is None else spelled(columns.photo)
+    labels, named = tuple(map(spelled, columns.characteristics)), set(map(spelled, multi_label))
+    if lists := [name for name in (id_, photo) if name in table.columns and table.holds_lists(name)]:
+        raise DataError(f"ids and photos are plain values, but {culprits(lists)} hold lists: join them to text")
+    if images is None and photo is not None:
+        raise DataError(f"a column of photo names ({photo!r}) needs photos: say where they are (images)")
+    if len(labels) > MAX_CHARACTERISTICS:
+        raise DataError(f"a catalog has at most {MAX_CHARACTERISTICS} characteristics, got {len(labels)}: name some")
     _check_inputs(columns, images, table.columns)
+    multi = tuple(name for name in labels if name in named or table.holds_lists(name))
+    return Columns(id_, tuple(texts), labels, photo, multi)
 
 
 def _check_inputs(columns: Columns, images: ImageSource | None, available: Sequence[str]) -> None:
     if images is None and not columns.text:
-        hint = nearest("", available)
-        raise DataError(f"products need a photo or a text: name the text columns or the photos. {hint}")
+        raise DataError(f"products need a photo or a text: name text columns or photos. {nearest('', available)}")
+
+
+def _text_like(table: Table, columns: Columns) -> str:
+    """Return the columns without a role of which most cells have three words, joined."""
+    names = []
+    for name in set(table.columns) - {columns.id, columns.photo, *columns.characteristics}:
+        with suppress(DataError, StopIteration):  # structs cannot be read
+            cells = list(filter(None, next(table.batches([name], 200)).column(0).to_pylist()))
+            if sum(len(cell.split()) > 2 for cell in cells) * 2 > len(cells):
+                names.append(name)
+    return ", ".join(sorted(names))
 
 
 def read_wildberries(
@@ -259,7 +314,7 @@ def read_wildberries(
     columns = Columns(ID, _names(text), labels)
     _check_inputs(columns, source, (ID, *TEXTS))
     table = WildberriesTable(folder, [*labels, *columns.text], min_products_in_sub_cat=min_products_in_sub_cat)
-    return Catalog(table, columns, source, MappingProxyType(table.issues))
+    return Catalog(table, columns, source)
 
 
 def read_frame(table: str | Path) -> Any:
@@ -270,7 +325,7 @@ def read_frame(table: str | Path) -> Any:
     """
     opened: Table = (
         WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
-        if Path(table).is_dir()
+        if is_wildberries(table)
         else open_table(table)
     )
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
@@ -288,14 +343,3 @@ def _parse_list(cell: str) -> object:
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
-
-
-def _existing(table: Table, names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if name in table.columns)
-
-
-def _guess_id(table: Table) -> str:
-    if guesses := _existing(table, _ID_GUESSES):
-        return guesses[0]
-    hint = nearest("id", table.columns)
-    raise DataError(f"name the column of product ids: {table.name} has none of {', '.join(_ID_GUESSES)}. {hint}")

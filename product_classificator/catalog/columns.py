@@ -1,6 +1,29 @@
 """The role of each column of a table, in a module that classifying one product can import without pyarrow."""
 
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+ROW_NUMBER = "row_number"
+"""The id column of a table that has none."""
+ID_GUESSES = re.findall(
+    r"\w+",
+    "nm id sku product_id item_id offer_id nm_id article uniq_id article_id goods_id asin uuid uid pid code "
+    "product_code vendor_code gtin ean barcode артикул код",
+)
+TEXT_GUESSES = re.findall(
+    r"\w+",
+    "title name text product_title item_title product_name item_name product_display_name display_name prod_name "
+    "designation название наименование заголовок "
+    "description product_description item_description detail_desc long_description short_description описание текст",
+)
+"""The names of ids and of texts, the usual first and titles before descriptions, in any spelling."""
+UNKNOWN = ("nan", "NaN", "NAN", "none", "None", "NONE", "null", "Null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A")
+"""Cells that mean an unknown label or an empty text, as blank ones do, unless `na_values` names others."""
 
 
 @dataclass(frozen=True)
@@ -26,3 +49,38 @@ class Columns:
     def has_title(self) -> bool:
         """Whether the first line of a text is a title: the first of several columns."""
         return len(self.text) > 1
+
+
+def spelling(name: str) -> str:
+    """Return the letters and digits of a name: "Uniq Id", "uniqId" and "uniq_id" are spelled alike."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def guess(columns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return the columns that are spelled like one of `names`, in the order of `names`."""
+    places = {spelling(name): place for place, name in reversed(list(enumerate(names)))}
+    return sorted((column for column in columns if spelling(column) in places), key=lambda c: places[spelling(c)])
+
+
+def unique_names(names: Iterable[object], table: str) -> list[str]:
+    """Return column names without blanks and invisible signs around them; the second "a" becomes "a.1"."""
+    unique: list[str] = []
+    for name in names:
+        plain = trimmed = visible(str(name)).strip()
+        repeats = 0
+        while plain and plain in unique:
+            repeats += 1
+            plain = f"{trimmed}.{repeats}"
+        if repeats:
+            logger.warning("%s repeats the column name %s: the later one is named %s", table, trimmed, plain)
+        unique.append(plain)
+    return unique
+
+
+def visible(text: str) -> str:
+    r"""Return a text in the Unicode form NFC, without zero-width signs, soft hyphens and byte order marks.
+
+    >>> visible("лето\u200b\ufeff")
+    'лето'
+    """
+    return "".join(char for char in unicodedata.normalize("NFC", text) if unicodedata.category(char) != "Cf")

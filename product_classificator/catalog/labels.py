@@ -6,11 +6,13 @@ blanks (`"".split(",")` is one); an empty list means that the product has none o
 """
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from product_classificator.catalog.columns import UNKNOWN
 from product_classificator.catalog.table import canonical
 from product_classificator.errors import DataError, culprits
 from product_classificator.text import is_list_cell, split_labels
@@ -18,51 +20,80 @@ from product_classificator.types import Strings, strings
 
 logger = logging.getLogger(__name__)
 
-_UNKNOWN_LABELS = ("", "nan", "none", "null", "<na>")
+MAX_LABEL_CHARS = 1_000
 
 
-def read_labels(array: pa.ChunkedArray) -> Strings:
-    """Return a column of strings as labels, `None` where a label is unknown."""
-    encoded = _encoded(canonical(array))
-    labels = [None if name.lower() in _UNKNOWN_LABELS else name for name in encoded.dictionary.to_pylist()]
+def read_labels(array: pa.ChunkedArray, name: str, *, unknown: Collection[str] = UNKNOWN) -> Strings:
+    """Return a column of strings as labels, `None` where a label is unknown.
+
+    Blanks in a row are one, and signs that cannot be seen do not count; labels that differ in case alone are a warning.
+
+    Raises:
+        DataError: a label has more than `MAX_LABEL_CHARS` characters.
+    """
+    encoded = _encoded(array)
+    names = canonical(pc.replace_substring_regex(encoded.dictionary, r"[\s\p{Z}]+", " ")).to_pylist()
+    labels = [None if not label or label in unknown else label for label in names]
+    if long := [f"{label[:30]}..." for label in labels if label and len(label) > MAX_LABEL_CHARS]:
+        sentence = f"a label has at most {MAX_LABEL_CHARS} characters, {name!r} holds {culprits(long)}: is it a text?"
+        raise DataError(sentence)
+    same = Counter(label.casefold() for label in set(labels) - {None})
+    if alike := sorted(label for label in set(labels) - {None} if same[label.casefold()] > 1):
+        logger.warning("%s: labels that differ in case alone are different labels: %s", name, culprits(alike))
     return _decoded(labels, encoded)
 
 
-def read_label_sets(array: pa.ChunkedArray, name: str, *, has_lists: bool) -> Strings:
+def read_label_sets(
+    array: pa.ChunkedArray, name: str, *, has_lists: bool, unknown: Collection[str] = UNKNOWN
+) -> Strings:
     """Return a column of strings as sets of labels, `None` where they are unknown.
 
     Args:
         array: cells as `split_labels` reads them.
-        name: name of the column, for errors.
+        name: name of the column, for messages.
         has_lists: whether the table holds lists there: plain cells are then one label each, with a warning.
+        unknown: labels that are none.
 
     Raises:
-        DataError: a cell looks like a list and is not a JSON array of plain values.
+        DataError: a cell looks like a list and is not a list of plain values, or a label is too long.
     """
     encoded = _encoded(pc.utf8_trim_whitespace(array))
+    texts = encoded.dictionary.to_pylist()
+    separator = "|" if has_lists else _separator(texts, name)
     cells, malformed, plain = [], [], []
-    for cell in encoded.dictionary.to_pylist():
+    for cell in texts:
         is_plain = has_lists and not is_list_cell(cell)
-        if is_plain and cell.lower() not in _UNKNOWN_LABELS:
+        if is_plain and cell and cell not in unknown:
             plain.append(cell)
         try:
-            entries = ["" if entry is None else str(entry) for entry in ([cell] if is_plain else split_labels(cell))]
+            entries = [cell] if is_plain or cell in unknown else split_labels(cell, separator)
             # Half of an emoji, as an escape, cannot be encoded.
-            cells.append([entry.encode("utf-8", "replace").decode() for entry in entries])
+            cells.append(["" if e is None else str(e).encode("utf-8", "replace").decode() for e in entries])
         except ValueError:
             malformed.append(cell)
     if malformed:
         raise DataError(
-            f'a cell of the multi-label column {name!r} is a JSON array of labels or labels joined by "|", found '
+            f'a cell of the multi-label column {name!r} is a list of labels or labels joined by "|", found '
             f'{culprits(malformed)}; write lists like ["a", "b"], or save the table as parquet'
         )
     if plain:
         sentence = "%s holds lists, so it is multi-label; plain cells are one label each: %s"
         logger.warning(sentence, name, culprits(plain))
     unique = list(dict.fromkeys(entry for cell in cells for entry in cell))
-    label_of = dict(zip(unique, read_labels(pa.chunked_array([unique], pa.string())), strict=True))
+    labels = read_labels(pa.chunked_array([unique], pa.string()), name, unknown=unknown)
+    label_of = dict(zip(unique, labels, strict=True))
     sets = [frozenset(label_of[entry] for entry in cell) - {None} for cell in cells]
     return _decoded([labels if labels or not cell else None for labels, cell in zip(sets, cells, strict=True)], encoded)
+
+
+def _separator(cells: Sequence[str], name: str) -> str:
+    """Return "|", or with a warning what else is in most different cells of a column without "|" and lists."""
+    if not any("|" in cell or is_list_cell(cell) for cell in cells):
+        for mark in ";,":
+            if sum(mark in cell for cell in cells) * 2 > len(cells):
+                logger.warning('%s: no cell holds "|": labels are split at "%s"', name, mark)
+                return mark
+    return "|"
 
 
 def _encoded(array: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -5,40 +5,39 @@ that formats write differently (`1` and `1.0`, `true` and `True`). Only the requ
 time; the cost is that CSV and JSON lines are parsed again on every pass.
 """
 
-import csv
 import json
 import logging
-import re
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 
+from product_classificator.catalog.columns import unique_names
+from product_classificator.catalog.delimited import CsvTable, TextFile, shortened, warn_once
 from product_classificator.errors import DataError, culprits
 
 logger = logging.getLogger(__name__)
 
-_CSV_BLOCK_BYTES = 8 << 20
-_SAMPLE_BYTES = 1 << 20
-_JSON_SAMPLE_ROWS = 1000
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
+_ARROW_FORMATS = {"parquet": "parquet", "pq": "parquet", "feather": "feather", "arrow": "feather"}
+_CSV, _JSON, _COMPRESSED = ("csv", "tsv", "txt"), ("jsonl", "ndjson", "json"), ("gz", "gzip", "zst", "bz2")
 
 
+@runtime_checkable
 class Table(Protocol):
-    """A table that can be streamed any number of times."""
+    """A table that can be streamed any number of times; `issues` counts what was odd in the last whole pass."""
 
     name: str
     columns: list[str]
+    issues: Mapping[str, int]
 
     def holds_lists(self, column: str) -> bool:
         """Return whether a column holds lists: by its type or, without types, by its values."""
@@ -56,30 +55,79 @@ class DataFrame(Protocol):
         """Rows by position."""
 
 
-def open_table(source: str | Path | DataFrame) -> Table:
-    """Open a parquet, CSV/TSV or JSON lines file, or a DataFrame.
+@runtime_checkable
+class ArrowTable(Protocol):
+    """What hands its columns over as Arrow memory: a pyarrow Table, a polars DataFrame, ..."""
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Return a PyCapsule of an Arrow stream."""
+
+
+TableSource: TypeAlias = str | Path | DataFrame | ArrowTable | Table
+
+
+def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
+    """Open a file, a folder or pattern (`parts/*.parquet`) of parquet files, a pandas or polars DataFrame, or Arrow.
+
+    Args:
+        source: parquet, feather, CSV or other separated text, JSON lines or a JSON array; text may be compressed.
+        encoding: of text; `None`: found from the whole file.
 
     Raises:
         DataError: there is no such file, its format is unknown, or it cannot be read as what its name says.
     """
+    if isinstance(source, Table):
+        return source
     if isinstance(source, DataFrame):
-        return _checked(_FrameTable(source))
+        return _FrameTable(source)
+    if not isinstance(source, str | Path):
+        if not isinstance(source, ArrowTable):
+            raise DataError(f"a table must be a file, a DataFrame or an Arrow table, got {type(source).__name__}")
+        return _ArrowTable("Arrow table", ds.dataset(pa.table(source)))
     path = Path(source)
-    if not path.is_file():
-        raise DataError(f"a table must be a file or a DataFrame: there is no file {path}")
-    if path.suffix.lower() not in _FORMATS:
-        raise DataError(f"a table must end in one of {', '.join(_FORMATS)}, got {path.name}")
+    files = _files(path)
+    kind = _format(files[0])
     try:
-        return _checked(_FORMATS[path.suffix.lower()](path))
-    except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
+        if kind in ("csv", "json"):
+            return CsvTable(path, encoding) if kind == "csv" else _JsonTable(path, encoding)
+        return _ArrowTable(str(path), _dataset(files, kind, partitioned=files != [path]))
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _checked(table: Table) -> Table:
-    repeated = [name for name, count in Counter(filter(None, table.columns)).items() if count > 1]
-    if repeated:
-        raise DataError(f"column names must be unique, {table.name} repeats {culprits(repeated)}")
-    return table
+def _files(path: Path) -> list[Path]:
+    """Return the files of a table: one, or the parquet files in a folder or of a pattern like `parts/*.parquet`."""
+    if path.is_file():
+        files = [path]
+    else:
+        found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        files = sorted(file for file in found if _format(file) == "parquet")
+        if not files:
+            missing = "the folder has no parquet files" if path.is_dir() else "there is no file"
+            raise DataError(f"a table must be a file, a DataFrame or a folder of parquet files: {missing} {path}")
+    if not _format(files[0]):
+        endings = ", ".join(f".{name}" for name in (*_ARROW_FORMATS, *_CSV, *_JSON))
+        raise DataError(
+            f"a table must end in one of {endings} (text also in .gz, .zst), got {path.name}: save it as CSV or parquet"
+        )
+    return files
+
+
+def _format(path: Path) -> str:
+    """Return parquet, feather, csv or json after the ending of a name, "" if it is unknown."""
+    *_, before, last = ["", "", *path.name.lower().split(".")]
+    if last in _ARROW_FORMATS or (before in _ARROW_FORMATS and last in _COMPRESSED):
+        return _ARROW_FORMATS[last if last in _ARROW_FORMATS else before]
+    ending = before if last in _COMPRESSED else last
+    return "csv" if ending in _CSV else "json" if ending in _JSON else ""
+
+
+def _dataset(files: Sequence[Path], kind: str, *, partitioned: bool) -> Any:
+    """Return files as one table with the columns of all of them, and of folders like `kind=Mug`."""
+    partitions = ds.partitioning(flavor="hive") if partitioned else None
+    data = ds.dataset([str(file) for file in files], format=kind, partitioning=partitions)
+    schemas = [data.schema, *(fragment.physical_schema for fragment in data.get_fragments())]
+    return data.replace_schema(pa.unify_schemas(schemas, promote_options="permissive")) if len(files) > 1 else data
 
 
 _DATE, _TIME = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
@@ -96,19 +144,21 @@ _CANONICAL_FORMS = (
 def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Return ids or labels trimmed, with one spelling of whole numbers, booleans, dates and times.
 
-    A letter and its combining accent become one character (NFC), as on most keyboards.
+    A letter and its combining accent become one character (NFC); signs without width are left out.
 
     >>> canonical(pa.array(["12.0", " True", "v1.0", "2024-01-31 00:00:00.000", None])).to_pylist()
     ['12', 'true', 'v1.0', '2024-01-31', None]
     """
-    array = pc.utf8_normalize(pc.utf8_trim_whitespace(array), "NFC")
+    array = pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_normalize(array, "NFC"), r"\p{Cf}+", ""))
     for pattern, replacement in _CANONICAL_FORMS:
         array = pc.replace_substring_regex(array, pattern, replacement)
     return array
 
 
-def as_strings(array: pa.Array) -> pa.Array:
+def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
     """Cast a column to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null; lists become JSON arrays of strings.
+
+    `issues` counts cells with bytes that are not UTF-8, which become U+FFFD.
 
     Raises:
         DataError: the column holds structs, durations or types of other libraries, or lists of lists or structs.
@@ -116,21 +166,41 @@ def as_strings(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type
+    if _is_list(kind) and _is_text(kind.value_type) and not _is_valid(array):
+        array = array.cast(pa.large_list(pa.large_binary()))
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if _is_text(kind) and not _is_valid(array):
+        array, is_binary = array.cast(pa.large_binary()), True
     if _is_list(kind) or is_binary or isinstance(kind, pa.UuidType):
         convert = (
             _list_cell if _is_list(kind) else partial(str, encoding="utf-8", errors="replace") if is_binary else str
         )
-        return pa.array([None if value is None else convert(value) for value in array.to_pylist()], pa.string())
+        cells = [None if value is None else convert(value) for value in array.to_pylist()]
+        if issues is not None and not isinstance(kind, pa.UuidType):
+            issues["cells_with_wrong_bytes"] += sum("\ufffd" in cell for cell in cells if cell)
+        return pa.array(cells, pa.string())
     if pa.types.is_nested(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.BaseExtensionType):
         raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
     if pa.types.is_floating(kind):
         fractions = pc.cast(array, pa.string())  # in its own precision: a float32 of 0.1 is 0.1
         array = pc.cast(array, pa.float64())
-        whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**53))
+        whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**63))
         integers = pc.cast(pc.if_else(whole, array, 0.0), pa.int64())
+        if issues is not None and (rounded := pc.sum(pc.greater_equal(pc.abs(array), 2.0**53)).as_py()):
+            issues["numbers_rounded_by_float64"] += rounded
         return pc.if_else(pc.is_finite(array), pc.if_else(whole, pc.cast(integers, pa.string()), fractions), None)
     return pc.cast(array, pa.string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_valid(array: pa.Array) -> bool:
+    with suppress(pa.ArrowInvalid):
+        array.validate(full=True)
+        return True
+    return False
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -150,182 +220,119 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()  # UTF-8 holds no lone surrogates
 
 
-def _as_strings(values: Any, name: str) -> pa.Array:
+def _column(values: Any, name: str, issues: Counter[str]) -> pa.Array:
     """Return a pandas column, a list or an Arrow array as strings; mixed objects are converted one by one."""
     try:
-        if isinstance(values, pa.Array):
-            return as_strings(values)
+        column = None
         # Not for mixed types, lone surrogates, huge integers and what only pandas can write (intervals, periods).
-        with suppress(pa.ArrowException, UnicodeEncodeError, OverflowError):
-            array = pa.array(values, from_pandas=True)
+        with suppress(
+            *(() if isinstance(values, pa.Array) else (pa.ArrowException, UnicodeEncodeError, OverflowError))
+        ):
+            array = pa.array(values, from_pandas=True) if not isinstance(values, pa.Array) else values
+            array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
             kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-            if not isinstance(kind, pa.BaseExtensionType) and not pa.types.is_duration(kind):
-                return as_strings(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array)
-        is_known = values.notna() if hasattr(values, "notna") else (value is not None for value in values)
-        cells = (
-            (_list_cell(value) if isinstance(value, _LISTS) else _encodable(str(value))) if known else None
-            for value, known in zip(values, is_known, strict=True)
-        )
-        return pa.array(list(cells), pa.string())
+            if array is values or not (isinstance(kind, pa.BaseExtensionType) or pa.types.is_duration(kind)):
+                column = as_strings(array, issues)
+        if column is None:
+            is_known = values.notna() if hasattr(values, "notna") else (value is not None for value in values)
+            cells = (
+                (_list_cell(value) if isinstance(value, _LISTS) else _encodable(str(value))) if known else None
+                for value, known in zip(values, is_known, strict=True)
+            )
+            column = pa.array(list(cells), pa.string())
     except (DataError, pa.ArrowException) as error:
         raise DataError(f"column {name!r} cannot be used: {error}") from error
+    return shortened(column, issues)
 
 
 class _FrameTable:
     def __init__(self, frame: Any) -> None:
         self.name = "DataFrame"
-        self.columns = [str(column) for column in frame.columns]
+        self.columns = unique_names(frame.columns, self.name)
+        self.issues: Counter[str] = Counter()
         self._frame = frame.set_axis(self.columns, axis=1)
 
     def holds_lists(self, column: str) -> bool:
         return any(isinstance(value, _LISTS) for value in self._frame[column])
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        issues: Counter[str] = Counter()
         for start in range(0, len(self._frame), size):
             rows = self._frame.iloc[start : start + size]
-            yield pa.record_batch([_as_strings(rows[column], column) for column in columns], names=list(columns))
+            yield pa.record_batch([_column(rows[name], name, issues) for name in columns], names=list(columns))
+        self.issues = warn_once(self.name, self.issues, issues)
 
 
-class _ParquetTable:
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
-        with pq.ParquetFile(path) as file:
-            self._schema = file.schema_arrow
-        self.columns: list[str] = list(self._schema.names)
+class _ArrowTable:
+    """Parquet or feather files, or Arrow memory."""
+
+    def __init__(self, name: str, data: Any) -> None:
+        self.name = name
+        self.columns = unique_names(data.schema.names, name)
+        self.issues: Counter[str] = Counter()
+        self._data = data
 
     def holds_lists(self, column: str) -> bool:
-        return _is_list(self._schema.field(column).type)
+        return _is_list(self._data.schema.field(self.columns.index(column)).type)
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        issues: Counter[str] = Counter()
+        names = [self._data.schema.names[self.columns.index(name)] for name in columns]
         try:
-            with pq.ParquetFile(self._path) as file:
-                for batch in file.iter_batches(batch_size=size, columns=list(columns), use_threads=False):
-                    arrays = [_as_strings(batch.column(column), column) for column in columns]
+            for batch in self._data.to_batches(columns=names, batch_size=size, batch_readahead=1, use_threads=False):
+                if batch.num_rows:
+                    arrays = [_column(array, name, issues) for array, name in zip(batch.columns, columns, strict=True)]
                     yield pa.record_batch(arrays, names=list(columns))
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self._path} is damaged: {error}") from error
+            raise DataError(f"{self.name} is damaged: {error}") from error
+        self.issues = warn_once(self.name, self.issues, issues)
 
 
-class _CsvTable:
-    """CSV with a header; its delimiter and encoding (UTF-8, else Windows-1251) are guessed from its beginning."""
+class _JsonTable:
+    """A JSON object per line, or an array of objects; its columns are those of all objects."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str | None) -> None:
         self.name = str(path)
-        self._path = path
-        self._is_checked = False
-        self._encoding = _encoding(path)
-        if self._encoding != "utf-8":
-            logger.warning("%s is not UTF-8: read as %s", path, self._encoding)
-        with path.open(encoding=self._encoding.replace("utf-8", "utf-8-sig"), newline="") as text:
-            header = re.sub(r'"[^"]*"', "", text.readline())  # without quoted delimiters
-            self._delimiter = max("\t;|,", key=header.count)
-            text.seek(0)
-            self.columns: list[str] = next(csv.reader(text, delimiter=self._delimiter), [])
-        if not any(map(str.strip, self.columns)):
-            raise DataError(f"{path} is empty or begins with an empty line: a CSV table needs a header")
-
-    def holds_lists(self, column: str) -> bool:
-        return False
-
-    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-        rows = skipped = 0
-
-        def skip(row: pa.csv.InvalidRow) -> str:
-            nonlocal skipped
-            skipped += 1
-            return "skip"
-
-        try:
-            reader = pa.csv.open_csv(
-                self._path,
-                pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES, encoding=self._encoding),
-                pa.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=skip),
-                pa.csv.ConvertOptions(
-                    column_types=dict.fromkeys(columns, pa.string()),
-                    include_columns=list(dict.fromkeys(columns)),
-                    strings_can_be_null=True,
-                    null_values=[""],
-                ),
-            )
-            for block in reader:
-                rows += block.num_rows
-                for start in range(0, block.num_rows, size):
-                    yield block.slice(start, size).select(list(columns))
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self._path} cannot be read as CSV ({self._encoding}): {error}") from error
-        if self._is_checked:
-            return
-        self._is_checked = True
-        if skipped:
-            logger.warning("%s: %d rows without the header's number of columns were left out", self._path, skipped)
-        with self._path.open("rb") as file:
-            lines = sum(block.count(b"\n") for block in iter(lambda: file.read(_CSV_BLOCK_BYTES), b""))
-        if lines > rows + skipped + 1:
-            sentence = "%s: %d lines hold %d rows: values span several lines, or a quote is not closed"
-            logger.warning(sentence, self._path, lines, rows)
-
-
-def _encoding(path: Path) -> str:
-    """Return utf-16, utf-8 or cp1251, as the beginning of a file suggests."""
-    with path.open("rb") as file:
-        sample = file.read(_SAMPLE_BYTES)
-    if sample.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return "utf-16"
-    try:
-        sample.decode("utf-8")
-    except UnicodeDecodeError as error:  # the sample may end inside a character: its last three bytes do not count
-        return "utf-8" if error.start >= len(sample) - 3 and len(sample) > 3 else "cp1251"
-    return "utf-8"
-
-
-class _JsonLinesTable:
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
-        self._is_checked = False
-        self._encoding = _encoding(path).replace("utf-8", "utf-8-sig")
-        columns: dict[str, None] = {}
+        self.issues: Counter[str] = Counter()
+        self._file = TextFile(path, encoding)
+        self._array: list[object] | None = None
+        first = next((line for line in self._file.lines(Counter()) if line.strip()), "")
+        if first.lstrip().startswith("["):
+            with suppress(ValueError, RecursionError):
+                array = json.loads("\n".join(self._file.lines(Counter())))
+                self._array = array if any(isinstance(record, dict) for record in array) else None
+        names: dict[str, None] = {}
         self._lists: set[str] = set()
-        for record in islice(self._records(), _JSON_SAMPLE_ROWS):
-            columns.update(dict.fromkeys(record))
+        for record in self._records(Counter()):
+            names.update(dict.fromkeys(record))
             self._lists.update(name for name, value in record.items() if isinstance(value, list))
-        if not columns:
-            raise DataError(f"{path} holds no JSON objects: one object per line is expected")
-        self.columns = list(columns)
+        if not names:
+            raise DataError(f"{path} holds no JSON objects: one object per line, or an array of objects, is expected")
+        self.columns = unique_names(names, self.name)
+        self._keys = dict(zip(self.columns, names, strict=True))
 
     def holds_lists(self, column: str) -> bool:
-        return column in self._lists
+        return self._keys[column] in self._lists
 
-    def _records(self) -> Iterator[dict[str, object]]:
-        skipped: list[int] = []
-        with self._path.open(encoding=self._encoding, errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line) if line.strip() else None
-                except ValueError:
-                    record = line
-                if isinstance(record, dict):
-                    yield record
-                elif record is not None:
-                    skipped.append(number)
-        if skipped and not self._is_checked:
-            self._is_checked = True
-            logger.warning("%s: lines that are not a JSON object were left out: %s", self._path, culprits(skipped))
+    def _records(self, issues: Counter[str]) -> Iterator[dict[str, object]]:
+        wrong: list[int] = []
+        for number, item in enumerate(self._file.lines(issues) if self._array is None else self._array, 1):
+            record = item
+            if isinstance(item, str):
+                with suppress(ValueError, RecursionError):
+                    record = json.loads(item) if item.strip() else None
+            if isinstance(record, dict):
+                yield record
+            elif record is not None:
+                wrong.append(number)
+        if wrong and not self.issues:
+            logger.warning("%s: lines that are not a JSON object were left out: %s", self.name, culprits(wrong))
+        issues["lines_that_are_no_object"] += len(wrong)
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-        records = self._records()
+        issues: Counter[str] = Counter()
+        records = self._records(issues)
         while rows := list(islice(records, size)):
-            self._lists.update(name for name in columns if any(isinstance(row.get(name), list) for row in rows))
-            arrays = [_as_strings([row.get(name) for row in rows], name) for name in columns]
+            arrays = [_column([row.get(self._keys[name]) for row in rows], name, issues) for name in columns]
             yield pa.record_batch(arrays, names=list(columns))
-
-
-_FORMATS: dict[str, Callable[[Path], Table]] = {
-    ".parquet": _ParquetTable,
-    ".pq": _ParquetTable,
-    ".csv": _CsvTable,
-    ".tsv": _CsvTable,
-    ".jsonl": _JsonLinesTable,
-    ".ndjson": _JsonLinesTable,
-}
+        self.issues = warn_once(self.name, self.issues, issues)

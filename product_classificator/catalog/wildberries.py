@@ -31,12 +31,8 @@ _READ_ROWS = 16_384
 
 
 def is_wildberries(path: str | Path) -> bool:
-    """Return whether a folder holds both tables of the Wildberries set."""
-    return not _missing_files(Path(path))
-
-
-def _missing_files(folder: Path) -> list[str]:
-    return [name for name in (TRAIN_FILE, TEST_FILE) if not (folder / name).is_file()]
+    """Return whether a folder holds a table of the Wildberries set."""
+    return any((Path(path) / name).is_file() for name in (TRAIN_FILE, TEST_FILE))
 
 
 class WildberriesTable:
@@ -60,7 +56,7 @@ class WildberriesTable:
                 f"min_products_in_sub_cat must be at least 1, got {min_products_in_sub_cat}: 1 keeps every sub_category"
             )
         folder = Path(folder)
-        if missing := _missing_files(folder):
+        if missing := [name for name in (TRAIN_FILE, TEST_FILE) if not (folder / name).is_file()]:
             raise DataError(
                 f"a folder of tables must hold {TRAIN_FILE} and {TEST_FILE}: "
                 f"{folder} has no {' and no '.join(missing)}; add it, or name a single table file"

@@ -65,7 +65,7 @@ def tune(options: Tune) -> None:
 
 
 def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:
-    training, columns = options.training, columns_of(options.table)
+    training, columns = options.training, columns_of(options.table, options.products.encoding)
     settings = read_settings(
         training.config, {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
     )

@@ -17,7 +17,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Channels = Literal["rgb", "bgr"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Run = Annotated[Path, doc("Folder of a training run.")]
-Table = Annotated[Path, doc("Parquet, CSV/TSV or JSON Lines file, or a folder with the Wildberries tables.")]
+Table = Annotated[Path, doc("Parquet, CSV or JSON file, or a folder of parquet files.")]
 Store = Annotated[Path | None, doc("Folder of embeddings to reuse and add to.")]
 MinPrecision = Annotated[
     float | None, doc("Target precision: predictions expected to reach it are marked 'auto', the rest 'review'.")
@@ -38,6 +38,8 @@ class ProductOptions:
     photo: Annotated[str | None, doc("Column of photo file names; '' for ids. Default: the run's or ids.")] = None
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's or rgb.")] = None
     max_pixels: Annotated[Count | None, doc("Skip larger photos. Default: 50 million.")] = None
+    encoding: Annotated[str | None, doc("Of a text file, like cp1251. Default: found from the whole file.")] = None
+    na_values: Annotated[str | None, doc("Cells that mean unknown, joined by commas. Default: NA, nan, ...")] = None
 
 
 @Parameter(name="*", group=_ENCODER)

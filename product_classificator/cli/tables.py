@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
+from product_classificator.catalog.columns import UNKNOWN
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.cli import console
@@ -14,11 +15,12 @@ from product_classificator.runs import Run
 logger = logging.getLogger(__name__)
 
 
-def columns_of(table: Path) -> set[str]:
+def columns_of(table: Path, encoding: str | None = None) -> set[str]:
     """Return the names that columns may be given by; none if there is no such table."""
-    files = [table, table / TRAIN_FILE, table / TEST_FILE]
-    derived = PUBLISHED_CHARACTERISTICS if table.is_dir() else ()
-    return {*derived, *(name for file in files if file.is_file() for name in open_table(file).columns)}
+    files = [table / TRAIN_FILE, table / TEST_FILE] if is_wildberries(table) else [table]
+    derived = PUBLISHED_CHARACTERISTICS if is_wildberries(table) else ()
+    existing = filter(Path.exists, files)
+    return {*derived, *(name for file in existing for name in open_table(file, encoding=encoding).columns)}
 
 
 def names(joined: str | None, columns: Collection[str]) -> list[str] | None:
@@ -48,13 +50,14 @@ def open_catalog(
     run: Run | None = None,
 ) -> Catalog:
     """Open a table, as the table of `run` was opened unless an option differs, and print how its columns are used."""
-    text, id_, photo = names(options.text, columns_of(table)), options.id, options.photo or None
+    columns = columns_of(table, options.encoding)
+    text, id_, photo = names(options.text, columns), options.id, options.photo or None
     has_fixed_names = is_wildberries(table)  # ids and photo names of these tables are fixed, red and blue are swapped
     channels = options.channels or ("bgr" if has_fixed_names else run.channels if run else "rgb")
     if run is not None:
         text = list(run.columns.text) if text is None else text
     if run is not None and not has_fixed_names:
-        id_ = id_ or run.columns.id
+        id_ = id_ or (run.columns.id if run.columns.id in columns else None)  # None: guessed, or rows are numbered
         photo = run.columns.photo if options.photo is None and options.images else photo
         if run.columns.has_title and text and text[0] != run.columns.text[0]:
             logger.warning(
@@ -67,21 +70,29 @@ def open_catalog(
         limits = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
         images = open_images(options.images, channels=channels, **limits)
     catalog = read_catalog(
-        table, images, id=id_, text=text, characteristics=characteristics, photo=photo, multi_label=multi_label
+        table,
+        images,
+        id=id_,
+        text=text,
+        characteristics=characteristics,
+        photo=photo,
+        multi_label=multi_label,
+        encoding=options.encoding,
+        na_values=UNKNOWN if options.na_values is None else names(options.na_values, ()) or (),
     )
-    columns = catalog.columns
+    used = catalog.columns
     console.log.print(
-        f"{catalog.table.name}: {len(catalog)} products; id {columns.id}; "
-        f"text {', '.join(columns.text) or 'none (photos only)'}; "
-        f"photos {f'by {columns.photo or columns.id} ({channels})' if images else 'none (text only)'}"
-        + (f"; multi-label {', '.join(columns.multi_label)}" if columns.multi_label else "")
+        f"{catalog.table.name}: {len(catalog)} products; id {used.id}; "
+        f"text {', '.join(used.text) or 'none (photos only)'}; "
+        f"photos {f'by {used.photo or used.id} ({channels})' if images else 'none (text only)'}"
+        + (f"; multi-label {', '.join(used.multi_label)}" if used.multi_label else "")
     )
     return catalog
 
 
 def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
     """Open a table as the run's table was opened, with those characteristics of the run that it holds."""
-    available = columns_of(table)
+    available = columns_of(table, options.encoding)
     characteristics = [name for name in run.columns.characteristics if name in available]
     multi_label = [name for name in run.columns.multi_label if name in characteristics]
     return open_catalog(table, options, characteristics, multi_label, run=run)

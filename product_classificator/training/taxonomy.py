@@ -101,7 +101,7 @@ def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
         )
     batches = list(table.batches(list(columns), _READ_ROWS))
     labels, parents = (
-        read_labels(pa.chunked_array([batch.column(name) for batch in batches], pa.string())) for name in columns
+        read_labels(pa.chunked_array([batch.column(name) for batch in batches], pa.string()), name) for name in columns
     )
     rows = list(dict.fromkeys((a, b) for a, b in zip(labels, parents, strict=True) if a is not None and b is not None))
     by_pair, unmatched = _by_characteristics(rows, columns, truth)

@@ -123,7 +123,8 @@ def given_hierarchy(catalog: Catalog, settings: TrainSettings) -> Hierarchy | No
         raise DataError(
             f"a characteristic must not be named like the id or the status of predictions: rename {reserved}"
         )
-    return None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, catalog.truth())
+    truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
+    return None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
 
 
 def new_run(

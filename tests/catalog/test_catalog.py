@@ -66,9 +66,16 @@ def test_an_unknown_column_names_the_nearest():
         read_catalog(FRAME, text="titel")
 
 
-def test_a_table_without_a_known_id_column_asks_for_one():
-    with pytest.raises(DataError, match="name the column of product ids: DataFrame has none of nm, id"):
-        read_catalog(FRAME.rename(columns={"nm": "number"}))
+def test_rows_are_numbered_where_there_are_no_ids_but_photos_need_them(tmp_path, caplog):
+    frame = FRAME.rename(columns={"nm": "number"})
+    catalog = read_catalog(frame, text="title")
+    assert catalog.columns.id == "row_number"
+    assert list(catalog.ids) == [id_ for batch in catalog.batches(2) for id_ in batch.ids] == ["1", "2", "3"]
+    assert list(catalog.texts()) == ["Чашка", "", ""]
+    assert [batch.ids for batch in catalog.batches(2, first_row=2)] == [["3"]]
+    assert "has no column of product ids: its rows are numbered from 1" in caplog.text
+    with pytest.raises(DataError, match="photos are found by product ids: name their column"):
+        read_catalog(frame, tmp_path)
 
 
 def test_photo_names_without_photos_are_refused():
@@ -86,9 +93,68 @@ def test_reading_a_photo_of_a_text_only_catalog_says_how_to_get_photos():
         read_catalog(FRAME).image_bytes("7", None)
 
 
-def test_a_folder_that_holds_no_tables_says_which_are_expected(tmp_path):
-    with pytest.raises(DataError, match=r"must hold wb_school_train.parquet and wb_school_test.parquet: .* has no wb_"):
+def test_a_folder_without_tables_is_named_and_nobody_speaks_of_wildberries(tmp_path):
+    with pytest.raises(DataError, match="a folder of parquet files: the folder has no parquet files"):
         read_catalog(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "id_", "text"),
+    [
+        (["Uniq Id", "Product Name", "Description", "Brand"], "Uniq Id", ("Product Name", "Description")),
+        (["gender", "productDisplayName", "id"], "id", ("productDisplayName",)),
+        (["article_id", "detail_desc", "prod_name"], "article_id", ("prod_name", "detail_desc")),
+        (["SKU", "TITLE", "Text"], "SKU", ("TITLE", "Text")),
+        (["Артикул", "Описание", "Наименование"], "Артикул", ("Наименование", "Описание")),
+    ],
+)
+def test_ids_and_texts_are_guessed_in_any_spelling(columns, id_, text):
+    catalog = read_catalog(pd.DataFrame([["a"] * len(columns)], columns=columns))
+    assert (catalog.columns.id, catalog.columns.text) == (id_, text)
+
+
+def test_columns_that_look_like_texts_and_have_no_role_are_named(tmp_path, caplog):
+    frame = pd.DataFrame({"id": ["1", "2"], "blurb": ["a red mug of clay", "a hat for cold days"], "n": ["1", "2"]})
+    read_catalog(frame, tmp_path)
+    assert "columns that look like texts are not used, name them (--text): blurb" in caplog.text
+
+
+def test_blanks_around_a_name_do_not_matter():
+    frame = pd.DataFrame({" id": ["1"], "title\u00a0": ["a"], "\ufeffkind": ["x"]})
+    catalog = read_catalog(frame, id=" id", text="title", characteristics="kind ")
+    assert catalog.table.columns == ["id", "title", "kind"]
+    assert catalog.truth()["kind"].tolist() == ["x"]
+
+
+def test_markers_of_missing_values_are_unknown_labels_and_empty_texts():
+    cells = ["NA", "N/A", "n/a", "#N/A", "nan", "None", "null", "", "-", "Namibia"]
+    frame = pd.DataFrame({"id": range(10), "title": cells, "kind": cells})
+    catalog = read_catalog(frame, characteristics="kind")
+    assert catalog.truth()["kind"].tolist() == [None] * 8 + ["-", "Namibia"]
+    assert list(catalog.texts()) == [""] * 8 + ["-", "Namibia"]
+    catalog = read_catalog(frame, characteristics="kind", na_values=["-"])
+    assert catalog.truth()["kind"].tolist() == [*cells[:7], None, None, "Namibia"]
+
+
+def test_rounded_ids_are_a_warning_and_large_floats_are_written_in_full(caplog):
+    assert list(read_catalog(pd.DataFrame({"id": ["4.6E+12", "7"], "title": "a"})).ids) == ["4.6E+12", "7"]
+    assert "a spreadsheet has rounded, several products may share one: 4.6E+12 (1 in all)" in caplog.text
+    catalog = read_catalog(pd.DataFrame({"id": [12345678901234567.0, 4.6e12], "title": "a"}))
+    assert list(catalog.ids) == ["12345678901234568", "4600000000000"]
+    assert catalog.issues == {"numbers_rounded_by_float64": 1}
+
+
+def test_lists_of_texts_are_joined_and_structs_are_refused():
+    frame = pd.DataFrame({"id": ["1", "2", "3"], "title": [["red", None, "dress"], [], "mug"]})
+    assert list(read_catalog(frame).texts()) == ["red dress", "", "mug"]
+    with pytest.raises(DataError, match="column 'title' cannot be used"):
+        read_catalog(pd.DataFrame({"id": ["1"], "title": [{"en": "mug"}]})).texts()
+
+
+def test_more_characteristics_than_anybody_can_check_are_refused():
+    frame = pd.DataFrame([["a"] * 1002], columns=["id", *map(str, range(1001))])
+    with pytest.raises(DataError, match="a catalog has at most 1000 characteristics, got 1001"):
+        read_catalog(frame, text="1", characteristics=list(frame)[1:])
 
 
 def test_a_catalog_of_one_table_has_no_issues():

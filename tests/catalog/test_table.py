@@ -1,10 +1,10 @@
 import json
-import logging
 from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from product_classificator.catalog.table import as_strings, canonical, open_table
@@ -38,26 +38,6 @@ def test_json_lines_give_the_same_strings(tmp_path):
     assert content(tmp_path / "t.jsonl") == WANTED
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1251"])
-def test_csv_is_read_with_the_delimiter_and_encoding_it_has(tmp_path, delimiter, encoding, caplog):
-    frame = pd.DataFrame({"nm": ["007", "8"], "title": ["чашка\nсиняя", ""], "цвет": ["синий", None]})
-    frame.to_csv(tmp_path / "t.csv", sep=delimiter, encoding=encoding, index=False)
-    table = open_table(tmp_path / "t.csv")
-    assert table.columns == ["nm", "title", "цвет"]
-    (batch,) = table.batches(["цвет", "nm", "title"], 10)
-    assert batch.to_pydict() == {"цвет": ["синий", None], "nm": ["007", "8"], "title": ["чашка\nсиняя", None]}
-    assert ("cp1251" in caplog.text) == (encoding == "cp1251")
-
-
-def test_csv_lines_of_the_wrong_length_are_counted_and_left_out(tmp_path, caplog):
-    (tmp_path / "t.csv").write_text("nm,title\n1,a\n2,b,c,d\n3,e\n")
-    with caplog.at_level(logging.WARNING):
-        (batch,) = open_table(tmp_path / "t.csv").batches(["nm"], 10)
-    assert batch.to_pydict() == {"nm": ["1", "3"]}
-    assert "1 rows without the header's number of columns" in caplog.text
-
-
 def test_a_column_of_mixed_objects_becomes_strings():
     frame = pd.DataFrame({"nm": pd.Series([1, "b", None, "\ud800c"], dtype=object)})
     (batch,) = open_table(frame).batches(["nm"], 10)
@@ -75,22 +55,9 @@ def test_a_column_of_structs_is_refused():
         list(open_table(frame).batches(["tags"], 10))
 
 
-def test_repeated_column_names_are_refused(tmp_path):
-    (tmp_path / "t.csv").write_text("a,b,a\n1,2,3\n")
-    for source in (pd.DataFrame([[1, 2]], columns=["a", "a"]), tmp_path / "t.csv"):
-        with pytest.raises(DataError, match=r"column names must be unique, .* repeats a \(1 in all\)"):
-            open_table(source)
-
-
 def test_ids_and_labels_are_alike_whatever_the_format_writes():
     values = ["18.0", "True", " false", "False ", "-3.00", "1.5", "v2.0", None]
     assert canonical(pa.array(values)).to_pylist() == ["18", "true", "false", "false", "-3", "1.5", "v2.0", None]
-
-
-def test_an_unclosed_quote_is_a_warning(tmp_path, caplog):
-    (tmp_path / "t.csv").write_text('nm,title\n1,"12 inch\n2,b\n3,"c"\n4,d\n')
-    list(open_table(tmp_path / "t.csv").batches(["nm"], 10))
-    assert "values span several lines, or a quote is not closed" in caplog.text
 
 
 def test_fractions_are_written_alike_whatever_their_width(tmp_path):
@@ -124,21 +91,6 @@ def test_dates_and_what_only_pandas_knows_are_written_as_in_csv(tmp_path):
     (of_parquet,) = open_table(tmp_path / "t.parquet").batches(["day", "id"], 10)
     for name in ("day", "id"):
         assert canonical(of_parquet.column(name)).to_pylist() == canonical(of_csv.column(name)).to_pylist()
-
-
-def test_a_header_with_quoted_marks_and_blank_names_is_read(tmp_path):
-    (tmp_path / "t.csv").write_text('id,"title","colour; size; weight",kind,,\n1,a,b,c,,\n')
-    table = open_table(tmp_path / "t.csv")
-    assert table.columns == ["id", "title", "colour; size; weight", "kind", "", ""]
-    (batch,) = table.batches(["id", "kind"], 10)
-    assert batch.to_pydict() == {"id": ["1"], "kind": ["c"]}
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1251"])
-def test_the_encodings_of_excel_are_read(tmp_path, encoding):
-    (tmp_path / "t.csv").write_text("id\tвид\n1\tчашка\n", encoding)
-    (batch,) = open_table(tmp_path / "t.csv").batches(["id", "вид"], 10)
-    assert batch.to_pydict() == {"id": ["1"], "вид": ["чашка"]}
 
 
 def test_huge_integers_and_half_floats_are_text():
@@ -186,3 +138,84 @@ def test_json_lines_of_windows_are_read(tmp_path):
     (tmp_path / "t.jsonl").write_bytes('{"nm": "чашка"}\n'.encode("cp1251"))
     (batch,) = open_table(tmp_path / "t.jsonl").batches(["nm"], 10)
     assert batch.to_pydict() == {"nm": ["чашка"]}
+
+
+def test_json_columns_are_those_of_all_objects(tmp_path):
+    rows = [{"nm": i, **({"late": "x"} if i > 1500 else {})} for i in range(1600)]
+    for name, text in (("t.jsonl", "\n".join(map(json.dumps, rows))), ("t.json", json.dumps(rows, indent=1))):
+        (tmp_path / name).write_text(text)
+        table = open_table(tmp_path / name)
+        assert table.columns == ["nm", "late"]
+        assert sum(batch.column(1).null_count for batch in table.batches(["nm", "late"], 500)) == 1501
+
+
+@pytest.mark.parametrize(
+    "suffix", ["csv.gz", "csv.zst", "txt", "json", "jsonl.gz", "feather", "parquet.gzip", "PARQUET"]
+)
+def test_tables_are_known_by_their_endings(tmp_path, suffix):
+    plain = FRAME[["nm", "title"]].fillna("").astype(str)
+    writers = {"csv": "to_csv", "txt": "to_csv", "json": "to_json", "jsonl": "to_json", "feather": "to_feather"}
+    options = {"to_csv": {"index": False}, "to_json": {"orient": "records"}, "to_feather": {}, "to_parquet": {}}
+    writer = writers.get(suffix.split(".")[0], "to_parquet")
+    path = tmp_path / "t"
+    getattr(plain, writer)(path, **options[writer])
+    data = path.read_bytes()
+    if suffix.endswith((".gz", ".zst")):
+        data = pa.compress(data, "gzip" if suffix.endswith("gz") else "zstd", asbytes=True)
+    (tmp_path / f"t.{suffix}").write_bytes(data)
+    (batch,) = open_table(tmp_path / f"t.{suffix}").batches(["nm", "title"], 10)
+    assert [cell or "" for cell in batch.column("title").to_pylist()] == plain.title.tolist()
+
+
+def test_parts_in_folders_are_one_table_with_the_columns_of_all(tmp_path):
+    for kind, more in (("Hat", {}), ("Mug", {"late": "x"})):
+        (tmp_path / f"kind={kind}").mkdir()
+        pd.DataFrame({"nm": [kind], **more}).to_parquet(tmp_path / f"kind={kind}" / "part-0.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    for source in (tmp_path, tmp_path / "kind=*" / "*.parquet"):
+        table = pa.Table.from_batches(open_table(source).batches(["nm", "kind", "late"], 10))
+        assert table.to_pydict() == {"nm": ["Hat", "Mug"], "kind": ["Hat", "Mug"], "late": [None, "x"]}
+
+
+def test_arrow_memory_is_read_and_other_things_are_named():
+    class Foreign:
+        def __arrow_c_stream__(self, requested_schema=None):
+            return pa.table({"nm": [1]}).__arrow_c_stream__(requested_schema)
+
+    for source in (pa.table({"nm": [1]}), Foreign()):
+        (batch,) = open_table(source).batches(["nm"], 10)
+        assert batch.to_pydict() == {"nm": ["1"]}
+    with pytest.raises(DataError, match="must be a file, a DataFrame or an Arrow table, got dict"):
+        open_table({"nm": [1]})
+
+
+def test_wrong_bytes_of_parquet_are_replaced_and_counted(tmp_path, caplog):
+    cells = [b"caf\xe9", b"tea"]
+    for array in (
+        pa.array(cells).cast(pa.string(), safe=False),
+        pa.array([cells, None]).cast(pa.list_(pa.string()), safe=False),
+    ):
+        pq.write_table(pa.table({"title": array}), tmp_path / "t.parquet")
+        table = open_table(tmp_path / "t.parquet")
+        (batch,) = table.batches(["title"], 10)
+        assert "caf\ufffd" in batch.column(0).to_pylist()[0]
+        assert table.issues == {"cells_with_wrong_bytes": 1}
+
+
+def test_a_cell_of_millions_of_letters_is_cut(tmp_path):
+    frame = pd.DataFrame({"nm": ["1", "2"], "title": ["ы" * 3_000_000, "b"]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for source in (frame, tmp_path / "t.parquet", tmp_path / "t.csv"):
+        table = open_table(source)
+        (batch,) = table.batches(["title", "nm"], 10)
+        assert batch.to_pydict() == {"title": ["ы" * 100_000, "b"], "nm": ["1", "2"]}
+        assert table.issues == {"cells_cut": 1}
+
+
+def test_the_second_of_equal_column_names_gets_a_number(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("a,b,a\n1,2,3\n")
+    for source in (pd.DataFrame([[1, 2, 3]], columns=["a", "b", "a"]), tmp_path / "t.csv"):
+        (batch,) = open_table(source).batches(["a.1", "a"], 10)
+        assert batch.to_pydict() == {"a.1": ["3"], "a": ["1"]}
+    assert "repeats the column name a: the later one is named a.1" in caplog.text

@@ -314,7 +314,7 @@ def test_only_the_columns_that_are_asked_for_must_be_there(tmp_path):
 
 def test_a_folder_with_one_of_the_tables_says_which_is_missing(tmp_path):
     TRAIN.to_parquet(tmp_path / TRAIN_FILE)
-    assert not is_wildberries(tmp_path)
+    assert is_wildberries(tmp_path)
     with pytest.raises(DataError, match=r"must hold wb_school_train.parquet and .* has no wb_school_test.parquet; add"):
         read_catalog(tmp_path)
 

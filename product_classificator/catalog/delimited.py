@@ -1,0 +1,320 @@
+"""Turns text files as people have them into lines, and CSV into rows: encoding, separator and header are found in it.
+
+No row is lost: missing cells are unknown, surplus text belongs to the last column of texts, and a quote that is never
+closed is a character. pyarrow reads a regular file, nine times faster; from the first row that it refuses on, and where
+quotes are odd or span lines, the careful reader goes on. `issues` counts what was odd.
+"""
+
+import logging
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from io import TextIOWrapper
+from itertools import chain, count, islice, repeat
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from charset_normalizer import from_bytes
+
+from product_classificator.catalog.columns import ID_GUESSES, TEXT_GUESSES, guess, spelling, unique_names
+from product_classificator.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MAX_CELL_CHARS = 100_000
+"""The rest of a longer cell is cut off: 50 pages say what a product is, and a batch must fit in memory."""
+MAX_LINE_CHARS, MAX_QUOTED_CHARS = 1 << 24, 1 << 20
+"""Longer lines are cut; a quote that is not closed within so many characters is a character."""
+_SAMPLE_LINES, _BLOCK = 200, 1 << 20
+_RUSSIAN_ENCODINGS = ["cp1251", "koi8_r", "cp866"]
+
+
+class TextFile:
+    """The lines of a text file, compressed or not; its encoding is found from all of its bytes unless it is named."""
+
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError as error:
+            raise DataError(f"encoding must be one that Python knows, like cp1251, got {encoding!r}") from error
+        self.path, self.encoding = path, encoding or _find_encoding(path)
+        if re.sub("[-_]", "", self.encoding.lower()) == "utf8":
+            self.encoding = "utf-8-sig"
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the bytes of whole lines; the last block may end without one."""
+        rest = b""
+        with pa.input_stream(self.path) as file:
+            while block := file.read(_BLOCK):
+                end = block.rfind(b"\n") + 1
+                yield rest + block[:end] if end else b""
+                rest = block[end:] if end else rest + block
+        yield rest
+
+    def lines(self, issues: Counter[str]) -> Iterator[str]:
+        """Yield the lines without their ends; wrong bytes become U+FFFD, and NUL characters are left out."""
+        rest = ""
+        with pa.input_stream(self.path) as file, TextIOWrapper(file, self.encoding, "replace") as text:
+            while block := text.read(_BLOCK):
+                issues["wrong_characters"] += block.count("\ufffd")
+                issues["nul_characters"] += block.count("\0")
+                *lines, rest = (rest + block.replace("\0", "")).split("\n")
+                if len(rest) > MAX_LINE_CHARS:
+                    issues["lines_cut"], rest = issues["lines_cut"] + 1, rest[:MAX_LINE_CHARS]
+                yield from lines
+        yield rest
+
+
+def _find_encoding(path: Path) -> str:
+    """Return the encoding of a file: UTF-8 if most of what is not ASCII is valid, else what its letters suggest."""
+    valid = wrong = 0
+    sample = b""
+    for number, block in enumerate(TextFile(path, "latin-1").blocks()):
+        if number == 0 and (wide := _wide_encoding(block)):
+            return wide
+        text = block.decode("utf-8", "replace")
+        replaced = text.count("\ufffd") - block.count(b"\xef\xbf\xbd")
+        wrong += replaced
+        valid += len(block) - len(text) - replaced
+        if replaced:  # a little of every block, so that the whole file decides
+            sample += b"\n".join(line for line in block.split(b"\n") if not line.isascii())[: 1 << 14]
+    if wrong <= valid:
+        return "utf-8-sig"
+    # Latin letters with accents are alone, or next to plain ones; Cyrillic words are neither.
+    runs = re.findall(rb"([a-zA-Z]?)([\x80-\xff]+)([a-zA-Z]?)", sample)
+    is_latin = sum(len(run) == 1 or before + after != b"" for before, run, after in runs) * 2 > len(runs)
+    best = None if is_latin else from_bytes(sample, cp_isolation=_RUSSIAN_ENCODINGS).best()
+    encoding = "cp1252" if is_latin else best.encoding if best else "cp1251"
+    logger.warning("%s is not UTF-8: read as %s; encoding (--encoding) names another", path, encoding)
+    return encoding
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """Return UTF-16 where a byte order mark says so, or most line feeds have a NUL byte on the same side."""
+    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "utf-16"
+    for encoding, dtype in (("utf-16-le", "<u2"), ("utf-16-be", ">u2")):
+        line_feeds = np.count_nonzero(np.frombuffer(head, dtype, len(head) // 2) == ord("\n"))
+        if line_feeds * 2 > head.count(b"\n"):
+            return encoding
+    return None
+
+
+class CsvTable:
+    """CSV with any of the usual separators; a `Table`. Lines above the header are skipped, names are trimmed."""
+
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
+        self.name = str(path)
+        self.issues: Counter[str] = Counter()
+        self._file = TextFile(path, encoding)
+        sample = list(islice(self._file.lines(Counter()), _SAMPLE_LINES))
+        named = re.fullmatch(r'"?sep=(.)"?\s*', sample[0])
+        self._skipped_lines = 1 if named else 0
+        marks = named[1] if named else ",;\t|"
+        samples = {mark: list(_split_lines(sample[self._skipped_lines :], mark)) for mark in marks}
+        self._delimiter, rows = max(samples.items(), key=lambda item: _regularity(item[1]))
+        if not rows:
+            raise DataError(f"{path} is empty: a CSV table needs a header")
+        header = _header_row(rows)
+        self._skipped_lines += rows[header][0]
+        if header:
+            logger.warning("%s: the header is taken to be %s; lines above it are skipped", path, rows[header][1])
+        names = [*rows[header][1]]
+        while len(names) > 1 and not spelling(names[-1]):
+            names.pop()
+        self.columns = unique_names(names, self.name)
+        self._text_column = self._find_text_column([cells for _, cells in rows[header + 1 :]])
+
+    def holds_lists(self, column: str) -> bool:
+        """Return false: CSV has no lists."""
+        return False
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        """Yield batches of at most `size` rows; every column is a string array with nulls."""
+        places = [self.columns.index(name) for name in columns]
+        issues: Counter[str] = Counter()
+        for arrays in self._arrays(places, size, issues):
+            yield pa.record_batch([shortened(array, issues) for array in arrays], names=list(columns))
+        self.issues = warn_once(self.name, self.issues, issues)
+
+    def _arrays(self, places: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
+        row = 0
+        if self._is_regular:
+            try:
+                for batch in self._quick_batches(places, size):
+                    yield batch.columns
+                    row += batch.num_rows
+                return
+            except (pa.ArrowException, UnicodeDecodeError):
+                logger.info("%s: row %d is odd: read on with the careful reader", self.name, row + 1)
+                self._is_regular = False
+        rows = islice(self._rows(issues), row, None)
+        while chunk := list(islice(rows, size)):
+            yield [pa.array([cells[place] or None for cells in chunk], pa.string()) for place in places]
+
+    def _quick_batches(self, places: Sequence[int], size: int) -> Iterator[pa.RecordBatch]:
+        names = [str(place) for place in range(len(self.columns))]
+        wanted = [str(place) for place in places]
+        encoding = self._file.encoding.replace("-sig", "")
+        with pa.input_stream(self._file.path) as file:
+            reader = pa.csv.open_csv(
+                file,
+                pa.csv.ReadOptions(
+                    use_threads=False,
+                    block_size=8 << 20,
+                    encoding=encoding,
+                    column_names=names,
+                    skip_rows=self._skipped_lines,
+                ),
+                pa.csv.ParseOptions(delimiter=self._delimiter),
+                pa.csv.ConvertOptions(
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    include_columns=list(dict.fromkeys(wanted)),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                ),
+            )
+            for block in reader:
+                for start in range(0, block.num_rows, size):
+                    yield block.slice(start, size).select(wanted)
+
+    @cached_property
+    def _is_regular(self) -> bool:
+        """Whether every quoted cell ends on its line, before a separator, and no byte is wrong."""
+        mark = re.escape(self._delimiter).encode()
+        # An opening quote whose cell goes on in the next line, or after its closing quote; a blank before a quote.
+        cell = rb'(?<=[\n%b]")(?:[^"\n]|"")*+(?:\n|\Z|"(?![\r\n%b]|\Z))'
+        odd = re.compile(rb'"(?:%b|(?<=[\n%b ] ")(?!"))' % (cell % (mark, mark), mark))
+        if len(self.columns) == 1 or "16" in self._file.encoding or "32" in self._file.encoding:
+            return False
+        for block in self._file.blocks():
+            with suppress(UnicodeDecodeError):
+                block.decode(self._file.encoding)
+                if b"\0" not in block and b"\r" not in block.replace(b"\r\n", b"") and not odd.search(b"\n" + block):
+                    continue
+            return False
+        return True
+
+    def _rows(self, issues: Counter[str]) -> Iterator[list[str]]:
+        width, place = len(self.columns), self._text_column
+        lines = islice(self._file.lines(issues), self._skipped_lines, None)
+        for _, cells in _split_lines(lines, self._delimiter, width, issues):
+            if len(cells) < width:
+                issues["rows_with_missing_cells"] += 1
+                cells += [""] * (width - len(cells))
+            while len(cells) > width and not cells[-1].strip():
+                cells.pop()
+            if surplus := len(cells) - width:
+                issues["rows_with_surplus_cells"] += 1
+                cells[place : place + surplus + 1] = [self._delimiter.join(cells[place : place + surplus + 1])]
+            yield cells
+
+    def _find_text_column(self, rows: Sequence[Sequence[str]]) -> int:
+        """Return the last column with a name of texts or mostly several words, to which surplus cells belong."""
+        regular = [row for row in rows if len(row) == len(self.columns)]
+        for place in reversed(range(len(self.columns))):
+            words = sum(" " in row[place].strip() for row in regular)
+            if spelling(self.columns[place]) in TEXT_GUESSES or (regular and words * 2 > len(regular)):
+                return place
+        return len(self.columns) - 1
+
+
+def shortened(column: pa.Array, issues: Counter[str]) -> pa.Array:
+    """Cut off the rest of cells longer than `MAX_CELL_CHARS`."""
+    is_long = pc.greater(pc.utf8_length(column), MAX_CELL_CHARS)
+    if not (number := pc.sum(is_long).as_py()):
+        return column
+    issues["cells_cut"] += number
+    return pc.if_else(is_long, pc.utf8_slice_codeunits(column, 0, MAX_CELL_CHARS), column)
+
+
+def warn_once(name: str, before: Counter[str], issues: Counter[str]) -> Counter[str]:
+    """Return the issues of a whole pass over a table, and warn of them unless an earlier pass had them."""
+    issues = +issues
+    if issues and not before:
+        logger.warning("%s: %s", name, ", ".join(f"{n} {issue.replace('_', ' ')}" for issue, n in issues.items()))
+    return issues
+
+
+def _regularity(rows: Sequence[tuple[int, Sequence[str]]]) -> tuple[int, int]:
+    """Return how many rows have the commonest width above 1, and that width."""
+    (width, count), *_ = Counter(len(cells) for _, cells in rows).most_common(1) or [(1, 0)]
+    return (count, width) if width > 1 else (0, 1)
+
+
+def _header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:
+    """Return the first row that is no title: it has a usual name, or more than half as many names as most rows have."""
+    width = _regularity(rows)[1]
+    for number, (_, cells) in enumerate(rows):
+        filled = sum(map(bool, map(spelling, cells)))
+        if (
+            filled > max(1, width // 2)
+            or width == 1
+            or len(cells) == width == 2
+            or guess(cells, (*ID_GUESSES, *TEXT_GUESSES))
+        ):
+            return number
+    return 0
+
+
+def _split_lines(
+    lines: Iterable[str], delimiter: str, width: int = 0, issues: Counter[str] | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each row, after how many lines; a quote that does not fit is a character of its line."""
+    lines, ahead, number = iter(lines), deque[str](), 0
+    while ahead or (line := next(lines, None)) is not None:
+        if not ahead:
+            ahead.append(line)
+        line, cells, taken = ahead[0], None, 1
+        if '"' in line:
+            cells, taken = _quoted_row(ahead, lines, delimiter, width)
+            if cells is None and '\\"' in line:
+                cells, taken = _quoted_row(ahead, lines, delimiter, width, undo_backslashes=True)
+            if cells is None and issues is not None:
+                issues["rows_with_stray_quotes"] += 1
+        for _ in range(taken):
+            ahead.popleft()
+        number += taken
+        if line and not line.isspace():  # blank lines are no rows
+            yield number, line.split(delimiter) if cells is None else cells
+
+
+def _quoted_row(
+    ahead: deque[str], lines: Iterator[str], delimiter: str, width: int, *, undo_backslashes: bool = False
+) -> tuple[list[str] | None, int]:
+    """Return the cells of the row that begins `ahead`, and its number of lines; no cells if a quote does not fit."""
+    cells: list[str] = []
+    parts: list[str] | None = None  # of the quoted cell that is open
+    size = quotes = 0
+    for number in count(1):
+        if number > len(ahead):
+            ahead.extend(islice(lines, 1))
+        if number > len(ahead) or size > MAX_QUOTED_CHARS:
+            return None, 1
+        line = ahead[number - 1]
+        size += len(line)
+        pieces = (line.replace('\\"', '""') if undo_backslashes else line).split(delimiter)
+        for joint, piece in zip(chain("\n", repeat(delimiter)), pieces, strict=False):
+            if parts is None and not (piece.startswith('"') or re.match(' +"(?!")', piece)):
+                cells.append(piece)
+                continue
+            parts = [piece.lstrip(" ")] if parts is None else [*parts, joint, piece]
+            quotes += piece.count('"')
+            if quotes % 2 == 0:
+                text = "".join(parts).rstrip(" ")
+                is_opening = number > 1 and piece.startswith('"')
+                if is_opening and all(line.count(delimiter) + 1 == width for line in islice(ahead, number)):
+                    return None, 1  # two quotes that are open, each in a whole row
+                if not text.endswith('"') or '"' in text[1:-1].replace('""', ""):
+                    return None, 1
+                cells.append(text[1:-1].replace('""', '"'))
+                parts = None
+        if parts is None:
+            return cells, number
+    raise AssertionError  # count() has no end
