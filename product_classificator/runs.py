@@ -106,12 +106,9 @@ class Run:
             ids = columns.pop(_ID)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"the labels of a run, {self.labels}, are damaged ({error}): train again") from error
-        return {
-            name: {
-                id_: tuple(value) if isinstance(value, list) else value for id_, value in zip(ids, values, strict=True)
-            }
-            for name, values in columns.items()
-        }
+        for name, labels in columns.items():
+            columns[name] = [tuple(label) if isinstance(label, list) else label for label in labels]
+        return {name: dict(zip(ids, labels, strict=True)) for name, labels in columns.items()}
 
     def mark_unfinished(self) -> None:
         """Delete `run.json`, so that old and new files of a run are never taken for one run."""
@@ -137,7 +134,10 @@ class Run:
         folder = Path(folder)
         path, root = folder / "run.json", folder.resolve()
         if not path.is_file():
-            raise ArtifactError(f"{folder} is not a finished run (no run.json): {_why_not(folder)}")
+            reason = "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"
+            if (folder / "manifest.json").is_file():
+                reason = "it holds heads alone: use them in Python, Classificator(heads_ver=...)"
+            raise ArtifactError(f"{folder} is not a finished run (no run.json): {reason}")
         content = read_checked_format(path, _FORMAT, "train again")
         try:
             run = _FIELDS.validate_python({**json.loads(content), "folder": folder})
@@ -150,11 +150,3 @@ class Run:
 
 
 _FIELDS = TypeAdapter(Run)
-
-
-def _why_not(folder: Path) -> str:
-    if (folder / "manifest.json").is_file():
-        return "it holds heads alone: use them in Python, Classificator(heads_ver=...)"
-    if folder.is_file():
-        return "it is a file, not the folder of a run: name the run first"
-    return "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"

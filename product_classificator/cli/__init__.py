@@ -24,9 +24,9 @@ _IMPLEMENTATIONS = {
     options.Classify: "classify.classify",
     options.Audit: "fitting.audit",
     options.Embed: "answering.embed",
-    options.Export: "artifacts.export",
-    options.ImportHeads: "artifacts.import_heads",
-    options.Info: "artifacts.info",
+    options.Export: "answering.export",
+    options.ImportHeads: "answering.import_heads",
+    options.Info: "answering.info",
     options.Demo: "demo.demo",
 }
 """Options of a command -> module and function, imported when the command runs: help imports neither torch nor NumPy."""

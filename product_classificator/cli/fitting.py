@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,10 @@ from product_classificator.training import Callbacks, EpochFacts, TrainSettings,
 
 def train(options: Train) -> None:
     """Train heads, print their scores and the next step."""
-    chosen = options.encoder
-    settings, catalog = _open(options, chosen.encoder)
-    settings = replace(settings, encoder=chosen.name(settings.encoder))
+    settings, catalog = _open(options, options.encoder.encoder)
     if (options.out / "run.json").exists():
         console.log.print(f"{options.out} already holds a run: it is replaced when the new one is done", style="yellow")
-    encoder = load_encoder(settings.encoder, device=chosen.device, dtype=chosen.dtype)
+    encoder = load_encoder(settings.encoder, device=options.encoder.device, dtype=options.encoder.dtype)
     tracker = tracking(options.training.tracker, options.out, asdict(settings))
     with training_progress(len(catalog)) as progress, tracker as logger:
         callbacks = tracked(progress, logger)

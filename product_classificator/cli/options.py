@@ -44,25 +44,12 @@ class ProductOptions:
 
 @Parameter(name="*", group=_ENCODER)
 @dataclass(frozen=True, kw_only=True)
-class RunEncoderOptions:
-    """How the encoder of a run computes."""
-
-    encoder: Annotated[str | None, doc("New location of the run's encoder, if it has moved.")] = None
-    device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
-    dtype: Annotated[Dtype, doc("Number format. auto: the fastest with the same vectors.")] = "auto"
-
-
-@Parameter(name="*", group=_ENCODER)
-@dataclass(frozen=True, kw_only=True)
-class EncoderOptions(RunEncoderOptions):
+class EncoderOptions:
     """Which encoder to use, and how it computes."""
 
-    encoder: Annotated[str | None, doc("See `info encoders`. Default: lite.")] = None
-    text_encoder: Annotated[str | None, doc("Encoder of the texts: st:<repository or folder>.")] = None
-
-    def name(self, default: str) -> str:
-        """Return the name of the encoder for `load_encoder`."""
-        return "+".join(filter(None, (self.encoder or default, self.text_encoder)))
+    encoder: Annotated[str | None, doc("See `info encoders`. Default: lite, or that of the run.")] = None
+    device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
+    dtype: Annotated[Dtype, doc("Number format. auto: the fastest with the same vectors.")] = "auto"
 
 
 @Parameter(name="*", group=_TRAINING)
@@ -113,7 +100,7 @@ class OnRun:
     _: KW_ONLY
     store: Store = None
     products: ProductOptions = ProductOptions()
-    encoder: RunEncoderOptions = RunEncoderOptions()
+    encoder: EncoderOptions = EncoderOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +155,7 @@ class Classify:
     min_precision: MinPrecision = None
     explain: Annotated[bool, doc("Show what drove each prediction.")] = False
     json: Annotated[bool, doc("Print JSON instead of a table.")] = False
-    encoder: RunEncoderOptions = RunEncoderOptions()
+    encoder: EncoderOptions = EncoderOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

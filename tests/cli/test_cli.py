@@ -384,16 +384,6 @@ def test_a_moved_encoder_is_given_by_its_new_location(files, tmp_path):
     assert "kind" in call("evaluate", tmp_path / "run", table, "--encoder", tmp_path / "moved")
 
 
-def test_a_text_encoder_is_added_to_the_encoder_of_the_settings(files, tmp_path):
-    _, table, _ = files
-    (tmp_path / "settings.toml").write_text('encoder = "no-such-encoder+windows"')
-    arguments = ["--text", "description", "--characteristics", "kind", "--config", tmp_path / "settings.toml"]
-    printed = call("train", table, *arguments, "--text-encoder", "st:x", "--out", tmp_path / "run", code=1)
-    assert "there is no encoder 'no-such-encoder'" in printed
-    printed = call("train", table, *arguments, "--text-encoder", "x", "--out", tmp_path / "run", code=1)
-    assert "there is no encoder 'no-such-encoder+windows+x'" in printed
-
-
 def test_progress_shows_how_long_the_encoder_was_idle(trained, files, tmp_path):
     idle = r"encoder idle \d+%"
     assert re.search(idle, trained[1])
