@@ -25,7 +25,7 @@ from product_classificator.encoders.ruclip import delete_model
 from product_classificator.errors import DataError, nearest
 from product_classificator.finetuning import Distributed, FinetuneCallbacks, Finetuned, finetune
 from product_classificator.published.clusters import ClusterSettings, cluster, write_clusters
-from product_classificator.published_params import published_finetuning, published_heads
+from product_classificator.published.params import published_finetuning, published_heads
 from product_classificator.runs import Run
 from product_classificator.trackers import Task, tracked, tracked_finetuning, tracking
 from product_classificator.training import Callbacks, Training, TrainSettings, train_heads

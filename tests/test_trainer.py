@@ -7,7 +7,7 @@ import torch
 
 from product_classificator import Classificator, make_marketplace
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.published_params import published_heads
+from product_classificator.published.params import published_heads
 from product_classificator.runs import Run
 from product_classificator.trainer import Trainer
 from product_classificator.training import Callbacks, HeadSettings

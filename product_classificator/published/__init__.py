@@ -1,1 +1,1 @@
-"""What only the package of 2024 had: its pickled heads and its clusters."""
+"""What only the package of 2024 had: its pickled heads, its clusters, and the parameters of its `Trainer`."""

@@ -29,7 +29,7 @@ from product_classificator.finetuning.contrastive import (
 )
 from product_classificator.finetuning.distributed import Distributed
 from product_classificator.finetuning.loop import Checkpoint
-from product_classificator.published_params import published_finetuning
+from product_classificator.published.params import published_finetuning
 from product_classificator.runs import Run
 from product_classificator.trainer import Trainer
 from tests.conftest import QUICK as SHOP
