@@ -98,7 +98,7 @@ def open_task(name: str, seed: int, folder: Path) -> Task:
     """
     base = name.split("_")[0]
     catalog, embedded = _embedded(base, folder)
-    products = split_catalog(catalog, embedded, TrainSettings(seed=seed))
+    products = split_catalog(catalog, embedded, TrainSettings(seed=seed)).products
     texts, embeddings = _shown(name, folder)
     split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, products.split.names, ""))
     labels = _labels(products.truth, split)

@@ -21,10 +21,11 @@ import torch
 from common import DATA, save
 
 from product_classificator import load_encoder, make_marketplace, read_catalog
+from product_classificator.catalog.catalog import Products
 from product_classificator.encoders.torch_clip import torch_network_of
-from product_classificator.finetuning.activations import Activations, Frozen
+from product_classificator.finetuning.activations import Activations
 from product_classificator.finetuning.blocks import Tail
-from product_classificator.finetuning.contrastive import Pairs, train_step
+from product_classificator.finetuning.contrastive import Pairs
 from product_classificator.finetuning.distributed import Distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -54,6 +55,35 @@ def open_catalog(photos: int, folder: Path):
     return read_catalog(made.table, made.images, characteristics=["category"])
 
 
+class Recomputed(Activations):
+    """Decodes, tokenises and runs the frozen part whenever a batch needs it."""
+
+    def cache(self, folder, *args):
+        """Learns which products have images, and forgets the states."""
+        super().cache(folder, *args)
+        rows = [
+            (products.first_row + i, products, i)
+            for products in self._catalog.batches(256)
+            for i in range(len(products))
+        ]
+        self._names = {row: products.image_names[i] for row, products, i in rows}
+
+    def images(self, rows):
+        """Returns the states of the images of `rows`."""
+        ids, names = self._catalog.ids[rows].tolist(), [self._names[row] for row in rows]
+        loaded = self._load(Products(0, ids, [""] * len(ids), names))
+        return torch.from_numpy(np.stack([*self._states("image", [item.image for item in loaded])]).astype(np.float32))
+
+    def texts(self, rows):
+        """Returns the states of the texts of `rows`."""
+        _, inputs, owners = super().texts(rows)
+        windows, lengths, _, _ = self._windows_of(rows)
+        states = np.zeros((*inputs["input_ids"].shape, self._text.shape[1]), np.float32)
+        for i, computed in enumerate(self._states("text", windows)):
+            states[i, : lengths[i]] = computed[: lengths[i]]
+        return torch.from_numpy(states), inputs, owners
+
+
 def measure(mode: str, model: Path, photos: int, epochs: int) -> dict[str, object]:
     """Train in one of the two ways and return seconds per epoch, losses, and peak memory."""
     torch.manual_seed(0)
@@ -61,19 +91,19 @@ def measure(mode: str, model: Path, photos: int, epochs: int) -> dict[str, objec
         catalog, encoder = open_catalog(photos, Path(folder)), load_encoder(str(model), dtype="float32")
         began = time.perf_counter()
         distributed = Distributed("cpu")
-        activations = Activations(catalog, Frozen(encoder, 1, distributed))
-        activations.cache(Path(folder) / "activations", limit_gb=100 if mode == "cached" else 1e-9)
+        activations = (Activations if mode == "cached" else Recomputed)(catalog, encoder, 1, distributed)
+        activations.cache(Path(folder) / "activations")
         prepared_s = time.perf_counter() - began
         rows = np.flatnonzero(activations.has_image & activations.has_text)
-        pairs = Pairs(activations, rows, rows[:2], np.arange(len(activations.has_image)))
         tail = Tail(torch_network_of(encoder).model, 1)
+        pairs = Pairs(tail, activations, rows, rows[:2], np.arange(len(activations.has_image)), distributed)
         trained = [weight for weight in tail.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
         seconds, losses = [], []
         for epoch in range(1, epochs + 1):
             began = time.perf_counter()
             batches = pairs.batches(64, 0, epoch)
-            losses += [train_step(tail, pairs, batch, optimizer, 64, distributed) for batch in batches]
+            losses += [pairs.train_step(batch, optimizer, 64) for batch in batches]
             seconds.append(time.perf_counter() - began)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"prepared_s": prepared_s, "epoch_s": seconds, "losses": losses, "peak_mib": peak_mib, "pairs": len(rows)}

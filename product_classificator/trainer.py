@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,24 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from product_classificator.catalog import (
-    Catalog,
-    is_wildberries,
-    open_images,
-    read_catalog,
-    read_frame,
-    read_wildberries,
-)
+from product_classificator.catalog import Catalog, is_wildberries, open_images, read_catalog, read_frame
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
 from product_classificator.encoders.ruclip import delete_model
-from product_classificator.errors import DataError, nearest
-from product_classificator.finetuning import Distributed, FinetuneCallbacks, Finetuned, finetune
+from product_classificator.errors import DataError
+from product_classificator.finetuning import Distributed, Finetuned, finetune
 from product_classificator.published.clusters import ClusterSettings, cluster, write_clusters
 from product_classificator.published.params import published_finetuning, published_heads
 from product_classificator.runs import Run
-from product_classificator.trackers import Task, tracked, tracked_finetuning, tracking
+from product_classificator.trackers import Task, tracking
 from product_classificator.training import Callbacks, Training, TrainSettings, train_heads
-from product_classificator.training.taxonomy import Taxonomy
+from product_classificator.training.settings import with_changes
 from product_classificator.types import Embeddings, Truth, as_text
 
 TableSource: TypeAlias = str | Path | pd.DataFrame
@@ -58,7 +51,7 @@ class Trainer:
         id: the column of ids; `None`: guessed.
         text: the text columns; `None`: guessed.
         device: of the encoder; "auto": a GPU if there is one.
-        taxonomy: a table of labels and their parents, see `read_taxonomy`; `None`: the hierarchy is learned.
+        taxonomy: path of a table for `read_taxonomy`; `None`: the hierarchy is learned.
         multi_label: further characteristics with any number of labels per product, see `read_catalog`.
         settings: everything else; `ruclip_model` replaces its encoder.
 
@@ -88,7 +81,7 @@ class Trainer:
         id: str | None = None,  # noqa: A002 - as on the command line
         text: str | Sequence[str] | None = None,
         device: str = "auto",
-        taxonomy: Taxonomy | None = None,
+        taxonomy: str | Path | None = None,
         multi_label: str | Sequence[str] = (),
         settings: TrainSettings | None = None,
     ) -> None:
@@ -108,14 +101,15 @@ class Trainer:
         self.end_of_train = {"del_img_and_txt_tensors": False, "del_loaded_ruclip_model": False}
         self._models_dir = None if cache_dir is None else self.cache_dir
         self._id, self._text, self._multi_label = id, text, multi_label
-        self._device, self._taxonomy = device, taxonomy
-        settings = settings or TrainSettings()
+        self._device, settings = device, settings or TrainSettings()
         heads = published_heads(heads_train_params or {}, settings.heads)
         if min_products_in_sub_cat is not None:
             heads = replace(heads, min_products_per_label=min_products_in_sub_cat)
-        self._settings = replace(settings, encoder=ruclip_model, heads=heads)
+        taxonomy = settings.taxonomy if taxonomy is None else str(taxonomy)
+        self._settings = replace(settings, encoder=ruclip_model, heads=heads, taxonomy=taxonomy)
         self._finetune_settings = published_finetuning(ruclip_train_params or {})
-        self._clusters = None if clusterization_params is None else _cluster_settings(clusterization_params)
+        clusters, kind = clusterization_params, "parameter of clusterization_params"
+        self._clusters = None if clusters is None else with_changes(ClusterSettings(), clusters, kind)
 
     def _loading_texts(self) -> TableSource:
         """Return the products: a table file, a DataFrame, or a folder with the Wildberries tables."""
@@ -141,15 +135,6 @@ class Trainer:
         # Wildberries photos are BGR even if a subclass brings another table.
         is_bgr = images is not None and isinstance(table, str | Path) and is_wildberries(table)
         source = open_images(images, channels="bgr") if images is not None and is_bgr else images
-        is_published = not isinstance(products, pd.DataFrame) and is_wildberries(products) and not self._multi_label
-        if is_published and self._id in (None, "nm"):
-            return read_wildberries(
-                products,
-                source,
-                min_products_in_sub_cat=self._settings.heads.min_products_per_label,
-                text=("description",) if text is None else text,
-                characteristics=self.characteristics,
-            )
         return read_catalog(
             products,
             source,
@@ -168,7 +153,7 @@ class Trainer:
             task: logs the progress: a ClearML task, which is not closed, or the name of a tracker such as
                 "tensorboard" or "mlflow".
             experiment_name: name of the folder under `save_dir`; `None`: date and time.
-            callbacks: called with the progress.
+            callbacks: for progress.
 
         Raises:
             DataError: table or photos cannot be read, there are too few labels, or the experiment exists already.
@@ -177,11 +162,9 @@ class Trainer:
         catalog = self._load_catalog()
         encoder = load_encoder(self.ruclip_model, device=self._device, cache_dir=self._models_dir)
         folder, store = self._new_folder(experiment_name), self.cache_dir / "embeddings" / encoder.fingerprint
-        callbacks, settings = callbacks or Callbacks(), self._settings_with_taxonomy(folder)
-        with tracking(task, folder, asdict(settings)) as logger:
-            training = train_heads(
-                catalog, folder, settings, encoder=encoder, store=store, callbacks=tracked(callbacks, logger)
-            )
+        callbacks, settings = callbacks or Callbacks(), self._settings
+        with tracking(callbacks, task, folder, asdict(settings)) as tracked:
+            training = train_heads(catalog, folder, settings, encoder=encoder, store=store, callbacks=tracked)
         self.experiment_dir = folder
         if self._clusters is not None:
             callbacks.on_stage("Clustering the embeddings")
@@ -190,11 +173,7 @@ class Trainer:
         return training
 
     def train_ruclip(
-        self,
-        task: Task | str | None = None,
-        experiment_name: str | None = None,
-        *,
-        callbacks: FinetuneCallbacks | None = None,
+        self, task: Task | str | None = None, experiment_name: str | None = None, *, callbacks: Callbacks | None = None
     ) -> Finetuned:
         """Fine-tune the last blocks of the encoder, fit heads after every epoch, and keep the best epoch.
 
@@ -202,8 +181,8 @@ class Trainer:
         `train_heads_only`.
 
         Raises:
-            DataError: as `train_heads_only`; or the encoder is not CLIP-like, or too few products have photo and text.
-            ArtifactError: as `train_heads_only`; or the folder holds a fine-tuning of other products or settings.
+            DataError: also if the encoder is not CLIP-like, or too few products have photo and text.
+            ArtifactError: also if the folder holds a fine-tuning of other products or settings.
         """
         distributed = Distributed(self._device)
         catalog = self._load_catalog()
@@ -212,17 +191,10 @@ class Trainer:
         )
         folder = distributed.from_main(lambda: self._new_folder(experiment_name))
         cache = self.cache_dir / "activations" / encoder.fingerprint
-        settings = self._settings_with_taxonomy(folder)
-        finetune_settings = replace(self._finetune_settings, cache_dir=str(cache))
-        with tracking(task, folder, {**asdict(settings), "finetuning": asdict(finetune_settings)}) as logger:
-            finetuned = finetune(
-                catalog,
-                folder,
-                settings,
-                finetune_settings,
-                encoder=encoder,
-                callbacks=tracked_finetuning(callbacks or FinetuneCallbacks(), logger),
-            )
+        settings, finetune_settings = self._settings, replace(self._finetune_settings, cache_dir=str(cache))
+        shown = {**asdict(settings), "finetuning": asdict(finetune_settings)}
+        with tracking(callbacks or Callbacks(), task, folder, shown) as tracked:
+            finetuned = finetune(catalog, folder, settings, finetune_settings, encoder=encoder, callbacks=tracked)
         self.experiment_dir = folder
         if distributed.is_main:
             self._clean_up(cache, finetuned.run)
@@ -242,14 +214,6 @@ class Trainer:
                 return folder
             time.sleep(0.1)  # another process started in the same second
 
-    def _settings_with_taxonomy(self, folder: Path) -> TrainSettings:
-        taxonomy = self._taxonomy
-        if isinstance(taxonomy, pd.DataFrame):
-            folder.mkdir(parents=True, exist_ok=True)
-            taxonomy.to_csv(folder / "taxonomy.csv", index=False)
-            taxonomy = folder / "taxonomy.csv"
-        return self._settings if taxonomy is None else replace(self._settings, taxonomy=str(taxonomy))
-
     def _clean_up(self, cache: Path, run: Run) -> None:
         if self.end_of_train["del_img_and_txt_tensors"]:
             shutil.rmtree(cache)
@@ -258,14 +222,6 @@ class Trainer:
             delete_model(model, self._models_dir)
             if run.encoder != self.ruclip_model and not run.has_own_encoder:
                 replace(run, encoder=self.ruclip_model).save()  # the name downloads the deleted model again
-
-
-def _cluster_settings(params: Mapping[str, int]) -> ClusterSettings:
-    names = [field.name for field in fields(ClusterSettings)]
-    for name in params:
-        if name not in names:
-            raise DataError(f"clusterization_params has no {name!r}: {nearest(name, names)}")
-    return ClusterSettings(**params)
 
 
 def _write_clusters(folder: Path, embeddings: Embeddings, truth: Truth, settings: ClusterSettings) -> None:

@@ -136,8 +136,6 @@ def test_lists_have_no_taxonomy(training):
     truth = {"kind": strings(["cup", "hat"]), "materials": strings([frozenset(["wool"]), None])}
     with pytest.raises(DataError, match="a multi-label characteristic cannot be part of a hierarchy: leave out"):
         read_taxonomy(pd.DataFrame({"materials": ["wool"], "kind": ["hat"]}), truth)
-    with pytest.raises(DataError, match="a taxonomy must contain labels of the catalog"):
-        read_taxonomy(pd.DataFrame({"label": ["wool"], "parent": ["hat"]}), truth)
 
 
 def test_a_trainer_takes_lists_also_through_its_hooks(tmp_path):

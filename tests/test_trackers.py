@@ -6,30 +6,22 @@ import sys
 import pytest
 
 from product_classificator.errors import DataError, MissingExtraError
-from product_classificator.finetuning import FinetuneCallbacks
-from product_classificator.trackers import tracked, tracked_finetuning, tracking
-from product_classificator.training import Callbacks
+from product_classificator.trackers import tracking
+from product_classificator.training import Callbacks, EpochFacts
 
-ROW = {
-    "epoch": 1,
-    "train_loss": None,
-    "valid_loss": 2.5,
-    "recall_at_1": 0.25,
-    "valid_macro_f1": 0.5,
-    "characteristics": {"sex": 0.75},
-}
+EPOCH = EpochFacts(1, None, 0.5, {"sex": 0.75}, valid_loss=2.5, recall_at_1=0.25)
 
 
 def test_tensorboard_shows_the_curves_and_the_settings(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     lines = []
-    with tracking("tensorboard", tmp_path, {"encoder": "lite", "heads": {"hidden": 512}}) as logger:
-        callbacks = tracked_finetuning(FinetuneCallbacks(on_stage=lines.append), logger)
+    settings = {"encoder": "lite", "heads": {"hidden": 512}}
+    with tracking(Callbacks(on_stage=lines.append), "tensorboard", tmp_path, settings) as callbacks:
         callbacks.on_stage("Splitting")
         for step in (1, 2):
             callbacks.on_step(2, step, 2, 3.0 - step)
-        callbacks.on_epoch(ROW)
+        callbacks.on_epoch(EPOCH)
     assert lines == ["Splitting"]
     events = EventAccumulator(str(tmp_path / "tensorboard/product_classificator")).Reload()
     assert [(point.step, point.value) for point in events.Scalars("contrastive loss/step")] == [(3, 2.0), (4, 1.0)]
@@ -43,16 +35,15 @@ def test_a_clearml_task_gets_the_curves_and_the_stages(tmp_path):
     script = f"""
 import os
 from clearml import Task
-from product_classificator.finetuning import FinetuneCallbacks
-from product_classificator.trackers import tracked_finetuning, tracking
+from product_classificator.trackers import tracking
+from product_classificator.training import Callbacks, EpochFacts
 from pathlib import Path
 Task.set_offline(True)
 task = Task.init("shop", "tuning", auto_connect_frameworks=False, auto_resource_monitoring=False)
-with tracking(task, Path("unused")) as logger:
-    callbacks = tracked_finetuning(FinetuneCallbacks(), logger)
+with tracking(Callbacks(), task, Path("unused"), {{}}) as callbacks:
     callbacks.on_stage("Splitting")
-    callbacks.on_epoch({ROW})
-logger.flush(wait=True)
+    callbacks.on_epoch({EPOCH})
+task.get_logger().flush(wait=True)
 os._exit(0)  # closing the task would wait for the analysis of installed packages
 """
     environment = {**os.environ, "CLEARML_CACHE_DIR": str(tmp_path)}
@@ -67,27 +58,48 @@ os._exit(0)  # closing the task would wait for the analysis of installed package
     assert "Splitting" in log.read_text()
 
 
+def test_heads_have_curves_of_their_own_names(tmp_path):
+    points = []
+
+    class Task:
+        def get_logger(self):
+            return self
+
+        def report_text(self, text):
+            pass
+
+        def report_scalar(self, title, series, value, iteration):
+            points.append((title, series, value, iteration))
+
+    with tracking(Callbacks(), Task(), tmp_path, {}) as callbacks:
+        callbacks.on_epoch(EpochFacts(2, 1.5, 0.5, {"sex": 0.75}))
+    assert points == [
+        ("train loss", "all characteristics", 1.5, 2),
+        ("valid macro-F1", "mean", 0.5, 2),
+        ("valid macro-F1", "sex", 0.75, 2),
+    ]
+
+
 def test_without_a_task_callbacks_stay_as_they_are(tmp_path):
-    with tracking(None, tmp_path) as logger:
-        callbacks, tuning = Callbacks(), FinetuneCallbacks()
-        assert tracked(callbacks, logger) is callbacks
-        assert tracked_finetuning(tuning, logger) is tuning
+    callbacks = Callbacks()
+    with tracking(callbacks, None, tmp_path, {}) as same:
+        assert same is callbacks
 
 
 def test_an_unknown_or_uninstalled_tracker_is_refused(tmp_path, monkeypatch):
     with (
         pytest.raises(DataError, match="there is no tracker 'tensorbord': did you mean 'tensorboard'"),
-        tracking("tensorbord", tmp_path),
+        tracking(Callbacks(), "tensorbord", tmp_path, {}),
     ):
         pass
     with (
         pytest.raises(DataError, match="'swanlab' needs a package that is not installed: pip install swanlab"),
-        tracking("swanlab", tmp_path),
+        tracking(Callbacks(), "swanlab", tmp_path, {}),
     ):
         pass
     monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     with (
         pytest.raises(MissingExtraError, match=r"pip install 'product_classificator\[tensorboard\]'"),
-        tracking("tensorboard", tmp_path),
+        tracking(Callbacks(), "tensorboard", tmp_path, {}),
     ):
         pass

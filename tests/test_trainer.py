@@ -154,7 +154,7 @@ def test_clusters_are_made_when_asked_for(make_trainer):
     scores = pd.read_csv(trainer.experiment_dir / "clusters/clusters.csv", index_col=0)
     assert set(scores.index) == {"kind", "colour"}
     assert (trainer.experiment_dir / "clusters/clusters.png").is_file()
-    with pytest.raises(DataError, match="clusterization_params has no 'n_cluster': did you mean 'n_clusters'"):
+    with pytest.raises(DataError, match="no parameter of clusterization_params 'n_cluster': did you mean 'n_clusters'"):
         make_trainer(clusterization_params={"n_cluster": 5})
 
 
@@ -206,7 +206,7 @@ def test_published_parameters_change_the_settings_of_the_heads(make_trainer):
         ({"epochs": 0}, "max_epochs must be at least 1, got 0"),
         ({"epochs": 2.5}, "parameter max_epochs: Input should be a valid integer.*got 2.5"),
         ({"criterion": torch.nn.NLLLoss()}, "criterion of heads_train_params must be CrossEntropyLoss, got NLLLoss"),
-        ({"optimizer_params": 3}, "optimizer_params of heads_train_params must be a dictionary, got 3"),
+        ({"optimizer_params": 3}, "optimizer_params of heads_train_params must be a dictionary, got int"),
     ],
 )
 def test_what_the_heads_do_not_have_is_refused(params, message):

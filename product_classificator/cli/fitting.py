@@ -2,11 +2,10 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from product_classificator.audit import KIND_TITLES, audit_run
 from product_classificator.catalog import Catalog
@@ -20,9 +19,9 @@ from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.evaluation import Evaluation, evaluation_json
 from product_classificator.files import write_text
-from product_classificator.finetuning import Distributed, FinetuneCallbacks, FinetuneSettings, finetune
+from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
 from product_classificator.runs import Run
-from product_classificator.trackers import tracked, tracked_finetuning, tracking
+from product_classificator.trackers import tracking
 from product_classificator.training import Callbacks, EpochFacts, TrainSettings, read_settings, train_heads
 
 
@@ -32,9 +31,10 @@ def train(options: Train) -> None:
     if (options.out / "run.json").exists():
         console.log.print(f"{options.out} already holds a run: it is replaced when the new one is done", style="yellow")
     encoder = load_encoder(settings.encoder, device=options.encoder.device, dtype=options.encoder.dtype)
-    tracker = tracking(options.training.tracker, options.out, asdict(settings))
-    with training_progress(len(catalog)) as progress, tracker as logger:
-        callbacks = tracked(progress, logger)
+    with (
+        training_progress(len(catalog)) as progress,
+        tracking(progress, options.training.tracker, options.out, asdict(settings)) as callbacks,
+    ):
         trained = train_heads(catalog, options.out, settings, encoder=encoder, store=options.store, callbacks=callbacks)
     console.out.print(f"\nTest split of {options.table.name}, seed {settings.seed}")
     print_scores(trained.evaluation)
@@ -52,9 +52,11 @@ def tune(options: Tune) -> None:
     settings, catalog = _open(options, options.encoder)
     encoder = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
     tuning = FinetuneSettings(**asdict(options.finetuning))
-    tracker = tracking(options.training.tracker, options.out, {**asdict(settings), "finetuning": asdict(tuning)})
-    with finetune_progress(len(catalog)) as progress, tracker as logger:
-        callbacks = tracked_finetuning(progress, logger)
+    shown = {**asdict(settings), "finetuning": asdict(tuning)}
+    with (
+        finetune_progress(len(catalog)) as progress,
+        tracking(progress, options.training.tracker, options.out, shown) as callbacks,
+    ):
         tuned = finetune(catalog, options.out, settings, tuning, encoder=encoder, callbacks=callbacks)
     kept = f"epoch {tuned.best_epoch}" if tuned.best_epoch else "the untuned encoder, since no epoch was better"
     console.out.print(f"\nTest split of {options.table.name}; kept by validation: {kept}", soft_wrap=True)
@@ -120,7 +122,7 @@ def training_progress(total: int) -> Iterator[Callbacks]:
     def on_epoch(facts: EpochFacts) -> None:
         console.log.print(
             f"   epoch {facts.epoch:>2}  loss {facts.train_loss:.3f}  "
-            f"validation macro-F1 {facts.mean_valid_macro_f1:.3f}  {facts.seconds:.1f} s"
+            f"validation macro-F1 {facts.valid_macro_f1:.3f}  {facts.seconds:.1f} s"
         )
 
     with product_progress(total) as on_chunk:
@@ -128,22 +130,22 @@ def training_progress(total: int) -> Iterator[Callbacks]:
 
 
 @contextmanager
-def finetune_progress(total: int) -> Iterator[FinetuneCallbacks]:
+def finetune_progress(total: int) -> Iterator[Callbacks]:
     """Show the progress of a fine-tuning: a line per stage and epoch, bars over products and steps."""
 
     def on_step(epoch: int, step: int, of: int, loss: float) -> None:
         progress.update(steps, completed=step, total=of, description=f"epoch {epoch}, loss {loss:.3f}", visible=True)
 
-    def on_epoch(row: Mapping[str, Any]) -> None:
+    def on_epoch(facts: EpochFacts) -> None:
         console.log.print(
-            f"   epoch {row['epoch']:>2}  validation loss {row['valid_loss']:.3f}  recall@1 {row['recall_at_1']:.3f}  "
-            f"macro-F1 of the heads {row['valid_macro_f1']:.3f}"
+            f"   epoch {facts.epoch:>2}  validation loss {facts.valid_loss:.3f}  recall@1 {facts.recall_at_1:.3f}  "
+            f"macro-F1 of the heads {facts.valid_macro_f1:.3f}"
         )
 
     with bars() as progress:
         products = progress.add_task("products", total=total, notes="")
         steps = progress.add_task("steps", total=None, visible=False, notes="")
-        yield FinetuneCallbacks(print_stage, lambda n: progress.advance(products, n), on_step, on_epoch)
+        yield Callbacks(print_stage, None, on_epoch, lambda n: progress.advance(products, n), on_step)
 
 
 def print_scores(evaluation: Evaluation) -> None:

@@ -1,6 +1,6 @@
 """What the commands take: a frozen dataclass per command; options that belong together are a dataclass, too."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,6 +42,14 @@ class ProductOptions:
     na_values: Annotated[str | None, doc("Cells that mean unknown, joined by commas. Default: NA, nan, ...")] = None
 
 
+@Parameter(name="*", group=_PRODUCTS)
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(ProductOptions):
+    """How to read a table of products that have photos."""
+
+    images: Annotated[Path, doc("Folder or zip of photos.")] = field()
+
+
 @Parameter(name="*", group=_ENCODER)
 @dataclass(frozen=True, kw_only=True)
 class EncoderOptions:
@@ -59,7 +67,9 @@ class TrainingOptions:
 
     characteristics: Annotated[str | None, doc("Label columns, joined by commas. Default: the published seven.")] = None
     multi_label: Annotated[str | None, doc("Label columns with several labels per cell: 'a|b' or a JSON array.")] = None
-    taxonomy: Annotated[str | None, doc("Table of labels and their parents. Default: learned.")] = None
+    taxonomy: Annotated[str | None, doc("Table with columns like characteristics, finest first. Default: learned.")] = (
+        None
+    )
     config: Annotated[Path | None, doc("TOML file of settings; options override it.")] = None
     seed: Annotated[int | None, doc("Random seed. Default: 0.")] = None
     tracker: Annotated[str | None, doc("Experiment tracker: tensorboard, mlflow, wandb, ...")] = None
@@ -72,13 +82,12 @@ class FinetuneOptions:
 
     last_blocks: Annotated[Count, doc("Blocks of each tower to train.")] = 1
     epochs: Annotated[Count, doc("Passes over the photo-text pairs.")] = 5
-    batch_size: Annotated[Count, doc("Pairs contrasted with one another.")] = 256
+    batch_size: Annotated[int, doc("Pairs contrasted with one another."), Parameter(validator=Number(gte=2))] = 256
     learning_rate: Annotated[float, doc("Peak learning rate.")] = 5e-5
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], doc("Number format. auto: bfloat16 on GPUs that support it.")
     ] = "auto"
     cache_dir: Annotated[str | None, doc("Folder of the activations. Default: in OUT.")] = None
-    cache_limit_gb: Annotated[float, doc("Recompute activations beyond this size in every epoch.")] = 100.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class Tune(OnProducts):
     To use several GPUs: accelerate launch -m product_classificator tune ...
     """
 
+    products: PairOptions = field()  # required, whatever `OnProducts` says
     encoder: Annotated[str, doc("A CLIP-like encoder; see `info encoders`.")]
     device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
     training: TrainingOptions = TrainingOptions()

@@ -3,6 +3,5 @@
 from product_classificator.finetuning.contrastive import FinetuneSettings
 from product_classificator.finetuning.distributed import Distributed
 from product_classificator.finetuning.finetune import Finetuned, finetune
-from product_classificator.finetuning.loop import FinetuneCallbacks
 
-__all__ = ["Distributed", "FinetuneCallbacks", "FinetuneSettings", "Finetuned", "finetune"]
+__all__ = ["Distributed", "FinetuneSettings", "Finetuned", "finetune"]

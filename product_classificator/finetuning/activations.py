@@ -2,14 +2,15 @@
 
 `image.npy` has a row per product and `text.npy` the tokens of all texts, in catalog order. Both are allocated first;
 `<first row>.json` then marks each chunk of products as complete, so an interrupted computation continues there and
-several processes share the work. States beyond the size limit are recomputed from images and texts whenever a batch
-needs them. An image takes 77 kB (ViT-B/32 at 224 px) to 886 kB (ViT-B/16 at 384 px), a text of 40 tokens 41 kB.
+several processes share the work. An image takes 77 kB (ViT-B/32 at 224 px) to 886 kB (ViT-B/16 at 384 px), a text of
+40 tokens 41 kB.
 """
 
 import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,12 +27,12 @@ from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, LoadedProduct, load_product
-from product_classificator.embeddings.products import THUMBNAIL_BYTES, thumbnail
+from product_classificator.embeddings.products import THUMBNAIL_BYTES, row_status, thumbnail
 from product_classificator.encoders import Encoder, cores
 from product_classificator.encoders.clip import clip_towers, token_windows
-from product_classificator.encoders.preprocessing import Ids, Inputs
+from product_classificator.encoders.preprocessing import Ids
 from product_classificator.encoders.torch_clip import computing, torch_network_of
-from product_classificator.errors import DataError, culprits
+from product_classificator.errors import DataError
 from product_classificator.files import remove_leftovers, replacing, write_text
 from product_classificator.finetuning.blocks import SIDES, Side, hidden_states
 from product_classificator.finetuning.distributed import Distributed
@@ -44,124 +45,58 @@ Halves: TypeAlias = npt.NDArray[np.float16]
 _BATCH = 16  # the states of all blocks of a batch are in memory: 370 MB for ViT-B/16 at 384 px
 
 
-class Frozen:
-    """The part of a CLIP-like encoder before the last blocks of each tower; raises `DataError` for other encoders."""
-
-    def __init__(self, encoder: Encoder, last_blocks: int, distributed: Distributed) -> None:
-        self.encoder, self.distributed = encoder, distributed
-        self.fingerprint = f"{encoder.fingerprint}-{last_blocks}-{distributed.dtype}"
-        self._last_blocks = last_blocks
-        self._network = torch_network_of(encoder)
-        image, text = clip_towers(encoder)
-        self._images, self._texts = image.preparation, text.preparation
-
-    def images(self, images: Sequence[Image.Image]) -> Iterator[Halves]:
-        """Yield the (tokens, width) states of images."""
-        for start in range(0, len(images), _BATCH):
-            yield from self._states("image", self._images.inputs(images[start : start + _BATCH]))
-
-    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], Rows, Rows]:
-        """Return the token windows of texts, and for each window the number of its text and its length in tokens."""
-        windows, owners = token_windows(self.encoder.text, texts)
-        return windows, owners, np.array([self.length(window) for window in windows], dtype=np.int64)
-
-    def length(self, window: Ids) -> int:
-        """Return how many tokens of a window the tower reads."""
-        return self._texts.padded_to or len(window)
-
-    def texts(self, windows: Sequence[Ids]) -> list[Halves]:
-        """Return the (tokens, width) states of windows."""
-        states: dict[int, Halves] = {}
-        order = sorted(range(len(windows)), key=lambda i: len(windows[i]))  # similar lengths need little padding
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
-            padded = self._states("text", self._texts.inputs([windows[i] for i in batch]))
-            states |= {i: row[: self.length(windows[i])] for i, row in zip(batch, padded, strict=True)}
-        return [states[i] for i in range(len(windows))]
-
-    def text_inputs(self, windows: Sequence[Ids]) -> dict[str, Tensor]:
-        """Return the inputs of the text tower for windows."""
-        return self._network.tensors(self._texts.inputs(windows))
-
-    def _states(self, side: Side, inputs: Inputs) -> Halves:
-        with computing(self._network.threads), self.distributed.autocast():
-            hidden = hidden_states(self._network.model, side, self._network.tensors(inputs), self._last_blocks)
-            states: Halves = hidden.to(torch.float16).cpu().numpy()
-        return states
-
-
 class Activations:
-    """The states of all products of a catalog that enter the last blocks; `cache` must be called before they are read.
+    """The states that enter the last blocks, of all products of a catalog; `cache` comes before they are read.
 
-    Reads all images, without decoding them, and tokenises all texts.
+    Reads all images, without decoding them, and tokenises all texts; `DataError` unless the encoder is CLIP-like.
 
     Attributes:
-        n_cached: products whose states are on disk; those of the others are recomputed.
+        digest: of images and texts.
+        has_image: (n,) whether a product has an image that can be read; likewise `has_text`.
         thumbnails: (n, 192) uint8, to recognise the same photo; all 0 without an image.
-        image_status: (n,) "ok", or why there is no image; likewise `text_status`.
-        has_image: (n,) whether a product has a readable image; likewise `has_text`.
+        status: (n,) "ok", or what is wrong with the product, such as "image_missing,text_empty".
     """
 
-    def __init__(self, catalog: Catalog, frozen: Frozen) -> None:
-        self._catalog, self._frozen, self._texts = catalog, frozen, catalog.texts()
+    def __init__(self, catalog: Catalog, encoder: Encoder, last_blocks: int, distributed: Distributed) -> None:
+        self._catalog, self._encoder, self._texts = catalog, encoder, catalog.texts()
+        self._last_blocks, self._distributed = last_blocks, distributed
+        self._network = torch_network_of(encoder)
+        image, text = clip_towers(encoder)
+        self._preparation: dict[Side, Any] = {"image": image.preparation, "text": text.preparation}
         max_pixels = catalog.images and catalog.images.max_pixels  # decides which images are too large
-        digest = blake2b(f"{frozen.fingerprint} {max_pixels}".encode(), digest_size=16)
-        names: list[str | None] = []
-        n_images, n_tokens, chunks = [0], [0], [0]
+        digest = blake2b(str(max_pixels).encode(), digest_size=16)
+        n_tokens, self._chunks, self._n_images = [0], [0], 0
         for products in catalog.batches(CHUNK_PRODUCTS):
-            loaded = _load(catalog, frozen.encoder, products, _All())
+            loaded = self._load(products, _All())
             digest.update(b"".join(item.digest for item in loaded))
-            _, owners, lengths = frozen.windows(products.texts)
+            _, lengths, owners = self._windows(products.texts)
             tokens = np.bincount(owners, lengths, len(products)).astype(int)
             n_tokens += [int(n) if clean(text) else 0 for n, text in zip(tokens, products.texts, strict=True)]
-            n_images += [int(item.image_status == "ok") for item in loaded]
-            names += products.image_names
-            chunks.append(products.first_row + len(products))
-        self.digest, self._chunks, self._image_names = digest.hexdigest(), chunks, strings(names)
-        self._n_images, self._text_start = np.cumsum(n_images), np.cumsum(n_tokens)  # before each product
+            self._n_images += sum(item.image_status == "ok" for item in loaded)
+            self._chunks.append(products.first_row + len(products))
+        self.digest, self._text_start = digest.hexdigest(), np.cumsum(n_tokens)  # tokens before each product
         self.has_text = np.array(n_tokens[1:]) > 0
-        no_text = "empty" if catalog.columns.text else "unused"
-        self.text_status = strings(np.where(self.has_text, "ok", no_text).tolist())
 
     def cache(
         self,
         folder: Path,
-        *,
-        limit_gb: float = math.inf,
         on_stage: Callable[[str], None] = logger.info,
         on_products: Callable[[int], None] | None = None,
     ) -> None:
         """Compute the states, or find them in the folder of caches, which all processes must share.
 
-        `on_stage` is called with a sentence about size and place of the cache, `on_products` with numbers of products.
+        `on_products` is called with numbers of products; raises `DataError` if the disk has too little space.
         """
-        n, distributed = len(self._catalog), self._frozen.distributed
-        image_shape = next(self._frozen.images([Image.new("RGB", (64, 64))])).shape
-        width = self._frozen.texts(self._frozen.windows(["a"])[0])[0].shape[1]
-        size_gb = (self._n_images * math.prod(image_shape) + self._text_start * width) * 2 / 1e9
-        self.n_cached = n_cached = int(np.searchsorted(size_gb, limit_gb, "right")) - 1
-        stage = f"Computing the activations of {n} products once: {size_gb[-1]:.2g} GB in {folder}"
-        if n_cached < n:
-            stage += f"; {limit_gb:g} GB (cache_limit_gb) hold {n_cached}, the others are recomputed in every epoch"
-        on_stage(stage)
-
-        folder = folder / f"{self.digest}-{n_cached}"
-        shapes = {"image": (n_cached, *image_shape), "text": (int(self._text_start[n_cached]), width)}
+        distributed, on_products = self._distributed, on_products or (lambda _: None)
+        folder = folder / f"{self.digest}-{self._encoder.fingerprint}-{self._last_blocks}-{distributed.dtype}"
         if distributed.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-            for side, shape in shapes.items():
-                if not (folder / f"{side}.npy").exists():  # zeros that are not written take no space
-                    with replacing(folder / f"{side}.npy") as new:
-                        np.lib.format.open_memmap(new, "w+", np.float16, shape)
+            self._allocate(folder, on_stage)
         distributed.wait()
         self._image, self._text = (np.load(folder / f"{side}.npy", mmap_mode="r") for side in SIDES)
         markers = {row: folder / f"{row}.json" for row in self._chunks[:-1]}
-        missing = {
-            row: path for i, (row, path) in enumerate(markers.items()) if distributed.is_mine(i) and not path.exists()
-        }
-        on_products = on_products or (lambda _: None)
-        on_products(sum(b - a for a, b in pairwise(self._chunks) if a not in missing))
+        is_mine = {row for i, row in enumerate(markers) if distributed.is_mine(i)}
+        missing = {row: path for row, path in markers.items() if row in is_mine and not path.exists()}
+        on_products(sum(end - row for row, end in pairwise(self._chunks) if row not in missing))
         for products in self._catalog.batches(CHUNK_PRODUCTS):
             if products.first_row in missing:
                 loaded = self._compute(products)
@@ -171,50 +106,16 @@ class Activations:
                 on_products(len(products))
         distributed.wait()
         images = [image for path in markers.values() for image in json.loads(path.read_text(encoding="utf-8"))]
-        self.image_status = strings([status for _, status in images])
-        self.has_image = self.image_status == "ok"
+        image_status = strings([status for _, status in images])
+        no_text = "empty" if self._catalog.columns.text else "unused"
+        self.has_image = image_status == "ok"
+        self.status = row_status(image_status, strings(np.where(self.has_text, "ok", no_text).tolist()))
         pixels = b"".join(bytes.fromhex(pixels) for pixels, _ in images)
         self.thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
-    def _compute(self, products: Products) -> list[LoadedProduct]:
-        """Write the states of a chunk, as far as they are cached, and return its images."""
-        loaded = _load(self._catalog, self._frozen.encoder, products)
-        rows = np.arange(products.first_row, min(products.first_row + len(products), self.n_cached))
-        images = {row: item.image for row, item in zip(rows.tolist(), loaded, strict=False) if item.image is not None}
-        _write(self._image, images, self._frozen.images([*images.values()]))
-        windows, starts, _ = self._windows(rows[self.has_text[rows]])
-        _write(self._text, starts, self._frozen.texts(windows))
-        return loaded
-
-    def _windows(self, rows: Rows) -> tuple[list[Ids], Rows, Rows]:
-        """Return the windows of the texts of `rows`: token ids, first rows in `text.npy`, and positions in `rows`."""
-        windows, owners, lengths = self._frozen.windows([self._texts[row] for row in rows.tolist()])
-        start = np.cumsum(lengths) - lengths
-        first = start[np.searchsorted(owners, np.arange(len(rows)))]
-        return windows, start + (self._text_start[rows] - first)[owners], owners
-
     def images(self, rows: Rows) -> Tensor:
-        """Return the (n, tokens, width) float32 states of the images of `rows`, which all have one.
-
-        Raises:
-            DataError: an image that is not cached cannot be read any more.
-        """
-        states = np.empty((len(rows), *self._image.shape[1:]), np.float32)
-        is_cached = rows < self.n_cached
-        states[is_cached] = self._image[rows[is_cached]]
-        if not is_cached.all():
-            others = rows[~is_cached]
-            ids, names = self._catalog.ids[others].tolist(), self._image_names[others].tolist()
-            products = Products(0, ids, [""] * len(ids), names)
-            images = [item.image for item in _load(self._catalog, self._frozen.encoder, products)]
-            missing = [id_ for id_, image in zip(ids, images, strict=True) if image is None]
-            if missing:
-                raise DataError(
-                    f"images must stay in place during fine-tuning, those of {culprits(missing)} cannot be read any "
-                    "more: restore them, or start again"
-                )
-            states[~is_cached] = [*self._frozen.images([image for image in images if image is not None])]
-        return torch.from_numpy(states)
+        """Return the (n, tokens, width) float32 states of the images of `rows`, which all have one."""
+        return torch.from_numpy(self._image[rows].astype(np.float32))
 
     def texts(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the token windows of the texts of `rows`, which all have one.
@@ -222,24 +123,72 @@ class Activations:
         Returns:
             States (windows, longest, width), inputs of the text tower, and the position in `rows` of each window.
         """
-        windows, starts, owners = self._windows(rows)
-        inputs = self._frozen.text_inputs(windows)
-        is_cached = (rows < self.n_cached)[owners]
-        recomputed = iter(self._frozen.texts([windows[i] for i in np.flatnonzero(~is_cached)]))
+        windows, lengths, starts, owners = self._windows_of(rows)
+        inputs = self._network.tensors(self._preparation["text"].inputs(windows))
         states = np.zeros((*inputs["input_ids"].shape, self._text.shape[1]), np.float32)
-        for i, window in enumerate(windows):
-            n = self._frozen.length(window)
-            states[i, :n] = self._text[starts[i] : starts[i] + n] if is_cached[i] else next(recomputed)
+        for i, (start, n) in enumerate(zip(starts, lengths, strict=True)):
+            states[i, :n] = self._text[start : start + n]
         return torch.from_numpy(states), inputs, torch.from_numpy(owners)
 
+    def _allocate(self, folder: Path, on_stage: Callable[[str], None]) -> None:
+        """Create the arrays if they do not exist; zeros that are not written take no space."""
+        n = len(self._catalog)
+        image_shape = next(self._states("image", [Image.new("RGB", (64, 64))])).shape
+        text_shape = int(self._text_start[-1]), next(self._states("text", self._windows(["a"])[0])).shape[1]
+        size_gb = (self._n_images * math.prod(image_shape) + math.prod(text_shape)) * 2 / 1e9
+        on_stage(f"Computing the activations of {n} products once: {size_gb:.2g} GB in {folder.parent}")
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        shapes = {folder / "image.npy": (n, *image_shape), folder / "text.npy": text_shape}
+        missing = {path: shape for path, shape in shapes.items() if not path.exists()}
+        free_gb = shutil.disk_usage(folder).free / 1e9
+        if missing and size_gb > free_gb:
+            raise DataError(
+                f"activations need {size_gb:.2g} GB, {folder.parent} has {free_gb:.2g} GB left: name another folder "
+                "(cache_dir), or take fewer products or an encoder of smaller images"
+            )
+        for path, shape in missing.items():
+            with replacing(path) as new:
+                np.lib.format.open_memmap(new, "w+", np.float16, shape)
 
-def _load(
-    catalog: Catalog, encoder: Encoder, products: Products, undecoded: Container[bytes] | None = None
-) -> list[LoadedProduct]:
-    """Return the images of products, but for those of `undecoded` digests."""
-    load = partial(load_product, catalog, encoder, undecoded)
-    with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
-        return list(pool.map(load, products.ids, products.image_names, products.texts))
+    def _compute(self, products: Products) -> list[LoadedProduct]:
+        """Write the states of a chunk, and return its images."""
+        loaded = self._load(products)
+        rows = products.first_row + np.arange(len(products))
+        images = {row: item.image for row, item in zip(rows.tolist(), loaded, strict=True) if item.image is not None}
+        _write(self._image, images, self._states("image", [*images.values()]))
+        windows, lengths, starts, _ = self._windows_of(rows[self.has_text[rows]])
+        order = sorted(range(len(windows)), key=lengths.__getitem__)  # similar lengths need little padding
+        padded = zip(order, self._states("text", [windows[i] for i in order]), strict=True)
+        _write(self._text, [starts[i] for i in order], (states[: lengths[i]] for i, states in padded))
+        return loaded
+
+    def _load(self, products: Products, undecoded: Container[bytes] | None = None) -> list[LoadedProduct]:
+        """Return the images of products, but for those of `undecoded` digests."""
+        load = partial(load_product, self._catalog, self._encoder, undecoded)
+        with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
+            return list(pool.map(load, products.ids, products.image_names, products.texts))
+
+    def _windows(self, texts: Sequence[str]) -> tuple[list[Ids], list[int], Rows]:
+        """Return the token windows of texts, their lengths in tokens, and for each the number of its text."""
+        windows, owners = token_windows(self._encoder.text, texts)
+        return windows, [self._preparation["text"].padded_to or len(window) for window in windows], owners
+
+    def _windows_of(self, rows: Rows) -> tuple[list[Ids], list[int], list[int], Rows]:
+        """Return the windows of the texts of `rows`: ids, lengths, first rows in `text.npy`, positions in `rows`."""
+        windows, lengths, owners = self._windows([self._texts[row] for row in rows.tolist()])
+        start = np.cumsum(lengths, dtype=np.int64) - lengths
+        first = start[np.searchsorted(owners, np.arange(len(rows)))]
+        return windows, lengths, (start + (self._text_start[rows] - first)[owners]).tolist(), owners
+
+    def _states(self, side: Side, items: Sequence[Any]) -> Iterator[Halves]:
+        """Yield the (tokens, width) states of images or token windows, these padded to the longest of a batch."""
+        for start in range(0, len(items), _BATCH):
+            inputs = self._preparation[side].inputs(items[start : start + _BATCH])
+            with computing(self._network.threads), self._distributed.autocast():
+                tensors = self._network.tensors(inputs)
+                hidden = hidden_states(self._network.model, side, tensors, self._last_blocks).to(torch.float16)
+            yield from hidden.cpu().numpy()
 
 
 class _All(frozenset[bytes]):
@@ -251,7 +200,7 @@ def _write(array: np.memmap[Any, Any], rows: Iterable[int], states: Iterable[Hal
     """Write states to the file of an array; through its memory map, machines would overwrite each other's pages."""
     with Path(str(array.filename)).open("rb+") as file:
         for row, state in zip(rows, states, strict=True):
-            file.seek(array.offset + int(row) * array.strides[0])
+            file.seek(array.offset + row * array.strides[0])
             file.write(state.tobytes())
         file.flush()
         os.fsync(file.fileno())

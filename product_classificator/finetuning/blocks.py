@@ -28,11 +28,7 @@ _TRAINED_AFTER = {
 
 @torch.no_grad()
 def hidden_states(model: nn.Module, side: Side, inputs: Mapping[str, Tensor], last_blocks: int) -> Tensor:
-    """Return the (n, tokens, width) input of the last blocks, given preprocessed images or texts.
-
-    Raises:
-        DataError: the tower has fewer blocks.
-    """
+    """Return the (n, tokens, width) input of the last blocks, given preprocessed images or texts."""
     _blocks(model, side, last_blocks)
     states: tuple[Tensor, ...] = model.get_submodule(_TOWERS[side])(**inputs, output_hidden_states=True).hidden_states
     return states[-1 - last_blocks]
@@ -41,9 +37,7 @@ def hidden_states(model: nn.Module, side: Side, inputs: Mapping[str, Tensor], la
 class _Cached(nn.Module):
     """Placeholder for embeddings and frozen blocks: returns the cached states, whatever its input."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden: Tensor | None = None
+    hidden: Tensor | None = None
 
     def forward(self, *_: Any, **__: Any) -> Tensor | None:
         return self.hidden
@@ -57,6 +51,7 @@ class Tail(nn.Module):
     """The last blocks of both towers and what follows them, copied; parameters keep the names of the whole model.
 
     Attributes:
+        model: the copy, whose embeddings and frozen blocks are placeholders.
         scale: factor of the cosines: the temperature that the network was trained with.
 
     Raises:
@@ -83,35 +78,20 @@ class Tail(nn.Module):
             self.model.get_submodule(name).requires_grad_(True)
         self.scale = float(self.model.get_parameter("logit_scale").detach().exp())
 
-    def encode_images(self, hidden: Tensor) -> Tensor:
-        """Return (n, dim) unit vectors of images, given their cached states (n, tokens, width)."""
-        return self._features("image", hidden, {"pixel_values": hidden})
-
-    def encode_texts(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return (n, dim) unit vectors of texts, given their cached states (n, tokens, width) and token ids."""
-        return self._features("text", hidden, inputs)
-
-    def _features(self, side: Side, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, side: Side, hidden: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return (n, dim) unit vectors, by cached states (n, tokens, width), and by the token ids and mask of texts."""
         self._cached[side].hidden = hidden
         try:
-            output = getattr(self.model, _FEATURES[side])(**inputs)
+            output = getattr(self.model, _FEATURES[side])(**(inputs or {"pixel_values": hidden}))
         finally:
             self._cached[side].hidden = None
         features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
         return nn.functional.normalize(features.float(), dim=-1)
 
     def trained(self) -> dict[str, Tensor]:
-        """Return copies of the trained parameters by name."""
-        return {name: weight.detach().clone() for name, weight in self._trained().items()}
-
-    def load_trained(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the trained parameters to what `trained` returned."""
-        with torch.no_grad():
-            for name, weight in self._trained().items():
-                weight.copy_(weights[name])
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        """Return copies of the trained parameters by name, as `load_state_dict(..., strict=False)` of `model` takes."""
+        weights = self.model.named_parameters()
+        return {name: weight.detach().clone() for name, weight in weights if weight.requires_grad}
 
 
 def _blocks(model: nn.Module, side: Side, last_blocks: int) -> list[nn.Module]:

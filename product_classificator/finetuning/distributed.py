@@ -28,29 +28,28 @@ Result = TypeVar("Result")
 class Distributed:
     """Device, dtype and processes of a fine-tuning; the main process fits heads, writes files and logs.
 
-    Args:
-        device: as torch names it; "auto": a GPU if there is one. Of several processes each has its own.
-        dtype: "bfloat16" runs matrix products in it and keeps weights in float32; "auto" does so on a GPU that can.
-
-    Raises:
-        DataError: there is no such device or dtype.
+    Device "auto" is a GPU if there is one; of several processes each has its own. With "bfloat16" matrix products run
+    in it and weights stay in float32; "auto" does so on a GPU that can. Unknown ones are a `DataError`.
     """
 
     def __init__(self, device: str = "auto", dtype: FinetuneDtype = "auto") -> None:
         if dtype not in get_args(FinetuneDtype):
             raise DataError(f"dtype must be one of {', '.join(get_args(FinetuneDtype))}, got {dtype!r}")
         # Without a GPU, processes only connect if accelerate is explicitly restricted to the CPU.
-        self._state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
-        self.processes: int = self._state.num_processes
-        self._index: int = self._state.process_index
-        self.is_main = self._index == 0
-        self.device = Compute(device if self.processes == 1 else str(self._state.device)).device
+        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
+        self.wait: Callable[[], None] = state.wait_for_everyone
+        self.processes, self._index, self.is_main = state.num_processes, state.process_index, state.is_main_process
+        self.device = Compute(device if self.processes == 1 else str(state.device)).device
         can_bfloat16 = self.device.startswith("cuda") and torch.cuda.is_bf16_supported()
         self.dtype = ("bfloat16" if can_bfloat16 else "float32") if dtype == "auto" else dtype
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which networks compute in `dtype`."""
         return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def is_mine(self, number: int) -> bool:
+        """Return whether a numbered piece of work belongs to this process."""
+        return number % self.processes == self._index
 
     def share(self, rows: Rows) -> Rows:
         """Return this process's share of `rows`, of equal length everywhere; the last shares may repeat rows."""
@@ -73,20 +72,8 @@ class Distributed:
             if self.processes > 1 and parameter.grad is not None:
                 parameter.grad = reduce(parameter.grad, "sum")
 
-    def any(self, condition: bool) -> bool:
-        """Return whether a condition holds in any process; every process must call this."""
-        return bool(reduce(torch.tensor(float(condition), device=self.device), "sum") > 0)
-
     def from_main(self, compute: Callable[[], Result]) -> Result:
         """Return the result of `compute`, which only the main process calls."""
         results = [compute() if self.is_main else None]
         broadcast_object_list(results)
         return results[0]  # type: ignore[return-value]
-
-    def wait(self) -> None:
-        """Wait for all processes."""
-        self._state.wait_for_everyone()
-
-    def is_mine(self, number: int) -> bool:
-        """Return whether a numbered piece of work belongs to this process."""
-        return number % self.processes == self._index

@@ -1,67 +1,58 @@
 """Turns a catalog into a run whose encoder was fine-tuned on it: last blocks trained, heads fitted after every epoch.
 
 Epoch 0 is the untuned encoder, and it competes: the epoch with the best macro-F1 on the valid split is kept. The test
-split is used at the end, for the untuned and for the best encoder. The same call resumes an interrupted fine-tuning.
-Several processes (`accelerate launch`) share encoding and batches; the main one fits heads and writes.
+split is used at the end, for the untuned and for the best encoder. The same call resumes an interrupted or killed
+fine-tuning exactly: the order of the pairs and the learning rate follow from epoch and step, and dropout stays off (the
+few trained blocks hardly overfit), so a checkpoint holds no random state.
 """
 
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.embeddings.embed import EmbeddedCatalog
-from product_classificator.embeddings.products import row_status
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.ruclip import save_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
-from product_classificator.errors import DataError
-from product_classificator.evaluation import Evaluation, write_comparison
-from product_classificator.files import remove_leftovers
-from product_classificator.finetuning.activations import Activations, Frozen
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.evaluation import Evaluation, write_comparison, write_learning_curves
+from product_classificator.files import delete, remove_leftovers, replacing
+from product_classificator.finetuning.activations import Activations
 from product_classificator.finetuning.blocks import Tail
-from product_classificator.finetuning.contrastive import FinetuneSettings, Pairs
+from product_classificator.finetuning.contrastive import FinetuneSettings, Pairs, learning_rate
 from product_classificator.finetuning.distributed import Distributed
-from product_classificator.finetuning.loop import FinetuneCallbacks, FinetuneLoop
-from product_classificator.runs import Run
-from product_classificator.training import FittedHeads
+from product_classificator.training import Callbacks, EpochFacts, FittedHeads, LabelledProducts, Training, TrainSettings
 from product_classificator.training.near_duplicates import near_duplicate_groups
-from product_classificator.training.settings import TrainSettings
-from product_classificator.training.train import (
-    SplitCatalog,
-    given_hierarchy,
-    new_run,
-    report_facts,
-    save_run,
-    split_catalog,
-)
+from product_classificator.training.train import Session, SplitCatalog, split_catalog
 from product_classificator.types import Embeddings, as_text
 
+CHECKPOINT = "checkpoint.pt"
+_CHECKPOINT_S = 120.0
 
-@dataclass(frozen=True)
-class Finetuned:
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned(Training):
     """The result of a fine-tuning: everything is of the best epoch, but for `untuned`.
 
     Attributes:
-        evaluation: on the test split.
         untuned: evaluation of the untuned encoder on the test split.
-        history: per epoch `epoch`, `train_loss`, `valid_loss`, `recall_at_1`, `valid_macro_f1`, `characteristics`.
+        history: all epochs, from 0.
         best_epoch: 0 if fine-tuning did not help: then the run has the untuned encoder.
     """
 
-    run: Run
-    evaluation: Evaluation
     untuned: Evaluation
-    history: list[dict[str, Any]]
+    history: list[EpochFacts]
     best_epoch: int
-    fitted: FittedHeads = field(repr=False)
-    embeddings: Embeddings = field(repr=False)
 
 
 def finetune(
@@ -71,55 +62,49 @@ def finetune(
     finetune_settings: FinetuneSettings | None = None,
     *,
     encoder: Encoder | None = None,
-    callbacks: FinetuneCallbacks | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Finetuned:
     """Fine-tune the last blocks of an encoder on a catalog, fit heads, and write the run into a folder.
 
     Args:
         catalog: products with images, texts and at least one characteristic.
-        out: folder of the run; an interrupted fine-tuning there is resumed.
+        out: folder of the run; an interrupted fine-tuning there is resumed from its last checkpoint, at most two
+            minutes and a step old.
         settings: of encoder, split and heads; `None`: the defaults.
         finetune_settings: how the blocks are trained; `None`: the defaults.
-        encoder: CLIP-like, in float32, on the device to use; `None`: the one that `settings` names, on a GPU if there
-            is one.
+        encoder: CLIP-like, in float32, on the device to use; `None`: that of `settings`, on a GPU if there is one.
         callbacks: called with the progress, in the main process.
 
     Raises:
-        DataError: the encoder is not CLIP-like, or the catalog has too few pairs or labels.
+        DataError: the encoder is not CLIP-like, the catalog has too few pairs or labels, or the disk is too small.
         ArtifactError: the folder holds an unfinished fine-tuning of other products, encoder or settings.
-        KeyboardInterrupt: interrupted; the state is saved.
     """
-    began = time.monotonic()
     settings, finetune_settings = settings or TrainSettings(), finetune_settings or FinetuneSettings()
-    settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
-    hierarchy = given_hierarchy(catalog, settings)
     distributed = Distributed(torch_network_of(encoder).device if encoder else "auto", finetune_settings.dtype)
-    silent = FinetuneCallbacks(on_stage=lambda _: None)
-    callbacks = (callbacks or FinetuneCallbacks()) if distributed.is_main else silent
+    callbacks = (callbacks or Callbacks()) if distributed.is_main else Callbacks(on_stage=lambda _: None)
     encoder = encoder or load_encoder(settings.encoder, device=distributed.device, dtype="float32")
-    run = new_run(Path(out), catalog, encoder, settings)
+    session = Session.open(catalog, Path(out), settings, encoder)
+    run = session.run
     remove_leftovers(run.folder)
-    activations = Activations(catalog, Frozen(encoder, finetune_settings.last_blocks, distributed))
+    activations = Activations(catalog, encoder, finetune_settings.last_blocks, distributed)
     activations.cache(
-        Path(finetune_settings.cache_dir or run.folder / "activations"),
-        limit_gb=finetune_settings.cache_limit_gb,
-        on_stage=callbacks.on_stage,
-        on_products=callbacks.on_products,
+        Path(finetune_settings.cache_dir or run.folder / "activations"), callbacks.on_stage, callbacks.on_products
     )
     callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
-    split = split_catalog(catalog, _without_vectors(catalog, activations, encoder), settings)
-    split = replace(split, hierarchy=hierarchy)
+    empty = np.zeros((len(catalog), 0), dtype=np.float32)  # the split needs no vectors
+    parts = Embeddings(catalog.ids, empty, empty, activations.has_image, activations.has_text, encoder.fingerprint)
+    embedded = EmbeddedCatalog(embeddings=parts, thumbnails=activations.thumbnails, status=activations.status)
+    split = split_catalog(catalog, embedded, session.settings)
     tail = Tail(torch_network_of(encoder).model, finetune_settings.last_blocks)
-    original = tail.trained()
-    pairs = _pairs(activations, split)
-    loop = FinetuneLoop(encoder, tail, pairs, split, settings, finetune_settings, distributed, callbacks)
-    state = loop.run(run.folder, _identity(loop))
+    pairs = _pairs(tail, activations, split, distributed)
+    loop = FinetuneLoop(session, split, pairs, finetune_settings, callbacks)
+    untuned_weights, state = tail.trained(), loop.run()
 
-    if distributed.is_main:
-        run.mark_unfinished()
     callbacks.on_stage("Evaluating the untuned and the best encoder on the test split")
-    embeddings, fitted, untuned = loop.evaluate(original)
+    embeddings, fitted, untuned = loop.evaluate(untuned_weights)
     evaluation = untuned
+    if distributed.is_main:
+        session.clear()
     if state.best_epoch > 0:
         embeddings, fitted, evaluation = loop.evaluate(state.best_weights)
         name = distributed.from_main(lambda: save_encoder(encoder, state.best_weights, run.folder / "encoder"))
@@ -129,58 +114,179 @@ def finetune(
         fitted = replace(fitted, bundle=bundle)
         run = replace(run, encoder=name, store=own_store(run.folder, tuned).resolve())
     machine = {"device": distributed.device, "dtype": distributed.dtype, "processes": distributed.processes}
-    run = replace(run, settings={**asdict(settings), "finetuning": asdict(finetune_settings), "distributed": machine})
-    result = Finetuned(run, evaluation, untuned, state.history, state.best_epoch, fitted, embeddings)
+    run = replace(run, settings={**run.settings, "finetuning": asdict(finetune_settings), "distributed": machine})
     if distributed.is_main:
-        _save(result, loop, time.monotonic() - began)
+        write_learning_curves(run.folder, state.history, state.best_epoch)
+        write_comparison(run.report, untuned, evaluation, state.history)
+        shown = {"settings": {**asdict(finetune_settings), **asdict(session.settings.heads)}, "history": state.history}
+        replace(session, run=run).save(split, fitted, evaluation, best_epoch=state.best_epoch, **shown)
+        delete(run.folder / CHECKPOINT)
     distributed.wait()
-    return result
+    history = [EpochFacts(**row) for row in state.history]
+    best = state.best_epoch
+    return Finetuned(run, evaluation, fitted, embeddings, untuned=untuned, history=history, best_epoch=best)
 
 
-def _save(result: Finetuned, loop: FinetuneLoop, duration_s: float) -> None:
-    facts = replace(
-        report_facts(result.run, loop.settings, loop.split, result.fitted),
-        settings={**asdict(loop.finetune_settings), **asdict(loop.settings.heads)},
-        history=result.history,
-        best_epoch=result.best_epoch,
-        duration_s=duration_s,
-    )
-    write_comparison(result.run.report, result.untuned, result.evaluation, result.history)
-    save_run(result.run, loop.split, result.fitted, result.evaluation, facts)
+@dataclass
+class Checkpoint:
+    """The state of a fine-tuning: the current epoch, the losses of its finished steps, and all epochs before it.
+
+    `identity` names values or digests of what decides its course; `history` holds `EpochFacts` as dictionaries.
+    """
+
+    identity: dict[str, str]
+    weights: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    epoch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+
+    @classmethod
+    def load(cls, path: Path, identity: Mapping[str, str]) -> "Checkpoint | None":
+        """Read a checkpoint, `None` if there is none; `ArtifactError` if it is damaged or of another fine-tuning."""
+        if not path.is_file():
+            return None
+        try:
+            checkpoint = cls(**torch.load(path, map_location="cpu", weights_only=True))
+            before = dict(checkpoint.identity)
+        except Exception as error:  # damage surfaces in torch as any of a dozen classes
+            raise ArtifactError(f"{path} is damaged ({type(error).__name__}): delete it to start again") from error
+        if differing := [name for name in identity if identity[name] != before.get(name)]:
+            shown = ", ".join(name if name != "dtype" else f"dtype {before.get(name)}" for name in differing)
+            raise ArtifactError(
+                f"{path} is of another fine-tuning (different: {shown}): resume with the same, delete it, or use a new "
+                "run"
+            )
+        return checkpoint
 
 
-def _without_vectors(catalog: Catalog, activations: Activations, encoder: Encoder) -> EmbeddedCatalog:
-    """Return what the split needs to know of a catalog, with vectors of length 0."""
-    empty = np.zeros((len(catalog), 0), dtype=np.float32)
-    embeddings = Embeddings(catalog.ids, empty, empty, activations.has_image, activations.has_text, encoder.fingerprint)
-    status = row_status(activations.image_status, activations.text_status)
-    return EmbeddedCatalog(embeddings=embeddings, thumbnails=activations.thumbnails, status=status)
+@dataclass(frozen=True)
+class FinetuneLoop:
+    """The epochs of a fine-tuning, and all that they need."""
+
+    session: Session
+    split: SplitCatalog
+    pairs: Pairs
+    settings: FinetuneSettings
+    callbacks: Callbacks
+
+    def run(self) -> Checkpoint:
+        """Train until the last epoch, from the checkpoint if there is one; return the final state."""
+        settings, identity, path = self.settings, self._identity(), self.session.run.folder / CHECKPOINT
+        trained = [weight for weight in self.pairs.tail.parameters() if weight.requires_grad]
+        options = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+        optimizer = torch.optim.AdamW(trained, **options)
+        state = self.pairs.distributed.from_main(lambda: Checkpoint.load(path, identity))
+        if state is None:
+            self.callbacks.on_stage("Fitting heads on the untuned encoder")
+            weights = self.pairs.tail.trained()
+            state = Checkpoint(identity, weights, weights, optimizer.state_dict())
+            self._end_epoch(state, optimizer)
+        else:
+            self.callbacks.on_stage(f"Resuming at epoch {state.epoch}, step {state.step}")
+            self.pairs.tail.model.load_state_dict(state.weights, strict=False)
+            optimizer.load_state_dict(state.optimizer)
+        while state.epoch <= settings.epochs:
+            self._train_epoch(state, optimizer)
+            if not self._end_epoch(state, optimizer):
+                self.callbacks.on_stage(
+                    f"The loss diverged in epoch {state.epoch}: fine-tuning stops and keeps the best epoch before it; "
+                    "a lower learning rate may help"
+                )
+                break
+        return state
+
+    def _identity(self) -> dict[str, str]:
+        """Return name -> value or digest of everything that decides the course of the fine-tuning."""
+        session, products = self.session, self.split.products
+        same: dict[str, Any] = {"micro_batch": 1, "cache_dir": None, "dtype": "auto"}  # these settings do not
+        heads, blocks = replace(session.settings, taxonomy=None, encoder=""), replace(self.settings, **same)
+        parts = {
+            "photos or texts": [self.pairs.activations.digest, products.has_title],
+            "labels": {name: as_text(labels).tolist() for name, labels in products.truth.items()},
+            "split": products.split.names.tolist(),
+            "encoder": session.encoder.fingerprint,
+            "taxonomy": None if session.hierarchy is None else [asdict(pair) for pair in session.hierarchy],
+            "settings": [asdict(heads), asdict(blocks)],
+        }
+        digests = {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+        return {**digests, "dtype": self.pairs.distributed.dtype}
+
+    def _train_epoch(self, state: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+        """Take the remaining steps of an epoch, saving the state every few minutes; end early if the loss diverges."""
+        settings = self.settings
+        batches = self.pairs.batches(settings.batch_size, self.session.settings.seed, state.epoch)
+        steps_before, steps = (state.epoch - 1) * len(batches), settings.epochs * len(batches)
+        saved = time.monotonic()
+        self.pairs.tail.eval()
+        for batch in batches[state.step :]:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, steps_before + state.step, steps)
+            loss = self.pairs.train_step(batch, optimizer, settings.micro_batch)
+            state.losses.append(loss)
+            state.step += 1
+            if self.callbacks.on_step:
+                self.callbacks.on_step(state.epoch, state.step, len(batches), loss)
+            if not np.isfinite(loss):
+                return
+            if time.monotonic() - saved > _CHECKPOINT_S:
+                self._save(state, optimizer)
+                saved = time.monotonic()
+
+    def _end_epoch(self, state: Checkpoint, optimizer: torch.optim.Optimizer) -> bool:
+        """Evaluate the weights of an epoch, and keep them if they are the best; false: a loss is not finite."""
+        valid_loss, recall = self.pairs.evaluate()
+        if not np.isfinite([*state.losses, valid_loss]).all():
+            return False
+        _, fitted = self._fit()
+        facts = replace(
+            fitted.history[fitted.best_epoch - 1],
+            epoch=state.epoch,
+            train_loss=float(np.mean(state.losses)) if state.losses else None,
+            valid_loss=valid_loss,
+            recall_at_1=recall,
+        )
+        state.history.append(asdict(facts))
+        if facts.valid_macro_f1 > state.history[state.best_epoch]["valid_macro_f1"]:
+            state.best_epoch, state.best_weights = state.epoch, self.pairs.tail.trained()
+        state.epoch, state.step, state.losses = state.epoch + 1, 0, []
+        if self.pairs.distributed.is_main:
+            write_learning_curves(self.session.run.folder, state.history, state.best_epoch)
+        self._save(state, optimizer)
+        if self.callbacks.on_epoch:
+            self.callbacks.on_epoch(facts)
+        return True
+
+    def _save(self, state: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+        if self.pairs.distributed.is_main:
+            state.weights, state.optimizer = self.pairs.tail.trained(), optimizer.state_dict()
+            with replacing(self.session.run.folder / CHECKPOINT) as temporary:
+                torch.save(vars(state), temporary)
+
+    def _fit(self) -> tuple[LabelledProducts, FittedHeads]:
+        """Return all products, embedded with the weights as they are now, and heads fitted to them."""
+        image, text = self.pairs.embed_all(self.session.encoder.image_dim)
+        without_vectors = self.split.products
+        products = replace(without_vectors, embeddings=replace(without_vectors.embeddings, image=image, text=text))
+        return products, self.pairs.distributed.from_main(lambda: self.session.fit(products))
+
+    def evaluate(self, weights: Mapping[str, Tensor]) -> tuple[Embeddings, FittedHeads, Evaluation]:
+        """Return embeddings and heads of some weights, and how well these do on the test split."""
+        self.pairs.tail.model.load_state_dict(weights, strict=False)
+        products, fitted = self._fit()
+        return products.embeddings, fitted, self.session.evaluate(products, fitted)
 
 
-def _pairs(activations: Activations, split: SplitCatalog) -> Pairs:
+def _pairs(tail: Tail, activations: Activations, split: SplitCatalog, distributed: Distributed) -> Pairs:
     has_both = activations.has_image & activations.has_text
-    train, valid = (rows[has_both[rows]] for rows in (split.split.rows("train"), split.split.rows("valid")))
+    splits = split.products.split
+    train, valid = (rows[has_both[rows]] for rows in (splits.rows("train"), splits.rows("valid")))
     if len(train) < 2 or len(valid) < 2:
         raise DataError(
             "fine-tuning needs products with an image and a text, at least two each in the train and valid splits, "
             f"found {len(train)} and {len(valid)}: add images and texts"
         )
-    return Pairs(activations, train, valid, near_duplicate_groups(split.signatures))
-
-
-def _identity(loop: FinetuneLoop) -> str:
-    """Return a digest of everything that decides the course of a fine-tuning."""
-    split = loop.split
-    # These settings do not.
-    same: dict[str, Any] = {"micro_batch": 1, "checkpoint_minutes": 1, "cache_dir": None, "cache_limit_gb": 1}
-    finetune_settings = asdict(replace(loop.finetune_settings, dtype="auto", **same))
-    hierarchy = None if split.hierarchy is None else [asdict(refinement) for refinement in split.hierarchy]
-    truth = {name: as_text(labels).tolist() for name, labels in split.truth.items()}
-    facts = [
-        loop.pairs.activations.digest,
-        asdict(replace(loop.settings, taxonomy=None)),
-        finetune_settings,
-        hierarchy,
-        split.has_title,
-    ]
-    return hashlib.sha256(json.dumps([*facts, split.split.names.tolist(), truth]).encode()).hexdigest()
+    return Pairs(tail, activations, train, valid, near_duplicate_groups(split.signatures), distributed)

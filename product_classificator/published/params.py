@@ -1,29 +1,26 @@
 """Translate the parameters of the published `Trainer` into settings; classes may be given or named."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from product_classificator.errors import DataError, nearest
 from product_classificator.finetuning import FinetuneSettings
 from product_classificator.training import HeadSettings
-from product_classificator.training.settings import describe_error
-
-_Settings = TypeVar("_Settings", HeadSettings, FinetuneSettings)
+from product_classificator.training.settings import with_changes
 
 # Published parameter -> field of our settings, or the values it may have.
 _HEADS: Mapping[str, str | tuple[str, ...]] = {
     "criterion": ("CrossEntropyLoss",),
     "optimizer": ("Adam", "AdamW"),
     "classificator": ("MLP",),
+    "classificator_params": ("a dictionary",),
     "classificator_params.activation": ("ReLU",),
     "classificator_params.in_channels": "",  # follows from the encoder
     "classificator_params.hidden_channels": "hidden",
     "classificator_params.dropout": "dropout",
     "epochs": "max_epochs",
     "batch_size": "batch_size",
+    "optimizer_params": ("a dictionary",),
     "optimizer_params.lr": "learning_rate",
     "optimizer_params.weight_decay": "weight_decay",
 }
@@ -34,6 +31,7 @@ _FINETUNING: Mapping[str, str | tuple[str, ...]] = {
     "epochs": "epochs",
     "batch_size": "batch_size",
     "num_last_resblocks_to_train": "last_blocks",
+    "optimizer_params": ("a dictionary",),
     "optimizer_params.lr": "learning_rate",
     "optimizer_params.betas": "betas",
     "optimizer_params.eps": "eps",
@@ -55,29 +53,19 @@ def published_heads(params: Mapping[str, Any], base: HeadSettings | None = None)
         changes["hidden"] = hidden[0]
     if "max_epochs" in changes:
         changes["patience"] = changes["max_epochs"]  # the published system ran all epochs
-    return _changed(base or HeadSettings(), changes)
+    return with_changes(base or HeadSettings(), changes)
 
 
 def published_finetuning(params: Mapping[str, Any]) -> FinetuneSettings:
-    """Return how the last blocks are fine-tuned, as `ruclip_train_params` asks for.
-
-    Raises:
-        DataError: a parameter is unknown, or asks for what fine-tuning does not have.
-    """
-    return _changed(FinetuneSettings(), _translated(params, "ruclip_train_params", _FINETUNING))
+    """Return how the last blocks are fine-tuned, as `ruclip_train_params` asks for; errors as `published_heads`."""
+    return with_changes(FinetuneSettings(), _translated(params, "ruclip_train_params", _FINETUNING))
 
 
 def _translated(params: Mapping[str, Any], where: str, names: Mapping[str, str | tuple[str, ...]]) -> dict[str, Any]:
     """Return published parameters under the names of our settings, without those that have fixed values."""
-    flat: dict[str, Any] = {}
+    flat, changes = {}, {}
     for name, value in params.items():
-        if name not in ("optimizer_params", "classificator_params"):
-            flat[name] = value
-        elif isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            raise DataError(f"{name} of {where} must be a dictionary, got {value!r}")
-    changes = {}
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
     for name, value in flat.items():
         if name not in names:
             raise DataError(f"{where} has no {name!r}: {nearest(name, names)}")
@@ -88,11 +76,3 @@ def _translated(params: Mapping[str, Any], where: str, names: Mapping[str, str |
             raise DataError(f"{name} of {where} must be {' or '.join(target)}, got {given}")
     changes.pop("", None)
     return changes
-
-
-def _changed(settings: _Settings, changes: Mapping[str, Any]) -> _Settings:
-    """Return settings with changes, whose types are checked like those of a settings file."""
-    try:
-        return TypeAdapter(type(settings)).validate_python({**asdict(settings), **changes})
-    except ValidationError as error:
-        raise DataError(describe_error(error, "parameter")) from error

@@ -7,16 +7,16 @@ While training, `prior_strength` x the log frequency of each label is added to t
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR
 
+from product_classificator.errors import DataError
 from product_classificator.heads.calibration import sigmoid
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
@@ -25,30 +25,30 @@ from product_classificator.training.targets import TrainingData
 from product_classificator.training.thresholds import fit_decision_thresholds
 from product_classificator.training.torch_network import Batch, JointNetwork
 from product_classificator.training.vocabulary import weighted_words
-from product_classificator.types import Bools, Floats, Rows
+from product_classificator.types import Floats, Rows
 
 _MIN_STEPS_PER_EPOCH = 50
-
-Counts = npt.NDArray[np.integer | np.floating]
 
 
 @dataclass(frozen=True)
 class EpochFacts:
-    """What one epoch did.
+    """What one epoch did: of the heads, or of a fine-tuning with the heads that were fitted after it.
 
     Attributes:
-        epoch: number from 1.
-        train_loss: mean loss of a training step, summed over characteristics.
-        valid_macro_f1: characteristic -> macro-F1 on validation products; absent without known labels there.
-        mean_valid_macro_f1: their mean, which chooses the epoch.
-        seconds: duration of the epoch.
+        epoch: number from 1; of a fine-tuning 0 is the untuned encoder.
+        train_loss: mean loss of a training step, of heads summed over characteristics; `None` for epoch 0.
+        valid_macro_f1: mean macro-F1 on validation products, which chooses the epoch.
+        characteristics: name -> macro-F1 on validation products; absent without known labels there.
+        valid_loss, recall_at_1: of the validation pairs of a fine-tuning.
     """
 
     epoch: int
-    train_loss: float
-    valid_macro_f1: Mapping[str, float]
-    mean_valid_macro_f1: float
-    seconds: float
+    train_loss: float | None
+    valid_macro_f1: float
+    characteristics: Mapping[str, float]
+    seconds: float = field(default=0.0, compare=False)
+    valid_loss: float | None = None
+    recall_at_1: float | None = None
 
 
 def fit_network(
@@ -67,11 +67,17 @@ def fit_network(
     for epoch in range(1, settings.max_epochs + 1):
         started = time.perf_counter()
         loss = fitting.run_epoch()
+        if not np.isfinite(loss):
+            raise DataError(
+                f"a loss must stay finite, that of the heads is {loss} in epoch {epoch}: lower learning_rate "
+                f"({settings.learning_rate:g}) or words_learning_rate ({settings.words_learning_rate:g}), and check "
+                "that all embeddings are finite"
+            )
         scores = _valid_macro_f1(network.fitted(), data)
         mean = float(np.mean(list(scores.values())))
-        history.append(EpochFacts(epoch, loss, scores, mean, time.perf_counter() - started))
+        history.append(EpochFacts(epoch, loss, mean, scores, time.perf_counter() - started))
         on_epoch(history[-1])
-        if best < 0 or mean > history[best].mean_valid_macro_f1:
+        if best < 0 or mean > history[best].valid_macro_f1:
             best, best_weights = epoch - 1, deepcopy(network.state_dict())
         if epoch - 1 - best >= settings.patience:
             break
@@ -113,7 +119,7 @@ def _initialize(network: JointNetwork, data: TrainingData) -> None:
             network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(rows), len(rows))))
 
 
-def log_odds(counts: Counts, n_known: int) -> Floats:
+def log_odds(counts: Rows, n_known: int) -> Floats:
     """Return (k,) log-odds of labels that `counts` of `n_known` products have, each count raised by a half."""
     smoothed = counts.astype(np.float32) + np.float32(0.5)
     odds: Floats = np.log(smoothed / (n_known + 1 - smoothed))
@@ -148,13 +154,10 @@ class _Fitting:
             batch = Batch.of(self.data.embeddings, self.data.words, rows, self.network.shape)
             logits = self.network(_drop_modalities(batch, self.settings)) + self.log_priors
             loss = _loss(logits, self.data, rows)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
+            self.network.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            for optimizer in self.optimizers:
-                optimizer.step()
-            for schedule in self.schedules:
-                schedule.step()
+            for step in (*self.optimizers, *self.schedules):
+                step.step()
             losses.append(loss.item())
         return float(np.mean(losses))
 
@@ -202,32 +205,26 @@ def logits_of(network: Network, data: TrainingData, rows: Rows) -> Floats:
 def _valid_macro_f1(network: Network, data: TrainingData) -> dict[str, float]:
     all_logits, scores = logits_of(network, data, data.valid), {}
     for target, columns in zip(data.targets, network.shape.columns, strict=True):
-        is_known, rows = target.is_known[data.valid], target.known(data.valid)
+        rows, logits = target.known(data.valid), all_logits[target.is_known[data.valid], columns]
         if not len(rows):
             continue
-        logits = all_logits[is_known, columns]
-        if target.indicators is not None:
-            probabilities, indicators = sigmoid(logits), target.indicators[rows]
-            is_assigned = probabilities >= fit_decision_thresholds(probabilities, indicators)
-            scores[target.name] = multi_label_macro_f1(is_assigned, indicators)
+        if target.indicators is None:
+            true, predicted = (_one_hot(ids, logits.shape[1]) for ids in (target.label_ids[rows], logits.argmax(1)))
         else:
-            true, predicted, k = target.label_ids[rows], logits.argmax(1), len(target.labels)
-            hits = np.bincount(true[true == predicted], minlength=k)
-            occurrences = np.bincount(true, minlength=k) + np.bincount(predicted, minlength=k)
-            scores[target.name] = mean_f1(hits, occurrences)
+            true, probabilities = target.indicators[rows], sigmoid(logits)
+            predicted = csr_matrix(probabilities >= fit_decision_thresholds(probabilities, true))
+        scores[target.name] = macro_f1(true, predicted)
     return scores
 
 
-def multi_label_macro_f1(is_assigned: Bools, indicators: csr_matrix) -> float:
-    """Return the mean F1 of the labels that are assigned or true, both (n, k); 0 if there are none."""
-    hits = np.asarray(indicators.multiply(is_assigned).sum(0)).ravel()
-    return mean_f1(hits, np.asarray(indicators.sum(0)).ravel() + is_assigned.sum(0))
+def _one_hot(label_ids: Rows, n_labels: int) -> csr_matrix:
+    n = len(label_ids)
+    return csr_matrix((np.ones(n), label_ids, np.arange(n + 1)), shape=(n, n_labels))
 
 
-def mean_f1(hits: Counts, occurrences: Counts) -> float:
-    """Return the mean F1 of the labels that occur; 0 if there are none.
-
-    `hits` counts correct predictions of each label; `occurrences` its products plus the products it is predicted for.
-    """
-    occurs = occurrences > 0
-    return float((2 * hits[occurs] / occurrences[occurs]).mean()) if occurs.any() else 0.0
+def macro_f1(true: csr_matrix, predicted: csr_matrix) -> float:
+    """Return the mean F1 of the labels that are true or predicted, given (n, k) indicators; 0 if there are none."""
+    counts = (matrix.sum(0, dtype=np.float64) for matrix in (true.multiply(predicted), true + predicted))
+    hits, occurrences = (np.asarray(count).ravel() for count in counts)
+    f1 = 2 * hits[occurrences > 0] / occurrences[occurrences > 0]
+    return float(f1.mean()) if len(f1) else 0.0

@@ -14,7 +14,6 @@ import torch
 from scipy.sparse import vstack
 
 from product_classificator.errors import DataError
-from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
 from product_classificator.heads.network import NetworkShape
@@ -30,27 +29,17 @@ from product_classificator.training.targets import (
 )
 from product_classificator.training.taxonomy import learn_hierarchy
 from product_classificator.training.thresholds import calibrate, fit_novelty, with_confidence_thresholds
-from product_classificator.training.vocabulary import (
-    BagOfWords,
-    fit_vocabulary,
-    start_with_their_kind,
-    words_of_labels,
-    words_of_multi_labels,
-)
-from product_classificator.types import SPLITS, Rows, Strings
+from product_classificator.training.vocabulary import fit_vocabulary, start_with_their_kind, words_of_labels
+from product_classificator.types import SPLITS, Strings
 
 _DEFAULTS = HeadSettings()
 
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """What a training leaves: the bundle of the best epoch, and its history.
+    """The bundle of the best epoch (from 1), and all epochs.
 
-    Attributes:
-        bundle: heads with the weights of `best_epoch`.
-        history: one entry per epoch.
-        best_epoch: number from 1.
-        left_out: characteristic -> label -> number of products, of labels that were treated as unknown.
+    `left_out` maps characteristic -> label -> number of products, for labels that were treated as unknown.
     """
 
     bundle: HeadBundle
@@ -141,7 +130,19 @@ def _prepare(
             "the valid split has no product with a known label and a photo or text: check the split; near-identical "
             "products are in one split together, so a catalog needs some different ones"
         )
-    vocabulary, words = _learn_words(products, targets, train[embeddings.has_text[train]], settings)
+    with_text, leading_words = train[embeddings.has_text[train]], settings.leading_words
+    if leading_words is None:
+        texts = [products.texts[row] for row in with_text.tolist()] if settings.max_words else []
+        titles = [text.partition("\n")[0] for text in texts] if products.has_title else texts
+        single = [target.label_ids[with_text] for target in targets if target.indicators is None]
+        leading_words = start_with_their_kind(titles, single)
+    vocabulary, words = fit_vocabulary(
+        products.texts,
+        with_text,
+        max_words=settings.max_words,
+        has_title=products.has_title,
+        has_leading_words=leading_words,
+    )
     image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
     text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
     can_compare = text_dim or (image_dim and shares_space)
@@ -156,31 +157,11 @@ def _prepare(
         label_dim=starts.shape[1],
         shares_space=shares_space and starts.shape[1] > 0,
     )
+    label_ids = [target.label_ids[train] if target.indicators is None else None for target in targets]
     label_words = [
-        words_of_labels(vocabulary, target.labels, words[train], target.label_ids[train])
-        if target.indicators is None
-        else words_of_multi_labels(vocabulary, target.labels)
-        for target in targets
+        words_of_labels(vocabulary, target.labels, words[train], ids)
+        for target, ids in zip(targets, label_ids, strict=True)
     ]
     return TrainingData(
         embeddings, vocabulary, words, targets, train, valid, starts, vstack(label_words, format="csr"), shape
-    )
-
-
-def _learn_words(
-    products: LabelledProducts, targets: tuple[Target, ...], train: Rows, settings: HeadSettings
-) -> tuple[Vocabulary, BagOfWords]:
-    """Learn the words of the texts of training rows, and return the bags of words of all."""
-    has_leading_words = settings.leading_words
-    if has_leading_words is None and settings.max_words:
-        texts = [products.texts[row] for row in train.tolist()]
-        titles = [text.partition("\n")[0] for text in texts] if products.has_title else texts
-        single = [target.label_ids[train] for target in targets if target.indicators is None]
-        has_leading_words = start_with_their_kind(titles, single)
-    return fit_vocabulary(
-        products.texts,
-        train,
-        max_words=settings.max_words,
-        has_title=products.has_title,
-        has_leading_words=bool(has_leading_words),
     )

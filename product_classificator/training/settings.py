@@ -1,41 +1,46 @@
-"""Settings of a training: one frozen dataclass per stage, TOML for files.
-
-A file may set `encoder`, `seed` and `taxonomy`, and the fields of `SplitSettings` and `HeadSettings` in the tables
-`[split]` and `[heads]`.
-"""
+"""Settings of a training: one frozen dataclass per stage; in a TOML file `[split]` and `[heads]` are tables."""
 
 import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.errors import DataError, nearest
 
+Settings = TypeVar("Settings")
+
+_COUNTS = "min_products_per_label max_epochs patience batch_size hidden last_blocks epochs micro_batch"
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("min_products_per_label max_epochs patience batch_size hidden", lambda x: x >= 1, "must be at least 1"),
-    ("learning_rate words_learning_rate", lambda x: 0 < x < math.inf, "must be positive and finite"),
-    ("dropout modality_dropout word_dropout", lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
+    (_COUNTS, lambda x: x >= 1, "must be at least 1"),
+    ("learning_rate words_learning_rate eps", lambda x: 0 < x < math.inf, "must be positive and finite"),
+    ("dropout modality_dropout word_dropout warmup_share", lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
     ("weight_decay prior_strength max_words", lambda x: 0 <= x < math.inf, "must be 0 or more, finite"),
 )
+
+
+def check_rules(settings: Any) -> None:
+    """Raise `DataError` if a value of heads or of a fine-tuning is out of its range."""
+    for names, is_valid, rule in _RULES:
+        for name in names.split():
+            if hasattr(settings, name) and not is_valid(getattr(settings, name)):
+                raise DataError(f"{name} {rule}, got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True)
 class HeadSettings:
     """How heads are fitted; the defaults were chosen on validation products of real catalogs.
 
+    Weight decay and `learning_rate` are those of everything but the words branch, which learns by plain gradient
+    descent, at `words_learning_rate` per product of a batch.
+
     Attributes:
         min_products_per_label: labels of fewer products are treated as unknown.
-        max_epochs: passes over the training products.
         patience: fitting stops after so many epochs without a better validation macro-F1.
         batch_size: products per step; fewer where an epoch would have less than 50 steps.
-        learning_rate: of everything but the words branch.
-        words_learning_rate: of the words branch, which learns by plain gradient descent; per product of a batch.
-        weight_decay: of everything but the words branch.
-        hidden: width of the hidden layer.
         dropout: share of hidden units that are dropped in training; of the text embedding's half as many are.
         modality_dropout: share of training products whose image is dropped, and share whose text is.
         word_dropout: share of the words of a training text that are dropped.
@@ -43,7 +48,6 @@ class HeadSettings:
         max_words: largest vocabulary; with 0 a linear layer over the embeddings replaces the words branch.
         leading_words: whether the first word and the first pair of a text count once more; `None`: where the first
             words of training texts predict labels clearly better than the last ones do.
-        seed: of weights, order and dropout.
     """
 
     min_products_per_label: int = 10
@@ -62,11 +66,7 @@ class HeadSettings:
     leading_words: bool | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for names, is_valid, rule in _RULES:
-            for name in names.split():
-                if not is_valid(getattr(self, name)):
-                    raise DataError(f"{name} {rule}, got {getattr(self, name)}")
+    __post_init__ = check_rules
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ class TrainSettings:
     Attributes:
         encoder: name for `load_encoder`.
         seed: of the split and of the heads; that of `heads` itself is ignored.
-        taxonomy: path of a table of labels and their parents, see `read_taxonomy`; `None`: the hierarchy is learned.
-        split: shares of the splits.
-        heads: how the heads are fitted.
+        taxonomy: path of a table for `read_taxonomy`; `None`: the hierarchy is learned.
     """
 
     encoder: str = "lite"
@@ -107,11 +105,9 @@ class TrainSettings:
 
 
 def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> TrainSettings:
-    """Read settings from a TOML file and apply changes, as given on a command line, on top.
+    """Read settings from a TOML file (`None`: the defaults), and apply changes, as given on a command line, on top.
 
-    Args:
-        path: the file; `None`: the defaults.
-        changes: dotted names and values, such as `{"heads.dropout": 0.1}`; `None` values change nothing.
+    Changes are dotted names and values, such as `{"heads.dropout": 0.1}`; `None` values change nothing.
 
     Raises:
         DataError: the file cannot be read, a name is unknown (the nearest is suggested), or a value breaks a rule.
@@ -122,33 +118,35 @@ def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | N
             values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise DataError(f"settings must be a TOML file: {path} cannot be read: {error}") from error
-    _check_names(values, TrainSettings())
+    _check_names(values, TrainSettings(), "setting")
     for name, value in (changes or {}).items():
         if value is not None:
             table, _, key = name.rpartition(".")
             (values.setdefault(table, {}) if table else values)[key] = value
     if "seed" in values.get("heads", {}):
         raise DataError("the seed of the heads is that of the training: set `seed` at the top, not in [heads]")
+    return with_changes(TrainSettings(), values, "setting")
+
+
+def with_changes(settings: Settings, changes: Mapping[str, Any], kind: str = "parameter") -> Settings:
+    """Return settings with changes, whose names and types are checked; `kind` is what an error calls a value."""
+    _check_names(changes, settings, kind)
     try:
-        return TypeAdapter(TrainSettings).validate_python(values)
+        return TypeAdapter(type(settings)).validate_python({**vars(settings), **changes})
     except ValidationError as error:
-        raise DataError(describe_error(error, "setting")) from error
+        first = error.errors()[0]
+        if "error" in first.get("ctx", {}):  # the rules of the dataclasses already name theirs
+            raise DataError(str(first["ctx"]["error"])) from error
+        name = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{kind} {name}: {first['msg']}, got {first['input']!r}") from error
 
 
-def describe_error(error: ValidationError, kind: str) -> str:
-    """Return what is wrong with the first invalid value; the rules of the dataclasses already name theirs."""
-    first = error.errors()[0]
-    if "error" in first.get("ctx", {}):
-        return str(first["ctx"]["error"])
-    return f"{kind} {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, got {first['input']!r}"
-
-
-def _check_names(values: Mapping[str, Any], defaults: Any, table: str = "") -> None:
+def _check_names(values: Mapping[str, Any], defaults: Any, kind: str, table: str = "") -> None:
     names = {item.name: getattr(defaults, item.name) for item in fields(defaults)}
     for name, value in values.items():
         if name not in names:
-            raise DataError(f"there is no setting {table + name!r}: {nearest(name, names)}")
+            raise DataError(f"there is no {kind} {table + name!r}: {nearest(name, names)}")
         if is_dataclass(names[name]):
             if not isinstance(value, Mapping):
                 raise DataError(f"[{table + name}] must be a table of settings, got {value!r}")
-            _check_names(value, names[name], f"{table}{name}.")
+            _check_names(value, names[name], kind, f"{table}{name}.")

@@ -36,10 +36,8 @@ class LabelledProducts:
     """Products to learn from, row-aligned.
 
     Attributes:
-        embeddings: of n products.
         texts: (n,) raw texts.
         truth: characteristic -> (n,) labels, sets of labels for a multi-label characteristic.
-        split: of the same n products in the same order.
         has_title: whether the first line of each text is a title: it weighs as much as everything after it.
 
     Raises:
@@ -67,7 +65,6 @@ class Target:
     """What is known about one characteristic of n products.
 
     Attributes:
-        name: the characteristic.
         labels: (k,) labels to learn.
         label_ids: (n,) int64, -1 where unknown; 0 where known if the characteristic is multi-label.
         indicators: (n, k) float32 sparse, 1 where a product has a label; `None` unless multi-label.
@@ -110,11 +107,9 @@ class Target:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a network is fitted to.
+    """What a network is fitted to: rows to learn from and to validate on.
 
     Attributes:
-        train: rows to learn from.
-        valid: rows to validate on.
         label_embeddings: (all labels, dim) to start from, of width 0 if there are none.
         label_words: (all labels, words) initial weights of the words of label names.
     """
@@ -138,9 +133,9 @@ class TrainingData:
 def labels_to_learn(
     truth: Truth, split_names: Strings, minimum: int
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
-    """Return the labels to learn of each trainable characteristic, and the labels left out with their counts.
+    """Return the labels to learn of each trainable characteristic, and the others with their counts of products.
 
-    Left out are labels of fewer than `minimum` products, and labels without a training product.
+    Labels of fewer than `minimum` products, or without a training product, are left out.
     """
     labels, left_out = {}, {}
     for name, column in truth.items():

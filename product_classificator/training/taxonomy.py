@@ -9,6 +9,7 @@ category 1.00 and 1.00; age_restrictions -> sex .97 and .85, rejected.
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 from product_classificator.catalog.labels import read_labels
 from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError, culprits
-from product_classificator.heads.hierarchy import Hierarchy, Refinement, check_hierarchy
+from product_classificator.heads.hierarchy import Hierarchy, Refinement
 from product_classificator.training.targets import Target
 from product_classificator.types import Rows, Truth, is_multi_label
 
@@ -29,9 +30,7 @@ Taxonomy: TypeAlias = str | Path | pd.DataFrame
 _MIN_AVOIDED_ERRORS = 0.8
 _MIN_PURITY = 0.9
 _MAX_PARENT_SHARE = 0.95
-_COLUMNS = ("label", "parent")
 _READ_ROWS = 16_384
-_Pair: TypeAlias = tuple[str, str]
 
 
 def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
@@ -72,91 +71,61 @@ def _parent_ids(counts: Rows) -> Rows | None:
 
 
 def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
-    """Read a taxonomy and check it against the labels of a catalog.
+    """Read a taxonomy: a table whose columns are named like characteristics, the finest first.
 
-    Labels that only one of the two has, and products whose labels contradict the taxonomy, are logged as warnings.
+    Labels that only table or catalog has, and products that contradict the taxonomy, are logged as warnings.
 
     Args:
-        source: a table with two columns named like characteristics, the finer one first; or with the columns `label`
-            and `parent`, whose labels are looked up in the catalog: each must belong to one characteristic. A label
-            without a parent is a root.
+        source: the table.
         truth: characteristic -> labels of all products.
 
     Raises:
-        DataError: the table cannot be read, a label has two parents or belongs to several characteristics, none of
-            the labels is in the catalog, the characteristics form a cycle, or one of them is multi-label.
+        DataError: the table cannot be read, its columns are no characteristics or one is multi-label, a label has two
+            parents, or the catalog has none of the pairs of labels.
     """
-    multi_label = [name for name, labels in truth.items() if is_multi_label(labels)]
-    truth = {name: labels for name, labels in truth.items() if name not in multi_label}
     table = open_table(source)
-    columns: _Pair = _COLUMNS if set(_COLUMNS) <= set(table.columns) else tuple(table.columns)  # type: ignore[assignment]
-    if columns != _COLUMNS and set(columns) & set(multi_label):
+    columns = list(table.columns)
+    single = [name for name, labels in truth.items() if not is_multi_label(labels)]
+    if multi_label := [name for name in columns if name in truth and name not in single]:
         raise DataError(
             f"a multi-label characteristic cannot be part of a hierarchy: leave out {culprits(multi_label)}"
         )
-    if columns != _COLUMNS and (len(columns) != 2 or not set(columns) <= truth.keys()):
+    if len(columns) < 2 or not set(columns) <= set(single):
         raise DataError(
-            "a taxonomy needs the columns label and parent, or two that are named like characteristics "
-            f"({', '.join(truth)}): {table.name} has {', '.join(table.columns)}"
+            f"the columns of a taxonomy must be named like characteristics ({', '.join(single)}), the finest first: "
+            f"{table.name} has {', '.join(columns)}"
         )
-    batches = list(table.batches(list(columns), _READ_ROWS))
-    labels, parents = (
-        read_labels(pa.chunked_array([batch.column(name) for batch in batches], pa.string()), name) for name in columns
+    batches = list(table.batches(columns, _READ_ROWS))
+    cells = {name: pa.chunked_array([batch.column(name) for batch in batches], pa.string()) for name in columns}
+    labels = [read_labels(array, name) for name, array in cells.items()]
+    return tuple(
+        _refinement(child, parent, dict.fromkeys(zip(of_child, of_parent, strict=True)), truth)
+        for (child, of_child), (parent, of_parent) in pairwise(zip(columns, labels, strict=True))
     )
-    rows = list(dict.fromkeys((a, b) for a, b in zip(labels, parents, strict=True) if a is not None and b is not None))
-    by_pair, unmatched = _by_characteristics(rows, columns, truth)
-    if not by_pair:
-        shown = culprits(f"{label} < {parent}" for label, parent in rows)
-        raise DataError(
-            f"a taxonomy must contain labels of the catalog, which has no such pair: {shown}; check the spelling"
-        )
-    hierarchy = tuple(Refinement(child, parent, _parents(pairs)) for (child, parent), pairs in by_pair.items())
-    check_hierarchy(hierarchy)
-    if unmatched:
-        logger.warning("rows of the taxonomy without products: %s", culprits(" < ".join(row) for row in unmatched))
-    for refinement in hierarchy:
-        _compare(refinement, truth)
-    return hierarchy
 
 
-def _by_characteristics(
-    rows: Iterable[_Pair], columns: _Pair, truth: Truth
-) -> tuple[dict[_Pair, list[_Pair]], list[_Pair]]:
-    """Return the rows of each (child, parent) pair of characteristics, and the rows that match none."""
-    labels = {name: set(known) for name, known in truth.items()}
-    candidates = [tuple(truth)] * 2 if columns == _COLUMNS else [(name,) for name in columns]
-    by_pair: dict[_Pair, list[_Pair]] = {}
-    unmatched: list[_Pair] = []
-    for row in rows:
-        owners = [[n for n in names if label in labels[n]] for label, names in zip(row, candidates, strict=True)]
-        if not all(owners):
-            unmatched.append(row)
+def _refinement(child: str, parent: str, pairs: Iterable[tuple[str | None, str | None]], truth: Truth) -> Refinement:
+    """Return the refinement of distinct pairs of labels, and warn of disagreements with the products."""
+    parents: dict[str, str] = {}
+    unmatched, repeated = [], []
+    fine, coarse = set(truth[child]), set(truth[parent])
+    for label, above in pairs:
+        if label is None or above is None:
             continue
-        for label, names in zip(row, owners, strict=True):
-            if len(names) > 1:
-                raise DataError(
-                    f"a label in the columns label and parent must belong to one characteristic, {label!r} is one of "
-                    f"{' and '.join(names)}: name the columns like the characteristics instead"
-                )
-        by_pair.setdefault((owners[0][0], owners[1][0]), []).append(row)
-    return by_pair, unmatched
-
-
-def _parents(rows: Iterable[_Pair]) -> dict[str, str]:
-    by_label: dict[str, list[str]] = {}
-    for label, parent in rows:
-        by_label.setdefault(label, []).append(parent)
-    repeated = [f"{label} < {' and '.join(parents)}" for label, parents in by_label.items() if len(parents) > 1]
+        if label not in fine or above not in coarse:
+            unmatched.append(f"{label} < {above}")
+        elif parents.setdefault(label, above) != above:
+            repeated.append(f"{label} < {parents[label]} and {above}")
     if repeated:
         raise DataError(f"a label of a taxonomy may have one parent: {culprits(repeated)}; keep one of them")
-    return {label: parents[0] for label, parents in by_label.items()}
-
-
-def _compare(refinement: Refinement, truth: Truth) -> None:
-    """Warn of disagreements between taxonomy and products."""
-    child, parent, parents = refinement.child, refinement.parent, refinement.parents
-    missing = sorted(set(truth[child]) - parents.keys() - {None})
-    if missing:
+    if not parents:
+        raise DataError(
+            "a taxonomy must contain labels of the catalog, which has no such pair: "
+            f"{culprits(unmatched)}; check the spelling"
+        )
+    if unmatched:
+        logger.warning("rows of the taxonomy without products: %s", culprits(unmatched))
+    if missing := sorted(fine - parents.keys() - {None}):
         logger.warning("labels of %s without a parent in the taxonomy: %s", child, culprits(missing))
     contradictions = Counter(
         f"{label} < {labelled} ({parents[label]} in the taxonomy)"
@@ -166,3 +135,4 @@ def _compare(refinement: Refinement, truth: Truth) -> None:
     if contradictions:
         shown = culprits(f"{pair}: {n}" for pair, n in contradictions.most_common())
         logger.warning("%d products contradict the taxonomy in %s: %s", contradictions.total(), parent, shown)
+    return Refinement(child, parent, parents)

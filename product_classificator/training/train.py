@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from product_classificator.catalog.catalog import Catalog, Texts
+from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import save_split, split_products
 from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, count_statuses, embed
 from product_classificator.embeddings.store import EmbeddingStore, own_store
@@ -21,6 +22,7 @@ from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.encoders.clip import dtype_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
+from product_classificator.files import delete
 from product_classificator.heads import Hierarchy
 from product_classificator.heads.manifest import check_target
 from product_classificator.runs import Run
@@ -30,7 +32,7 @@ from product_classificator.training.near_duplicates import Signatures, near_dupl
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.targets import LabelledProducts
 from product_classificator.training.taxonomy import read_taxonomy
-from product_classificator.types import SPLITS, Embeddings, Split, Truth
+from product_classificator.types import SPLITS, Embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +41,21 @@ _VERSIONS_OF = ("product_classificator", "torch", "transformers", "numpy", "scik
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Progress callbacks of a training.
+    """Progress callbacks of a training or fine-tuning.
 
     Attributes:
         on_stage: called with one sentence when a stage begins.
         on_chunk: called after each chunk of embedded products.
-        on_epoch: called after each epoch of the heads.
+        on_epoch: called after each epoch of the heads, or of a fine-tuning.
+        on_products: called with numbers of products whose activations are computed or found.
+        on_step: called after each step of a fine-tuning with epoch, step, steps of the epoch and loss.
     """
 
     on_stage: Callable[[str], None] = logger.info
     on_chunk: Callable[[EmbeddedChunk], None] | None = None
     on_epoch: Callable[[EpochFacts], None] | None = None
+    on_products: Callable[[int], None] | None = None
+    on_step: Callable[[int, int, int, float], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,73 +86,31 @@ def train_heads(
         encoder: `None`: the one that `settings` names.
         store: folder of embeddings to use and fill; `None`: `<out>/embeddings`, or `<out>/embeddings-<fingerprint>` if
             an earlier run left those of another encoder there.
-        callbacks: called with the progress.
+        callbacks: for progress.
 
     Raises:
-        DataError: the catalog has no characteristics or too few labels, or the taxonomy breaks a rule.
+        DataError: the catalog has no characteristics or too few labels, the taxonomy breaks a rule, or the loss
+            diverges.
         ArtifactError: the store holds vectors of another encoder, or the folder of the bundle holds other files.
     """
-    settings, callbacks, began = settings or TrainSettings(), callbacks or Callbacks(), time.monotonic()
-    hierarchy = given_hierarchy(catalog, settings)
-    encoder = encoder or load_encoder(settings.encoder)
-    settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
-    run = new_run(Path(out), catalog, encoder, settings, store=store)
-
+    callbacks = callbacks or Callbacks()
+    session = Session.open(catalog, Path(out), settings or TrainSettings(), encoder, store=store)
+    encoder, run = session.encoder, session.run
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=callbacks.on_chunk)
-    run = replace(run, facts={**run.facts, "dtype": dtype_of(encoder)})
+    session = replace(session, run=replace(run, facts={**run.facts, "dtype": dtype_of(encoder)}))
 
     callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
-    split = replace(split_catalog(catalog, embedded, settings), hierarchy=hierarchy)
+    split = split_catalog(catalog, embedded, session.settings)
 
     callbacks.on_stage("Fitting the heads")
-    fitted = fit_split(split, embedded.embeddings, encoder, settings, callbacks.on_epoch)
+    fitted = session.fit(split.products, callbacks.on_epoch)
 
     callbacks.on_stage("Evaluating them on the test split")
-    evaluation = evaluate_split(split, embedded.embeddings, fitted, settings)
-    facts = replace(report_facts(run, settings, split, fitted), duration_s=time.monotonic() - began)
-    save_run(run, split, fitted, evaluation, facts)
-    return Training(run, evaluation, fitted, embedded.embeddings)
-
-
-def given_hierarchy(catalog: Catalog, settings: TrainSettings) -> Hierarchy | None:
-    """Return the hierarchy of the taxonomy in `settings`; `None` without one.
-
-    Raises:
-        DataError: the catalog has no characteristics, or one named like a column of predictions; or the taxonomy breaks
-            a rule.
-    """
-    if not catalog.columns.characteristics:
-        raise DataError("training needs characteristics: name the columns that hold labels")
-    reserved = {"status", catalog.columns.id} & set(catalog.columns.characteristics)
-    if reserved:
-        raise DataError(
-            f"a characteristic must not be named like the id or the status of predictions: rename {reserved}"
-        )
-    truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
-    return None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
-
-
-def new_run(
-    folder: Path, catalog: Catalog, encoder: Encoder, settings: TrainSettings, *, store: str | Path | None = None
-) -> Run:
-    """Return a run that is not saved yet, and create its folder.
-
-    Raises:
-        ArtifactError: the folder of the bundle holds other files.
-    """
-    check_target(folder / "bundle")
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}}
-    return Run(
-        folder=folder,
-        encoder=encoder.name,
-        columns=catalog.columns,
-        channels="rgb" if catalog.images is None else catalog.images.channels,
-        store=Path(store or own_store(folder, encoder)).resolve(),
-        settings=asdict(settings),
-        facts={"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions},
-    )
+    evaluation = session.evaluate(split.products, fitted)
+    session.clear()
+    session.save(split, fitted, evaluation)
+    return Training(session.run, evaluation, fitted, embedded.embeddings)
 
 
 @dataclass(frozen=True)
@@ -157,17 +121,12 @@ class SplitCatalog:
         signatures: what near-duplicates are recognised by.
         set_aside: reason -> number of products in no split.
         row_warnings: issue -> number of products that are used nevertheless.
-        hierarchy: given by the user; `None`: it is learned.
     """
 
-    texts: Texts
-    truth: Truth
+    products: LabelledProducts
     signatures: Signatures
-    split: Split
     set_aside: Mapping[str, int]
     row_warnings: Mapping[str, int]
-    hierarchy: Hierarchy | None = None
-    has_title: bool = False
 
 
 def split_catalog(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings) -> SplitCatalog:
@@ -194,72 +153,114 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSe
         shares=(settings.split.valid_share, settings.split.test_share),
         seed=settings.seed,
     )
+    products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title)
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
-    return SplitCatalog(texts, truth, signatures, split, set_aside, row_warnings, has_title=catalog.columns.has_title)
+    return SplitCatalog(products, signatures, set_aside, row_warnings)
 
 
-def fit_split(
-    split: SplitCatalog,
-    embeddings: Embeddings,
-    encoder: Encoder,
-    settings: TrainSettings,
-    on_epoch: Callable[[EpochFacts], None] | None = None,
-) -> FittedHeads:
-    """Fit heads on the embeddings that `encoder` made of all products."""
-    fitted = fit_heads(
-        LabelledProducts(embeddings, split.texts, split.truth, split.split, split.has_title),
-        settings.heads,
-        hierarchy=split.hierarchy,
-        label_vectors=partial(embed_labels, encoder),
-        shares_space=encoder.shares_space,
-        on_epoch=on_epoch,
-    )
-    return replace(fitted, bundle=replace(fitted.bundle, encoder_name=encoder.name))
+@dataclass(frozen=True)
+class Session:
+    """What training and fine-tuning share: an encoder, settings, and a run that is not saved yet.
 
+    The hierarchy is that of the user's taxonomy, `None` if it is learned; `began_s` is on the monotonic clock.
+    """
 
-def evaluate_split(
-    split: SplitCatalog, embeddings: Embeddings, fitted: FittedHeads, settings: TrainSettings
-) -> Evaluation:
-    """Evaluate heads on the test split."""
-    rows = split.split.rows("test")
-    products, texts = embeddings.take(rows), split.texts.take(rows)
-    predictions = fitted.bundle.with_decisions(fitted.bundle.predict(products, texts), products, texts)
-    return evaluate(predictions, {name: split.truth[name][rows] for name in predictions.labels}, seed=settings.seed)
+    run: Run
+    encoder: Encoder
+    settings: TrainSettings
+    hierarchy: Hierarchy | None
+    began_s: float
 
+    @classmethod
+    def open(
+        cls,
+        catalog: Catalog,
+        folder: Path,
+        settings: TrainSettings,
+        encoder: Encoder | None,
+        *,
+        store: str | Path | None = None,
+    ) -> "Session":
+        """Check whatever could make a run fail at its end, and create its folder; errors are those of `train_heads`."""
+        began_s, characteristics = time.monotonic(), set(catalog.columns.characteristics)
+        if not characteristics:
+            raise DataError("training needs characteristics: name the columns that hold labels")
+        if reserved := {"status", catalog.columns.id} & characteristics:
+            raise DataError(
+                f"a characteristic must not be named like the id or the status of predictions: rename {reserved}"
+            )
+        truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
+        hierarchy = None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
+        encoder = encoder or load_encoder(settings.encoder)
+        check_target(folder / "bundle")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DataError(f"a run is a folder, but {error.filename} is a file: name another folder") from error
+        settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
+        versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}}
+        run = Run(
+            folder=folder,
+            encoder=encoder.name,
+            columns=catalog.columns,
+            channels="rgb" if catalog.images is None else catalog.images.channels,
+            store=Path(store or own_store(folder, encoder)).resolve(),
+            settings=asdict(settings),
+            facts={"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions},
+        )
+        return cls(run, encoder, settings, hierarchy, began_s)
 
-def save_run(run: Run, split: SplitCatalog, fitted: FittedHeads, evaluation: Evaluation, facts: RunFacts) -> None:
-    """Write everything a training leaves; `run.json` comes last and marks the run as finished."""
-    run.mark_unfinished()
-    save_split(split.split, split.signatures.columns(), run.split)
-    run.save_labels(split.split, split.truth)
-    fitted.bundle.save(run.bundle)
-    write_report(run.report, evaluation, facts)
-    run.save()
+    def fit(self, products: LabelledProducts, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedHeads:
+        """Fit heads to products that the encoder has embedded."""
+        fitted = fit_heads(
+            products,
+            self.settings.heads,
+            hierarchy=self.hierarchy,
+            label_vectors=partial(embed_labels, self.encoder),
+            shares_space=self.encoder.shares_space,
+            on_epoch=on_epoch,
+        )
+        return replace(fitted, bundle=replace(fitted.bundle, encoder_name=self.encoder.name))
 
+    def evaluate(self, products: LabelledProducts, fitted: FittedHeads) -> Evaluation:
+        """Evaluate heads on the test split."""
+        rows = products.split.rows("test")
+        embeddings, texts = products.embeddings.take(rows), [products.texts[row] for row in rows.tolist()]
+        predictions = fitted.bundle.with_decisions(fitted.bundle.predict(embeddings, texts), embeddings, texts)
+        truth = {name: products.truth[name][rows] for name in predictions.labels}
+        return evaluate(predictions, truth, seed=self.settings.seed)
 
-def report_facts(run: Run, settings: TrainSettings, split: SplitCatalog, fitted: FittedHeads) -> RunFacts:
-    """Return what the report of a training shows besides the scores."""
-    return RunFacts(
-        title=f"Run {run.folder.name}",
-        encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
-        settings=asdict(settings.heads),
-        seed=settings.seed,
-        products={name: len(split.split.rows(name)) for name in SPLITS},
-        set_aside=split.set_aside,
-        row_warnings=split.row_warnings,
-        left_out_labels=fitted.left_out,
-        refines={refinement.child: refinement.parent for refinement in fitted.bundle.hierarchy},
-        grouped_by="the same photo, or the same long text",
-        history=[
-            {
-                "epoch": epoch.epoch,
-                "train_loss": epoch.train_loss,
-                "valid_macro_f1": epoch.mean_valid_macro_f1,
-                "characteristics": epoch.valid_macro_f1,
-            }
-            for epoch in fitted.history
-        ],
-        best_epoch=fitted.best_epoch,
-        versions=run.facts["versions"],
-        created=run.facts["created"],
-    )
+    def clear(self) -> None:
+        """Mark an older run in the folder as unfinished, and delete those of its files that a new run may lack."""
+        self.run.mark_unfinished()
+        folder, report = self.run.folder, self.run.report
+        delete(folder / "curves.csv", folder / "curves.png", report / "tuning.md", report / "tuning.json")
+        delete(*(report / "plots").glob("*.png"))
+        if not self.run.has_own_encoder:
+            delete(folder / "encoder")
+
+    def save(self, split: SplitCatalog, fitted: FittedHeads, evaluation: Evaluation, **facts: Any) -> None:
+        """Write everything a training leaves, `run.json` last; `facts` replace those of the report."""
+        run, products = self.run, split.products
+        save_split(products.split, split.signatures.columns(), run.split)
+        run.save_labels(products.split, products.truth)
+        fitted.bundle.save(run.bundle)
+        shown = RunFacts(
+            title=f"Run {run.folder.name}",
+            encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
+            settings=asdict(self.settings.heads),
+            seed=self.settings.seed,
+            products={name: len(products.split.rows(name)) for name in SPLITS},
+            set_aside=split.set_aside,
+            row_warnings=split.row_warnings,
+            left_out_labels=fitted.left_out,
+            refines={refinement.child: refinement.parent for refinement in fitted.bundle.hierarchy},
+            grouped_by="the same photo, or the same long text",
+            duration_s=time.monotonic() - self.began_s,
+            history=[asdict(epoch) for epoch in fitted.history],
+            best_epoch=fitted.best_epoch,
+            versions=run.facts["versions"],
+            created=run.facts["created"],
+        )
+        write_report(run.report, evaluation, replace(shown, **facts))
+        run.save()

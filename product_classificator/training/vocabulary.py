@@ -32,8 +32,8 @@ def fit_vocabulary(
 ) -> tuple[Vocabulary, BagOfWords]:
     """Learn the words of the texts of `train` rows, and return the bags of words of all texts: each is read once.
 
-    Kept are the `max_words` words of most texts, which bounds the memory of heads. Words of fewer than `min_texts` are
-    dropped: a word of one text cannot distinguish products.
+    Kept are the `max_words` words of most texts, which bounds the memory of heads, if `min_texts` have them: a word of
+    one text cannot distinguish products.
     """
     if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
         return Vocabulary.empty(), csr_matrix((len(texts), 0), dtype=np.float32)
@@ -61,13 +61,19 @@ def weighted_words(rows: BagOfWords) -> WeightedWords:
     return WeightedWords(rows.data, rows.indices, rows.indptr)
 
 
-def words_of_labels(vocabulary: Vocabulary, labels: Sequence[str], words: BagOfWords, label_ids: Rows) -> BagOfWords:
+def words_of_labels(
+    vocabulary: Vocabulary, labels: Sequence[str], words: BagOfWords, label_ids: Rows | None
+) -> BagOfWords:
     """Return the (k, words) rows of the names of labels, times the initial weight of the cosine with them.
 
     At most 30 (validation macro-F1 .817 -> .831), less beyond 100 labels, where words mislead (30 would cost .010), and
     never more than makes the label ids of training products (-1: unknown) with these bags of words the most likely.
+    Twice as much where there are no label ids: the labels of a multi-label characteristic do not compete (+.022).
     """
     label_words, weight = bag_of_words(vocabulary, labels), _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
+    if label_ids is None:
+        label_words.data *= np.float32(2 * weight)
+        return label_words
     rows = np.flatnonzero(label_ids >= 0)
     rows = rows[:: -(-len(rows) // _WEIGHT_SAMPLE) or 1]
     if len(rows) and label_words.nnz:
@@ -82,13 +88,6 @@ def words_of_labels(vocabulary: Vocabulary, labels: Sequence[str], words: BagOfW
         weight = float(minimize_scalar(loss, bounds=(0, weight), method="bounded", options={"xatol": 0.5}).x)
     label_words.data *= np.float32(weight)
     return label_words
-
-
-def words_of_multi_labels(vocabulary: Vocabulary, labels: Sequence[str]) -> BagOfWords:
-    """Return the same for a multi-label characteristic, with twice the weight: its labels do not compete (+.022)."""
-    rows = bag_of_words(vocabulary, labels)
-    rows.data *= np.float32(2 * _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels)))
-    return rows
 
 
 def start_with_their_kind(titles: Sequence[str], columns: Sequence[Rows]) -> bool:

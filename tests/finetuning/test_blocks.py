@@ -37,8 +37,8 @@ def assert_same_vectors(encoder, last_blocks):
     images, texts = inputs_of(encoder)
     tail = Tail(model, last_blocks)
     with torch.no_grad():
-        of_images = tail.encode_images(hidden_states(model, "image", images, last_blocks)).numpy()
-        of_texts = tail.encode_texts(hidden_states(model, "text", texts, last_blocks), texts).numpy()
+        of_images = tail.encode("image", hidden_states(model, "image", images, last_blocks)).numpy()
+        of_texts = tail.encode("text", hidden_states(model, "text", texts, last_blocks), texts).numpy()
     assert np.abs(of_images - encoder.image.encode(photos())).max() < 1e-5
     assert np.abs(of_texts - encoder.text.encode(TEXTS)).max() < 1e-5
 

@@ -13,9 +13,9 @@ from product_classificator.encoders import load_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
-from product_classificator.finetuning.activations import Activations, Frozen
+from product_classificator.finetuning.activations import Activations
 from product_classificator.finetuning.blocks import Tail
-from product_classificator.finetuning.contrastive import encode_side
+from product_classificator.finetuning.contrastive import Pairs
 from product_classificator.training import read_settings
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import shop
@@ -45,8 +45,8 @@ def test_two_processes_take_the_steps_of_one_on_the_same_batches(tmp_path):
         encoder=load_encoder(str(model), dtype="float32"),
     )
     together = pd.read_csv(tmp_path / "run/curves.csv")
-    assert np.allclose([row["valid_loss"] for row in alone.history], together["valid_loss"], atol=1e-3)
-    assert np.isclose(alone.history[1]["train_loss"], together["train_loss"][1], atol=1e-4)
+    assert np.allclose([row.valid_loss for row in alone.history], together["valid_loss"], atol=1e-3)
+    assert np.isclose(alone.history[1].train_loss, together["train_loss"][1], atol=1e-4)
 
 
 def test_bfloat16_gives_nearly_the_same_vectors(catalog, tmp_path):
@@ -55,10 +55,11 @@ def test_bfloat16_gives_nearly_the_same_vectors(catalog, tmp_path):
     vectors = []
     for dtype in ("float32", "bfloat16"):
         distributed = Distributed("cpu", dtype)
-        activations = Activations(catalog, Frozen(encoder, 1, distributed))
+        activations = Activations(catalog, encoder, 1, distributed)
         activations.cache(tmp_path / "activations")
         rows = np.flatnonzero(activations.has_image & activations.has_text)[:20]
-        vectors.append([encode_side(side, tail, activations, rows, distributed) for side in ("image", "text")])
+        pairs = Pairs(tail, activations, rows, rows, rows, distributed)
+        vectors.append([pairs.encode(side, rows) for side in ("image", "text")])
     for exact, rounded in zip(*vectors, strict=True):
         assert rounded.dtype == torch.float32
         assert 1e-5 < float((exact - rounded).detach().abs().max()) < 0.05

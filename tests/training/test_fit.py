@@ -126,11 +126,11 @@ def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(
 
     monkeypatch.setattr(epochs, "_valid_macro_f1", good_at_first)
     fitted = fit(products, replace(quick, max_epochs=6, patience=6))
-    means = [epoch.mean_valid_macro_f1 for epoch in fitted.history]
+    means = [epoch.valid_macro_f1 for epoch in fitted.history]
     assert fitted.best_epoch == int(np.argmax(means)) + 1 < len(means)
     valid = products.split.rows("valid")
     predictions = fitted.bundle.predict(*rows_of(products, "valid"))
-    for name, expected in fitted.history[fitted.best_epoch - 1].valid_macro_f1.items():
+    for name, expected in fitted.history[fitted.best_epoch - 1].characteristics.items():
         is_known = np.flatnonzero([label is not None for label in products.truth[name][valid]])
         truth, best = products.truth[name][valid][is_known], predictions.best(name)[is_known]
         assert f1_score(list(truth), list(best), average="macro") == pytest.approx(expected)

@@ -147,6 +147,20 @@ def test_an_encoder_beside_a_run_is_not_one_within(tiny_training, tmp_path):
         shutil.rmtree(tmp_path / "moved")
 
 
+def test_a_file_in_the_place_of_the_run_is_refused(catalog, tmp_path):
+    (tmp_path / "run").touch()
+    for folder in (tmp_path / "run", tmp_path / "run/below"):
+        with pytest.raises(DataError, match=r"a run is a folder, but .*run.* is a file: name another folder"):
+            train_heads(catalog, folder, QUICK, encoder=TinyEncoder())
+
+
+def test_a_loss_that_diverges_is_an_error_that_names_the_epoch(catalog, tmp_path):
+    wild = replace(QUICK, heads=replace(QUICK.heads, learning_rate=1e30))
+    with pytest.raises(DataError, match=r"that of the heads is (nan|inf) in epoch \d: lower learning_rate \(1e\+30\)"):
+        train_heads(catalog, tmp_path / "run", wild, encoder=TinyEncoder())
+    assert not (tmp_path / "run/run.json").exists()
+
+
 def test_a_characteristic_that_predictions_could_not_name_is_refused(tmp_path):
     frame = pd.DataFrame({"nm": [1], "title": ["a"], "status": ["new"]})
     with pytest.raises(DataError, match=r"must not be named like the id or the status .* rename {'status'}"):

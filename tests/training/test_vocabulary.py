@@ -12,7 +12,6 @@ from product_classificator.training.vocabulary import (
     fit_vocabulary,
     start_with_their_kind,
     words_of_labels,
-    words_of_multi_labels,
 )
 from product_classificator.types import SPLITS, Embeddings, Split, strings
 
@@ -133,7 +132,7 @@ def test_label_names_weigh_what_training_products_support_and_less_where_there_a
         "colour": words_of_labels(vocabulary, ("blue", "red"), words, colour),
         "wrong": words_of_labels(vocabulary, ("blue", "red"), words, 1 - colour),
         "kind": words_of_labels(vocabulary, (*many, "mug"), words, kind),
-        "marks": words_of_multi_labels(vocabulary, ("blue", "old")),
+        "marks": words_of_labels(vocabulary, ("blue", "old"), words, None),
     }
     lengths = {name: np.sqrt(matrix.multiply(matrix).sum(1)).ravel().tolist()[0] for name, matrix in rows.items()}
     assert np.allclose(lengths["colour"], 30, atol=1)
