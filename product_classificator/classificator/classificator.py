@@ -69,7 +69,7 @@ class Classificator:
         self._set(encoder, opened, device, dtype=dtype, cache_dir=cache_dir)
         self.heads_ver = str(heads_ver)
         if heads is not None:
-            self.heads = []
+            self.heads: list[str] = []
             for name in [heads] if isinstance(heads, str) else heads:
                 self.load_head(name)
 

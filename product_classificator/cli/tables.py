@@ -6,6 +6,7 @@ from pathlib import Path
 
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
 from product_classificator.catalog.columns import UNKNOWN
+from product_classificator.catalog.photo import MAX_PIXELS
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.cli import console
@@ -67,8 +68,7 @@ def open_catalog(
             )
     images = None
     if options.images is not None:
-        limits = {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
-        images = open_images(options.images, channels=channels, **limits)
+        images = open_images(options.images, channels=channels, max_pixels=options.max_pixels or MAX_PIXELS)
     catalog = read_catalog(
         table,
         images,

@@ -142,7 +142,8 @@ def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
         dots = {}
         for order, (label, color) in enumerate({**colors, **_GREYS}.items(), start=1):
             if (mask := np.array([item == label for item in shown])).any():  # grey is listed last and drawn first
-                dots[label] = axes.scatter(*points[mask].T, s=5, linewidths=0, color=color, zorder=1 / order)
+                x, y = points[mask].T
+                dots[label] = axes.scatter(x, y, s=5, linewidths=0, color=color, zorder=1 / order)
         plots.add_legend(axes, list(dots.values()), list(dots))
     return figure
 
