@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 from dataclasses import replace
 from io import BytesIO
@@ -10,7 +12,7 @@ from PIL import Image
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.neighbors import with_nearest
-from product_classificator.embeddings.products import open_image
+from product_classificator.embeddings.products import prepare_image
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
@@ -52,10 +54,49 @@ def test_files_have_the_colours_of_the_run_and_pictures_are_rgb(classificator):
     assert classificator.classify_products(images=Image.new("RGB", (8, 8), (30, 60, 210)))["colour"] == ["blue"]
 
 
+def uploads(data):
+    buffer = io.BytesIO()
+    buffer.write(data)  # its position is at the end
+    return [buffer, bytearray(data), memoryview(data), f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"]
+
+
+def test_uploads_are_images(classificator, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(jpeg("red"))
+    with (tmp_path / "photo.jpg").open("rb") as file:
+        forms = [*uploads(jpeg("red")), file]
+        assert [classificator.classify_products(images=form)["colour"] for form in forms] == [["red"]] * 5
+        assert classificator.classify_products(images=forms)["colour"] == ["red"] * 5
+    with pytest.raises(DataError, match=r"a photo must be an image, .* an open file, .*, got StringIO"):
+        classificator.predict(images=[io.StringIO("text")])
+
+
+def test_an_image_that_cannot_be_read_is_named(classificator, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"\0\0\0\x18ftypheic")
+    for image, message in {
+        str(tmp_path / "x.jpg"): r"number 1 .* unreadable: .*x\.jpg: HEIC is not read, only JPEG, PNG",
+        b"<html>404": r"number 1 .* unreadable: a web page is not read, only JPEG, [^:]*: convert it$",
+        "https://shop.ru/1.jpg": "number 1 .* missing: https.*: photos are not fetched from URLs: give its bytes",
+        tmp_path / "no.jpg": r"number 1 .* missing: .*no\.jpg: there is no such file",
+        "data:image/png;base64,####": "number 1 .* empty: the file has no bytes",
+    }.items():
+        with pytest.raises(DataError, match=message) as caught:
+            classificator.predict(images=[jpeg(), image])
+        assert "0x" not in str(caught.value).replace(str(tmp_path), "")
+        assert classificator.predict(images=[jpeg(), image], texts=["a", "b"], errors="status").status[0] == "ok"
+
+
+def test_the_limit_of_pixels_can_be_changed(classificator):
+    classificator.max_pixels = 50
+    with pytest.raises(DataError, match="at most 50 are decoded: --max-pixels 64 decodes it"):
+        classificator.predict(images=jpeg("red", (8, 8)))
+
+
 def test_a_picture_is_turned_upright_like_its_file():
-    picture = Image.new("RGB", (4, 8))
+    picture = Image.new("RGB", (8, 16), "white")
+    picture.paste("black", (0, 0, 8, 8))
     picture.getexif()[0x0112] = 6
-    assert open_image(picture).size == (8, 4)
+    pixels = np.asarray(prepare_image(TinyEncoder(), picture, "rgb"))
+    assert pixels[4, 0].max() < pixels[4, 7].min() or pixels[4, 7].max() < pixels[4, 0].min()
 
 
 def test_heads_of_texts_alone_ask_for_a_text(tmp_path):

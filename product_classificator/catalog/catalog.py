@@ -262,7 +262,8 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
     if lists := [name for name in (id_, photo) if name in table.columns and table.holds_lists(name)]:
         raise DataError(f"ids and photos are plain values, but {culprits(lists)} hold lists: join them to text")
     if images is None and photo is not None:
-        raise DataError(f"a column of photo names ({photo!r}) needs photos: say where they are (images)")
+        hint = "say where they are (images); URLs are not fetched"
+        raise DataError(f"a column of photo names ({photo!r}) needs photos: {hint}")
     if len(labels) > MAX_CHARACTERISTICS:
         raise DataError(f"a catalog has at most {MAX_CHARACTERISTICS} characteristics, got {len(labels)}: name some")
     _check_inputs(columns, images, table.columns)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from product_classificator.catalog.photo import PhotoError
+from product_classificator.catalog.photo import MAX_PIXELS, PhotoError
 from product_classificator.classificator import opening
 from product_classificator.embeddings import products as inputs
 from product_classificator.embeddings.products import ImageInput, ImagesInput, TextsInput
@@ -46,6 +46,7 @@ class Classificator:
         labels: characteristic -> its labels.
         heads: the characteristics that are predicted by default.
         channels: "bgr" if red and blue are swapped in image files; Pillow images and arrays are always RGB.
+        max_pixels: image files with more pixels (width times height) are refused.
         run: the run of the heads; `None` if they come alone.
 
     Raises:
@@ -99,6 +100,7 @@ class Classificator:
     def _set(self, encoder: Encoder, opened: opening.OpenedHeads, device: str, **loading: Any) -> None:
         self.encoder, self.bundle, self.device = encoder, opening.bind_heads(opened.bundle, encoder), device
         self.channels, self.run, self.heads_ver = opened.channels, opened.run, ""
+        self.max_pixels = MAX_PIXELS
         self.cache_dir = Path(loading["cache_dir"]) if loading["cache_dir"] else None
         self._load_encoder = partial(load_encoder, opened.encoder, **loading)  # for another device
         self._torch_encoder: Encoder | None = None
@@ -228,8 +230,9 @@ class Classificator:
         self.check_inputs(has_images=images is not None, has_texts=texts is not None)
         used_texts = text_list if texts is not None and self.bundle.text_dim else None
         prepared = self._prepared(image_list, errors) if images is not None and self.bundle.image_dim else None
-        products = inputs.encode_products(self.encoder, len(text_list), used_texts, prepared)
-        embeddings = products.embeddings([str(row) for row in range(len(text_list))], self.encoder.fingerprint)
+        rows = [str(row) for row in range(len(text_list))]
+        products = inputs.encode_products(self.encoder, rows, used_texts, prepared)
+        embeddings = products.embeddings(rows, self.encoder.fingerprint)
         names = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.bundle.predict(embeddings, text_list, self.heads if names is None else names)
         unusable = np.flatnonzero(~predictions.is_known)
@@ -257,7 +260,11 @@ class Classificator:
         """Yield each image, prepared, or the reason why there is none."""
         for row, image in enumerate(images):
             try:
-                yield "missing" if image is None else inputs.prepare_image(self.encoder, image, self.channels)
+                yield (
+                    "missing"
+                    if image is None
+                    else inputs.prepare_image(self.encoder, image, self.channels, self.max_pixels)
+                )
             except PhotoError as error:
                 if errors == "raise":
                     raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
@@ -276,7 +283,8 @@ class Classificator:
         import torch  # most answers need none
 
         text_list, image_list = inputs.align(texts, images)
-        products = inputs.encode_products(self.encoder, len(text_list), text_list, self._prepared(image_list, "raise"))
+        rows = [str(row) for row in range(len(text_list))]
+        products = inputs.encode_products(self.encoder, rows, text_list, self._prepared(image_list, "raise"))
         return torch.from_numpy(np.concatenate([products.image, products.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:

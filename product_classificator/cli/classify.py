@@ -16,6 +16,7 @@ def classify(options: Classify) -> None:
         sys.exit(2)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     classificator.channels = options.channels or classificator.channels
+    classificator.max_pixels = options.max_pixels or classificator.max_pixels
     texts = None if options.text is None else [options.text]
     images = None if options.image is None else [options.image]
     predictions = classificator.predict(texts, images, min_precision=options.min_precision)

@@ -66,9 +66,9 @@ def tune(options: Tune) -> None:
 
 def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:
     training, columns = options.training, columns_of(options.table, options.products.encoding)
-    settings = read_settings(
-        training.config, {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
-    )
+    changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
+    changes["allow_missing_photos"] = training.allow_missing_photos or None
+    settings = read_settings(training.config, changes)
     labels, multi_label = names(training.characteristics, columns), names(training.multi_label, columns) or []
     return settings, open_catalog(options.table, options.products, labels, multi_label)
 

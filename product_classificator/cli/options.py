@@ -38,6 +38,7 @@ class ProductOptions:
     photo: Annotated[str | None, doc("Column of photo file names; '' for ids. Default: the run's or ids.")] = None
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's or rgb.")] = None
     max_pixels: Annotated[Count | None, doc("Skip larger photos. Default: 50 million.")] = None
+    follow_links: Annotated[bool, doc("Follow links that lead out of the folder of photos.")] = False
     encoding: Annotated[str | None, doc("Of a text file, like cp1251. Default: found from the whole file.")] = None
     na_values: Annotated[str | None, doc("Cells that mean unknown, joined by commas. Default: NA, nan, ...")] = None
 
@@ -72,6 +73,7 @@ class TrainingOptions:
     )
     config: Annotated[Path | None, doc("TOML file of settings; options override it.")] = None
     seed: Annotated[int | None, doc("Random seed. Default: 0.")] = None
+    allow_missing_photos: Annotated[bool, doc("Train even if more than half of the photos are missing.")] = False
     tracker: Annotated[str | None, doc("Experiment tracker: tensorboard, mlflow, wandb, ...")] = None
 
 
@@ -161,6 +163,7 @@ class Classify:
     image: Annotated[Path | None, doc("Photo file.")] = None
     text: Annotated[str | None, doc("Text of the product.")] = None
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's.")] = None
+    max_pixels: Annotated[Count | None, doc("Refuse a larger photo. Default: 50 million.")] = None
     top_k: Annotated[Count, doc("Labels per characteristic.")] = 3
     min_precision: MinPrecision = None
     explain: Annotated[bool, doc("Show what drove each prediction.")] = False

@@ -68,7 +68,8 @@ def open_catalog(
             )
     images = None
     if options.images is not None:
-        images = open_images(options.images, channels=channels, max_pixels=options.max_pixels or MAX_PIXELS)
+        max_pixels, follow_links = options.max_pixels or MAX_PIXELS, options.follow_links
+        images = open_images(options.images, channels=channels, max_pixels=max_pixels, follow_links=follow_links)
     catalog = read_catalog(
         table,
         images,

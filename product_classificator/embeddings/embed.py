@@ -4,23 +4,29 @@ Threads read, decode and shrink the images of the next chunk while the encoder w
 bounded by two chunks. Vectors are rounded to float16, with a store and without, so that both give the same numbers.
 """
 
+import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
+from product_classificator.catalog.images import ImageSource
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, Thumbnails, encode_products
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, cores
+from product_classificator.errors import DataError
 from product_classificator.types import Embeddings, Strings, strings
+
+logger = logging.getLogger(__name__)
 
 CHUNK_PRODUCTS = 256
 
@@ -102,7 +108,11 @@ def embed(
 def embed_chunks(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
 ) -> Iterator[EmbeddedChunk]:
-    """Yield the embeddings of a catalog, starting at `first_row`, `CHUNK_PRODUCTS` at a time, in flat memory."""
+    """Yield the embeddings of a catalog, starting at `first_row`, `CHUNK_PRODUCTS` at a time, in flat memory.
+
+    At the end a warning counts the images that cannot be used, with an example of each reason.
+    """
+    problems = ImageProblems(catalog)
     waited_s = took_s = 0.0
     chunk_start = time.perf_counter()
     with closing(_load_ahead(catalog, encoder, store, first_row)) as chunks:
@@ -110,6 +120,7 @@ def embed_chunks(
             wait_start = time.perf_counter()
             loaded = [future.result() for future in futures]
             wait_end = time.perf_counter()
+            problems.add(products, [product.error for product in loaded])
             chunk = _embed_chunk(catalog, encoder, store, products, loaded)
             chunk_end = time.perf_counter()
             if chunk.encoded:
@@ -117,6 +128,8 @@ def embed_chunks(
                 took_s += chunk_end - chunk_start
             yield replace(chunk, idle_share=waited_s / took_s if took_s else None)
             chunk_start = time.perf_counter()  # what the caller does in between is not the encoder's time
+    if problems.counts:
+        logger.warning("%s", problems)
 
 
 def _load_ahead(
@@ -136,37 +149,103 @@ def _load_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+class ImageProblems:
+    """Counts the images of a catalog that cannot be used, with the first of each reason.
+
+    Attributes:
+        total: products that should have an image.
+        counts: reason -> number of products.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.total, self.counts = 0, Counter[str]()
+        self._catalog, self._first = catalog, dict[str, tuple[str, str]]()
+
+    def add(self, products: Products, errors: Sequence[PhotoError | None]) -> None:
+        """Count the errors of products; those without a photo name should have no image."""
+        for id_, name, error in zip(products.ids, products.image_names, errors, strict=True):
+            wanted = name or "" if self._catalog.columns.photo else id_
+            self.total += bool(wanted)
+            if error and wanted:
+                self.counts[error.reason] += 1
+                self._first.setdefault(error.reason, (wanted, error.message))
+
+    def __str__(self) -> str:
+        images = self._catalog.images
+        parts = []
+        for reason, n in self.counts.most_common():
+            wanted, message = self._first[reason]
+            nearest = f", {images.nearest(wanted)}" if images and reason == "missing" else ""
+            parts.append(f"image_{reason} {n} (first {wanted!r}: {message}{nearest})")
+        where = f" of {images.path}" if images else ""
+        return f"{self.counts.total()} of {self.total} photos{where} cannot be used: {'; '.join(parts)}"
+
+
+def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
+    """Look for the images of all products, without reading them.
+
+    Raises:
+        DataError: more than half are not found, and not `allow_missing`.
+    """
+    if catalog.images is None or allow_missing:
+        return
+    problems, is_id = ImageProblems(catalog), catalog.columns.photo is None
+    for products in catalog.batches(CHUNK_PRODUCTS):
+        names = products.ids if is_id else [name or "" for name in products.image_names]
+        problems.add(products, [_find(catalog.images, name, is_id=is_id) for name in names])
+    if 2 * problems.counts.total() > problems.total:
+        raise DataError(f"at least half of the photos must be found (or --allow-missing-photos): {problems}")
+
+
+def _find(images: ImageSource, name: str, *, is_id: bool) -> PhotoError | None:
+    try:
+        images.locate(name, is_id=is_id)
+    except PhotoError as error:
+        return error
+    return None
+
+
 @dataclass(frozen=True)
 class LoadedProduct:
     """A product's image, prepared unless the store has the product (else `None`), and the digest of its content."""
 
     digest: bytes
-    image_status: str
     image: Image.Image | None
+    has_image: bool = False
+    error: PhotoError | None = None
+
+    @property
+    def image_status(self) -> str:
+        """Return "ok", "unused", or why there is no image."""
+        return self.error.reason if self.error else "ok" if self.has_image else "unused"
 
 
 def load_product(
     catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, id_: str, image_name: str | None, text: str
 ) -> LoadedProduct:
     """Read a product's image; decode and shrink it unless the product's digest is in `stored`."""
-    status, key, data = "unused", b"", None
-    if catalog.images is not None:
-        try:
-            data = catalog.image_bytes(id_, image_name)
-            status, key = "ok", blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
-        except PhotoError as error:
-            status = error.reason
-    digest = blake2b(key or status.encode(), digest_size=16)
-    digest.update(text.encode("utf-8", "replace") if catalog.columns.text else b"\0unused")
-    image = None
-    if catalog.images is not None and data is not None and (stored is None or digest.digest() not in stored):
-        try:
-            image = encoder.image.prepare(catalog.images.decode(data, encoder.image.min_decode_size))
-        except PhotoError as error:
-            status = error.reason
-            if status == "too_large":  # a larger limit has another outcome, so it needs another digest
-                digest.update(str(catalog.images.max_pixels).encode())
-    return LoadedProduct(digest.digest(), status, image)
+    content = text.encode("utf-8", "surrogatepass") if catalog.columns.text else b"\0unused"
+    if catalog.images is None:
+        return LoadedProduct(_digest(b"unused", content), None)
+    key = b""
+    try:
+        data = catalog.image_bytes(id_, image_name)
+        key = blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
+        digest = _digest(key, content)
+        is_stored = stored is not None and digest in stored
+        image = None if is_stored else catalog.images.decode(data, encoder.image.min_decode_size)
+        return LoadedProduct(digest, image and encoder.image.prepare(image), True)
+    except PhotoError as error:
+        # Another limit, another Pillow or more memory may have another outcome, so that is never the digest of success.
+        why = f"{error.reason} {catalog.images.max_pixels} {PIL.__version__}"
+        return LoadedProduct(_digest(key, content, why.encode()), None, error=error)
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = blake2b(digest_size=16)
+    for part in parts:  # each as long as another, so that none can pass for two
+        digest.update(blake2b(part, digest_size=16).digest())
+    return digest.digest()
 
 
 def _embed_chunk(
@@ -177,7 +256,7 @@ def _embed_chunk(
     new = sorted(row for digest, row in first_row_of.items() if store is None or digest not in store)
     texts = [products.texts[row] for row in new] if catalog.columns.text else None
     images = (loaded[row].image or loaded[row].image_status for row in new) if catalog.images is not None else None
-    encoded = encode_products(encoder, len(new), texts, images).as_float16()
+    encoded = encode_products(encoder, [products.ids[row] for row in new], texts, images).as_float16()
     if store is None:
         encoded_row_of = {digests[row]: encoded_row for encoded_row, row in enumerate(new)}
         encoded = encoded.take(np.array([encoded_row_of[digest] for digest in digests], dtype=np.int64))

@@ -1,10 +1,11 @@
 """Turn texts and images of products into embeddings; what cannot be used becomes a status, never an exception."""
 
+import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,12 @@ from PIL import Image, ImageOps
 
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image, to_rgb
 from product_classificator.encoders import Encoder
-from product_classificator.errors import DataError
+from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean
 from product_classificator.types import Embeddings, Floats, Rows, Strings, strings
 
-ImageInput: TypeAlias = Image.Image | np.ndarray | bytes | str | Path
-"""A Pillow image, an (h, w, 3) uint8 RGB array, the bytes of an image file, or its path."""
+ImageInput: TypeAlias = Image.Image | np.ndarray | bytes | bytearray | memoryview | IO[bytes] | str | Path
+"""A Pillow image, an (h, w, 3) uint8 RGB array, or an image file: bytes, path, open, base64 data URI."""
 
 TextsInput: TypeAlias = str | Sequence[str | None] | None
 ImagesInput: TypeAlias = ImageInput | Sequence[ImageInput | None] | None
@@ -55,10 +56,19 @@ class EncodedProducts:
         """The (n,) statuses of whole products: "ok" or reasons such as "image_missing,text_empty"."""
         return row_status(self.image_status, self.text_status)
 
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by name, each (n, ...)."""
+        return dict(vars(self))
+
     def take(self, rows: Rows) -> "EncodedProducts":
         """Return the products of `rows`, in that order."""
-        image_status, text_status = self.image_status[rows], self.text_status[rows]
-        return EncodedProducts(self.image[rows], self.text[rows], image_status, text_status, self.thumbnails[rows])
+        return EncodedProducts(*(array[rows] for array in self.arrays.values()))
+
+    @staticmethod
+    def concatenate(parts: Sequence["EncodedProducts"]) -> "EncodedProducts":
+        """Return the products of all parts, of which there is one at least."""
+        return EncodedProducts(*map(np.concatenate, zip(*(part.arrays.values() for part in parts), strict=True)))
 
     def as_float16(self) -> "EncodedProducts":
         """Return the vectors as a store keeps them."""
@@ -81,16 +91,23 @@ def row_status(image_status: Strings, text_status: Strings) -> Strings:
 
 
 def encode_products(
-    encoder: Encoder, n: int, texts: Sequence[str] | None, images: Iterable[Image.Image | str] | None
+    encoder: Encoder,
+    ids: Sequence[str],
+    texts: Sequence[str] | None,
+    images: Iterable[Image.Image | str] | None,
 ) -> EncodedProducts:
     """Encode n products; images are consumed a few hundred at a time.
 
     Args:
         encoder: the towers.
-        n: number of products.
+        ids: names of the n products, for errors.
         texts: raw texts, blank where there is none; `None`: texts are unused.
         images: prepared images, or the reason why there is none; `None`: images are unused.
+
+    Raises:
+        ArtifactError: the encoder computes NaN, infinity, or what float16 cannot hold.
     """
+    n = len(ids)
     image: Floats = np.zeros((n, encoder.image_dim), np.float32)
     text: Floats = np.zeros((n, encoder.text_dim), np.float32)
     image_status, text_status = strings(["unused"] * n), strings(["unused"] * n)
@@ -99,7 +116,7 @@ def encode_products(
         text_status = strings(["ok" if clean(value) else "empty" for value in texts])
         rows = np.flatnonzero(text_status == "ok")
         if len(rows):
-            text[rows] = encoder.text.encode([texts[row] for row in rows.tolist()])
+            text[rows] = _finite(encoder, encoder.text.encode([texts[row] for row in rows.tolist()]), ids, rows)
     remaining = iter(() if images is None else images)
     for start in range(0, 0 if images is None else n, _IMAGES_AT_ONCE):
         batch = list(islice(remaining, _IMAGES_AT_ONCE))
@@ -108,8 +125,20 @@ def encode_products(
         usable = [item for item in batch if not isinstance(item, str)]
         if usable:
             rows = start + np.flatnonzero(statuses == "ok")
-            image[rows], thumbnails[rows] = encoder.image.encode(usable), [thumbnail(item) for item in usable]
+            image[rows] = _finite(encoder, encoder.image.encode(usable), ids, rows)
+            thumbnails[rows] = [thumbnail(item) for item in usable]
     return EncodedProducts(image, text, image_status, text_status, thumbnails)
+
+
+def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[str], rows: Rows) -> Vectors:
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(vectors.astype(np.float16)).all(axis=1)
+    if not is_finite.all():
+        raise ArtifactError(
+            f"vectors must be finite numbers: {encoder.name} computes others, first for product "
+            f"{ids[rows[int(np.argmin(is_finite))]]}; use another number format (--dtype float32) or undamaged weights"
+        )
+    return vectors
 
 
 def thumbnail(image: Image.Image) -> Thumbnails:
@@ -118,34 +147,31 @@ def thumbnail(image: Image.Image) -> Thumbnails:
     return np.maximum(pixels.ravel(), 1)
 
 
-def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels) -> Image.Image:
-    """Open an image as a caller gives it and shrink it to what the encoder needs; errors as in `open_image`."""
-    try:
-        return encoder.image.prepare(open_image(image, channels, encoder.image.min_decode_size))
-    except FileNotFoundError as error:
-        raise PhotoError("missing", str(error)) from error
-    except (DataError, PhotoError):
-        raise
-    except Exception as error:  # a lazily opened Pillow image raises many classes, SyntaxError among them
-        raise PhotoError("unreadable", str(error)) from error
+def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image as a caller gives it and shrink it to what the encoder needs.
 
-
-def open_image(
-    image: ImageInput, channels: Channels = "rgb", min_decode_size: Callable[[Size], Size] | None = None
-) -> Image.Image:
-    """Return an upright RGB image; `channels` is the order of colours in files, others are always RGB.
-
-    `min_decode_size` maps the size of an image file to the smallest size it may be decoded at; `None`: its own.
+    Channels and limit are those of image files; other images are always RGB.
 
     Raises:
         DataError: `image` has a type or shape that no image can have.
-        PhotoError: its file cannot be decoded.
-        OSError: its file cannot be read.
+        PhotoError: it cannot be read or decoded.
     """
-    if isinstance(image, str | Path):
-        image = Path(image).read_bytes()
-    if isinstance(image, bytes):
-        return decode_image(image, channels=channels, max_pixels=MAX_PIXELS, min_decode_size=min_decode_size)
+    try:
+        return encoder.image.prepare(_open(image, channels, max_pixels, encoder.image.min_decode_size))
+    except DataError:
+        raise
+    except Exception as error:  # a lazily opened Pillow image raises many classes, SyntaxError among them
+        reason, message = (error.reason, error.message) if isinstance(error, PhotoError) else ("unreadable", str(error))
+        is_path = isinstance(image, Path) or (isinstance(image, str) and not image.startswith("data:"))
+        raise PhotoError(reason, f"{image}: {message}" if is_path else message) from error
+
+
+def _open(
+    image: ImageInput, channels: Channels, max_pixels: int, min_decode_size: Callable[[Size], Size]
+) -> Image.Image:
+    data = _file_bytes(image)
+    if data is not None:
+        return decode_image(data, channels=channels, max_pixels=max_pixels, min_decode_size=min_decode_size)
     if isinstance(image, Image.Image) and min(image.size) > 0:
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, np.ndarray):
@@ -157,7 +183,24 @@ def open_image(
         received = f"an image of {image.width} x {image.height} pixels"
     else:
         received = type(image).__name__
-    raise DataError(f"a photo must be an image, its file's path or bytes, or an (h, w, 3) uint8 array, got {received}")
+    must_be = "an image, its file's path or bytes, an open file, a base64 data URI, or an (h, w, 3) uint8 array"
+    raise DataError(f"a photo must be {must_be}, got {received}")
+
+
+def _file_bytes(image: object) -> bytes | None:
+    """Return the bytes of an image file; `None` if the image is not one."""
+    if isinstance(image, str) and image.startswith("data:"):
+        return base64.b64decode(image.partition(",")[2])
+    if isinstance(image, str) and "://" in image:
+        raise PhotoError("missing", "photos are not fetched from URLs: give its bytes")
+    try:
+        image = Path(image).read_bytes() if isinstance(image, str | Path) else image
+    except FileNotFoundError as error:
+        raise PhotoError("missing", "there is no such file") from error
+    if hasattr(image, "read"):
+        image.seek(0)  # an upload may have been looked at before
+        image = image.read()
+    return bytes(image) if isinstance(image, bytes | bytearray | memoryview) else None
 
 
 def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[ImageInput | None]]:
@@ -181,8 +224,9 @@ def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[Image
 def _as_list(value: object) -> list[object] | None:
     if value is None:
         return None
-    is_one_array = isinstance(value, np.ndarray) and value.ndim in (2, 3)
-    if is_one_array or isinstance(value, str | Path | bytes | Image.Image):
+    is_array = isinstance(value, np.ndarray) and value.ndim in (2, 3)
+    is_file = isinstance(value, str | Path | bytes | bytearray | memoryview) or hasattr(value, "read")
+    if is_array or is_file or isinstance(value, Image.Image):
         return [value]
     if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise DataError(f"texts and images must be one, a sequence, or None, got {type(value).__name__}")

@@ -1,13 +1,15 @@
 """Keep embeddings on disk: a folder of parquet shards under one encoder fingerprint.
 
 A product is identified by the digest of its text and image bytes: it is encoded again only when one of them changes.
-A shard is written under a temporary name, flushed and renamed: a killed run loses at most the current chunk, and
-several writers may share a folder. Vectors are float16: three decimal digits for unit vectors, at half the size.
+A shard is written whole or not at all and named after its bytes: a killed run loses at most the current chunk, several
+writers may share a folder, and what is damaged is never read. Vectors are float16: three digits of unit vectors.
 """
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,15 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from product_classificator.embeddings.products import THUMBNAIL_BYTES, EncodedProducts
+from product_classificator.embeddings.products import EncodedProducts
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError
-from product_classificator.files import replacing, write_text
+from product_classificator.files import write_bytes, write_text
 from product_classificator.types import Embeddings, strings
 
 logger = logging.getLogger(__name__)
 
 _STORE_FORMAT = 1
+_FINGERPRINT = b"fingerprint"
 _MAX_UNMERGED = 16_384
 
 
@@ -40,7 +43,6 @@ class EmbeddingStore:
 
     def __init__(self, folder: str | Path, encoder: Encoder) -> None:
         self.folder = Path(folder)
-        self._dims = (encoder.image_dim, encoder.text_dim)
         self._fingerprint = encoder.fingerprint
         self._index = _DigestIndex()
         self._shards: list[Path] = []
@@ -54,11 +56,16 @@ class EmbeddingStore:
                 f"got {encoder.fingerprint}; use another folder"
             )
         for path in sorted((self.folder / "parts").glob("*.parquet")):
-            self._add(path)
+            try:
+                digests = self._load(path, ["digest"])["digest"].to_pylist()
+            except ArtifactError as error:
+                logger.warning("%s; its products are encoded again", error)
+            else:
+                self._add(path, digests)
 
     def _create(self, encoder: Encoder) -> None:
         if self.folder.is_dir() and any(
-            path.name != "parts" and path.suffix != ".tmp" for path in self.folder.iterdir()
+            path.name not in ("parts", "store.json") and path.suffix != ".tmp" for path in self.folder.iterdir()
         ):
             raise ArtifactError(f"a store needs a folder of its own: {self.folder} holds other files")
         (self.folder / "parts").mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,16 @@ class EmbeddingStore:
             "image_dim": encoder.image_dim,
             "text_dim": encoder.text_dim,
         }
-        write_text(self.folder / "store.json", json.dumps(facts, indent=2))
+        temporary = self.folder / f".store.json.{uuid4().hex}.tmp"
+        write_text(temporary, json.dumps(facts, indent=2))
+        try:
+            os.link(temporary, self.folder / "store.json")  # never replaces that of a process with another encoder
+        except FileExistsError:
+            pass
+        except OSError:  # the file system has no links
+            temporary.replace(self.folder / "store.json")
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -77,12 +93,7 @@ class EmbeddingStore:
     def __contains__(self, digest: object) -> bool:
         return isinstance(digest, bytes) and self._index.find(digest) is not None
 
-    def _add(self, path: Path) -> None:
-        try:
-            digests = pq.read_table(path, columns=["digest"])["digest"].to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            logger.warning("%s is damaged and ignored; its products are encoded again (%s)", path, error)
-            return
+    def _add(self, path: Path, digests: Sequence[bytes]) -> None:
         self._index.add(digests, len(self._shards))
         self._shards.append(path)
 
@@ -97,77 +108,67 @@ class EmbeddingStore:
         Raises:
             ArtifactError: the folder cannot be written to.
         """
-        table = pa.table(
-            {
-                "id": pa.array(ids, pa.string()),
-                "digest": pa.array(digests, pa.binary(16)),
-                "image": _to_arrow(products.image.astype(np.float16)),
-                "text": _to_arrow(products.text.astype(np.float16)),
-                "image_status": pa.array(products.image_status, pa.string()).dictionary_encode(),
-                "text_status": pa.array(products.text_status, pa.string()).dictionary_encode(),
-                "thumbnail": _to_arrow(products.thumbnails),
-            }
-        )
-        path = self.folder / "parts" / f"{len(self._shards):06d}-{uuid4().hex[:12]}.parquet"
+        columns = {name: _to_arrow(array) for name, array in products.arrays.items()}
+        table = pa.table({"id": pa.array(ids, pa.string()), "digest": pa.array(digests, pa.binary(16)), **columns})
+        table = table.replace_schema_metadata({_FINGERPRINT: self._fingerprint})
+        buffer = pa.BufferOutputStream()
+        # Vectors hardly compress, but the zeros of a missing part do.
+        pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
+        data = buffer.getvalue().to_pybytes()
+        path = self.folder / "parts" / f"{_name(data)}.parquet"
         try:
-            with replacing(path) as temporary:
-                # Vectors hardly compress, but the zeros of a missing part do.
-                pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+            write_bytes(path, data)
         except OSError as error:
             raise ArtifactError(f"{self.folder} cannot be written to ({error}): name another store") from error
-        self._index.add(digests, len(self._shards))
-        self._shards.append(path)
+        self._add(path, digests)
 
     def read(self, digests: Sequence[bytes]) -> EncodedProducts:
         """Return the products of `digests`, in that order.
 
         Raises:
-            ArtifactError: a product is not in the store, or its shard is damaged.
+            ArtifactError: a product is not in the store, or its shard is damaged or gone.
         """
         locations = [self._index.find(digest) for digest in digests]
         if None in locations:
             raise ArtifactError(f"{self.folder} does not hold all requested products: embed the catalog first")
         shard_of, row_of = np.array(locations, dtype=np.int64).reshape(-1, 2).T
-        n = len(digests)
-        image = np.zeros((n, self._dims[0]), dtype=np.float16)
-        text = np.zeros((n, self._dims[1]), dtype=np.float16)
-        image_status, text_status = np.empty(n, dtype=object), np.empty(n, dtype=object)
-        thumbnails = np.zeros((n, THUMBNAIL_BYTES), np.uint8)
         cached, self._last_read = self._last_read, {}
+        parts, rows = [], []
         for number in np.unique(shard_of).tolist():
-            shard = cached.pop(number, None) or self._products(self._read_table(self._shards[number]))
-            self._last_read[number] = shard
-            rows = np.flatnonzero(shard_of == number)
-            products = shard.take(row_of[rows])
-            image[rows], text[rows] = products.image, products.text
-            image_status[rows], text_status[rows] = products.image_status, products.text_status
-            thumbnails[rows] = products.thumbnails
-        return EncodedProducts(image, text, image_status, text_status, thumbnails)
+            self._last_read[number] = cached.pop(number, None) or _products(self._load(self._shards[number]))
+            rows.append(np.flatnonzero(shard_of == number))
+            parts.append(self._last_read[number].take(row_of[rows[-1]]))
+        return EncodedProducts.concatenate(parts).take(np.argsort(np.concatenate(rows)))
 
     def scan(self) -> Iterator[Embeddings]:
         """Yield all products shard by shard, in flat memory; a product that changed comes once per content.
 
         Raises:
-            ArtifactError: a shard is damaged.
+            ArtifactError: a shard is damaged or gone.
         """
         for path in self._shards:
-            table = self._read_table(path)
-            yield self._products(table).embeddings(table["id"].to_pylist(), self._fingerprint)
+            table = self._load(path)
+            yield _products(table).embeddings(table["id"].to_pylist(), self._fingerprint)
 
-    def _read_table(self, path: Path) -> pa.Table:
+    def _load(self, path: Path, columns: list[str] | None = None) -> pa.Table:
         try:
-            return pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            raise ArtifactError(f"{path} is damaged ({error}): delete it and run again") from error
+            data = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{path} was there and cannot be read now ({error}): run again") from error
+        if _name(data) != path.stem:
+            raise ArtifactError(f"{path} is damaged: run again, it will be ignored")
+        table = pq.read_table(pa.BufferReader(data), columns=columns)
+        if table.schema.metadata.get(_FINGERPRINT) != self._fingerprint.encode():
+            raise ArtifactError(f"{path} is of another encoder")
+        return table
 
-    def _products(self, table: pa.Table) -> EncodedProducts:
-        return EncodedProducts(
-            _to_matrix(table["image"], self._dims[0]),
-            _to_matrix(table["text"], self._dims[1]),
-            strings(table["image_status"].to_pylist()),
-            strings(table["text_status"].to_pylist()),
-            _to_matrix(table["thumbnail"], THUMBNAIL_BYTES),
-        )
+
+def _name(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def _products(table: pa.Table) -> EncodedProducts:
+    return EncodedProducts(**{name: _to_numpy(table[name]) for name in EncodedProducts.__dataclass_fields__})
 
 
 def own_store(run: Path, encoder: Encoder) -> Path:
@@ -194,13 +195,16 @@ def read_store_facts(folder: Path) -> dict[str, object]:
     return facts
 
 
-def _to_arrow(matrix: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+def _to_arrow(array: np.ndarray) -> pa.Array:
+    if array.dtype == object:
+        return pa.array(array, pa.string()).dictionary_encode()
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
 
 
-def _to_matrix(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in column.chunks]
-    return np.concatenate(chunks) if chunks else np.empty((0, dim), dtype=np.float16)
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    if not pa.types.is_fixed_size_list(column.type):
+        return strings(column.to_pylist())
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
 class _DigestIndex:

@@ -91,11 +91,13 @@ class TrainSettings:
         encoder: name for `load_encoder`.
         seed: of the split and of the heads; that of `heads` itself is ignored.
         taxonomy: path of a table for `read_taxonomy`; `None`: the hierarchy is learned.
+        allow_missing_photos: whether more than half of the photos may be missing.
     """
 
     encoder: str = "lite"
     seed: int = 0
     taxonomy: str | None = None
+    allow_missing_photos: bool = False
     split: SplitSettings = field(default_factory=SplitSettings)
     heads: HeadSettings = field(default_factory=HeadSettings)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import save_split, split_products
-from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, count_statuses, embed
+from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, check_images, count_statuses, embed
 from product_classificator.embeddings.store import EmbeddingStore, own_store
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.encoders.clip import dtype_of
@@ -192,6 +192,7 @@ class Session:
         truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
         hierarchy = None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
         encoder = encoder or load_encoder(settings.encoder)
+        check_images(catalog, allow_missing=settings.allow_missing_photos)
         check_target(folder / "bundle")
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from product_classificator.catalog import open_images, read_catalog
-from product_classificator.embeddings.embed import CHUNK_PRODUCTS, count_statuses, embed, embed_chunks
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS, check_images, count_statuses, embed, embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
+from product_classificator.errors import ArtifactError, DataError
 from tests.fakes import SlowTexts, TinyEncoder, TinyImages, jpeg, shop
 
 
@@ -92,6 +94,92 @@ def test_a_larger_limit_of_pixels_is_tried_again(tmp_path):
     assert found == ["image_too_large", "image_too_large", "ok"]
 
 
+def test_a_text_never_passes_for_a_limit(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("1", "2"):
+        (tmp_path / f"photos/{name}.jpg").write_bytes(jpeg("red", (40, 40)))
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    for nm, title, max_pixels in ((1, "cup", 100), (2, "cup100", 10_000)):
+        images = open_images(tmp_path / "photos", max_pixels=max_pixels)
+        encoder = TinyEncoder()
+        embed(read_catalog(pd.DataFrame({"nm": [nm], "title": [title]}), images), encoder, store)
+        assert encoder.text.encoded == 1
+
+
+class HungryImages(TinyImages):
+    """Has too little memory for the first image."""
+
+    is_full = True
+
+    def min_decode_size(self, size):
+        if self.is_full:
+            raise MemoryError
+        return size
+
+
+def test_what_did_not_fit_into_memory_is_tried_again(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    encoder = TinyEncoder(HungryImages())
+    store = EmbeddingStore(tmp_path / "s", encoder)
+    catalog = read_catalog(pd.DataFrame({"nm": [1], "title": ["cup"]}), tmp_path)
+    statuses = []
+    for encoder.image.is_full in (True, True, False, True):
+        statuses.append(embed(catalog, encoder, store).status[0])
+    assert statuses == ["image_too_large", "image_too_large", "ok", "ok"]
+    assert encoder.text.encoded == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_vectors_that_are_no_numbers_are_refused_and_not_kept(catalog, tmp_path, part, value):
+    encoder = TinyEncoder()
+    tower = getattr(encoder, part)
+    encode = tower.encode
+
+    def encode_badly(items):
+        vectors = encode(items)
+        vectors[3, 1] = value
+        return vectors
+
+    tower.encode = encode_badly
+    store = EmbeddingStore(tmp_path / "s", encoder)
+    for stored in (store, None):
+        with pytest.raises(ArtifactError, match=f"must be finite numbers: {encoder.name} .* first for product 3; use"):
+            embed(catalog, encoder, stored)
+    assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 0
+
+
+@pytest.fixture
+def two_of_five(tmp_path):
+    """A catalog of five products, two of which have a photo."""
+    (tmp_path / "photos").mkdir()
+    for name in ("101.jpg", "102.jpg"):
+        (tmp_path / "photos" / name).write_bytes(jpeg())
+    frame = pd.DataFrame({"nm": range(101, 106), "title": ["cup"] * 5, "photo": ["101", "102", "a/13.jpg", "", None]})
+    return lambda **columns: read_catalog(frame, tmp_path / "photos", **columns)
+
+
+def test_photos_that_cannot_be_used_are_counted_and_shown(two_of_five, tmp_path, caplog):
+    embed(two_of_five(), TinyEncoder())
+    assert caplog.messages[-1].endswith(
+        "photos cannot be used: image_missing 3 (first '103': no photo '103', the most similar name is '102.jpg')"
+    )
+    assert caplog.messages[-1].startswith(f"3 of 5 photos of {(tmp_path / 'photos').resolve()}")
+    (tmp_path / "photos/103.jpg").write_bytes(b"%PDF")
+    (tmp_path / "photos/104.jpg").symlink_to("/etc/hostname")
+    embed(two_of_five(), TinyEncoder())
+    assert "image_unreadable 1 (first '103': PDF is not read" in caplog.messages[-1]
+    assert "image_unsafe_name 1 (first '104': '104.jpg' is a link that leads out" in caplog.messages[-1]
+
+
+def test_missing_photos_are_looked_for_before_the_work(two_of_five):
+    with pytest.raises(DataError, match=r"at least half .*--allow-missing-photos.*3 of 5 photos .*image_missing 3"):
+        check_images(two_of_five(), allow_missing=False)
+    check_images(two_of_five(), allow_missing=True)
+    check_images(two_of_five(photo="photo"), allow_missing=False)  # two products have no photo name: 1 of 3 is missing
+    check_images(read_catalog(pd.DataFrame({"nm": [1], "title": ["cup"]})), allow_missing=False)
+
+
 def test_chunks_begin_where_asked(catalog):
     whole = list(embed_chunks(catalog, TinyEncoder()))
     rest = list(embed_chunks(catalog, TinyEncoder(), first_row=100))
@@ -144,7 +232,7 @@ def test_a_damaged_shard_is_ignored_and_its_products_are_encoded_again(catalog, 
     part.write_bytes(part.read_bytes()[:500])
     encoder = TinyEncoder()
     embedded = embed(catalog, encoder, EmbeddingStore(tmp_path / "s", encoder))
-    assert "is damaged and ignored" in caplog.text
+    assert "is damaged: run again, it will be ignored; its products are encoded again" in caplog.text
     assert encoder.image.encoded > 0
     assert embedded.embeddings.has_image.sum() > 200
 

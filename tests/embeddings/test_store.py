@@ -1,4 +1,6 @@
 import json
+import multiprocessing
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from product_classificator.embeddings.embed import embed
-from product_classificator.embeddings.products import EncodedProducts
+from product_classificator.embeddings.products import THUMBNAIL_BYTES, EncodedProducts
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.errors import ArtifactError
 from product_classificator.types import strings
@@ -78,6 +80,70 @@ def test_a_folder_without_a_store_is_refused(tmp_path):
         read_store_facts(tmp_path)
 
 
+def _opened(folder, fingerprint, barrier, outcomes):
+    encoder = TinyEncoder(TinyImages(fingerprint), TinyTexts(fingerprint))
+    barrier.wait()
+    try:
+        EmbeddingStore(folder, encoder)
+    except ArtifactError as error:
+        outcomes.put(str(error))
+    else:
+        outcomes.put("opened")
+
+
+def test_of_encoders_that_create_a_store_at_once_one_gets_it(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for fingerprints in (("a", "b"), ("a", "a"), ("b", "a")) * 5:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        barrier, outcomes = context.Barrier(2), context.Queue()
+        processes = [context.Process(target=_opened, args=(folder, f, barrier, outcomes)) for f in fingerprints]
+        for process in processes:
+            process.start()
+        results = sorted(outcomes.get(timeout=60) for _ in processes)
+        for process in processes:
+            process.join()
+        assert results.count("opened") == 2 - (fingerprints != ("a", "a")), results
+        assert not list(folder.glob(".*.tmp"))
+
+
+def one_product(store, digest=b"x" * 16, value=1.0):
+    ok, thumbnails = strings(["ok"]), np.ones((1, THUMBNAIL_BYTES), np.uint8)
+    store.append(["1"], [digest], EncodedProducts(np.full((1, 4), value), np.full((1, 16), value), ok, ok, thumbnails))
+
+
+def test_a_store_never_holds_vectors_of_two_encoders(tmp_path, caplog):
+    """It is deleted under a writer, and another encoder creates it anew."""
+    first = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    shutil.rmtree(tmp_path / "s")
+    other = TinyEncoder(TinyImages("tiny-2"), TinyTexts("tiny-2"))
+    EmbeddingStore(tmp_path / "s", other)
+    one_product(first)
+    assert len(EmbeddingStore(tmp_path / "s", other)) == 0
+    assert "is of another encoder; its products are encoded again" in caplog.text
+
+
+def test_a_store_that_is_cleared_under_a_reader_is_named(tmp_path):
+    one_product(EmbeddingStore(tmp_path / "s", TinyEncoder()))
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    shutil.rmtree(tmp_path / "s/parts")
+    with pytest.raises(ArtifactError, match=r"was there and cannot be read now .*run again"):
+        store.read([b"x" * 16])
+
+
+def test_no_damage_of_a_shard_gives_wrong_vectors(tmp_path):
+    one_product(EmbeddingStore(tmp_path / "s", TinyEncoder()))
+    (shard,) = (tmp_path / "s/parts").glob("*.parquet")
+    data = shard.read_bytes()
+    positions = np.random.default_rng(0).integers(0, len(data), 100)
+    for position in positions.tolist():
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        shard.write_bytes(damaged)
+        assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 0
+    shard.write_bytes(data)
+    assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 1
+
+
 def test_products_that_were_never_embedded_cannot_be_read(tmp_path):
     with pytest.raises(ArtifactError, match="does not hold all requested products: embed the catalog first"):
         EmbeddingStore(tmp_path / "s", TinyEncoder()).read([b"x" * 16])
@@ -89,7 +155,7 @@ def test_a_shard_that_is_damaged_while_in_use_is_named(tmp_path):
     no_image = np.zeros((1, 192), np.uint8)
     store.append(["1"], [b"x" * 16], EncodedProducts(np.ones((1, 4)), np.ones((1, 16)), ok, ok, no_image))
     next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match=r"is damaged .*delete it and run again"):
+    with pytest.raises(ArtifactError, match="is damaged: run again, it will be ignored"):
         store.read([b"x" * 16])
 
 
