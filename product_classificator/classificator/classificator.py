@@ -45,8 +45,7 @@ class Classificator:
         bundle: the heads.
         labels: characteristic -> its labels.
         heads: the characteristics that are predicted by default.
-        channels: "bgr" if red and blue are swapped in image files; Pillow images and arrays are always RGB.
-        max_pixels: image files with more pixels (width times height) are refused.
+        channels, max_pixels: of image files, as in `open_images`; Pillow images and arrays are always RGB.
         run: the run of the heads; `None` if they come alone.
 
     Raises:
@@ -230,9 +229,8 @@ class Classificator:
         self.check_inputs(has_images=images is not None, has_texts=texts is not None)
         used_texts = text_list if texts is not None and self.bundle.text_dim else None
         prepared = self._prepared(image_list, errors) if images is not None and self.bundle.image_dim else None
-        rows = [str(row) for row in range(len(text_list))]
-        products = inputs.encode_products(self.encoder, rows, used_texts, prepared)
-        embeddings = products.embeddings(rows, self.encoder.fingerprint)
+        products = inputs.encode_products(self.encoder, range(len(text_list)), used_texts, prepared)
+        embeddings = products.embeddings([str(row) for row in range(len(text_list))], self.encoder.fingerprint)
         names = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.bundle.predict(embeddings, text_list, self.heads if names is None else names)
         unusable = np.flatnonzero(~predictions.is_known)
@@ -260,11 +258,8 @@ class Classificator:
         """Yield each image, prepared, or the reason why there is none."""
         for row, image in enumerate(images):
             try:
-                yield (
-                    "missing"
-                    if image is None
-                    else inputs.prepare_image(self.encoder, image, self.channels, self.max_pixels)
-                )
+                files = self.channels, self.max_pixels
+                yield "missing" if image is None else inputs.prepare_image(self.encoder, image, *files)
             except PhotoError as error:
                 if errors == "raise":
                     raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
@@ -283,8 +278,8 @@ class Classificator:
         import torch  # most answers need none
 
         text_list, image_list = inputs.align(texts, images)
-        rows = [str(row) for row in range(len(text_list))]
-        products = inputs.encode_products(self.encoder, rows, text_list, self._prepared(image_list, "raise"))
+        rows, prepared = range(len(text_list)), self._prepared(image_list, "raise")
+        products = inputs.encode_products(self.encoder, rows, text_list, prepared)
         return torch.from_numpy(np.concatenate([products.image, products.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:

@@ -92,7 +92,7 @@ def row_status(image_status: Strings, text_status: Strings) -> Strings:
 
 def encode_products(
     encoder: Encoder,
-    ids: Sequence[str],
+    ids: Sequence[object],
     texts: Sequence[str] | None,
     images: Iterable[Image.Image | str] | None,
 ) -> EncodedProducts:
@@ -130,7 +130,7 @@ def encode_products(
     return EncodedProducts(image, text, image_status, text_status, thumbnails)
 
 
-def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[str], rows: Rows) -> Vectors:
+def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[object], rows: Rows) -> Vectors:
     with np.errstate(over="ignore"):
         is_finite = np.isfinite(vectors.astype(np.float16)).all(axis=1)
     if not is_finite.all():

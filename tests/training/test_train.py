@@ -171,8 +171,11 @@ def test_a_catalog_without_any_photo_or_text_says_what_is_missing(tmp_path):
     (tmp_path / "photos").mkdir()
     frame = pd.DataFrame({"nm": range(9), "kind": list("abcabcabc")})
     catalog = read_catalog(frame, tmp_path / "photos", text=[], characteristics=["kind"])
-    with pytest.raises(DataError, match=r"found 0 among 9; set aside: {'image_missing': 9}"):
+    with pytest.raises(DataError, match=r"at least half of the photos must be found .* 9 of 9 photos"):
         train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    settings = replace(QUICK, allow_missing_photos=True)
+    with pytest.raises(DataError, match=r"found 0 among 9; set aside: {'image_missing': 9}"):
+        train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
 
 
 def test_the_seed_of_the_training_is_that_of_the_heads(catalog, tmp_path):
