@@ -35,7 +35,7 @@ def tracking(
         task: a ClearML task, which is left open; or the name of a tracker of accelerate ("tensorboard", "mlflow",
             "wandb", ...), which is closed at the end; `None`: nothing is logged.
         folder: of the run; a tracker that writes files does so in `<folder>/<name>`.
-        settings: hyperparameters shown by a tracker of accelerate; values may be mappings.
+        settings: hyperparameters for a tracker of accelerate.
 
     Raises:
         DataError: there is no tracker of that name, or its package is not installed (`MissingExtraError` if it has an

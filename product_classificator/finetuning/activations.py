@@ -46,9 +46,7 @@ _BATCH = 16  # the states of all blocks of a batch are in memory: 370 MB for ViT
 
 
 class Activations:
-    """The states that enter the last blocks, of all products of a catalog; `cache` comes before they are read.
-
-    Reads all images, without decoding them, and tokenises all texts; `DataError` unless the encoder is CLIP-like.
+    """The states that enter the last blocks of a CLIP-like encoder, of all products; `cache` comes before reading.
 
     Attributes:
         digest: of images and texts.
@@ -94,8 +92,8 @@ class Activations:
         distributed.wait()
         self._image, self._text = (np.load(folder / f"{side}.npy", mmap_mode="r") for side in SIDES)
         markers = {row: folder / f"{row}.json" for row in self._chunks[:-1]}
-        is_mine = {row for i, row in enumerate(markers) if distributed.is_mine(i)}
-        missing = {row: path for row, path in markers.items() if row in is_mine and not path.exists()}
+        mine = self._chunks[distributed.index : -1 : distributed.processes]
+        missing = {row: markers[row] for row in mine if not markers[row].exists()}
         on_products(sum(end - row for row, end in pairwise(self._chunks) if row not in missing))
         for products in self._catalog.batches(CHUNK_PRODUCTS):
             if products.first_row in missing:

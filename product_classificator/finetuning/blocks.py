@@ -1,9 +1,8 @@
 """Splits the towers of a CLIP-like network into a frozen part, whose outputs can be cached, and the last blocks.
 
 `hidden_states` computes the input of the last blocks; `Tail` computes the rest from there. Both run the network's own
-forward pass, so masks, pooling and projections stay its business: in the tail a placeholder returns the cached states
-in place of embeddings and frozen blocks. This works for any model of transformers whose towers keep their blocks in one
-list.
+forward pass, so masks, pooling and projections stay its business: in the tail a placeholder returns the cached states.
+This works for any model of transformers whose towers keep their blocks in one list.
 """
 
 from collections.abc import Mapping
@@ -50,12 +49,8 @@ class _Cached(nn.Module):
 class Tail(nn.Module):
     """The last blocks of both towers and what follows them, copied; parameters keep the names of the whole model.
 
-    Attributes:
-        model: the copy, whose embeddings and frozen blocks are placeholders.
-        scale: factor of the cosines: the temperature that the network was trained with.
-
-    Raises:
-        DataError: a tower has fewer blocks, or no blocks are found.
+    Embeddings and frozen blocks of `model` are placeholders; `scale` is the factor of the cosines that the network was
+    trained with. Raises `DataError` if a tower has fewer blocks, or none are found.
     """
 
     def __init__(self, model: nn.Module, last_blocks: int) -> None:

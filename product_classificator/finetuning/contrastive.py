@@ -30,7 +30,7 @@ class FinetuneSettings:
     """How the last blocks of each tower are trained; all defaults but the schedule are those of the published system.
 
     Attributes:
-        batch_size: pairs compared with one another; `micro_batch` of them are computed at once.
+        batch_size: pairs compared with one another, computed `micro_batch` at once.
         warmup_share: share of all steps in which the learning rate rises; then it falls along a cosine to 0.
         cache_dir: folder of the cached activations; `None`: `activations` in the folder of the run.
         dtype: see `Distributed`.

@@ -38,7 +38,7 @@ class Distributed:
         # Without a GPU, processes only connect if accelerate is explicitly restricted to the CPU.
         state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
         self.wait: Callable[[], None] = state.wait_for_everyone
-        self.processes, self._index, self.is_main = state.num_processes, state.process_index, state.is_main_process
+        self.processes, self.index, self.is_main = state.num_processes, state.process_index, state.is_main_process
         self.device = Compute(device if self.processes == 1 else str(state.device)).device
         can_bfloat16 = self.device.startswith("cuda") and torch.cuda.is_bf16_supported()
         self.dtype = ("bfloat16" if can_bfloat16 else "float32") if dtype == "auto" else dtype
@@ -47,14 +47,10 @@ class Distributed:
         """Return a context in which networks compute in `dtype`."""
         return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.dtype == "bfloat16")
 
-    def is_mine(self, number: int) -> bool:
-        """Return whether a numbered piece of work belongs to this process."""
-        return number % self.processes == self._index
-
     def share(self, rows: Rows) -> Rows:
         """Return this process's share of `rows`, of equal length everywhere; the last shares may repeat rows."""
         size = -(-len(rows) // self.processes)
-        return np.resize(rows, size * self.processes)[self._index * size :][:size]
+        return np.resize(rows, size * self.processes)[self.index * size :][:size]
 
     def gather(self, vectors: Tensor, n_rows: int) -> Tensor:
         """Return the (n_rows, dim) vectors of all processes in order, given those of this process's share."""
@@ -64,7 +60,7 @@ class Distributed:
     def own(self, gathered: Tensor, size: int) -> Tensor:
         """Return the `size` rows of this process's share of what `gather` returned; zeros for repeated rows."""
         padding = gathered.new_zeros((size * self.processes - len(gathered), *gathered.shape[1:]))
-        return torch.cat([gathered, padding])[self._index * size :][:size]
+        return torch.cat([gathered, padding])[self.index * size :][:size]
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum the gradients of all processes."""

@@ -1,9 +1,8 @@
 """Turns a catalog into a run whose encoder was fine-tuned on it: last blocks trained, heads fitted after every epoch.
 
-Epoch 0 is the untuned encoder, and it competes: the epoch with the best macro-F1 on the valid split is kept. The test
-split is used at the end, for the untuned and for the best encoder. The same call resumes an interrupted or killed
-fine-tuning exactly: the order of the pairs and the learning rate follow from epoch and step, and dropout stays off (the
-few trained blocks hardly overfit), so a checkpoint holds no random state.
+Epoch 0 is the untuned encoder, and it competes: the epoch with the best macro-F1 on the valid split is kept. The same
+call resumes an interrupted or killed fine-tuning exactly: the order of the pairs and the learning rate follow from
+epoch and step, and dropout stays off (the few trained blocks hardly overfit): a checkpoint holds no random state.
 """
 
 import hashlib
@@ -42,12 +41,9 @@ _CHECKPOINT_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned(Training):
-    """The result of a fine-tuning: everything is of the best epoch, but for `untuned`.
+    """The result of a fine-tuning: everything is of the best epoch, but for `untuned`, the test scores before it.
 
-    Attributes:
-        untuned: evaluation of the untuned encoder on the test split.
-        history: all epochs, from 0.
-        best_epoch: 0 if fine-tuning did not help: then the run has the untuned encoder.
+    The history has all epochs from 0; `best_epoch` is 0 if fine-tuning did not help: the run has the untuned encoder.
     """
 
     untuned: Evaluation
@@ -73,7 +69,7 @@ def finetune(
         settings: of encoder, split and heads; `None`: the defaults.
         finetune_settings: how the blocks are trained; `None`: the defaults.
         encoder: CLIP-like, in float32, on the device to use; `None`: that of `settings`, on a GPU if there is one.
-        callbacks: called with the progress, in the main process.
+        callbacks: for progress, in the main process.
 
     Raises:
         DataError: the encoder is not CLIP-like, the catalog has too few pairs or labels, or the disk is too small.

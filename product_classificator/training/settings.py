@@ -66,7 +66,8 @@ class HeadSettings:
     leading_words: bool | None = None
     seed: int = 0
 
-    __post_init__ = check_rules
+    def __post_init__(self) -> None:
+        check_rules(self)
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,8 @@ class Target:
 class TrainingData:
     """What a network is fitted to: rows to learn from and to validate on.
 
-    Attributes:
-        label_embeddings: (all labels, dim) to start from, of width 0 if there are none.
-        label_words: (all labels, words) initial weights of the words of label names.
+    Fitting starts from `label_embeddings` (all labels, dim), of width 0 if there are none, and from `label_words` (all
+    labels, words).
     """
 
     embeddings: Embeddings

@@ -118,7 +118,6 @@ class SplitCatalog:
     """A catalog in memory, split into train, valid and test.
 
     Attributes:
-        signatures: what near-duplicates are recognised by.
         set_aside: reason -> number of products in no split.
         row_warnings: issue -> number of products that are used nevertheless.
     """
