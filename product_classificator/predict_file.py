@@ -6,6 +6,7 @@ A killed call is resumed after its last part. Parts of another table, run or set
 
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from product_classificator.types import Predictions
 logger = logging.getLogger(__name__)
 
 FORMATS = (".parquet", ".csv", ".jsonl")
+_OWN_FILE = re.compile(r"\d{12}-\d{12}\.parquet|state\.json|\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def predict_to_file(
         for chunk in embed_chunks(catalog, classificator.encoder, store, first_row=resumed):
             table = _predict(classificator, chunk, catalog.columns.id, options)
             with replacing(parts / f"{rows:012d}-{rows + len(table):012d}.parquet") as temporary:
-                pq.write_table(table, temporary)
+                pq.write_table(table, temporary, write_page_checksum=True)
             rows += len(table)
             if on_chunk:
                 on_chunk(chunk)
@@ -150,14 +152,15 @@ def _single_writer(parts: Path) -> Iterator[None]:
 def _state(classificator: Classificator, catalog: Catalog, options: OutputOptions) -> str:
     """Return everything that determines the output, except the bytes of the images."""
     table, images = Path(catalog.table.name), catalog.images
+    is_file = table.suffix != "" and table.is_file()  # a frame is named DataFrame, and so may be a file
     digest = blake2b(digest_size=16)
-    if not table.is_file():
+    if not is_file:
         for products in catalog.batches(CHUNK_PRODUCTS):
             for value in chain(products.ids, products.texts, products.image_names):
                 digest.update((value or "").encode() + b"\0")
     facts = {
-        "table": _identity(table) if table.is_file() else digest.hexdigest(),
-        "images": images and [_identity(images.path), images.channels, images.max_pixels],
+        "table": _identity(table) if is_file else digest.hexdigest(),
+        "images": images and [_identity(images.path), images.channels, images.max_pixels, images.follow_links],
         "columns": asdict(catalog.columns),
         "encoder": classificator.encoder.fingerprint,
         "bundle": classificator.bundle.digest,
@@ -175,7 +178,7 @@ def _resume(parts: Path, state: str) -> int:
     """Prepare the folder of parts and return how many rows it already has."""
     state_file = parts / "state.json"
     if parts.exists():
-        foreign = [path.name for path in parts.iterdir() if path.suffix not in (".tmp", ".json", ".parquet")]
+        foreign = [path.name for path in parts.iterdir() if not _OWN_FILE.fullmatch(path.name)]
         if foreign:
             raise DataError(f"{parts} is needed for unfinished work, but holds other files: {culprits(foreign)}")
         if not state_file.exists() or state_file.read_text(encoding="utf-8") != state:
@@ -186,11 +189,19 @@ def _resume(parts: Path, state: str) -> int:
     rows = 0
     for path in _parts(parts):
         first, end = (int(number) for number in path.stem.split("-"))
-        if first != rows:  # after a gap everything is predicted again
+        if first != rows or not _is_sound(path, end - first):  # after a gap everything is predicted again
             path.unlink()
         else:
             rows = end
     return rows
+
+
+def _is_sound(part: Path, n_rows: int) -> bool:
+    try:
+        return pq.read_table(part, page_checksum_verification=True).num_rows == n_rows
+    except (OSError, pa.ArrowException) as error:
+        logger.warning("%s is damaged, its products are predicted again (%s)", part, error)
+        return False
 
 
 def _parts(folder: Path) -> list[Path]:

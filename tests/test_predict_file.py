@@ -164,6 +164,34 @@ def test_parts_after_a_gap_are_predicted_again(classificator, catalog, tmp_path)
     assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == PredictSummary(240, 0, WARNINGS)
 
 
+def test_a_damaged_part_is_predicted_again(classificator, catalog, tmp_path, caplog):
+    interrupted(classificator, catalog, tmp_path / "p.csv")
+    (part,) = (tmp_path / "p.csv.parts").glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:100])
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == PredictSummary(240, 0, WARNINGS)
+    assert "is damaged, its products are predicted again" in caplog.text
+
+
+def test_a_file_named_like_a_frame_is_not_taken_for_it(classificator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DataFrame").touch()
+    for titles in (list("abcde"), list("fghij")):
+        catalog = read_catalog(pd.DataFrame({"nm": range(5), "title": titles}))
+        interrupted(classificator, catalog, tmp_path / "p.csv")
+        state = (tmp_path / "p.csv.parts/state.json").read_text()
+        assert str(tmp_path) not in state
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv").resumed == 5
+
+
+@pytest.mark.parametrize("name", ["sales.parquet", "notes.json", "a-b.parquet"])
+def test_a_folder_of_tables_in_the_way_is_not_touched(classificator, catalog, tmp_path, name):
+    (tmp_path / "p.csv.parts").mkdir()
+    (tmp_path / "p.csv.parts" / name).write_bytes(b"mine")
+    with pytest.raises(DataError, match="is needed for unfinished work, but holds other files"):
+        predict_to_file(classificator, catalog, tmp_path / "p.csv")
+    assert (tmp_path / "p.csv.parts" / name).read_bytes() == b"mine"
+
+
 def test_a_foreign_folder_in_the_way_is_not_touched(classificator, catalog, tmp_path):
     (tmp_path / "p.csv.parts").mkdir()
     (tmp_path / "p.csv.parts/diary.txt").touch()
