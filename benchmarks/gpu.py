@@ -88,7 +88,7 @@ def main() -> None:
                 on_gpu = size / best_seconds(lambda there=there: network.model.get_image_features(**there))
             batches[size] = {
                 "on_gpu": round(on_gpu),
-                "from_memory": round(size / best_seconds(lambda i=inputs: network.image_features(i))),
+                "from_memory": round(size / best_seconds(lambda i=inputs: network.features("image", i))),
             }
             batches[size]["share_of_peak"] = round(on_gpu * gflop / peak / 1000, 3)
         found["photos_per_s_in_batches"] = batches

@@ -44,7 +44,7 @@ from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.clip import token_windows
-from product_classificator.encoders.onnx_export import load_efficientnet
+from product_classificator.encoders.efficientnet import load_efficientnet
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.torch_clip import TorchNetwork, computing
 from product_classificator.training import LabelledProducts, fit_heads
@@ -156,7 +156,7 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
     batches = [exact.image.preparation.inputs(prepared[start : start + at_once]) for start in range(0, n, at_once)]
 
     def image_tower(dtype: str) -> Callable[[], object]:
-        return lambda: [networks[dtype].image_features(batch) for batch in batches]
+        return lambda: [networks[dtype].features("image", batch) for batch in batches]
 
     def of_transformers(dtype: str) -> Callable[[], object]:
         return lambda: [whole_image_tower(networks[dtype], batch) for batch in batches]

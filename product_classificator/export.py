@@ -11,7 +11,7 @@ from PIL import Image
 
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.opening import ENCODER, EXPORT, EXPORT_FORMAT, REQUIREMENTS, ExportFacts
-from product_classificator.encoders.onnx import export_encoder
+from product_classificator.encoders.onnx_export import export_encoder
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.files import LEFT_BY_DESKTOPS, replacing_folder, sha256_of, write_text
 

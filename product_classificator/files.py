@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,22 +98,35 @@ def read_checked_format(path: Path, number: int, way_out: str) -> bytes:
     return content
 
 
-def cached_file(name: str, write: Callable[[Path], object]) -> Path | None:
-    """Return a file of the cache folder, written at its first use; `None` if the folder cannot be read or written to.
+def cached_file(name: str, make: Callable[[], bytes]) -> Path | None:
+    """Return a file of the cache folder, made at its first use and again if it is damaged.
 
-    Its name must identify everything that the content depends on.
+    `name` must identify everything that the content depends on; the CRC-32 of the content ends the file name. `None` if
+    the folder cannot be read or written to.
     """
     try:
-        path = cache_home() / "made" / name
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path.parent)
-            with replacing(path) as temporary:
-                write(temporary)
+        folder = cache_home() / "made"
+        for path in folder.glob(f"{name}.{'?' * 8}"):
+            if path.suffix == f".{_crc32(path)}":
+                return path
+            delete(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        content = make()
+        path = folder / f"{name}.{zlib.crc32(content):08x}"
+        write_bytes(path, content)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         logger.info("%s cannot be cached (%s): it is made at every start", name, error)
         return None
     return path
+
+
+def _crc32(path: Path) -> str:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return f"{crc:08x}"
 
 
 @contextmanager

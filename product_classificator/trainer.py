@@ -14,7 +14,7 @@ import pandas as pd
 
 from product_classificator.catalog import Catalog, is_wildberries, open_images, read_catalog, read_frame
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
-from product_classificator.encoders.ruclip import delete_model
+from product_classificator.encoders.ruclip import delete_ruclip
 from product_classificator.errors import DataError
 from product_classificator.finetuning import Distributed, Finetuned, finetune
 from product_classificator.published.clusters import ClusterSettings, cluster, write_clusters
@@ -219,7 +219,7 @@ class Trainer:
             shutil.rmtree(cache)
         model = EncoderSpec.parse(self.ruclip_model).base
         if self.end_of_train["del_loaded_ruclip_model"] and model in RUCLIP_MODELS:
-            delete_model(model, self._models_dir)
+            delete_ruclip(model, self._models_dir)
             if run.encoder != self.ruclip_model and not run.has_own_encoder:
                 replace(run, encoder=self.ruclip_model).save()  # the name downloads the deleted model again
 

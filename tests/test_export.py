@@ -13,7 +13,7 @@ from PIL import Image
 
 from product_classificator import Classificator, load_encoder
 from product_classificator.catalog import read_catalog
-from product_classificator.encoders.onnx import export_encoder
+from product_classificator.encoders.onnx_export import export_encoder
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
 from product_classificator.files import sha256_of

@@ -290,7 +290,7 @@ class Classificator:
             ArtifactError: the exported towers answer differently.
             MissingExtraError: the exporter is not installed (extra `onnx-export`).
         """
-        from product_classificator.encoders.onnx import export_encoder  # imports ONNX Runtime
+        from product_classificator.encoders.onnx_export import export_encoder  # imports torch
 
         clip_towers(self.encoder)
         encoder = self.encoder

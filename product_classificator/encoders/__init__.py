@@ -1,7 +1,9 @@
 """From raw texts and images to vectors: `load_encoder` opens every encoder by name, an `Encoder` is two towers."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from product_classificator.encoders.base import (
     ENCODERS,
@@ -11,12 +13,13 @@ from product_classificator.encoders.base import (
     Dtype,
     Encoder,
     EncoderSpec,
-    check_dtype,
+    ImageTower,
+    TextTower,
     cores,
     embed_labels,
     is_exported,
 )
-from product_classificator.errors import DataError
+from product_classificator.errors import ArtifactError, DataError, nearest
 
 __all__ = ["ENCODERS", "OPTIONS", "RUCLIP_MODELS", "Encoder", "EncoderSpec", "cores", "embed_labels", "load_encoder"]
 
@@ -46,32 +49,32 @@ def load_encoder(
     """
     # Each family imports its libraries only here: torch costs seconds, which `lite` and exports do without.
     spec = EncoderSpec.parse(name)
-    check_dtype(dtype)
+    if dtype not in get_args(Dtype):
+        raise DataError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
+    if threads is not None and not 1 <= threads <= cores():
+        raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
+    threads = threads or cores()
     if is_exported(Path(name)):
         from product_classificator.encoders.onnx import load_exported
 
         if dtype not in ("auto", "float32"):
             raise DataError(f"exported encoders compute in float32, got dtype {dtype!r}: leave it out")
         return load_exported(Path(name), device, threads)
+    shares_space = spec.base != "lite" and not spec.text_encoder
     if spec.base == "lite":
-        encoder = _load_lite(spec, device, threads)
+        image, text = _load_lite(spec, device, threads)
     else:
-        from product_classificator.encoders.ruclip import load_clip
-
-        encoder = load_clip(spec, device, dtype, threads, cache_dir)
-        spec = replace(spec, base=EncoderSpec.parse(encoder.name).base)
-    text = encoder.text
+        spec, image, text = _load_clip(spec, cache_dir, device, dtype, threads)
     if spec.text_encoder:
-        from product_classificator.encoders.sentence import load_sentence_encoder
+        from product_classificator.encoders.sentence import load_sentence_texts
 
-        text = load_sentence_encoder(spec.text_encoder, device=device, dtype=dtype, threads=threads)
+        text = load_sentence_texts(spec.text_encoder, device, dtype, threads)
         if Path(spec.text_encoder).is_dir():
             spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
-    shares_space = encoder.shares_space and not spec.text_encoder
-    return Encoder(str(spec), encoder.image, CleanedTexts(text) if spec.clean else text, shares_space)
+    return Encoder(str(spec), image, CleanedTexts(text) if spec.clean else text, shares_space)
 
 
-def _load_lite(spec: EncoderSpec, device: str, threads: int | None) -> Encoder:
+def _load_lite(spec: EncoderSpec, device: str, threads: int) -> tuple[ImageTower, TextTower]:
     if device not in ("cpu", "auto") and not spec.text_encoder:
         raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
     if spec.letterbox or spec.windows:
@@ -79,3 +82,38 @@ def _load_lite(spec: EncoderSpec, device: str, threads: int | None) -> Encoder:
     from product_classificator.encoders.lite import load_lite
 
     return load_lite(threads)
+
+
+def _load_clip(
+    spec: EncoderSpec, cache_dir: str | Path | None, device: str, dtype: Dtype, threads: int
+) -> tuple[EncoderSpec, ImageTower, TextTower]:
+    """Load the towers of a CLIP-like encoder; the spec that comes back names folders by their absolute path."""
+    from product_classificator.encoders.huggingface import fetch_model, load_hub_clip
+    from product_classificator.encoders.ruclip import FILES, fetch_ruclip, is_ruclip, load_ruclip
+    from product_classificator.encoders.torch_clip import Compute
+
+    compute = Compute(device, dtype, threads)
+    prefix = "hf:" if spec.base.startswith("hf:") else ""
+    name = spec.base.removeprefix(prefix)
+    if not name:
+        raise DataError(f"hf: is followed by a repository of the hub or a folder, got {str(spec)!r}")
+    if name in RUCLIP_MODELS and not prefix:
+        folder, is_name = fetch_ruclip(name, cache_dir), cache_dir is None
+    elif Path(name).is_dir():
+        folder, is_name = Path(name), False
+    elif prefix:
+        folder, is_name = fetch_model(name), True
+    else:
+        raise DataError(
+            f"there is no encoder {name!r}, nor a folder of that name (if it has moved, say where it is now: "
+            f"--encoder, model_name): {nearest(name, ENCODERS)}"
+        )
+    if not is_name:
+        spec = replace(spec, base=prefix + os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
+    if is_ruclip(folder):
+        return spec, *load_ruclip(folder, spec, compute)
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(
+            f"an encoder's folder holds {', '.join(FILES)}, or a model of transformers: {folder} holds neither"
+        )
+    return spec, *load_hub_clip(folder, spec, compute)

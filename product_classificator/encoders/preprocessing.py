@@ -6,15 +6,16 @@ most 77 tokens; with "windows" a long text has up to `MAX_WINDOWS`, whose vector
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from product_classificator.errors import DataError
 from product_classificator.files import write_text
 from product_classificator.types import Floats
 
@@ -25,64 +26,47 @@ Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 Windows: TypeAlias = tuple[list[Ids], npt.NDArray[np.int64]]
 """Token ids of windows, and the number of the text that each belongs to, ascending."""
 
-Fit = Literal["crop", "letterbox"]
-Saved: TypeAlias = tuple[Literal["ruclip", "hf"], dict[str, Any]]
-"""A family of encoders, and the arguments of its `load` except for the folder."""
-
 MAX_WINDOWS = 8
+_MAX_RATIO = 16  # of the sides of an image that is enlarged before it is cropped: a line would fill the memory
 TOKENIZER = "tokenizer.json"
 
 
 class ImagePreparation(Protocol):
-    """How images become the inputs of a network; its string is part of the fingerprint."""
+    """How images become the inputs of a network; its string is part of the fingerprint.
+
+    Attributes:
+        kind: names the class in an exported encoder.
+    """
+
+    kind: ClassVar[Literal["square", "processor"]]
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the smallest size an image of `size` may be decoded at: twice what the network needs."""
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """Return the image in the size the network takes; preparing twice changes nothing."""
+        """Return the image in RGB and the size the network takes; preparing twice changes nothing."""
 
     def inputs(self, images: Sequence[Image.Image]) -> Inputs:
         """Return the arrays of n images, prepared or not."""
 
-    def save(self, folder: Path) -> Saved:
-        """Write the files that `load` reads."""
-
-
-class TextPreparation(Protocol):
-    """How texts become the inputs of a network; its string is part of the fingerprint.
-
-    Attributes:
-        padded_to: length that all windows are padded to; 0: each to the longest of its batch.
-    """
-
-    padded_to: int
-
-    def windows(self, texts: Sequence[str]) -> Windows:
-        """Return the token ids of all windows, with their special tokens, and the texts they belong to."""
-
-    def inputs(self, windows: Sequence[Ids]) -> Inputs:
-        """Return the arrays of n windows."""
-
-    def save(self, folder: Path) -> Saved:
-        """Write the files that `load` reads."""
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the files that `load` reads and return its other arguments."""
 
 
 @dataclass(frozen=True)
 class SquarePreparation:
     """Images as squares of `size_px`; `mean` and `std` of red, green and blue are shares of 255."""
 
+    kind: ClassVar[Literal["square"]] = "square"
     size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    fit: Fit = "crop"
+    mean: Sequence[float]
+    std: Sequence[float]
+    fit: Literal["crop", "letterbox"] = "crop"
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size at which the visible part has twice the side of the square."""
         return shrunk(size, 2 * self.size_px / (min(size) if self.fit == "crop" else max(size)))
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """Return an RGB square."""
         image = as_rgb(image)
         if image.size == (self.size_px, self.size_px):
             return image
@@ -103,15 +87,90 @@ class SquarePreparation:
             pixels /= std
         return {"pixel_values": values}
 
-    def save(self, _: Path) -> Saved:
-        """Return the fields; there are no files."""
-        return "ruclip", asdict(self)
+    def save(self, _: Path) -> dict[str, Any]:
+        return asdict(self)
 
     @classmethod
-    def load(cls, _: Path, *, mean: Iterable[float], std: Iterable[float], **fields: Any) -> "SquarePreparation":
-        """Restore what `save` returned, lists in the place of tuples."""
-        (red, green, blue), (red_std, green_std, blue_std) = mean, std
-        return cls(mean=(red, green, blue), std=(red_std, green_std, blue_std), **fields)
+    def load(cls, _: Path, **arguments: Any) -> "SquarePreparation":
+        return cls(**arguments)
+
+
+class ProcessedImages:
+    """Images by an image processor of transformers.
+
+    Args:
+        processor: works on Pillow's images.
+        letterbox: images are padded to a white square first, so that the processor crops and squeezes nothing.
+
+    Raises:
+        DataError: `letterbox`, but the processor makes no squares.
+    """
+
+    kind: ClassVar[Literal["processor"]] = "processor"
+
+    def __init__(self, processor: Any, letterbox: bool = False) -> None:
+        self.processor, self.letterbox = processor, letterbox
+        sizes = {self._processed(Image.new("RGB", size)).size for size in ((96, 32), (32, 96))}
+        # None: the size depends on the image, as in SigLIP 2 of the "naflex" kind, which keeps the aspect ratio.
+        self._size = sizes.pop() if len(sizes) == 1 else None
+        if letterbox and not (self._size and self._size[0] == self._size[1]):
+            raise DataError(
+                "+letterbox pads photos to the square that a model reads, "
+                f"this one reads {self._size or 'photos in a shape near their own'}: leave it out"
+            )
+
+    def __str__(self) -> str:
+        return f"photos {'letterboxed' if self.letterbox else 'as processed'}"
+
+    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return shrunk(size, 2 * max(self._size) / min(size)) if self._size else size
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        image = as_rgb(image)
+        if image.size == self._size:
+            return image
+        if self.letterbox and self._size:
+            return letterboxed(image, self._size[0])
+        prepared = self._processed(image)
+        # Where the size depends on the image, the smallest (1 or 2 pixels) settle in two steps.
+        return prepared if self._size or prepared.size == image.size else self.prepare(prepared)
+
+    def inputs(self, images: Sequence[Image.Image]) -> Inputs:
+        """Return the processor's arrays: `pixel_values`, and for some models masks and shapes of the patches."""
+        prepared = [self.prepare(image) for image in images]
+        arrays = self.processor(prepared, do_resize=False, do_center_crop=False, return_tensors="np")
+        return {name: np.asarray(values) for name, values in arrays.items()}
+
+    def _processed(self, image: Image.Image) -> Image.Image:
+        """Resize and crop, leaving the scaling of pixels to `inputs`."""
+        longest = _MAX_RATIO * min(image.size)
+        if getattr(self.processor, "do_center_crop", None) and max(image.size) > longest:
+            width, height = min(image.width, longest), min(image.height, longest)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        arrays = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        pixels = np.asarray(arrays["pixel_values"])[0]
+        if "spatial_shapes" in arrays:  # (patches, side * side * 3), the patches row by row
+            rows, columns = np.asarray(arrays["spatial_shapes"])[0]
+            side = math.isqrt(pixels.shape[1] // 3)
+            patches = pixels[: rows * columns].reshape(rows, columns, side, side, 3)
+            pixels = patches.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)
+        else:
+            pixels = np.moveaxis(pixels, 0, -1)
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        self.processor.save_pretrained(folder)
+        return {"letterbox": self.letterbox}
+
+    @classmethod
+    def load(cls, folder: Path, letterbox: bool) -> "ProcessedImages":
+        from transformers import AutoImageProcessor  # seconds, which other encoders do without
+
+        processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+        return cls(processor, letterbox)
 
 
 def shrunk(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -136,58 +195,70 @@ def letterboxed(image: Image.Image, size_px: int) -> Image.Image:
     return square
 
 
-class TokenPreparation:
-    """Texts by a tokenizer of the library `tokenizers`, padded to the longest window of a batch.
+@dataclass(frozen=True)
+class TextPreparation:
+    """Texts by a tokenizer of the library `tokenizers`; its string is part of the fingerprint.
 
-    Padding changes nothing in a causal network that pools at the end token. Texts are lower-cased as a
-    whole, since letter by letter, as the tokenizer does it, misses the final sigma.
-
-    Args:
+    Attributes:
         tokenizer: adds the special tokens; their names in a text are plain letters. It is changed.
         pad_id: token that fills up shorter windows.
         max_tokens: of a window, special tokens included.
         max_windows: how many windows of a text are read.
+        padded_to: length that all windows are padded to; 0: each to the longest of its batch.
+        reserved: ids of special tokens that the vocabulary also finds in texts: they are left out.
+        lowers: whether a text is lower-cased as a whole; a tokenizer does it letter by letter and misses a final sigma.
+        has_mask: whether the network takes a mask of the padding.
     """
 
-    padded_to = 0
+    kind: ClassVar[Literal["tokens"]] = "tokens"
+    tokenizer: Any = field(repr=False)
+    pad_id: int
+    max_tokens: int
+    max_windows: int = 1
+    padded_to: int = 0
+    reserved: Sequence[int] = ()
+    lowers: bool = False
+    has_mask: bool = False
 
-    def __init__(self, tokenizer: Any, *, pad_id: int, max_tokens: int, max_windows: int = 1) -> None:
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
-        tokenizer.encode_special_tokens = True
-        self.tokenizer = tokenizer
-        self.pad_id = pad_id
-        self.max_tokens = max_tokens
-        self.max_windows = max_windows
-
-    def __str__(self) -> str:
-        return f"{self.max_tokens} tokens, {self.max_windows} window(s), padding {self.pad_id}"
+    def __post_init__(self) -> None:
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.tokenizer.encode_special_tokens = True
 
     def windows(self, texts: Sequence[str]) -> Windows:
-        """Return token ids and texts of all windows."""
-        windows: list[Ids] = []
-        owners: list[int] = []
-        for number, encoding in enumerate(self.tokenizer.encode_batch([text.lower() for text in texts])):
-            parts = [encoding, *encoding.overflowing][: self.max_windows]
-            windows += [part.ids for part in parts]
-            owners += [number] * len(parts)
+        """Return the token ids of all windows, with their special tokens, and the texts they belong to."""
+        probe = self.tokenizer.encode("a")
+        plain = [place for place, is_special in enumerate(probe.special_tokens_mask) if not is_special]
+        before, after = probe.ids[: plain[0]], probe.ids[plain[-1] + 1 :]
+        room = self.max_tokens - len(before) - len(after)
+        texts = [text.lower() for text in texts] if self.lowers else list(texts)
+        reserved, windows, owners = set(self.reserved), list[Ids](), list[int]()
+        for number, encoding in enumerate(self.tokenizer.encode_batch(texts, add_special_tokens=False)):
+            ids = [token for token in encoding.ids if token not in reserved]
+            starts = range(0, max(1, len(ids)), room)[: self.max_windows]
+            windows += [[*before, *ids[start : start + room], *after] for start in starts]
+            owners += [number] * len(starts)
         return windows, np.array(owners, dtype=np.int64)
 
     def inputs(self, windows: Sequence[Ids]) -> Inputs:
-        """Return `input_ids`, (n, longest) int64."""
-        ids = np.full((len(windows), max(len(window) for window in windows)), self.pad_id, dtype=np.int64)
-        for row, window in zip(ids, windows, strict=True):
-            row[: len(window)] = window
-        return {"input_ids": ids}
+        """Return `input_ids` (n, longest) int64, and `attention_mask` of the same shape if the network takes one.
 
-    def save(self, folder: Path) -> Saved:
-        """Write `tokenizer.json`."""
+        In a causal network that pools at the end token, padding changes nothing.
+        """
+        lengths = np.array([len(window) for window in windows])
+        mask = np.arange(self.padded_to or lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate(windows)
+        return {"input_ids": ids, "attention_mask": mask.astype(np.int64)} if self.has_mask else {"input_ids": ids}
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write `tokenizer.json` and return the other attributes."""
         write_text(folder / TOKENIZER, self.tokenizer.to_str())
-        return "ruclip", {"pad_id": self.pad_id, "max_tokens": self.max_tokens, "max_windows": self.max_windows}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "tokenizer"}
 
     @classmethod
-    def load(cls, folder: Path, **limits: int) -> "TokenPreparation":
-        """Read `tokenizer.json`; `limits` are the other arguments."""
+    def load(cls, folder: Path, **attributes: Any) -> "TextPreparation":
+        """Read `tokenizer.json`; the other attributes are those that `save` returned."""
         from tokenizers import Tokenizer  # `lite` does without
 
-        return cls(Tokenizer.from_file(str(folder / TOKENIZER)), **limits)
+        return cls(Tokenizer.from_file(str(folder / TOKENIZER)), **attributes)

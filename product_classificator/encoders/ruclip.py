@@ -1,128 +1,142 @@
-"""ruCLIP models: fetch, load, and save them fine-tuned.
+"""ruCLIP models: fetch and load them.
+
+A checkpoint is a folder with `bpe.model`, `config.json` and `pytorch_model.bin`. ruCLIP is OpenAI's CLIP with another
+tokenizer and end token (Shonenkov et al. 2022): as `transformers.CLIPModel`, weights change their names, and the matrix
+of query, key and value becomes three. A fine-tuned one has `model.safetensors` under the new names, and ruCLIP's
+configuration as a part of that of transformers. Everything is validated: weights are read without unpickling objects,
+and their shapes are compared with the configuration.
+
+`bpe.model` is YouTokenToMe's plain-text format: `n_characters n_rules`, a line `code_point id` per character, a line
+`left right result` per merge rule by priority, and the ids of unknown, padding, begin and end. As a tokenizer of the
+library `tokenizers`: words split at white space, each with a leading U+2581, BPE in rule order, unknown characters in a
+row fused into one token. Files in which two rules make the same string are refused: BPE could not tell them apart.
 
 Preparation is that of the published system unless the name has options; it is part of the fingerprint. Device and
 number format are not: they change vectors by rounding only.
+
+Source: YouTokenToMe 1.0.6 (VK, 2019); Sennrich et al. 2016 (BPE).
 """
 
-import hashlib
-import logging
-import os
+import json
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
+from typing import Annotated, Any
+from zipfile import is_zipfile
 
 import torch
-from filelock import FileLock
-from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
-from safetensors.torch import save_file
+from accelerate import init_empty_weights
+from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.file_download import repo_folder_name
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Metaspace, Sequence, Split
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
-from product_classificator.encoders.base import ENCODERS, RUCLIP_MODELS, Dtype, Encoder, EncoderSpec
-from product_classificator.encoders.checkpoint import FILES, PAD_ID, Rgb, RgbSpread, read_checkpoint
-from product_classificator.encoders.clip import ClipImages, ClipTexts, clip_towers
-from product_classificator.encoders.huggingface import fetch_repository, open_hub_model, quiet_loading, unfetched
-from product_classificator.encoders.preprocessing import MAX_WINDOWS, SquarePreparation, TokenPreparation
-from product_classificator.encoders.torch_clip import Compute, TorchNetwork, load_hub_model, torch_network_of
+from product_classificator.encoders.base import RUCLIP_MODELS, EncoderSpec
+from product_classificator.encoders.clip import ClipImages, ClipTexts
+from product_classificator.encoders.huggingface import fetch_files, fingerprint_of, unfetched
+from product_classificator.encoders.preprocessing import MAX_WINDOWS, SquarePreparation, TextPreparation
+from product_classificator.encoders.torch_clip import Compute, TorchNetwork
 from product_classificator.errors import ArtifactError, DataError, culprits, nearest
-from product_classificator.files import replacing_folder, sha256_of
 
-logger = logging.getLogger(__name__)
+PAD, UNKNOWN, BEGIN, END = "<PAD>", "<UNK>", "<BOS>", "<EOS>"
+PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
+"""Token ids of the ruCLIP networks."""
 
-MARKER = "ruclip.json"
-_CONVERTED = "converted"
-_CONVERTED_FILES = ("model.safetensors", "tokenizer.json", "config.json")
-FORMAT = 1
+FILES = ("bpe.model", "config.json", "pytorch_model.bin")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_WORD_MARK = "▁"
+_MAX_TOKEN_CHARS = 1_000  # each rule may double the longest, so a few dozen could fill the memory
+_WHITE_SPACE = Regex(f"[\\t-\\r {_WORD_MARK}]+")
+
+_HEAD_WIDTH = 64  # of the image tower; the configuration names only the heads of the text tower
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Spread = Annotated[float, Field(gt=0)]
+Weights = dict[str, Tensor]
+Size = Annotated[int, Field(gt=0, le=16_384)]
+Layers = Annotated[int, Field(gt=0, le=256)]
 
 
-class Marker(BaseModel):
-    """`ruclip.json` of a converted checkpoint.
+class RuclipConfig(BaseModel):
+    """`config.json` of a ruCLIP checkpoint, as far as it is used."""
 
-    Attributes:
-        format: number of this layout.
-        size_px: side of the square that the image tower takes.
-        mean: of the pixels, red, green and blue, as shares of 255; likewise `std`.
-        max_tokens: of a text window.
-        sha256: of weights, tokenizer and configuration.
-        source: file of the checkpoint -> its size in bytes and modification time in ns.
-    """
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    embed_dim: Size
+    image_resolution: Size
+    vision_layers: Layers
+    vision_width: Size = Field(multiple_of=_HEAD_WIDTH)
+    vision_patch_size: Size
+    context_length: Size = Field(ge=3)
+    vocab_size: int = Field(gt=0, le=2_000_000)
+    transformer_width: Size
+    transformer_heads: Size
+    transformer_layers: Layers
+    mean: tuple[float, float, float] = _MEAN
+    std: tuple[Spread, Spread, Spread] = _STD
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    format: int
-    size_px: PositiveInt
-    mean: Rgb
-    std: RgbSpread
-    max_tokens: PositiveInt
-    sha256: dict[str, str]
-    source: dict[str, tuple[int, int]] = {}
+    def of_transformers(self) -> CLIPConfig:
+        """Return the same configuration in transformers."""
 
+        def tower(width: int, layers: int, heads: int) -> dict[str, Any]:
+            return {
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "projection_dim": self.embed_dim,
+                "hidden_act": "quick_gelu",
+            }
 
-def load_clip(
-    spec: EncoderSpec, device: str, dtype: Dtype, threads: int | None, cache_dir: str | Path | None
-) -> Encoder:
-    """Load any CLIP-like encoder, without its `+clean` and `+st:`; arguments and errors as in `load_encoder`.
-
-    Returns:
-        The encoder, named with the absolute path of its folder.
-    """
-    compute = Compute(device, dtype, threads)
-    if spec.base in RUCLIP_MODELS:
-        folder = fetch(spec.base, cache_dir)
-        if cache_dir is not None:  # the name alone would lead to the cache of the hub
-            spec = replace(spec, base=os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
-        return load_ruclip(folder, spec, compute)
-    if spec.base.startswith("hf:"):
-        folder, spec = open_hub_model(spec)
-        return load_hub_model(folder, spec, compute)
-    folder = Path(spec.base)
-    if not folder.is_dir():
-        raise DataError(
-            f"there is no encoder {spec.base!r}, nor a folder of that name (if it has moved, say where it is now: "
-            f"--encoder, model_name): {nearest(spec.base, ENCODERS)}"
-        )
-    spec = replace(spec, base=os.path.abspath(folder))  # noqa: PTH100
-    if is_checkpoint(folder) or (folder / MARKER).is_file():
-        return load_ruclip(folder, spec, compute)
-    if (folder / "config.json").is_file():
-        return load_hub_model(folder, spec, compute)
-    raise ArtifactError(
-        f"an encoder's folder holds {', '.join(FILES)}, or a model of transformers: {folder} holds neither"
-    )
+        text = tower(self.transformer_width, self.transformer_layers, self.transformer_heads)
+        text |= {"vocab_size": self.vocab_size, "max_position_embeddings": self.context_length}
+        text |= {"pad_token_id": PAD_ID, "bos_token_id": BEGIN_ID, "eos_token_id": END_ID}
+        vision = tower(self.vision_width, self.vision_layers, self.vision_width // _HEAD_WIDTH)
+        vision |= {"image_size": self.image_resolution, "patch_size": self.vision_patch_size}
+        config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.embed_dim)
+        config.architectures = ["CLIPModel"]
+        config.ruclip = self.model_dump()  # fine-tuned models are saved with it
+        return config
 
 
-def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> Encoder:
-    """Load a ruCLIP checkpoint, converted or not.
+def is_ruclip(folder: Path) -> bool:
+    """Return whether a folder holds a ruCLIP checkpoint."""
+    return all(path.is_file() for path in _files(folder))
+
+
+def _files(folder: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of tokenizer, configuration and weights, published or fine-tuned."""
+    bpe, config, weights = (folder / name for name in FILES)
+    return bpe, config, weights if weights.is_file() else folder / "model.safetensors"
+
+
+def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[ClipImages, ClipTexts]:
+    """Load the towers of a ruCLIP checkpoint, published or fine-tuned.
 
     Raises:
         ArtifactError: the checkpoint is damaged or of another kind.
     """
-    if (folder / MARKER).is_file():
-        return _load_converted(folder, read_marker(folder), spec, compute)
-    with converted(folder) as (ready, marker):
-        return _load_converted(ready, marker, spec, compute)
+    config, tokenizer, model = _read_checkpoint(folder)
+    fit = "letterbox" if spec.letterbox else "crop"
+    images = SquarePreparation(config.image_resolution, config.mean, config.std, fit)
+    texts = TextPreparation(
+        tokenizer, PAD_ID, config.context_length, max_windows=MAX_WINDOWS if spec.windows else 1, lowers=True
+    )
+    fingerprint = fingerprint_of("ruclip", folder, _files(folder), f"{images} {texts}")
+    network = TorchNetwork(model.to(compute.load_dtype), config.embed_dim, compute, folder)
+    return ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
 
 
-def _load_converted(folder: Path, marker: Marker, spec: EncoderSpec, compute: Compute) -> Encoder:
-    images = SquarePreparation(marker.size_px, marker.mean, marker.std, "letterbox" if spec.letterbox else "crop")
-    max_windows = MAX_WINDOWS if spec.windows else 1
-    texts = TokenPreparation.load(folder, pad_id=PAD_ID, max_tokens=marker.max_tokens, max_windows=max_windows)
-    identity = repr((sorted(marker.sha256.items()), images, str(texts)))
-    fingerprint = f"ruclip-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}"
-    with quiet_loading():
-        model = CLIPModel.from_pretrained(folder, dtype=compute.load_dtype)
-    network = TorchNetwork(model, model.config.projection_dim, compute)
-    image, text = ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
-    return Encoder(str(spec), image, text, shares_space=True)
-
-
-def load(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Path | None = None) -> Path:
-    """Fetch a ruCLIP model, unless it is there, and convert it.
+def fetch_ruclip(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Path | None = None) -> Path:
+    """Fetch a ruCLIP model, unless it is there.
 
     Args:
         name: one of `RUCLIP_MODELS`.
@@ -133,168 +147,172 @@ def load(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Path | None
 
     Raises:
         DataError: there is no such model.
-        ArtifactError: it is not on this machine and cannot be fetched, or it is damaged.
+        ArtifactError: it is not on this machine and cannot be fetched.
     """
-    folder = fetch(name, cache_dir)
-    with converted(folder):
-        return folder
-
-
-def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of a ruCLIP model, fetching it if need be; arguments and errors as in `load`."""
     if name not in RUCLIP_MODELS:
         raise DataError(f"there is no ruCLIP model {name!r}: {nearest(name, RUCLIP_MODELS)}")
     folder = None if cache_dir is None else Path(cache_dir) / name
-    if folder is not None and is_checkpoint(folder):
+    if folder is not None and is_ruclip(folder):
         return folder
     repository = f"ai-forever/{name}"
-    folder = fetch_repository(repository, FILES, folder)
+    folder = fetch_files(repository, FILES, folder)
     if missing := [file for file in FILES if not (folder / file).is_file()]:  # fetched in part, and offline now
         raise unfetched(repository, f"of its files are missing: {culprits(missing)}")
     return folder
 
 
-def delete_model(name: str, cache_dir: str | Path | None = None) -> None:
-    """Delete a fetched ruCLIP model, if it is there; arguments as in `load`."""
-    if cache_dir is not None:
-        shutil.rmtree(Path(cache_dir) / name, ignore_errors=True)
-        return
+def delete_ruclip(name: str, cache_dir: str | Path | None = None) -> None:
+    """Delete a fetched ruCLIP model, if it is there; arguments as in `fetch_ruclip`."""
+    cached = repo_folder_name(repo_id=f"ai-forever/{name}", repo_type="model")
+    folder = Path(constants.HF_HUB_CACHE, cached) if cache_dir is None else Path(cache_dir, name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+load = fetch_ruclip
+"""The name of `fetch_ruclip` in the published package."""
+
+
+def _read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, CLIPModel]:
+    """Return configuration, tokenizer and the network in float32, after checking that the files fit together."""
+    bpe_path, config_path, weights_path = _files(folder)
     try:
-        cache = scan_cache_dir()
-    except CacheNotFound:
-        return
-    revisions = [r.commit_hash for repo in cache.repos if repo.repo_id == f"ai-forever/{name}" for r in repo.revisions]
-    cache.delete_revisions(*revisions).execute()
+        content = json.loads(config_path.read_bytes())
+        config = RuclipConfig.model_validate(content.get("ruclip", content))
+        with init_empty_weights():
+            network = CLIPModel(config.of_transformers())
+    except (OSError, AttributeError, ValidationError, StrictDataclassError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{config_path} is not the configuration of a ruCLIP model: {error}") from error
+    tokenizer = read_bpe(bpe_path)
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise ArtifactError(
+            f"the files of {folder} do not belong together: bpe.model has ids up to {largest}, config.json "
+            f"{config.vocab_size} tokens"
+        )
+    weights = _read_weights(weights_path)
+    try:
+        network.load_state_dict({name: weight.float().contiguous() for name, weight in weights.items()}, assign=True)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"the weights of {folder} must have the shapes its config.json calls for: {shorten(str(error), 300)}"
+        ) from error
+    return config, tokenizer, network
 
 
-def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) -> str:
-    """Write a CLIP-like encoder, with some weights replaced, as a folder that `load_encoder` and transformers read.
+def _read_weights(path: Path) -> Weights:
+    """Return the weights under the names of `transformers.CLIPModel`."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except Exception as error:  # torch.load raises almost any class for hostile bytes
+        reason = (str(error) or type(error).__name__).split("\n", 1)[0]
+        raise ArtifactError(f"{path} is damaged, or holds more than weights ({reason}): fetch it again") from error
+    if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
+        raise ArtifactError(f"{path} must hold named weights and nothing else, found a {type(state).__name__}")
+    if wrong := [name for name, weight in state.items() if not (isinstance(name, str) and _is_plain(weight))]:
+        raise ArtifactError(
+            f"weights must have names, and be dense, real and finite, those of {path} are otherwise: "
+            f"{culprits(wrong)}: fetch it again"
+        )
+    return _renamed(state) if path.suffix == ".bin" else state
 
-    Args:
-        encoder: computes with PyTorch; it is not changed.
-        weights: parameters of its model by name.
-        folder: takes the place of an older one.
+
+def _is_plain(weight: Tensor) -> bool:
+    """Return whether a tensor is dense, real and finite, and not a view that repeats a few bytes endlessly."""
+    return (
+        weight.dtype in _REAL
+        and weight.device.type == "cpu"
+        and weight.layout == torch.strided
+        and not weight.is_nested
+        and weight.untyped_storage().nbytes() >= weight.numel() * weight.element_size()
+        and bool(weight.float().isfinite().all())
+    )
+
+
+_RENAMED = (
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^text_projection$", "text_projection.weight"),
+)
+
+
+def _renamed(state: Weights) -> Weights:
+    """Return the weights of ruCLIP under the names of `transformers.CLIPModel`."""
+    weights: Weights = {}
+    for name, weight in state.items():
+        new = name
+        for pattern, replacement in _RENAMED:
+            new = re.sub(pattern, replacement, new)
+        if ".in_proj_" in new and weight.ndim and len(weight) % 3 == 0:
+            for part, share in zip("qkv", weight.chunk(3), strict=True):
+                weights[new.replace(".in_proj_", f".{part}_proj.")] = share
+        else:
+            is_transposed = new in ("visual_projection.weight", "text_projection.weight") and weight.ndim == 2
+            weights[new] = weight.T if is_transposed else weight
+    return weights
+
+
+def read_bpe(path: str | Path) -> Tokenizer:
+    """Read a `bpe.model`.
 
     Returns:
-        The name to give to `load_encoder`, with the options of `encoder`.
+        A tokenizer that lower-cases, segments, and adds begin and end: `[2] + ids + [3]`, without truncation.
 
     Raises:
-        DataError: the encoder is not CLIP-like, or its model has no such weights.
-    """
-    image, text = (tower.preparation for tower in clip_towers(encoder))
-    model = torch_network_of(encoder).model
-    unknown = set(weights) - set(model.state_dict())
-    if unknown:
-        raise DataError(f"weights replace those of the model, it has no {sorted(unknown)}")
-    state = {**model.state_dict(), **weights}
-    with replacing_folder(folder) as new:
-        parts = {name: weight.float().cpu().contiguous().clone() for name, weight in state.items()}
-        save_file(parts, new / "model.safetensors", metadata={"format": "pt"})
-        model.config.save_pretrained(new)
-        shutil.copymode(new / "config.json", new / "model.safetensors")  # safetensors lets only the owner read
-        image.save(new)
-        _, limits = text.save(new)
-        if isinstance(image, SquarePreparation):
-            marker = Marker(
-                format=FORMAT,
-                size_px=image.size_px,
-                mean=image.mean,
-                std=image.std,
-                max_tokens=limits["max_tokens"],
-                sha256={},
-            )
-            write_marker(new, marker)
-    return str(replace(EncoderSpec.parse(encoder.name), base=str(folder.resolve())))
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder holds a ruCLIP checkpoint."""
-    return all((folder / name).is_file() for name in FILES)
-
-
-@contextmanager
-def converted(folder: Path) -> Iterator[tuple[Path, Marker]]:
-    """Yield the folder of a converted checkpoint and its marker, valid within the context.
-
-    Raises:
-        ArtifactError: the checkpoint is damaged or foreign.
-    """
-    target = folder / _CONVERTED
-    is_writable = os.access(folder, os.W_OK)
-    with (
-        FileLock(folder / f".{_CONVERTED}.lock") if is_writable else nullcontext()
-    ):  # one process converts, others wait
-        marker = _current(folder, target)
-        if marker is None and is_writable:
-            logger.info("converting %s", folder)
-            with replacing_folder(target) as new:
-                marker = _convert(folder, new)
-    if marker is not None:
-        yield target, marker
-        return
-    logger.info("%s is read-only: its conversion is not kept", folder)
-    with tempfile.TemporaryDirectory(prefix="ruclip.") as temporary:
-        yield Path(temporary), _convert(folder, Path(temporary))
-
-
-def read_marker(folder: Path) -> Marker:
-    """Read the marker of a converted checkpoint, and check the files against it.
-
-    Raises:
-        ArtifactError: the folder is not a converted checkpoint, or was changed.
+        ArtifactError: the file is missing, has another format, or does not fit ruCLIP.
     """
     try:
-        marker = Marker.model_validate_json((folder / MARKER).read_bytes())
-        if marker.format > FORMAT:
-            raise ArtifactError(f"{folder} has format {marker.format}, this version reads {FORMAT}: upgrade")
-        wrong = [name for name in _CONVERTED_FILES if sha256_of(folder / name) != marker.sha256.get(name)]
-    except (OSError, ValidationError) as error:
-        raise ArtifactError(f"{folder} is not a converted ruCLIP checkpoint ({error}): delete the folder") from error
-    if wrong:
-        raise ArtifactError(f"{culprits(wrong)} of {folder} was changed after it was written: delete the folder")
-    return marker
-
-
-def write_marker(folder: Path, marker: Marker) -> Marker:
-    """Write `ruclip.json` with the sha256 of the files next to it, and return it."""
-    complete = marker.model_copy(update={"sha256": {name: sha256_of(folder / name) for name in _CONVERTED_FILES}})
-    (folder / MARKER).write_text(complete.model_dump_json(indent=1), encoding="utf-8")
-    return complete
-
-
-def _source(folder: Path) -> dict[str, tuple[int, int]]:
-    return {name: ((folder / name).stat().st_size, (folder / name).stat().st_mtime_ns) for name in FILES}
-
-
-def _current(folder: Path, target: Path) -> Marker | None:
-    """Return the marker of an earlier conversion; `None` if it is missing, damaged, or older than the checkpoint."""
-    if not target.exists():
-        return None
-    try:
-        marker = read_marker(target)
-    except ArtifactError as error:
-        logger.warning("%s is converted again: %s", folder, error)
-        return None
-    return marker if marker.source == _source(folder) else None
-
-
-def _convert(folder: Path, target: Path) -> Marker:
-    config, tokenizer, weights = read_checkpoint(folder)
-    parts = {name: weight.float().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
-    save_file(parts, target / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(str(target / "tokenizer.json"))
-    # safetensors makes its file readable for the owner only
-    shutil.copymode(target / "tokenizer.json", target / "model.safetensors")
-    model_config = config.of_transformers()
-    model_config.architectures = ["CLIPModel"]
-    model_config.save_pretrained(target)
-    marker = Marker(
-        format=FORMAT,
-        size_px=config.image_resolution,
-        mean=config.mean or _MEAN,
-        std=config.std or _STD,
-        max_tokens=config.context_length,
-        sha256={},
-        source=_source(folder),
+        vocabulary, merges = _parse(Path(path).read_text(encoding="utf-8"))
+        model = BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, fuse_unk=True)
+    except (OSError, ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
+        raise ArtifactError(
+            f"{path} must be a bpe.model in YouTokenToMe's text format ({error!r}): fetch the checkpoint again"
+        ) from error
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Sequence(
+        [Split(_WHITE_SPACE, "removed"), Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False)]
     )
-    return write_marker(target, marker)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, BEGIN_ID), (END, END_ID)]
+    )
+    return tokenizer
+
+
+def _parse(text: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return token -> id, and the merges by priority."""
+    lines = [[int(number) for number in line.split()] for line in text.strip().split("\n")]
+    n_characters, n_rules = lines[0]
+    if len(lines) != n_characters + n_rules + 2:
+        raise ValueError(f"{n_characters + n_rules + 2} lines are promised, found {len(lines)}")
+    names = {number: chr(code_point) for code_point, number in lines[1 : n_characters + 1]}
+    merges = []
+    for left, right, result in lines[n_characters + 1 : -1]:
+        merges.append((names[left], names[right]))
+        names[result] = names[left] + names[right]
+        if len(names[result]) > _MAX_TOKEN_CHARS:
+            raise ValueError(f"a token has at most {_MAX_TOKEN_CHARS} characters, found {len(names[result])}")
+    unknown, pad, begin, end = lines[-1]
+    if (pad, begin, end) != (PAD_ID, BEGIN_ID, END_ID):
+        raise ValueError(f"ruCLIP has padding 0, begin 2 and end 3, found {pad}, {begin} and {end}")
+    if len(names) != n_characters + n_rules or {unknown, pad, begin, end} & set(names):
+        raise ValueError("an id is given twice")
+    vocabulary = {name: number for number, name in names.items()}
+    if len(vocabulary) != len(names):
+        raise ValueError("two rules make the same token")
+    return {**vocabulary, PAD: PAD_ID, UNKNOWN: unknown, BEGIN: BEGIN_ID, END: END_ID}, merges

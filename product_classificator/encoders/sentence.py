@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from product_classificator.encoders.base import Dtype, check_threads, unit_rows
+from product_classificator.encoders.base import Dtype, unit_rows
 from product_classificator.encoders.huggingface import (
     REPORTED,
     fetch_model,
     fingerprint_of,
+    foreign,
     model_files,
-    quiet_loading,
     refuse_invented,
-    unreadable,
 )
 from product_classificator.encoders.torch_clip import Compute, computing
-from product_classificator.errors import MissingExtraError, ProductClassificatorError
+from product_classificator.errors import MissingExtraError
 from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
@@ -36,17 +35,14 @@ _PARTS = ("*/*.json", "*/*.txt", "*/*.model", "*/model*.safetensors", "*/pytorch
 
 
 class SentenceTexts:
-    """The text tower; see `TextTower`. `model` is a `SentenceTransformer`."""
+    """The text tower; `model` is a `SentenceTransformer`."""
 
     def __init__(self, model: Any, fingerprint: str, threads: int) -> None:
-        self._model = model
-        self._threads = threads
-        self.fingerprint = fingerprint
-        self.dim = 0
+        self._model, self._threads = model, threads
+        self.fingerprint, self.dim = fingerprint, 0
         self.dim = self.encode(["", "a"]).shape[1]
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """Return the (n, dim) float32 unit vectors of raw texts."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
         # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
@@ -58,14 +54,12 @@ class SentenceTexts:
         return unit_rows(vectors.astype(np.float32))
 
 
-def load_sentence_encoder(
-    name: str, *, device: str = "cpu", threads: int | None = None, dtype: Dtype = "auto"
-) -> SentenceTexts:
+def load_sentence_texts(name: str, device: str = "cpu", dtype: Dtype = "auto", threads: int = 1) -> SentenceTexts:
     """Load a text tower by its folder or repository; other arguments as in `load_encoder`.
 
     Raises:
         ArtifactError: the model is not on this machine and cannot be fetched, is damaged, or brings code of its own.
-        DataError: there is no such device or number format, or there are fewer cores.
+        DataError: there is no such device.
         MissingExtraError: sentence-transformers is not installed.
     """
     compute = Compute(device, dtype, threads)
@@ -74,30 +68,25 @@ def load_sentence_encoder(
     except ImportError as error:
         raise MissingExtraError(f"a text encoder of its own (+st:{name})", "sentence-transformers") from error
     folder = Path(name).resolve() if Path(name).is_dir() else fetch_model(name, *_CONFIGS, *_PARTS)
-    try:
-        with quiet_loading():
-            model = SentenceTransformer(
-                str(folder),
-                device=compute.device,
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"dtype": compute.load_dtype},
-            )
-            modules = _modules(folder)
-            network = model.transformers_model
-            if isinstance(network, PreTrainedModel) and (modules[0] / "config.json").is_file():
-                # The library does not report missing weights, so the network is read again.
-                options = {"dtype": network.dtype, "local_files_only": True, **REPORTED}
-                refuse_invented(modules[0], type(network).from_pretrained(modules[0], **options)[1])
+    with foreign(folder, "a model of sentence-transformers"):
+        model = SentenceTransformer(
+            str(folder),
+            device=compute.device,
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"dtype": compute.load_dtype},
+        )
+        modules = _modules(folder)
+        network = model.transformers_model
+        if isinstance(network, PreTrainedModel) and (modules[0] / "config.json").is_file():
+            # The library does not report missing weights, so the network is read again.
+            options = {"dtype": network.dtype, "local_files_only": True, **REPORTED}
+            refuse_invented(modules[0], type(network).from_pretrained(modules[0], **options)[1])
         configs = [path for pattern in _CONFIGS for path in folder.glob(pattern)]
         parts = [path for module in modules if module != folder for path in module.rglob("*") if path.is_file()]
         files = {*model_files(folder), *configs, *parts}
         fingerprint = fingerprint_of("st", folder, files, f"{model.max_seq_length} tokens")
-        return SentenceTexts(model, fingerprint, check_threads(compute.threads))
-    except ProductClassificatorError:
-        raise
-    except Exception as error:  # a foreign folder fails with any of two dozen classes
-        raise unreadable(folder, "a model of sentence-transformers", error) from error
+        return SentenceTexts(model, fingerprint, compute.threads)
 
 
 def _modules(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from product_classificator.catalog.catalog import Catalog
 from product_classificator.embeddings.embed import EmbeddedCatalog
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
-from product_classificator.encoders.ruclip import save_encoder
+from product_classificator.encoders.huggingface import save_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluation import Evaluation, write_comparison, write_learning_curves

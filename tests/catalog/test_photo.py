@@ -59,7 +59,7 @@ def test_a_photo_keeps_twice_what_its_encoder_sees():
     assert square.min_decode_size((900, 1200)) == (448, 598)
     assert SquarePreparation(224, (0.5,) * 3, (0.5,) * 3, "letterbox").min_decode_size((900, 1200)) == (336, 448)
     assert square.min_decode_size((300, 200)) == (300, 200)
-    lite = load_lite().image
+    lite = load_lite()[0]
     assert lite.min_decode_size((1200, 900)) == (448, 336)
     for tower in (square, lite):
         exact, near = (np.asarray(tower.prepare(decode(card(), s)), dtype=float) for s in (None, tower.min_decode_size))

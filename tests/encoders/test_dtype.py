@@ -8,7 +8,7 @@ from PIL import Image
 
 from product_classificator.encoders import load_encoder, torch_clip
 from product_classificator.encoders.clip import dtype_of
-from product_classificator.encoders.torch_clip import computing, cpu_flags, fastest_dtype, torch_network_of
+from product_classificator.encoders.torch_clip import computing, fastest_dtype, torch_network_of
 from product_classificator.errors import DataError
 from tests.encoders.tiny_ruclip import write_checkpoint
 
@@ -30,17 +30,24 @@ def exact(model):
 def amx(monkeypatch):
     """A CPU that is fastest in bfloat16, and networks that are worth it."""
     monkeypatch.setattr(torch_clip, "MIN_PARAMETERS", 0)
-    monkeypatch.setattr(torch_clip, "cpu_flags", lambda: frozenset({"avx512_vnni", "amx_bf16"}))
+    monkeypatch.setattr(torch_clip, "fastest_dtype", lambda: "bfloat16")
 
 
-def test_the_instruction_set_decides_the_number_format(tmp_path):
-    assert fastest_dtype({"avx2", "avx512_vnni", "amx_bf16"}) == "bfloat16"
-    assert fastest_dtype({"avx2", "avx_vnni"}) == fastest_dtype({"avx2"}) == "int8"
-    assert fastest_dtype({"sse4_2"}) == fastest_dtype(()) == "float32"
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("avx2 avx512_vnni amx_bf16", "bfloat16"),
+        ("fpu avx2 avx_vnni", "int8"),
+        ("fpu avx2", "int8"),
+        ("sse4_2", "float32"),
+        ("", "float32"),
+    ],
+)
+def test_the_instruction_set_decides_the_number_format(tmp_path, flags, dtype):
     cpuinfo = tmp_path / "cpuinfo"
-    assert cpu_flags(cpuinfo) == frozenset()
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert cpu_flags(cpuinfo) == {"fpu", "avx2", "avx_vnni"}
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert fastest_dtype(cpuinfo) == dtype
+    assert fastest_dtype(tmp_path / "none") == "float32"
 
 
 def test_a_faster_format_that_agrees_is_kept_and_float32_dropped(model, exact, amx):
@@ -71,7 +78,7 @@ def test_a_format_whose_first_vectors_differ_gives_way_to_float32(model, exact, 
 
 def test_tiny_networks_compute_in_float32_on_every_cpu(model, amx, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(torch_clip, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr(torch_clip, "fastest_dtype", lambda: "bfloat16")
     assert dtype_of(load_encoder(model, threads=1)) == "float32"
 
 

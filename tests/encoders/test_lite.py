@@ -9,8 +9,8 @@ from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, cores, load_encoder
+from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.encoders.lite import _ONE_BLAS_THREAD, LEVELS, PARTS
-from product_classificator.encoders.onnx_export import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.errors import DataError
 
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from product_classificator.encoders import EncoderSpec, cores, embed_labels, load_encoder
-from product_classificator.encoders.checkpoint import read_bpe
 from product_classificator.encoders.clip import batches_of, clip_towers, images_per_batch, token_windows
-from product_classificator.encoders.onnx import export_encoder
-from product_classificator.encoders.preprocessing import SquarePreparation, TokenPreparation
+from product_classificator.encoders.onnx_export import export_encoder
+from product_classificator.encoders.preprocessing import SquarePreparation, TextPreparation
+from product_classificator.encoders.ruclip import read_bpe
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean_published
 from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
@@ -111,7 +111,7 @@ def test_names_of_special_tokens_in_a_text_are_plain_letters(encoder):
 
 def test_a_text_is_lower_cased_as_a_whole(tmp_path):
     (tmp_path / "bpe.model").write_text("6 0\n9601 4\n959 5\n963 6\n962 7\n966 8\n105 9\n1 0 2 3\n")
-    preparation = TokenPreparation(read_bpe(tmp_path / "bpe.model"), pad_id=0, max_tokens=77)
+    preparation = TextPreparation(read_bpe(tmp_path / "bpe.model"), pad_id=0, max_tokens=77, lowers=True)
     (shouted, lowered, _), _ = preparation.windows(["ΣΟΦΟΣ", "ΣΟΦΟΣ".lower(), "İΣ"])
     assert shouted == lowered == [2, 4, 6, 5, 8, 5, 7, 3]
 
@@ -208,8 +208,8 @@ def test_an_export_cannot_be_exported_again_nor_change_its_number_format(exporte
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("text.onnx", "broken", "cannot be read .*: export again"),
-        ("tokenizer.json", "{}", "the preparation in .* cannot be read"),
+        ("text.onnx", "broken", r"text.onnx \(1 in all\) of .* is missing or was changed since the export"),
+        ("tokenizer.json", "{}", r"tokenizer.json \(1 in all\) of .* is missing or was changed"),
         ("encoder.json", "{}", "does not describe an exported encoder"),
     ],
 )
@@ -224,7 +224,7 @@ def test_an_export_that_promises_other_widths_is_refused(exported, tmp_path):
     damaged = shutil.copytree(exported, tmp_path / "damaged")
     facts = json.loads((damaged / "encoder.json").read_text())
     (damaged / "encoder.json").write_text(json.dumps({**facts, "text": {**facts["text"], "dim": 300}}))
-    with pytest.raises(ArtifactError, match="promises other widths than the text tower has"):
+    with pytest.raises(ArtifactError, match="promises other widths than the towers have"):
         load_encoder(str(damaged))
 
 
@@ -233,11 +233,14 @@ def test_only_float32_is_exported(folder, tmp_path):
         export_encoder(load_encoder(str(folder), dtype="bfloat16"), tmp_path / "onnx")
 
 
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_onnx_asks_for_cuda_where_the_runtime_has_it(exported, device, monkeypatch):
+def test_an_export_refuses_a_device_that_it_cannot_use(exported, monkeypatch):
+    with pytest.raises(DataError, match="this export computes on the CPU or CUDA, got 'mps': use 'cpu'"):
+        load_encoder(str(exported), device="mps")
+    with pytest.raises(DataError, match="ONNX Runtime finds no CUDA here, got device 'cuda:1': use 'cpu'"):
+        load_encoder(str(exported), device="cuda:1")
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):  # the runtime of this machine may have none
-        load_encoder(str(exported), device=device, threads=1)
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):  # asked for, but this machine has none
+        assert load_encoder(str(exported), device="auto").image.encode(photos(1)).shape == (1, CONFIG["embed_dim"])
 
 
 def test_an_encoder_without_towers_cannot_be_exported():
@@ -255,8 +258,8 @@ def test_pixels_and_embeddings_are_those_of_the_original_code(tmp_path):
     pixels = encoder.image.preparation.inputs(images)["pixel_values"]
     for name, found, known in zip(names["images"], pixels, golden["pixel_values"], strict=True):
         assert np.abs(found - known).max() <= (2e-2 if name.endswith(".jpg") else 1e-5), name
-    of_images = encoder.image.network.image_features({"pixel_values": golden["pixel_values"]})
-    of_texts = encoder.text.network.text_features({"input_ids": golden["input_ids"].astype(np.int64)})
+    of_images = encoder.image.network.features("image", {"pixel_values": golden["pixel_values"]})
+    of_texts = encoder.text.network.features("text", {"input_ids": golden["input_ids"].astype(np.int64)})
     for found, known in ((of_images, golden["image_embeds_normalized"]), (of_texts, golden["text_embeds_normalized"])):
         assert np.abs(found / np.linalg.norm(found, axis=1, keepdims=True) - known).max() < 1e-5
     assert np.abs(encoder.text.encode(names["texts"]) - golden["text_embeds_normalized"]).max() < 1e-5

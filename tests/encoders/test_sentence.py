@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from product_classificator.encoders import huggingface
-from product_classificator.encoders.sentence import load_sentence_encoder
+from product_classificator.encoders.sentence import load_sentence_texts
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from tests.encoders.tiny_models import save_bert, save_clip, tiny_hub
 
@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(saved):
-    return load_sentence_encoder(str(saved), threads=1)
+    return load_sentence_texts(str(saved), threads=1)
 
 
 @pytest.fixture
@@ -68,15 +68,15 @@ def test_the_500th_token_of_a_text_still_counts(encoder):
 
 def test_the_fingerprint_names_the_files_wherever_they_lie(encoder, folder):
     assert encoder.fingerprint.startswith("st-")
-    assert load_sentence_encoder(str(folder), dtype="bfloat16").fingerprint == encoder.fingerprint
+    assert load_sentence_texts(str(folder), dtype="bfloat16").fingerprint == encoder.fingerprint
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": "cls"}))
-    pooled = load_sentence_encoder(str(folder)).fingerprint
+    pooled = load_sentence_texts(str(folder)).fingerprint
     change(folder / "model.safetensors", "embeddings.LayerNorm.bias")
-    assert len({encoder.fingerprint, pooled, load_sentence_encoder(str(folder)).fingerprint}) == 3
+    assert len({encoder.fingerprint, pooled, load_sentence_texts(str(folder)).fingerprint}) == 3
 
 
 def test_a_bare_network_is_averaged_over_its_tokens_with_a_warning(saved, encoder, caplog):
-    bare = load_sentence_encoder(str(saved.parent / "bert"))
+    bare = load_sentence_texts(str(saved.parent / "bert"))
     assert "has no modules.json: the vectors of its tokens are averaged" in caplog.text
     assert np.allclose(bare.encode(["red"]), encoder.encode(["red"]), atol=1e-6)
 
@@ -85,22 +85,22 @@ def test_a_text_stays_a_text_where_the_model_could_read_photos(tmp_path, monkeyp
     folder = save_clip(tmp_path / "clip")
     (tmp_path / "red.png").write_text("no photo")
     monkeypatch.chdir(tmp_path)
-    encoder = load_sentence_encoder(str(folder))
+    encoder = load_sentence_texts(str(folder))
     texts = ["red.png", "https://localhost/red.png", "data:image/png;base64,AAAA"]
     assert np.allclose(np.linalg.norm(encoder.encode(texts), axis=1), 1, atol=1e-5)
 
 
 def test_loading_and_encoding_print_nothing(saved, capfd):
-    load_sentence_encoder(str(saved)).encode(["red"])
+    load_sentence_texts(str(saved)).encode(["red"])
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_missing_pooler_does_not_matter_but_other_missing_weights_do(folder):
     change(folder / "model.safetensors", "pooler.dense.weight", to=None)
-    load_sentence_encoder(str(folder))
+    load_sentence_texts(str(folder))
     change(folder / "model.safetensors", "embeddings.LayerNorm.bias", to=None)
     with pytest.raises(ArtifactError, match=r"do not hold embeddings.LayerNorm.bias \(1 in all\)"):
-        load_sentence_encoder(str(folder))
+        load_sentence_texts(str(folder))
 
 
 def evil(folder):
@@ -122,14 +122,14 @@ def evil(folder):
 def test_a_damaged_or_foreign_folder_is_refused(folder, damage):
     damage(folder)
     with pytest.raises(ArtifactError, match=r"must hold a model of sentence-transformers, with .* reading it failed"):
-        load_sentence_encoder(str(folder))
+        load_sentence_texts(str(folder))
 
 
 def test_what_is_fetched_suffices_and_is_not_more(folder, encoder, monkeypatch, tmp_path):
     for name in ("README.md", "pytorch_model.bin", "model.onnx", "code.py"):
         (folder / name).write_text("not needed")
     monkeypatch.setattr(huggingface, "snapshot_download", tiny_hub(folder, tmp_path / "cache"))
-    assert load_sentence_encoder("shop/model").fingerprint == encoder.fingerprint
+    assert load_sentence_texts("shop/model").fingerprint == encoder.fingerprint
     assert not {"README.md", "pytorch_model.bin", "model.onnx", "code.py"} & {
         path.name for path in (tmp_path / "cache").iterdir()
     }
@@ -146,24 +146,24 @@ def test_a_root_in_the_older_format_is_fetched_beside_a_part_in_the_newer(folder
     (source / "model.safetensors").unlink()
     assert (source / "2_Dense/model.safetensors").is_file()
     monkeypatch.setattr(huggingface, "snapshot_download", tiny_hub(source, tmp_path / "cache"))
-    fetched = load_sentence_encoder("shop/model")
+    fetched = load_sentence_texts("shop/model")
     assert fetched.dim == 8
-    assert fetched.fingerprint == load_sentence_encoder(str(source)).fingerprint
+    assert fetched.fingerprint == load_sentence_texts(str(source)).fingerprint
 
 
 def test_a_repository_that_cannot_be_fetched_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ArtifactError, match="shop/unknown is not on this machine and cannot be fetched"):
-        load_sentence_encoder("shop/unknown")
+        load_sentence_texts("shop/unknown")
 
 
 def test_an_unknown_device_is_named(saved):
     with pytest.raises(DataError, match="there is no device 'quantum'"):
-        load_sentence_encoder(str(saved), device="quantum")
+        load_sentence_texts(str(saved), device="quantum")
 
 
 def test_the_missing_extra_is_named(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingExtraError, match=r"needs an extra .* 'product_classificator\[sentence-transformers\]'"):
-        load_sentence_encoder(str(saved))
+        load_sentence_texts(str(saved))

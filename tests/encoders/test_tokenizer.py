@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from product_classificator.encoders.checkpoint import read_bpe
+from product_classificator.encoders.ruclip import read_bpe
 from product_classificator.errors import ArtifactError
 from tests.encoders.tiny_ruclip import write_bpe
 

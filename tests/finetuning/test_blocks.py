@@ -5,7 +5,7 @@ from PIL import Image
 
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.clip import clip_towers, token_windows
-from product_classificator.encoders.ruclip import save_encoder
+from product_classificator.encoders.huggingface import save_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.finetuning.blocks import Tail, hidden_states
