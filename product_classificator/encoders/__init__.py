@@ -62,26 +62,22 @@ def load_encoder(
         return load_exported(Path(name), device, threads)
     shares_space = spec.base != "lite" and not spec.text_encoder
     if spec.base == "lite":
-        image, text = _load_lite(spec, device, threads)
+        from product_classificator.encoders.lite import load_lite
+
+        if device not in ("cpu", "auto") and not spec.text_encoder:
+            raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
+        if spec.letterbox or spec.windows:
+            raise DataError(f"the encoder 'lite' pads photos and reads long texts already, got {name!r}: leave it out")
+        image, text = load_lite(threads)
     else:
         spec, image, text = _load_clip(spec, cache_dir, device, dtype, threads)
     if spec.text_encoder:
-        from product_classificator.encoders.sentence import load_sentence_texts
+        from product_classificator.encoders.huggingface import load_sentence_texts
 
         text = load_sentence_texts(spec.text_encoder, device, dtype, threads)
         if Path(spec.text_encoder).is_dir():
             spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
     return Encoder(str(spec), image, CleanedTexts(text) if spec.clean else text, shares_space)
-
-
-def _load_lite(spec: EncoderSpec, device: str, threads: int) -> tuple[ImageTower, TextTower]:
-    if device not in ("cpu", "auto") and not spec.text_encoder:
-        raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
-    if spec.letterbox or spec.windows:
-        raise DataError(f"the encoder 'lite' pads photos and reads long texts already, got {str(spec)!r}: leave it out")
-    from product_classificator.encoders.lite import load_lite
-
-    return load_lite(threads)
 
 
 def _load_clip(

@@ -1,6 +1,7 @@
 """An encoder is two towers, one for images and one for texts, and the name it is loaded by."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -58,16 +59,9 @@ def is_exported(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The name of an encoder, parsed: `<encoder>[+letterbox][+windows][+clean][+st:<text encoder>]`.
+    """The name of an encoder, parsed: `<encoder>[+letterbox][+windows][+clean][+st:<text encoder>]`; see `OPTIONS`.
 
     Options change the vectors, so they are part of the name that runs and stores keep: training and use cannot differ.
-
-    Attributes:
-        base: `lite`, a ruCLIP model, a folder, or `hf:<repository or folder>`.
-        letterbox: images are padded, not cropped.
-        windows: long texts are read in windows.
-        clean: texts are cleaned as in the published system.
-        text_encoder: repository or folder of a separate text encoder.
     """
 
     base: str
@@ -78,32 +72,26 @@ class EncoderSpec:
 
     @classmethod
     def parse(cls, name: str) -> "EncoderSpec":
-        """Parse a name.
+        """Parse a name; raises `DataError` if there is nothing before the options, or an option comes twice.
 
         >>> EncoderSpec.parse("ruclip-vit-base-patch32-224+windows").windows
         True
-
-        Raises:
-            DataError: there is nothing before the options, or an option comes twice.
         """
-        base, separator, text_encoder = name.partition("+st:")
-        options: set[str] = set()
-        while option := next((option for option in _SWITCHES if base.endswith(option)), None):
-            if option in options:
-                raise DataError(f"an option of an encoder is given once, found {option!r} twice in {name!r}")
-            options.add(option)
-            base = base.removesuffix(option)
-        if not base or (separator and not text_encoder):
+        parts = re.fullmatch(r"(.+?)((?:\+(?:letterbox|windows|clean))*)(?:\+st:(.+))?", name, re.DOTALL)
+        if parts is None or parts[1].startswith(_SWITCHES) or name.endswith("+st:"):
             raise DataError(f"an encoder is written <encoder>{''.join(f'[{o}]' for o in OPTIONS)}, got {name!r}")
-        return cls(base, "+letterbox" in options, "+windows" in options, "+clean" in options, text_encoder or None)
+        options = parts[2].split("+")[1:]
+        if twice := {option for option in options if options.count(option) > 1}:
+            raise DataError(f"an option of an encoder is given once, found {'+' + twice.pop()!r} twice in {name!r}")
+        return cls(parts[1], "letterbox" in options, "windows" in options, "clean" in options, parts[3])
 
     def __str__(self) -> str:
         options = [option for option in _SWITCHES if getattr(self, option.removeprefix("+"))]
         return "".join([self.base, *options, *([f"+st:{self.text_encoder}"] if self.text_encoder else [])])
 
 
-class ImageTower(Protocol):
-    """Turns images into vectors.
+class Tower(Protocol):
+    """Turns images or texts into vectors.
 
     Attributes:
         fingerprint: identifies weights and preparation: equal fingerprints mean equal vectors.
@@ -115,6 +103,10 @@ class ImageTower(Protocol):
 
     @property
     def dim(self) -> int: ...
+
+
+class ImageTower(Tower, Protocol):
+    """Turns images into vectors."""
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the smallest (width, height) an image of `size` may be decoded at: twice what the tower needs."""
@@ -129,14 +121,8 @@ class ImageTower(Protocol):
         """Return the (n, dim) float32 unit vectors of RGB images, prepared or not."""
 
 
-class TextTower(Protocol):
-    """Turns texts into vectors; attributes as in `ImageTower`."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def dim(self) -> int: ...
+class TextTower(Tower, Protocol):
+    """Turns texts into vectors."""
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return the (n, dim) float32 unit vectors of raw texts."""
@@ -166,12 +152,10 @@ class Encoder:
 
     @property
     def image_dim(self) -> int:
-        """Length of an image vector."""
         return self.image.dim
 
     @property
     def text_dim(self) -> int:
-        """Length of a text vector."""
         return self.text.dim
 
 
@@ -206,13 +190,8 @@ def uncleaned(tower: TextTower) -> TextTower:
 def embed_labels(encoder: Encoder, labels: Sequence[str], templates: Sequence[str] | None = None) -> Floats:
     """Embed the names of labels, so that products can be compared with labels that have no examples.
 
-    Each name goes into several sentences whose vectors are averaged, since text towers are trained on sentences
-    (Radford et al. 2021). Names are never cleaned: they are not shop texts.
-
-    Args:
-        encoder: only its text tower is used.
-        labels: k names.
-        templates: sentences with `{}` for the name; `None`: `TEMPLATES`.
+    Each name goes into several sentences (with `{}` for the name; `None`: `TEMPLATES`) whose vectors are averaged,
+    since text towers are trained on sentences (Radford et al. 2021). Names are never cleaned: they are not shop texts.
 
     Returns:
         (k, text_dim) float32 unit vectors.

@@ -26,14 +26,7 @@ _PREPARED_AHEAD = 2
 
 
 class ClipNetwork(Protocol):
-    """Computes the features of both towers.
-
-    Attributes:
-        dim: width of the features of images and of texts.
-        dtype: number format it computes in.
-        tokens_per_batch: how many text tokens are best computed at once.
-        images_per_batch: how many images.
-    """
+    """Computes the features of both towers, `dim` wide, best this many at once, in the number format `dtype`."""
 
     dim: int
     dtype: str
@@ -112,11 +105,7 @@ class ClipTexts:
 
 
 def clip_towers(encoder: Encoder) -> tuple[ClipImages, ClipTexts]:
-    """Return the towers of a CLIP-like encoder, the text tower without its cleaning.
-
-    Raises:
-        DataError: the encoder is not CLIP-like, or has the text tower of another model.
-    """
+    """Return the towers of a CLIP-like encoder, without cleaning; raises `DataError` if one is not CLIP-like."""
     text = uncleaned(encoder.text)
     if not (isinstance(encoder.image, ClipImages) and isinstance(text, ClipTexts)):
         raise DataError(f"only CLIP-like encoders can be exported or fine-tuned, {encoder.name!r} is not one")
@@ -124,11 +113,7 @@ def clip_towers(encoder: Encoder) -> tuple[ClipImages, ClipTexts]:
 
 
 def token_windows(tower: TextTower, texts: Sequence[str]) -> Windows:
-    """Return the token ids of all windows of texts, and for each window the number of its text.
-
-    Raises:
-        DataError: the tower is not that of a CLIP-like encoder.
-    """
+    """Return the windows of texts; raises `DataError` if the tower is not that of a CLIP-like encoder."""
     if isinstance(tower, CleanedTexts):
         return token_windows(tower.inner, tower.cleaned(texts))
     if not isinstance(tower, ClipTexts):

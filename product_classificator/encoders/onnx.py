@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower
 from product_classificator.encoders.clip import ClipImages, ClipTexts, Side, images_per_batch, tokens_per_batch
@@ -26,23 +26,21 @@ from product_classificator.types import Floats
 
 _CUDA = "CUDAExecutionProvider"
 Kind = Literal["lite", "square", "processor", "tokens", "unused"]
-_PIXEL_AXES, _PATCH_PX = 4, 16  # (image, channel, height, width)
+_PATCH_PX = 16  # of most models; the file does not name it
 
 
-class TowerFacts(BaseModel):
+class TowerFacts(BaseModel, extra="forbid"):
     """One tower in `encoder.json`; `preparation` depends on the kind."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: Kind
     fingerprint: str
     dim: PositiveInt
     preparation: dict[str, Any] = {}
 
 
-class EncoderFacts(BaseModel):
+class EncoderFacts(BaseModel, extra="forbid"):
     """`encoder.json`; `cleans`: whether texts are cleaned as in the published system."""
 
-    model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
     name: str
     shares_space: bool
@@ -53,34 +51,27 @@ class EncoderFacts(BaseModel):
 
 
 class OnnxNetwork:
-    """The network of an exported CLIP-like encoder, on the CPU or with CUDA."""
+    """One exported tower of a CLIP-like encoder, on the CPU or with CUDA."""
 
     dtype = "float32"
 
-    def __init__(self, files: dict[Side, Path], device: str, threads: int) -> None:
+    def __init__(self, side: Side, path: Path, device: str, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         providers: list[Any] = ["CPUExecutionProvider"]
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
             providers.insert(0, (_CUDA, {"device_id": device.partition(":")[2] or "0"}))
-        self._sessions = {side: onnxruntime.InferenceSession(path, options, providers) for side, path in files.items()}
-        any_session = next(iter(self._sessions.values()))
-        used = "cuda" if _CUDA in any_session.get_providers() else "cpu"
+        self._session = onnxruntime.InferenceSession(path, options, providers)
+        used = "cuda" if _CUDA in self._session.get_providers() else "cpu"
         if device.startswith("cuda") and used == "cpu":
             raise DataError(f"ONNX Runtime finds no CUDA here, got device {device!r}: use 'cpu', or onnxruntime-gpu")
-        self.dim = int(any_session.get_outputs()[0].shape[1])
+        self.dim = int(self._session.get_outputs()[0].shape[1])
         self.tokens_per_batch = tokens_per_batch(used)
-        self.images_per_batch = images_per_batch(used, self._patches())
+        size_px = self._session.get_inputs()[0].shape[2:] if side == "image" else []
+        self.images_per_batch = images_per_batch(used, math.prod(pixels // _PATCH_PX for pixels in size_px))
 
-    def _patches(self) -> int | None:
-        """Return how many patches an image has if they are of a common size, which the file does not name."""
-        inputs = self._sessions["image"].get_inputs() if "image" in self._sessions else []
-        sizes = [each.shape[2:] for each in inputs if len(each.shape) == _PIXEL_AXES]
-        is_fixed = sizes and all(isinstance(side, int) for side in sizes[0])
-        return max(1, math.prod(side // _PATCH_PX for side in sizes[0])) if is_fixed else None
-
-    def features(self, side: Side, inputs: Inputs) -> Floats:
-        features: Floats = self._sessions[side].run(None, dict(inputs))[0]
+    def features(self, _: Side, inputs: Inputs) -> Floats:
+        features: Floats = self._session.run(None, dict(inputs))[0]
         return features.astype(np.float32, copy=False)
 
 
@@ -102,10 +93,7 @@ class UnexportedTower:
 
 
 def load_exported(folder: Path, device: str, threads: int) -> Encoder:
-    """Open what `export_encoder` wrote.
-
-    Returns:
-        The encoder, under the name and fingerprint of the original.
+    """Open what `export_encoder` wrote, under the name and fingerprint of the original.
 
     Raises:
         DataError: the networks cannot compute on this device.
@@ -113,21 +101,15 @@ def load_exported(folder: Path, device: str, threads: int) -> Encoder:
     """
     try:
         facts = EncoderFacts.model_validate_json((folder / EXPORTED).read_bytes())
+        wrong = [name for name, digest in facts.sha256.items() if sha256_of(folder / name) != digest]
     except (OSError, ValidationError) as error:
         raise ArtifactError(f"{folder / EXPORTED} does not describe an exported encoder ({error})") from error
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    wrong = [name for name, digest in facts.sha256.items() if name not in files or sha256_of(files[name]) != digest]
     if wrong:
-        raise ArtifactError(f"{culprits(wrong)} of {folder} is missing or was changed since the export: export again")
+        raise ArtifactError(f"{culprits(wrong)} of {folder} was changed since the export: export again")
     is_clip = bool({facts.image.kind, facts.text.kind} - {"lite", "unused"})
     if device not in ("cpu", "auto") and not (is_clip and device.startswith("cuda")):
         raise DataError(f"this export computes on the CPU{' or CUDA' if is_clip else ''}, got {device!r}: use 'cpu'")
-    try:
-        image, text = _load_towers(folder, facts, device, threads)
-    except (ArtifactError, DataError):
-        raise
-    except Exception as error:  # ONNX Runtime and tokenizers raise plain exceptions
-        raise ArtifactError(f"the networks in {folder} cannot be read ({error!r}): export again") from error
+    image, text = _load_towers(folder, facts, device, threads)
     if (image.dim, text.dim) != (facts.image.dim, facts.text.dim):
         raise ArtifactError(f"{EXPORTED} in {folder} promises other widths than the towers have: export again")
     return Encoder(facts.name, image, CleanedTexts(text) if facts.cleans else text, facts.shares_space)
@@ -136,18 +118,16 @@ def load_exported(folder: Path, device: str, threads: int) -> Encoder:
 def _load_towers(folder: Path, facts: EncoderFacts, device: str, threads: int) -> tuple[ImageTower, TextTower]:
     image: ImageTower = UnexportedTower(facts.image.fingerprint, facts.image.dim)
     text: TextTower = UnexportedTower(facts.text.fingerprint, facts.text.dim)
-    kinds: dict[Side, str] = {"image": facts.image.kind, "text": facts.text.kind}
-    files = {side: folder / onnx_file(side) for side, kind in kinds.items() if kind not in ("lite", "unused")}
-    if files:
-        network = OnnxNetwork(files, device, threads)
-    if "image" in files:
+    if facts.image.kind in ("square", "processor"):
         family = SquarePreparation if facts.image.kind == "square" else ProcessedImages
+        network = OnnxNetwork("image", folder / "image.onnx", device, threads)
         image = ClipImages(facts.image.fingerprint, network, family.load(folder, **facts.image.preparation))
-    if "text" in files:
+    if facts.text.kind == "tokens":
+        network = OnnxNetwork("text", folder / "text.onnx", device, threads)
         texts = TextPreparation.load(folder, **facts.text.preparation)
         text = ClipTexts(facts.text.fingerprint, network, texts)
     if facts.image.kind == "lite":
-        image = LiteImages(facts.image.fingerprint, threads, folder / onnx_file("image"))
+        image = LiteImages(facts.image.fingerprint, threads, folder / "image.onnx")
     if facts.text.kind == "lite":
         if facts.text.preparation != {name: sha256_of(path) for name, path in text_files().items()}:
             raise ArtifactError(
@@ -156,8 +136,3 @@ def _load_towers(folder: Path, facts: EncoderFacts, device: str, threads: int) -
             )
         text = LiteTexts(facts.text.fingerprint, threads)
     return image, text
-
-
-def onnx_file(side: Side) -> str:
-    """Return the name of the network of a tower."""
-    return f"{side}.onnx"

