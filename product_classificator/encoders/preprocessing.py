@@ -35,7 +35,7 @@ TOKENIZER = "tokenizer.json"
 class SquarePreparation:
     """Images as squares of `size_px`; `mean` and `std` of red, green and blue are shares of 255.
 
-    Its string is part of the fingerprint, its `kind` names the class in an export; `load` takes what `save` returned.
+    Its string is part of the fingerprint, its `kind` names the class in an export.
     """
 
     kind: ClassVar[Literal["square"]] = "square"
@@ -70,10 +70,6 @@ class SquarePreparation:
 
     def save(self, _: Path) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def load(cls, _: Path, **arguments: Any) -> "SquarePreparation":
-        return cls(**arguments)
 
 
 class ProcessedImages:

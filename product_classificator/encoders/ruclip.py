@@ -51,7 +51,6 @@ _WORD_MARK = "▁"
 _MAX_TOKEN_CHARS = 1_000  # each rule may double the longest, so a few dozen could fill the memory
 _WHITE_SPACE = Regex(f"[\\t-\\r {_WORD_MARK}]+")
 _HEAD_WIDTH = 64  # of the image tower; the configuration names only the heads of the text tower
-_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Spread = Annotated[float, Field(gt=0)]
 Weights = dict[str, Tensor]
@@ -107,8 +106,9 @@ def _files(folder: Path) -> tuple[Path, Path, Path]:
 def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[ClipImages, ClipTexts]:
     """Load the towers of a checkpoint, published or fine-tuned; raises `ArtifactError` if it is damaged."""
     config, tokenizer, model = _read_checkpoint(folder)
-    fit = "letterbox" if spec.letterbox else "crop"
-    images = SquarePreparation(config.image_resolution, config.mean, config.std, fit)
+    images = SquarePreparation(
+        config.image_resolution, config.mean, config.std, "letterbox" if spec.letterbox else "crop"
+    )
     texts = TextPreparation(
         tokenizer, PAD_ID, config.context_length, max_windows=MAX_WINDOWS if spec.windows else 1, lowers=True
     )
@@ -165,8 +165,10 @@ def _read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, CLIPModel]:
         found = f"bpe.model has ids up to {largest}, config.json {config.vocab_size} tokens"
         raise ArtifactError(f"the files of {folder} do not belong together: {found}")
     weights = _read_weights(weights_path)
+    # Copies are aligned in memory; elsewhere the same weights may round otherwise.
+    parts = {name: weight.float().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
     try:
-        network.load_state_dict({name: weight.float().contiguous() for name, weight in weights.items()}, assign=True)
+        network.load_state_dict(parts, assign=True)
     except RuntimeError as error:
         raise ArtifactError(
             f"the weights of {folder} must have the shapes its config.json calls for: {shorten(str(error), 300)}"
@@ -184,20 +186,20 @@ def _read_weights(path: Path) -> Weights:
     except Exception as error:  # torch.load raises almost any class for hostile bytes
         reason = (str(error) or type(error).__name__).split("\n", 1)[0]
         raise ArtifactError(f"{path} is damaged, or holds more than weights ({reason}): fetch it again") from error
-    if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
-        raise ArtifactError(f"{path} must hold named weights and nothing else, found a {type(state).__name__}")
-    if wrong := [name for name, weight in state.items() if not (isinstance(name, str) and _is_plain(weight))]:
+    named = state.items() if isinstance(state, dict) else [(type(state).__name__, None)]
+    if wrong := [name for name, weight in named if not (isinstance(name, str) and _is_plain(weight))]:
         raise ArtifactError(
-            f"weights must have names, and be dense, real and finite, those of {path} are otherwise: "
-            f"{culprits(wrong)}: fetch it again"
+            f"{path} must hold named weights, all dense, real and finite, and nothing else, found {culprits(wrong)}: "
+            "fetch it again"
         )
     return _renamed(state) if path.suffix == ".bin" else state
 
 
-def _is_plain(weight: Tensor) -> bool:
+def _is_plain(weight: object) -> bool:
     """Return whether a tensor is dense, real and finite, and not a view that repeats a few bytes endlessly."""
     return (
-        weight.dtype in _REAL
+        isinstance(weight, Tensor)
+        and weight.is_floating_point()
         and weight.device.type == "cpu"
         and weight.layout == torch.strided
         and not weight.is_nested
@@ -243,11 +245,7 @@ def _renamed(state: Weights) -> Weights:
 
 
 def read_bpe(path: str | Path) -> Tokenizer:
-    """Read a `bpe.model` as a tokenizer that lower-cases, segments, and adds begin and end: `[2] + ids + [3]`.
-
-    Raises:
-        ArtifactError: the file is missing, has another format, or does not fit ruCLIP.
-    """
+    """Read a `bpe.model` as a tokenizer that lower-cases, segments, and adds begin and end: `[2] + ids + [3]`."""
     try:
         vocabulary, merges = _parse(Path(path).read_text(encoding="utf-8"))
         model = BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, fuse_unk=True)

@@ -15,29 +15,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from product_classificator.encoders.base import Dtype, Encoder, unit_rows
-from product_classificator.encoders.clip import ClipNetwork, Side, clip_towers, images_per_batch, tokens_per_batch
+from product_classificator.encoders.clip import ClipNetwork, Side, batch_sizes, clip_towers
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
 
-MIN_COSINE = 0.99
-"""Below this cosine between a vector and that of float32, a number format is not used."""
-
-MIN_PARAMETERS = 10_000_000
-"""Smaller networks gain nothing from another number format, and tests with tiny ones answer alike on every CPU."""
-
+MIN_COSINE = 0.99  # between a vector and that of float32; below it, a number format is not used
+MIN_PARAMETERS = 10_000_000  # smaller networks gain nothing from another format, and tests answer alike on every CPU
 METHODS: Mapping[Side, str] = {"image": "get_image_features", "text": "get_text_features"}
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a network computes; the device "auto" becomes the GPU where there is one.
-
-    Raises:
-        DataError: there is no such device, or it has no such number format.
-    """
+    """Where and how a network computes, checked: raises `DataError`; "auto" becomes the GPU where there is one."""
 
     device: str
     dtype: Dtype = "auto"
@@ -91,8 +83,7 @@ class TorchNetwork:
         self.model = model.eval().to(compute.device)
         self.dim, self.folder = dim, folder
         self.device, self.threads = compute.device, compute.threads
-        self.tokens_per_batch = tokens_per_batch(compute.device)
-        self.images_per_batch = images_per_batch(compute.device, _patches(model))
+        self.tokens_per_batch, self.images_per_batch = batch_sizes(compute.device, _patches(model))
         self.dtype = str(compute.load_dtype).removeprefix("torch.")
         self._exact: PreTrainedModel | None = None
         self._unchecked: set[Side] = {"image", "text"}

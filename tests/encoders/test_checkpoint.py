@@ -78,8 +78,14 @@ def test_weights_in_the_format_of_older_versions_of_torch_are_read(folder):
         (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "is damaged, or holds more than weights"),
         (lambda f: (f / "pytorch_model.bin").write_bytes(b"x" * 999), "is damaged, or holds more than weights"),
         (lambda f: cut(f / "pytorch_model.bin"), "is damaged, or holds more than weights"),
-        (lambda f: torch.save([1, 2], f / "pytorch_model.bin"), "must hold named weights and nothing else"),
-        (lambda f: torch.save({"a": 1}, f / "pytorch_model.bin"), "must hold named weights and nothing else"),
+        (
+            lambda f: torch.save([1, 2], f / "pytorch_model.bin"),
+            "must hold named weights, all dense, real and finite, and nothing else",
+        ),
+        (
+            lambda f: torch.save({"a": 1}, f / "pytorch_model.bin"),
+            "must hold named weights, all dense, real and finite, and nothing else",
+        ),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_says_what_is_wrong(folder, damage, message):
@@ -104,7 +110,7 @@ def test_a_damaged_or_foreign_checkpoint_says_what_is_wrong(folder, damage, mess
 )
 def test_weights_that_are_no_plain_numbers_are_refused(folder, name, weight):
     torch.save({**weights(), name: weight}, folder / "pytorch_model.bin")
-    message = rf"must have names, and be dense, real and finite, .* otherwise: {name} \(1 in all\): fetch it again"
+    message = rf"must hold named weights, all dense, real and finite, .* found {name} \(1 in all\): fetch it again"
     with pytest.raises(ArtifactError, match=message):
         load_encoder(str(folder))
 

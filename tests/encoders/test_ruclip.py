@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from product_classificator.encoders import EncoderSpec, cores, embed_labels, load_encoder
-from product_classificator.encoders.clip import batches_of, clip_towers, images_per_batch, token_windows
+from product_classificator.encoders.clip import batch_sizes, batches_of, clip_towers, token_windows
 from product_classificator.encoders.onnx_export import export_encoder
 from product_classificator.encoders.preprocessing import SquarePreparation, TextPreparation
 from product_classificator.encoders.ruclip import read_bpe
@@ -282,12 +282,11 @@ def test_texts_are_batched_with_others_of_about_their_length() -> None:
     ("device", "size_px", "patch_px", "photos"), [("cpu", 384, 16, 1), ("cpu", 224, 32, 12), ("cuda", 224, 32, 408)]
 )
 def test_batches_of_photos_fit_the_cache_of_a_cpu_and_fill_a_gpu(device, size_px, patch_px, photos) -> None:
-    assert images_per_batch(device, (size_px // patch_px) ** 2) == photos
+    assert batch_sizes(device, (size_px // patch_px) ** 2)[1] == photos
 
 
 def test_towers_know_how_many_photos_they_take_at_once(encoder) -> None:
-    vision = encoder.image.network.model.config.vision_config
-    assert encoder.image.network.images_per_batch == images_per_batch(
-        "cpu", (vision.image_size // vision.patch_size) ** 2
-    )
-    assert encoder.image.network.tokens_per_batch == 600
+    network = encoder.image.network
+    vision = network.model.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    assert (network.tokens_per_batch, network.images_per_batch) == batch_sizes("cpu", patches) == (600, 150)
