@@ -68,10 +68,10 @@ def unique_names(names: Iterable[object], table: str) -> list[str]:
     for name in names:
         plain = trimmed = visible(str(name)).strip()
         repeats = 0
-        while plain and plain in unique:
+        while plain in unique:
             repeats += 1
             plain = f"{trimmed}.{repeats}"
-        if repeats:
+        if repeats and trimmed:
             logger.warning("%s repeats the column name %s: the later one is named %s", table, trimmed, plain)
         unique.append(plain)
     return unique

