@@ -14,13 +14,13 @@ import numpy as np
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import load_split
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, embed
+from product_classificator.embeddings.embed import EmbeddedChunk, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, evaluate
 from product_classificator.heads import MIN_PRECISION
 from product_classificator.runs import Run
-from product_classificator.training.near_duplicates import Signatures, is_near_duplicate
+from product_classificator.training.near_duplicates import Signatures, is_near_duplicate, near_duplicate_groups
 from product_classificator.types import Bools
 
 
@@ -75,7 +75,8 @@ def evaluate_run(
     products = embedded.embeddings
     is_read = (products.has_image & bool(bundle.image_dim)) | (products.has_text & bool(bundle.text_dim))
     is_usable = (embedded.set_aside() == "ok") & is_read
-    has_learned_id, is_alike = _seen(run, catalog, embedded)
+    signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
+    has_learned_id, is_alike = _seen(run, catalog, signatures)
     is_seen = is_usable & (has_learned_id | is_alike)
     rows = np.flatnonzero(is_usable & ~is_seen)
     if not is_usable.any():
@@ -87,16 +88,20 @@ def evaluate_run(
     if bundle.can_decide or min_precision is not None:
         predictions = bundle.with_decisions(predictions, embeddings, texts, min_precision or MIN_PRECISION)
     truth = catalog.truth()
-    evaluation = evaluate(predictions, {name: truth[name][rows] for name in names})
+    evaluation = evaluate(
+        predictions,
+        {name: truth[name][rows] for name in names},
+        groups=near_duplicate_groups(signatures.take(rows)),
+        left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
+    )
     by_id_alone = int((is_seen & ~is_alike).sum())
     return RunEvaluation(evaluation, len(rows), int(is_seen.sum()), by_id_alone, int((~is_usable).sum()))
 
 
-def _seen(run: Run, catalog: Catalog, embedded: EmbeddedCatalog) -> tuple[Bools, Bools]:
+def _seen(run: Run, catalog: Catalog, signatures: Signatures) -> tuple[Bools, Bools]:
     """Return (n,) which products have the id of a product that the run was trained on, and which are like one."""
     split, columns = load_split(run.split)
     is_learned = np.isin(split.names, ("train", "valid"))
     learned_ids = set(split.ids[is_learned]) - {""}
     has_learned_id = np.array([product_id in learned_ids for product_id in catalog.ids], dtype=bool)
-    signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
     return has_learned_id, is_near_duplicate(signatures, Signatures.from_table(columns).take(is_learned))

@@ -17,7 +17,7 @@ from product_classificator.cli.tables import columns_of, names, open_catalog, op
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
-from product_classificator.evaluation import Evaluation, evaluation_json
+from product_classificator.evaluation import Coverage, Evaluation, evaluation_json, of_all
 from product_classificator.files import write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
 from product_classificator.runs import Run
@@ -43,6 +43,7 @@ def train(options: Train) -> None:
     left_out = {name: len(labels) for name, labels in trained.fitted.left_out.items()}
     console.print_counts("labels with too few products to learn (listed in the report)", left_out)
     print_next(trained.run.report / "report.md", options)
+    print_warnings(trained.evaluation)
 
 
 def tune(options: Tune) -> None:
@@ -62,6 +63,7 @@ def tune(options: Tune) -> None:
     console.out.print(f"\nTest split of {options.table.name}; kept by validation: {kept}", soft_wrap=True)
     print_scores(tuned.evaluation)
     print_next(tuned.run.report / "tuning.md", options)
+    print_warnings(tuned.evaluation)
 
 
 def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:
@@ -96,6 +98,7 @@ def evaluate(options: Evaluate) -> None:
     print_scores(heldout.evaluation)
     if options.json is not None:
         write_text(options.json, json.dumps(evaluation_json(heldout.evaluation), ensure_ascii=False, indent=2))
+    print_warnings(heldout.evaluation)
 
 
 def audit(options: Audit) -> None:
@@ -150,14 +153,13 @@ def finetune_progress(total: int) -> Iterator[Callbacks]:
 
 def print_scores(evaluation: Evaluation) -> None:
     """Print macro-F1, its interval, accuracy and the number of products and labels of each characteristic."""
-    columns = ("macro-F1", "95 % interval", "accuracy", "products", "labels", "untrained")
+    columns = ("macro-F1", "95 % interval", "accuracy", "products", "labels")
     table = console.result_table("characteristic", *columns, right=columns)
     for name, score in evaluation.characteristics.items():
         interval = "-" if score.interval is None else f"{score.interval[0]:.3f}-{score.interval[1]:.3f}"
-        numbers = (score.n, len(score.labels), score.unknown_labels)
-        table.add_row(name, _score(score.macro_f1), interval, _score(score.accuracy), *map(str, numbers))
+        table.add_row(name, _score(score.macro_f1), interval, _score(score.accuracy), *_covered(score.coverage))
     table.add_section()
-    table.add_row("mean", _score(evaluation.mean_macro_f1), style="bold")
+    table.add_row("mean", _score(evaluation.mean_macro_f1), "", "", *_covered(evaluation.coverage), style="bold")
     console.out.print(table)
     if selective := evaluation.selective:
         shares = ", ".join(f"{name} {accepted.share:.0%}" for name, accepted in selective.characteristics.items())
@@ -165,6 +167,17 @@ def print_scores(evaluation: Evaluation) -> None:
             f"accepted at a target precision of {selective.min_precision:g}: {shares}; all characteristics for "
             f"{selective.share:.0%} of the products"
         )
+
+
+def print_warnings(evaluation: Evaluation) -> None:
+    """Print what a reader of the scores must know; the last lines of a command."""
+    for warning in evaluation.warnings:
+        console.log.print(f"Warning: {warning}", style="yellow")
+
+
+def _covered(coverage: Coverage) -> tuple[str, str]:
+    products, labels = of_all(coverage.products, coverage.all_products), of_all(coverage.labels, coverage.all_labels)
+    return products, labels
 
 
 def _score(value: float | None) -> str:

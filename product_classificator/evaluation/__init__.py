@@ -3,11 +3,13 @@
 The room knows neither encoders nor heads, so it also scores a rival's predictions.
 """
 
+from product_classificator.evaluation.coverage import Coverage
 from product_classificator.evaluation.metrics import CharacteristicScore, Confusion, Evaluation, evaluate
 from product_classificator.evaluation.report import (
     RunFacts,
     evaluation_json,
     markdown_table,
+    of_all,
     write_comparison,
     write_learning_curves,
     write_report,
@@ -16,11 +18,13 @@ from product_classificator.evaluation.report import (
 __all__ = [
     "CharacteristicScore",
     "Confusion",
+    "Coverage",
     "Evaluation",
     "RunFacts",
     "evaluate",
     "evaluation_json",
     "markdown_table",
+    "of_all",
     "write_comparison",
     "write_learning_curves",
     "write_report",

@@ -3,15 +3,18 @@
 - Macro-F1 is scikit-learn's: the mean F1 of all labels that are true or predicted for a scored product.
 - A product is scored if its label is known and was trained, and the product has a prediction. All others are counted
   under the first reason that applies: unlabelled, unknown label, not predicted.
-- The interval is the 95 % percentile bootstrap over products, one multinomial draw per resample over the distinct
-  (true, predicted) pairs. It lies low where many labels have few products: read it as a width, not as a test.
+- The interval is the 95 % percentile bootstrap over groups of near-identical products, which are right or wrong
+  together: one multinomial draw per resample over the kinds of groups that occur, by their (true, predicted) pairs.
+  It lies low where many labels have few products: read it as a width, not as a test.
+- Macro-F1 flatters where labels or products are left out, so what it covers is part of every score.
 - Multi-label characteristics are scored label by label: they have no confusions, and a product is right if its whole
   set of trained labels is.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from product_classificator.errors import DataError, culprits, nearest
+from product_classificator.evaluation.coverage import Coverage
 from product_classificator.evaluation.reliability import (
     Reliability,
     SelectiveScore,
@@ -26,7 +30,7 @@ from product_classificator.evaluation.reliability import (
     precision_by_coverage,
     score_selective,
 )
-from product_classificator.types import Bools, Floats, Predictions, Rows, Strings, Truth, strings
+from product_classificator.types import Bools, Floats, Predictions, Rows, Strings, Truth, iter_labels, strings
 
 _Labels = frozenset[str]
 _Counts = npt.NDArray[np.int64]
@@ -73,6 +77,7 @@ class CharacteristicScore:
         reliability: calibration of the scored products, or of the predicted labels if there can be several; `None`
             without any.
         precision_by_coverage: (share of the products with a true label, precision of the most confident such share).
+        coverage: labels and products behind `macro_f1`.
     """
 
     macro_f1: float | None
@@ -86,6 +91,7 @@ class CharacteristicScore:
     confusions: tuple[Confusion, ...]
     reliability: Reliability | None
     precision_by_coverage: tuple[tuple[float, float], ...]
+    coverage: Coverage
     is_multi_label: bool = False
 
 
@@ -97,16 +103,31 @@ class Evaluation:
         mean_macro_f1: mean over the characteristics that have a macro-F1, 0..1; `None` if none has.
         characteristics: name -> score, in the order of the predictions.
         products: number of evaluated products, scored or not.
+        groups: number of groups of near-identical products among them.
         seed, resamples: of the bootstrap.
+        coverage: labels and products behind `mean_macro_f1`, summed over characteristics.
+        warnings: a sentence for each characteristic that could not be learned or whose score covers too little.
         selective: scores of the accepted values; `None` if the predictions hold no decisions.
     """
 
     mean_macro_f1: float | None
     characteristics: Mapping[str, CharacteristicScore]
     products: int
+    groups: int
     seed: int
     resamples: int
+    coverage: Coverage
+    warnings: tuple[str, ...] = ()
     selective: SelectiveScore | None = None
+
+
+@dataclass(frozen=True)
+class _Bootstrap:
+    """How intervals are made; `groups` is the (n,) group of near-identical products of each product."""
+
+    groups: Rows
+    seed: int
+    resamples: int
 
 
 @dataclass(frozen=True)
@@ -118,30 +139,50 @@ class _LabelPairs:
     Attributes:
         count: (m,) products with each pair.
         indicators: (m, 3k) sparse, 1 where a label is correct, then where it is true, then where it is predicted.
+        group_count: (g,) groups of near-identical products of each kind; a kind is how often each pair occurs.
+        group_indicators: (g, 3k) sparse, the sum of `indicators` over the products of such a group.
     """
 
     pairs: Sequence[tuple[_Labels, _Labels]]
     count: Rows
     indicators: csr_matrix
+    group_count: Rows
+    group_indicators: csr_matrix
 
     @property
     def n_correct(self) -> int:
         """Products whose predicted labels are exactly the true ones."""
         return sum(int(n) for (true, predicted), n in zip(self.pairs, self.count, strict=True) if true == predicted)
 
-    def label_counts(self, count: Rows) -> _Counts:
-        """Return (3, k) correct, true and predicted products of each label if pair i occurs `count[i]` times."""
-        counts: _Counts = (self.indicators.T @ count).reshape(3, -1)
+    def label_counts(self) -> _Counts:
+        """Return (3, k) correct, true and predicted products of each label."""
+        counts: _Counts = (self.indicators.T @ self.count).reshape(3, -1)
+        return counts
+
+    def resampled_label_counts(self, random: np.random.Generator) -> _Counts:
+        """Return the same for as many groups, drawn with replacement."""
+        n = int(self.group_count.sum())
+        counts: _Counts = (self.group_indicators.T @ random.multinomial(n, self.group_count / n)).reshape(3, -1)
         return counts
 
 
-def evaluate(predictions: Predictions, truth: Truth, *, seed: int = 0, resamples: int = 1000) -> Evaluation:
+def evaluate(
+    predictions: Predictions,
+    truth: Truth,
+    *,
+    groups: Rows | None = None,
+    left_out: Mapping[str, Collection[str]] = MappingProxyType({}),
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Evaluation:
     """Score predictions of any origin against the true labels.
 
     Args:
         predictions: of n products.
         truth: characteristic -> (n,) true labels in the order of `predictions.ids`, `None` where unknown. A predicted
             characteristic that is missing counts as unlabelled; one that is not predicted is ignored.
+        groups: (n,) group of near-identical products that each belongs to; `None`: no two are near-identical.
+        left_out: characteristic -> labels that are too rare to train, also of characteristics without any other.
         seed: of the bootstrap; the same seed gives the same intervals.
         resamples: of the bootstrap; 0 skips the intervals.
 
@@ -160,13 +201,42 @@ def evaluate(predictions: Predictions, truth: Truth, *, seed: int = 0, resamples
         raise DataError(f"resamples must be 0 (no intervals) or more, got {resamples}")
     _check_truth(predictions, truth)
     unlabelled = strings([None] * len(predictions))
+    bootstrap = _Bootstrap(np.arange(len(predictions)) if groups is None else groups, seed, resamples)
     scores = {
-        name: _score(predictions, name, truth.get(name, unlabelled), seed, resamples)
+        name: _score(predictions, name, truth.get(name, unlabelled), left_out.get(name, ()), bootstrap)
         for name in predictions.characteristics
     }
     macro_f1s = [score.macro_f1 for score in scores.values() if score.macro_f1 is not None]
-    mean = float(np.mean(macro_f1s)) if macro_f1s else None
-    return Evaluation(mean, scores, len(predictions), seed, resamples, score_selective(predictions, truth))
+    unlearned = {
+        name: Coverage(0, len(labels), 0, sum(label is not None for label in truth.get(name, ())))
+        for name, labels in left_out.items()
+        if name not in scores
+    }
+    return Evaluation(
+        mean_macro_f1=float(np.mean(macro_f1s)) if macro_f1s else None,
+        characteristics=scores,
+        products=len(predictions),
+        groups=len(np.unique(bootstrap.groups)),
+        seed=seed,
+        resamples=resamples,
+        coverage=sum((score.coverage for score in scores.values()), sum(unlearned.values(), Coverage(0, 0, 0, 0))),
+        warnings=tuple(_warnings(scores, unlearned)),
+        selective=score_selective(predictions, truth),
+    )
+
+
+def _warnings(scores: Mapping[str, CharacteristicScore], unlearned: Mapping[str, Coverage]) -> Iterator[str]:
+    for name, score in scores.items():
+        if score.macro_f1 is not None and score.coverage.is_low:
+            yield (
+                f"the macro-F1 of {name}, {score.macro_f1:.3f}, covers only {score.coverage}: the others are too rare "
+                "to learn or were not tested, so expect less on the whole catalog"
+            )
+    for name, coverage in unlearned.items():
+        yield (
+            f"{name} is not part of any score: of its {coverage.all_labels:,} labels too few have enough products to "
+            "learn"
+        )
 
 
 def _check_truth(predictions: Predictions, truth: Truth) -> None:
@@ -195,7 +265,7 @@ def _check_truth(predictions: Predictions, truth: Truth) -> None:
 
 
 def _score(
-    predictions: Predictions, characteristic: str, true: Strings, seed: int, resamples: int
+    predictions: Predictions, characteristic: str, true: Strings, left_out: Collection[str], bootstrap: _Bootstrap
 ) -> CharacteristicScore:
     names, is_multi = predictions.labels[characteristic], characteristic in predictions.decision_thresholds
     best, confidence = predictions.best(characteristic), predictions.confidence(characteristic)
@@ -205,23 +275,28 @@ def _score(
     is_trained = np.array([labels is not None and (not labels or bool(labels & trained)) for labels in true_sets], bool)
     is_scored, is_judged = is_trained & predictions.is_known, is_labelled & predictions.is_known
     n, is_right = int(is_scored.sum()), (best == true).astype(bool)
-    pairs = _label_pairs(true_sets[is_scored], _label_sets(best[is_scored]), names, is_multi=is_multi) if n else None
+    pairs = None
+    if n:
+        groups = bootstrap.groups[is_scored]
+        pairs = _label_pairs(true_sets[is_scored], _label_sets(best[is_scored]), names, groups, is_multi=is_multi)
+    labels = () if pairs is None else _label_scores(names, pairs.label_counts())
     if is_multi:
         confidences, hits = _predicted_labels(predictions, characteristic, true, np.flatnonzero(is_scored))
     else:
         confidences, hits = confidence[is_scored], is_right[is_scored]
     return CharacteristicScore(
-        macro_f1=None if pairs is None else _macro_f1(pairs.label_counts(pairs.count)),
-        interval=None if pairs is None or not resamples else _interval(pairs, seed, resamples),
+        macro_f1=None if pairs is None else _macro_f1(pairs.label_counts()),
+        interval=None if pairs is None or not bootstrap.resamples else _interval(pairs, bootstrap),
         accuracy=None if pairs is None else pairs.n_correct / n,
         n=n,
         unknown_labels=int((is_labelled & ~is_trained).sum()),
         unlabelled=int((~is_labelled).sum()),
         not_predicted=int((is_trained & ~predictions.is_known).sum()),
-        labels=() if pairs is None else _label_scores(names, pairs.label_counts(pairs.count)),
+        labels=labels,
         confusions=() if pairs is None or is_multi else _confusions(pairs),
-        reliability=measure_reliability(confidences, hits, seed) if len(confidences) else None,
+        reliability=measure_reliability(confidences, hits, bootstrap.seed) if len(confidences) else None,
         precision_by_coverage=precision_by_coverage(confidence[is_judged], is_right[is_judged]) if n else (),
+        coverage=Coverage(len(labels), len(trained.union(iter_labels(true), left_out)), n, int(is_labelled.sum())),
         is_multi_label=is_multi,
     )
 
@@ -231,9 +306,12 @@ def _label_sets(labels: Strings) -> Strings:
     return strings([frozenset((item,)) if isinstance(item, str) else item for item in labels])
 
 
-def _label_pairs(true: Strings, predicted: Strings, names: Sequence[str], *, is_multi: bool) -> _LabelPairs:
+def _label_pairs(
+    true: Strings, predicted: Strings, names: Sequence[str], groups: Rows, *, is_multi: bool
+) -> _LabelPairs:
     trained = frozenset(names)
-    tally = Counter((t & trained, p or frozenset()) for t, p in zip(true, predicted, strict=True))
+    pair_of_product = [(t & trained, p or frozenset()) for t, p in zip(true, predicted, strict=True)]
+    tally = Counter(pair_of_product)
     pairs = list(tally)
     if not is_multi:  # the order decides what a seed draws; a missing prediction comes last
         label_ids = {label: label_id for label_id, label in enumerate(names)}
@@ -241,7 +319,21 @@ def _label_pairs(true: Strings, predicted: Strings, names: Sequence[str], *, is_
     binarizer = MultiLabelBinarizer(classes=list(names), sparse_output=True)
     is_true, is_predicted = (binarizer.fit_transform([pair[side] for pair in pairs]) for side in (0, 1))
     indicators = hstack([is_true.multiply(is_predicted), is_true, is_predicted], format="csr")
-    return _LabelPairs(pairs, np.array([tally[pair] for pair in pairs], dtype=np.int64), indicators)
+    pair_ids, members = {pair: pair_id for pair_id, pair in enumerate(pairs)}, defaultdict(list)
+    for group, pair in zip(groups.tolist(), pair_of_product, strict=True):
+        members[group].append(pair_ids[pair])
+    kinds = Counter(tuple(sorted(ids)) for ids in members.values())
+    order = sorted(kinds, key=lambda ids: (len(ids), ids))
+    columns = np.array([pair_id for ids in order for pair_id in ids], dtype=np.int64)
+    starts = np.cumsum([0, *map(len, order)])
+    group_pairs = csr_matrix((np.ones(len(columns), np.int64), columns, starts), shape=(len(order), len(pairs)))
+    return _LabelPairs(
+        pairs,
+        np.array([tally[pair] for pair in pairs], dtype=np.int64),
+        indicators,
+        np.array([kinds[ids] for ids in order], dtype=np.int64),
+        group_pairs @ indicators,
+    )
 
 
 def _predicted_labels(predictions: Predictions, characteristic: str, true: Strings, rows: Rows) -> tuple[Floats, Bools]:
@@ -261,10 +353,9 @@ def _macro_f1(label_counts: _Counts) -> float:
     return float(np.mean(2 * correct[occurs] / total[occurs])) if occurs.any() else 1.0
 
 
-def _interval(pairs: _LabelPairs, seed: int, resamples: int) -> tuple[float, float]:
-    n = int(pairs.count.sum())
-    random, shares = np.random.default_rng(seed), pairs.count / n
-    scores = [_macro_f1(pairs.label_counts(random.multinomial(n, shares))) for _ in range(resamples)]
+def _interval(pairs: _LabelPairs, bootstrap: _Bootstrap) -> tuple[float, float]:
+    random = np.random.default_rng(bootstrap.seed)
+    scores = [_macro_f1(pairs.resampled_label_counts(random)) for _ in range(bootstrap.resamples)]
     low, high = np.percentile(scores, _INTERVAL_PERCENT)
     return float(low), float(high)
 

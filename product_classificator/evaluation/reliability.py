@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from product_classificator.types import Bools, Floats, Predictions, Truth, strings
 
@@ -89,25 +90,36 @@ def measure_reliability(confidence: Floats, is_right: Bools, seed: int = 0) -> R
     """
     n = len(confidence)
     order = np.argsort(confidence, kind="stable")
-    confidence64, right = confidence[order].astype(np.float64), is_right[order]
+    confidence64 = confidence[order].astype(np.float64)
+    right = _without_order_of_ties(confidence64, is_right[order])
     starts = np.arange(min(_BINS, n)) * n // min(_BINS, n)
     counts = np.diff(starts, append=n)
-    means = (np.add.reduceat(values, starts) / counts for values in (confidence64, right.astype(np.float64)))
+    means = (np.add.reduceat(values, starts) / counts for values in (confidence64, right))
     bins = tuple(ReliabilityBin(*values) for values in zip(*(c.tolist() for c in (*means, counts)), strict=True))
 
-    def error(is_right: Bools) -> float:
-        return float(np.abs(np.add.reduceat(confidence64 - is_right, starts)).sum() / n)
+    def error(right: npt.NDArray[np.float64]) -> float:
+        return float(np.abs(np.add.reduceat(confidence64 - right, starts)).sum() / n)
+
+    def draw(random: np.random.Generator) -> npt.NDArray[np.float64]:
+        return _without_order_of_ties(confidence64, random.random(n) < confidence64)
 
     random = np.random.default_rng(seed)
-    by_chance = float(np.mean([error(random.random(n) < confidence64) for _ in range(_DRAWS)]))
+    by_chance = float(np.mean([error(draw(random)) for _ in range(_DRAWS)]))
     return Reliability(error(right), by_chance, bins)
+
+
+def _without_order_of_ties(confidence: npt.NDArray[np.floating], is_right: Bools) -> npt.NDArray[np.float64]:
+    """Return (n,) how often products of the same confidence are right: neither bins nor curves see their order."""
+    _, tie, n = np.unique(confidence, return_inverse=True, return_counts=True)
+    shares: npt.NDArray[np.float64] = (np.bincount(tie, is_right) / n)[tie]
+    return shares
 
 
 def precision_by_coverage(confidence: Floats, is_right: Bools) -> tuple[tuple[float, float], ...]:
     """Return at most 100 pairs (share of the products, precision of the most confident such share)."""
     order = np.argsort(-confidence, kind="stable")
     n = np.arange(1, len(order) + 1)
-    precision = np.cumsum(is_right[order]) / n
+    precision = np.cumsum(_without_order_of_ties(confidence, is_right)[order]) / n
     points = np.unique(np.linspace(0, len(order) - 1, min(len(order), _CURVE_POINTS)).round().astype(int))
     return tuple(zip((n[points] / len(order)).tolist(), precision[points].tolist(), strict=True))
 

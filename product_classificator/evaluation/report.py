@@ -89,7 +89,7 @@ def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return the whole evaluation as plain values for JSON; `None` where there is no number."""
     document: dict[str, Any] = _plain(evaluation)
-    document["bootstrap"] = {name: document.pop(name) for name in ("seed", "resamples")}
+    document["bootstrap"] = {name: document.pop(name) for name in ("seed", "resamples", "groups")}
     for score in document["characteristics"].values():
         score["macro_f1_low"], score["macro_f1_high"] = score.pop("interval") or (None, None)
     return document
@@ -99,7 +99,8 @@ def markdown_table(evaluation: Evaluation) -> str:
     """Return the scores as a Markdown table: a row per characteristic, the mean last, no final newline."""
     rows = [
         f"| {escape_markdown(name)} | {_decimals(score.macro_f1)} | {_interval(score) or _NO_NUMBER} "
-        f"| {_decimals(score.accuracy)} | {score.n:,} | {len(score.labels):,} |"
+        f"| {_decimals(score.accuracy)} | {of_all(score.n, score.coverage.all_products)} "
+        f"| {of_all(score.coverage.labels, score.coverage.all_labels)} |"
         for name, score in evaluation.characteristics.items()
     ]
     lines = [
@@ -109,6 +110,15 @@ def markdown_table(evaluation: Evaluation) -> str:
         f"| **mean** | **{_decimals(evaluation.mean_macro_f1)}** | | | | |",
     ]
     return "\n".join(lines)
+
+
+def of_all(n: int, all_: int) -> str:
+    """Return how many of all there are.
+
+    >>> of_all(12, 642), of_all(1000, 1000)
+    ('12 of 642', '1,000')
+    """
+    return f"{n:,}" if n == all_ else f"{n:,} of {all_:,}"
 
 
 def escape_markdown(value: object) -> str:

@@ -22,7 +22,7 @@ from product_classificator.heads.hierarchy import (
     restrict_hierarchy,
     with_relatives,
 )
-from product_classificator.heads.manifest import check_target, read_bundle, weights_of, write_bundle
+from product_classificator.heads.manifest import check_parts, check_target, read_bundle, weights_of, write_bundle
 from product_classificator.heads.network import ROWS_PER_STEP, Network
 from product_classificator.heads.novelty import NoveltyDetector
 from product_classificator.heads.selective import MIN_PRECISION, check_min_precision, with_decisions
@@ -64,6 +64,7 @@ class HeadBundle:
                 f"characteristics must be distinct and fit the network: they have {n_labels} labels, the network "
                 f"{self.network.shape.n_labels}"
             )
+        check_parts(self.network, self.vocabulary, self.novelty)
         check_hierarchy(self.hierarchy)
         if restrict_hierarchy(self.hierarchy, self.labels) != self.hierarchy:
             raise ValueError("the hierarchy names labels that the heads do not know")

@@ -45,10 +45,16 @@ class Characteristic:
     decision_thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not self.name or not all(self.labels):
+            raise ValueError(f"a characteristic and its labels need names: one of {self.name!r} is empty")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < (1 if self.is_multi_label else 2):
             raise ValueError(f"{self.name} needs two labels or more, each once")
         if not 0 < self.temperature < math.inf or not math.isfinite(self.temperature_exponent):
             raise ValueError(f"{self.name} needs a positive temperature and a finite exponent")
+        precisions = [precision for precision, _ in self.confidence_thresholds]
+        shares = [share for pair in self.confidence_thresholds for share in pair]
+        if not all(0 <= share <= 1 for share in shares) or precisions != sorted(set(precisions)):
+            raise ValueError(f"{self.name} needs confidence thresholds from 0 to 1, their precisions ascending")
         thresholds = self.decision_thresholds
         if thresholds is not None and (len(thresholds) != len(self.labels) or not all(0 <= t <= 1 for t in thresholds)):
             raise ValueError(f"{self.name} needs a decision threshold from 0 to 1 for each of its labels")

@@ -137,17 +137,20 @@ def _max_marginals(
     below: dict[str, Scores] = {
         name: np.log(np.maximum(matrix, _MIN_PROBABILITY), dtype=np.float64) for name, matrix in probabilities.items()
     }
-    # Upwards: each parent label collects the score of its best child label; a childless one, that of the best of all.
+    # Upwards: each parent label collects the score of its best child label. Whatever child is predicted contradicts a
+    # childless one, so this collects how likely the best child label is wrong.
+    other = {name: np.log(np.maximum(1 - matrix.max(1), _MIN_PROBABILITY)) for name, matrix in probabilities.items()}
     messages: dict[str, Scores] = {}
     for refinement in reversed(tree):
         child, parent = refinement.child, refinement.parent
-        best_child = np.repeat(below[child].max(1, keepdims=True), probabilities[parent].shape[1], axis=1)
+        best_child = np.repeat(other[child][:, None].astype(np.float64), probabilities[parent].shape[1], axis=1)
         for parent_id in range(best_child.shape[1]):
             fits = (parent_ids[child] < 0) | (parent_ids[child] == parent_id)
             if fits.any():
                 best_child[:, parent_id] = below[child][:, fits].max(1)
         messages[child] = _CHILD_WEIGHT * best_child
         below[parent] = below[parent] + messages[child]
+        other[parent] = other[parent] + _CHILD_WEIGHT * other[child]
     # Downwards: each child label adds the score of everything outside its own subtree.
     root = tree[0].parent
     scores, best, weights = {root: below[root]}, {root: below[root].argmax(1)}, {root: 1.0}

@@ -84,15 +84,8 @@ def read_bundle(folder: Path) -> tuple[Manifest, Network, Vocabulary, NoveltyDet
             has_title=manifest.has_title,
             has_leading_words=manifest.has_leading_words,
         )
-        wrong = [name for name, weight in {**weights, _IDF: vocabulary.idf}.items() if not np.isfinite(weight).all()]
-        if wrong:
-            raise ValueError(f"weights must be finite, {culprits(wrong)} are not")
         novelty = _take_novelty(manifest, weights)
         network = Network(manifest.network, weights)
-        if not (weights["scale"] > 0).all():
-            raise ValueError("inputs need positive scales")
-        if len(vocabulary) != manifest.network.n_words:
-            raise ValueError(f"the network has {manifest.network.n_words} words, the vocabulary {len(vocabulary)}")
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
     return manifest, network, vocabulary, novelty
@@ -102,6 +95,21 @@ def weights_of(network: Network, novelty: NoveltyDetector | None) -> dict[str, F
     """Return name -> array of everything that a bundle stores as arrays, except the idf."""
     centres = dict(zip(_CENTRES, (novelty.image, novelty.text), strict=True)) if novelty else {}
     return {name: np.asarray(weight, order="C") for name, weight in {**network.weights, **centres}.items()}
+
+
+def check_parts(network: Network, vocabulary: Vocabulary, novelty: NoveltyDetector | None) -> None:
+    """Raise `ValueError` unless the parts of a bundle fit together: whatever is saved can be loaded."""
+    arrays = {**weights_of(network, novelty), _IDF: vocabulary.idf}
+    wrong = [name for name, weight in arrays.items() if not np.isfinite(weight).all()]
+    if wrong:
+        raise ValueError(f"weights must be finite, {culprits(wrong)} are not")
+    if not (network.weights["scale"] > 0).all():
+        raise ValueError("inputs need positive scales")
+    if len(vocabulary) != network.shape.n_words:
+        raise ValueError(f"the network has {network.shape.n_words} words, the vocabulary {len(vocabulary)}")
+    for name, width in zip(_CENTRES, (network.shape.image_dim, network.shape.text_dim), strict=True):
+        if novelty and len(arrays[name]) and arrays[name].shape[1:] != (width,):
+            raise ValueError(f"centres of training products must be {width} wide, found {arrays[name].shape}")
 
 
 def check_target(folder: Path) -> None:
@@ -138,7 +146,4 @@ def _take_novelty(manifest: Manifest, weights: dict[str, Floats]) -> NoveltyDete
     if manifest.novelty_limits is None:
         return None
     image, text = (weights.pop(name) for name in _CENTRES)
-    for centres, width in ((image, manifest.network.image_dim), (text, manifest.network.text_dim)):
-        if len(centres) and centres.shape[1:] != (width,):
-            raise ValueError(f"centres of training products must be {width} wide, found {centres.shape}")
     return NoveltyDetector(image, text, manifest.novelty_limits)

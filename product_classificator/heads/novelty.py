@@ -20,6 +20,9 @@ from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.text import words_of
 from product_classificator.types import Bools, Embeddings, Floats
 
+_MAX_DISTANCE = 2.0
+"""Largest possible 1 - cosine."""
+
 
 @dataclass(frozen=True)
 class NoveltyDetector:
@@ -34,6 +37,10 @@ class NoveltyDetector:
     image: Floats
     text: Floats
     limits: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not all(0 <= limit <= _MAX_DISTANCE for limit in self.limits):
+            raise ValueError(f"limits of novelty must be between 0 and {_MAX_DISTANCE:g}, found {self.limits}")
 
     def is_out_of_distribution(self, embeddings: Embeddings, texts: Sequence[str], vocabulary: Vocabulary) -> Bools:
         """Return a mask of the products whose image or raw text is unlike those of the training products."""

@@ -28,6 +28,7 @@ from product_classificator.training.vocabulary import weighted_words
 from product_classificator.types import Floats, Rows
 
 _MIN_STEPS_PER_EPOCH = 50
+_CONSTANT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,17 @@ def fit_network(
 
 def _standardize(network: JointNetwork, data: TrainingData) -> None:
     means, scales = [], []
-    sample = data.embeddings.take(data.sample)
-    for part, has_part, dim in (
-        (sample.image, sample.has_image, network.shape.image_dim),
-        (sample.text, sample.has_text, network.shape.text_dim),
+    for part, rows, dim in (
+        (data.embeddings.image, data.image_sample, network.shape.image_dim),
+        (data.embeddings.text, data.text_sample, network.shape.text_dim),
     ):
-        present = part[has_part][:, :dim]
-        means.append(present.mean(0) if len(present) else np.zeros(dim, np.float32))
-        # Columns that hardly vary are not amplified: they would drown the others.
-        deviations = present.std(0) if len(present) else np.zeros(dim, np.float32)
-        scales.append(np.maximum(deviations, max(0.01 * deviations.mean(), 1e-6)) if dim else deviations)
+        present = part[rows, :dim]
+        means.append(present.mean(0) if len(rows) else np.zeros(dim, np.float32))
+        # Columns that hardly vary are not amplified: they would drown the others, and a part that is constant but for
+        # rounding would drown everything.
+        deviations = present.std(0) if len(rows) else np.zeros(dim, np.float32)
+        typical = deviations.mean() if dim else 0.0
+        scales.append(np.maximum(deviations, 0.01 * typical) if typical > _CONSTANT else np.ones(dim, np.float32))
     network.mean, network.scale = (torch.from_numpy(np.concatenate(arrays)) for arrays in (means, scales))
 
 

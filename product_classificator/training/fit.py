@@ -6,12 +6,13 @@ the words of label names; where a label has few products, from label embeddings 
 with 1, 3 and 9 training products a label .41, .51, .66 instead of .29, .47, .63.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-from scipy.sparse import vstack
+from scipy.sparse import csr_matrix, vstack
 
 from product_classificator.errors import DataError
 from product_classificator.heads.bundle import HeadBundle
@@ -26,13 +27,19 @@ from product_classificator.training.targets import (
     TrainingData,
     label_embeddings,
     labels_to_learn,
+    varied_rows,
 )
 from product_classificator.training.taxonomy import learn_hierarchy
 from product_classificator.training.thresholds import calibrate, fit_novelty, with_confidence_thresholds
 from product_classificator.training.vocabulary import fit_vocabulary, start_with_their_kind, words_of_labels
-from product_classificator.types import SPLITS, Strings
+from product_classificator.types import SPLITS, Embeddings, Rows, Strings
+
+logger = logging.getLogger(__name__)
 
 _DEFAULTS = HeadSettings()
+_FEW_PRODUCTS = 10
+_MAX_WORD_WEIGHTS = 10**8
+"""Words x labels of all characteristics: 400 MB, three times while fitting. 100,000 words of 1,000 labels fit."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +113,16 @@ def fit_heads(
     train, valid = np.flatnonzero(split_names == "train"), np.flatnonzero(split_names == "valid")
     predictions = bundle.predict_from(lambda rows: logits_of(network, data, valid[rows]), data.embeddings.take(valid))
     truth = {name: products.truth[name][valid] for name in labels}
+    groups = np.arange(len(valid)) if products.groups is None else products.groups[valid]
+    used = replace(
+        data.embeddings,
+        has_image=data.embeddings.has_image & (bundle.image_dim > 0),
+        has_text=data.embeddings.has_text & (bundle.text_dim > 0),
+    )
     bundle = replace(
         bundle,
-        characteristics=with_confidence_thresholds(bundle.characteristics, predictions, truth),
-        novelty=fit_novelty(data.embeddings, products.texts, train, valid, data.vocabulary, settings.seed),
+        characteristics=with_confidence_thresholds(bundle.characteristics, predictions, truth, groups),
+        novelty=fit_novelty(used, products.texts, train, valid, data.vocabulary, settings.seed),
     )
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
@@ -124,27 +137,22 @@ def _prepare(
 ) -> TrainingData:
     embeddings = products.embeddings
     is_labelled = np.any([target.is_known for target in targets], axis=0)
-    train, valid = (np.flatnonzero((split_names == name) & is_labelled) for name in ("train", "valid"))
+    train = np.flatnonzero((split_names == "train") & is_labelled)
+    samples = {
+        "photo": varied_rows(embeddings.image, train[embeddings.has_image[train]]),
+        "text": varied_rows(embeddings.text, train[embeddings.has_text[train]]),
+    }
+    uses_image, uses_text = _parts_to_learn(samples, embeddings, train)
+    is_learnable = is_labelled & (embeddings.has_image & uses_image | embeddings.has_text & uses_text)
+    train, valid = (np.flatnonzero((split_names == name) & is_learnable) for name in ("train", "valid"))
     if not len(valid):
         raise DataError(
             "the valid split has no product with a known label and a photo or text: check the split; near-identical "
             "products are in one split together, so a catalog needs some different ones"
         )
-    with_text, leading_words = train[embeddings.has_text[train]], settings.leading_words
-    if leading_words is None:
-        texts = [products.texts[row] for row in with_text.tolist()] if settings.max_words else []
-        titles = [text.partition("\n")[0] for text in texts] if products.has_title else texts
-        single = [target.label_ids[with_text] for target in targets if target.indicators is None]
-        leading_words = start_with_their_kind(titles, single)
-    vocabulary, words = fit_vocabulary(
-        products.texts,
-        with_text,
-        max_words=settings.max_words,
-        has_title=products.has_title,
-        has_leading_words=leading_words,
-    )
-    image_dim = embeddings.image.shape[1] if embeddings.has_image[train].any() else 0
-    text_dim = embeddings.text.shape[1] if embeddings.has_text[train].any() else 0
+    vocabulary, words = _learn_words(products, targets, train[embeddings.has_text[train] & uses_text], settings)
+    image_dim = embeddings.image.shape[1] if uses_image and embeddings.has_image[train].any() else 0
+    text_dim = embeddings.text.shape[1] if uses_text and embeddings.has_text[train].any() else 0
     can_compare = text_dim or (image_dim and shares_space)
     starts = label_embeddings(targets, train, label_vectors if can_compare else None)
     shape = NetworkShape(
@@ -163,5 +171,54 @@ def _prepare(
         for target, ids in zip(targets, label_ids, strict=True)
     ]
     return TrainingData(
-        embeddings, vocabulary, words, targets, train, valid, starts, vstack(label_words, format="csr"), shape
+        embeddings=embeddings,
+        vocabulary=vocabulary,
+        words=words,
+        targets=targets,
+        train=train,
+        valid=valid,
+        image_sample=samples["photo"],
+        text_sample=samples["text"],
+        label_embeddings=starts,
+        label_words=vstack(label_words, format="csr"),
+        shape=shape,
+    )
+
+
+def _parts_to_learn(samples: Mapping[str, Rows], embeddings: Embeddings, train: Rows) -> tuple[bool, ...]:
+    """Return whether to learn from images and from texts, by the rows that show how each varies.
+
+    A part that fewer than 10 show is left out if the other part is better off: nothing can be learned from it, but its
+    weights would move every product that has it.
+    """
+    is_enough = tuple(len(rows) >= _FEW_PRODUCTS for rows in samples.values())
+    if not any(is_enough):
+        return (True,) * len(is_enough)
+    for (name, rows), has_part, is_used in zip(
+        samples.items(), (embeddings.has_image, embeddings.has_text), is_enough, strict=True
+    ):
+        if has_part[train].any() and not is_used:
+            logger.warning(
+                "%ss are left out: %d of %d training products have a %s of their own, %d are needed",
+                *(name, len(rows), len(train), name, _FEW_PRODUCTS),
+            )
+    return is_enough
+
+
+def _learn_words(
+    products: LabelledProducts, targets: tuple[Target, ...], train: Rows, settings: HeadSettings
+) -> tuple[Vocabulary, csr_matrix]:
+    """Learn the words of the texts of training rows, and return the bags of words of all."""
+    leading_words = settings.leading_words
+    if leading_words is None:
+        texts = [products.texts[row] for row in train.tolist()] if settings.max_words else []
+        titles = [text.partition("\n")[0] for text in texts] if products.has_title else texts
+        single = [target.label_ids[train] for target in targets if target.indicators is None]
+        leading_words = start_with_their_kind(titles, single)
+    return fit_vocabulary(
+        products.texts,
+        train,
+        max_words=min(settings.max_words, _MAX_WORD_WEIGHTS // sum(len(target.labels) for target in targets)),
+        has_title=products.has_title,
+        has_leading_words=leading_words,
     )

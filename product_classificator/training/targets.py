@@ -39,6 +39,7 @@ class LabelledProducts:
         texts: (n,) raw texts.
         truth: characteristic -> (n,) labels, sets of labels for a multi-label characteristic.
         has_title: whether the first line of each text is a title: it weighs as much as everything after it.
+        groups: (n,) group of near-identical products that each belongs to; `None`: no two are near-identical.
 
     Raises:
         DataError: the rows do not belong together.
@@ -49,10 +50,13 @@ class LabelledProducts:
     truth: Truth
     split: Split
     has_title: bool = False
+    groups: Rows | None = None
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
         columns: dict[str, Sized] = {"texts": self.texts, "split": self.split.ids, **self.truth}
+        if self.groups is not None:
+            columns["groups"] = self.groups
         wrong = {name: len(column) for name, column in columns.items() if len(column) != n}
         if wrong:
             raise DataError(f"every input must have one row per product: there are {n} embeddings, but {wrong}")
@@ -110,7 +114,7 @@ class TrainingData:
     """What a network is fitted to: rows to learn from and to validate on.
 
     Fitting starts from `label_embeddings` (all labels, dim), of width 0 if there are none, and from `label_words` (all
-    labels, words).
+    labels, words). Each part is standardised by its `varied_rows`.
     """
 
     embeddings: Embeddings
@@ -119,14 +123,33 @@ class TrainingData:
     targets: tuple[Target, ...]
     train: Rows
     valid: Rows
+    image_sample: Rows
+    text_sample: Rows
     label_embeddings: Floats
     label_words: BagOfWords
     shape: NetworkShape
 
     @property
     def sample(self) -> Rows:
-        """Enough training rows for means and scales."""
-        return self.train[:: -(-len(self.train) // _STANDARDIZE_SAMPLE)]
+        """Enough training rows for means."""
+        return _thinned(self.train)
+
+
+def varied_rows(vectors: Floats, rows: Rows) -> Rows:
+    """Return which of the (m,) rows that have a part show how it varies: at most 50,000.
+
+    A vector that most of them share is a placeholder: with it, the others would look a hundred times too far apart.
+    """
+    rows = _thinned(rows)
+    contents = [vector.tobytes() for vector in vectors[rows]]
+    most_common = Counter(contents).most_common(1)
+    if not most_common or 2 * most_common[0][1] <= len(rows):
+        return rows
+    return rows[[content != most_common[0][0] for content in contents]]
+
+
+def _thinned(rows: Rows) -> Rows:
+    return rows[:: -(-len(rows) // _STANDARDIZE_SAMPLE) or 1]
 
 
 def labels_to_learn(

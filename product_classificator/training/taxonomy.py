@@ -16,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy.sparse import csr_matrix
 
 from product_classificator.catalog.labels import read_labels
 from product_classificator.catalog.table import open_table
@@ -44,9 +45,8 @@ def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
         coarser = [target for target in single if len(target.labels) < len(child.labels)]
         for parent in sorted(coarser, key=lambda target: -len(target.labels)):
             both = parent.known(child.known(rows))
-            counts = np.zeros((len(child.labels), len(parent.labels)), dtype=np.int64)
-            np.add.at(counts, (child.label_ids[both], parent.label_ids[both]), 1)
-            parent_ids = _parent_ids(counts)
+            pairs = np.ones(len(both), np.int64), (child.label_ids[both], parent.label_ids[both])
+            parent_ids = _parent_ids(csr_matrix(pairs, shape=(len(child.labels), len(parent.labels))))
             if parent_ids is not None:
                 pairs = zip(child.labels, parent_ids.tolist(), strict=True)
                 parents = {label: parent.labels[parent_id] for label, parent_id in pairs if parent_id >= 0}
@@ -55,19 +55,19 @@ def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
     return tuple(refinements)
 
 
-def _parent_ids(counts: Rows) -> Rows | None:
+def _parent_ids(counts: csr_matrix) -> Rows | None:
     """Return the (child labels,) parent label ids, -1 where unclear, by the (child labels, parent labels) counts."""
-    n, per_parent = counts.sum(), counts.sum(0)
+    n, per_parent, per_child = counts.sum(), counts.sum(0).A1, counts.sum(1).A1
     if not n or per_parent.max() > _MAX_PARENT_SHARE * n:
         return None
     # A parent label is clear if more than half of the child's products have it, whichever single product is left out.
-    majority, per_child = counts.max(1), counts.sum(1)
+    majority = counts.max(1).toarray()[:, 0]
     is_clear = 2 * majority > per_child + 1
     avoided = 1 - (n - majority[is_clear].sum()) / (n - per_parent.max())
     purity = majority[per_child > 0] / per_child[per_child > 0]
     if avoided < _MIN_AVOIDED_ERRORS or purity.mean() < _MIN_PURITY:
         return None
-    return np.where(is_clear, counts.argmax(1), -1)
+    return np.where(is_clear, counts.argmax(1).A1, -1)
 
 
 def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:

@@ -144,15 +144,16 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSe
             f"set aside: {set_aside}"
         )
     signatures = Signatures.of(texts, embedded.thumbnails)
+    groups = near_duplicate_groups(signatures)
     split = split_products(
         catalog.ids,
-        near_duplicate_groups(signatures),
+        groups,
         truth,
         is_usable,
         shares=(settings.split.valid_share, settings.split.test_share),
         seed=settings.seed,
     )
-    products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title)
+    products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title, groups)
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
     return SplitCatalog(products, signatures, set_aside, row_warnings)
 
@@ -227,8 +228,9 @@ class Session:
         rows = products.split.rows("test")
         embeddings, texts = products.embeddings.take(rows), [products.texts[row] for row in rows.tolist()]
         predictions = fitted.bundle.with_decisions(fitted.bundle.predict(embeddings, texts), embeddings, texts)
-        truth = {name: products.truth[name][rows] for name in predictions.labels}
-        return evaluate(predictions, truth, seed=self.settings.seed)
+        truth = {name: labels[rows] for name, labels in products.truth.items()}
+        groups = None if products.groups is None else products.groups[rows]
+        return evaluate(predictions, truth, groups=groups, left_out=fitted.left_out, seed=self.settings.seed)
 
     def clear(self) -> None:
         """Mark an older run in the folder as unfinished, and delete those of its files that a new run may lack."""

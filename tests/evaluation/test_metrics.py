@@ -217,3 +217,26 @@ def test_labels_and_sets_are_not_mixed(is_multi, labels):
     rule = {True: "true labels must be frozensets of text", False: "'materials' was trained with one label per product"}
     with pytest.raises(DataError, match=rule[is_multi]):
         evaluate(predictions, {"materials": strings(labels)})
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_intervals_of_near_identical_products_cover_what_they_promise(judged, size):
+    covered = []
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        true = draw.integers(0, 3, 600 // size)
+        is_wrong = draw.random(len(true)) > 0.8
+        predicted = np.where(is_wrong, (true + draw.integers(1, 3, len(true))) % 3, true)
+        columns = tuple("".join("abc"[i] for i in np.repeat(column, size)) for column in (true, predicted))
+        groups = np.repeat(np.arange(len(true)), size)
+        low, high = (
+            evaluate(*judged({"x": ("abc", *columns)}), groups=groups, resamples=100).characteristics["x"].interval
+        )
+        covered.append(low <= 0.8 <= high)
+    assert np.mean(covered) >= 0.87  # 0.77 and 0.58 if every product counts
+
+
+def test_groups_of_one_change_no_interval(judged):
+    columns = {"x": drawn(200, 3, 0.7)}
+    alone = evaluate(*judged(columns), groups=np.arange(200)[::-1], resamples=30)
+    assert alone.characteristics["x"].interval == evaluate(*judged(columns), resamples=30).characteristics["x"].interval

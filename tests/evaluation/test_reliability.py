@@ -94,3 +94,10 @@ def test_decisions_belong_to_their_products():
     wrong = Decisions(0.9, {"x": np.ones(2, bool)}, np.zeros(1, bool))
     with pytest.raises(ValueError, match=r"one row per id: there are 1 ids, but \{'x': \(2,\)\}"):
         Predictions(strings(["1"]), {"x": ("a", "b")}, {"x": probabilities}, np.ones(1, bool), wrong)
+
+
+def test_the_order_of_products_of_one_confidence_changes_nothing():
+    confidence, is_right = np.full(300, 0.8, np.float32), np.arange(300) < 240
+    assert measure_reliability(confidence, is_right).error == pytest.approx(0, abs=1e-6)
+    assert measure_reliability(confidence, is_right[::-1]).error == pytest.approx(0, abs=1e-6)
+    assert precision_by_coverage(confidence, is_right)[0][1] == pytest.approx(0.8)

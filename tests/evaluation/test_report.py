@@ -103,7 +103,7 @@ def test_evaluation_json_holds_scores_intervals_and_counts(evaluation):
     assert set(scores["category"]) == {
         *("macro_f1", "macro_f1_low", "macro_f1_high", "is_multi_label", "accuracy", "n"),
         *("unknown_labels", "unlabelled", "not_predicted", "labels", "confusions"),
-        *("reliability", "precision_by_coverage"),
+        *("reliability", "precision_by_coverage", "coverage"),
     }
     assert scores["category"]["macro_f1_low"] <= scores["category"]["macro_f1"] <= scores["category"]["macro_f1_high"]
     assert [scores["empty"][key] for key in ("macro_f1", "macro_f1_low", "accuracy", "n")] == [None, None, None, 0]
@@ -123,7 +123,7 @@ def test_the_table_has_a_row_per_characteristic_and_the_mean(evaluation):
     lines = table.splitlines()
     assert lines[0] == "| characteristic | macro-F1 | 95 % interval | accuracy | products | labels |"
     assert lines[2].startswith("| пол/возраст | 0.333 | ") and lines[2].endswith("| 0.500 | 50 | 2 |")
-    assert lines[5] == "| empty | — | — | — | 0 | 0 |"
+    assert lines[5] == "| empty | — | — | — | 0 | 0 of 1 |"
     assert lines[6] == f"| **mean** | **{evaluation.mean_macro_f1:.3f}** | | | | |"
     assert len(lines) == 7
 
@@ -202,3 +202,29 @@ def test_a_multi_label_characteristic_has_plots_of_labels_instead_of_confusions(
     assert "confused pairs" not in text
     assert (tmp_path / "plots/01-materials-largest.png").is_file()
     assert evaluation_json(evaluation)["characteristics"]["materials"]["is_multi_label"]
+
+
+def test_a_score_that_covers_little_says_so_in_headline_table_and_json(judged, tmp_path):
+    true = [*("ab" * 6), *(f"rare {i}" for i in range(38))]
+    predictions, truth = judged({"path": (("a", "b"), true, "ab" * 6 + "a" * 38)})
+    left_out = {"path": {f"rare {i}": 1 for i in range(60)}, "brand": {f"brand {i}": 1 for i in range(300)}}
+    evaluation = evaluate(predictions, truth, left_out=left_out, resamples=5)
+    covered = evaluation.characteristics["path"].coverage
+    assert (covered.labels, covered.all_labels, covered.products, covered.all_products) == (2, 62, 12, 50)
+    write_report(tmp_path, evaluation, RunFacts("x"))
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert text.startswith("# x\n\nMean macro-F1: **1.000** on 2 of 362 labels and 12 of 50 labelled products.\n")
+    assert "the macro-F1 of path, 1.000, covers only 2 of 62 labels and 12 of 50 labelled products" in text
+    assert "brand is not part of any score: of its 300 labels too few" in text
+    assert "| 12 of 50 | 2 of 62 |" in markdown_table(evaluation)
+    document = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]
+    assert document["coverage"] == {"labels": 2, "all_labels": 362, "products": 12, "all_products": 50}
+    assert len(document["warnings"]) == 2
+
+
+def test_nothing_is_said_of_coverage_where_little_is_left_out(judged):
+    predictions, truth = judged({"x": (("a", "b"), [*("ab" * 20), "new"], "ab" * 20 + "a")})
+    evaluation = evaluate(predictions, truth, resamples=0)
+    assert evaluation.coverage.products == 40
+    assert "labels and 40 of 41 labelled products" in str(evaluation.coverage)
+    assert not evaluation.characteristics["x"].coverage.is_complete

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.types import Embeddings
 from tests.tiny_catalog import rows_of
@@ -285,6 +286,11 @@ def test_lists_in_lists_without_end_are_refused(saved: Path, name: str) -> None:
         ({"temperature_exponent": float("nan")}, "kind needs a positive temperature and a finite exponent"),
         ({"confidence_thresholds": [[0.9, 0.5, 0.1]]}, "confidence_thresholds"),
         ({"decision_thresholds": [0.5]}, "kind needs a decision threshold from 0 to 1 for each of its labels"),
+        ({"name": ""}, "a characteristic and its labels need names"),
+        ({"labels": ["a", "", "b"]}, "a characteristic and its labels need names"),
+        ({"confidence_thresholds": [[0.9, float("nan")]]}, "kind needs confidence thresholds from 0 to 1"),
+        ({"confidence_thresholds": [[0.9, 1.5]]}, "kind needs confidence thresholds from 0 to 1"),
+        ({"confidence_thresholds": [[0.9, 0.5], [0.9, 0.6]]}, "their precisions ascending"),
         ({"surprise": 1}, "surprise"),
         ({"name": "size"}, r"do not fit together \(characteristics must be distinct"),
     ],
@@ -293,3 +299,19 @@ def test_a_characteristic_that_makes_no_sense_is_refused(saved: Path, change: di
     change_characteristic(saved, "kind", **change)
     with pytest.raises(ArtifactError, match=message):
         HeadBundle.load(saved)
+
+
+@pytest.mark.parametrize("limits", [[float("nan"), 0.5, 0.5], [0.5, 0.5, -1.0]])
+def test_limits_of_novelty_that_decide_nothing_are_refused(saved: Path, limits: list[float]) -> None:
+    change_manifest(saved, novelty_limits=limits)
+    with pytest.raises(ArtifactError, match="limits of novelty must be between 0 and 2"):
+        HeadBundle.load(saved)
+
+
+def test_what_could_not_be_loaded_is_no_bundle(fitted: FittedHeads) -> None:
+    bundle = fitted.bundle
+    assert bundle.novelty is not None
+    with pytest.raises(ValueError, match="centres of training products must be 8 wide"):
+        replace(bundle, novelty=replace(bundle.novelty, image=bundle.novelty.image[:, 1:]))
+    with pytest.raises(ValueError, match="the vocabulary 0"):
+        replace(bundle, vocabulary=Vocabulary.empty())

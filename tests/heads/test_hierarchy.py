@@ -102,6 +102,13 @@ def test_a_parent_without_known_children_is_predicted_and_its_child_is_not() -> 
     assert scores.confusions == ()
 
 
+@pytest.mark.parametrize("top", [[0.40, 0.19, 0.41], [0.19, 0.40, 0.41]])
+def test_a_parent_without_known_children_gains_nothing_from_a_child_that_contradicts_it(top: list[float]) -> None:
+    labels = {**LABELS, "top": ("dishes", "footwear", "makeup")}
+    consistent = reconcile({"sub": shares([0.99, 0.004, 0.003, 0.003]), "top": shares(top)}, labels, (SUB_TOP,))
+    assert (consistent["sub"].argmax(), consistent["top"].argmax()) == (0, 0)
+
+
 def test_two_parents_and_cycles_are_refused() -> None:
     with pytest.raises(DataError, match=r"may refine one other: sub refines top, color \(2 in all\); leave one out"):
         check_hierarchy([SUB_TOP, Refinement("sub", "color", {})])

@@ -86,3 +86,12 @@ def test_the_same_seed_gives_the_same_centres(shop, novelty) -> None:
     again = fit_novelty(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
     assert np.array_equal(again.image, novelty.image)
     assert again.limits == novelty.limits
+
+
+def test_where_all_photos_are_one_rounding_does_not_decide(shop) -> None:
+    embeddings, texts, vocabulary = shop
+    one = replace(embeddings, image=np.repeat(embeddings.image[:1].astype(np.float16).astype(np.float32), N, 0))
+    novelty = fit_novelty(one, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    few = replace(one, has_text=np.zeros(N, bool)).take(np.arange(7))
+    assert not novelty.is_out_of_distribution(few, [""] * 7, vocabulary).any()
+    assert novelty.limits[0] >= 0.01

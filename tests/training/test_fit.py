@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError
+from product_classificator.heads import HeadBundle
 from product_classificator.training import EpochFacts, FittedHeads, HeadSettings, LabelledProducts, epochs, fit_heads
 from product_classificator.types import Embeddings, Split, strings
 from tests.tiny_catalog import COLOURS, KINDS, rows_of
@@ -219,3 +220,51 @@ def test_labels_are_found_by_their_names_before_anything_is_learned(
     lazy = replace(quick, learning_rate=1e-6, words_learning_rate=1e-6, max_epochs=1)
     predicted = replace(products, texts=texts, truth={"named": named})
     assert judged(fit(predicted, lazy), predicted, "named") == 1
+
+
+@pytest.mark.parametrize("n_photos", [0, 1, 3])
+def test_photos_of_a_few_products_move_no_prediction(products, quick, caplog, n_photos: int) -> None:
+    """Standardised by one photo, new photos would be a million times too far apart."""
+    embeddings = products.embeddings
+    has_image = np.zeros(len(embeddings), bool)
+    has_image[products.split.rows("train")[:n_photos]] = True
+    few = replace(embeddings, has_image=has_image, image=embeddings.image * has_image[:, None])
+    bundle = fit_heads(replace(products, embeddings=few), quick).bundle
+    assert (bundle.image_dim, len(bundle.novelty.image)) == (0, 0)
+    assert ("photos are left out" in caplog.text) == (n_photos > 0)
+    rows = products.split.rows("test")
+    texts = [products.texts[row] for row in rows]
+    with_photo, without = (bundle.predict(parts.take(rows), texts) for parts in (embeddings, few))
+    assert np.array_equal(with_photo.probabilities["kind"], without.probabilities["kind"])
+
+
+@pytest.mark.parametrize("shared", [1.0, 0.9])
+def test_a_placeholder_that_most_products_share_is_no_measure_of_photos(products, quick, shared: float) -> None:
+    embeddings = products.embeddings
+    image = embeddings.image.copy()
+    image[np.random.default_rng(0).random(len(image)) < shared] = image[0]
+    bundle = fit_heads(replace(products, embeddings=replace(embeddings, image=image)), quick).bundle
+    assert bundle.image_dim == (0 if shared == 1 else 8)
+    if bundle.image_dim:
+        usual = fit_heads(products, quick).bundle.network.weights["scale"][:8]
+        assert np.median(bundle.network.weights["scale"][:8] / usual) > 0.7
+
+
+def test_a_constant_part_is_not_amplified_where_it_is_all_there_is(products, quick) -> None:
+    embeddings = products.embeddings
+    alone = replace(
+        embeddings, image=np.repeat(embeddings.image[:1], len(embeddings), 0), has_text=np.zeros(len(embeddings), bool)
+    )
+    scale = fit_heads(replace(products, embeddings=alone), replace(quick, max_epochs=1)).bundle.network.weights["scale"]
+    assert np.array_equal(scale, np.ones(8))
+
+
+def test_photos_of_products_without_a_label_give_a_bundle_that_can_be_loaded(products, quick, tmp_path) -> None:
+    embeddings = products.embeddings
+    has_image = np.arange(len(embeddings)) % 3 == 0
+    kind = products.truth["kind"].copy()
+    kind[has_image] = None
+    few = replace(embeddings, has_image=has_image, image=embeddings.image * has_image[:, None])
+    bundle = fit_heads(replace(products, embeddings=few, truth={"kind": kind}), replace(quick, max_epochs=1)).bundle
+    bundle.save(tmp_path / "bundle")
+    assert HeadBundle.load(tmp_path / "bundle").image_dim == 0

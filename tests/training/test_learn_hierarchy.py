@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,3 +67,13 @@ def test_a_label_without_a_clear_parent_goes_with_every_one() -> None:
     hierarchy = learn(np.concatenate([label_ids, rare]), {**LABELS, "sub": (*LABELS["sub"], "set")})
     assert hierarchy == (SUB_TOP,)
     assert hierarchy[0].parent_ids({**LABELS, "sub": (*LABELS["sub"], "set")}).tolist() == [0, 0, 1, 1, -1]
+
+
+def test_thousands_of_labels_take_no_table_of_all_pairs() -> None:
+    draw, k = np.random.default_rng(0), (5000, 4000)
+    targets = [Target(str(i), tuple(map(str, range(n))), draw.integers(0, n, 20_000)) for i, n in enumerate(k)]
+    tracemalloc.start()
+    learn_hierarchy(targets, np.arange(20_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # 160 MB if every pair is counted

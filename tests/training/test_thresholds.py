@@ -160,5 +160,27 @@ def test_a_label_that_was_not_trained_counts_as_wrong_and_an_unknown_one_not_at_
     x = Characteristic("x", ("a", "b"))
     for rest, precision, confidence in ((None, 0.95, 0), ("rare", 0.5, np.inf)):
         truth = {"x": strings(["a"] * 100 + [rest] * 200)}
-        (calibrated,) = with_confidence_thresholds([x], predictions, truth)
+        (calibrated,) = with_confidence_thresholds([x], predictions, truth, np.arange(300))
         assert threshold_for(calibrated.confidence_thresholds, precision) == confidence
+
+
+def broken_promises(n: int, group_size: int, precision: float) -> float:
+    """Return how often 0.95 is promised where the precision is lower at any confidence."""
+    broken = []
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        confidence = np.repeat(random.random(n // group_size).astype(np.float32), group_size)
+        is_right = np.repeat(random.random(n // group_size) < precision, group_size)
+        groups = np.repeat(np.arange(n // group_size), group_size)
+        broken.append(threshold_for(confidence_thresholds(confidence, is_right, groups), 0.95) <= 1)
+    return float(np.mean(broken))
+
+
+@pytest.mark.parametrize(("n", "group_size"), [(150, 1), (3000, 1), (1000, 5)])
+def test_a_promise_is_broken_in_one_of_ten_draws_at_most(n: int, group_size: int) -> None:
+    assert broken_promises(n, group_size, 0.949) <= 0.12  # 0.2 to 0.4 if the lowest threshold that passes is taken
+
+
+def test_a_group_of_near_identical_products_proves_as_little_as_one_product() -> None:
+    sure = np.ones(200, dtype=np.float32)
+    assert confidence_thresholds(sure, sure > 0, np.zeros(200, np.int64))[-1][0] <= 0.1
