@@ -17,11 +17,12 @@ from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError
 from product_classificator.files import read_checked_format, replacing, write_text
-from product_classificator.types import Split, Truth
+from product_classificator.types import Embeddings, Floats, Split, Truth
 
 _FORMAT = 1
 _RUN_FOLDER = "<run>"
-_ID = "<id>"  # a characteristic may be called "id"
+_ID, _SKETCH = "<id>", "<sketch>"  # a characteristic may be called "id"
+SKETCH_DIM = 16
 
 TrainingLabels = dict[str, dict[str, str | tuple[str, ...] | None]]
 """characteristic -> {id of each training product: label, all labels if it is multi-label, `None` if unknown}."""
@@ -78,8 +79,8 @@ class Run:
         """Whether embeddings and labels of the training products are still there."""
         return (self.store / "store.json").is_file() and self.labels.is_file()
 
-    def save_labels(self, split: Split, truth: Truth) -> None:
-        """Write `labels.parquet`: id and labels of each product of the train split."""
+    def save_labels(self, split: Split, truth: Truth, embeddings: Embeddings) -> None:
+        """Write `labels.parquet`: id, sketch of the embeddings, and labels of each product of the train split."""
         import pyarrow as pa  # answering without explanations must not import it
         import pyarrow.parquet as pq
 
@@ -88,12 +89,19 @@ class Run:
             name: [sorted(label) if isinstance(label, frozenset) else label for label in labels[rows]]
             for name, labels in truth.items()
         }
-        table = pa.table({_ID: split.ids[rows].tolist(), **columns})
+        sketches = [*sketch(embeddings.image[rows], embeddings.text[rows])]
+        table = pa.table(
+            {_ID: split.ids[rows].tolist(), _SKETCH: pa.array(sketches, pa.list_(pa.float32())), **columns}
+        )
         with replacing(self.labels) as temporary:
             pq.write_table(table, temporary)
 
     def load_labels(self) -> TrainingLabels:
-        """Read what `save_labels` wrote.
+        """Return the labels of the training products; raises as `load_training_products`."""
+        return self.load_training_products()[0]
+
+    def load_training_products(self) -> tuple[TrainingLabels, dict[str, Floats]]:
+        """Read what `save_labels` wrote: labels, and id -> sketch.
 
         Raises:
             ArtifactError: the file is missing or damaged.
@@ -103,12 +111,13 @@ class Run:
 
         try:
             columns = pq.read_table(self.labels).to_pydict()
-            ids = columns.pop(_ID)
+            ids, sketches = columns.pop(_ID), columns.pop(_SKETCH)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"the labels of a run, {self.labels}, are damaged ({error}): train again") from error
         for name, labels in columns.items():
             columns[name] = [tuple(label) if isinstance(label, list) else label for label in labels]
-        return {name: dict(zip(ids, labels, strict=True)) for name, labels in columns.items()}
+        by_id = {name: dict(zip(ids, labels, strict=True)) for name, labels in columns.items()}
+        return by_id, dict(zip(ids, np.array(sketches, dtype=np.float32).reshape(-1, SKETCH_DIM), strict=True))
 
     def mark_unfinished(self) -> None:
         """Delete `run.json`, so that old and new files of a run are never taken for one run."""
@@ -150,3 +159,14 @@ class Run:
 
 
 _FIELDS = TypeAdapter(Run)
+
+
+def sketch(image: Floats, text: Floats) -> Floats:
+    """Return (n, 16) random projections of n embeddings, which keep distances up to a third.
+
+    They recognise a training product in a store: another table may use its id for another product.
+    """
+    parts = np.concatenate([image, text], 1)
+    directions = np.random.default_rng(0).standard_normal((parts.shape[1], SKETCH_DIM), dtype=np.float32)
+    projections: Floats = parts @ directions / np.float32(SKETCH_DIM**0.5)
+    return projections

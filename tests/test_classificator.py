@@ -12,7 +12,9 @@ from PIL import Image
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.neighbors import with_nearest
+from product_classificator.embeddings.embed import embed
 from product_classificator.embeddings.products import prepare_image
+from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
@@ -225,6 +227,16 @@ def test_a_training_product_is_the_nearest_to_itself_and_others_are_never_named(
         assert {near.id for near in nearest} <= set(trained)
         if embeddings.ids[row] in trained:
             assert nearest[0].similarity == pytest.approx(1, abs=1e-3)
+
+
+def test_another_product_with_the_id_of_a_training_product_is_no_neighbour(tiny_training, tmp_path):
+    run = replace(tiny_training.run, store=tmp_path / "store")
+    trained = run.load_labels()["kind"]
+    table = pd.DataFrame({"nm": [*trained][:3], "description": [f"A hydraulic jack number {i}" for i in range(3)]})
+    other = read_catalog(table, text="description", characteristics=[])
+    embeddings = embed(other, TinyEncoder(), EmbeddingStore(run.store, TinyEncoder())).embeddings
+    explanations = tiny_training.fitted.bundle.predict(embeddings, other.texts()).explain(0)
+    assert with_nearest(explanations, embeddings.take(np.array([0])), run, TinyEncoder())["kind"].nearest == ()
 
 
 def test_a_run_without_its_store_or_its_labels_explains_without_neighbours(tiny_training, classificator, tmp_path):

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from sklearn.neighbors import NearestNeighbors
 
-from product_classificator.audit.similarity import FENCE
-from product_classificator.types import Floats, Rows, Strings, Truth
+from product_classificator.types import Bools, Floats, Rows, Strings, Truth
 
 KIND_TITLES = {
     "wrong_label": "likely wrong labels",
@@ -20,8 +20,10 @@ KIND_TITLES = {
 MIN_ODDS = 2.0
 """A label is listed if another one is so many times as probable: on fashion with 5 % of the labels flipped these are
 13 % of the labels and hold 96 % of the flipped ones."""
-_UNLEARNED = 0.05
-"""Assumed probability of a label that was too rare to learn: that alone is weak evidence against it."""
+
+FENCE = 1.5
+"""Outlier scores above it are listed (Tukey 1977)."""
+_SAMPLE, _RANK, _MIN_SPREAD, _ROWS_PER_STEP = 10_000, 5, 0.01, 8192
 
 SCHEMA = pa.schema(
     [
@@ -44,15 +46,15 @@ def wrong_labels(truth: Truth, out_of_fold: Mapping[str, pd.DataFrame]) -> pa.Ta
     """Return the labels that contradict the out-of-fold predictions, over all characteristics.
 
     The log odds of the other label rank them: that finds more changed labels over all characteristics than
-    self-confidence or normalised margin (Northcutt et al. 2021), see `benchmarks/audit.py`.
+    self-confidence or normalised margin (Northcutt et al. 2021), see `benchmarks/audit.py`. A label that could not be
+    learned is not listed: that is no evidence against it.
     """
     tables = []
     for name, frame in out_of_fold.items():
-        odds = frame.other_probability / frame.probability.replace(0, _UNLEARNED)
+        odds = frame.other_probability / frame.probability
         listed = frame.assign(label=truth[name][frame.index], score=np.log(odds))[odds >= MIN_ODDS]
         listed["reason"] = [
-            f"heads fitted without it: {row.other_probability:.0%} {row.other!r}, "
-            + (f"{p:.0%} {row.label!r}" if (p := row.probability) else f"while {row.label!r} is too rare to learn")
+            f"heads fitted without it: {row.other_probability:.0%} {row.other!r}, {row.probability:.0%} {row.label!r}"
             for row in listed.itertuples()
         ]
         columns = listed.rename(columns={"other": "suggested", "other_probability": "suggested_probability"})
@@ -80,6 +82,33 @@ def contradictions(truth: Truth, groups: Rows) -> pa.Table:
         frame = frame.assign(suggested=suggested, score=scores, reason=reasons)
         tables.append(_table("contradiction", frame.pop("row"), characteristic=name, **frame))
     return pa.concat_tables(tables)
+
+
+def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:
+    """Return how unlike all others each product is, by its image or its text vectors.
+
+    The score is the distance to the 5th nearest of at most 10,000 random products (Sugiyama and Borgwardt 2013), above
+    the upper quartile and in units of the interquartile range: outliers lie above `FENCE` (Tukey 1977).
+
+    Args:
+        vectors: (n, d) unit rows where `is_present`; the score is NaN elsewhere, or if there are too few products.
+        is_present: (n,)
+        seed: of the sample.
+    """
+    scores = np.full(len(vectors), np.nan, np.float32)
+    rows = np.flatnonzero(is_present)
+    sample = np.random.default_rng(seed).permutation(rows)[:_SAMPLE]
+    if len(sample) <= _RANK:
+        return scores
+    model = NearestNeighbors(n_neighbors=_RANK + 1, algorithm="brute").fit(vectors[sample])
+    rank = _RANK - 1 + np.isin(rows, sample)  # a product of the sample is its own nearest
+    for start in range(0, len(rows), _ROWS_PER_STEP):
+        step = slice(start, start + _ROWS_PER_STEP)
+        distances = model.kneighbors(vectors[rows[step]])[0]
+        scores[rows[step]] = distances[np.arange(len(distances)), rank[step]]
+    low, high = np.quantile(scores[rows], [0.25, 0.75])
+    fenced: Floats = (scores - high) / max(high - low, _MIN_SPREAD)
+    return fenced
 
 
 def outliers(scores: Mapping[str, Floats]) -> pa.Table:

@@ -4,15 +4,17 @@ The heads of a run have memorised its labels, including the wrong ones. So heads
 products and predict the last fifth, five times over, with near-duplicates always in the same fold.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from product_classificator.heads import HeadBundle
-from product_classificator.training import LabelledProducts
+from product_classificator.training import FittedHeads, LabelledProducts
 from product_classificator.types import Floats, Rows, Split, Strings, as_text, strings
+
+logger = logging.getLogger(__name__)
 
 FOLDS = 5
 DEALS = 2 * FOLDS
@@ -22,7 +24,10 @@ _TINY = np.finfo(np.float32).tiny
 
 
 def predict_out_of_fold(
-    products: LabelledProducts, deals: Rows, fit: Callable[[int, LabelledProducts], HeadBundle]
+    products: LabelledProducts,
+    deals: Rows,
+    fit: Callable[[LabelledProducts], FittedHeads],
+    on_stage: Callable[[str], None] = logger.info,
 ) -> Mapping[str, pd.DataFrame]:
     """Predict n products out of fold, and compare the predictions with the labels.
 
@@ -30,38 +35,40 @@ def predict_out_of_fold(
         products: their split is ignored.
         deals: (n,) the tenth of the products that each belongs to, 0..9, -1 for unused products. Two tenths are a fold,
             and the tenth after it chooses the epoch and the temperatures.
-        fit: fits heads, given the number of the fold (0..4) and the products with the fold as their test split.
+        fit: fits heads to products, of which a fold is the test split.
+        on_stage: called with a sentence before each fold.
 
     Returns:
-        characteristic -> frame, by row, of the products with a label and a prediction: `probability` of the label
-        (exactly 0 if it was too rare to learn), the most probable `other` label, `other_probability`. For a multi-label
-        characteristic the most doubtful label, present or not, is compared: `probability` is that of it being right,
-        `other` the label set, as text, with it added or removed.
+        characteristic -> frame, by row, of the products that can be judged: `probability` of their label, the most
+        probable `other` label, `other_probability`. A product cannot be judged if its label was not learned from the
+        other folds. For a multi-label characteristic the most doubtful label, present or not, is compared:
+        `probability` is that of it being right, `other` the label set, as text, with it added or removed.
     """
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in products.truth}
     for fold in range(FOLDS):
         is_test, is_valid = deals // 2 == fold, deals == (2 * fold + 2) % DEALS
         names = np.select([deals < 0, is_test, is_valid], ["", "test", "valid"], "train")
-        bundle = fit(fold, replace(products, split=Split(products.embeddings.ids, strings(names.tolist()))))
+        on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and predicting it")
+        bundle = fit(replace(products, split=Split(products.embeddings.ids, strings(names.tolist())))).bundle
         fold_rows = np.flatnonzero(is_test)
         for start in range(0, len(fold_rows), _ROWS_PER_STEP):
             rows = fold_rows[start : start + _ROWS_PER_STEP]
             predictions = bundle.predict(products.embeddings.take(rows), [products.texts[row] for row in rows.tolist()])
             for name in predictions.characteristics:  # without those that had nothing to learn outside this fold
-                true = products.truth[name][rows]
-                compared = np.flatnonzero(predictions.is_known & pd.notna(true))
-                compare = _compare_label_sets if name in predictions.decision_thresholds else _compare_labels
-                frame = compare(predictions.labels[name], predictions.probabilities[name][compared], true[compared])
-                frames[name].append(frame.set_index(rows[compared]))
+                true, labels = products.truth[name][rows], predictions.labels[name]
+                is_multi = name in predictions.decision_thresholds
+                is_learned = pd.notna(true) if is_multi else np.isin(true, np.array(labels, dtype=object))
+                judged = np.flatnonzero(predictions.is_predicted(name) & is_learned)
+                compare = _compare_label_sets if is_multi else _compare_labels
+                frame = compare(labels, predictions.probabilities[name][judged], true[judged])
+                frames[name].append(frame.set_index(rows[judged]))
     return {name: pd.concat(parts).sort_index() if parts else _NO_PREDICTIONS for name, parts in frames.items()}
 
 
 def _compare_labels(labels: Sequence[str], probabilities: Floats, true: Strings) -> pd.DataFrame:
-    label_ids = pd.Index(labels).get_indexer(true)
-    learned = np.flatnonzero(label_ids >= 0)
-    probability, others = np.zeros(len(true), np.float32), probabilities.copy()
-    probability[learned] = np.maximum(probabilities[learned, label_ids[learned]], _TINY)
-    others[learned, label_ids[learned]] = -1
+    cells = np.arange(len(true)), pd.Index(labels).get_indexer(true)
+    probability, others = np.maximum(probabilities[cells], _TINY), probabilities.copy()
+    others[cells] = -1
     other = strings(labels)[others.argmax(1)]
     return pd.DataFrame({"probability": probability, "other": other, "other_probability": others.max(1)})
 

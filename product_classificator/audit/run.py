@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.audit import findings
-from product_classificator.audit.out_of_fold import DEALS, FOLDS, predict_out_of_fold
+from product_classificator.audit.out_of_fold import DEALS, predict_out_of_fold
 from product_classificator.audit.page import draw_page
-from product_classificator.audit.similarity import outlier_scores
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import stratify
 from product_classificator.embeddings.embed import EmbeddedCatalog, embed
@@ -27,7 +26,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.training import Callbacks, HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training import Callbacks, FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.types import Split, as_text, strings
 
@@ -39,11 +38,13 @@ class Audit:
     Attributes:
         table: columns of `findings.SCHEMA` and the product's id.
         counts: kind -> characteristic ("" where a finding concerns the whole product) -> number of findings.
+        unjudged: characteristic -> number of products whose label has too few different products to be judged.
     """
 
     table: Path
     page: Path
     counts: Mapping[str, Mapping[str, int]]
+    unjudged: Mapping[str, int]
 
 
 def audit_run(
@@ -79,44 +80,47 @@ def audit_run(
     out.mkdir(parents=True, exist_ok=True)
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)
-    table = _findings(catalog, embedded, encoder, settings, callbacks)
+    # A taxonomy that the run was given holds here too; a hierarchy that it learned may follow from wrong labels.
+    hierarchy = HeadBundle.load(run.bundle).hierarchy if run.settings.get("taxonomy") else None
+    fit = partial(
+        fit_heads,
+        settings=settings,
+        hierarchy=hierarchy,
+        label_vectors=partial(embed_labels, encoder),
+        shares_space=encoder.shares_space,
+        on_epoch=callbacks.on_epoch,
+    )
+    table, unjudged = _findings(catalog, embedded, fit, callbacks)
 
     callbacks.on_stage("Drawing the page")
-    audit = Audit(out / "audit.parquet", out / "audit.html", findings.count_findings(table))
+    audit = Audit(out / "audit.parquet", out / "audit.html", findings.count_findings(table), unjudged)
     with replacing(audit.table) as temporary:
         pq.write_table(table, temporary)
     created = datetime.now(UTC).isoformat(" ", timespec="minutes")
     facts = {"table": Path(catalog.table.name).name, "products": len(catalog), "encoder": encoder.name}
-    write_text(audit.page, draw_page(catalog, table, {**facts, "created": created}))
+    write_text(audit.page, draw_page(catalog, table, {**facts, "unjudged": unjudged, "created": created}))
     return audit
 
 
 def _findings(
-    catalog: Catalog, embedded: EmbeddedCatalog, encoder: Encoder, settings: HeadSettings, callbacks: Callbacks
-) -> pa.Table:
+    catalog: Catalog, embedded: EmbeddedCatalog, fit: partial[FittedHeads], callbacks: Callbacks
+) -> tuple[pa.Table, dict[str, int]]:
+    """Return all findings, and characteristic -> number of products whose label cannot be judged."""
     embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()
     signatures, reasons = Signatures.of(texts, embedded.thumbnails), embedded.set_aside()
     if not (reasons == "ok").any():
         raise DataError(f"an audit needs products with a photo or a text: {catalog.table.name} has none")
-    deals = stratify(near_duplicate_groups(signatures), truth, reasons == "ok", [1 / DEALS] * DEALS, seed=settings.seed)
-
-    def fit(fold: int, products: LabelledProducts) -> HeadBundle:
-        callbacks.on_stage(f"Fitting heads without fold {fold + 1} of {FOLDS}, and predicting it")
-        return fit_heads(
-            products,
-            settings,
-            label_vectors=partial(embed_labels, encoder),
-            shares_space=encoder.shares_space,
-            on_epoch=callbacks.on_epoch,
-        ).bundle
-
+    groups, tenths = near_duplicate_groups(signatures), [1 / DEALS] * DEALS
+    deals = stratify(groups, truth, reasons == "ok", tenths, seed=fit.keywords["settings"].seed)
     no_split = Split(embeddings.ids, strings([""] * len(catalog)))
     products = LabelledProducts(embeddings, texts, truth, no_split, catalog.columns.has_title)
-    out_of_fold = predict_out_of_fold(products, deals, fit)
+    out_of_fold = predict_out_of_fold(products, deals, fit, callbacks.on_stage)
+    n_labelled = {name: sum(label is not None for label in labels[deals >= 0]) for name, labels in truth.items()}
+    unjudged = {name: n - len(out_of_fold[name]) for name, n in n_labelled.items() if n > len(out_of_fold[name])}
     callbacks.on_stage("Comparing the products with one another")
     scores = {
-        "photo": outlier_scores(embeddings.image, embeddings.has_image),
-        "text": outlier_scores(embeddings.text, embeddings.has_text),
+        "photo": findings.outlier_scores(embeddings.image, embeddings.has_image),
+        "text": findings.outlier_scores(embeddings.text, embeddings.has_text),
     }
     labels = {name: as_text(column) for name, column in truth.items()}
     tables = [
@@ -126,4 +130,4 @@ def _findings(
         findings.broken_rows(embedded.status, reasons),
     ]
     table = pa.concat_tables(tables)
-    return table.add_column(0, "id", pa.array(embeddings.ids[table["row"]], pa.string()))
+    return table.add_column(0, "id", pa.array(embeddings.ids[table["row"]], pa.string())), unjudged

@@ -115,6 +115,7 @@ def audit(options: Audit) -> None:
     for name in sorted({name for counts in findings.counts.values() for name in counts}):
         table.add_row(name or "the whole product", *(str(counts.get(name, "")) for counts in findings.counts.values()))
     console.out.print(table)
+    console.print_counts("products whose label has too few different products to be judged", findings.unjudged)
     console.log.print(f"all: {findings.table}\nthe worst, with photos, for a browser: {findings.page}")
 
 

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ from product_classificator.evaluation.reliability import (
 )
 from product_classificator.types import Bools, Floats, Predictions, Rows, Strings, Truth, iter_labels, strings
 
-_Labels = frozenset[str]
+_Pair = tuple[frozenset[str], frozenset[str]]
 _Counts = npt.NDArray[np.int64]
 _INTERVAL_PERCENT = (2.5, 97.5)
 
@@ -121,8 +122,7 @@ class Evaluation:
     selective: SelectiveScore | None = None
 
 
-@dataclass(frozen=True)
-class _Bootstrap:
+class _Bootstrap(NamedTuple):
     """How intervals are made; `groups` is the (n,) group of near-identical products of each product."""
 
     groups: Rows
@@ -131,38 +131,20 @@ class _Bootstrap:
 
 
 @dataclass(frozen=True)
-class _LabelPairs:
-    """The m distinct pairs of (true labels, predicted labels) among the scored products, over k trained labels.
-
-    A single label is a set of one; an empty predicted set is a missing prediction.
+class _Groups:
+    """The kinds of groups of near-identical products that occur; a kind is how often each (true, predicted) pair does.
 
     Attributes:
-        count: (m,) products with each pair.
-        indicators: (m, 3k) sparse, 1 where a label is correct, then where it is true, then where it is predicted.
-        group_count: (g,) groups of near-identical products of each kind; a kind is how often each pair occurs.
-        group_indicators: (g, 3k) sparse, the sum of `indicators` over the products of such a group.
+        count: (g,) groups of each kind.
+        indicators: (g, 3k) sparse, products of a group in which a label is correct, then true, then predicted.
     """
 
-    pairs: Sequence[tuple[_Labels, _Labels]]
     count: Rows
     indicators: csr_matrix
-    group_count: Rows
-    group_indicators: csr_matrix
 
-    @property
-    def n_correct(self) -> int:
-        """Products whose predicted labels are exactly the true ones."""
-        return sum(int(n) for (true, predicted), n in zip(self.pairs, self.count, strict=True) if true == predicted)
-
-    def label_counts(self) -> _Counts:
-        """Return (3, k) correct, true and predicted products of each label."""
-        counts: _Counts = (self.indicators.T @ self.count).reshape(3, -1)
-        return counts
-
-    def resampled_label_counts(self, random: np.random.Generator) -> _Counts:
-        """Return the same for as many groups, drawn with replacement."""
-        n = int(self.group_count.sum())
-        counts: _Counts = (self.group_indicators.T @ random.multinomial(n, self.group_count / n)).reshape(3, -1)
+    def label_counts(self, count: Rows) -> _Counts:
+        """Return (3, k) correct, true and predicted products of each label in `count` groups of each kind."""
+        counts: _Counts = (self.indicators.T @ count).reshape(3, -1)
         return counts
 
 
@@ -275,25 +257,26 @@ def _score(
     is_trained = np.array([labels is not None and (not labels or bool(labels & trained)) for labels in true_sets], bool)
     is_scored, is_judged = is_trained & predictions.is_known, is_labelled & predictions.is_known
     n, is_right = int(is_scored.sum()), (best == true).astype(bool)
-    pairs = None
-    if n:
-        groups = bootstrap.groups[is_scored]
-        pairs = _label_pairs(true_sets[is_scored], _label_sets(best[is_scored]), names, groups, is_multi=is_multi)
-    labels = () if pairs is None else _label_scores(names, pairs.label_counts())
+    # A single label is a set of one; an empty predicted set is a missing prediction.
+    rows = zip(true_sets[is_scored], _label_sets(best[is_scored]), strict=True)
+    pairs = [(t & trained, p or frozenset()) for t, p in rows]
+    tally, kinds = Counter(pairs), _group_kinds(pairs, names, bootstrap.groups[is_scored]) if n else None
+    counts = None if kinds is None else kinds.label_counts(kinds.count)
+    labels = () if counts is None else _label_scores(names, counts)
     if is_multi:
         confidences, hits = _predicted_labels(predictions, characteristic, true, np.flatnonzero(is_scored))
     else:
         confidences, hits = confidence[is_scored], is_right[is_scored]
     return CharacteristicScore(
-        macro_f1=None if pairs is None else _macro_f1(pairs.label_counts()),
-        interval=None if pairs is None or not bootstrap.resamples else _interval(pairs, bootstrap),
-        accuracy=None if pairs is None else pairs.n_correct / n,
+        macro_f1=None if counts is None else _macro_f1(counts),
+        interval=None if kinds is None or not bootstrap.resamples else _interval(kinds, bootstrap),
+        accuracy=sum(count for (t, p), count in tally.items() if t == p) / n if n else None,
         n=n,
         unknown_labels=int((is_labelled & ~is_trained).sum()),
         unlabelled=int((~is_labelled).sum()),
         not_predicted=int((is_trained & ~predictions.is_known).sum()),
         labels=labels,
-        confusions=() if pairs is None or is_multi else _confusions(pairs),
+        confusions=() if is_multi else _confusions(tally),
         reliability=measure_reliability(confidences, hits, bootstrap.seed) if len(confidences) else None,
         precision_by_coverage=precision_by_coverage(confidence[is_judged], is_right[is_judged]) if n else (),
         coverage=Coverage(len(labels), len(trained.union(iter_labels(true), left_out)), n, int(is_labelled.sum())),
@@ -306,34 +289,22 @@ def _label_sets(labels: Strings) -> Strings:
     return strings([frozenset((item,)) if isinstance(item, str) else item for item in labels])
 
 
-def _label_pairs(
-    true: Strings, predicted: Strings, names: Sequence[str], groups: Rows, *, is_multi: bool
-) -> _LabelPairs:
-    trained = frozenset(names)
-    pair_of_product = [(t & trained, p or frozenset()) for t, p in zip(true, predicted, strict=True)]
-    tally = Counter(pair_of_product)
-    pairs = list(tally)
-    if not is_multi:  # the order decides what a seed draws; a missing prediction comes last
-        label_ids = {label: label_id for label_id, label in enumerate(names)}
-        pairs.sort(key=lambda pair: [label_ids.get(next(iter(labels), ""), len(names)) for labels in pair])
+def _group_kinds(pairs: Sequence[_Pair], names: Sequence[str], groups: Rows) -> _Groups:
+    label_ids = {label: label_id for label_id, label in enumerate(names)}
+    # The order decides what a seed draws; a missing prediction comes last.
+    distinct = sorted(set(pairs), key=lambda pair: [sorted(map(label_ids.get, s)) or [len(names)] for s in pair])
     binarizer = MultiLabelBinarizer(classes=list(names), sparse_output=True)
-    is_true, is_predicted = (binarizer.fit_transform([pair[side] for pair in pairs]) for side in (0, 1))
-    indicators = hstack([is_true.multiply(is_predicted), is_true, is_predicted], format="csr")
-    pair_ids, members = {pair: pair_id for pair_id, pair in enumerate(pairs)}, defaultdict(list)
-    for group, pair in zip(groups.tolist(), pair_of_product, strict=True):
+    is_true, is_predicted = (binarizer.fit_transform([pair[side] for pair in distinct]) for side in (0, 1))
+    pair_ids, members = {pair: pair_id for pair_id, pair in enumerate(distinct)}, defaultdict(list)
+    for group, pair in zip(groups.tolist(), pairs, strict=True):
         members[group].append(pair_ids[pair])
     kinds = Counter(tuple(sorted(ids)) for ids in members.values())
     order = sorted(kinds, key=lambda ids: (len(ids), ids))
     columns = np.array([pair_id for ids in order for pair_id in ids], dtype=np.int64)
     starts = np.cumsum([0, *map(len, order)])
-    group_pairs = csr_matrix((np.ones(len(columns), np.int64), columns, starts), shape=(len(order), len(pairs)))
-    return _LabelPairs(
-        pairs,
-        np.array([tally[pair] for pair in pairs], dtype=np.int64),
-        indicators,
-        np.array([kinds[ids] for ids in order], dtype=np.int64),
-        group_pairs @ indicators,
-    )
+    pairs_of_kinds = csr_matrix((np.ones(len(columns), np.int64), columns, starts), shape=(len(order), len(distinct)))
+    indicators = hstack([is_true.multiply(is_predicted), is_true, is_predicted], format="csr")
+    return _Groups(np.array([kinds[ids] for ids in order], dtype=np.int64), pairs_of_kinds @ indicators)
 
 
 def _predicted_labels(predictions: Predictions, characteristic: str, true: Strings, rows: Rows) -> tuple[Floats, Bools]:
@@ -353,10 +324,10 @@ def _macro_f1(label_counts: _Counts) -> float:
     return float(np.mean(2 * correct[occurs] / total[occurs])) if occurs.any() else 1.0
 
 
-def _interval(pairs: _LabelPairs, bootstrap: _Bootstrap) -> tuple[float, float]:
-    random = np.random.default_rng(bootstrap.seed)
-    scores = [_macro_f1(pairs.resampled_label_counts(random)) for _ in range(bootstrap.resamples)]
-    low, high = np.percentile(scores, _INTERVAL_PERCENT)
+def _interval(kinds: _Groups, bootstrap: _Bootstrap) -> tuple[float, float]:
+    n, random = int(kinds.count.sum()), np.random.default_rng(bootstrap.seed)
+    draws = (random.multinomial(n, kinds.count / n) for _ in range(bootstrap.resamples))
+    low, high = np.percentile([_macro_f1(kinds.label_counts(draw)) for draw in draws], _INTERVAL_PERCENT)
     return float(low), float(high)
 
 
@@ -370,10 +341,10 @@ def _label_scores(names: Sequence[str], label_counts: _Counts) -> tuple[LabelSco
     return tuple(sorted(scores, key=lambda score: (-score.support, -score.predicted, score.label)))
 
 
-def _confusions(pairs: _LabelPairs) -> tuple[Confusion, ...]:
+def _confusions(tally: Counter[_Pair]) -> tuple[Confusion, ...]:
     confusions = [
-        Confusion(next(iter(true)), next(iter(predicted)), int(count))
-        for (true, predicted), count in zip(pairs.pairs, pairs.count, strict=True)
+        Confusion(next(iter(true)), next(iter(predicted)), count)
+        for (true, predicted), count in tally.items()
         if predicted and predicted != true
     ]
     return tuple(sorted(confusions, key=lambda pair: (-pair.count, pair.true, pair.predicted)))

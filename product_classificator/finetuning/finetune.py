@@ -115,6 +115,7 @@ def finetune(
         write_learning_curves(run.folder, state.history, state.best_epoch)
         write_comparison(run.report, untuned, evaluation, state.history)
         shown = {"settings": {**asdict(finetune_settings), **asdict(session.settings.heads)}, "history": state.history}
+        split = replace(split, products=replace(split.products, embeddings=embeddings))
         replace(session, run=run).save(split, fitted, evaluation, best_epoch=state.best_epoch, **shown)
         delete(run.folder / CHECKPOINT)
     distributed.wait()

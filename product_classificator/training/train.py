@@ -245,7 +245,7 @@ class Session:
         """Write everything a training leaves, `run.json` last; `facts` replace those of the report."""
         run, products = self.run, split.products
         save_split(products.split, split.signatures.columns(), run.split)
-        run.save_labels(products.split, products.truth)
+        run.save_labels(products.split, products.truth, products.embeddings)
         fitted.bundle.save(run.bundle)
         shown = RunFacts(
             title=f"Run {run.folder.name}",

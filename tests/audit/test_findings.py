@@ -34,13 +34,6 @@ def test_labels_are_listed_by_the_odds_of_another_label():
     assert findings["reason"][1].as_py() == "heads fitted without it: 90% 'x', 10% 'a'"
 
 
-def test_a_label_too_rare_to_learn_is_not_the_worst_for_that():
-    truth = {"sex": strings(["rare", "b"])}
-    findings = wrong_labels(truth, {"sex": out_of_fold([0, 0.0005], [0.3, 0.9])})
-    assert findings["label"].to_pylist() == ["b", "rare"]
-    assert findings["reason"][1].as_py() == "heads fitted without it: 30% 'x', while 'rare' is too rare to learn"
-
-
 def test_the_label_of_most_near_duplicates_is_suggested_to_the_others():
     truth = {"sex": strings(["a", "b", "a", "a", None, "b", "a"])}
     findings = contradictions(truth, np.array([5, 5, 5, 1, 5, 2, 2]))

@@ -103,3 +103,16 @@ def test_a_catalog_that_cannot_be_audited_is_refused(flipped, tmp_path):
     odd = replace(run, settings={"heads": {"hidden": "magic"}})
     with pytest.raises(ArtifactError, match="settings unknown to this version: train again"):
         audit_run(odd, catalog, tmp_path, encoder=TinyEncoder())
+
+
+def test_right_labels_that_are_too_rare_to_learn_are_counted_and_not_called_wrong(tmp_path):
+    frame = pd.read_parquet(shop(tmp_path)[0])
+    frame["brand"] = [f"brand {i // 2}" if i % 4 < 2 else frame.kind[i] for i in range(len(frame))]
+    catalog = read_catalog(frame[frame.description != ""], text="description", characteristics="brand")
+    run = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder()).run
+    audit = audit_run(run, catalog, tmp_path / "audit", encoder=TinyEncoder())
+    wrong = pd.read_parquet(audit.table).query("kind == 'wrong_label'")
+    is_rare = catalog.truth()["brand"].astype(str).astype("U5") == "brand"
+    assert audit.unjudged == {"brand": is_rare.sum()}
+    assert not set(wrong.row) & set(np.flatnonzero(is_rare))
+    assert f"brand, {is_rare.sum()} products" in audit.page.read_text("utf-8")

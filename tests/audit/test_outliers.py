@@ -1,6 +1,6 @@
 import numpy as np
 
-from product_classificator.audit.similarity import FENCE, outlier_scores
+from product_classificator.audit.findings import FENCE, outlier_scores
 from tests.tiny_catalog import unit
 
 
