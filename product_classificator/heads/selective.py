@@ -1,7 +1,7 @@
 """Turn confidences into decisions: which predictions are accepted and which a person should review.
 
-The thresholds come from validation products (`training.thresholds.confidence_thresholds`): above each, the lower end
-of the Clopper-Pearson interval of the precision is at least the promised precision.
+The thresholds come from validation products (`training.thresholds.confidence_thresholds`). They are tested from the top
+down on one product of each group of near-identical ones, so each promise is kept with 90 % probability.
 """
 
 from collections.abc import Iterable

@@ -15,6 +15,7 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 
 from product_classificator.errors import DataError
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
 from product_classificator.heads.network import NetworkShape
