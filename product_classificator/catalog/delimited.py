@@ -266,9 +266,11 @@ def _split_lines(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each row, after how many lines; a quote that does not fit is a character of its line."""
     lines, ahead, number = iter(lines), deque[str](), 0
-    while ahead or (line := next(lines, None)) is not None:
+    while True:
         if not ahead:
-            ahead.append(line)
+            ahead.extend(islice(lines, 1))
+        if not ahead:
+            return
         line, taken = ahead[0], 1
         cells = line.split(delimiter)
         if '"' in line:

@@ -37,8 +37,9 @@ def read_labels(array: pa.ChunkedArray, name: str, *, unknown: Collection[str] =
     if long := [f"{label[:30]}..." for label in labels if label and len(label) > MAX_LABEL_CHARS]:
         sentence = f"a label has at most {MAX_LABEL_CHARS} characters, {name!r} holds {culprits(long)}: is it a text?"
         raise DataError(sentence)
-    same = Counter(label.casefold() for label in set(labels) - {None})
-    if alike := sorted(label for label in set(labels) - {None} if same[label.casefold()] > 1):
+    distinct = {label for label in labels if label is not None}
+    same = Counter(map(str.casefold, distinct))
+    if alike := sorted(label for label in distinct if same[label.casefold()] > 1):
         logger.warning("%s: labels that differ in case alone are different labels: %s", name, culprits(alike))
     return _decoded(labels, encoded)
 

@@ -33,11 +33,14 @@ _CSV, _JSON, _COMPRESSED = ("csv", "tsv", "txt"), ("jsonl", "ndjson", "json"), (
 
 @runtime_checkable
 class Table(Protocol):
-    """A table that can be streamed any number of times; `issues` counts what was odd in the last whole pass."""
+    """A table that can be streamed any number of times."""
 
     name: str
     columns: list[str]
-    issues: Mapping[str, int]
+
+    @property
+    def issues(self) -> Mapping[str, int]:
+        """Problem -> how often, in the last whole pass."""
 
     def holds_lists(self, column: str) -> bool:
         """Return whether a column holds lists: by its type or, without types, by its values."""
@@ -193,14 +196,15 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_string(kind)) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _is_valid(array: pa.Array) -> bool:
-    with suppress(pa.ArrowInvalid):
+    try:
         array.validate(full=True)
-        return True
-    return False
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _is_list(kind: pa.DataType) -> bool:
