@@ -198,7 +198,7 @@ def _resume(parts: Path, state: str) -> int:
 
 def _is_sound(part: Path, n_rows: int) -> bool:
     try:
-        return pq.read_table(part, page_checksum_verification=True).num_rows == n_rows
+        return bool(pq.read_table(part, page_checksum_verification=True).num_rows == n_rows)
     except (OSError, pa.ArrowException) as error:
         logger.warning("%s is damaged, its products are predicted again (%s)", part, error)
         return False

@@ -6,6 +6,5 @@ from .catalog import read_wildberries as read_wildberries
 from .columns import Columns as Columns
 from .images import ImageSource as ImageSource
 from .images import open_images as open_images
-from .split import near_duplicate_groups as near_duplicate_groups
 from .split import split_products as split_products
 from .wildberries import is_wildberries as is_wildberries

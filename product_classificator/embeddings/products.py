@@ -144,7 +144,8 @@ def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[object], rows: Row
 def thumbnail(image: Image.Image) -> Thumbnails:
     """Return (192,) uint8, an RGB image shrunk to 8 x 8 pixels; at least 1, since 0 means that there is no image."""
     pixels = np.asarray(image.convert("RGB").resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX))
-    return np.maximum(pixels.ravel(), 1)
+    at_least_one: Thumbnails = np.maximum(pixels.ravel(), 1)
+    return at_least_one
 
 
 def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -163,7 +164,7 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_p
     except Exception as error:  # a lazily opened Pillow image raises many classes, SyntaxError among them
         reason, message = (error.reason, error.message) if isinstance(error, PhotoError) else ("unreadable", str(error))
         is_path = isinstance(image, Path) or (isinstance(image, str) and not image.startswith("data:"))
-        raise PhotoError(reason, f"{image}: {message}" if is_path else message) from error
+        raise PhotoError(reason, f"{image!s}: {message}" if is_path else message) from error
 
 
 def _open(
@@ -187,7 +188,7 @@ def _open(
     raise DataError(f"a photo must be {must_be}, got {received}")
 
 
-def _file_bytes(image: object) -> bytes | None:
+def _file_bytes(image: Any) -> bytes | None:
     """Return the bytes of an image file; `None` if the image is not one."""
     if isinstance(image, str) and image.startswith("data:"):
         return base64.b64decode(image.partition(",")[2])

@@ -135,7 +135,7 @@ class EmbeddingStore:
         cached, self._last_read = self._last_read, {}
         parts, rows = [], []
         for number in np.unique(shard_of).tolist():
-            self._last_read[number] = cached.pop(number, None) or _products(self._load(self._shards[number]))
+            self._last_read[number] = cached.get(number) or _products(self._load(self._shards[number]))
             rows.append(np.flatnonzero(shard_of == number))
             parts.append(self._last_read[number].take(row_of[rows[-1]]))
         return EncodedProducts.concatenate(parts).take(np.argsort(np.concatenate(rows)))
@@ -204,7 +204,8 @@ def _to_arrow(array: np.ndarray) -> pa.Array:
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
     if not pa.types.is_fixed_size_list(column.type):
         return strings(column.to_pylist())
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    values: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), column.type.list_size)
 
 
 class _DigestIndex:

@@ -290,9 +290,9 @@ def _label_sets(labels: Strings) -> Strings:
 
 
 def _group_kinds(pairs: Sequence[_Pair], names: Sequence[str], groups: Rows) -> _Groups:
-    label_ids = {label: label_id for label_id, label in enumerate(names)}
+    id_of = {label: label_id for label_id, label in enumerate(names)}
     # The order decides what a seed draws; a missing prediction comes last.
-    distinct = sorted(set(pairs), key=lambda pair: [sorted(map(label_ids.get, s)) or [len(names)] for s in pair])
+    distinct = sorted(set(pairs), key=lambda pair: [sorted(map(id_of.__getitem__, s)) or [len(names)] for s in pair])
     binarizer = MultiLabelBinarizer(classes=list(names), sparse_output=True)
     is_true, is_predicted = (binarizer.fit_transform([pair[side] for pair in distinct]) for side in (0, 1))
     pair_ids, members = {pair: pair_id for pair_id, pair in enumerate(distinct)}, defaultdict(list)

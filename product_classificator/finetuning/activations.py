@@ -108,8 +108,8 @@ class Activations:
         no_text = "empty" if self._catalog.columns.text else "unused"
         self.has_image = image_status == "ok"
         self.status = row_status(image_status, strings(np.where(self.has_text, "ok", no_text).tolist()))
-        pixels = b"".join(bytes.fromhex(pixels) for pixels, _ in images)
-        self.thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL_BYTES)
+        thumbnails = b"".join(bytes.fromhex(pixels) for pixels, _ in images)
+        self.thumbnails = np.frombuffer(thumbnails, np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
     def images(self, rows: Rows) -> Tensor:
         """Return the (n, tokens, width) float32 states of the images of `rows`, which all have one."""

@@ -105,7 +105,9 @@ class Pairs:
         )
         loss = contrastive_loss(image, text, self.groups[batch], self.tail.scale)
         gradients = [distributed.own(gradient, len(share)) for gradient in torch.autograd.grad(loss, (image, text))]
-        for rows, *of_rows in zip(micro_batches, *(gradient.split(micro_batch) for gradient in gradients), strict=True):
+        for rows, *of_rows in zip(
+            micro_batches, *(torch.split(gradient, micro_batch) for gradient in gradients), strict=True
+        ):
             vectors = encoded[0] if len(micro_batches) == 1 else [self.encode(side, rows) for side in SIDES]
             torch.autograd.backward(vectors, of_rows)
         distributed.sum_gradients(self.tail.parameters())

@@ -174,7 +174,7 @@ class FinetuneLoop:
         """Train until the last epoch, from the checkpoint if there is one; return the final state."""
         settings, identity, path = self.settings, self._identity(), self.session.run.folder / CHECKPOINT
         trained = [weight for weight in self.pairs.tail.parameters() if weight.requires_grad]
-        options = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+        options: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
         optimizer = torch.optim.AdamW(trained, **options)
         state = self.pairs.distributed.from_main(lambda: Checkpoint.load(path, identity))
         if state is None:

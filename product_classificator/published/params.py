@@ -63,7 +63,8 @@ def published_finetuning(params: Mapping[str, Any]) -> FinetuneSettings:
 
 def _translated(params: Mapping[str, Any], where: str, names: Mapping[str, str | tuple[str, ...]]) -> dict[str, Any]:
     """Return published parameters under the names of our settings, without those that have fixed values."""
-    flat, changes = {}, {}
+    flat: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name, value in params.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
     for name, value in flat.items():

@@ -158,8 +158,10 @@ class _Fitting:
             loss = _loss(logits, self.data, rows)
             self.network.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            for step in (*self.optimizers, *self.schedules):
-                step.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
+            for schedule in self.schedules:
+                schedule.step()
             losses.append(loss.item())
         return float(np.mean(losses))
 

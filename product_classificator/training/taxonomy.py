@@ -45,8 +45,8 @@ def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
         coarser = [target for target in single if len(target.labels) < len(child.labels)]
         for parent in sorted(coarser, key=lambda target: -len(target.labels)):
             both = parent.known(child.known(rows))
-            pairs = np.ones(len(both), np.int64), (child.label_ids[both], parent.label_ids[both])
-            parent_ids = _parent_ids(csr_matrix(pairs, shape=(len(child.labels), len(parent.labels))))
+            counts = np.ones(len(both), np.int64), (child.label_ids[both], parent.label_ids[both])
+            parent_ids = _parent_ids(csr_matrix(counts, shape=(len(child.labels), len(parent.labels))))
             if parent_ids is not None:
                 pairs = zip(child.labels, parent_ids.tolist(), strict=True)
                 parents = {label: parent.labels[parent_id] for label, parent_id in pairs if parent_id >= 0}
