@@ -104,7 +104,6 @@ def decode_image(
 
 
 def _decode(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size] | None) -> Image.Image:
-    reason: PhotoReason
     is_open = False
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
@@ -118,16 +117,16 @@ def _decode(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size
             return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
     except PhotoError:
         raise
-    except UnidentifiedImageError as error:
-        name = next((name for name, start in _NOT_READ.items() if re.match(start, data)), "this")
-        reason = "truncated" if _is_truncated_webp(data) else "unreadable"
-        raise PhotoError(reason, f"{name} is not read, only {', '.join(_formats())} are: convert it") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise PhotoError("too_large", str(error) or "the photo does not fit into memory") from error
     except Exception as error:  # Pillow raises almost any exception on hostile bytes
         is_early_end = is_open and (isinstance(error, EOFError) or "truncated" in str(error).lower())
-        reason = "truncated" if is_early_end or _is_truncated_webp(data) else "unreadable"
-        raise PhotoError(reason, f"{type(error).__name__}: {error}") from error
+        message = f"{type(error).__name__}: {error}"
+        if isinstance(error, UnidentifiedImageError):
+            name = next((name for name, start in _NOT_READ.items() if re.match(start, data)), "this")
+            message = f"{name} is not read, only {', '.join(_formats())} are: convert it"
+        is_early_end |= data[8:15] == b"WEBPVP8" and len(data) < int.from_bytes(data[4:8], "little") + 8  # a cut WebP
+        raise PhotoError("truncated" if is_early_end else "unreadable", message) from error
 
 
 def _check_size(data: bytes, image: Image.Image, max_pixels: int) -> None:
@@ -189,12 +188,6 @@ def _decode_scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image 
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
     except ValueError:  # Pillow decodes it, or knows what is wrong with it
         return None
-
-
-def _is_truncated_webp(data: bytes) -> bool:
-    # Pillow refuses a truncated WebP as a whole; its container says how long it should be.
-    is_webp = data[:4] == b"RIFF" and data[8:15] == b"WEBPVP8"
-    return is_webp and len(data) < int.from_bytes(data[4:8], "little") + 8
 
 
 @cache

@@ -7,10 +7,11 @@ bounded by two chunks. Vectors are rounded to float16, with a store and without,
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -150,35 +151,29 @@ def _load_ahead(
 
 
 class ImageProblems:
-    """Counts the images of a catalog that cannot be used, with the first of each reason.
-
-    Attributes:
-        total: products that should have an image.
-        counts: reason -> number of products.
-    """
+    """Counts the images of a catalog that cannot be used, and keeps the first of each reason as an example."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.total, self.counts = 0, Counter[str]()
         self._catalog, self._first = catalog, dict[str, tuple[str, str]]()
 
-    def add(self, products: Products, errors: Sequence[PhotoError | None]) -> None:
+    def add(self, products: Products, errors: Iterable[PhotoError | None]) -> None:
         """Count the errors of products; those without a photo name should have no image."""
-        for id_, name, error in zip(products.ids, products.image_names, errors, strict=True):
-            wanted = name or "" if self._catalog.columns.photo else id_
-            self.total += bool(wanted)
-            if error and wanted:
+        names = products.image_names if self._catalog.columns.photo else products.ids
+        for name, error in zip(names, errors, strict=True):
+            self.total += bool(name)
+            if name and error:
                 self.counts[error.reason] += 1
-                self._first.setdefault(error.reason, (wanted, error.message))
+                self._first.setdefault(error.reason, (name, error.message))
 
     def __str__(self) -> str:
-        images = self._catalog.images
-        parts = []
+        source, parts = self._catalog.images, []
         for reason, n in self.counts.most_common():
-            wanted, message = self._first[reason]
-            nearest = f", {images.nearest(wanted)}" if images and reason == "missing" else ""
-            parts.append(f"image_{reason} {n} (first {wanted!r}: {message}{nearest})")
-        where = f" of {images.path}" if images else ""
-        return f"{self.counts.total()} of {self.total} photos{where} cannot be used: {'; '.join(parts)}"
+            name, message = self._first[reason]
+            nearest = f", {source.nearest(name)}" if source and reason == "missing" else ""
+            parts.append(f"image_{reason} {n} (first {name!r}: {message}{nearest})")
+        where = source.path if source else ""
+        return f"{self.counts.total()} of {self.total} photos of {where} cannot be used: {'; '.join(parts)}"
 
 
 def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
@@ -190,16 +185,16 @@ def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
     if catalog.images is None or allow_missing:
         return
     problems, is_id = ImageProblems(catalog), catalog.columns.photo is None
+    find = partial(_error_of, catalog.images, is_id=is_id)
     for products in catalog.batches(CHUNK_PRODUCTS):
-        names = products.ids if is_id else [name or "" for name in products.image_names]
-        problems.add(products, [_find(catalog.images, name, is_id=is_id) for name in names])
+        problems.add(products, map(find, products.ids if is_id else products.image_names))
     if 2 * problems.counts.total() > problems.total:
         raise DataError(f"at least half of the photos must be found (or --allow-missing-photos): {problems}")
 
 
-def _find(images: ImageSource, name: str, *, is_id: bool) -> PhotoError | None:
+def _error_of(images: ImageSource, name: str | None, *, is_id: bool) -> PhotoError | None:
     try:
-        images.locate(name, is_id=is_id)
+        images.locate(name or "", is_id=is_id)
     except PhotoError as error:
         return error
     return None
@@ -211,13 +206,8 @@ class LoadedProduct:
 
     digest: bytes
     image: Image.Image | None
-    has_image: bool = False
+    image_status: str = "ok"
     error: PhotoError | None = None
-
-    @property
-    def image_status(self) -> str:
-        """Return "ok", "unused", or why there is no image."""
-        return self.error.reason if self.error else "ok" if self.has_image else "unused"
 
 
 def load_product(
@@ -226,7 +216,7 @@ def load_product(
     """Read a product's image; decode and shrink it unless the product's digest is in `stored`."""
     content = text.encode("utf-8", "surrogatepass") if catalog.columns.text else b"\0unused"
     if catalog.images is None:
-        return LoadedProduct(_digest(b"unused", content), None)
+        return LoadedProduct(_digest(b"unused", content), None, "unused")
     key = b""
     try:
         data = catalog.image_bytes(id_, image_name)
@@ -234,18 +224,16 @@ def load_product(
         digest = _digest(key, content)
         is_stored = stored is not None and digest in stored
         image = None if is_stored else catalog.images.decode(data, encoder.image.min_decode_size)
-        return LoadedProduct(digest, image and encoder.image.prepare(image), True)
+        return LoadedProduct(digest, image and encoder.image.prepare(image))
     except PhotoError as error:
         # Another limit, another Pillow or more memory may have another outcome, so that is never the digest of success.
         why = f"{error.reason} {catalog.images.max_pixels} {PIL.__version__}"
-        return LoadedProduct(_digest(key, content, why.encode()), None, error=error)
+        return LoadedProduct(_digest(key, content, why.encode()), None, error.reason, error)
 
 
 def _digest(*parts: bytes) -> bytes:
-    digest = blake2b(digest_size=16)
-    for part in parts:  # each as long as another, so that none can pass for two
-        digest.update(blake2b(part, digest_size=16).digest())
-    return digest.digest()
+    lengths_alike = b"".join(blake2b(part, digest_size=16).digest() for part in parts)  # none can pass for two
+    return blake2b(lengths_alike, digest_size=16).digest()
 
 
 def _embed_chunk(

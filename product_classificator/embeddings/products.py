@@ -56,19 +56,14 @@ class EncodedProducts:
         """The (n,) statuses of whole products: "ok" or reasons such as "image_missing,text_empty"."""
         return row_status(self.image_status, self.text_status)
 
-    @property
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays by name, each (n, ...)."""
-        return dict(vars(self))
-
     def take(self, rows: Rows) -> "EncodedProducts":
         """Return the products of `rows`, in that order."""
-        return EncodedProducts(*(array[rows] for array in self.arrays.values()))
+        return EncodedProducts(*(array[rows] for array in vars(self).values()))
 
     @staticmethod
     def concatenate(parts: Sequence["EncodedProducts"]) -> "EncodedProducts":
         """Return the products of all parts, of which there is one at least."""
-        return EncodedProducts(*map(np.concatenate, zip(*(part.arrays.values() for part in parts), strict=True)))
+        return EncodedProducts(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
     def as_float16(self) -> "EncodedProducts":
         """Return the vectors as a store keeps them."""

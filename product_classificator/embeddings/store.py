@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _STORE_FORMAT = 1
 _FINGERPRINT = b"fingerprint"
-_MAX_UNMERGED = 16_384
 
 
 class EmbeddingStore:
@@ -44,7 +43,7 @@ class EmbeddingStore:
     def __init__(self, folder: str | Path, encoder: Encoder) -> None:
         self.folder = Path(folder)
         self._fingerprint = encoder.fingerprint
-        self._index = _DigestIndex()
+        self._locations: dict[bytes, tuple[int, int]] = {}  # digest -> shard and row; 190 bytes per product
         self._shards: list[Path] = []
         self._last_read: dict[int, EncodedProducts] = {}  # shards of the last read
         if not (self.folder / "store.json").exists():
@@ -88,13 +87,14 @@ class EmbeddingStore:
             temporary.unlink(missing_ok=True)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._locations)
 
     def __contains__(self, digest: object) -> bool:
-        return isinstance(digest, bytes) and self._index.find(digest) is not None
+        return digest in self._locations
 
     def _add(self, path: Path, digests: Sequence[bytes]) -> None:
-        self._index.add(digests, len(self._shards))
+        for row, digest in enumerate(digests):
+            self._locations.setdefault(digest, (len(self._shards), row))
         self._shards.append(path)
 
     def append(self, ids: Sequence[str], digests: Sequence[bytes], products: EncodedProducts) -> None:
@@ -108,7 +108,7 @@ class EmbeddingStore:
         Raises:
             ArtifactError: the folder cannot be written to.
         """
-        columns = {name: _to_arrow(array) for name, array in products.arrays.items()}
+        columns = {name: _to_arrow(array) for name, array in vars(products).items()}
         table = pa.table({"id": pa.array(ids, pa.string()), "digest": pa.array(digests, pa.binary(16)), **columns})
         table = table.replace_schema_metadata({_FINGERPRINT: self._fingerprint})
         buffer = pa.BufferOutputStream()
@@ -128,7 +128,7 @@ class EmbeddingStore:
         Raises:
             ArtifactError: a product is not in the store, or its shard is damaged or gone.
         """
-        locations = [self._index.find(digest) for digest in digests]
+        locations = [self._locations.get(digest) for digest in digests]
         if None in locations:
             raise ArtifactError(f"{self.folder} does not hold all requested products: embed the catalog first")
         shard_of, row_of = np.array(locations, dtype=np.int64).reshape(-1, 2).T
@@ -206,41 +206,3 @@ def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
         return strings(column.to_pylist())
     values: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values.reshape(len(column), column.type.list_size)
-
-
-class _DigestIndex:
-    """Shard and row of each digest: 24 bytes per product, so that millions fit into memory.
-
-    A sorted array, and a dictionary of recent digests that is merged into the array when it has grown, since entries of
-    a dictionary take ten times as much memory.
-    """
-
-    _TYPE = np.dtype([("digest", "S16"), ("shard", "<u4"), ("row", "<u4")])
-
-    def __init__(self) -> None:
-        self._sorted = np.empty(0, dtype=self._TYPE)
-        self._recent: dict[bytes, tuple[int, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._sorted) + len(self._recent)
-
-    def add(self, digests: Sequence[bytes], shard: int) -> None:
-        """Add digests that are not there yet."""
-        for row, digest in enumerate(digests):
-            if self.find(digest) is None:
-                self._recent[digest] = (shard, row)
-        if len(self._recent) > _MAX_UNMERGED:
-            recent = [(digest, *location) for digest, location in self._recent.items()]
-            merged = np.concatenate([self._sorted, np.array(recent, dtype=self._TYPE)])
-            self._sorted = merged[np.argsort(merged["digest"])]
-            self._recent = {}
-
-    def find(self, digest: bytes) -> tuple[int, int] | None:
-        """Return shard and row of a digest, `None` if it is not there."""
-        if digest in self._recent or not len(self._sorted):
-            return self._recent.get(digest)
-        digest = digest.rstrip(b"\0")  # as NumPy compares and returns bytes
-        position = int(np.searchsorted(self._sorted["digest"], digest))
-        if position == len(self._sorted) or self._sorted["digest"][position] != digest:
-            return None
-        return int(self._sorted["shard"][position]), int(self._sorted["row"][position])

@@ -6,8 +6,6 @@ from unittest.mock import Mock
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from product_classificator.embeddings.embed import embed
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, EncodedProducts
@@ -157,19 +155,3 @@ def test_a_shard_that_is_damaged_while_in_use_is_named(tmp_path):
     next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match="is damaged: run again, it will be ignored"):
         store.read([b"x" * 16])
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=50), st.integers(1, 60))
-def test_the_index_finds_every_digest_before_and_after_merging(digests, merge_at):
-    import product_classificator.embeddings.store as module
-
-    before, module._MAX_UNMERGED = module._MAX_UNMERGED, merge_at
-    try:
-        index = module._DigestIndex()
-        for part, start in enumerate(range(0, len(digests), 7)):
-            index.add(digests[start : start + 7], part)
-    finally:
-        module._MAX_UNMERGED = before
-    assert [index.find(digest) for digest in digests] == [(row // 7, row % 7) for row in range(len(digests))]
-    assert index.find(b"\0" * 15 + b"\1") is None or b"\0" * 15 + b"\1" in digests
