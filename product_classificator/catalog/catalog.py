@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.columns import ID_GUESSES, ROW_NUMBER, TEXT_GUESSES, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.labels import read_label_sets, read_labels
-from product_classificator.catalog.table import Table, TableSource, canonical, open_table
+from product_classificator.catalog.table import TableSource, open_table
 from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable, is_wildberries
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.types import Strings, Truth, strings
@@ -35,10 +36,7 @@ _READ_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Products:
-    """A batch of consecutive rows of a catalog, starting at row `first_row`.
-
-    Ids and raw texts are "" where the table has none; `image_names` are `None` where images are found by id.
-    """
+    """Consecutive rows of a catalog; ids and raw texts are "" where there is none, image names `None` if not used."""
 
     first_row: int
     ids: list[str]
@@ -80,11 +78,7 @@ class Catalog:
     """Products of a table with their images; made by `read_catalog`. Texts and labels in `unknown` mean nothing."""
 
     def __init__(
-        self,
-        table: Table,
-        columns: Columns,
-        images: ImageSource | None,
-        unknown: Sequence[str] = UNKNOWN,
+        self, table: Table, columns: Columns, images: ImageSource | None, unknown: Sequence[str] = UNKNOWN
     ) -> None:
         self.table, self.columns, self.images, self._unknown = table, columns, images, frozenset(("", *unknown))
         self._truth: Truth | None = None
@@ -97,9 +91,9 @@ class Catalog:
     @cached_property
     def ids(self) -> Strings:
         """(n,) product ids, "" where the table has none."""
-        ids = strings([id_ for _, batch in self._read([self.columns.id], _READ_ROWS) for id_ in _ids(batch.column(0))])
-        rounded = [id_ for id_ in ids if "E+" in id_ or "e+" in id_]
-        if rounded := [id_ for id_ in rounded if re.fullmatch(r"-?\d+([.,]\d+)?[eE]\+\d+", id_)]:
+        batches = self.table.batches([self.columns.id], _READ_ROWS)
+        ids = strings([id_ for batch in batches for id_ in _ids(batch.column(0))])
+        if rounded := [id_ for id_ in ids if "+" in id_ and re.fullmatch(r"-?\d+([.,]\d+)?[eE]\+\d+", id_)]:
             sentence = "%s: ids are numbers that a spreadsheet has rounded, several products may share one: %s"
             logger.warning(sentence, self.table.name, culprits(rounded))
         return ids
@@ -107,27 +101,17 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _read(self, names: Sequence[str], size: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield batches of columns, each with its first row; the id is the number of the row if the table has none."""
-        row, is_numbered = 0, self.columns.id not in self.table.columns
-        read = [name for name in names if not is_numbered or name != self.columns.id] or self.table.columns[:1]
-        for batch in self.table.batches(read, size):
-            if is_numbered:
-                numbers = pa.array(np.arange(row + 1, row + 1 + len(batch))).cast(pa.string())
-                batch = pa.record_batch([numbers, *batch.columns], names=[self.columns.id, *read]).select(list(names))
-            yield row, batch
-            row += batch.num_rows
-
     def batches(self, size: int, first_row: int = 0) -> Iterator[Products]:
         """Yield the products from `first_row` on, at most `size` at a time, in the order of the table."""
-        columns = self.columns
-        names = list(dict.fromkeys([columns.id, *columns.text, *([columns.photo] if columns.photo else [])]))
-        for row, batch in self._read(names, size):
-            skipped = min(max(first_row - row, 0), batch.num_rows)
-            if skipped < batch.num_rows:
-                rows = batch.slice(skipped)
+        columns, row = self.columns, 0
+        names = dict.fromkeys([columns.id, *columns.text, *([columns.photo] if columns.photo else [])])
+        for batch in self.table.batches(list(names), size):
+            rows = batch.slice(min(max(first_row - row, 0), len(batch)))
+            row += len(batch)
+            if len(rows):
                 photos = pc.utf8_trim_whitespace(rows.column(columns.photo)) if columns.photo else pa.nulls(len(rows))
-                yield Products(row + skipped, _ids(rows.column(columns.id)), self._texts(rows), photos.to_pylist())
+                ids = _ids(rows.column(columns.id))
+                yield Products(row - len(rows), ids, self._texts(rows), photos.to_pylist())
 
     def image_bytes(self, product_id: str, image_name: str | None) -> bytes:
         """Read the image file of a product.
@@ -141,8 +125,8 @@ class Catalog:
 
     def texts(self) -> Texts:
         """Return the joined raw texts of all products."""
-        batches = self._read(self.columns.text or (self.columns.id,), _READ_ROWS)
-        return Texts(pa.chunked_array((pa.array(self._texts(batch), pa.string()) for _, batch in batches), pa.string()))
+        batches = self.table.batches(self.columns.text or (self.columns.id,), _READ_ROWS)
+        return Texts(pa.chunked_array((pa.array(self._texts(batch), pa.string()) for batch in batches), pa.string()))
 
     def _texts(self, batch: pa.RecordBatch) -> list[str]:
         """Join text columns by line breaks, skipping empty ones; the first of several is always the first line."""
@@ -177,8 +161,7 @@ class Catalog:
 
 
 def _ids(column: pa.Array) -> list[str]:
-    ids: list[str] = pc.fill_null(canonical(column), "").to_pylist()
-    return ids
+    return list(pc.fill_null(canonical(column), "").to_pylist())
 
 
 def read_catalog(
@@ -257,13 +240,12 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
         return name if name in table.columns else spellings[1]
 
     id_, *texts = map(spelled, (columns.id, *columns.text))
-    photo = columns.photo if columns.photo is None else spelled(columns.photo)
+    photo = None if columns.photo is None else spelled(columns.photo)
     labels, named = tuple(map(spelled, columns.characteristics)), set(map(spelled, multi_label))
     if lists := [name for name in (id_, photo) if name in table.columns and table.holds_lists(name)]:
         raise DataError(f"ids and photos are plain values, but {culprits(lists)} hold lists: join them to text")
     if images is None and photo is not None:
-        hint = "say where they are (images); URLs are not fetched"
-        raise DataError(f"a column of photo names ({photo!r}) needs photos: {hint}")
+        raise DataError(f"a column of photo names ({photo!r}) needs photos (images); URLs are not fetched")
     if len(labels) > MAX_CHARACTERISTICS:
         raise DataError(f"a catalog has at most {MAX_CHARACTERISTICS} characteristics, got {len(labels)}: name some")
     _check_inputs(columns, images, table.columns)
@@ -302,7 +284,7 @@ def read_wildberries(
 
     Args:
         folder: holds wb_school_train.parquet and wb_school_test.parquet.
-        images: a folder or zip with photos, or what `open_images` returned; `None`: text only.
+        images: as in `read_catalog`.
         min_products_in_sub_cat: a sub_category with fewer products becomes unknown.
         text: one or several text columns, joined; an empty description is replaced by the title, and the reverse.
         characteristics: the columns with labels; `None`: the published seven.
@@ -324,10 +306,10 @@ def read_frame(table: str | Path) -> Any:
     Raises:
         DataError: the table cannot be read.
     """
-    opened: Table = (
-        WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
-        if is_wildberries(table)
-        else open_table(table)
+    opened = (
+        open_table(table)
+        if not is_wildberries(table)
+        else WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
     )
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
     frame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()

@@ -28,16 +28,7 @@ UNKNOWN = ("nan", "NaN", "NAN", "none", "None", "NONE", "null", "Null", "NULL", 
 
 @dataclass(frozen=True)
 class Columns:
-    """The role of each column.
-
-    Attributes:
-        id: the product id; photos are found by it unless `photo` is given.
-        text: the columns that are joined to the text, in this order, the first of several as its first line; empty for
-            photos only.
-        characteristics: the columns with labels.
-        photo: the column of photo file names, if photos are not found by id.
-        multi_label: the characteristics for which a product has any number of labels.
-    """
+    """The role of each column, as in `read_catalog`; an empty `text` is for photos only."""
 
     id: str
     text: tuple[str, ...] = ()

@@ -18,17 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 from charset_normalizer import from_bytes
 
-from product_classificator.catalog.columns import ID_GUESSES, TEXT_GUESSES, guess, spelling, unique_names
+from product_classificator.catalog.cells import Table
+from product_classificator.catalog.columns import ID_GUESSES, TEXT_GUESSES, guess, spelling
 from product_classificator.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-MAX_CELL_CHARS = 100_000
-"""The rest of a longer cell is cut off: 50 pages say what a product is, and a batch must fit in memory."""
 MAX_LINE_CHARS, MAX_QUOTED_CHARS = 1 << 24, 1 << 20
 """Longer lines are cut; a quote that is not closed within so many characters is a character."""
 _SAMPLE_LINES, _BLOCK = 200, 1 << 20
@@ -107,12 +105,10 @@ def _wide_encoding(head: bytes) -> str | None:
     return None
 
 
-class CsvTable:
-    """CSV with any of the usual separators; a `Table`. Lines above the header are skipped, names are trimmed."""
+class CsvTable(Table):
+    """CSV with any of the usual separators. Lines above the header are skipped, names are trimmed."""
 
     def __init__(self, path: Path, encoding: str | None = None) -> None:
-        self.name = str(path)
-        self.issues: Counter[str] = Counter()
         self._file = TextFile(path, encoding)
         sample = list(islice(self._file.lines(Counter()), _SAMPLE_LINES))
         named = re.fullmatch(r'"?sep=(.)"?\s*', sample[0])
@@ -126,26 +122,14 @@ class CsvTable:
         self._skipped_lines += rows[header][0]
         if header:
             logger.warning("%s: the header is taken to be %s; lines above it are skipped", path, rows[header][1])
-        self.columns = unique_names(rows[header][1], self.name)
+        super().__init__(str(path), rows[header][1])
         self._text_column = self._find_text_column([cells for _, cells in rows[header + 1 :]])
 
-    def holds_lists(self, column: str) -> bool:
-        """Return false: CSV has no lists."""
-        return False
-
-    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-        """Yield batches of at most `size` rows; every column is a string array with nulls."""
-        places = [self.columns.index(name) for name in columns]
-        issues: Counter[str] = Counter()
-        for arrays in self._arrays(places, size, issues):
-            yield pa.record_batch([shortened(array, issues) for array in arrays], names=list(columns))
-        self.issues = warn_once(self.name, self.issues, issues)
-
-    def _arrays(self, places: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
+    def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
         row = 0
         if self._is_regular:
             try:
-                for batch in self._quick_batches(places, size):
+                for batch in self._quick_batches([str(index) for index in indices], size):
                     yield batch.columns
                     row += batch.num_rows
                 return
@@ -154,33 +138,26 @@ class CsvTable:
                 self._is_regular = False
         rows = islice(self._rows(issues), row, None)
         while chunk := list(islice(rows, size)):
-            yield [pa.array([cells[place] or None for cells in chunk], pa.string()) for place in places]
+            yield [pa.array([cells[index] or None for cells in chunk], pa.string()) for index in indices]
 
-    def _quick_batches(self, places: Sequence[int], size: int) -> Iterator[pa.RecordBatch]:
-        names = [str(place) for place in range(len(self.columns))]
-        wanted = [str(place) for place in places]
-        encoding = self._file.encoding.replace("-sig", "")
+    def _quick_batches(self, names: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        read = pa.csv.ReadOptions(
+            use_threads=False,
+            block_size=8 << 20,
+            encoding=self._file.encoding.replace("-sig", ""),
+            column_names=[str(index) for index in range(len(self.columns))],
+            skip_rows=self._skipped_lines,
+        )
+        convert = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=list(dict.fromkeys(names)),
+            strings_can_be_null=True,
+            null_values=[""],
+        )
         with pa.input_stream(self._file.path) as file:
-            reader = pa.csv.open_csv(
-                file,
-                pa.csv.ReadOptions(
-                    use_threads=False,
-                    block_size=8 << 20,
-                    encoding=encoding,
-                    column_names=names,
-                    skip_rows=self._skipped_lines,
-                ),
-                pa.csv.ParseOptions(delimiter=self._delimiter),
-                pa.csv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    include_columns=list(dict.fromkeys(wanted)),
-                    strings_can_be_null=True,
-                    null_values=[""],
-                ),
-            )
-            for block in reader:
+            for block in pa.csv.open_csv(file, read, pa.csv.ParseOptions(delimiter=self._delimiter), convert):
                 for start in range(0, block.num_rows, size):
-                    yield block.slice(start, size).select(wanted)
+                    yield block.slice(start, size).select(names)
 
     @cached_property
     def _is_regular(self) -> bool:
@@ -221,23 +198,6 @@ class CsvTable:
             if spelling(self.columns[place]) in TEXT_GUESSES or (regular and words * 2 > len(regular)):
                 return place
         return len(self.columns) - 1
-
-
-def shortened(column: pa.Array, issues: Counter[str]) -> pa.Array:
-    """Cut off the rest of cells longer than `MAX_CELL_CHARS`."""
-    is_long = pc.greater(pc.utf8_length(column), MAX_CELL_CHARS)
-    if not (number := pc.sum(is_long).as_py()):
-        return column
-    issues["cells_cut"] += number
-    return pc.if_else(is_long, pc.utf8_slice_codeunits(column, 0, MAX_CELL_CHARS), column)
-
-
-def warn_once(name: str, before: Counter[str], issues: Counter[str]) -> Counter[str]:
-    """Return the issues of a whole pass over a table, and warn of them unless an earlier pass had them."""
-    issues = +issues
-    if issues and not before:
-        logger.warning("%s: %s", name, ", ".join(f"{n} {issue.replace('_', ' ')}" for issue, n in issues.items()))
-    return issues
 
 
 def _regularity(rows: Sequence[tuple[int, Sequence[str]]]) -> tuple[bool, int, int]:

@@ -1,8 +1,7 @@
 """Turns columns of strings into labels, or sets of labels where a product may have several; `None` where unknown.
 
-A cell of a multi-label column is a JSON array (which is what `table` makes of lists) or labels joined by "|"; where a
-column holds lists, a plain cell among them is one label. Null and blank are unknown, and so is a list of nothing but
-blanks (`"".split(",")` is one); an empty list means that the product has none of the labels.
+Null and blank are unknown, and so is a list of nothing but blanks (`"".split(",")` is one); an empty list means that
+the product has none of the labels.
 """
 
 import logging
@@ -12,8 +11,8 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from product_classificator.catalog.cells import canonical
 from product_classificator.catalog.columns import UNKNOWN
-from product_classificator.catalog.table import canonical
 from product_classificator.errors import DataError, culprits
 from product_classificator.text import is_list_cell, split_labels
 from product_classificator.types import Strings, strings
@@ -35,8 +34,8 @@ def read_labels(array: pa.ChunkedArray, name: str, *, unknown: Collection[str] =
     names = canonical(pc.replace_substring_regex(encoded.dictionary, r"[\s\p{Z}]+", " ")).to_pylist()
     labels = [None if not label or label in unknown else label for label in names]
     if long := [f"{label[:30]}..." for label in labels if label and len(label) > MAX_LABEL_CHARS]:
-        sentence = f"a label has at most {MAX_LABEL_CHARS} characters, {name!r} holds {culprits(long)}: is it a text?"
-        raise DataError(sentence)
+        rule = f"a label has at most {MAX_LABEL_CHARS} characters"
+        raise DataError(f"{rule}, {name!r} holds {culprits(long)}: is it a text?")
     distinct = {label for label in labels if label is not None}
     same = Counter(map(str.casefold, distinct))
     if alike := sorted(label for label in distinct if same[label.casefold()] > 1):
@@ -49,11 +48,7 @@ def read_label_sets(
 ) -> Strings:
     """Return a column of strings as sets of labels, `None` where they are unknown.
 
-    Args:
-        array: cells as `split_labels` reads them.
-        name: name of the column, for messages.
-        has_lists: whether the table holds lists there: plain cells are then one label each, with a warning.
-        unknown: labels that are none.
+    Cells are as `split_labels` reads them; if the table holds lists there (`has_lists`), a plain one is one label.
 
     Raises:
         DataError: a cell looks like a list and is not a list of plain values, or a label is too long.
@@ -78,8 +73,8 @@ def read_label_sets(
             f'{culprits(malformed)}; write lists like ["a", "b"], or save the table as parquet'
         )
     if plain:
-        sentence = "%s holds lists, so it is multi-label; plain cells are one label each: %s"
-        logger.warning(sentence, name, culprits(plain))
+        rule = "holds lists, so it is multi-label; plain cells are one label each"
+        logger.warning("%s %s: %s", name, rule, culprits(plain))
     unique = list(dict.fromkeys(entry for cell in cells for entry in cell))
     labels = read_labels(pa.chunked_array([unique], pa.string()), name, unknown=unknown)
     label_of = dict(zip(unique, labels, strict=True))

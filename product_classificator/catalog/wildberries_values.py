@@ -11,12 +11,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TypeAlias
 
 from product_classificator.text import clean
-
-Characteristics: TypeAlias = dict[str, list[str]]
-"""charcName -> its values as strings, in the order of the table."""
 
 _DEEPEST_WRAPPING = 4
 _WRAPPER = re.compile(r"""(\[\s*+)?+(b)?+(\\*+["'])(?=[\[\\b"'])""")
@@ -45,8 +41,8 @@ _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and infinities
 _JSON_STRING = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def parse_characteristics(raw: bytes | str | None) -> Characteristics | None:
-    """Parse the raw characteristics of one product: values by name, `None` if the text cannot be parsed.
+def parse_characteristics(raw: bytes | str | None) -> dict[str, list[str]] | None:
+    """Return the values of the raw characteristics of one product by name; `None` if the text cannot be parsed.
 
     `value` counts where `charcValues` is absent or null; numbers become strings, 3.0 as "3".
 
@@ -61,10 +57,11 @@ def parse_characteristics(raw: bytes | str | None) -> Characteristics | None:
         return {}
     try:
         text = raw.decode("utf-8-sig").strip() if isinstance(raw, bytes) else raw.strip()
-        for _ in range(_DEEPEST_WRAPPING):
-            if not (opening := _WRAPPER.match(text)):
-                break
-            text = _unwrap(text, opening)
+        for _ in range(_DEEPEST_WRAPPING):  # in a list of one, and in quotes of bytes or of a string
+            if opening := _WRAPPER.match(text):
+                in_list, is_bytes, quote = opening.groups()
+                inner = text[opening.end() :].removesuffix("]" if in_list else "").rstrip().removesuffix(quote)
+                text = _unescape(inner, "utf-8" if is_bytes else "latin-1").strip()
         if text in _NOTHING:
             return {}
         return _values_by_name(_JSON.decode(_printed_to_json(text) if _PRINTED.match(text) else text))
@@ -73,17 +70,14 @@ def parse_characteristics(raw: bytes | str | None) -> Characteristics | None:
         return None
 
 
-def _values_by_name(entries: object) -> Characteristics:
+def _values_by_name(entries: object) -> dict[str, list[str]]:
     if not isinstance(entries, list):
         raise TypeError("not a list of entries")
-    by_name: Characteristics = {}
+    by_name: dict[str, list[str]] = {}
     for entry in entries:
         values = entry.get("charcValues")
-        if values is None:
-            values = entry.get("value")
-        if not isinstance(values, list):
-            values = [values]
-        values = [value for value in values if value is not None]
+        values = entry.get("value") if values is None else values
+        values = [value for value in (values if isinstance(values, list) else [values]) if value is not None]
         if not all(isinstance(value, str | int | float) for value in values):
             raise TypeError("a value must be a string or a number")
         texts = [str(int(v) if isinstance(v, float) and v.is_integer() else v) for v in values]
@@ -109,13 +103,6 @@ def _code_to_json(code: str) -> str:
     for pattern, replacement in _AS_JSON:
         code = pattern.sub(replacement, code)
     return code
-
-
-def _unwrap(text: str, opening: re.Match[str]) -> str:
-    """Take one wrapper off: a list of one, and the quotes of bytes or of a string with the escapes inside."""
-    in_list, is_bytes, quote = opening.groups()
-    inner = text[opening.end() :].removesuffix("]" if in_list else "").rstrip().removesuffix(quote)
-    return _unescape(inner, "utf-8" if is_bytes else "latin-1").strip()
 
 
 def _unescape(text: str, encoding: str = "latin-1") -> str:

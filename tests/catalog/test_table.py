@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from product_classificator.catalog.table import as_strings, canonical, open_table
+from product_classificator.catalog.cells import as_strings, canonical
+from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError
 
 FRAME = pd.DataFrame(

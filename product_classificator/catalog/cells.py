@@ -1,0 +1,170 @@
+"""Turns columns of any type into columns of strings, a batch at a time: what tables of every format share.
+
+Everything is a string because ids, texts and labels are; a list is a JSON array. `canonical` unifies ids and labels
+that formats write differently (`1` and `1.0`, `true` and `True`).
+"""
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from product_classificator.catalog.columns import ROW_NUMBER, unique_names
+from product_classificator.errors import DataError, culprits
+
+logger = logging.getLogger(__name__)
+
+MAX_CELL_CHARS = 100_000
+"""The rest of a longer cell is cut off: 50 pages say what a product is, and a batch must fit in memory."""
+LISTS = (list, tuple, set, frozenset, np.ndarray)
+
+
+class Table(ABC):
+    """A table that can be streamed any number of times; `issues` counts each problem of the last whole pass."""
+
+    def __init__(self, name: str, names: Iterable[object]) -> None:
+        self.name, self.columns = name, unique_names(names, name)
+        self.issues: Counter[str] = Counter()
+
+    def holds_lists(self, column: str) -> bool:
+        """Return whether a column holds lists: by its type or, without types, by its values."""
+        return False
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        """Yield batches of at most `size` rows; every column is a string array with nulls.
+
+        `ROW_NUMBER`, if the table has no such column, numbers the rows from 1.
+        """
+        issues, n_rows = Counter[str](), 0
+        names = [name for name in columns if name != ROW_NUMBER or name in self.columns] or self.columns[:1]
+        for values in self._read([self.columns.index(name) for name in names], size, issues):
+            arrays = {name: _column(array, name, issues) for name, array in zip(names, values, strict=True)}
+            n = len(arrays[names[0]])
+            if ROW_NUMBER in columns:
+                arrays.setdefault(ROW_NUMBER, pa.array(np.arange(n_rows + 1, n_rows + n + 1)).cast(pa.string()))
+            yield pa.record_batch([arrays[name] for name in columns], names=list(columns))
+            n_rows += n
+        issues = +issues
+        if issues and not self.issues:
+            logger.warning("%s: %s", self.name, ", ".join(f"{n} {key.replace('_', ' ')}" for key, n in issues.items()))
+        self.issues = issues
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[Sequence[Any]]:
+        """Yield the columns of at most `size` rows, as Arrow arrays, pandas columns or lists."""
+
+
+def _column(values: Any, name: str, issues: Counter[str]) -> pa.Array:
+    try:
+        column = as_strings(values, issues) if isinstance(values, pa.Array) else _from_python(values, issues)
+    except (DataError, pa.ArrowException) as error:
+        raise DataError(f"column {name!r} cannot be used: {error}") from error
+    is_long = pc.greater(pc.utf8_length(column), MAX_CELL_CHARS)
+    if not (n_long := pc.sum(is_long).as_py()):
+        return column
+    issues["cells_cut"] += n_long
+    return pc.if_else(is_long, pc.utf8_slice_codeunits(column, 0, MAX_CELL_CHARS), column)
+
+
+def _from_python(values: Any, issues: Counter[str]) -> pa.Array:
+    """Return a pandas column or a list as strings; mixed objects are converted one by one."""
+    # Arrow refuses mixed types, lone surrogates, huge integers and what only pandas can write (intervals, periods).
+    with suppress(pa.ArrowException, UnicodeEncodeError, OverflowError):
+        array = pa.array(values, from_pandas=True)
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+        if not (isinstance(kind, pa.BaseExtensionType) or pa.types.is_duration(kind)):
+            return as_strings(array, issues)
+    is_known = values.notna() if hasattr(values, "notna") else (value is not None for value in values)
+    cells = [_cell(value) if known else None for value, known in zip(values, is_known, strict=True)]
+    return pa.array(cells, pa.string())
+
+
+def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
+    """Cast a column to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null; lists become JSON arrays of strings.
+
+    `issues` counts cells with bytes that are not UTF-8, which become U+FFFD, and numbers that float64 has rounded.
+
+    Raises:
+        DataError: the column holds structs, durations or types of other libraries, or lists of lists or structs.
+    """
+    issues = Counter() if issues is None else issues
+    array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if _is_text(array.type.value_type if is_list(array.type) else array.type) and not _is_valid(array):
+        array = array.cast(pa.large_list(pa.large_binary()) if is_list(array.type) else pa.large_binary())
+    kind = array.type
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if is_list(kind) or is_binary or isinstance(kind, pa.UuidType):
+        cells = [None if value is None else _cell(value) for value in array.to_pylist()]
+        issues["cells_with_wrong_bytes"] += sum("\ufffd" in cell for cell in cells if cell)
+        return pa.array(cells, pa.string())
+    if pa.types.is_nested(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.BaseExtensionType):
+        raise DataError(f"a column must hold plain values or lists of them, found {kind}: flatten it to text first")
+    if pa.types.is_floating(kind):
+        fractions = pc.cast(array, pa.string())  # in its own precision: a float32 of 0.1 is 0.1
+        array = pc.cast(array, pa.float64())
+        whole = pc.and_(pc.equal(array, pc.floor(array)), pc.less(pc.abs(array), 2.0**63))
+        integers = pc.cast(pc.if_else(whole, array, 0.0), pa.int64())
+        issues["numbers_rounded_by_float64"] += pc.sum(pc.greater_equal(pc.abs(array), 2.0**53)).as_py() or 0
+        return pc.if_else(pc.is_finite(array), pc.if_else(whole, pc.cast(integers, pa.string()), fractions), None)
+    return pc.cast(array, pa.string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind)) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether a type is one of Arrow's lists."""
+    return bool(pa.types.is_list(kind)) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_valid(array: pa.Array) -> bool:
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text, a list as a JSON array of strings in which nulls stay."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if not isinstance(value, LISTS):
+        return str(value).encode("utf-8", "replace").decode()  # UTF-8 holds no lone surrogates
+    if nested := [type(entry).__name__ for entry in value if isinstance(entry, (*LISTS, dict))]:
+        raise DataError(f"lists must hold plain values, found {culprits(nested)}: flatten them first")
+    return json.dumps([None if entry is None else _cell(entry) for entry in value], ensure_ascii=False)
+
+
+_DATE, _TIME = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
+_CANONICAL_FORMS = (
+    (r"^(-?\d+)\.0+$", r"\1"),
+    (rf"^({_DATE})[ T]00:00:00(\.0+)?$", r"\1"),
+    (rf"^((?:{_DATE} )?{_TIME})\.0+$", r"\1"),
+    (rf"^((?:{_DATE} )?{_TIME}\.\d*[1-9])0+$", r"\1"),
+    ("^True$", "true"),
+    ("^False$", "false"),
+)
+
+
+def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return ids or labels trimmed, with one spelling of whole numbers, booleans, dates and times.
+
+    A letter and its combining accent become one character (NFC); signs without width are left out.
+
+    >>> canonical(pa.array(["12.0", " True", "v1.0", "2024-01-31 00:00:00.000", None])).to_pylist()
+    ['12', 'true', 'v1.0', '2024-01-31', None]
+    """
+    array = pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_normalize(array, "NFC"), r"\p{Cf}+", ""))
+    for pattern, replacement in _CANONICAL_FORMS:
+        array = pc.replace_substring_regex(array, pattern, replacement)
+    return array
