@@ -28,7 +28,7 @@ from product_classificator import (
     read_catalog,
 )
 from product_classificator.catalog import Catalog
-from product_classificator.embeddings.embed import EmbeddedCatalog
+from product_classificator.embeddings.embed import EmbeddedProducts
 from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.training import FittedHeads, LabelledProducts
 from product_classificator.training.settings import TrainSettings
@@ -132,7 +132,7 @@ def _encoder() -> Encoder:
 
 
 @cache
-def _embedded(name: str, folder: Path) -> tuple[Catalog, EmbeddedCatalog]:
+def _embedded(name: str, folder: Path) -> tuple[Catalog, EmbeddedProducts]:
     catalog = _catalog(name, folder)
     return catalog, embed(catalog, _encoder(), EmbeddingStore(folder / name, _encoder()))
 

@@ -14,7 +14,7 @@ import numpy as np
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import load_split
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.embed import EmbeddedChunk, embed
+from product_classificator.embeddings.embed import EmbeddedProducts, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, evaluate
@@ -49,7 +49,7 @@ def evaluate_run(
     classificator: Classificator | None = None,
     store: str | Path | None = None,
     min_precision: float | None = None,
-    on_chunk: Callable[[EmbeddedChunk], None] | None = None,
+    on_chunk: Callable[[EmbeddedProducts], None] | None = None,
 ) -> RunEvaluation:
     """Score a run on the products of a catalog that it was not trained on.
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.embed import CHUNK_PRODUCTS, EmbeddedChunk, embed_chunks
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS, EmbeddedProducts, embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError, culprits
 from product_classificator.files import replacing, write_text
@@ -72,7 +72,7 @@ def predict_to_file(
     options: OutputOptions = _DEFAULTS,
     *,
     store: EmbeddingStore | None = None,
-    on_chunk: Callable[[EmbeddedChunk], None] | None = None,
+    on_chunk: Callable[[EmbeddedProducts], None] | None = None,
 ) -> PredictSummary:
     """Write the predictions of a catalog to a parquet, CSV or JSON lines file; an old one is replaced at the end.
 
@@ -208,7 +208,7 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("*-*.parquet"))
 
 
-def _predict(classificator: Classificator, chunk: EmbeddedChunk, id_name: str, options: OutputOptions) -> pa.Table:
+def _predict(classificator: Classificator, chunk: EmbeddedProducts, id_name: str, options: OutputOptions) -> pa.Table:
     bundle = classificator.bundle
     predictions = bundle.predict(chunk.embeddings, chunk.texts)
     if options.min_precision is not None:

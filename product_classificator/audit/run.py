@@ -19,7 +19,7 @@ from product_classificator.audit.out_of_fold import DEALS, predict_out_of_fold
 from product_classificator.audit.page import draw_page
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import stratify
-from product_classificator.embeddings.embed import EmbeddedCatalog, embed
+from product_classificator.embeddings.embed import EmbeddedProducts, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.errors import ArtifactError, DataError
@@ -103,7 +103,7 @@ def audit_run(
 
 
 def _findings(
-    catalog: Catalog, embedded: EmbeddedCatalog, fit: partial[FittedHeads], callbacks: Callbacks
+    catalog: Catalog, embedded: EmbeddedProducts, fit: partial[FittedHeads], callbacks: Callbacks
 ) -> tuple[pa.Table, dict[str, int]]:
     """Return all findings, and characteristic -> number of products whose label cannot be judged."""
     embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from product_classificator.cli import console
-from product_classificator.embeddings.embed import EmbeddedChunk
+from product_classificator.embeddings.embed import EmbeddedProducts
 
 
 def bars() -> Progress:
@@ -18,13 +18,13 @@ def bars() -> Progress:
 
 
 @contextmanager
-def product_progress(total: int) -> Iterator[Callable[[EmbeddedChunk], None]]:
+def product_progress(total: int) -> Iterator[Callable[[EmbeddedProducts], None]]:
     """Show a progress bar over products while the block runs; what it yields adds a chunk of them."""
     counts: Counter[str] = Counter()
     with bars() as progress:
         task = progress.add_task("products", total=total, notes="")
 
-        def on_chunk(chunk: EmbeddedChunk) -> None:
+        def on_chunk(chunk: EmbeddedProducts) -> None:
             n = len(chunk.embeddings)
             counts.update(rows=n, encoded=chunk.encoded, warnings=int((chunk.status != "ok").sum()))
             notes = [f"{counts['rows'] / max(progress.tasks[0].elapsed or 0.0, 1e-3):.0f}/s"]

@@ -7,11 +7,10 @@ bounded by two chunks. Vectors are rounded to float16, with a store and without,
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -33,13 +32,15 @@ CHUNK_PRODUCTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedCatalog:
-    """Embeddings of a catalog in memory.
+class EmbeddedProducts:
+    """Embeddings of a catalog or of a chunk of it, in memory.
 
     Attributes:
         embeddings: n products.
         thumbnails: (n, 192) uint8, to recognise the same photo; all 0 without an image.
         status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
+        first_row, texts: of a chunk: where it begins in the catalog, and n raw texts.
+        encoded: number of products encoded now; the others were in the store or are repeated.
         idle_share: share of its time that the encoder has waited for images so far, 0..1, chunks in which nothing was
             encoded not counted; `None` if nothing was encoded yet.
     """
@@ -47,6 +48,9 @@ class EmbeddedCatalog:
     embeddings: Embeddings
     thumbnails: Thumbnails
     status: Strings
+    first_row: int = 0
+    texts: Sequence[str] = ()
+    encoded: int = 0
     idle_share: float | None = None
 
     def set_aside(self) -> Strings:
@@ -62,26 +66,13 @@ class EmbeddedCatalog:
         return strings(reasons)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedChunk(EmbeddedCatalog):
-    """Embeddings of consecutive products, from `first_row` of the catalog on, with their raw texts.
-
-    Attributes:
-        encoded: number of products encoded now; the others were in the store or are repeated.
-    """
-
-    first_row: int
-    texts: list[str]
-    encoded: int
-
-
 def embed(
     catalog: Catalog,
     encoder: Encoder,
     store: EmbeddingStore | None = None,
     *,
-    on_chunk: Callable[[EmbeddedChunk], None] | None = None,
-) -> EmbeddedCatalog:
+    on_chunk: Callable[[EmbeddedProducts], None] | None = None,
+) -> EmbeddedProducts:
     """Embed all products of a catalog, in its order, and return them in memory (float32).
 
     Vectors in `store` are not computed again, new ones are added; `on_chunk` is called after each chunk, for progress.
@@ -89,46 +80,44 @@ def embed(
     n = len(catalog)
     image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
     has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-    thumbnails, status = np.zeros((n, THUMBNAIL_BYTES), np.uint8), np.full(n, "", dtype=object)
-    idle_share = None
+    embedded = EmbeddedProducts(
+        embeddings=Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint),
+        thumbnails=np.zeros((n, THUMBNAIL_BYTES), np.uint8),
+        status=strings([""] * n),
+    )
     for chunk in embed_chunks(catalog, encoder, store):
-        rows = slice(chunk.first_row, chunk.first_row + len(chunk.texts))
-        has_image[rows], has_text[rows] = chunk.embeddings.has_image, chunk.embeddings.has_text
-        if chunk.embeddings.has_image.any():  # pages of zeros that are never written cost no memory
-            image[rows] = chunk.embeddings.image
-        if chunk.embeddings.has_text.any():
-            text[rows] = chunk.embeddings.text
-        thumbnails[rows], status[rows] = chunk.thumbnails, chunk.status
-        idle_share = chunk.idle_share
+        rows = slice(chunk.first_row, chunk.first_row + len(chunk.embeddings))
+        for name in ("image", "text", "has_image", "has_text"):
+            part = getattr(chunk.embeddings, name)
+            if part.any():  # pages of zeros that are never written cost no memory
+                getattr(embedded.embeddings, name)[rows] = part
+        embedded.thumbnails[rows], embedded.status[rows] = chunk.thumbnails, chunk.status
+        embedded = replace(embedded, encoded=embedded.encoded + chunk.encoded, idle_share=chunk.idle_share)
         if on_chunk:
             on_chunk(chunk)
-    embeddings = Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint)
-    return EmbeddedCatalog(embeddings=embeddings, thumbnails=thumbnails, status=status, idle_share=idle_share)
+    return embedded
 
 
 def embed_chunks(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
-) -> Iterator[EmbeddedChunk]:
+) -> Iterator[EmbeddedProducts]:
     """Yield the embeddings of a catalog, starting at `first_row`, `CHUNK_PRODUCTS` at a time, in flat memory.
 
     At the end a warning counts the images that cannot be used, with an example of each reason.
     """
     problems = ImageProblems(catalog)
     waited_s = took_s = 0.0
-    chunk_start = time.perf_counter()
     with closing(_load_ahead(catalog, encoder, store, first_row)) as chunks:
         for products, futures in chunks:
-            wait_start = time.perf_counter()
+            start = time.perf_counter()
             loaded = [future.result() for future in futures]
-            wait_end = time.perf_counter()
+            loaded_at = time.perf_counter()
             problems.add(products, [product.error for product in loaded])
             chunk = _embed_chunk(catalog, encoder, store, products, loaded)
-            chunk_end = time.perf_counter()
             if chunk.encoded:
-                waited_s += wait_end - wait_start
-                took_s += chunk_end - chunk_start
+                waited_s += loaded_at - start
+                took_s += time.perf_counter() - start
             yield replace(chunk, idle_share=waited_s / took_s if took_s else None)
-            chunk_start = time.perf_counter()  # what the caller does in between is not the encoder's time
     if problems.counts:
         logger.warning("%s", problems)
 
@@ -151,7 +140,7 @@ def _load_ahead(
 
 
 class ImageProblems:
-    """Counts the images of a catalog that cannot be used, and keeps the first of each reason as an example."""
+    """Counts the images of a catalog that cannot be used; the first of each reason is an example."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.total, self.counts = 0, Counter[str]()
@@ -185,16 +174,16 @@ def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
     if catalog.images is None or allow_missing:
         return
     problems, is_id = ImageProblems(catalog), catalog.columns.photo is None
-    find = partial(_error_of, catalog.images, is_id=is_id)
     for products in catalog.batches(CHUNK_PRODUCTS):
-        problems.add(products, map(find, products.ids if is_id else products.image_names))
+        names = products.ids if is_id else products.image_names
+        problems.add(products, [_error_of(catalog.images, name or "", is_id=is_id) for name in names])
     if 2 * problems.counts.total() > problems.total:
         raise DataError(f"at least half of the photos must be found (or --allow-missing-photos): {problems}")
 
 
-def _error_of(images: ImageSource, name: str | None, *, is_id: bool) -> PhotoError | None:
+def _error_of(images: ImageSource, name: str, *, is_id: bool) -> PhotoError | None:
     try:
-        images.locate(name or "", is_id=is_id)
+        images.locate(name, is_id=is_id)
     except PhotoError as error:
         return error
     return None
@@ -238,7 +227,7 @@ def _digest(*parts: bytes) -> bytes:
 
 def _embed_chunk(
     catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, products: Products, loaded: list[LoadedProduct]
-) -> EmbeddedChunk:
+) -> EmbeddedProducts:
     digests = [product.digest for product in loaded]
     first_row_of = {digest: row for row, digest in reversed(list(enumerate(digests)))}
     new = sorted(row for digest, row in first_row_of.items() if store is None or digest not in store)
@@ -252,7 +241,7 @@ def _embed_chunk(
         if new:
             store.append([products.ids[row] for row in new], [digests[row] for row in new], encoded)
         encoded = store.read(digests)
-    return EmbeddedChunk(
+    return EmbeddedProducts(
         embeddings=encoded.embeddings(products.ids, encoder.fingerprint),
         thumbnails=encoded.thumbnails,
         status=encoded.status,

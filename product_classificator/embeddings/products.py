@@ -1,7 +1,7 @@
 """Turn texts and images of products into embeddings; what cannot be used becomes a status, never an exception."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image, to_rgb
+from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, decode_image, to_rgb
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean
-from product_classificator.types import Embeddings, Floats, Rows, Strings, strings
+from product_classificator.types import Embeddings, Rows, Strings, strings
 
 ImageInput: TypeAlias = Image.Image | np.ndarray | bytes | bytearray | memoryview | IO[bytes] | str | Path
 """A Pillow image, an (h, w, 3) uint8 RGB array, or an image file: bytes, path, open, base64 data URI."""
@@ -30,7 +30,6 @@ Thumbnails: TypeAlias = npt.NDArray[np.uint8]
 _IMAGES_AT_ONCE = 256  # prepared images wait in memory
 _THUMBNAIL_PX = 8
 THUMBNAIL_BYTES = _THUMBNAIL_PX**2 * 3
-_RGB_AXES, _RGB_CHANNELS = 3, 3
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,8 @@ class EncodedProducts:
     """Vectors of n products, and "ok" or the reason why a part is missing.
 
     Attributes:
-        image: (n, image_dim) float32, in a store float16; zeros unless `image_status` is "ok".
-        text: (n, text_dim), likewise.
-        image_status: (n,) "ok", "unused" (not to be encoded), or a reason such as "missing".
-        text_status: (n,) "ok", "unused", or "empty".
+        image, text: (n, image_dim) and (n, text_dim) float32, in a store float16; zeros unless their status is "ok".
+        image_status, text_status: (n,) "ok", "unused" (not to be encoded), or a reason such as "missing" or "empty".
         thumbnails: (n, 192) uint8.
     """
 
@@ -53,7 +50,7 @@ class EncodedProducts:
 
     @property
     def status(self) -> Strings:
-        """The (n,) statuses of whole products: "ok" or reasons such as "image_missing,text_empty"."""
+        """The (n,) statuses of whole products (`row_status`)."""
         return row_status(self.image_status, self.text_status)
 
     def take(self, rows: Rows) -> "EncodedProducts":
@@ -103,8 +100,7 @@ def encode_products(
         ArtifactError: the encoder computes NaN, infinity, or what float16 cannot hold.
     """
     n = len(ids)
-    image: Floats = np.zeros((n, encoder.image_dim), np.float32)
-    text: Floats = np.zeros((n, encoder.text_dim), np.float32)
+    image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
     image_status, text_status = strings(["unused"] * n), strings(["unused"] * n)
     thumbnails = np.zeros((n, THUMBNAIL_BYTES), np.uint8)
     if texts is not None:
@@ -112,14 +108,12 @@ def encode_products(
         rows = np.flatnonzero(text_status == "ok")
         if len(rows):
             text[rows] = _finite(encoder, encoder.text.encode([texts[row] for row in rows.tolist()]), ids, rows)
-    remaining = iter(() if images is None else images)
-    for start in range(0, 0 if images is None else n, _IMAGES_AT_ONCE):
-        batch = list(islice(remaining, _IMAGES_AT_ONCE))
+    remaining, start = iter(images or ()), 0
+    while batch := list(islice(remaining, _IMAGES_AT_ONCE)):
         statuses = strings([item if isinstance(item, str) else "ok" for item in batch])
         image_status[start : start + len(batch)] = statuses
-        usable = [item for item in batch if not isinstance(item, str)]
-        if usable:
-            rows = start + np.flatnonzero(statuses == "ok")
+        rows, start = start + np.flatnonzero(statuses == "ok"), start + len(batch)
+        if usable := [item for item in batch if not isinstance(item, str)]:
             image[rows] = _finite(encoder, encoder.image.encode(usable), ids, rows)
             thumbnails[rows] = [thumbnail(item) for item in usable]
     return EncodedProducts(image, text, image_status, text_status, thumbnails)
@@ -139,8 +133,7 @@ def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[object], rows: Row
 def thumbnail(image: Image.Image) -> Thumbnails:
     """Return (192,) uint8, an RGB image shrunk to 8 x 8 pixels; at least 1, since 0 means that there is no image."""
     pixels = np.asarray(image.convert("RGB").resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX))
-    at_least_one: Thumbnails = np.maximum(pixels.ravel(), 1)
-    return at_least_one
+    return np.asarray(np.maximum(pixels.ravel(), 1))
 
 
 def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -153,7 +146,12 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_p
         PhotoError: it cannot be read or decoded.
     """
     try:
-        return encoder.image.prepare(_open(image, channels, max_pixels, encoder.image.min_decode_size))
+        if (data := _file_bytes(image)) is None:
+            return encoder.image.prepare(_as_rgb(image))
+        tower = encoder.image
+        return tower.prepare(
+            decode_image(data, channels=channels, max_pixels=max_pixels, min_decode_size=tower.min_decode_size)
+        )
     except DataError:
         raise
     except Exception as error:  # a lazily opened Pillow image raises many classes, SyntaxError among them
@@ -162,16 +160,11 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_p
         raise PhotoError(reason, f"{image!s}: {message}" if is_path else message) from error
 
 
-def _open(
-    image: ImageInput, channels: Channels, max_pixels: int, min_decode_size: Callable[[Size], Size]
-) -> Image.Image:
-    data = _file_bytes(image)
-    if data is not None:
-        return decode_image(data, channels=channels, max_pixels=max_pixels, min_decode_size=min_decode_size)
+def _as_rgb(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image) and min(image.size) > 0:
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, np.ndarray):
-        is_rgb = image.ndim == _RGB_AXES and image.shape[2] == _RGB_CHANNELS and image.size > 0
+        is_rgb = image.ndim == 3 and image.shape[2] == 3 and image.size > 0
         if is_rgb and image.dtype == np.uint8:
             return Image.fromarray(image)
         received = f"{image.dtype} {image.shape}"
@@ -211,8 +204,7 @@ def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[Image
     if text_list is not None and image_list is not None and len(text_list) != len(image_list):
         raise DataError(f"texts and images must have the same length, got {len(text_list)} and {len(image_list)}")
     n = len(text_list if text_list is not None else image_list or [])
-    wrong = {type(text).__name__ for text in text_list or [] if text is not None and not isinstance(text, str)}
-    if wrong:
+    if wrong := {type(text).__name__ for text in text_list or [] if text is not None and not isinstance(text, str)}:
         raise DataError(f"a text must be a string or None, got {sorted(wrong)}")
     return [str(text or "") for text in text_list or [""] * n], list(image_list or [None] * n)  # type: ignore[arg-type]
 

@@ -30,11 +30,7 @@ _FINGERPRINT = b"fingerprint"
 
 
 class EmbeddingStore:
-    """A folder of embeddings, resumable and safe against crashes.
-
-    Args:
-        folder: created if missing.
-        encoder: whose vectors it holds.
+    """A folder of the embeddings of one encoder, created if missing; resumable and safe against crashes.
 
     Raises:
         ArtifactError: the folder holds the vectors of another encoder, or is not a store.
@@ -48,8 +44,7 @@ class EmbeddingStore:
         self._last_read: dict[int, EncodedProducts] = {}  # shards of the last read
         if not (self.folder / "store.json").exists():
             self._create(encoder)
-        fingerprint = read_store_facts(self.folder)["fingerprint"]
-        if fingerprint != encoder.fingerprint:
+        if (fingerprint := read_store_facts(self.folder)["fingerprint"]) != encoder.fingerprint:
             raise ArtifactError(
                 f"a store holds the vectors of one encoder: {self.folder} has those of {fingerprint}, "
                 f"got {encoder.fingerprint}; use another folder"
@@ -98,12 +93,9 @@ class EmbeddingStore:
         self._shards.append(path)
 
     def append(self, ids: Sequence[str], digests: Sequence[bytes], products: EncodedProducts) -> None:
-        """Write products as a new shard; they survive a crash once this returns.
+        """Write n products (float16) as a new shard; they survive a crash once this returns.
 
-        Args:
-            ids: (n,) product ids.
-            digests: (n,) of 16 bytes each, of text and image bytes.
-            products: their vectors, float16.
+        A digest is that of text and image bytes, 16 bytes.
 
         Raises:
             ArtifactError: the folder cannot be written to.

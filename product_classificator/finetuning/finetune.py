@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.embeddings.embed import EmbeddedCatalog
+from product_classificator.embeddings.embed import EmbeddedProducts
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.huggingface import save_encoder
@@ -89,7 +89,7 @@ def finetune(
     callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
     empty = np.zeros((len(catalog), 0), dtype=np.float32)  # the split needs no vectors
     parts = Embeddings(catalog.ids, empty, empty, activations.has_image, activations.has_text, encoder.fingerprint)
-    embedded = EmbeddedCatalog(embeddings=parts, thumbnails=activations.thumbnails, status=activations.status)
+    embedded = EmbeddedProducts(embeddings=parts, thumbnails=activations.thumbnails, status=activations.status)
     split = split_catalog(catalog, embedded, session.settings)
     tail = Tail(torch_network_of(encoder).model, finetune_settings.last_blocks)
     pairs = _pairs(tail, activations, split, distributed)

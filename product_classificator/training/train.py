@@ -16,7 +16,7 @@ from typing import Any
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import save_split, split_products
-from product_classificator.embeddings.embed import EmbeddedCatalog, EmbeddedChunk, check_images, count_statuses, embed
+from product_classificator.embeddings.embed import EmbeddedProducts, check_images, count_statuses, embed
 from product_classificator.embeddings.store import EmbeddingStore, own_store
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.encoders.clip import dtype_of
@@ -52,7 +52,7 @@ class Callbacks:
     """
 
     on_stage: Callable[[str], None] = logger.info
-    on_chunk: Callable[[EmbeddedChunk], None] | None = None
+    on_chunk: Callable[[EmbeddedProducts], None] | None = None
     on_epoch: Callable[[EpochFacts], None] | None = None
     on_products: Callable[[int], None] | None = None
     on_step: Callable[[int, int, int, float], None] | None = None
@@ -128,7 +128,7 @@ class SplitCatalog:
     row_warnings: Mapping[str, int]
 
 
-def split_catalog(catalog: Catalog, embedded: EmbeddedCatalog, settings: TrainSettings) -> SplitCatalog:
+def split_catalog(catalog: Catalog, embedded: EmbeddedProducts, settings: TrainSettings) -> SplitCatalog:
     """Split the products of a catalog.
 
     Raises:
