@@ -110,16 +110,17 @@ def make_marketplace(
                 images.writestr(zipfile.ZipInfo(f"{product.nm}.jpg"), photo)  # dated 1980: the same bytes every time
             rows.append(_row(product, _rng(seed, "row", i), has_text=i not in textless))
             n_copies += product.is_copy
-    table = folder if is_wildberries else _write_table(folder / "products.parquet", rows, tuple(rows[0]))
     if is_wildberries:
-        _write_wildberries(rows, folder, _rng(seed, "wildberries"))
+        table = _write_wildberries(rows, folder, _rng(seed, "wildberries"))
+    else:
+        table = _write_table(folder / "products.parquet", rows, tuple(rows[0]))
     (folder / "README.txt").write_text(f"{_NOTICE}\nSome photos are broken on purpose.\n", "utf-8")
     broken = dict(Counter(faults.values()))
     return Marketplace(table, folder / "images.zip", products, n_copies, broken, len(textless))
 
 
 def _rng(*key: object) -> Random:
-    """Return random numbers for one purpose: a copied photo is drawn again rather than kept in memory."""
+    """Return random numbers for one purpose, so that a copied photo can be drawn again."""
     return Random("/".join(map(str, key)))  # noqa: S311
 
 
@@ -239,8 +240,8 @@ def draw_photo(facts: Facts, rng: Random) -> Image.Image:
     return canvas.reduce(2)
 
 
-def _pastel(rng: Random) -> tuple[int, int, int]:
-    return rng.randint(160, 255), rng.randint(160, 255), rng.randint(160, 255)
+def _pastel(rng: Random) -> tuple[int, ...]:
+    return tuple(rng.randint(160, 255) for _ in range(3))
 
 
 def _fabric(palette: str, size: int, rng: Random) -> Image.Image:
@@ -284,8 +285,7 @@ def _photo(shown: Facts, fault: str | None, rng: Random, *, swaps_red_and_blue: 
         return {"missing": None, "empty": b"", "garbage": rng.randbytes(3000)}[fault]
     image = draw_photo(shown, rng)
     if swaps_red_and_blue:
-        red, green, blue = image.split()
-        image = Image.merge("RGB", (blue, green, red))
+        image = Image.merge("RGB", image.split()[::-1])
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()[: buffer.tell() * 2 // 5 if fault == "truncated" else None]
@@ -309,7 +309,7 @@ def _write_table(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> Pat
     return path
 
 
-def _write_wildberries(rows: Sequence[Row], folder: Path, rng: Random) -> None:
+def _write_wildberries(rows: Sequence[Row], folder: Path, rng: Random) -> Path:
     """Write half of the rows with raw characteristics, half with categories, and one in 25 to both tables."""
     order = rng.sample(range(len(rows)), len(rows))
     for i, row in enumerate(rows[i] for i in order):
@@ -320,7 +320,7 @@ def _write_wildberries(rows: Sequence[Row], folder: Path, rng: Random) -> None:
     train, test = sorted(order[: half + round(len(rows) * _IN_BOTH_TABLES)]), sorted(order[half:])
     _write_table(folder / TRAIN_FILE, [rows[i] for i in train], (*texts, "characteristics"))
     columns = (*texts, "category", "sub_category", "price", "brand", "isadult")
-    _write_table(folder / TEST_FILE, [rows[i] for i in test], columns)
+    return _write_table(folder / TEST_FILE, [rows[i] for i in test], columns).parent
 
 
 def _raw_characteristics(row: Row, rng: Random, *, is_json: bool) -> bytes:
@@ -332,9 +332,7 @@ def _raw_characteristics(row: Row, rng: Random, *, is_json: bool) -> bytes:
     rng.shuffle(entries)
     text = json.dumps(entries, ensure_ascii=False)
     if not is_json:
-        array = np.empty(len(entries), dtype=object)
-        for i, entry in enumerate(entries):
-            labels = entry["charcValues"]
-            array[i] = entry | {"charcValues": labels and np.array(labels, dtype=object)}
-        text = str(array)
+        arrays = [labels and np.array(labels, dtype=object) for labels in (entry["charcValues"] for entry in entries)]
+        printed = [entry | {"charcValues": array} for entry, array in zip(entries, arrays, strict=True)]
+        text = str(np.array(printed, dtype=object))
     return text[: len(text) // 2 if rng.random() < _TRUNCATED else None].encode()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from product_classificator.catalog.columns import ID_GUESSES, ROW_NUMBER, TEXT_G
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.labels import read_label_sets, read_labels
 from product_classificator.catalog.table import TableSource, open_table
-from product_classificator.catalog.wildberries import ID, TEXTS, WildberriesTable, is_wildberries
+from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.types import Strings, Truth, strings
 
@@ -56,14 +56,8 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._array)
 
-    @overload
-    def __getitem__(self, key: int) -> str: ...
-    @overload
-    def __getitem__(self, key: slice) -> list[str]: ...
-    def __getitem__(self, key: int | slice) -> str | list[str]:
-        item = self._array[key]
-        texts: str | list[str] = item.to_pylist() if isinstance(key, slice) else item.as_py()
-        return texts
+    def __getitem__(self, key: Any) -> Any:
+        return self._array[key].to_pylist() if isinstance(key, slice) else self._array[key].as_py()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), 4096):
@@ -80,6 +74,9 @@ class Catalog:
     def __init__(
         self, table: Table, columns: Columns, images: ImageSource | None, unknown: Sequence[str] = UNKNOWN
     ) -> None:
+        if images is None and not columns.text:
+            hint = nearest("", table.columns)
+            raise DataError(f"products need a photo or a text: name text columns or photos. {hint}")
         self.table, self.columns, self.images, self._unknown = table, columns, images, frozenset(("", *unknown))
         self._truth: Truth | None = None
 
@@ -148,15 +145,16 @@ class Catalog:
             DataError: a cell of a multi-label column cannot be read, or a label is too long.
         """
         if self._truth is None:
-            names, is_multi = list(self.columns.characteristics), self.columns.multi_label
+            names, truth = self.columns.characteristics, dict[str, Strings]()
             batches = list(self.table.batches(names, _READ_ROWS))
-            columns = {name: pa.chunked_array([b.column(name) for b in batches], pa.string()) for name in names}
-            self._truth = {
-                name: read_label_sets(array, name, has_lists=self.table.holds_lists(name), unknown=self._unknown)
-                if name in is_multi
-                else read_labels(array, name, unknown=self._unknown)
-                for name, array in columns.items()
-            }
+            for name in names:
+                cells = pa.chunked_array([batch.column(name) for batch in batches], pa.string())
+                if name in self.columns.multi_label:
+                    has_lists = self.table.holds_lists(name)
+                    truth[name] = read_label_sets(cells, name, self._unknown, has_lists=has_lists)
+                else:
+                    truth[name] = read_labels(cells, name, self._unknown)
+            self._truth = truth
         return self._truth
 
 
@@ -245,17 +243,11 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
     if lists := [name for name in (id_, photo) if name in table.columns and table.holds_lists(name)]:
         raise DataError(f"ids and photos are plain values, but {culprits(lists)} hold lists: join them to text")
     if images is None and photo is not None:
-        raise DataError(f"a column of photo names ({photo!r}) needs photos (images); URLs are not fetched")
+        raise DataError(f"a column of photo names ({photo!r}) needs photos: say where (images); URLs are not fetched")
     if len(labels) > MAX_CHARACTERISTICS:
         raise DataError(f"a catalog has at most {MAX_CHARACTERISTICS} characteristics, got {len(labels)}: name some")
-    _check_inputs(columns, images, table.columns)
     multi = tuple(name for name in labels if name in named or table.holds_lists(name))
     return Columns(id_, tuple(texts), labels, photo, multi)
-
-
-def _check_inputs(columns: Columns, images: ImageSource | None, available: Sequence[str]) -> None:
-    if images is None and not columns.text:
-        raise DataError(f"products need a photo or a text: name text columns or photos. {nearest('', available)}")
 
 
 def _text_like(table: Table, columns: Columns) -> str:
@@ -294,10 +286,8 @@ def read_wildberries(
     """
     source = open_images(images, channels="bgr") if isinstance(images, str | Path) else images
     labels = PUBLISHED_CHARACTERISTICS if characteristics is None else _names(characteristics)
-    columns = Columns(ID, _names(text), labels)
-    _check_inputs(columns, source, (ID, *TEXTS))
-    table = WildberriesTable(folder, [*labels, *columns.text], min_products_in_sub_cat=min_products_in_sub_cat)
-    return Catalog(table, columns, source)
+    table = WildberriesTable(folder, [*labels, *_names(text)], min_products_in_sub_cat=min_products_in_sub_cat)
+    return Catalog(table, Columns(ID, _names(text), labels), source)
 
 
 def read_frame(table: str | Path) -> Any:
@@ -306,11 +296,8 @@ def read_frame(table: str | Path) -> Any:
     Raises:
         DataError: the table cannot be read.
     """
-    opened = (
-        open_table(table)
-        if not is_wildberries(table)
-        else WildberriesTable(table, PUBLISHED_CHARACTERISTICS, min_products_in_sub_cat=1)
-    )
+    labels, is_set = PUBLISHED_CHARACTERISTICS, is_wildberries(table)
+    opened = WildberriesTable(table, labels, min_products_in_sub_cat=1) if is_set else open_table(table)
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
     frame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()
     for name in filter(opened.holds_lists, opened.columns):

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 MAX_CELL_CHARS = 100_000
 """The rest of a longer cell is cut off: 50 pages say what a product is, and a batch must fit in memory."""
 LISTS = (list, tuple, set, frozenset, np.ndarray)
+LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+_TEXT_TYPES, _BINARY_TYPES = (pa.string(), pa.large_string(), pa.string_view()), (pa.binary(), pa.large_binary())
 
 
 class Table(ABC):
@@ -97,11 +99,11 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
     """
     issues = Counter() if issues is None else issues
     array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-    if _is_text(array.type.value_type if is_list(array.type) else array.type) and not _is_valid(array):
-        array = array.cast(pa.large_list(pa.large_binary()) if is_list(array.type) else pa.large_binary())
+    is_list = isinstance(array.type, LIST_TYPES)
+    if (array.type.value_type if is_list else array.type) in _TEXT_TYPES and not _is_valid(array):
+        array = array.cast(pa.large_list(pa.large_binary()) if is_list else pa.large_binary())
     kind = array.type
-    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    if is_list(kind) or is_binary or isinstance(kind, pa.UuidType):
+    if is_list or kind in _BINARY_TYPES or isinstance(kind, pa.UuidType):
         cells = [None if value is None else _cell(value) for value in array.to_pylist()]
         issues["cells_with_wrong_bytes"] += sum("\ufffd" in cell for cell in cells if cell)
         return pa.array(cells, pa.string())
@@ -115,15 +117,6 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
         issues["numbers_rounded_by_float64"] += pc.sum(pc.greater_equal(pc.abs(array), 2.0**53)).as_py() or 0
         return pc.if_else(pc.is_finite(array), pc.if_else(whole, pc.cast(integers, pa.string()), fractions), None)
     return pc.cast(array, pa.string())
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind)) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether a type is one of Arrow's lists."""
-    return bool(pa.types.is_list(kind)) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_valid(array: pa.Array) -> bool:

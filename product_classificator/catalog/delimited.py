@@ -70,12 +70,18 @@ class TextFile:
 
 
 def _find_encoding(path: Path) -> str:
-    """Return the encoding of a file: UTF-8 if most of what is not ASCII is valid, else what its letters suggest."""
-    valid = wrong = 0
-    sample = b""
+    """Return the encoding of a file: UTF-8 if most of what is not ASCII is valid, else what its letters suggest.
+
+    UTF-16 where a byte order mark says so, or most line feeds have a NUL byte on the same side.
+    """
     with pa.input_stream(path) as file:
-        if wide := _wide_encoding(file.read(_BLOCK)):
-            return wide
+        head = file.read(_BLOCK)
+    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "utf-16"
+    for encoding, dtype in (("utf-16-le", "<u2"), ("utf-16-be", ">u2")):
+        if np.count_nonzero(np.frombuffer(head, dtype, len(head) // 2) == ord("\n")) * 2 > head.count(b"\n"):
+            return encoding
+    valid, wrong, sample = 0, 0, b""
     for block in TextFile(path, "latin-1").blocks():
         text = block.decode("utf-8", "replace")
         replaced = text.count("\ufffd") - block.count(b"\xef\xbf\xbd")
@@ -92,17 +98,6 @@ def _find_encoding(path: Path) -> str:
     encoding = "cp1252" if is_latin else best.encoding if best else "cp1251"
     logger.warning("%s is not UTF-8: read as %s; encoding (--encoding) names another", path, encoding)
     return encoding
-
-
-def _wide_encoding(head: bytes) -> str | None:
-    """Return UTF-16 where a byte order mark says so, or most line feeds have a NUL byte on the same side."""
-    if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-        return "utf-16"
-    for encoding, dtype in (("utf-16-le", "<u2"), ("utf-16-be", ">u2")):
-        line_feeds = np.count_nonzero(np.frombuffer(head, dtype, len(head) // 2) == ord("\n"))
-        if line_feeds * 2 > head.count(b"\n"):
-            return encoding
-    return None
 
 
 class CsvTable(Table):

@@ -16,13 +16,14 @@ import threading
 import unicodedata
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, get_args
 from urllib.parse import unquote
 
 from PIL import Image
@@ -78,11 +79,10 @@ def open_images(
 
 
 @dataclass(eq=False)
-class ImageSource(ABC):
-    """Images by product id or file name; every method may be called from many threads at once.
+class ImageSource(AbstractContextManager["ImageSource"]):
+    """Images by product id or file name (attributes as in `open_images`), safe to use from many threads at once.
 
-    Finding, reading and decoding raise `PhotoError`, after `close` a `DataError`. Attributes are the arguments of
-    `open_images`.
+    Finding, reading and decoding raise `PhotoError`, after `close` a `DataError`.
     """
 
     path: Path
@@ -98,11 +98,13 @@ class ImageSource(ABC):
 
     def read_by_id(self, product_id: str) -> bytes:
         """Read `<product_id>.<ext>`; several files that match are an error, as are none."""
-        return self._checked(self._read(self.locate(product_id, is_id=True)))
+        return self.read(product_id, is_id=True)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, is_id: bool = False) -> bytes:
         """Read the file whose path is closest to `name`; several that match are an error, as are none."""
-        return self._checked(self._read(self.locate(name)))
+        data = self._read(self.locate(name, is_id=is_id))
+        self._check_size(len(data))  # the size in a directory can be wrong
+        return data
 
     def locate(self, name: str, *, is_id: bool = False) -> Any:
         """Find the file of a name or an id without reading it."""
@@ -117,15 +119,12 @@ class ImageSource(ABC):
 
     def decode(self, data: bytes, min_decode_size: Callable[[Size], Size] | None = None) -> Image.Image:
         """Decode the bytes of a file to an upright RGB image (`decode_image`) within the limits of this source."""
-        data = self._checked(data)
+        self._check_size(len(data))
         return decode_image(data, channels=self.channels, max_pixels=self.max_pixels, min_decode_size=min_decode_size)
 
     def close(self) -> None:
         """Close the files."""
         self._is_closed = True
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -145,10 +144,6 @@ class ImageSource(ABC):
                 logger.info("listing the photos of %s", self.path)
                 self._index = _Index(self._entries())
             return self._index
-
-    def _checked(self, data: bytes) -> bytes:
-        self._check_size(len(data))  # the size in a directory can be wrong
-        return data
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self.max_bytes:
@@ -203,18 +198,16 @@ class _Folder(ImageSource):
         paths = [path + extension for extension in EXTENSIONS] if is_id else [path]
         # Windows takes some names for devices: there, only what a listing shows is opened.
         direct = None if _IS_WINDOWS or not path else next(filter(self._is_file, paths), None)
-        return self._inside(direct or self._listed().find(name, is_id=is_id))
+        file_name = direct or self._listed().find(name, is_id=is_id)
+        location = Path(os.path.realpath(self.path / file_name))  # Path.resolve raises if links form a cycle
+        if self.follow_links or location.is_relative_to(self.path):
+            return location
+        raise PhotoError(
+            "unsafe_name", f"{file_name!r} is a link that leads out of the folder: allow it (--follow-links)"
+        )
 
     def _is_file(self, path: str) -> bool:
         return os.path.lexists(self.path / path) and not (self.path / path).is_dir()
-
-    def _inside(self, name: str) -> Path:
-        path = Path(os.path.realpath(self.path / name))  # Path.resolve raises if links form a cycle
-        if not self.follow_links and not path.is_relative_to(self.path):
-            raise PhotoError(
-                "unsafe_name", f"{name!r} is a link that leads out of the folder: allow it (--follow-links)"
-            )
-        return path
 
     def _entries(self) -> Iterator[tuple[str, str]]:
         visited = set()
@@ -246,10 +239,8 @@ class _Zip(ImageSource):
         try:
             self._zip = zipfile.ZipFile(self.path)
         except Exception as error:  # damaged directories raise many kinds
-            raise DataError(
-                f"photos must be in a folder or a zip: {self.path} is neither, or its directory is damaged ({error}); "
-                "check it with `python -m zipfile -t`"
-            ) from error
+            hint = f"is neither, or its directory is damaged ({error}); check it with `python -m zipfile -t`"
+            raise DataError(f"photos must be in a folder or a zip: {self.path} {hint}") from error
         self._infos = [info for info in self._zip.infolist() if not info.is_dir()]
         if self._infos and all(info.flag_bits & _ENCRYPTED for info in self._infos):
             self.close()
@@ -285,9 +276,8 @@ class _Zip(ImageSource):
         self._check_size(location.file_size)
         if location.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # The size can lie, and Python inflates blocks of the other methods whole: 1.7 kB of bzip2 to 4 GB.
-            raise PhotoError(
-                "unreadable", f"{location.filename!r} in the zip is neither stored nor deflated: pack it anew"
-            )
+            message = "in the zip is neither stored nor deflated: pack it anew"
+            raise PhotoError("unreadable", f"{location.filename!r} {message}")
         try:
             # ZipFile counts its open entries without a lock; reading from an open entry is safe among threads.
             with self._lock:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_LABEL_CHARS = 1_000
 
 
-def read_labels(array: pa.ChunkedArray, name: str, *, unknown: Collection[str] = UNKNOWN) -> Strings:
+def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UNKNOWN) -> Strings:
     """Return a column of strings as labels, `None` where a label is unknown.
 
     Blanks in a row are one, and signs that cannot be seen do not count; labels that differ in case alone are a warning.
@@ -43,9 +43,7 @@ def read_labels(array: pa.ChunkedArray, name: str, *, unknown: Collection[str] =
     return _decoded(labels, encoded)
 
 
-def read_label_sets(
-    array: pa.ChunkedArray, name: str, *, has_lists: bool, unknown: Collection[str] = UNKNOWN
-) -> Strings:
+def read_label_sets(array: pa.ChunkedArray, name: str, unknown: Collection[str], *, has_lists: bool) -> Strings:
     """Return a column of strings as sets of labels, `None` where they are unknown.
 
     Cells are as `split_labels` reads them; if the table holds lists there (`has_lists`), a plain one is one label.
@@ -76,7 +74,7 @@ def read_label_sets(
         rule = "holds lists, so it is multi-label; plain cells are one label each"
         logger.warning("%s %s: %s", name, rule, culprits(plain))
     unique = list(dict.fromkeys(entry for cell in cells for entry in cell))
-    labels = read_labels(pa.chunked_array([unique], pa.string()), name, unknown=unknown)
+    labels = read_labels(pa.chunked_array([unique], pa.string()), name, unknown)
     label_of = dict(zip(unique, labels, strict=True))
     sets = [frozenset(label_of[entry] for entry in cell) - {None} for cell in cells]
     return _decoded([labels if labels or not cell else None for labels, cell in zip(sets, cells, strict=True)], encoded)

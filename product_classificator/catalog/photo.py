@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -183,11 +184,11 @@ def _decode_scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image 
         return None
     width, height = least
     try:
-        if simplejpeg.decode_jpeg_header(data)[1::-1] != image.size:
-            return None
-        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
+        if simplejpeg.decode_jpeg_header(data)[1::-1] == image.size:
+            return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
     except ValueError:  # Pillow decodes it, or knows what is wrong with it
-        return None
+        pass
+    return None
 
 
 @cache
@@ -228,17 +229,13 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 # Pillow's warnings (possible bombs, odd metadata) must neither be printed nor become exceptions. `catch_warnings` is
 # not safe among threads, and a plain "ignore" filter would hide the warnings of other code. So the first filter has a
 # category that matches only in a thread that is decoding.
-class _Thread(threading.local):
-    is_decoding = False
-
-
-_thread = _Thread()
+_is_decoding = ContextVar("is_decoding", default=False)
 _filter_lock = threading.Lock()
 
 
 class _OnlyWhileDecoding(type):
     def __subclasscheck__(cls, category: type) -> bool:
-        return _thread.is_decoding
+        return _is_decoding.get()
 
 
 class _AnyWarningWhileDecoding(Warning, metaclass=_OnlyWhileDecoding): ...
@@ -250,8 +247,8 @@ def _without_warnings() -> Iterator[None]:
         # Other code (pytest, `catch_warnings`) may restore or cover the filters at any time.
         if not warnings.filters or warnings.filters[0][2] is not _AnyWarningWhileDecoding:
             warnings.simplefilter("ignore", _AnyWarningWhileDecoding)
-    _thread.is_decoding = True
+    token = _is_decoding.set(True)
     try:
         yield
     finally:
-        _thread.is_decoding = False
+        _is_decoding.reset(token)

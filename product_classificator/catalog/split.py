@@ -44,7 +44,7 @@ def split_products(
         DataError: the shares leave nothing to train on, or there are fewer than three usable products.
     """
     valid, test = shares
-    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
+    if not (valid > 0 and test > 0 and valid + test < 1):
         raise DataError(f"shares of valid and test must leave a train split, got {valid} and {test}")
     if usable.sum() < len(SPLITS):
         raise DataError(f"a split needs at least {len(SPLITS)} usable products, got {int(usable.sum())}")
@@ -94,14 +94,14 @@ def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float],
 
 
 def _label_ids(truth: Truth, rows: Rows, min_products: float) -> tuple[Rows, Rows]:
-    """Number the labels of all characteristics.
+    """Number the labels of all characteristics; -1: unknown or none.
 
     Labels with fewer products than `min_products` cannot be in every split; they go to the largest. Where more than a
     twentieth of the products have such labels (brands, titles), they would fill it up, and count as unknown.
 
     Returns:
-        (n, columns) label ids, one column per characteristic, for a multi-label one as many as the most labels of a
-        product; -1: unknown or none. And the number of products of each label id.
+        (n, columns) label ids, and the number of products of each; a multi-label characteristic has as many columns as
+        the most labels of a product.
     """
     columns: list[Rows] = []
     counts: list[int] = []
@@ -121,7 +121,7 @@ def _label_ids(truth: Truth, rows: Rows, min_products: float) -> tuple[Rows, Row
 
 
 def save_split(split: Split, columns: Mapping[str, pa.Array], path: Path) -> None:
-    """Write the split as parquet: id, part ("train", "valid", "test" or "" for none), and further columns."""
+    """Write the split as parquet: id, part ("" for none), and further columns."""
     table = pa.table({"id": pa.array(split.ids, pa.string()), "part": pa.array(split.names, pa.string()), **columns})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from product_classificator.catalog.cells import LISTS, Table, is_list
+from product_classificator.catalog.cells import LIST_TYPES, LISTS, Table
 from product_classificator.catalog.columns import unique_names
 from product_classificator.catalog.delimited import CsvTable, TextFile
 from product_classificator.errors import DataError, culprits
@@ -123,7 +123,7 @@ class _ArrowTable(Table):
         self._data = data
 
     def holds_lists(self, column: str) -> bool:
-        return is_list(self._data.schema.field(self.columns.index(column)).type)
+        return isinstance(self._data.schema.types[self.columns.index(column)], LIST_TYPES)
 
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
         names = [self._data.schema.names[index] for index in indices]

@@ -70,7 +70,8 @@ class WildberriesTable(Table):
         train_rows, unreadable = _read_rows(train, raw_names, [])
         test_rows, _ = _read_rows(test, [], others)
         rows = pa.concat_tables([train_rows, test_rows], promote_options="default")
-        rows = rows.append_column(_ROW, pa.array(np.arange(len(rows))))
+        text_rows = pc.if_else(rows[_HAS_TEXT], pa.array(np.arange(len(rows))), None)
+        rows = rows.drop([_HAS_TEXT]).append_column(_ROW, text_rows)
         self._products = _merge_rows(rows, min_products_in_sub_cat)
         is_kept = np.zeros(len(rows), dtype=bool)
         is_kept[self._products[_ROW].to_numpy()] = True
@@ -146,9 +147,7 @@ def _blank_to_null(array: pa.Array) -> pa.Array:
 
 def _merge_rows(rows: pa.Table, min_products_in_sub_cat: int) -> pa.Table:
     """Return one row a product with a text: its id, its first known labels, and the row with its texts, ascending."""
-    labels = [name for name in rows.column_names if name not in (ID, _ROW, _HAS_TEXT)]
-    text_row = pc.if_else(rows[_HAS_TEXT], rows[_ROW], None)
-    rows = rows.set_column(rows.schema.get_field_index(_ROW), _ROW, text_row)
+    labels = [name for name in rows.column_names if name not in (ID, _ROW)]
     first = [(_ROW, "min"), *((name, "first") for name in labels)]
     # Threads would change the order of the rows, and with it what is first.
     merged = rows.filter(pc.is_valid(rows[ID])).group_by(ID, use_threads=False).aggregate(first)
