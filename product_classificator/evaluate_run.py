@@ -21,7 +21,6 @@ from product_classificator.evaluation import Evaluation, evaluate
 from product_classificator.heads import MIN_PRECISION
 from product_classificator.runs import Run
 from product_classificator.training.near_duplicates import Signatures, is_near_duplicate, near_duplicate_groups
-from product_classificator.types import Bools
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,8 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Score a run on the products of a catalog that it was not trained on.
 
-    Args:
-        run: the run.
-        catalog: products with some characteristics of the run.
-        classificator: `None`: loaded from the run.
-        store: folder of embeddings to use and fill; `None`: the run's.
-        min_precision: target precision of accepted values; `None`: 0.95, if the heads have thresholds.
-        on_chunk: called after each chunk of embedded products.
+    Classificator and folder of embeddings are those of the run, unless others are given. `min_precision` is the target
+    precision of accepted values; `None`: 0.95, if the heads have thresholds.
 
     Raises:
         DataError: every product of the catalog was seen in training or set aside, or no characteristic is the run's.
@@ -76,7 +70,11 @@ def evaluate_run(
     is_read = (products.has_image & bool(bundle.image_dim)) | (products.has_text & bool(bundle.text_dim))
     is_usable = (embedded.set_aside() == "ok") & is_read
     signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
-    has_learned_id, is_alike = _seen(run, catalog, signatures)
+    split, columns = load_split(run.split)
+    is_learned = np.isin(split.names, ("train", "valid"))
+    learned_ids = set(split.ids[is_learned]) - {""}
+    has_learned_id = np.array([product_id in learned_ids for product_id in catalog.ids], dtype=bool)
+    is_alike = is_near_duplicate(signatures, Signatures.from_table(columns).take(is_learned))
     is_seen = is_usable & (has_learned_id | is_alike)
     rows = np.flatnonzero(is_usable & ~is_seen)
     if not is_usable.any():
@@ -96,12 +94,3 @@ def evaluate_run(
     )
     by_id_alone = int((is_seen & ~is_alike).sum())
     return RunEvaluation(evaluation, len(rows), int(is_seen.sum()), by_id_alone, int((~is_usable).sum()))
-
-
-def _seen(run: Run, catalog: Catalog, signatures: Signatures) -> tuple[Bools, Bools]:
-    """Return (n,) which products have the id of a product that the run was trained on, and which are like one."""
-    split, columns = load_split(run.split)
-    is_learned = np.isin(split.names, ("train", "valid"))
-    learned_ids = set(split.ids[is_learned]) - {""}
-    has_learned_id = np.array([product_id in learned_ids for product_id in catalog.ids], dtype=bool)
-    return has_learned_id, is_near_duplicate(signatures, Signatures.from_table(columns).take(is_learned))

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.opening import ENCODER, EXPORT, EXPORT_FORMAT, REQUIREMENTS, ExportFacts
@@ -18,21 +17,16 @@ from product_classificator.files import LEFT_BY_DESKTOPS, replacing_folder, sha2
 _MAX_DIFFERENCE = 1e-3  # rounding of large logits at a low temperature reached 1.3e-4
 _PACKAGES = ("lazy-loader", "numpy", "onnxruntime", "pillow", "pydantic", "safetensors")
 _FILES = {"manifest.json", "weights.safetensors", "words.json", ENCODER, EXPORT, REQUIREMENTS}
-_SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", None, "Blue ceramic mug, 0.3 l", "фвапр джлорп")
+_SAMPLE_TEXTS = ["Футболка женская, хлопок 100 %", None, "Blue ceramic mug, 0.3 l", "фвапр джлорп"]
 
 
 def export_classificator(classificator: Classificator, folder: str | Path) -> Classificator:
     """Write a classificator as a new folder, or in place of an older export there.
 
-    Args:
-        classificator: its encoder computes in float32.
-        folder: receives heads, ONNX towers, tokenizer, `requirements.txt` and `export.json`.
-
-    Returns:
-        The export, opened.
+    The folder receives heads, ONNX towers, tokenizer, `requirements.txt` and `export.json`. Returns the export, opened.
 
     Raises:
-        DataError: its encoder cannot be exported.
+        DataError: the encoder cannot be exported, or does not compute in float32.
         ArtifactError: `folder` holds other files, or the exported towers answer differently.
         MissingExtraError: the ONNX exporter is not installed (CLIP-like encoders: extra `onnx-export`).
     """
@@ -62,28 +56,16 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Cl
 
 def _check(original: Classificator, exported: Classificator) -> None:
     """Raise `ArtifactError` if both answer differently to texts, an image, and products without one of them."""
-    uses_image, uses_text = original.bundle.image_dim > 0, original.bundle.text_dim > 0
-    products = [
-        (text, image)
-        for text in _SAMPLE_TEXTS
-        for image in (_sample_image(), None)
-        if (text and uses_text) or (image and uses_image)
-    ]
-    arguments = [text for text, _ in products], [image for _, image in products], list(original.labels)
-    expected, actual = original.predict(*arguments).probabilities, exported.predict(*arguments).probabilities
-    different = [
-        name
-        for name in expected
-        if not np.allclose(expected[name], actual[name], rtol=0, atol=_MAX_DIFFERENCE, equal_nan=True)
-    ]
-    if different:
+    rows, columns = np.mgrid[0:96, 0:128]
+    image = np.stack([rows * 2, columns, (rows * columns) % 256], -1).astype(np.uint8)  # neighbouring pixels differ
+    products = [*_SAMPLE_TEXTS, *_SAMPLE_TEXTS], [image] * len(_SAMPLE_TEXTS) + [None] * len(_SAMPLE_TEXTS)
+    expected, actual = (
+        classificator.predict(*products, list(original.labels), errors="status").probabilities
+        for classificator in (original, exported)
+    )
+    limits = {"rtol": 0, "atol": _MAX_DIFFERENCE, "equal_nan": True}
+    if different := [name for name in expected if not np.allclose(expected[name], actual[name], **limits)]:
         raise ArtifactError(
             f"exported probabilities must be within {_MAX_DIFFERENCE} of the original ones; they are not for "
             f"{culprits(different)}: nothing was written; please report this"
         )
-
-
-def _sample_image() -> Image.Image:
-    """Return an image in which each pixel differs from its neighbours."""
-    rows, columns = np.mgrid[0:96, 0:128]
-    return Image.fromarray(np.stack([rows * 2, columns, (rows * columns) % 256], -1).astype(np.uint8))

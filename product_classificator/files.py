@@ -85,11 +85,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_checked_format(path: Path, number: int, way_out: str) -> bytes:
-    """Return the bytes of a JSON file; whether they are JSON, and the right fields, is left to the caller.
-
-    Raises:
-        ArtifactError: its "format" is another number, so that other fields are to be expected.
-    """
+    """Return the bytes of a JSON file, whose fields the caller checks; another "format" is an `ArtifactError`."""
     content = path.read_bytes()
     found: object = None
     with suppress(ValueError, LookupError, TypeError, RecursionError):

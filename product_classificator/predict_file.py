@@ -47,12 +47,10 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What a call of `predict_to_file` wrote.
+    """What a call of `predict_to_file` wrote: rows, those of them that an interrupted call left, and counts of rows.
 
     Attributes:
-        rows: rows in the file.
-        resumed: rows left by an interrupted call.
-        warnings: status -> number of rows, for every status but "ok", the most frequent first.
+        warnings: every status but "ok" -> rows, the most frequent first.
         accepted: characteristic -> rows whose value is marked "auto"; empty without decisions.
     """
 
@@ -126,8 +124,8 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
     columns = [catalog.columns.id, "status"]
     for name, labels in classificator.labels.items():
         ranks = 1 if classificator.bundle[name].is_multi_label else min(options.top_k, len(labels))
-        ranked = [_ranked(name, rank) for rank in range(ranks)]
-        columns += [*ranked, *(f"{column}_probability" for column in ranked)]
+        for column in (_ranked(name, rank) for rank in range(ranks)):
+            columns += [column, f"{column}_probability"]
         columns += [f"{name}_decision"] * (options.min_precision is not None)
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
@@ -187,7 +185,7 @@ def _resume(parts: Path, state: str) -> int:
     parts.mkdir(exist_ok=True)
     write_text(state_file, state)
     rows = 0
-    for path in _parts(parts):
+    for path in sorted(parts.glob("*-*.parquet")):
         first, end = (int(number) for number in path.stem.split("-"))
         if first != rows or not _is_sound(path, end - first):  # after a gap everything is predicted again
             path.unlink()
@@ -202,10 +200,6 @@ def _is_sound(part: Path, n_rows: int) -> bool:
     except (OSError, pa.ArrowException) as error:
         logger.warning("%s is damaged, its products are predicted again (%s)", part, error)
         return False
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*-*.parquet"))
 
 
 def _predict(classificator: Classificator, chunk: EmbeddedProducts, id_name: str, options: OutputOptions) -> pa.Table:
@@ -249,14 +243,14 @@ def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str],
     statuses, accepted = Counter[str](), Counter[str]()
 
     def tables() -> Iterator[pa.Table]:
-        for path in _parts(parts):
+        for path in sorted(parts.glob("*-*.parquet")):
             table = pq.read_table(path)
             statuses.update(table["status"].to_pylist())
             for name in decided:
                 accepted[name] += table[f"{name}_decision"].to_pylist().count("auto")
             yield table
 
-    schema = pq.read_schema(_parts(parts)[0])
+    schema = pq.read_schema(next(parts.glob("*-*.parquet")))
     with replacing(out) as temporary:
         if out.suffix.lower() == ".jsonl":
             with temporary.open("w", encoding="utf-8") as file:

@@ -30,12 +30,10 @@ TrainingLabels = dict[str, dict[str, str | tuple[str, ...] | None]]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training.
+    """A finished training; columns and channels of its table and image files are the defaults for new ones.
 
     Attributes:
         encoder: name for `load_encoder`.
-        columns: columns of the training table, the defaults for new tables.
-        channels: "bgr" if red and blue are swapped in the image files, the default for new images.
         store: folder of the embeddings.
         settings: resolved settings, as they could be written in a TOML file.
         facts: versions, date, machine.
@@ -90,22 +88,12 @@ class Run:
             for name, labels in truth.items()
         }
         sketches = [*sketch(embeddings.image[rows], embeddings.text[rows])]
-        table = pa.table(
-            {_ID: split.ids[rows].tolist(), _SKETCH: pa.array(sketches, pa.list_(pa.float32())), **columns}
-        )
+        columns = {_ID: split.ids[rows].tolist(), _SKETCH: pa.array(sketches, pa.list_(pa.float32())), **columns}
         with replacing(self.labels) as temporary:
-            pq.write_table(table, temporary)
-
-    def load_labels(self) -> TrainingLabels:
-        """Return the labels of the training products; raises as `load_training_products`."""
-        return self.load_training_products()[0]
+            pq.write_table(pa.table(columns), temporary)
 
     def load_training_products(self) -> tuple[TrainingLabels, dict[str, Floats]]:
-        """Read what `save_labels` wrote: labels, and id -> sketch.
-
-        Raises:
-            ArtifactError: the file is missing or damaged.
-        """
+        """Read what `save_labels` wrote: labels, and id -> sketch; a missing or damaged file is an `ArtifactError`."""
         import pyarrow as pa  # as above
         import pyarrow.parquet as pq
 
@@ -114,9 +102,12 @@ class Run:
             ids, sketches = columns.pop(_ID), columns.pop(_SKETCH)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"the labels of a run, {self.labels}, are damaged ({error}): train again") from error
-        for name, labels in columns.items():
-            columns[name] = [tuple(label) if isinstance(label, list) else label for label in labels]
-        by_id = {name: dict(zip(ids, labels, strict=True)) for name, labels in columns.items()}
+        by_id = {
+            name: {
+                id_: tuple(label) if isinstance(label, list) else label for id_, label in zip(ids, labels, strict=True)
+            }
+            for name, labels in columns.items()
+        }
         return by_id, dict(zip(ids, np.array(sketches, dtype=np.float32).reshape(-1, SKETCH_DIM), strict=True))
 
     def mark_unfinished(self) -> None:
@@ -135,11 +126,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
-        """Open a finished run.
-
-        Raises:
-            ArtifactError: the folder is not a run, is unfinished, or has another format.
-        """
+        """Open a finished run; raises `ArtifactError` if there is none, or it is damaged or of another format."""
         folder = Path(folder)
         path, root = folder / "run.json", folder.resolve()
         if not path.is_file():

@@ -91,11 +91,10 @@ _LIST_ENTRY = re.compile(r"""\s*+(?:'((?:[^'\\]|\\.)*+)'|"((?:[^"\\]|\\.)*+)"|([
 def split_labels(cell: str, separator: str = "|") -> list[object]:
     """Return the entries of a cell with labels: of a list as JSON or Python writes it, or the parts between separators.
 
+    A cell in brackets that is not a list of plain values is a `ValueError`.
+
     >>> split_labels("cotton|wool"), split_labels('["1|2", 3]'), split_labels("['a', 'b c']")
     (['cotton', 'wool'], ['1|2', 3], ['a', 'b c'])
-
-    Raises:
-        ValueError: the cell is in brackets but is not a list of plain values.
     """
     cell = cell.strip()
     if not is_list_cell(cell):

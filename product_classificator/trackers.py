@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVarTuple
+from typing import Any
 
+import pandas as pd
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
@@ -14,28 +15,18 @@ from product_classificator.training import Callbacks, EpochFacts
 
 PROJECT = "product_classificator"
 _EXTRAS = ("clearml", "tensorboard")
-_Arguments = TypeVarTuple("_Arguments")
-
-
-class Task(Protocol):
-    """A ClearML task."""
-
-    def get_logger(self) -> Any:
-        """Return its logger, which has `report_scalar(title, series, value, iteration)` and `report_text(line)`."""
 
 
 @contextmanager
-def tracking(
-    callbacks: Callbacks, task: Task | str | None, folder: Path, settings: Mapping[str, Any]
-) -> Iterator[Callbacks]:
+def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[str, Any]) -> Iterator[Callbacks]:
     """Yield callbacks that also log stages, and losses, recall and macro-F1 per epoch.
 
     Args:
         callbacks: called as well.
         task: a ClearML task, which is left open; or the name of a tracker of accelerate ("tensorboard", "mlflow",
-            "wandb", ...), which is closed at the end; `None`: nothing is logged.
+            "wandb", ...), which gets the settings and is closed at the end; `None`: nothing is logged.
         folder: of the run; a tracker that writes files does so in `<folder>/<name>`.
-        settings: hyperparameters for a tracker of accelerate.
+        settings: hyperparameters by name, in nested dictionaries.
 
     Raises:
         DataError: there is no tracker of that name, or its package is not installed (`MissingExtraError` if it has an
@@ -45,7 +36,12 @@ def tracking(
         yield callbacks
     elif not isinstance(task, str):
         logger = task.get_logger()
-        yield _tracked(replace(callbacks, on_stage=_both(logger.report_text, callbacks.on_stage)), logger.report_scalar)
+
+        def on_stage(sentence: str) -> None:
+            logger.report_text(sentence)
+            callbacks.on_stage(sentence)
+
+        yield _tracked(replace(callbacks, on_stage=on_stage), logger.report_scalar)
     else:
         tracker = _start_tracker(task, folder, settings)
 
@@ -69,23 +65,19 @@ def _start_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(PROJECT, **({"logging_dir": str(folder / name)} if kind.requires_logging_directory else {}))
     tracker.start()
-    tracker.store_init_configuration(dict(_flat(settings)))
+    (flat,) = pd.json_normalize(dict(settings)).to_dict("records")  # "heads.hidden" and the like
+    plain = {key: value if isinstance(value, str | float | int | None) else str(value) for key, value in flat.items()}
+    tracker.store_init_configuration(plain)
     return tracker
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float | bool | None]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value if isinstance(value, str | float | int | None) else str(value)
-
-
 def _tracked(callbacks: Callbacks, log: Callable[[str, str, float, int], None]) -> Callbacks:
-    def log_step(epoch: int, step: int, steps: int, loss: float) -> None:
+    def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
         log("contrastive loss", "step", loss, (epoch - 1) * steps + step)
+        if callbacks.on_step:
+            callbacks.on_step(epoch, step, steps, loss)
 
-    def log_epoch(facts: EpochFacts) -> None:
+    def on_epoch(facts: EpochFacts) -> None:
         is_finetuning = facts.valid_loss is not None
         loss = ("contrastive loss", "train") if is_finetuning else ("train loss", "all characteristics")
         curves = {
@@ -98,16 +90,7 @@ def _tracked(callbacks: Callbacks, log: Callable[[str, str, float, int], None]) 
         for (title, series), value in curves.items():
             if value is not None:
                 log(title, series, value, facts.epoch)
+        if callbacks.on_epoch:
+            callbacks.on_epoch(facts)
 
-    return replace(callbacks, on_step=_both(log_step, callbacks.on_step), on_epoch=_both(log_epoch, callbacks.on_epoch))
-
-
-def _both(
-    log: Callable[[*_Arguments], None], callback: Callable[[*_Arguments], None] | None
-) -> Callable[[*_Arguments], None]:
-    def log_and_call(*arguments: *_Arguments) -> None:
-        log(*arguments)
-        if callback is not None:
-            callback(*arguments)
-
-    return log_and_call
+    return replace(callbacks, on_step=on_step, on_epoch=on_epoch)

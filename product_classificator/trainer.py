@@ -20,7 +20,7 @@ from product_classificator.finetuning import Distributed, Finetuned, finetune
 from product_classificator.published.clusters import ClusterSettings, cluster, write_clusters
 from product_classificator.published.params import published_finetuning, published_heads
 from product_classificator.runs import Run
-from product_classificator.trackers import Task, tracking
+from product_classificator.trackers import tracking
 from product_classificator.training import Callbacks, Training, TrainSettings, train_heads
 from product_classificator.training.settings import with_changes
 from product_classificator.types import Embeddings, Truth, as_text
@@ -87,15 +87,11 @@ class Trainer:
     ) -> None:
         if min_products_in_sub_cat is not None and min_products_in_sub_cat <= 1:
             raise DataError(f"min_products_in_sub_cat must be > 1, got {min_products_in_sub_cat}")
-        self.path_to_images = path_to_images
-        self.path_to_texts = path_to_texts
+        self.path_to_images, self.path_to_texts = path_to_images, path_to_texts
         self.characteristics = [characteristics] if isinstance(characteristics, str) else characteristics
-        self.ruclip_train_params = ruclip_train_params
-        self.heads_train_params = heads_train_params
-        self.clusterization_params = clusterization_params
-        self.min_products_in_sub_cat = min_products_in_sub_cat
-        self.ruclip_model = ruclip_model
-        self.save_dir = Path(save_dir)
+        self.ruclip_train_params, self.heads_train_params = ruclip_train_params, heads_train_params
+        self.clusterization_params, self.min_products_in_sub_cat = clusterization_params, min_products_in_sub_cat
+        self.ruclip_model, self.save_dir = ruclip_model, Path(save_dir)
         self.cache_dir = self.save_dir / "cache" if cache_dir is None else Path(cache_dir)
         self.experiment_dir: Path | None = None
         self.end_of_train = {"del_img_and_txt_tensors": False, "del_loaded_ruclip_model": False}
@@ -145,13 +141,12 @@ class Trainer:
         )
 
     def train_heads_only(
-        self, task: Task | str | None = None, experiment_name: str | None = None, *, callbacks: Callbacks | None = None
+        self, task: Any = None, experiment_name: str | None = None, *, callbacks: Callbacks | None = None
     ) -> Training:
         """Fit heads on embeddings of the untuned encoder and write run and report to `experiment_dir`.
 
         Args:
-            task: logs the progress: a ClearML task, which is not closed, or the name of a tracker such as
-                "tensorboard" or "mlflow".
+            task: logs the progress: a ClearML task, or the name of a tracker; see `trackers.tracking`.
             experiment_name: name of the folder under `save_dir`; `None`: date and time.
             callbacks: for progress.
 
@@ -173,7 +168,7 @@ class Trainer:
         return training
 
     def train_ruclip(
-        self, task: Task | str | None = None, experiment_name: str | None = None, *, callbacks: Callbacks | None = None
+        self, task: Any = None, experiment_name: str | None = None, *, callbacks: Callbacks | None = None
     ) -> Finetuned:
         """Fine-tune the last blocks of the encoder, fit heads after every epoch, and keep the best epoch.
 

@@ -51,12 +51,8 @@ def iter_labels(labels: Strings) -> Iterator[str]:
 
 def as_text(labels: Strings, unknown: str | None = None) -> Strings:
     """Return labels as (n,) strings: a set as "cotton, wool" or "(none)", an unknown label as `unknown`."""
-    return strings(
-        [
-            unknown if item is None else (", ".join(sorted(item)) or "(none)") if isinstance(item, frozenset) else item
-            for item in labels
-        ]
-    )
+    texts = [(", ".join(sorted(item)) or "(none)") if isinstance(item, frozenset) else item for item in labels]
+    return strings([unknown if text is None else text for text in texts])
 
 
 def _check_rows(rows: int, **arrays: npt.NDArray[Any]) -> None:
@@ -138,11 +134,9 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training product that is like the product at hand.
+    """A training product like the one at hand; `similarity` is the mean cosine over the parts of that one, -1 to 1.
 
-    Attributes:
-        similarity: mean cosine over the parts that the product at hand has, -1 to 1.
-        label: its label of the characteristic, `None` if unknown; all labels, sorted, if multi-label.
+    `label` is that of the characteristic, `None` if unknown; all labels, sorted, if multi-label.
     """
 
     id: str
@@ -204,17 +198,12 @@ class Predictions:
 
     def __post_init__(self) -> None:
         _check_rows(len(self.ids), is_known=self.is_known, **dict(self.probabilities))
-        if self.status is not None:
-            _check_rows(len(self.ids), status=self.status)
-        if self.decisions:
-            novel = self.decisions.is_out_of_distribution
-            _check_rows(len(self.ids), is_out_of_distribution=novel, **dict(self.decisions.accepted))
         for name, matrix in self.probabilities.items():
-            k = len(self.labels[name])
+            k, thresholds = len(self.labels[name]), self.decision_thresholds.get(name)
             if matrix.shape[1] != k:
                 raise DataError(f"{name} has {k} labels but {matrix.shape[1]} probability columns")
-            if name in self.decision_thresholds and len(self.decision_thresholds[name]) != k:
-                raise DataError(f"{name} has {k} labels but {len(self.decision_thresholds[name])} decision thresholds")
+            if thresholds is not None and len(thresholds) != k:
+                raise DataError(f"{name} has {k} labels but {len(thresholds)} decision thresholds")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -232,8 +221,7 @@ class Predictions:
         if characteristic in self.decision_thresholds:
             return strings([None if labels is None else frozenset(labels) for labels in self.labels_of(characteristic)])
         best: Strings = strings(self.labels[characteristic])[self._filled(characteristic).argmax(1)]
-        best[~self.is_predicted(characteristic)] = None
-        return best
+        return np.where(self.is_predicted(characteristic), best, None)
 
     def confidence(self, characteristic: str) -> Floats:
         """Return the (n,) float32 probabilities of `best`, 0 where nothing is predicted.
@@ -264,10 +252,8 @@ class Predictions:
 
     def predicted(self, characteristic: str) -> list[str | list[str] | None]:
         """Return the label of each product, or the list of its labels if multi-label, as for JSON."""
-        if characteristic in self.decision_thresholds:
-            return [*self.labels_of(characteristic)]
-        labels: list[str | list[str] | None] = self.best(characteristic).tolist()
-        return labels
+        is_multi_label = characteristic in self.decision_thresholds
+        return [labels[0] if labels and not is_multi_label else labels for labels in self.labels_of(characteristic)]
 
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
         """Return the `k` most probable labels of each product with their probabilities, best first."""
@@ -280,11 +266,7 @@ class Predictions:
         ]
 
     def explain(self, row: int) -> Mapping[str, Explanation]:
-        """Return characteristic -> what moved the prediction of the product of a row.
-
-        Raises:
-            DataError: there is no such row, nothing is predicted for it, or the predictions were not made by heads.
-        """
+        """Return characteristic -> what moved its prediction; `DataError` unless heads have just predicted this row."""
         if self.explainer is None:
             raise DataError("only predictions that heads have just made can be explained: predict again")
         if not 0 <= row < len(self):

@@ -210,7 +210,7 @@ def test_heads_of_another_encoder_are_refused(tiny_training):
 def test_explanations_name_the_nearest_training_products(tiny_training, classificator):
     classificator.run = tiny_training.run
     predictions = classificator.predict("A nice hat number 5 for you", jpeg("red"))
-    trained = tiny_training.run.load_labels()
+    trained = tiny_training.run.load_training_products()[0]
     for name, why in predictions.explain(0).items():
         assert [near.label for near in why.nearest] == [trained[name][near.id] for near in why.nearest]
         cosines = [near.similarity for near in why.nearest]
@@ -220,7 +220,7 @@ def test_explanations_name_the_nearest_training_products(tiny_training, classifi
 def test_a_training_product_is_the_nearest_to_itself_and_others_are_never_named(tiny_training, catalog):
     embeddings, texts = tiny_training.embeddings, catalog.texts()
     predictions = tiny_training.fitted.bundle.predict(embeddings, texts)
-    trained = tiny_training.run.load_labels()["kind"]
+    trained = tiny_training.run.load_training_products()[0]["kind"]
     for row in (0, 1, 2, 3, 4, 5):
         product = embeddings.take(np.array([row]))
         nearest = with_nearest(predictions.explain(row), product, tiny_training.run, TinyEncoder())["kind"].nearest
@@ -231,7 +231,7 @@ def test_a_training_product_is_the_nearest_to_itself_and_others_are_never_named(
 
 def test_another_product_with_the_id_of_a_training_product_is_no_neighbour(tiny_training, tmp_path):
     run = replace(tiny_training.run, store=tmp_path / "store")
-    trained = run.load_labels()["kind"]
+    trained = run.load_training_products()[0]["kind"]
     table = pd.DataFrame({"nm": [*trained][:3], "description": [f"A hydraulic jack number {i}" for i in range(3)]})
     other = read_catalog(table, text="description", characteristics=[])
     embeddings = embed(other, TinyEncoder(), EmbeddingStore(run.store, TinyEncoder())).embeddings
@@ -255,10 +255,10 @@ def test_a_run_without_its_store_or_its_labels_explains_without_neighbours(tiny_
 def test_damaged_labels_of_a_run_are_named(tiny_training, tmp_path):
     (tmp_path / "labels.parquet").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"labels of a run, .*, are damaged .*: train again"):
-        replace(tiny_training.run, folder=tmp_path).load_labels()
+        replace(tiny_training.run, folder=tmp_path).load_training_products()[0]
     pd.DataFrame({"kind": ["cup"]}).to_parquet(tmp_path / "labels.parquet")
     with pytest.raises(ArtifactError, match=r"labels of a run, .*, are damaged .*: train again"):
-        replace(tiny_training.run, folder=tmp_path).load_labels()
+        replace(tiny_training.run, folder=tmp_path).load_training_products()[0]
 
 
 def test_heads_alone_explain_without_neighbours(classificator):

@@ -62,7 +62,7 @@ def test_the_same_products_with_other_texts_are_still_seen(tiny_training, classi
 
 
 def test_products_with_the_ids_of_training_products_are_counted(tiny_training, classificator, catalog, tmp_path):
-    learned = next(iter(tiny_training.run.load_labels()["kind"]))
+    learned = next(iter(tiny_training.run.load_training_products()[0]["kind"]))
     new = pd.DataFrame({"nm": [learned, "new"], "description": ["Quite another hat of felt", "A sock knitted"]})
     new["kind"] = ["hat", "sock"]
     other = read_catalog(new, text="description", characteristics="kind")

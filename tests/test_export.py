@@ -191,8 +191,8 @@ def test_files_that_desktops_leave_in_an_export_do_no_harm(lite, folder):
 def test_an_export_that_answers_differently_is_not_kept(lite, tmp_path, monkeypatch):
     original = Classificator.from_parts(lite.encoder, lite.bundle)
 
-    def predict(*arguments):
-        predictions = Classificator.predict(original, *arguments)
+    def predict(*arguments, **options):
+        predictions = Classificator.predict(original, *arguments, **options)
         predictions.probabilities["kind"][:] += 0.01
         return predictions
 

@@ -63,7 +63,7 @@ def test_a_run_remembers_which_characteristics_are_multi_label(training):
     run = Run.load(training.run.folder)
     assert run == training.run
     assert run.columns.multi_label == ("materials",)
-    materials = run.load_labels()["materials"]
+    materials = run.load_training_products()[0]["materials"]
     known = frame().set_index("nm").materials.dropna()
     assert {id_: set(labels) for id_, labels in materials.items() if labels is not None} == {
         id_: set(known[id_]) for id_ in materials if id_ in known.index

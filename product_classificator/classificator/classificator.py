@@ -41,8 +41,6 @@ class Classificator:
         dtype: number format that the encoder computes in, see `load_encoder`.
 
     Attributes:
-        encoder: turns images and texts into embeddings.
-        bundle: the heads.
         labels: characteristic -> its labels.
         heads: the characteristics that are predicted by default.
         channels, max_pixels: of image files, as in `open_images`; Pillow images and arrays are always RGB.
@@ -84,12 +82,9 @@ class Classificator:
         dtype: Dtype = "auto",
         cache_dir: str | Path | None = None,
     ) -> "Classificator":
-        """Combine heads with an encoder, which computes on `device`.
+        """Combine heads with their encoder, which computes on `device`; another encoder is an `ArtifactError`.
 
         `to` loads the encoder again by `source` (`None`: its name), with this `dtype` and `cache_dir`.
-
-        Raises:
-            ArtifactError: the heads were trained on another encoder.
         """
         self = cls.__new__(cls)
         opened = opening.OpenedHeads(bundle, source or encoder.name)
@@ -98,8 +93,8 @@ class Classificator:
 
     def _set(self, encoder: Encoder, opened: opening.OpenedHeads, device: str, **loading: Any) -> None:
         self.encoder, self.bundle, self.device = encoder, opening.bind_heads(opened.bundle, encoder), device
-        self.channels, self.run, self.heads_ver = opened.channels, opened.run, ""
-        self.max_pixels = MAX_PIXELS
+        self.channels, self.max_pixels = opened.channels, MAX_PIXELS
+        self.run, self.heads_ver = opened.run, ""
         self.cache_dir = Path(loading["cache_dir"]) if loading["cache_dir"] else None
         self._load_encoder = partial(load_encoder, opened.encoder, **loading)  # for another device
         self._torch_encoder: Encoder | None = None
@@ -110,11 +105,7 @@ class Classificator:
     def from_run(
         cls, path: str | Path, *, device: str = "cpu", encoder: str | None = None, dtype: Dtype = "auto"
     ) -> "Classificator":
-        """Load a run; `encoder` is the new location of its encoder, if that has moved.
-
-        Raises:
-            ArtifactError: the folder is not a finished run, or its heads are damaged.
-        """
+        """Load a finished run (else `ArtifactError`); `encoder` is the new place of its encoder, if that has moved."""
         Run.load(path)
         return cls(device, model_name=encoder, heads_ver=path, dtype=dtype)
 
@@ -141,8 +132,7 @@ class Classificator:
         if not isinstance(labels, Mapping) or any(isinstance(names, str) for names in labels.values()):
             raise DataError(f"labels are given as {{characteristic: [label, label, ...]}}, got {labels!r}")
         source = encoder if isinstance(encoder, str) else None
-        if isinstance(encoder, str):
-            encoder = load_encoder(encoder, device=device)
+        encoder = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
         templates = [templates] if isinstance(templates, str) else templates
         bundle = zero_shot_heads(
             labels,
@@ -154,10 +144,8 @@ class Classificator:
         return cls.from_parts(encoder, bundle, device=device, source=source)
 
     def __repr__(self) -> str:
-        return (
-            f"Classificator(model_name={self.model_name!r}, heads_ver={self.heads_ver!r}, heads={self.heads}, "
-            f"device={self.device!r})"
-        )
+        shown = {name: getattr(self, name) for name in ("model_name", "heads_ver", "heads", "device")}
+        return f"Classificator({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def model_name(self) -> str:
@@ -175,11 +163,7 @@ class Classificator:
         return {name: dict(enumerate(labels)) for name, labels in self.labels.items()}
 
     def load_head(self, name: str) -> None:
-        """Add a characteristic to those that are predicted by default.
-
-        Raises:
-            DataError: the heads do not know it.
-        """
+        """Add a characteristic to those predicted by default; raises `DataError` if the heads do not know it."""
         if name not in self.labels:
             raise DataError(f"the heads know no characteristic {name!r}: {nearest(name, self.labels)}")
         if name not in self.heads:
@@ -258,8 +242,8 @@ class Classificator:
         """Yield each image, prepared, or the reason why there is none."""
         for row, image in enumerate(images):
             try:
-                files = self.channels, self.max_pixels
-                yield "missing" if image is None else inputs.prepare_image(self.encoder, image, *files)
+                limits = self.channels, self.max_pixels
+                yield "missing" if image is None else inputs.prepare_image(self.encoder, image, *limits)
             except PhotoError as error:
                 if errors == "raise":
                     raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
@@ -293,9 +277,7 @@ class Classificator:
         from product_classificator.encoders.onnx_export import export_encoder  # imports torch
 
         clip_towers(self.encoder)
-        encoder = self.encoder
-        if dtype_of(encoder) != "float32":
-            encoder = self._load_encoder(dtype="float32")
+        encoder = self.encoder if dtype_of(self.encoder) == "float32" else self._load_encoder(dtype="float32")
         samples = text, inputs.prepare_image(encoder, image, self.channels)
         export_encoder(encoder, self._onnx_folder, samples=samples)
 
@@ -315,9 +297,7 @@ class Classificator:
     def to_onnx_clip(self) -> "Classificator":
         """Switch to ONNX Runtime and return self.
 
-        Raises:
-            DataError: the encoder is not CLIP-like.
-            ArtifactError: its towers have not been exported, or the files are damaged.
+        Raises `DataError` if the encoder is not CLIP-like, `ArtifactError` if its towers are not exported, or damaged.
         """
         if not self.is_onnx_created():
             clip_towers(self.encoder)
@@ -336,9 +316,7 @@ class Classificator:
     def to(self, device: str) -> "Classificator":
         """Move the encoder to another device and return self.
 
-        Raises:
-            DataError: there is no such device, or the encoder cannot compute there.
-            ArtifactError: other weights lie where the encoder was loaded from.
+        Raises `DataError` if it cannot compute there, `ArtifactError` if other weights lie where it was loaded from.
         """
         if device != self.device:
             encoder = self._load_encoder(device=device)

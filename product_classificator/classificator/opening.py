@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from product_classificator.catalog.photo import Channels
 from product_classificator.encoders import Encoder, EncoderSpec
@@ -31,10 +31,9 @@ class OpenedHeads:
     run: Run | None = None
 
 
-class ExportFacts(BaseModel):
+class ExportFacts(BaseModel, extra="forbid", strict=True):
     """Content of `export.json`: among others the pip packages, with the versions it was checked with, and all files."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     format: int
     made_by: str
     channels: Channels
@@ -48,11 +47,7 @@ def pretrained_heads() -> list[str]:
 
 
 def open_heads(heads_ver: str | Path) -> OpenedHeads:
-    """Open a run, a bundle, an export, or imported heads.
-
-    Raises:
-        ArtifactError: there are no such heads, or files are missing or damaged.
-    """
+    """Open a run, a bundle, an export, or imported heads; missing or damaged ones are an `ArtifactError`."""
     path = Path(heads_ver)
     if (path / "run.json").is_file():
         run = Run.load(path)
@@ -85,10 +80,9 @@ def encoder_name(model_name: str | None, trained_on: str) -> str:
 
 
 def bind_heads(bundle: HeadBundle, encoder: Encoder) -> HeadBundle:
-    """Return heads bound to an encoder, which heads that know no fingerprint recognise by its name without folders.
+    """Return heads bound to their encoder; raises `ArtifactError` if they were trained on another.
 
-    Raises:
-        ArtifactError: the heads were trained on another encoder.
+    Heads that know no fingerprint recognise it by its name without folders.
     """
     spec = EncoderSpec.parse(encoder.name)
     base = spec.base if spec.base.startswith("hf:") else Path(spec.base).name

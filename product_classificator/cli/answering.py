@@ -57,10 +57,8 @@ def embed(options: Embed) -> None:
             on_chunk(chunk)
             status.update(chunk.status)
             n_encoded += chunk.encoded
-    console.log.print(
-        f"{n_encoded} products encoded now, {status.total() - n_encoded} already embedded or repeated; "
-        f"store: {options.out}"
-    )
+    n_known = status.total() - n_encoded
+    console.log.print(f"{n_encoded} products encoded now, {n_known} already embedded or repeated; store: {options.out}")
     console.print_counts("rows with warnings", {name: n for name, n in status.most_common() if name != "ok"})
 
 

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from product_classificator.audit import KIND_TITLES, audit_run
@@ -23,6 +24,8 @@ from product_classificator.finetuning import Distributed, FinetuneSettings, fine
 from product_classificator.runs import Run
 from product_classificator.trackers import tracking
 from product_classificator.training import Callbacks, EpochFacts, TrainSettings, read_settings, train_heads
+
+print_stage = partial(console.log.print, style="bold")
 
 
 def train(options: Train) -> None:
@@ -159,7 +162,6 @@ def print_scores(evaluation: Evaluation) -> None:
     for name, score in evaluation.characteristics.items():
         interval = "-" if score.interval is None else f"{score.interval[0]:.3f}-{score.interval[1]:.3f}"
         table.add_row(name, _score(score.macro_f1), interval, _score(score.accuracy), *_covered(score.coverage))
-    table.add_section()
     table.add_row("mean", _score(evaluation.mean_macro_f1), "", "", *_covered(evaluation.coverage), style="bold")
     console.out.print(table)
     if selective := evaluation.selective:
@@ -177,17 +179,11 @@ def print_warnings(evaluation: Evaluation) -> None:
 
 
 def _covered(coverage: Coverage) -> tuple[str, str]:
-    products, labels = of_all(coverage.products, coverage.all_products), of_all(coverage.labels, coverage.all_labels)
-    return products, labels
+    return of_all(coverage.products, coverage.all_products), of_all(coverage.labels, coverage.all_labels)
 
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def print_stage(sentence: str) -> None:
-    """Print which stage of the work begins."""
-    console.log.print(sentence, style="bold")
 
 
 def print_next(report: Path, options: Train | Tune) -> None:

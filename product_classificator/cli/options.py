@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
+from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 
@@ -15,7 +16,6 @@ def doc(text: str) -> Parameter:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Channels = Literal["rgb", "bgr"]
-Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Run = Annotated[Path, doc("Folder of a training run.")]
 Table = Annotated[Path, doc("Parquet, CSV or JSON file, or a folder of parquet files.")]
 Store = Annotated[Path | None, doc("Folder of embeddings to reuse and add to.")]
@@ -31,13 +31,13 @@ class ProductOptions:
     """How to read a table of products and their photos; what is not given is as in the run, if there is one."""
 
     images: Annotated[Path | None, doc("Folder or zip of photos. Default: text only.")] = None
-    text: Annotated[str | None, doc("Text columns, joined by commas, title first. Default: the run's or guessed.")] = (
+    text: Annotated[str | None, doc("Text columns joined by commas, title first. Default: the run's or guessed.")] = (
         None
     )
     id: Annotated[str | None, doc("Column of product ids. Default: the run's or guessed.")] = None
     photo: Annotated[str | None, doc("Column of photo file names; '' for ids. Default: the run's or ids.")] = None
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's or rgb.")] = None
-    max_pixels: Annotated[Count | None, doc("Skip larger photos. Default: 50 million.")] = None
+    max_pixels: Annotated[PositiveInt | None, doc("Skip larger photos. Default: 50 million.")] = None
     follow_links: Annotated[bool, doc("Follow links that lead out of the folder of photos.")] = False
     encoding: Annotated[str | None, doc("Of a text file, like cp1251. Default: found from the whole file.")] = None
     na_values: Annotated[str | None, doc("Cells that mean unknown, joined by commas. Default: NA, nan, ...")] = None
@@ -68,9 +68,7 @@ class TrainingOptions:
 
     characteristics: Annotated[str | None, doc("Label columns, joined by commas. Default: the published seven.")] = None
     multi_label: Annotated[str | None, doc("Label columns with several labels per cell: 'a|b' or a JSON array.")] = None
-    taxonomy: Annotated[str | None, doc("Table with columns like characteristics, finest first. Default: learned.")] = (
-        None
-    )
+    taxonomy: Annotated[str | None, doc("Table with such columns, the finest first. Default: learned.")] = None
     config: Annotated[Path | None, doc("TOML file of settings; options override it.")] = None
     seed: Annotated[int | None, doc("Random seed. Default: 0.")] = None
     allow_missing_photos: Annotated[bool, doc("Train even if more than half of the photos are missing.")] = False
@@ -82,13 +80,11 @@ class TrainingOptions:
 class FinetuneOptions:
     """How to fine-tune an encoder."""
 
-    last_blocks: Annotated[Count, doc("Blocks of each tower to train.")] = 1
-    epochs: Annotated[Count, doc("Passes over the photo-text pairs.")] = 5
+    last_blocks: Annotated[PositiveInt, doc("Blocks of each tower to train.")] = 1
+    epochs: Annotated[PositiveInt, doc("Passes over the photo-text pairs.")] = 5
     batch_size: Annotated[int, doc("Pairs contrasted with one another."), Parameter(validator=Number(gte=2))] = 256
     learning_rate: Annotated[float, doc("Peak learning rate.")] = 5e-5
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], doc("Number format. auto: bfloat16 on GPUs that support it.")
-    ] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], doc("auto: bfloat16 on GPUs that support it.")] = "auto"
     cache_dir: Annotated[str | None, doc("Folder of the activations. Default: in OUT.")] = None
 
 
@@ -150,7 +146,7 @@ class Predict(OnRun):
     """Predict the characteristics of every product of a table; an interrupted call is resumed."""
 
     out: Annotated[Path, doc("File to write: .parquet, .csv or .jsonl.")]
-    top_k: Annotated[Count, doc("Labels per characteristic.")] = 1
+    top_k: Annotated[PositiveInt, doc("Labels per characteristic.")] = 1
     min_precision: MinPrecision = None
 
 
@@ -163,8 +159,8 @@ class Classify:
     image: Annotated[Path | None, doc("Photo file.")] = None
     text: Annotated[str | None, doc("Text of the product.")] = None
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's.")] = None
-    max_pixels: Annotated[Count | None, doc("Refuse a larger photo. Default: 50 million.")] = None
-    top_k: Annotated[Count, doc("Labels per characteristic.")] = 3
+    max_pixels: Annotated[PositiveInt | None, doc("Refuse a larger photo. Default: 50 million.")] = None
+    top_k: Annotated[PositiveInt, doc("Labels per characteristic.")] = 3
     min_precision: MinPrecision = None
     explain: Annotated[bool, doc("Show what drove each prediction.")] = False
     json: Annotated[bool, doc("Print JSON instead of a table.")] = False

@@ -37,8 +37,8 @@ def load_encoder(
     Args:
         name: one of `ENCODERS`, followed by any of `OPTIONS`; or the folder of an export.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the GPU where there is one; `lite` uses the CPU.
-        dtype: number format: "float32", "bfloat16", "float16", "int8" (CPU), or "auto": bfloat16 on CUDA; on the CPU
-            the fastest its instruction set allows, if the first vectors agree with those of float32 (cosine 0.99).
+        dtype: number format; int8 is for the CPU; "auto" is bfloat16 on CUDA, on the CPU the fastest its instruction
+            set allows, if the first vectors agree with those of float32 (cosine 0.99).
         threads: CPU threads; `None`: the cores this process may use.
         cache_dir: where a ruCLIP model lies, or is fetched to, in a folder of its name; `None`: the hub's cache.
 

@@ -49,7 +49,6 @@ OPTIONS: Mapping[str, str] = {
 
 _SWITCHES = ("+letterbox", "+windows", "+clean")
 EXPORTED = "encoder.json"
-"""The file that makes a folder an exported encoder."""
 
 
 def is_exported(folder: Path) -> bool:
@@ -91,12 +90,7 @@ class EncoderSpec:
 
 
 class Tower(Protocol):
-    """Turns images or texts into vectors.
-
-    Attributes:
-        fingerprint: identifies weights and preparation: equal fingerprints mean equal vectors.
-        dim: length of a vector.
-    """
+    """Turns images or texts into vectors of length `dim`; equal fingerprints mean equal vectors."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -134,8 +128,6 @@ class Encoder:
 
     Attributes:
         name: what `load_encoder` was called with, folders as absolute paths.
-        image: the image tower.
-        text: the text tower.
         shares_space: whether the cosine of an image vector and a text vector measures how well they match.
     """
 
@@ -174,12 +166,7 @@ class CleanedTexts:
         return self.inner.dim
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        return self.inner.encode(self.cleaned(texts))
-
-    @staticmethod
-    def cleaned(texts: Sequence[str]) -> list[str]:
-        """Return texts as the inner tower reads them."""
-        return [clean_published(text) for text in texts]
+        return self.inner.encode([clean_published(text) for text in texts])
 
 
 def uncleaned(tower: TextTower) -> TextTower:

@@ -16,6 +16,7 @@ from PIL import Image
 from product_classificator.encoders.base import CleanedTexts, Encoder, TextTower, uncleaned, unit_rows
 from product_classificator.encoders.preprocessing import ImagePreparation, Inputs, TextPreparation, Windows
 from product_classificator.errors import DataError
+from product_classificator.text import clean_published
 from product_classificator.types import Floats
 
 Side = Literal["image", "text"]
@@ -115,7 +116,7 @@ def clip_towers(encoder: Encoder) -> tuple[ClipImages, ClipTexts]:
 def token_windows(tower: TextTower, texts: Sequence[str]) -> Windows:
     """Return the windows of texts; raises `DataError` if the tower is not that of a CLIP-like encoder."""
     if isinstance(tower, CleanedTexts):
-        return token_windows(tower.inner, tower.cleaned(texts))
+        return token_windows(tower.inner, [clean_published(text) for text in texts])
     if not isinstance(tower, ClipTexts):
         raise DataError(f"only CLIP-like encoders have token windows, found {type(tower).__name__}")
     # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
@@ -130,8 +131,7 @@ def dtype_of(encoder: Encoder) -> str | None:
 def batch_sizes(device: str, patches: int | None) -> tuple[int, int]:
     """Return how many text tokens, and images of so many patches (`None`: unknown), are best computed at once.
 
-    On a CPU the activations must stay in the cache (two Zen 3 cores: 1.3 times as many texts a second as in batches of
-    2,000 tokens); an H200 took 2.5 to 4.4 times as many images of 49 patches in batches of 128 as of 32.
+    On a CPU the activations must stay in the cache; a GPU needs large batches (docs/design/decisions.md).
     """
     tokens = 600 if device == "cpu" else 20_000
     return tokens, max(1, tokens // (patches or _COMMON_PATCHES))

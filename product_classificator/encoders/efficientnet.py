@@ -65,9 +65,8 @@ class _Graph:
 
     def add_block(self, first: str, block: Any) -> str:
         """Add an inverted residual block."""
-        arguments, last = block._block_args, first
-        if arguments.expand_ratio != 1:
-            last = self.convolve(last, block._expand_conv, block._bn0)
+        arguments = block._block_args
+        last = first if arguments.expand_ratio == 1 else self.convolve(first, block._expand_conv, block._bn0)
         last = self.convolve(last, block._depthwise_conv, block._bn1)
         last = self.convolve(last, block._project_conv, block._bn2, is_clipped=False)
         is_residual = arguments.stride == 1 and arguments.input_filters == arguments.output_filters
@@ -91,11 +90,9 @@ class _Graph:
         return mean, self.add("Sqrt", variance)
 
     def file(self, dim: int) -> bytes:
-        """Return the file of the whole network, checked."""
+        """Return the file of the whole network."""
         pixels = helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, ["n", 224, 224, 3])
         vectors = helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["n", dim])
         graph = helper.make_graph(self._nodes, "efficientnet-lite0", [pixels], [vectors], self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-        onnx.checker.check_model(model)
-        content: bytes = model.SerializeToString()
-        return content
+        return bytes(model.SerializeToString())

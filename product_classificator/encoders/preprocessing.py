@@ -7,7 +7,7 @@ most 77 tokens; with "windows" a long text has up to `MAX_WINDOWS`, whose vector
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -228,7 +228,7 @@ class TextPreparation:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write `tokenizer.json` and return the other attributes."""
         write_text(folder / TOKENIZER, self.tokenizer.to_str())
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "tokenizer"}
+        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
 
     @classmethod
     def load(cls, folder: Path, **attributes: Any) -> "TextPreparation":

@@ -93,12 +93,11 @@ class RuclipConfig(BaseModel, extra="ignore", allow_inf_nan=False):
 
 
 def is_ruclip(folder: Path) -> bool:
-    """Return whether a folder holds a ruCLIP checkpoint."""
+    """Return whether a folder holds a ruCLIP checkpoint, published or fine-tuned."""
     return all(path.is_file() for path in _files(folder))
 
 
 def _files(folder: Path) -> tuple[Path, Path, Path]:
-    """Return the paths of tokenizer, configuration and weights, published or fine-tuned."""
     bpe, config, weights = (folder / name for name in FILES)
     return bpe, config, weights if weights.is_file() else folder / "model.safetensors"
 
@@ -160,8 +159,7 @@ def _read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, CLIPModel]:
     except (OSError, AttributeError, ValidationError, StrictDataclassError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{config_path} is not the configuration of a ruCLIP model: {error}") from error
     tokenizer = read_bpe(bpe_path)
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= config.vocab_size:
+    if (largest := max(tokenizer.get_vocab().values())) >= config.vocab_size:
         found = f"bpe.model has ids up to {largest}, config.json {config.vocab_size} tokens"
         raise ArtifactError(f"the files of {folder} do not belong together: {found}")
     weights = _read_weights(weights_path)
@@ -177,7 +175,6 @@ def _read_checkpoint(folder: Path) -> tuple[RuclipConfig, Tokenizer, CLIPModel]:
 
 
 def _read_weights(path: Path) -> Weights:
-    """Return the weights under the names of `transformers.CLIPModel`."""
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)

@@ -2,8 +2,7 @@
 
 `image.npy` has a row per product and `text.npy` the tokens of all texts, in catalog order. Both are allocated first;
 `<first row>.json` then marks each chunk of products as complete, so an interrupted computation continues there and
-several processes share the work. An image takes 77 kB (ViT-B/32 at 224 px) to 886 kB (ViT-B/16 at 384 px), a text of
-40 tokens 41 kB.
+several processes share the work.
 """
 
 import json
@@ -42,7 +41,7 @@ from product_classificator.types import Rows, strings
 logger = logging.getLogger(__name__)
 
 Halves: TypeAlias = npt.NDArray[np.float16]
-_BATCH = 16  # the states of all blocks of a batch are in memory: 370 MB for ViT-B/16 at 384 px
+_BATCH = 16  # the states of all blocks of a batch are in memory
 
 
 class Activations:
@@ -50,9 +49,8 @@ class Activations:
 
     Attributes:
         digest: of images and texts.
-        has_image: (n,) whether a product has an image that can be read; likewise `has_text`.
-        thumbnails: (n, 192) uint8, to recognise the same photo; all 0 without an image.
-        status: (n,) "ok", or what is wrong with the product, such as "image_missing,text_empty".
+        has_image, has_text: (n,) as in `Embeddings`.
+        thumbnails, status: as in `EmbeddedProducts`.
     """
 
     def __init__(self, catalog: Catalog, encoder: Encoder, last_blocks: int, distributed: Distributed) -> None:

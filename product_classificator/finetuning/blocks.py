@@ -7,17 +7,17 @@ This works for any model of transformers whose towers keep their blocks in one l
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from product_classificator.encoders.clip import Side
+from product_classificator.encoders.torch_clip import METHODS, pooled
 from product_classificator.errors import DataError
 
-Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = ("image", "text")
 _TOWERS = {"image": "vision_model", "text": "text_model"}
-_FEATURES = {"image": "get_image_features", "text": "get_text_features"}
 # Norms and projections after the blocks, trained with them as in the published system.
 _TRAINED_AFTER = {
     "image": ("vision_model.post_layernorm", "vision_model.head", "visual_projection"),
@@ -61,14 +61,19 @@ class Tail(nn.Module):
         names = {module: name for name, module in model.named_modules()}
         for side in SIDES:
             blocks = _blocks(model, side, last_blocks)
-            replaced |= dict.fromkeys(map(id, [*blocks[:-last_blocks], _embeddings(model, side)]), self._cached[side])
+            towers = [
+                name for name in names.values() if name.startswith(_TOWERS[side]) and name.endswith(".embeddings")
+            ]
+            if not towers:
+                raise DataError(f"{type(model).__name__} has no embeddings in {_TOWERS[side]}: it cannot be fine-tuned")
+            embeddings = model.get_submodule(min(towers, key=len))
+            replaced |= dict.fromkeys(map(id, [*blocks[:-last_blocks], embeddings]), self._cached[side])
             trained += [names[block] for block in blocks[-last_blocks:]]
             trained += [name for name in names.values() if name in _TRAINED_AFTER[side]]
         self.model: nn.Module = deepcopy(model, replaced).requires_grad_(False)
         for side, cached in self._cached.items():  # a norm may lie between embeddings and blocks
-            _blocks(self.model, side, last_blocks)[-last_blocks].register_forward_pre_hook(
-                cached.enter, with_kwargs=True
-            )
+            first = _blocks(self.model, side, last_blocks)[-last_blocks]
+            first.register_forward_pre_hook(cached.enter, with_kwargs=True)
         for name in trained:
             self.model.get_submodule(name).requires_grad_(True)
         self.scale = float(self.model.get_parameter("logit_scale").detach().exp())
@@ -77,11 +82,10 @@ class Tail(nn.Module):
         """Return (n, dim) unit vectors, by cached states (n, tokens, width), and by the token ids and mask of texts."""
         self._cached[side].hidden = hidden
         try:
-            output = getattr(self.model, _FEATURES[side])(**(inputs or {"pixel_values": hidden}))
+            output = getattr(self.model, METHODS[side])(**(inputs or {"pixel_values": hidden}))
         finally:
             self._cached[side].hidden = None
-        features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-        return nn.functional.normalize(features.float(), dim=-1)
+        return nn.functional.normalize(pooled(output).float(), dim=-1)
 
     def trained(self) -> dict[str, Tensor]:
         """Return copies of the trained parameters by name, as `load_state_dict(..., strict=False)` of `model` takes."""
@@ -96,19 +100,10 @@ def _blocks(model: nn.Module, side: Side, last_blocks: int) -> list[nn.Module]:
         for name, module in model.named_modules()
         if name.startswith(_TOWERS[side]) and isinstance(module, nn.ModuleList)
     ]
-    blocks = max(
-        (blocks for blocks in lists if len({type(block) for block in blocks} - {_Cached}) == 1), key=len, default=[]
-    )
+    uniform = [blocks for blocks in lists if len({type(block) for block in blocks} - {_Cached}) == 1]
+    blocks = max(uniform, key=len, default=[])
     if not blocks:
         raise DataError(f"{type(model).__name__} has no list of blocks in {_TOWERS[side]}: it cannot be fine-tuned")
     if not 1 <= last_blocks <= len(blocks):
         raise DataError(f"the {side} tower has {len(blocks)} blocks, {last_blocks} cannot be trained: ask for fewer")
     return blocks
-
-
-def _embeddings(model: nn.Module, side: Side) -> nn.Module:
-    tower = _TOWERS[side]
-    names = [name for name, _ in model.named_modules() if name.startswith(tower) and name.endswith(".embeddings")]
-    if not names:
-        raise DataError(f"{type(model).__name__} has no embeddings in {tower}: it cannot be fine-tuned")
-    return model.get_submodule(min(names, key=len))

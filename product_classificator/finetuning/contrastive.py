@@ -33,7 +33,6 @@ class FinetuneSettings:
         batch_size: pairs compared with one another, computed `micro_batch` at once.
         warmup_share: share of all steps in which the learning rate rises; then it falls along a cosine to 0.
         cache_dir: folder of the cached activations; `None`: `activations` in the folder of the run.
-        dtype: see `Distributed`.
     """
 
     last_blocks: int = 1
@@ -99,10 +98,8 @@ class Pairs:
         micro_batches = _batches(share, micro_batch)
         with torch.set_grad_enabled(len(micro_batches) == 1):  # a single micro-batch need not be recomputed
             encoded = [[self.encode(side, rows) for side in SIDES] for rows in micro_batches]
-        image, text = (
-            distributed.gather(torch.cat(vectors).detach(), len(batch)).requires_grad_()
-            for vectors in zip(*encoded, strict=True)
-        )
+        sides = (torch.cat(vectors).detach() for vectors in zip(*encoded, strict=True))
+        image, text = (distributed.gather(vectors, len(batch)).requires_grad_() for vectors in sides)
         loss = contrastive_loss(image, text, self.groups[batch], self.tail.scale)
         gradients = [distributed.own(gradient, len(share)) for gradient in torch.autograd.grad(loss, (image, text))]
         for rows, *of_rows in zip(

@@ -64,8 +64,7 @@ def finetune(
 
     Args:
         catalog: products with images, texts and at least one characteristic.
-        out: folder of the run; an interrupted fine-tuning there is resumed from its last checkpoint, at most two
-            minutes and a step old.
+        out: folder of the run; an interrupted fine-tuning there is resumed from its last checkpoint, two minutes old.
         settings: of encoder, split and heads; `None`: the defaults.
         finetune_settings: how the blocks are trained; `None`: the defaults.
         encoder: CLIP-like, in float32, on the device to use; `None`: that of `settings`, on a GPU if there is one.

@@ -64,8 +64,7 @@ class ClusterScore:
     Attributes:
         ami: adjusted mutual information: 0 by chance (slightly below is possible), 1 if clusters and labels agree.
         v_measure: harmonic mean of homogeneity and completeness, 0..1.
-        products: number with a known label.
-        labels: number of different labels.
+        products, labels: number of products with a known label, and of different labels.
     """
 
     ami: float | None
@@ -163,8 +162,7 @@ def _reduce(vectors: Floats, settings: ClusterSettings) -> Floats:
     sample = vectors[_sample(len(vectors), _MAX_PCA_ROWS, settings)]
     pca = PCA(min(settings.n_components, *sample.shape), svd_solver="randomized", random_state=settings.seed)
     with np.errstate(divide="ignore", invalid="ignore"):  # one product, or all alike: nothing to explain
-        reduced: Floats = pca.fit(sample).transform(vectors)
-    return reduced
+        return np.asarray(pca.fit(sample).transform(vectors))
 
 
 def _map(reduced: Floats, settings: ClusterSettings) -> Floats:
@@ -178,6 +176,4 @@ def _map(reduced: Floats, settings: ClusterSettings) -> Floats:
 
 def _sample(n: int, limit: int, settings: ClusterSettings) -> Rows:
     """Return at most `limit` of the row numbers 0..n-1, ascending."""
-    if n <= limit:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(settings.seed).choice(n, limit, replace=False))
+    return np.sort(np.random.default_rng(settings.seed).choice(n, min(n, limit), replace=False))

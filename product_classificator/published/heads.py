@@ -30,19 +30,14 @@ MAX_BYTES = 2**26
 
 _TENSORS = ("0.weight", "0.bias", "3.weight", "3.bias")
 
-Head = Mapping[str, Floats]
-"""0.weight (hidden, width), 0.bias (hidden,), 3.weight (labels, hidden), 3.bias (labels,), all float32."""
-Projection = tuple[Floats, Floats]
-"""mean (width,) and components (projected, width), both float32."""
+Head = Mapping[str, Floats]  # 0.weight (hidden, width), 0.bias (hidden,), 3.weight (labels, hidden), 3.bias (labels,)
+Projection = tuple[Floats, Floats]  # mean (width,) and components (projected, width)
 
 
-def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_fingerprint: str = "") -> HeadBundle:
+def read_published_heads(folder: str | Path, *, encoder_name: str) -> HeadBundle:
     """Read published heads: `<characteristic>.pt`, `label_to_char.pkl` and, if present, `pca_all.pkl`.
 
-    Args:
-        folder: where they are; other files are ignored.
-        encoder_name: the encoder that they were trained on.
-        encoder_fingerprint: of its weights; empty: `HeadBundle.bound_to` sets it later.
+    Other files are ignored. The encoder is the one they were trained on; `HeadBundle.bound_to` sets its fingerprint.
 
     Raises:
         ArtifactError: a file is missing, damaged, of another form or hostile; or the files do not match one another.
@@ -66,7 +61,7 @@ def read_published_heads(folder: str | Path, *, encoder_name: str, encoder_finge
         network=_joint_network(folder, labels, heads, _read(path, _projection) if path.exists() else None),
         vocabulary=Vocabulary.empty(),
         encoder_name=encoder_name,
-        encoder_fingerprint=encoder_fingerprint,
+        encoder_fingerprint="",
         facts={"source": "published heads"},
     )
 
@@ -128,7 +123,6 @@ def _read(path: Path, convert: Callable[[bytes], Result]) -> Result:
 
 
 def _labels(data: bytes) -> dict[str, tuple[str, ...]]:
-    """Return characteristic -> its labels in the order of their numbers."""
     characteristics = read_pickle(data)
     if not isinstance(characteristics, dict) or not characteristics:
         raise ValueError("expected a dict of characteristics")
@@ -138,16 +132,15 @@ def _labels(data: bytes) -> dict[str, tuple[str, ...]]:
             raise ValueError(f"{_text(name)} needs a dict of numbers and labels")
         if not all(type(number) is int for number in numbered) or sorted(numbered) != list(range(len(numbered))):
             raise ValueError(f"the labels of {_text(name)} must be numbered from 0 without a gap")
-        names = tuple(_label(numbered[number]) for number in range(len(numbered)))
+        names = tuple(
+            # Catalogs write truth values, also those written as words, in lower case.
+            str(label).lower() if isinstance(label, bool) or label in ("True", "False") else _text(label)
+            for _, label in sorted(numbered.items())
+        )
         if len(names) < 2 or len(set(names)) != len(names):
             raise ValueError(f"{_text(name)} needs two labels or more, each once")
         labels[_text(name)] = names
     return labels
-
-
-def _label(label: object) -> str:
-    """Return a label as catalogs write it: truth values, also those written as words, are "true" and "false"."""
-    return str(label).lower() if isinstance(label, bool) or label in ("True", "False") else _text(label)
 
 
 def _text(name: object) -> str:

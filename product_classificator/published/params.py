@@ -9,9 +9,16 @@ from product_classificator.training import HeadSettings
 from product_classificator.training.settings import with_changes
 
 # Published parameter -> field of our settings, or the values it may have.
-_HEADS: Mapping[str, str | tuple[str, ...]] = {
-    "criterion": ("CrossEntropyLoss",),
+_SHARED: Mapping[str, str | tuple[str, ...]] = {
     "optimizer": ("Adam", "AdamW"),
+    "batch_size": "batch_size",
+    "optimizer_params": ("a dictionary",),
+    "optimizer_params.lr": "learning_rate",
+    "optimizer_params.weight_decay": "weight_decay",
+}
+_HEADS: Mapping[str, str | tuple[str, ...]] = {
+    **_SHARED,
+    "criterion": ("CrossEntropyLoss",),
     "classificator": ("MLP",),
     "classificator_params": ("a dictionary",),
     "classificator_params.activation": ("ReLU",),
@@ -19,32 +26,20 @@ _HEADS: Mapping[str, str | tuple[str, ...]] = {
     "classificator_params.hidden_channels": "hidden",
     "classificator_params.dropout": "dropout",
     "epochs": "max_epochs",
-    "batch_size": "batch_size",
-    "optimizer_params": ("a dictionary",),
-    "optimizer_params.lr": "learning_rate",
-    "optimizer_params.weight_decay": "weight_decay",
 }
 _FINETUNING: Mapping[str, str | tuple[str, ...]] = {
+    **_SHARED,
     "img_criterion": ("CrossEntropyLoss",),
     "txt_criterion": ("CrossEntropyLoss",),
-    "optimizer": ("Adam", "AdamW"),
     "epochs": "epochs",
-    "batch_size": "batch_size",
     "num_last_resblocks_to_train": "last_blocks",
-    "optimizer_params": ("a dictionary",),
-    "optimizer_params.lr": "learning_rate",
     "optimizer_params.betas": "betas",
     "optimizer_params.eps": "eps",
-    "optimizer_params.weight_decay": "weight_decay",
 }
 
 
 def published_heads(params: Mapping[str, Any], base: HeadSettings | None = None) -> HeadSettings:
-    """Return `base`, or the defaults, with the changes that `heads_train_params` asks for.
-
-    Raises:
-        DataError: a parameter is unknown, or asks for what the heads do not have.
-    """
+    """Return `base`, or the defaults, changed as `heads_train_params` says; what heads cannot do is a `DataError`."""
     changes = _translated(params, "heads_train_params", _HEADS)
     hidden = changes.get("hidden")
     if isinstance(hidden, Sequence):

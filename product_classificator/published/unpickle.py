@@ -39,20 +39,12 @@ class Dtype:
 class Array:
     """Stand-in for arrays of NumPy (`_reconstruct`, then their state) and for storages and tensors of torch."""
 
-    values: npt.NDArray[Any] = np.empty(0)
-
-    def __init__(self, *_: object) -> None: ...
+    def __init__(self, values: object = None, *_: object) -> None:
+        self.values: npt.NDArray[Any] = values if isinstance(values, np.ndarray) else np.empty(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_by_column, raw = state
         self.values = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_by_column else "C")
-
-    @classmethod
-    def of(cls, values: npt.NDArray[Any]) -> "Array":
-        """Return the stand-in for these values."""
-        array = cls()
-        array.values = values
-        return array
 
 
 class Module:
@@ -81,7 +73,7 @@ def _scalar(dtype: Dtype, raw: bytes) -> Any:
 def _tensor(storage: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Array:
     if len(shape) > 2 or strides != (*shape[1:], 1):
         raise ValueError(f"a tensor of {shape[:3]} is expected to lie row by row")
-    return Array.of(storage.values[offset : offset + math.prod(shape)].reshape(shape))
+    return Array(storage.values[offset : offset + math.prod(shape)].reshape(shape))
 
 
 _LAYERS = ("container Sequential", "linear Linear", "activation ReLU", "dropout Dropout")
@@ -103,14 +95,9 @@ NAMES: Mapping[str, Any] = {
 
 
 def read_pickle(data: bytes, entries: Mapping[str, bytes] = MappingProxyType({})) -> Any:
-    """Read a pickle without importing or calling anything that it names.
+    """Read a pickle without importing or calling anything that it names; if it needs that, raise `ValueError`.
 
-    Args:
-        data: the whole pickle.
-        entries: of an archive of `torch.save`; the numbers of a storage are in "data/<key>".
-
-    Raises:
-        ValueError: the pickle names or does something that is not allowed, or is damaged.
+    In the `entries` of an archive of `torch.save` the numbers of a storage are in "data/<key>".
     """
     try:
         return _PlainUnpickler(BytesIO(data), entries).load()
@@ -139,7 +126,7 @@ class _PlainUnpickler(pickle._Unpickler):
         raw = self.entries.get(f"data/{key}", b"")
         if len(raw) != length * np.dtype(_FLOATS).itemsize:
             raise ValueError(f"a tensor of {length} numbers does not fit into its {len(raw)} bytes")
-        return Array.of(np.frombuffer(raw, _FLOATS))
+        return Array(np.frombuffer(raw, _FLOATS))
 
     def build(self) -> None:
         state = self.stack.pop()

