@@ -221,11 +221,7 @@ def _split_lines(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each row, after how many lines; a quote that does not fit is a character of its line."""
     lines, ahead, number = iter(lines), deque[str](), 0
-    while True:
-        if not ahead:
-            ahead.extend(islice(lines, 1))
-        if not ahead:
-            return
+    while ahead or (ahead := deque(islice(lines, 1))):
         line, taken = ahead[0], 1
         cells = line.split(delimiter)
         if '"' in line:
@@ -267,17 +263,14 @@ def _quoted_row(
                 cell = _plain("".join(parts).rstrip(" "))
                 # A second quote that opens a cell of its own closes nothing if what is between them are whole rows.
                 is_opening = number > 1 and joint == delimiter and piece.startswith('"')
-                if cell is None or (is_opening and _are_rows(islice(ahead, number - 1), delimiter, width)):
+                between = (line.count(delimiter) + 1 for line in islice(ahead, number - 1) if line.strip())
+                if cell is None or (is_opening and min(between, default=width) >= width):
                     return None
                 cells.append(cell)
                 parts = []
         if not parts:
             return cells, number
     return None
-
-
-def _are_rows(lines: Iterable[str], delimiter: str, width: int) -> bool:
-    return all(line.count(delimiter) + 1 >= width for line in lines if line.strip())
 
 
 def _plain(cell: str) -> str | None:

@@ -7,6 +7,7 @@ rules of the 2024 system, except that the smallest of several ages counts, not t
 before "3").
 """
 
+import ast
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,11 @@ from functools import lru_cache
 from product_classificator.text import clean
 
 _DEEPEST_WRAPPING = 4
-_WRAPPER = re.compile(r"""(\[\s*+)?+(b)?+(\\*+["'])(?=[\[\\b"'])""")
-_ESCAPE = re.compile(r"((?:\\x[0-9a-fA-F]{2})+)|\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-_ESCAPED_CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "\n": ""}
+_WRAPPED = re.compile(r"""(?:\[\s*+)?+(b?["'].*["'])\s*\]?""", re.DOTALL)
+# Python warns of other ones.
+_ESCAPES = re.compile(
+    r"""(?:[^\\]++|\\(?:[\\'"abfnrtv\n]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}))*+""", re.IGNORECASE
+)
 _NOTHING = ("", "None", "nan", "null")
 
 _PRINTED = re.compile(r"\[\s*+\{'")
@@ -58,15 +61,13 @@ def parse_characteristics(raw: bytes | str | None) -> dict[str, list[str]] | Non
     try:
         text = raw.decode("utf-8-sig").strip() if isinstance(raw, bytes) else raw.strip()
         for _ in range(_DEEPEST_WRAPPING):  # in a list of one, and in quotes of bytes or of a string
-            if opening := _WRAPPER.match(text):
-                in_list, is_bytes, quote = opening.groups()
-                inner = text[opening.end() :].removesuffix("]" if in_list else "").rstrip().removesuffix(quote)
-                text = _unescape(inner, "utf-8" if is_bytes else "latin-1").strip()
+            if wrapped := _WRAPPED.fullmatch(text):
+                text = _literal(wrapped[1]).strip()
         if text in _NOTHING:
             return {}
         return _values_by_name(_JSON.decode(_printed_to_json(text) if _PRINTED.match(text) else text))
-    # RecursionError: JSON nested too deep; OverflowError: \U beyond Unicode.
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+    # RecursionError, MemoryError: nested too deep.
+    except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
         return None
 
 
@@ -90,7 +91,7 @@ def _printed_to_json(text: str) -> str:
     pieces = _LITERAL.split(text)
     pieces[::2] = map(_code_to_json, pieces[::2])
     pieces[1::2] = [
-        "" if piece[0] == "," else _JSON_STRING(_unescape(piece[1:-1]) if "\\" in piece else piece[1:-1])
+        "" if piece[0] == "," else _JSON_STRING(_literal(piece) if "\\" in piece else piece[1:-1])
         for piece in pieces[1::2]
     ]
     return "".join(pieces)
@@ -105,18 +106,12 @@ def _code_to_json(code: str) -> str:
     return code
 
 
-def _unescape(text: str, encoding: str = "latin-1") -> str:
-    r"""Undo the escapes of a literal; `encoding` is that of the bytes written as \\xNN."""
-
-    def undo(escape: re.Match[str]) -> str:
-        if escape[1]:
-            return bytes.fromhex(escape[1].replace("\\x", "")).decode(encoding)
-        code = escape[2] or escape[3]
-        return chr(int(code, 16)) if code else _ESCAPED_CHARACTERS.get(escape[4], escape[4])
-
-    # Doubled backslashes and escaped quotes are most of a wrapped text: a callback for each would take far longer.
-    quick = text.replace("\\\\", "\0").replace('\\"', '"').replace("\\'", "'")
-    return quick.replace("\0", "\\") if "\\" not in quick and "\0" not in text else _ESCAPE.sub(undo, text)
+def _literal(text: str) -> str:
+    """Return what a literal of a string or of bytes says; ValueError for escapes that Python does not write."""
+    if not _ESCAPES.fullmatch(text):
+        raise ValueError("not a literal as Python prints it")
+    value: object = ast.literal_eval(text)
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def labels_of(characteristics: Mapping[str, Sequence[str]]) -> dict[str, str]:
