@@ -83,7 +83,7 @@ def evaluate_run(
         raise DataError("a score needs unseen products: the run was trained on every product of the table")
     embeddings, texts = products.take(rows), catalog.texts().take(rows)
     predictions = bundle.predict(embeddings, texts, names)
-    if bundle.can_decide or min_precision is not None:
+    if bundle.novelty is not None or min_precision is not None:
         predictions = bundle.with_decisions(predictions, embeddings, texts, min_precision or MIN_PRECISION)
     truth = catalog.truth()
     evaluation = evaluate(

@@ -18,8 +18,7 @@ KIND_TITLES = {
 }
 
 MIN_ODDS = 2.0
-"""A label is listed if another one is so many times as probable: on fashion with 5 % of the labels flipped these are
-13 % of the labels and hold 96 % of the flipped ones."""
+"""A label is listed if another one is so many times as probable."""
 
 FENCE = 1.5
 """Outlier scores above it are listed (Tukey 1977)."""
@@ -46,8 +45,7 @@ def wrong_labels(truth: Truth, out_of_fold: Mapping[str, pd.DataFrame]) -> pa.Ta
     """Return the labels that contradict the out-of-fold predictions, over all characteristics.
 
     The log odds of the other label rank them: that finds more changed labels over all characteristics than
-    self-confidence or normalised margin (Northcutt et al. 2021), see `benchmarks/audit.py`. A label that could not be
-    learned is not listed: that is no evidence against it.
+    self-confidence or normalised margin (Northcutt et al. 2021), see `benchmarks/audit.py`.
     """
     tables = []
     for name, frame in out_of_fold.items():
@@ -85,15 +83,11 @@ def contradictions(truth: Truth, groups: Rows) -> pa.Table:
 
 
 def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:
-    """Return how unlike all others each product is, by its image or its text vectors.
+    """Return how unlike all others each of n products is, by its (n, d) image or text vectors, unit rows if present.
 
     The score is the distance to the 5th nearest of at most 10,000 random products (Sugiyama and Borgwardt 2013), above
-    the upper quartile and in units of the interquartile range: outliers lie above `FENCE` (Tukey 1977).
-
-    Args:
-        vectors: (n, d) unit rows where `is_present`; the score is NaN elsewhere, or if there are too few products.
-        is_present: (n,)
-        seed: of the sample.
+    the upper quartile and in units of the interquartile range: outliers lie above `FENCE` (Tukey 1977). It is NaN where
+    nothing is present, or if there are too few products.
     """
     scores = np.full(len(vectors), np.nan, np.float32)
     rows = np.flatnonzero(is_present)

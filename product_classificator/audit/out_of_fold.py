@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 FOLDS = 5
 DEALS = 2 * FOLDS
 _ROWS_PER_STEP = 8192
-_NO_PREDICTIONS = pd.DataFrame({"probability": [], "other": [], "other_probability": []})
+_COLUMNS = ("probability", "other", "other_probability")
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -60,23 +60,22 @@ def predict_out_of_fold(
                 is_learned = pd.notna(true) if is_multi else np.isin(true, np.array(labels, dtype=object))
                 judged = np.flatnonzero(predictions.is_predicted(name) & is_learned)
                 compare = _compare_label_sets if is_multi else _compare_labels
-                frame = compare(labels, predictions.probabilities[name][judged], true[judged])
-                frames[name].append(frame.set_index(rows[judged]))
-    return {name: pd.concat(parts).sort_index() if parts else _NO_PREDICTIONS for name, parts in frames.items()}
+                columns = compare(labels, predictions.probabilities[name][judged], true[judged])
+                frames[name].append(pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)), index=rows[judged]))
+    none = pd.DataFrame({name: [] for name in _COLUMNS})
+    return {name: pd.concat(parts).sort_index() if parts else none for name, parts in frames.items()}
 
 
-def _compare_labels(labels: Sequence[str], probabilities: Floats, true: Strings) -> pd.DataFrame:
+def _compare_labels(labels: Sequence[str], probabilities: Floats, true: Strings) -> tuple[Floats, Strings, Floats]:
     cells = np.arange(len(true)), pd.Index(labels).get_indexer(true)
     probability, others = np.maximum(probabilities[cells], _TINY), probabilities.copy()
     others[cells] = -1
-    other = strings(labels)[others.argmax(1)]
-    return pd.DataFrame({"probability": probability, "other": other, "other_probability": others.max(1)})
+    return probability, strings(labels)[others.argmax(1)], others.max(1)
 
 
-def _compare_label_sets(labels: Sequence[str], probabilities: Floats, true: Strings) -> pd.DataFrame:
+def _compare_label_sets(labels: Sequence[str], probabilities: Floats, true: Strings) -> tuple[Floats, Strings, Floats]:
     has_label = np.array([[label in label_set for label in labels] for label_set in true], bool)
     is_right = np.where(has_label.reshape(probabilities.shape), probabilities, 1 - probabilities)
     other = as_text(strings([old ^ {labels[worst]} for old, worst in zip(true, is_right.argmin(1), strict=True)]))
     lowest = is_right.min(1)
-    columns = {"probability": np.maximum(lowest, _TINY), "other": other, "other_probability": 1 - lowest}
-    return pd.DataFrame(columns)
+    return np.maximum(lowest, _TINY), other, 1 - lowest

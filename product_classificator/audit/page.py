@@ -1,6 +1,5 @@
 """Show findings as one HTML file with photos, labels and reasons; the page loads nothing else.
 
-The worst findings of each kind and characteristic are shown in turns, `SHOWN` in all; the parquet file has the rest.
 Ids, texts and labels come from the table: the template escapes every value.
 """
 

@@ -1,7 +1,6 @@
 """Audit a labelled table with the encoder and the settings of a run.
 
-The heads of the run are not used, because they have seen the labels (`out_of_fold`). The table may be another one than
-the run's. An interrupted audit keeps its embeddings in the store.
+The heads of the run are not used, because they have seen the labels (`out_of_fold`).
 """
 
 from collections.abc import Mapping
@@ -62,7 +61,7 @@ def audit_run(
         run: a run on this table, or on one like it.
         catalog: products with some characteristics of the run.
         out: folder of the findings, created if needed.
-        encoder: of the run; `None`: it is loaded.
+        encoder: `None`: that of the run.
         store: folder of embeddings to use and fill; `None`: the run's.
         callbacks: for progress.
 

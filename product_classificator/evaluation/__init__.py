@@ -3,12 +3,11 @@
 The room knows neither encoders nor heads, so it also scores a rival's predictions.
 """
 
-from product_classificator.evaluation.coverage import Coverage
 from product_classificator.evaluation.metrics import CharacteristicScore, Confusion, Evaluation, evaluate
+from product_classificator.evaluation.reliability import Coverage
 from product_classificator.evaluation.report import (
     RunFacts,
     evaluation_json,
-    markdown_table,
     of_all,
     write_comparison,
     write_learning_curves,
@@ -23,7 +22,6 @@ __all__ = [
     "RunFacts",
     "evaluate",
     "evaluation_json",
-    "markdown_table",
     "of_all",
     "write_comparison",
     "write_learning_curves",

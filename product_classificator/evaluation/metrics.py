@@ -6,7 +6,6 @@
 - The interval is the 95 % percentile bootstrap over groups of near-identical products, which are right or wrong
   together: one multinomial draw per resample over the kinds of groups that occur, by their (true, predicted) pairs.
   It lies low where many labels have few products: read it as a width, not as a test.
-- Macro-F1 flatters where labels or products are left out, so what it covers is part of every score.
 - Multi-label characteristics are scored label by label: they have no confusions, and a product is right if its whole
   set of trained labels is.
 """
@@ -23,8 +22,8 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from product_classificator.errors import DataError, culprits, nearest
-from product_classificator.evaluation.coverage import Coverage
 from product_classificator.evaluation.reliability import (
+    Coverage,
     Reliability,
     SelectiveScore,
     measure_reliability,
@@ -40,10 +39,7 @@ _INTERVAL_PERCENT = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class LabelScore:
-    """Scores of one label: `support` scored products have it, `predicted` are predicted as it, `correct` are both.
-
-    Precision and recall are 0 where they have no products.
-    """
+    """Scores of one label, 0 without products: `support` have it, `predicted` are predicted as it, `correct` both."""
 
     label: str
     precision: float
@@ -128,24 +124,6 @@ class _Bootstrap(NamedTuple):
     groups: Rows
     seed: int
     resamples: int
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """The kinds of groups of near-identical products that occur; a kind is how often each (true, predicted) pair does.
-
-    Attributes:
-        count: (g,) groups of each kind.
-        indicators: (g, 3k) sparse, products of a group in which a label is correct, then true, then predicted.
-    """
-
-    count: Rows
-    indicators: csr_matrix
-
-    def label_counts(self, count: Rows) -> _Counts:
-        """Return (3, k) correct, true and predicted products of each label in `count` groups of each kind."""
-        counts: _Counts = (self.indicators.T @ count).reshape(3, -1)
-        return counts
 
 
 def evaluate(
@@ -260,16 +238,16 @@ def _score(
     # A single label is a set of one; an empty predicted set is a missing prediction.
     rows = zip(true_sets[is_scored], _label_sets(best[is_scored]), strict=True)
     pairs = [(t & trained, p or frozenset()) for t, p in rows]
-    tally, kinds = Counter(pairs), _group_kinds(pairs, names, bootstrap.groups[is_scored]) if n else None
-    counts = None if kinds is None else kinds.label_counts(kinds.count)
-    labels = () if counts is None else _label_scores(names, counts)
+    tally, (n_groups, per_group) = Counter(pairs), _group_kinds(pairs, names, bootstrap.groups[is_scored])
+    counts = _label_counts(per_group, n_groups)
+    labels = _label_scores(names, counts)
     if is_multi:
         confidences, hits = _predicted_labels(predictions, characteristic, true, np.flatnonzero(is_scored))
     else:
         confidences, hits = confidence[is_scored], is_right[is_scored]
     return CharacteristicScore(
-        macro_f1=None if counts is None else _macro_f1(counts),
-        interval=None if kinds is None or not bootstrap.resamples else _interval(kinds, bootstrap),
+        macro_f1=_macro_f1(counts) if n else None,
+        interval=_interval(per_group, n_groups, bootstrap) if n and bootstrap.resamples else None,
         accuracy=sum(count for (t, p), count in tally.items() if t == p) / n if n else None,
         n=n,
         unknown_labels=int((is_labelled & ~is_trained).sum()),
@@ -289,7 +267,13 @@ def _label_sets(labels: Strings) -> Strings:
     return strings([frozenset((item,)) if isinstance(item, str) else item for item in labels])
 
 
-def _group_kinds(pairs: Sequence[_Pair], names: Sequence[str], groups: Rows) -> _Groups:
+def _group_kinds(pairs: Sequence[_Pair], names: Sequence[str], groups: Rows) -> tuple[Rows, csr_matrix]:
+    """Return the kinds of groups that occur; a kind is how often each (true, predicted) pair does.
+
+    Returns:
+        (g,) groups of each kind, and (g, 3k) sparse products of such a group in which a label is correct, then true,
+        then predicted.
+    """
     id_of = {label: label_id for label_id, label in enumerate(names)}
     # The order decides what a seed draws; a missing prediction comes last.
     distinct = sorted(set(pairs), key=lambda pair: [sorted(map(id_of.__getitem__, s)) or [len(names)] for s in pair])
@@ -304,7 +288,13 @@ def _group_kinds(pairs: Sequence[_Pair], names: Sequence[str], groups: Rows) -> 
     starts = np.cumsum([0, *map(len, order)])
     pairs_of_kinds = csr_matrix((np.ones(len(columns), np.int64), columns, starts), shape=(len(order), len(distinct)))
     indicators = hstack([is_true.multiply(is_predicted), is_true, is_predicted], format="csr")
-    return _Groups(np.array([kinds[ids] for ids in order], dtype=np.int64), pairs_of_kinds @ indicators)
+    return np.array([kinds[ids] for ids in order], dtype=np.int64), pairs_of_kinds @ indicators
+
+
+def _label_counts(per_group: csr_matrix, n_groups: Rows) -> _Counts:
+    """Return (3, k) correct, true and predicted products of each label in so many groups of each kind."""
+    counts: _Counts = (per_group.T @ n_groups).reshape(3, -1)
+    return counts
 
 
 def _predicted_labels(predictions: Predictions, characteristic: str, true: Strings, rows: Rows) -> tuple[Floats, Bools]:
@@ -324,10 +314,10 @@ def _macro_f1(label_counts: _Counts) -> float:
     return float(np.mean(2 * correct[occurs] / total[occurs])) if occurs.any() else 1.0
 
 
-def _interval(kinds: _Groups, bootstrap: _Bootstrap) -> tuple[float, float]:
-    n, random = int(kinds.count.sum()), np.random.default_rng(bootstrap.seed)
-    draws = (random.multinomial(n, kinds.count / n) for _ in range(bootstrap.resamples))
-    low, high = np.percentile([_macro_f1(kinds.label_counts(draw)) for draw in draws], _INTERVAL_PERCENT)
+def _interval(per_group: csr_matrix, n_groups: Rows, bootstrap: _Bootstrap) -> tuple[float, float]:
+    n, random = int(n_groups.sum()), np.random.default_rng(bootstrap.seed)
+    draws = (random.multinomial(n, n_groups / n) for _ in range(bootstrap.resamples))
+    low, high = np.percentile([_macro_f1(_label_counts(per_group, draw)) for draw in draws], _INTERVAL_PERCENT)
     return float(low), float(high)
 
 

@@ -2,8 +2,7 @@
 
 Figures are made through matplotlib's object API: nothing global is touched, so threads may draw. Names come from the
 user: they are shortened in the middle (catalog labels differ at both ends), never parsed as mathematics, and characters
-that the font lacks are replaced. A confusion matrix shows at most 20 labels and sums all others in its last column, so
-each row holds all products of its label.
+that the font lacks are replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,10 +86,8 @@ def draw_overview(evaluation: Evaluation) -> Figure:
 def draw_learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Figure:
     """Draw losses, recall and macro-F1 over the epochs, each in a panel if there is such a value.
 
-    Args:
-        history: per epoch `epoch`, and any of `train_loss`, `valid_loss`, `recall_at_1`, `valid_macro_f1` (mean) and
-            `characteristics` (name -> macro-F1); `None` is skipped.
-        best_epoch: the epoch whose weights were kept.
+    Per epoch `history` holds `epoch`, and any of `train_loss`, `valid_loss`, `recall_at_1`, `valid_macro_f1` (mean) and
+    `characteristics` (name -> macro-F1); `None` is skipped. The weights of `best_epoch` were kept.
     """
     epochs = [row["epoch"] for row in history]
     by_name = [row.get("characteristics") or {} for row in history]
@@ -141,9 +138,12 @@ def most_confused_labels(score: CharacteristicScore) -> list[str]:
 
 
 def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str) -> Figure:
-    """Draw which of `labels` (1 to 20) were predicted as which: counts, coloured by their share of the row."""
+    """Draw which of `labels` (1 to 20) were predicted as which: counts, coloured by their share of the row.
+
+    The last column holds all other labels, so each row holds all products of its label.
+    """
     index, support = {label: i for i, label in enumerate(labels)}, {s.label: s.support for s in score.labels}
-    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)  # the last column holds all other labels
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     for label in score.labels:
         if label.label in index:
             counts[index[label.label], index[label.label]] = label.correct

@@ -1,15 +1,14 @@
-"""Measure calibration, and the precision of the values that are accepted without review.
+"""Measure calibration, coverage, and the precision of the values that are accepted without review.
 
-- The expected calibration error is the mean distance between confidence and accuracy over 15 bins with equal numbers of
-  products (Guo et al. 2017; equal-mass bins after Nguyen and O'Connor 2015). It is never 0: with few products every bin
-  is off by chance. So it is reported with the error that perfect probabilities would have on as many products
-  (consistency resampling, Bröcker and Smith 2007).
-- Calibration is that of the scored products; the precision of accepted values covers all products with a true label: a
-  label that was not trained cannot be predicted, so such a value is wrong.
+The expected calibration error is the mean distance between confidence and accuracy over 15 bins with equal numbers of
+products (Guo et al. 2017; equal-mass bins after Nguyen and O'Connor 2015). With few products every bin is off by
+chance, so it is reported with the error that perfect probabilities would have on as many (consistency resampling,
+Bröcker and Smith 2007). Calibration is that of the scored products; the precision of accepted values covers all
+products with a true label: a label that was not trained cannot be predicted, so such a value is wrong.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,42 @@ from product_classificator.types import Bools, Floats, Predictions, Truth, strin
 _BINS = 15
 _DRAWS = 200
 _CURVE_POINTS = 100
+_MIN_LABEL_SHARE, _MIN_PRODUCT_SHARE = 0.75, 0.9
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a score rests on: macro-F1 flatters where labels or products are left out.
+
+    Attributes:
+        labels: labels that count in macro-F1, of `all_labels` that exist: trained, true, or too rare to train.
+        products: scored products, of `all_products` with a true label.
+    """
+
+    labels: int
+    all_labels: int
+    products: int
+    all_products: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left out."""
+        return self.labels == self.all_labels and self.products == self.all_products
+
+    @property
+    def is_low(self) -> bool:
+        """Whether more than a quarter of the labels or a tenth of the products are left out."""
+        lacks_labels = self.labels < _MIN_LABEL_SHARE * self.all_labels
+        return lacks_labels or self.products < _MIN_PRODUCT_SHARE * self.all_products
+
+    def __add__(self, other: "Coverage") -> "Coverage":
+        return Coverage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.labels:,} of {self.all_labels:,} labels and {self.products:,} of {self.all_products:,} labelled "
+            "products"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,13 +97,11 @@ class AcceptedScore:
 
 @dataclass(frozen=True)
 class SelectiveScore:
-    """What is accepted without review at a target precision.
+    """What is accepted without review at a target precision; all numbers are from 0 to 1.
 
     Attributes:
-        min_precision: the target precision of the accepted values, 0..1.
-        share: share of the products all of whose characteristics are accepted, 0..1.
-        out_of_distribution: share of the products that are unlike the training products, 0..1.
-        characteristics: name -> score of its accepted values.
+        share: share of the products all of whose characteristics are accepted.
+        out_of_distribution: share of the products that are unlike the training products.
     """
 
     min_precision: float
@@ -78,12 +111,7 @@ class SelectiveScore:
 
 
 def measure_reliability(confidence: Floats, is_right: Bools, seed: int = 0) -> Reliability:
-    """Return the calibration of predictions.
-
-    Args:
-        confidence: (n,) probability of the most probable label; n is 1 or more.
-        is_right: (n,) whether that label is the true one.
-        seed: of the draws of the error by chance.
+    """Return the calibration of one prediction or more by their (n,) confidence and whether they are right.
 
     >>> measure_reliability(np.array([0.25, 0.25, 1], np.float32), np.array([True, False, True])).error
     0.3333333333333333
@@ -97,15 +125,13 @@ def measure_reliability(confidence: Floats, is_right: Bools, seed: int = 0) -> R
     means = (np.add.reduceat(values, starts) / counts for values in (confidence64, right))
     bins = tuple(ReliabilityBin(*values) for values in zip(*(c.tolist() for c in (*means, counts)), strict=True))
 
-    def error(right: npt.NDArray[np.float64]) -> float:
-        return float(np.abs(np.add.reduceat(confidence64 - right, starts)).sum() / n)
-
-    def draw(random: np.random.Generator) -> npt.NDArray[np.float64]:
-        return _without_order_of_ties(confidence64, random.random(n) < confidence64)
+    def error(is_right: Bools) -> float:
+        shares = _without_order_of_ties(confidence64, is_right)
+        return float(np.abs(np.add.reduceat(confidence64 - shares, starts)).sum() / n)
 
     random = np.random.default_rng(seed)
-    by_chance = float(np.mean([error(draw(random)) for _ in range(_DRAWS)]))
-    return Reliability(error(right), by_chance, bins)
+    by_chance = float(np.mean([error(random.random(n) < confidence64) for _ in range(_DRAWS)]))
+    return Reliability(error(is_right[order]), by_chance, bins)
 
 
 def _without_order_of_ties(confidence: npt.NDArray[np.floating], is_right: Bools) -> npt.NDArray[np.float64]:

@@ -18,13 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from product_classificator.evaluation import plots
-from product_classificator.evaluation.metrics import CharacteristicScore, Evaluation, LabelScore
+from product_classificator.evaluation.metrics import Evaluation
 from product_classificator.files import write_bytes, write_text
 from product_classificator.text import clean
 
 FORMAT = 1
-_SHOWN_ROWS = 10
-_SHOWN_LEFT_OUT = 20
 _NO_NUMBER = "—"
 _OVERVIEW, _CALIBRATION, _LEARNING = "overview", "calibration", "learning"
 _MARKDOWN_SIGNS = re.compile(r"([\\`*{}\[\]<>|$~#&!]|(?<![^\W_])_|_(?![^\W_]))")
@@ -35,17 +33,9 @@ _CURVE_COLUMNS = ("epoch", "train_loss", "valid_loss", "recall_at_1", "valid_mac
 class RunFacts:
     """What a report shows besides the scores; plain values, empty where they do not apply.
 
-    Attributes:
-        settings: setting -> value, of the training.
-        products: split ("train", "valid", "test") -> number of products.
-        set_aside: reason -> number of rows that were not used.
-        row_warnings: reason -> number of rows that were used in spite of it.
-        left_out_labels: characteristic -> label -> number of products, for labels too rare to train.
-        refines: characteristic -> the one it refines, so that their predictions never contradict each other.
-        grouped_by: what makes products near-identical, so that they are kept in one split.
-        history: per epoch, as `plots.draw_learning_curves` takes it.
-        best_epoch: the epoch whose weights were kept.
-        versions: library -> version.
+    Products are counted by split, rows set aside and rows with warnings by reason, labels too rare to train by
+    characteristic. `grouped_by` says what keeps near-identical products in one split, `refines` maps a characteristic
+    to the one that its predictions never contradict, `history` is as `plots.draw_learning_curves` takes it.
     """
 
     title: str
@@ -83,7 +73,8 @@ def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
     # A lone surrogate is not valid UTF-8; with a backslash it is its own JSON escape.
     write_bytes(folder / "report.json", text.encode("utf-8", "backslashreplace"))
-    write_bytes(folder / "report.md", _report_markdown(evaluation, facts, captions).encode("utf-8", "replace"))
+    markdown = _render("report.md.jinja", evaluation=evaluation, facts=facts, captions=captions, of_all=of_all)
+    write_bytes(folder / "report.md", markdown.encode("utf-8", "replace"))
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -93,23 +84,6 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     for score in document["characteristics"].values():
         score["macro_f1_low"], score["macro_f1_high"] = score.pop("interval") or (None, None)
     return document
-
-
-def markdown_table(evaluation: Evaluation) -> str:
-    """Return the scores as a Markdown table: a row per characteristic, the mean last, no final newline."""
-    rows = [
-        f"| {escape_markdown(name)} | {_decimals(score.macro_f1)} | {_interval(score) or _NO_NUMBER} "
-        f"| {_decimals(score.accuracy)} | {of_all(score.n, score.coverage.all_products)} "
-        f"| {of_all(score.coverage.labels, score.coverage.all_labels)} |"
-        for name, score in evaluation.characteristics.items()
-    ]
-    lines = [
-        "| characteristic | macro-F1 | 95 % interval | accuracy | products | labels |",
-        "|---|---:|---:|---:|---:|---:|",
-        *rows,
-        f"| **mean** | **{_decimals(evaluation.mean_macro_f1)}** | | | | |",
-    ]
-    return "\n".join(lines)
 
 
 def of_all(n: int, all_: int) -> str:
@@ -131,48 +105,17 @@ def escape_markdown(value: object) -> str:
 
 
 def write_learning_curves(folder: Path, history: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
-    """Write curves.csv and curves.png of the epochs of a fine-tuning so far; epoch 0 is the untuned encoder.
-
-    An epoch has `epoch`, `train_loss` (`None` for epoch 0), `valid_loss`, `recall_at_1`, `valid_macro_f1` and
-    `characteristics` (name -> macro-F1).
-    """
-    table = pd.DataFrame(
-        [{**{name: row[name] for name in _CURVE_COLUMNS}, **row["characteristics"]} for row in history]
-    )
+    """Write curves.csv and curves.png of the epochs of a fine-tuning so far, see `plots.draw_learning_curves`."""
+    rows = [{**{name: row[name] for name in _CURVE_COLUMNS}, **row["characteristics"]} for row in history]
+    table = pd.DataFrame(rows)
     write_text(folder / "curves.csv", table.to_csv(index=False, lineterminator="\n"))
     write_bytes(folder / "curves.png", plots.to_png(plots.draw_learning_curves(history, best_epoch)))
 
 
 def write_comparison(folder: Path, untuned: Evaluation, best: Evaluation, history: Sequence[Mapping[str, Any]]) -> None:
     """Write tuning.md and tuning.json: the test scores before and after fine-tuning, and its epochs."""
-    scores = [
-        [escape_markdown(name), *(f"{_decimals(s.macro_f1)} {_interval(s, '({})')}".strip() for s in (score, tuned))]
-        for name, score in untuned.characteristics.items()
-        if (tuned := best.characteristics.get(name))
-    ]
-    epochs = [[str(row["epoch"]), *(_decimals(row[name]) for name in _CURVE_COLUMNS[1:])] for row in history]
-    lines = [
-        "# Effect of fine-tuning",
-        "",
-        "Macro-F1 on the test split with 95 % intervals. The epoch was chosen on the valid split; epoch 0, the untuned",
-        "encoder, competed.",
-        "",
-        "| characteristic | untuned | best epoch |",
-        "|---|---:|---:|",
-        *(f"| {' | '.join(row)} |" for row in scores),
-        f"| **mean** | **{_decimals(untuned.mean_macro_f1)}** | **{_decimals(best.mean_macro_f1)}** |",
-        "",
-        "## Epochs",
-        "",
-        "![Losses, recall and macro-F1 over the epochs](../curves.png)",
-        "",
-        "| epoch | loss, train | loss, valid | recall@1, valid | macro-F1 of the heads, valid |",
-        "|---:|---:|---:|---:|---:|",
-        *(f"| {' | '.join(row)} |" for row in epochs),
-        "",
-    ]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tuning.md", "\n".join(lines))
+    write_text(folder / "tuning.md", _render("tuning.md.jinja", untuned=untuned, best=best, history=history))
     document = {"untuned": evaluation_json(untuned), "best": evaluation_json(best), "history": list(history)}
     write_text(folder / "tuning.json", json.dumps(document, ensure_ascii=False, indent=1))
 
@@ -200,9 +143,7 @@ def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[str | in
                 yield i, f"{stem}-{kind.split()[-1]}.png", caption, figure
 
 
-def _report_markdown(
-    evaluation: Evaluation, facts: RunFacts, captions: Mapping[str | int, Sequence[tuple[str, str]]]
-) -> str:
+def _render(template: str, **values: Any) -> str:
     # S701 asks for HTML escaping; this is Markdown, and `finalize` escapes each value for it.
     environment = Environment(  # noqa: S701
         loader=PackageLoader("product_classificator.evaluation", ""),
@@ -212,25 +153,13 @@ def _report_markdown(
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"score": _decimals, "duration": _duration, "worst": _worst_labels, "markdown": _Markdown}
+    environment.filters |= {"score": _decimals, "interval": _interval, "duration": _duration, "markdown": _Markdown}
     environment.filters |= {"thousands": "{:,}".format, "percent": lambda share: f"{100 * share:.1f} %"}
-    return environment.get_template("report.md.jinja").render(
-        evaluation=evaluation,
-        facts=facts,
-        captions=captions,
-        table=_Markdown(markdown_table(evaluation)),
-        shown=_SHOWN_ROWS,
-        shown_left_out=_SHOWN_LEFT_OUT,
-    )
+    return environment.get_template(template).render(values)
 
 
-def _worst_labels(score: CharacteristicScore) -> list[LabelScore]:
-    labels = [label for label in score.labels if label.support]
-    return sorted(labels, key=lambda label: (label.f1, -label.support, label.label))[:_SHOWN_ROWS]
-
-
-def _interval(score: CharacteristicScore, form: str = "{}") -> str:
-    return form.format("{:.3f}–{:.3f}".format(*score.interval)) if score.interval else ""
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "{:.3f}–{:.3f}".format(*interval) if interval else _NO_NUMBER
 
 
 def _decimals(value: float | None) -> str:
@@ -257,8 +186,4 @@ def _plain(value: object) -> Any:
 def _unpack(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
     return vars(value) if is_dataclass(value) else str(value)

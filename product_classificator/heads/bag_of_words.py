@@ -1,15 +1,14 @@
 """Turn texts into sparse rows of weighted words (tf-idf): the input of the heads' words branch.
 
-A row holds the words of a text, its pairs of neighbouring words and the beginnings of its words, weighted by
-(1 + log count) x idf, of unit length. Beginnings join the many forms of Russian words and reach forms that training has
-not seen. A title (first line) weighs as much as everything after it (validation macro-F1 .882 -> .921). Where titles
-start with the kind of product ("Чехол для ..."), leading words count once more (.763 -> .772).
+A row holds the words of a text, its pairs of neighbouring words and the beginnings of its words (which join the many
+forms of Russian words), weighted by (1 + log count) x idf, of unit length. Measured: `docs/design/decisions.md`.
 """
 
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import NamedTuple, TypeAlias
 
@@ -25,17 +24,10 @@ LEADING = "^"
 """Marks a leading word."""
 
 _PREFIX_LENGTHS = range(3, 7)
-_TEXTS_PER_BLOCK = 4096
 
 
 class WeightedWords(NamedTuple):
-    """The known words of n texts, in CSR layout without SciPy.
-
-    Attributes:
-        weights: (k,) float32, text after text.
-        columns: (k,) numbers of the words, ascending within each text.
-        starts: (n + 1,) the words of text i are those from starts[i] to before starts[i + 1].
-    """
+    """The known words of n texts as a CSR matrix, without SciPy: (k,) data, (k,) indices and (n + 1,) indptr."""
 
     weights: Floats
     columns: Ints
@@ -70,42 +62,38 @@ def _prefixes(word: str) -> tuple[str, ...]:
     return tuple(f"{word[:length]}*" for length in _PREFIX_LENGTHS if length < len(word))
 
 
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared with one ==
 class Vocabulary:
-    """The words that heads know, and how rare each of them is.
+    """The words that heads know, none by default, and how rare each of them is.
 
     Attributes:
         words: in the order of columns.
         idf: (words,) float32, log((1 + n) / (1 + n with the word)) + 1.
         has_title: whether the first line of a text weighs as much as everything after it.
-        has_leading_words: whether the first word and the first pair of a text count as words of their own too.
-
-    Raises:
-        ValueError: a word is repeated, or idf and words differ in length.
+        has_leading_words: whether the first word and the first pair of a text count as words of their own too, for
+            titles that start with the kind of product ("Чехол для ...").
     """
 
-    def __init__(
-        self, words: Sequence[str], idf: Floats, *, has_title: bool = False, has_leading_words: bool = False
-    ) -> None:
-        self.words = tuple(words)
-        self.idf = idf
-        self.has_title = has_title
-        self.has_leading_words = has_leading_words
-        self._columns = {word: column for column, word in enumerate(self.words)}
-        if len(self._columns) < len(self.words):
-            raise ValueError(f"every word has one column, found {len(self.words) - len(self._columns)} words repeated")
-        if len(idf) != len(self.words):
-            raise ValueError(f"every word has one idf: {len(self.words)} words, {len(idf)} idf values")
+    words: tuple[str, ...] = ()
+    idf: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    has_title: bool = False
+    has_leading_words: bool = False
+
+    def __post_init__(self) -> None:
+        if n_repeated := len(self.words) - len(self._columns):
+            raise ValueError(f"every word has one column, found {n_repeated} words repeated")
+        if len(self.idf) != len(self.words):
+            raise ValueError(f"every word has one idf: {len(self.words)} words, {len(self.idf)} idf values")
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {word: column for column, word in enumerate(self.words)}
 
     def __len__(self) -> int:
         return len(self.words)
 
     def __contains__(self, word: str) -> bool:
         return word in self._columns
-
-    @classmethod
-    def empty(cls) -> "Vocabulary":
-        """Return a vocabulary without words."""
-        return cls((), np.empty(0, dtype=np.float32))
 
     def weigh(self, texts: Sequence[str]) -> WeightedWords:
         """Return the weighted known words of texts."""
@@ -127,28 +115,18 @@ class Vocabulary:
 
     def weigh_counts(self, counts: Ints, columns: Ints, starts: Ints) -> WeightedWords:
         """Return the weighted words of texts whose segments hold `counts` times the words of `columns`."""
-        n_segments = len(starts) - 1
-        segments = np.repeat(np.arange(n_segments), np.diff(starts))
-        weights = _normalize((1 + np.log(counts)) * self.idf[columns], segments, n_segments)
+        n = len(starts) - 1
+        segments = np.repeat(np.arange(n), np.diff(starts))
+        weights = _normalize((1 + np.log(counts)) * self.idf[columns], segments, n)
         if not self.has_title:
             return WeightedWords(weights.astype(np.float32), columns, starts)
-        merged = []
-        for first in range(0, n_segments, 2 * _TEXTS_PER_BLOCK):  # blocks bound the memory of sorting
-            last = min(first + 2 * _TEXTS_PER_BLOCK, n_segments)
-            block, n = slice(starts[first], starts[last]), (last - first) // 2
-            merged.append(self._merge_titles(weights[block], columns[block], segments[block] - first, n))
-        nothing = np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.int64)
-        all_weights, all_columns, lengths = (np.concatenate(arrays) for arrays in zip(nothing, *merged, strict=True))
-        return WeightedWords(all_weights, all_columns, np.append(0, np.cumsum(lengths)).astype(np.int32))
-
-    def _merge_titles(
-        self, weights: npt.NDArray[np.float64], columns: Ints, segments: Rows, n: int
-    ) -> tuple[Floats, Ints, Rows]:
-        """Return weights, columns and word counts of n texts: a word of both title and rest gets the sum of both."""
+        # A word of both title and rest gets the sum of both.
         cells, cell_of_word = np.unique(segments // 2 * len(self) + columns, return_inverse=True)
         texts, words = np.divmod(cells, max(len(self), 1))
         summed = np.bincount(cell_of_word, weights, len(cells)).astype(np.float64)  # NumPy types counts as integers
-        return _normalize(summed, texts, n).astype(np.float32), words.astype(np.int32), np.bincount(texts, minlength=n)
+        ends = np.cumsum(np.bincount(texts, minlength=n // 2))
+        unit = _normalize(summed, texts, n // 2).astype(np.float32)
+        return WeightedWords(unit, words.astype(np.int32), np.append(0, ends).astype(np.int32))
 
 
 def _normalize(weights: npt.NDArray[np.float64], owners: Rows, n: int) -> npt.NDArray[np.float64]:

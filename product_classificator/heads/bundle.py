@@ -13,7 +13,7 @@ import numpy as np
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing_folder
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.heads.calibration import Characteristic
+from product_classificator.heads.calibration import Characteristic, threshold_for
 from product_classificator.heads.explain import explain, views_of
 from product_classificator.heads.hierarchy import (
     Hierarchy,
@@ -25,8 +25,10 @@ from product_classificator.heads.hierarchy import (
 from product_classificator.heads.manifest import check_parts, check_target, read_bundle, weights_of, write_bundle
 from product_classificator.heads.network import ROWS_PER_STEP, Network
 from product_classificator.heads.novelty import NoveltyDetector
-from product_classificator.heads.selective import MIN_PRECISION, check_min_precision, with_decisions
-from product_classificator.types import Embeddings, Explanation, Floats, Predictions, Rows
+from product_classificator.types import Decisions, Embeddings, Explanation, Floats, Predictions, Rows
+
+MIN_PRECISION = 0.95
+"""The default target precision of decisions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +37,12 @@ class HeadBundle:
 
     Attributes:
         characteristics: labels and calibration, in the order of the columns of logits.
-        network: computes the logits of all characteristics.
-        vocabulary: words that the network knows.
         encoder_name: name for `load_encoder`.
         encoder_fingerprint: only embeddings of this encoder can be judged; empty in heads that were imported for an
             encoder by name and do not know its weights yet (`bound_to`).
         facts: how the heads were trained; JSON values.
         novelty: detects out-of-distribution products; `None` in heads that cannot make decisions.
         hierarchy: which characteristic refines which; predictions never contradict it.
-
-    Raises:
-        ValueError: the parts do not fit together.
     """
 
     characteristics: tuple[Characteristic, ...]
@@ -104,14 +101,10 @@ class HeadBundle:
             digest.update(name.encode() + weight.tobytes())
         return digest.hexdigest()
 
-    @property
-    def can_decide(self) -> bool:
-        """Whether the heads have thresholds for decisions: imported and zero-shot heads have none."""
-        return self.novelty is not None
-
     def check_can_decide(self, min_precision: float) -> NoveltyDetector:
         """Return the novelty detector, or raise as `with_decisions` does."""
-        check_min_precision(min_precision)
+        if not 0 < min_precision < 1:
+            raise DataError(f"min_precision must be between 0 and 1 (exclusive), got {min_precision}")
         if self.novelty is None:
             raise ArtifactError(
                 "decisions need thresholds from validation products, and these heads have none: they were imported or "
@@ -122,10 +115,9 @@ class HeadBundle:
     def bound_to(self, name: str, fingerprint: str, image_dim: int, text_dim: int) -> "HeadBundle":
         """Return these heads for the embeddings of the encoder with this name, fingerprint and widths.
 
-        Heads that know a fingerprint fit no other; those that know none yet fit the encoder of their `encoder_name`.
-
         Raises:
-            ArtifactError: the encoder does not fit.
+            ArtifactError: the encoder has not the fingerprint of the heads, or not their encoder's name if they know
+                no fingerprint yet.
         """
         if self.encoder_fingerprint:
             fits = fingerprint == self.encoder_fingerprint
@@ -152,7 +144,8 @@ class HeadBundle:
         self._check(embeddings, texts)
 
         def logits_of(rows: Rows) -> Floats:
-            return self._logits(embeddings.take(rows), [texts[row] for row in rows.tolist()])
+            words = self.vocabulary.weigh([texts[row] for row in rows.tolist()])
+            return self.network.logits(embeddings.take(rows), words)
 
         predictions = self.predict_from(logits_of, embeddings, characteristics)
         return replace(predictions, explainer=partial(self._explain, embeddings, texts, predictions.characteristics))
@@ -164,13 +157,11 @@ class HeadBundle:
 
         `logits_of` returns the (m, all labels) logits of the products of m rows.
         """
-        wanted = [self[name] for name in (self.labels if characteristics is None else characteristics)]
-        needed = with_relatives((characteristic.name for characteristic in wanted), self.hierarchy)
+        wanted = {name: self[name] for name in (self.labels if characteristics is None else characteristics)}
+        labels = {name: characteristic.labels for name, characteristic in wanted.items()}
+        needed = with_relatives(wanted, self.hierarchy)
         is_known = embeddings.has_image & (self.image_dim > 0) | embeddings.has_text & (self.text_dim > 0)
-        probabilities = {
-            characteristic.name: np.full((len(embeddings), len(characteristic.labels)), np.nan, np.float32)
-            for characteristic in wanted
-        }
+        probabilities = {name: np.full((len(embeddings), len(labels[name])), np.nan, np.float32) for name in wanted}
         known_rows = np.flatnonzero(is_known)
         for start in range(0, len(known_rows), ROWS_PER_STEP):
             rows = known_rows[start : start + ROWS_PER_STEP]
@@ -179,24 +170,12 @@ class HeadBundle:
             consistent = reconcile(calibrated, self.labels, self.hierarchy)
             for name, matrix in probabilities.items():
                 matrix[rows] = consistent[name]
-        return Predictions(
-            embeddings.ids,
-            {characteristic.name: characteristic.labels for characteristic in wanted},
-            probabilities,
-            is_known,
-            decision_thresholds={
-                characteristic.name: characteristic.decision_thresholds
-                for characteristic in wanted
-                if characteristic.decision_thresholds is not None
-            },
-        )
+        thresholds = {name: item.decision_thresholds for name, item in wanted.items() if item.decision_thresholds}
+        return Predictions(embeddings.ids, labels, probabilities, is_known, decision_thresholds=thresholds)
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Floats]:
         """Return characteristic -> (n, labels) logits, including products with neither image nor text."""
-        return self._by_characteristic(self._logits(embeddings, texts))
-
-    def _logits(self, embeddings: Embeddings, texts: Sequence[str]) -> Floats:
-        return self.network.logits(embeddings, self.vocabulary.weigh(texts))
+        return self._by_characteristic(self.network.logits(embeddings, self.vocabulary.weigh(texts)))
 
     def _by_characteristic(self, logits: Floats) -> dict[str, Floats]:
         return {name: logits[:, columns] for name, columns in zip(self.labels, self.network.shape.columns, strict=True)}
@@ -207,8 +186,7 @@ class HeadBundle:
         """Return characteristic -> what moved the prediction of the product of a row."""
         product, text = embeddings.take(np.array([row])), texts[row]
         prediction = self.predict(product, [text], characteristics)
-        logits = self.logits(*views_of(product, text))
-        words = self.vocabulary.weigh([text])
+        logits, words = self.logits(views_of(product), [text] * 4), self.vocabulary.weigh([text])
         contributions = self.network.weights["word_weights"][words.columns] * words.weights[:, None]
         word_logits = self._by_characteristic(contributions)
         known_words = [self.vocabulary.words[column] for column in words.columns]
@@ -227,9 +205,9 @@ class HeadBundle:
     ) -> Predictions:
         """Return the predictions with decisions: which are accepted, and which a person should review.
 
-        Of the accepted predictions of a characteristic a share of at least `min_precision` is correct, as far as the
-        products are like the validation products. Where that cannot be promised, all predictions are for review; so
-        are those of an out-of-distribution product.
+        Of the accepted predictions of a characteristic a share of at least `min_precision` is correct, with 90 %
+        probability and as far as the products are like the validation products (`training.thresholds`). Where that
+        cannot be promised, all predictions are for review; so are those of an out-of-distribution product.
 
         Raises:
             ArtifactError: the heads have no thresholds.
@@ -237,9 +215,12 @@ class HeadBundle:
         """
         novelty = self.check_can_decide(min_precision)
         self._check(embeddings, texts)
-        characteristics = [self[name] for name in predictions.characteristics]
-        is_novel = novelty.is_out_of_distribution(embeddings, texts, self.vocabulary)
-        return with_decisions(predictions, characteristics, is_novel, min_precision)
+        is_novel, accepted = novelty.is_out_of_distribution(embeddings, texts, self.vocabulary), {}
+        for name in predictions.characteristics:
+            threshold = threshold_for(self[name].confidence_thresholds, min_precision)
+            is_confident = predictions.confidence(name) >= threshold
+            accepted[name] = is_confident & predictions.is_predicted(name) & ~is_novel
+        return replace(predictions, decisions=Decisions(min_precision, accepted, is_novel))
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str]) -> None:
         if not self.encoder_fingerprint:
@@ -281,18 +262,4 @@ class HeadBundle:
         Raises:
             ArtifactError: the folder is not a bundle, is damaged, or was written by another version.
         """
-        folder = Path(folder)
-        manifest, network, vocabulary, novelty = read_bundle(folder)
-        try:
-            return cls(
-                characteristics=manifest.characteristics,
-                network=network,
-                vocabulary=vocabulary,
-                encoder_name=manifest.encoder_name,
-                encoder_fingerprint=manifest.encoder_fingerprint,
-                facts=manifest.facts,
-                novelty=novelty,
-                hierarchy=manifest.hierarchy,
-            )
-        except ValueError as error:
-            raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
+        return read_bundle(Path(folder), cls)

@@ -77,6 +77,11 @@ class Characteristic:
         return softmax(logits / self.temperatures(logits)[:, None])
 
 
+def threshold_for(thresholds: Thresholds, min_precision: float) -> float:
+    """Return the lowest confidence that keeps a precision; infinity where it cannot be promised."""
+    return next((confidence for precision, confidence in thresholds if precision >= min_precision), np.inf)
+
+
 def spreads(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
     """Return the (n,) entropy of the softmax as a share of the largest possible one, at least 0.001."""
     shares = softmax(logits)

@@ -1,16 +1,14 @@
 """Turn a prediction into what moved it: the image, the text, and the words of the text.
 
 The unit is the log-odds of the label against the runner-up, so weights can be compared and added up. Image and text
-share the credit by their Shapley values (Shapley 1953; Lundberg and Lee 2017), which for two players are exact after
-four views of the product: complete, without its text, without its image, without both. The words branch is linear, so
-the weights of words are exact as well; what a text says beyond its words, through its embedding, is in the credit of
-the text.
-
-For a multi-label characteristic the most probable label is explained, against its absence.
+share the credit by their Shapley values (Shapley 1953; Lundberg and Lee 2017), exact for two players after four views
+of the product. The words branch is linear, so the weights of words are exact too; what a text says beyond its words,
+through its embedding, is in the credit of the text.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,19 +17,11 @@ from product_classificator.heads.calibration import Characteristic
 from product_classificator.types import Embeddings, Explanation, Floats, Predictions
 
 
-def views_of(product: Embeddings, text: str) -> tuple[Embeddings, list[str]]:
+def views_of(product: Embeddings) -> Embeddings:
     """Return one product four times: complete, its image only, its text only, nothing of it."""
     four = product.take(np.zeros(4, dtype=np.int64))
     keeps_image, keeps_text = np.array([True, True, False, False]), np.array([True, False, True, False])
-    views = Embeddings(
-        four.ids,
-        four.image * keeps_image[:, None],
-        four.text * keeps_text[:, None],
-        four.has_image & keeps_image,
-        four.has_text & keeps_text,
-        four.fingerprint,
-    )
-    return views, [text, "", text, ""]
+    return replace(four, has_image=four.has_image & keeps_image, has_text=four.has_text & keeps_text)
 
 
 def explain(

@@ -2,8 +2,7 @@
 
 The heads of parent and child judge a product independently. Where their best labels contradict each other, the most
 probable consistent pair is returned (max-product on the forest of characteristics; Pearl 1988, "Probabilistic reasoning
-in intelligent systems"); everything else stays unchanged. A child counts 0.7 times as much as its parent: chosen on
-validation products, where 0.5 to 1 differ little.
+in intelligent systems"); everything else stays unchanged.
 """
 
 from collections import defaultdict
@@ -18,7 +17,7 @@ from product_classificator.errors import DataError, culprits
 from product_classificator.heads.calibration import softmax
 from product_classificator.types import Floats, Rows
 
-_CHILD_WEIGHT = 0.7
+_CHILD_WEIGHT = 0.7  # of the parent's: chosen on validation products, where 0.5 to 1 differ little
 _MIN_PROBABILITY = 1e-12
 _TIE = 1e-5
 
@@ -162,13 +161,8 @@ def _max_marginals(
         scores[child] = weights[child] * below[child] + above
         fits = (ids < 0) | (ids == best[parent][:, None])
         best[child] = np.where(fits.any(1), np.where(fits, scores[child], -np.inf).argmax(1), -1)
-    return {name: _to_probabilities(scores[name], best[name]) for name in scores}
-
-
-def _to_probabilities(scores: Scores, best: Rows) -> Floats:
-    """Return the softmax of scores in which the label `best` wins beyond rounding; NaN where it is -1."""
-    scores = scores.copy()
-    scores[np.arange(len(scores)), best] += _TIE
-    probabilities: Floats = softmax(scores).astype(np.float32)
-    probabilities[best < 0] = np.nan
-    return probabilities
+    marginals: dict[str, Floats] = {}
+    for name, winners in best.items():
+        scores[name][np.arange(len(winners)), winners] += _TIE  # the best label wins beyond rounding
+        marginals[name] = np.where(winners[:, None] < 0, np.nan, softmax(scores[name])).astype(np.float32)
+    return marginals

@@ -7,9 +7,10 @@ shapes that the manifest calls for. Reading opens these three files and nothing 
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -25,11 +26,14 @@ from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.heads.novelty import NoveltyDetector
 from product_classificator.types import Floats
 
+Bundle = TypeVar("Bundle")
+
 FORMAT = 1
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
 NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "vocabulary.idf"
 _CENTRES = ("novelty.image", "novelty.text")
+_STORED_AS_THEY_ARE = ("encoder_name", "encoder_fingerprint", "characteristics", "hierarchy", "facts")
 
 
 class Manifest(BaseModel):
@@ -68,27 +72,39 @@ def write_bundle(
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def read_bundle(folder: Path) -> tuple[Manifest, Network, Vocabulary, NoveltyDetector | None]:
-    """Read what `write_bundle` wrote.
+def read_bundle(folder: Path, make: Callable[..., Bundle]) -> Bundle:
+    """Read what `write_bundle` wrote; `make` takes the fields of `HeadBundle`.
 
     Raises:
         ArtifactError: the folder is not a bundle, is damaged, or was written by another version.
     """
-    manifest = _read_manifest(folder)
-    weights_bytes, words_bytes = (_read_checked(folder, name, manifest) for name in (WEIGHTS, WORDS))
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
+    content = read_checked_format(path, FORMAT, "fit the heads again")
     try:
-        weights = load(weights_bytes)
-        vocabulary = Vocabulary(
-            json.loads(words_bytes),
-            weights.pop(_IDF),
-            has_title=manifest.has_title,
-            has_leading_words=manifest.has_leading_words,
+        manifest = Manifest.model_validate_json(content)
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
+    weights_bytes, words_bytes = (_read_checked(folder / name, manifest.sha256.get(name)) for name in (WEIGHTS, WORDS))
+    try:
+        weights, limits = load(weights_bytes), manifest.novelty_limits
+        idf, options = weights.pop(_IDF), (manifest.has_title, manifest.has_leading_words)
+        return make(
+            vocabulary=Vocabulary(tuple(json.loads(words_bytes)), idf, *options),
+            novelty=limits and NoveltyDetector(*(weights.pop(name) for name in _CENTRES), limits=limits),
+            network=Network(manifest.network, weights),
+            **{name: getattr(manifest, name) for name in _STORED_AS_THEY_ARE},
         )
-        novelty = _take_novelty(manifest, weights)
-        network = Network(manifest.network, weights)
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"the files of {folder} do not fit together ({error}): fit the heads again") from error
-    return manifest, network, vocabulary, novelty
+
+
+def _read_checked(path: Path, sha256: str | None) -> bytes:
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle again")
+    return content
 
 
 def weights_of(network: Network, novelty: NoveltyDetector | None) -> dict[str, Floats]:
@@ -120,30 +136,3 @@ def check_target(folder: Path) -> None:
         raise ArtifactError(
             f"a bundle is saved as a folder of its own, but {folder} holds other things: {culprits(others)}"
         )
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ArtifactError(f"no bundle of heads at {folder}: {MANIFEST} is missing")
-    content = read_checked_format(path, FORMAT, "fit the heads again")
-    try:
-        return Manifest.model_validate_json(content)
-    except ValueError as error:  # pydantic's ValidationError is one
-        raise ArtifactError(f"{path} is not the manifest of a bundle of heads: {error}") from error
-
-
-def _read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
-    path = folder / name
-    content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != manifest.sha256.get(name):
-        raise ArtifactError(f"{path} is missing or was changed after it was written: copy the bundle again")
-    return content
-
-
-def _take_novelty(manifest: Manifest, weights: dict[str, Floats]) -> NoveltyDetector | None:
-    """Take the centres of the training products out of the weights."""
-    if manifest.novelty_limits is None:
-        return None
-    image, text = (weights.pop(name) for name in _CENTRES)
-    return NoveltyDetector(image, text, manifest.novelty_limits)

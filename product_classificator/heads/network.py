@@ -31,9 +31,6 @@ class NetworkShape:
         has_linear: whether a linear layer leads from the parts to the logits.
         label_dim: width of the label embeddings, 0 if there are none.
         shares_space: whether label embeddings are compared with the image part too, not only with the text part.
-
-    Raises:
-        ValueError: label embeddings and parts are not equally wide.
     """
 
     image_dim: int
@@ -89,15 +86,7 @@ def columns_of(n_labels: Iterable[int]) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)  # arrays cannot be compared with one ==
 class Network:
-    """A network with fixed weights.
-
-    Attributes:
-        shape: shape of the network.
-        weights: name -> float32 array, see `NetworkShape.weights`.
-
-    Raises:
-        ValueError: weights are missing, superfluous, or of another shape or dtype.
-    """
+    """A network with fixed weights: name -> float32 array, of the shapes of `NetworkShape.weights`."""
 
     shape: NetworkShape
     weights: Mapping[str, Floats]
@@ -123,7 +112,6 @@ class Network:
         return logits
 
     def _dense_logits(self, embeddings: Embeddings) -> Floats:
-        """Return the logits without the share of the words."""
         shape, weights = self.shape, self.weights
         parts = np.concatenate([embeddings.image[:, : shape.image_dim], embeddings.text[:, : shape.text_dim]], 1)
         inputs = (parts - weights["mean"]) / weights["scale"]

@@ -1,14 +1,9 @@
 """Detect out-of-distribution products: a noise image, another domain, gibberish.
 
-Three scores, each with a limit that 1 % of the validation products exceed; exceeding one limit is enough:
-
-- distance of the image embedding to the nearest of 256 centres of training images (1 - cosine),
-- the same for the text embedding,
-- share of the words of the text that are not in the vocabulary.
-
-The nearest centre stands for the nearest training product (Sun et al. 2022, "Out-of-distribution detection with deep
-nearest neighbors"): all training embeddings would be many times larger than the heads. Probabilities are no use here:
-heads are as confident about noise as about products. Centres and limits are fitted in `training.thresholds`.
+A product is one if it exceeds a limit that 1 % of the validation products exceed: of the distance (1 - cosine) of image
+or text to the nearest of 256 centres of training products (which stand for all of them: Sun et al. 2022,
+"Out-of-distribution detection with deep nearest neighbors"), or of the share of words that are not in the vocabulary.
+Probabilities are no use here: heads are as confident about noise. Fitted in `training.thresholds`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +15,7 @@ from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.text import words_of
 from product_classificator.types import Bools, Embeddings, Floats
 
-_MAX_DISTANCE = 2.0
+MAX_DISTANCE = 2.0
 """Largest possible 1 - cosine."""
 
 
@@ -39,8 +34,8 @@ class NoveltyDetector:
     limits: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if not all(0 <= limit <= _MAX_DISTANCE for limit in self.limits):
-            raise ValueError(f"limits of novelty must be between 0 and {_MAX_DISTANCE:g}, found {self.limits}")
+        if not all(0 <= limit <= MAX_DISTANCE for limit in self.limits):
+            raise ValueError(f"limits of novelty must be between 0 and {MAX_DISTANCE:g}, found {self.limits}")
 
     def is_out_of_distribution(self, embeddings: Embeddings, texts: Sequence[str], vocabulary: Vocabulary) -> Bools:
         """Return a mask of the products whose image or raw text is unlike those of the training products."""

@@ -1,8 +1,7 @@
 """Make heads from the names of labels, without any training: the label nearest to the product wins.
 
 The text part of a product is compared with the embeddings of the labels, and so is the image part where the encoder has
-one space for both. A new label needs no products, but a label whose name says little is predicted poorly. The scale is
-fixed: learning it did not pay.
+one space for both. A new label needs no products, but a label whose name says little is predicted poorly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ LabelVectors: TypeAlias = Callable[[Sequence[str]], Floats]
 """Turns k labels into (k, text_dim) unit rows."""
 
 SCALE = 30.0
-"""Factor of cosines: chosen among 20, 30 and 40 on validation products (fashion, `lite`)."""
+"""Factor of cosines: chosen among 20, 30 and 40 on validation products; learning it did not pay."""
 
 
 def zero_shot_heads(
@@ -46,7 +45,16 @@ def zero_shot_heads(
     Raises:
         DataError: labels are too few or repeated, or vectors do not fit them.
     """
-    dim = _check(labels, vectors)
+    if not labels:
+        raise DataError("zero-shot heads need a characteristic with labels, got none")
+    dim = next((rows.shape[-1] for rows in vectors.values()), 0)
+    for name, names in labels.items():
+        if isinstance(names, str) or len(names) < 2 or len(set(names)) != len(names):
+            shown = repr(names) if isinstance(names, str) else culprits(names)
+            raise DataError(f"{name} needs two labels or more, each once, got {shown}")
+        found = vectors[name].shape if name in vectors else None
+        if found != (len(names), dim) or not np.isfinite(vectors[name]).all():
+            raise DataError(f"{name} needs finite vectors of shape {(len(names), dim)} for its labels, got {found}")
     n_labels = tuple(len(names) for names in labels.values())
     shape = NetworkShape(dim if shares_space else 0, dim, n_labels, hidden=0, label_dim=dim, shares_space=shares_space)
     weights = {name: np.zeros(size, dtype=np.float32) for name, size in shape.weights().items()}
@@ -56,23 +64,8 @@ def zero_shot_heads(
     return HeadBundle(
         characteristics=tuple(Characteristic(name, tuple(names)) for name, names in labels.items()),
         network=Network(shape, weights),
-        vocabulary=Vocabulary.empty(),
+        vocabulary=Vocabulary(),
         encoder_name=encoder_name,
         encoder_fingerprint=encoder_fingerprint,
         facts={"source": "zero-shot"},
     )
-
-
-def _check(labels: Mapping[str, Sequence[str]], vectors: Mapping[str, Floats]) -> int:
-    """Return the width of the vectors, or raise `DataError`."""
-    if not labels:
-        raise DataError("zero-shot heads need a characteristic with labels, got none")
-    dim = next((rows.shape[-1] for rows in vectors.values()), 0)
-    for name, names in labels.items():
-        if isinstance(names, str) or len(names) < 2 or len(set(names)) != len(names):
-            shown = repr(names) if isinstance(names, str) else culprits(names)
-            raise DataError(f"{name} needs two labels or more, each once, got {shown}")
-        shape = vectors[name].shape if name in vectors else None
-        if shape != (len(names), dim) or not np.isfinite(vectors[name]).all():
-            raise DataError(f"{name} needs finite vectors of shape {(len(names), dim)} for its labels, got {shape}")
-    return dim

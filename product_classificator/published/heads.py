@@ -59,7 +59,7 @@ def read_published_heads(folder: str | Path, *, encoder_name: str) -> HeadBundle
     return HeadBundle(
         characteristics=tuple(Characteristic(name, names) for name, names in labels.items()),
         network=_joint_network(folder, labels, heads, _read(path, _projection) if path.exists() else None),
-        vocabulary=Vocabulary.empty(),
+        vocabulary=Vocabulary(),
         encoder_name=encoder_name,
         encoder_fingerprint="",
         facts={"source": "published heads"},

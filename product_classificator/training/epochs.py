@@ -17,14 +17,14 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR
 
 from product_classificator.errors import DataError
+from product_classificator.heads.bag_of_words import WeightedWords
 from product_classificator.heads.calibration import sigmoid
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
 from product_classificator.training.settings import HeadSettings
-from product_classificator.training.targets import TrainingData
+from product_classificator.training.targets import TrainingData, thinned
 from product_classificator.training.thresholds import fit_decision_thresholds
 from product_classificator.training.torch_network import Batch, JointNetwork
-from product_classificator.training.vocabulary import weighted_words
 from product_classificator.types import Floats, Rows
 
 _MIN_STEPS_PER_EPOCH = 50
@@ -38,8 +38,7 @@ class EpochFacts:
     Attributes:
         epoch: number from 1; of a fine-tuning 0 is the untuned encoder.
         train_loss: mean loss of a training step, of heads summed over characteristics; `None` for epoch 0.
-        valid_macro_f1: mean macro-F1 on validation products, which chooses the epoch.
-        characteristics: name -> macro-F1 on validation products; absent without known labels there.
+        valid_macro_f1: mean of `characteristics` (name -> macro-F1 on validation products), which chooses the epoch.
         valid_loss, recall_at_1: of the validation pairs of a fine-tuning.
     """
 
@@ -87,16 +86,13 @@ def fit_network(
 
 
 def _standardize(network: JointNetwork, data: TrainingData) -> None:
-    means, scales = [], []
-    for part, rows, dim in (
-        (data.embeddings.image, data.image_sample, network.shape.image_dim),
-        (data.embeddings.text, data.text_sample, network.shape.text_dim),
-    ):
-        present = part[rows, :dim]
-        means.append(present.mean(0) if len(rows) else np.zeros(dim, np.float32))
+    means, scales, parts = [], [], (data.embeddings.image, data.embeddings.text)
+    for part, rows, dim in zip(parts, data.samples, (network.shape.image_dim, network.shape.text_dim), strict=True):
+        present = part[rows, :dim] if len(rows) else np.zeros((1, dim), np.float32)
+        means.append(present.mean(0))
         # Columns that hardly vary are not amplified: they would drown the others, and a part that is constant but for
         # rounding would drown everything.
-        deviations = present.std(0) if len(rows) else np.zeros(dim, np.float32)
+        deviations = present.std(0)
         typical = deviations.mean() if dim else 0.0
         scales.append(np.maximum(deviations, 0.01 * typical) if typical > _CONSTANT else np.ones(dim, np.float32))
     network.mean, network.scale = (torch.from_numpy(np.concatenate(arrays)) for arrays in (means, scales))
@@ -112,13 +108,13 @@ def _initialize(network: JointNetwork, data: TrainingData) -> None:
         network.label_embeddings = torch.from_numpy(data.label_embeddings)
         network.label_scale = torch.tensor(SCALE, dtype=torch.float32)
         # A label that is near to all products says nothing: without this its bias would have to unlearn that first.
-        batch = Batch.of(data.embeddings, data.words, data.sample, network.shape)
+        batch = Batch.of(data.embeddings, data.words, thinned(data.train), network.shape)
         network.labels.bias.sub_(network.label_scores(batch).mean(0))
     # The biases of multi-label characteristics start at the log-odds of their labels.
     for target, columns in zip(data.targets, network.shape.columns, strict=True):
-        rows = target.known(data.train)
-        if target.indicators is not None and len(rows):
-            network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(rows), len(rows))))
+        n_known = int(target.is_known[data.train].sum())
+        if target.is_multi_label and n_known:
+            network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(data.train), n_known)))
 
 
 def log_odds(counts: Rows, n_known: int) -> Floats:
@@ -133,7 +129,7 @@ class _Fitting:
         self.network, self.data, self.settings = network, data, settings
         log_priors = []  # what is added to the logits while training; 0 for multi-label characteristics
         for target in data.targets:
-            counts = np.zeros(len(target.labels)) if target.indicators is not None else target.counts(data.train)
+            counts = np.zeros(len(target.labels)) if target.is_multi_label else target.counts(data.train)
             log_priors.append(settings.prior_strength * np.log(np.maximum(counts, 1) / max(counts.sum(), 1)))
         self.log_priors = torch.from_numpy(np.concatenate(log_priors).astype(np.float32))
         others = [weight for name, weight in network.named_parameters() if name != "word_weights"]
@@ -186,11 +182,12 @@ def _loss(logits: Tensor, data: TrainingData, rows: Rows) -> Tensor:
     """
     losses = []
     for target, columns in zip(data.targets, data.shape.columns, strict=True):
-        label_ids = torch.from_numpy(target.label_ids[rows])
-        if target.indicators is None:
-            losses.append(functional.cross_entropy(logits[:, columns], label_ids, ignore_index=-1, reduction="sum"))
+        if target.is_multi_label:
+            is_known = torch.from_numpy(target.is_known[rows])
+            losses.append(multi_label_loss(logits[:, columns], target.indicators[rows], is_known))
         else:
-            losses.append(multi_label_loss(logits[:, columns], target.indicators[rows], label_ids >= 0))
+            label_ids = torch.from_numpy(target.label_ids[rows])
+            losses.append(functional.cross_entropy(logits[:, columns], label_ids, ignore_index=-1, reduction="sum"))
     return torch.stack(losses).sum() / len(rows)
 
 
@@ -203,27 +200,24 @@ def multi_label_loss(logits: Tensor, indicators: csr_matrix, is_known: Tensor) -
 
 def logits_of(network: Network, data: TrainingData, rows: Rows) -> Floats:
     """Return the (rows, all labels) logits of products, whose words are counted already."""
-    return network.logits(data.embeddings.take(rows), weighted_words(data.words[rows]))
+    words = data.words[rows]
+    return network.logits(data.embeddings.take(rows), WeightedWords(words.data, words.indices, words.indptr))
 
 
 def _valid_macro_f1(network: Network, data: TrainingData) -> dict[str, float]:
     all_logits, scores = logits_of(network, data, data.valid), {}
     for target, columns in zip(data.targets, network.shape.columns, strict=True):
-        rows, logits = target.known(data.valid), all_logits[target.is_known[data.valid], columns]
-        if not len(rows):
+        is_known = target.is_known[data.valid]
+        if not is_known.any():
             continue
-        if target.indicators is None:
-            true, predicted = (_one_hot(ids, logits.shape[1]) for ids in (target.label_ids[rows], logits.argmax(1)))
+        true, logits = target.indicators[data.valid[is_known]], all_logits[is_known, columns]
+        if target.is_multi_label:
+            probabilities = sigmoid(logits)
+            predicted = probabilities >= fit_decision_thresholds(probabilities, true)
         else:
-            true, probabilities = target.indicators[rows], sigmoid(logits)
-            predicted = csr_matrix(probabilities >= fit_decision_thresholds(probabilities, true))
-        scores[target.name] = macro_f1(true, predicted)
+            predicted = logits.argmax(1)[:, None] == np.arange(logits.shape[1])
+        scores[target.name] = macro_f1(true, csr_matrix(predicted))
     return scores
-
-
-def _one_hot(label_ids: Rows, n_labels: int) -> csr_matrix:
-    n = len(label_ids)
-    return csr_matrix((np.ones(n), label_ids, np.arange(n + 1)), shape=(n, n_labels))
 
 
 def macro_f1(true: csr_matrix, predicted: csr_matrix) -> float:

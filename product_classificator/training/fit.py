@@ -1,12 +1,12 @@
 """Turn embeddings, texts and known labels into a bundle of heads.
 
 All characteristics are fitted together (`epochs`); unknown labels are masked. Validation products choose the epoch,
-temperatures and thresholds (`calibration`), nothing else; nothing is learned from test products. Training starts from
-the words of label names; where a label has few products, from label embeddings too: validation macro-F1 of sub_category
-with 1, 3 and 9 training products a label .41, .51, .66 instead of .29, .47, .63.
+temperatures and thresholds (`thresholds`), nothing else; nothing is learned from test products. Training starts from
+the words of label names; where a label has few products, from label embeddings too.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -22,18 +22,11 @@ from product_classificator.heads.network import NetworkShape
 from product_classificator.heads.zero_shot import LabelVectors
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
 from product_classificator.training.settings import HeadSettings
-from product_classificator.training.targets import (
-    LabelledProducts,
-    Target,
-    TrainingData,
-    label_embeddings,
-    labels_to_learn,
-    varied_rows,
-)
+from product_classificator.training.targets import LabelledProducts, Target, TrainingData, label_embeddings, varied_rows
 from product_classificator.training.taxonomy import learn_hierarchy
 from product_classificator.training.thresholds import calibrate, fit_novelty, with_confidence_thresholds
 from product_classificator.training.vocabulary import fit_vocabulary, start_with_their_kind, words_of_labels
-from product_classificator.types import SPLITS, Embeddings, Rows, Strings
+from product_classificator.types import SPLITS, Embeddings, Rows, Strings, Truth, is_multi_label, iter_labels
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +75,7 @@ def fit_heads(
     """
     is_usable = products.embeddings.has_image | products.embeddings.has_text
     split_names = np.where(is_usable, products.split.names, "")
-    labels, left_out = labels_to_learn(products.truth, split_names, settings.min_products_per_label)
+    labels, left_out = _labels_to_learn(products.truth, split_names, settings.min_products_per_label)
     targets = tuple(Target.of(name, names, products.truth[name]) for name, names in labels.items())
     data = _prepare(products, targets, split_names, settings, label_vectors, shares_space)
     # Layers draw their weights and dropout from the global generator, whose state is restored afterwards.
@@ -128,6 +121,34 @@ def fit_heads(
     return FittedHeads(bundle, tuple(history), best_epoch, left_out)
 
 
+def _labels_to_learn(
+    truth: Truth, split_names: Strings, minimum: int
+) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
+    """Return the labels to learn of each trainable characteristic, and the others with their counts of products.
+
+    Labels of fewer than `minimum` products, or without a training product, are left out.
+    """
+    labels, left_out = {}, {}
+    for name, column in truth.items():
+        counts = Counter(iter_labels(column[split_names != ""]))
+        trained = set(iter_labels(column[split_names == "train"]))
+        kept = tuple(sorted(label for label, count in counts.items() if count >= minimum and label in trained))
+        if len(kept) >= (1 if is_multi_label(column) else 2):
+            labels[name] = kept
+        else:
+            logger.warning("%s is left out: it has %d label(s) with %d products or more", name, len(kept), minimum)
+            kept = ()
+        rest = {label: count for label, count in sorted(counts.items()) if label not in kept}
+        if rest or not kept:
+            left_out[name] = rest
+    if not labels:
+        raise DataError(
+            f"a characteristic needs two labels with at least {minimum} products each, "
+            f"found none among {list(truth)}: add products or lower min_products_per_label"
+        )
+    return labels, left_out
+
+
 def _prepare(
     products: LabelledProducts,
     targets: tuple[Target, ...],
@@ -139,10 +160,10 @@ def _prepare(
     embeddings = products.embeddings
     is_labelled = np.any([target.is_known for target in targets], axis=0)
     train = np.flatnonzero((split_names == "train") & is_labelled)
-    samples = {
-        "photo": varied_rows(embeddings.image, train[embeddings.has_image[train]]),
-        "text": varied_rows(embeddings.text, train[embeddings.has_text[train]]),
-    }
+    samples = (
+        varied_rows(embeddings.image, train[embeddings.has_image[train]]),
+        varied_rows(embeddings.text, train[embeddings.has_text[train]]),
+    )
     uses_image, uses_text = _parts_to_learn(samples, embeddings, train)
     is_learnable = is_labelled & (embeddings.has_image & uses_image | embeddings.has_text & uses_text)
     train, valid = (np.flatnonzero((split_names == name) & is_learnable) for name in ("train", "valid"))
@@ -166,39 +187,26 @@ def _prepare(
         label_dim=starts.shape[1],
         shares_space=shares_space and starts.shape[1] > 0,
     )
-    label_ids = [target.label_ids[train] if target.indicators is None else None for target in targets]
-    label_words = [
-        words_of_labels(vocabulary, target.labels, words[train], ids)
-        for target, ids in zip(targets, label_ids, strict=True)
-    ]
-    return TrainingData(
-        embeddings=embeddings,
-        vocabulary=vocabulary,
-        words=words,
-        targets=targets,
-        train=train,
-        valid=valid,
-        image_sample=samples["photo"],
-        text_sample=samples["text"],
-        label_embeddings=starts,
-        label_words=vstack(label_words, format="csr"),
-        shape=shape,
-    )
+    train_words = words[train]
+    competing = [None if target.is_multi_label else target.label_ids[train] for target in targets]
+    pairs = zip(targets, competing, strict=True)
+    rows = [words_of_labels(vocabulary, target.labels, train_words, label_ids) for target, label_ids in pairs]
+    label_words = vstack(rows, format="csr")
+    return TrainingData(embeddings, vocabulary, words, targets, train, valid, samples, starts, label_words, shape)
 
 
-def _parts_to_learn(samples: Mapping[str, Rows], embeddings: Embeddings, train: Rows) -> tuple[bool, ...]:
+def _parts_to_learn(samples: tuple[Rows, Rows], embeddings: Embeddings, train: Rows) -> tuple[bool, ...]:
     """Return whether to learn from images and from texts, by the rows that show how each varies.
 
     A part that fewer than 10 show is left out if the other part is better off: nothing can be learned from it, but its
     weights would move every product that has it.
     """
-    is_enough = tuple(len(rows) >= _FEW_PRODUCTS for rows in samples.values())
+    is_enough = tuple(len(rows) >= _FEW_PRODUCTS for rows in samples)
     if not any(is_enough):
-        return (True,) * len(is_enough)
-    for (name, rows), has_part, is_used in zip(
-        samples.items(), (embeddings.has_image, embeddings.has_text), is_enough, strict=True
-    ):
-        if has_part[train].any() and not is_used:
+        return True, True
+    has_parts = embeddings.has_image, embeddings.has_text
+    for name, rows, has_part in zip(("photo", "text"), samples, has_parts, strict=True):
+        if has_part[train].any() and len(rows) < _FEW_PRODUCTS:
             logger.warning(
                 "%ss are left out: %d of %d training products have a %s of their own, %d are needed",
                 *(name, len(rows), len(train), name, _FEW_PRODUCTS),
@@ -214,7 +222,7 @@ def _learn_words(
     if leading_words is None:
         texts = [products.texts[row] for row in train.tolist()] if settings.max_words else []
         titles = [text.partition("\n")[0] for text in texts] if products.has_title else texts
-        single = [target.label_ids[train] for target in targets if target.indicators is None]
+        single = [target.label_ids[train] for target in targets if not target.is_multi_label]
         leading_words = start_with_their_kind(titles, single)
     return fit_vocabulary(
         products.texts,

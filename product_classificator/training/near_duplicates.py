@@ -5,9 +5,7 @@
   with that text has no photo to compare.
 - A text shared by more than `MAX_SHARED` products with different photos, or a photo shared by more than that many
   products with different texts, is generic ("dress", "no photo yet") and identifies none. A missing photo or text
-  differs from every other.
-
-What the rule finds in real catalogs stands in `docs/design/decisions.md`.
+  differs from every other. What this finds in real catalogs: `docs/design/decisions.md`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -59,11 +57,8 @@ class Signatures:
         return cls(text, np.array([len(w) for w in words], dtype=np.int64), thumbnails)
 
     def __add__(self, other: "Signatures") -> "Signatures":
-        return Signatures(
-            np.concatenate([self.text, other.text]),
-            np.concatenate([self.n_words, other.n_words]),
-            np.concatenate([self.thumbnails, other.thumbnails]),
-        )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Signatures(*(np.concatenate(pair) for pair in pairs))
 
     def take(self, rows: Rows | Bools) -> "Signatures":
         """Return those of `rows`."""

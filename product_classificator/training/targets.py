@@ -1,9 +1,9 @@
 """Turn the labels of products into what heads are fitted to: label ids and indicators per characteristic."""
 
-import logging
 from collections import Counter
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -13,19 +13,7 @@ from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.network import NetworkShape
 from product_classificator.heads.zero_shot import LabelVectors
 from product_classificator.training.vocabulary import BagOfWords
-from product_classificator.types import (
-    Bools,
-    Embeddings,
-    Floats,
-    Rows,
-    Split,
-    Strings,
-    Truth,
-    is_multi_label,
-    iter_labels,
-)
-
-logger = logging.getLogger(__name__)
+from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
 
 _STANDARDIZE_SAMPLE = 50_000
 _FEW_PRODUCTS = 10
@@ -40,9 +28,6 @@ class LabelledProducts:
         truth: characteristic -> (n,) labels, sets of labels for a multi-label characteristic.
         has_title: whether the first line of each text is a title: it weighs as much as everything after it.
         groups: (n,) group of near-identical products that each belongs to; `None`: no two are near-identical.
-
-    Raises:
-        DataError: the rows do not belong together.
     """
 
     embeddings: Embeddings
@@ -70,43 +55,38 @@ class Target:
 
     Attributes:
         labels: (k,) labels to learn.
-        label_ids: (n,) int64, -1 where unknown; 0 where known if the characteristic is multi-label.
-        indicators: (n, k) float32 sparse, 1 where a product has a label; `None` unless multi-label.
+        indicators: (n, k) float32 sparse, 1 where a product has a label.
+        is_known: (n,) whether the label of a product is known; a set of labels may be empty.
     """
 
     name: str
     labels: tuple[str, ...]
-    label_ids: Rows
-    indicators: csr_matrix | None = None
+    indicators: csr_matrix
+    is_known: Bools
+    is_multi_label: bool
 
     @classmethod
     def of(cls, name: str, labels: tuple[str, ...], column: Strings) -> "Target":
         """Return the target of an (n,) column; labels that are not to be learned are ignored."""
-        label_index = {label: index for index, label in enumerate(labels)}
-        if not is_multi_label(column):
-            return cls(name, labels, np.array([label_index.get(label, -1) for label in column], dtype=np.int64))
-        label_ids = np.array([-1 if item is None else 0 for item in column], dtype=np.int64)
-        rows = [[label_index[label] for label in sorted(item or ()) if label in label_index] for item in column]
+        label_index, is_multi = {label: index for index, label in enumerate(labels)}, is_multi_label(column)
+        sets = column if is_multi else [(label,) for label in column]
+        rows = [[label_index[label] for label in sorted(item or ()) if label in label_index] for item in sets]
         starts = np.cumsum([0, *map(len, rows)])
         columns = np.array([index for row in rows for index in row], dtype=np.int64)
         indicators = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(column), len(labels)))
-        return cls(name, labels, label_ids, indicators)
+        is_known = np.array([item is not None for item in column], dtype=bool) if is_multi else np.diff(starts) > 0
+        return cls(name, labels, indicators, is_known, is_multi)
 
-    @property
-    def is_known(self) -> Bools:
-        """(n,) whether the label of a product is known."""
-        known: Bools = self.label_ids >= 0
-        return known
-
-    def known(self, rows: Rows) -> Rows:
-        """Return those of `rows` whose label is known."""
-        return rows[self.label_ids[rows] >= 0]
+    @cached_property
+    def label_ids(self) -> Rows:
+        """(n,) label id of each product, -1 where unknown; not for a multi-label characteristic."""
+        label_ids = np.full(len(self.is_known), -1, dtype=np.int64)
+        label_ids[self.is_known] = self.indicators.indices
+        return label_ids
 
     def counts(self, rows: Rows) -> Rows:
         """Return the (k,) number of products of each label among `rows`."""
-        if self.indicators is not None:
-            return np.asarray(self.indicators[rows].sum(0)).ravel().astype(np.int64)
-        return np.bincount(self.label_ids[self.known(rows)], minlength=len(self.labels)).astype(np.int64)
+        return np.asarray(self.indicators[rows].sum(0)).ravel().astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -114,7 +94,7 @@ class TrainingData:
     """What a network is fitted to: rows to learn from and to validate on.
 
     Fitting starts from `label_embeddings` (all labels, dim), of width 0 if there are none, and from `label_words` (all
-    labels, words). Each part is standardised by its `varied_rows`.
+    labels, words). Image and text are standardised by `samples` of rows, see `varied_rows`.
     """
 
     embeddings: Embeddings
@@ -123,16 +103,10 @@ class TrainingData:
     targets: tuple[Target, ...]
     train: Rows
     valid: Rows
-    image_sample: Rows
-    text_sample: Rows
+    samples: tuple[Rows, Rows]
     label_embeddings: Floats
     label_words: BagOfWords
     shape: NetworkShape
-
-    @property
-    def sample(self) -> Rows:
-        """Enough training rows for means."""
-        return _thinned(self.train)
 
 
 def varied_rows(vectors: Floats, rows: Rows) -> Rows:
@@ -140,7 +114,7 @@ def varied_rows(vectors: Floats, rows: Rows) -> Rows:
 
     A vector that most of them share is a placeholder: with it, the others would look a hundred times too far apart.
     """
-    rows = _thinned(rows)
+    rows = thinned(rows)
     contents = [vector.tobytes() for vector in vectors[rows]]
     most_common = Counter(contents).most_common(1)
     if not most_common or 2 * most_common[0][1] <= len(rows):
@@ -148,36 +122,9 @@ def varied_rows(vectors: Floats, rows: Rows) -> Rows:
     return rows[[content != most_common[0][0] for content in contents]]
 
 
-def _thinned(rows: Rows) -> Rows:
+def thinned(rows: Rows) -> Rows:
+    """Return at most 50,000 of the rows, evenly spread: enough for means."""
     return rows[:: -(-len(rows) // _STANDARDIZE_SAMPLE) or 1]
-
-
-def labels_to_learn(
-    truth: Truth, split_names: Strings, minimum: int
-) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
-    """Return the labels to learn of each trainable characteristic, and the others with their counts of products.
-
-    Labels of fewer than `minimum` products, or without a training product, are left out.
-    """
-    labels, left_out = {}, {}
-    for name, column in truth.items():
-        counts = Counter(iter_labels(column[split_names != ""]))
-        trained = set(iter_labels(column[split_names == "train"]))
-        kept = tuple(sorted(label for label, count in counts.items() if count >= minimum and label in trained))
-        if len(kept) >= (1 if is_multi_label(column) else 2):
-            labels[name] = kept
-        else:
-            logger.warning("%s is left out: it has %d label(s) with %d products or more", name, len(kept), minimum)
-            kept = ()
-        rest = {label: count for label, count in sorted(counts.items()) if label not in kept}
-        if rest or not kept:
-            left_out[name] = rest
-    if not labels:
-        raise DataError(
-            f"a characteristic needs two labels with at least {minimum} products each, "
-            f"found none among {list(truth)}: add products or lower min_products_per_label"
-        )
-    return labels, left_out
 
 
 def label_embeddings(targets: Sequence[Target], train: Rows, label_vectors: LabelVectors | None) -> Floats:
@@ -196,6 +143,5 @@ def label_embeddings(targets: Sequence[Target], train: Rows, label_vectors: Labe
             weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
             vectors[target.name] = label_vectors(target.labels) * weights[:, None]
     width = next((rows.shape[1] for rows in vectors.values()), 0)
-    for target in targets:
-        vectors.setdefault(target.name, np.zeros((len(target.labels), width), dtype=np.float32))
-    return np.concatenate([vectors[target.name] for target in targets])
+    zeros = {target.name: np.zeros((len(target.labels), width), dtype=np.float32) for target in targets}
+    return np.concatenate([*{**zeros, **vectors}.values()])

@@ -2,8 +2,8 @@
 
 Trained networks are overconfident, so logits are divided by a temperature (Guo et al. 2017, "On calibration of modern
 neural networks") that depends on the product, see `heads.calibration`: where some products name their label and others
-do not, one temperature for all is wrong (calibration error of colours .030 instead of .017). Both numbers have a prior,
-so few validation products, all predicted correctly, do not make the heads overconfident.
+do not, one temperature for all is wrong. Its numbers have a prior, so few validation products, all predicted correctly,
+do not make the heads overconfident.
 """
 
 import math
@@ -21,7 +21,7 @@ from sklearn.preprocessing import normalize
 
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.calibration import Characteristic, Thresholds, sigmoid, spreads
-from product_classificator.heads.novelty import NoveltyDetector, distances, unknown_word_shares
+from product_classificator.heads.novelty import MAX_DISTANCE, NoveltyDetector, distances, unknown_word_shares
 from product_classificator.training.targets import Target
 from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows, Truth
 
@@ -34,16 +34,15 @@ _RISK = 0.1
 _PRECISION_STEPS = 200
 _FIRST_SET, _SET_GROWTH = 4, 1.2
 _CENTRES, _CENTRES_SAMPLE = 256, 20_000
-_IN_DISTRIBUTION_SHARE, _MAX_DISTANCE = 0.99, 2.0
+_IN_DISTRIBUTION_SHARE = 0.99
 _NEAR = 0.01  # what is as near as a re-encoded photo is not novel: a limit of rounding noise would decide by chance
 
 
 def calibrate(target: Target, logits: Floats, rows: Rows) -> Characteristic:
     """Return a characteristic calibrated by the (m, k) logits of m rows, without confidence thresholds."""
+    if not target.is_multi_label:
+        return Characteristic(target.name, target.labels, *fit_temperature(logits, target.label_ids[rows]))
     is_known = target.is_known[rows]
-    if target.indicators is None:
-        temperature, exponent = fit_temperature(logits, target.label_ids[rows])
-        return Characteristic(target.name, target.labels, temperature, exponent)
     known_logits, indicators = logits[is_known], target.indicators[rows[is_known]]
     temperature = fit_multi_label_temperature(known_logits, indicators)
     thresholds = fit_decision_thresholds(sigmoid(known_logits / np.float32(temperature)), indicators)
@@ -141,9 +140,8 @@ def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | No
 
     A threshold keeps a precision if the lower end of the one-sided 90 % Clopper-Pearson interval is at least as high.
     Thresholds are tested from the top down, and the first that fails ends the search, so testing many costs nothing
-    (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then Test"). Without that, with the lowest threshold that
-    passes, up to 4 promises in 10 were broken. The first set tested holds a quarter of the products, or as many as a
-    promise needs if all are right (45 for 0.95), and each next one a fifth more.
+    (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then Test"). The first set tested holds a quarter of the
+    products, or as many as a promise needs if all are right (45 for 0.95), and each next one a fifth more.
     """
     if groups is not None:
         first = np.unique(groups, return_index=True)[1]
@@ -180,7 +178,7 @@ def fit_novelty(
     text = _centres(embeddings.text, train[embeddings.has_text[train]], seed)
     with_image, with_text = valid[embeddings.has_image[valid]], valid[embeddings.has_text[valid]]
     image_limit, text_limit, words_limit = (
-        float(np.quantile(scores, _IN_DISTRIBUTION_SHARE, method="higher")) if len(scores) else _MAX_DISTANCE
+        float(np.quantile(scores, _IN_DISTRIBUTION_SHARE, method="higher")) if len(scores) else MAX_DISTANCE
         for scores in (
             distances(embeddings.image[with_image], image),
             distances(embeddings.text[with_text], text),
@@ -196,7 +194,7 @@ def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:
     if len(rows) <= _CENTRES:
         return vectors[rows]
     # Random products are as good a start as k-means++, which took a quarter of the time of fitting heads, and five
-    # passes as good as all: the farthest 1 % of 889 fashion images lie .314 from their centre, .312 after all.
+    # passes as good as all.
     kmeans = MiniBatchKMeans(_CENTRES, init="random", batch_size=2048, n_init=1, max_iter=5, random_state=seed)
     centres: Floats = normalize(kmeans.fit(vectors[rows]).cluster_centers_)
     return centres

@@ -1,8 +1,7 @@
 """The network of `heads.network` in torch, as it is fitted.
 
 One hidden layer is shared by all characteristics, so rare labels profit from common ones. A linear model of the words
-adds what a sentence embedding blurs (brand, "pack of 2", sizes); without words a linear layer reads the parts instead
-(images only: .711 -> .721). Where label embeddings are given, training starts from the zero-shot network.
+adds what a sentence embedding blurs (brand, "pack of 2", sizes); without words a linear layer reads the parts instead.
 """
 
 from dataclasses import dataclass
@@ -73,12 +72,11 @@ class JointNetwork(nn.Module):
         has = [batch.has_image.expand(-1, dims[0]), batch.has_text.expand(-1, dims[1])]
         parts = (torch.cat([batch.image, batch.text], 1) - self.mean) / self.scale
         inputs = torch.where(torch.cat(has, 1), parts, 0)
-        # What stands for a missing part is multiplied by the weights once per batch, not once per product: the gradient
-        # of the whole input would cost a third of a step.
+        # What stands for a missing part is multiplied by the weights once per batch, which saves a third of a step.
         image_weights, text_weights = torch.split(self.hidden.weight, dims, 1)
         missing = ~batch.has_image * (image_weights @ self.missing_image)
         missing = missing + ~batch.has_text * (text_weights @ self.missing_text)
-        # Texts repeat what their words say; dropout of images would cost .004 (images only, see above).
+        # Texts repeat what their words say; dropout of images does not pay.
         image, text = torch.split(inputs, dims, 1)
         hidden = self.hidden(torch.cat([image, self.text_dropout(text)], 1)) + missing
         logits: Tensor = self.labels(self.hidden_dropout(torch.relu(hidden)))

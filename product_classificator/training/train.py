@@ -115,12 +115,7 @@ def train_heads(
 
 @dataclass(frozen=True)
 class SplitCatalog:
-    """A catalog in memory, split into train, valid and test.
-
-    Attributes:
-        set_aside: reason -> number of products in no split.
-        row_warnings: issue -> number of products that are used nevertheless.
-    """
+    """A catalog in memory, split; reason -> number of products in no split, and of those used nevertheless."""
 
     products: LabelledProducts
     signatures: Signatures
@@ -129,11 +124,7 @@ class SplitCatalog:
 
 
 def split_catalog(catalog: Catalog, embedded: EmbeddedProducts, settings: TrainSettings) -> SplitCatalog:
-    """Split the products of a catalog.
-
-    Raises:
-        DataError: too few products are usable.
-    """
+    """Split the products of a catalog into train, valid and test; `DataError` if too few are usable."""
     if catalog.images is not None and not embedded.embeddings.has_image.any():
         logger.warning("no product has a usable photo: is %s the right folder?", catalog.images.path)
     texts, truth, reasons = catalog.texts(), catalog.truth(), embedded.set_aside()
@@ -145,14 +136,8 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedProducts, settings: TrainS
         )
     signatures = Signatures.of(texts, embedded.thumbnails)
     groups = near_duplicate_groups(signatures)
-    split = split_products(
-        catalog.ids,
-        groups,
-        truth,
-        is_usable,
-        shares=(settings.split.valid_share, settings.split.test_share),
-        seed=settings.seed,
-    )
+    shares = settings.split.valid_share, settings.split.test_share
+    split = split_products(catalog.ids, groups, truth, is_usable, shares=shares, seed=settings.seed)
     products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title, groups)
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
     return SplitCatalog(products, signatures, set_aside, row_warnings)
@@ -160,10 +145,7 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedProducts, settings: TrainS
 
 @dataclass(frozen=True)
 class Session:
-    """What training and fine-tuning share: an encoder, settings, and a run that is not saved yet.
-
-    The hierarchy is that of the user's taxonomy, `None` if it is learned; `began_s` is on the monotonic clock.
-    """
+    """What training and fine-tuning share; the run is not saved yet, the hierarchy `None` if it is learned."""
 
     run: Run
     encoder: Encoder
@@ -200,15 +182,10 @@ class Session:
             raise DataError(f"a run is a folder, but {error.filename} is a file: name another folder") from error
         settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
         versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}}
-        run = Run(
-            folder=folder,
-            encoder=encoder.name,
-            columns=catalog.columns,
-            channels="rgb" if catalog.images is None else catalog.images.channels,
-            store=Path(store or own_store(folder, encoder)).resolve(),
-            settings=asdict(settings),
-            facts={"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions},
-        )
+        facts = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
+        channels = "rgb" if catalog.images is None else catalog.images.channels
+        store = Path(store or own_store(folder, encoder)).resolve()
+        run = Run(folder, encoder.name, catalog.columns, channels, store, asdict(settings), facts)
         return cls(run, encoder, settings, hierarchy, began_s)
 
     def fit(self, products: LabelledProducts, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedHeads:

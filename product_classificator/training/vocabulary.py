@@ -2,15 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from scipy.special import logsumexp
 from sklearn.feature_extraction.text import CountVectorizer
 
-from product_classificator.heads.bag_of_words import Vocabulary, WeightedWords
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.text import words_of
 from product_classificator.types import Rows
 
@@ -18,6 +19,7 @@ BagOfWords: TypeAlias = csr_matrix
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
 
 _LABEL_WEIGHT, _FULL_WEIGHT_LABELS, _WEIGHT_SAMPLE = 30.0, 100, 5_000
+_SEGMENTS_PER_BLOCK = 8192  # even: a title stays with its rest
 _MIN_TITLES, _MAX_TITLES, _MIN_GAIN = 500, 20_000, 0.05
 
 
@@ -36,19 +38,23 @@ def fit_vocabulary(
     one text cannot distinguish products.
     """
     if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
-        return Vocabulary.empty(), csr_matrix((len(texts), 0), dtype=np.float32)
-    options = {"has_title": has_title, "has_leading_words": has_leading_words}
+        return Vocabulary(), csr_matrix((len(texts), 0), dtype=np.float32)
+    segments = Vocabulary(has_title=has_title, has_leading_words=has_leading_words)
     counter = CountVectorizer(analyzer=list, dtype=np.int32)
-    counts = counter.fit_transform(Vocabulary((), np.empty(0, np.float32), **options).grams_of_segments(texts))
+    counts = counter.fit_transform(segments.grams_of_segments(texts))
     per_text = counts[0::2] + counts[1::2] if has_title else counts
     n_texts = np.bincount(per_text[train].indices, minlength=counts.shape[1])
     common = np.flatnonzero(n_texts >= min_texts)
     kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
     idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
-    vocabulary = Vocabulary(counter.get_feature_names_out()[kept].tolist(), idf.astype(np.float32), **options)
-    kept_counts = counts[:, kept].sorted_indices()
-    weighted = vocabulary.weigh_counts(kept_counts.data, kept_counts.indices, kept_counts.indptr)
-    return vocabulary, csr_matrix(weighted, shape=(len(texts), len(vocabulary)))
+    names = tuple(counter.get_feature_names_out()[kept].tolist())
+    vocabulary = replace(segments, words=names, idf=idf.astype(np.float32))
+    kept_counts, weighted = counts[:, kept].sorted_indices(), []
+    for start in range(0, counts.shape[0], _SEGMENTS_PER_BLOCK):  # blocks bound the memory
+        block = kept_counts[start : start + _SEGMENTS_PER_BLOCK]
+        words = vocabulary.weigh_counts(block.data, block.indices, block.indptr)
+        weighted.append(csr_matrix(words, shape=(len(words.starts) - 1, len(vocabulary))))
+    return vocabulary, vstack(weighted, format="csr")
 
 
 def bag_of_words(vocabulary: Vocabulary, texts: Sequence[str]) -> BagOfWords:
@@ -56,19 +62,14 @@ def bag_of_words(vocabulary: Vocabulary, texts: Sequence[str]) -> BagOfWords:
     return csr_matrix(vocabulary.weigh(texts), shape=(len(texts), len(vocabulary)))
 
 
-def weighted_words(rows: BagOfWords) -> WeightedWords:
-    """Return sparse rows in the form that `heads` uses."""
-    return WeightedWords(rows.data, rows.indices, rows.indptr)
-
-
 def words_of_labels(
     vocabulary: Vocabulary, labels: Sequence[str], words: BagOfWords, label_ids: Rows | None
 ) -> BagOfWords:
     """Return the (k, words) rows of the names of labels, times the initial weight of the cosine with them.
 
-    At most 30 (validation macro-F1 .817 -> .831), less beyond 100 labels, where words mislead (30 would cost .010), and
-    never more than makes the label ids of training products (-1: unknown) with these bags of words the most likely.
-    Twice as much where there are no label ids: the labels of a multi-label characteristic do not compete (+.022).
+    At most 30, less beyond 100 labels, where words mislead, and never more than makes the label ids of training
+    products (-1: unknown) with these bags of words the most likely. Twice as much where there are no label ids: the
+    labels of a multi-label characteristic do not compete. Measured: `docs/design/decisions.md`.
     """
     label_words, weight = bag_of_words(vocabulary, labels), _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
     if label_ids is None:

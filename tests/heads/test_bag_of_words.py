@@ -61,7 +61,7 @@ def test_rows_are_those_of_scikit_learn() -> None:
 
 def test_a_word_is_in_a_vocabulary_once() -> None:
     with pytest.raises(ValueError, match="every word has one column, found 1 words repeated"):
-        Vocabulary(["red", "mug", "red"], np.ones(3, np.float32))
+        Vocabulary(("red", "mug", "red"), np.ones(3, np.float32))
 
 
 def test_a_title_weighs_as_much_as_all_that_follows() -> None:
@@ -83,6 +83,7 @@ def test_a_text_of_one_line_is_the_same_with_and_without_a_title() -> None:
 def test_many_titles_are_weighed_block_by_block(monkeypatch) -> None:
     texts = [f"red mug {number % 3}\nfor tea {number % 4}" for number in range(7)]
     vocabulary, rows = fit_vocabulary(texts, np.arange(7), has_title=True)
-    monkeypatch.setattr("product_classificator.heads.bag_of_words._TEXTS_PER_BLOCK", 3)
+    monkeypatch.setattr("product_classificator.training.vocabulary._SEGMENTS_PER_BLOCK", 6)
+    assert (fit_vocabulary(texts, np.arange(7), has_title=True)[1] != rows).nnz == 0
     assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
     assert bag_of_words(vocabulary, []).shape == (0, len(vocabulary))

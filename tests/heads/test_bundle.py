@@ -168,7 +168,6 @@ def rewritten(folder: Path, **changes: object) -> HeadBundle:
 
 def test_heads_without_thresholds_predict_and_decide_nothing(saved: Path, products: LabelledProducts) -> None:
     bundle = replace(HeadBundle.load(saved), novelty=None)
-    assert not bundle.can_decide
     predictions = bundle.predict(products.embeddings, products.texts)
     with pytest.raises(ArtifactError, match=r"decisions need thresholds .* these heads have none: .* train heads"):
         bundle.with_decisions(predictions, products.embeddings, products.texts)
@@ -314,4 +313,4 @@ def test_what_could_not_be_loaded_is_no_bundle(fitted: FittedHeads) -> None:
     with pytest.raises(ValueError, match="centres of training products must be 8 wide"):
         replace(bundle, novelty=replace(bundle.novelty, image=bundle.novelty.image[:, 1:]))
     with pytest.raises(ValueError, match="the vocabulary 0"):
-        replace(bundle, vocabulary=Vocabulary.empty())
+        replace(bundle, vocabulary=Vocabulary())

@@ -71,7 +71,7 @@ def test_gibberish_is_out_of_distribution_even_if_its_embedding_is_not(shop, nov
 def test_heads_without_words_or_photos_judge_by_what_they_have(shop) -> None:
     embeddings, texts, _ = shop
     bare = replace(embeddings, has_image=np.zeros(N, bool))
-    vocabulary = Vocabulary.empty()
+    vocabulary = Vocabulary()
     novelty = fit_novelty(bare, texts, np.arange(800), np.arange(800, 1000), vocabulary)
     few = embeddings.take(np.arange(2))
     is_novel = novelty.is_out_of_distribution(

@@ -7,13 +7,14 @@ import pytest
 from product_classificator.heads import Hierarchy
 from product_classificator.training.targets import Target
 from product_classificator.training.taxonomy import learn_hierarchy
+from product_classificator.types import strings
 from tests.heads.test_hierarchy import LABELS, PARENT, SUB_TOP
 
 
 def learn(label_ids: np.ndarray, labels: dict[str, Sequence[str]]) -> Hierarchy:
     """Return what is learned from (n, characteristics) label ids."""
     pairs = zip(labels.items(), label_ids.T, strict=True)
-    targets = [Target(name, tuple(names), column) for (name, names), column in pairs]
+    targets = [Target.of(name, tuple(names), strings([*names, None])[column]) for (name, names), column in pairs]
     return learn_hierarchy(targets, np.arange(len(label_ids)))
 
 
@@ -71,7 +72,8 @@ def test_a_label_without_a_clear_parent_goes_with_every_one() -> None:
 
 def test_thousands_of_labels_take_no_table_of_all_pairs() -> None:
     draw, k = np.random.default_rng(0), (5000, 4000)
-    targets = [Target(str(i), tuple(map(str, range(n))), draw.integers(0, n, 20_000)) for i, n in enumerate(k)]
+    names = [tuple(map(str, range(n))) for n in k]
+    targets = [Target.of(f"{len(n)}", n, strings(n)[draw.integers(0, len(n), 20_000)]) for n in names]
     tracemalloc.start()
     learn_hierarchy(targets, np.arange(20_000))
     peak = tracemalloc.get_traced_memory()[1]

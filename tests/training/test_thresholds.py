@@ -5,7 +5,7 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 
 from product_classificator.heads import Characteristic
-from product_classificator.heads.selective import threshold_for
+from product_classificator.heads.calibration import threshold_for
 from product_classificator.training.targets import Target
 from product_classificator.training.thresholds import (
     calibrate,
@@ -91,7 +91,8 @@ def test_products_that_are_all_right_do_not_make_probabilities_of_one() -> None:
 def test_a_characteristic_is_calibrated_on_the_products_of_its_rows() -> None:
     logits, label_ids = drawn(1000, 3, 3.0)
     rows = np.arange(1000, 2000)
-    target = Target("kind", ("a", "b", "c"), np.concatenate([np.zeros(1000, np.int64), label_ids]))
+    labels = ("a", "b", "c")
+    target = Target.of("kind", labels, strings(labels)[np.concatenate([np.zeros(1000, np.int64), label_ids])])
     kind = calibrate(target, logits, rows)
     assert (kind.temperature, kind.temperature_exponent) == fit_temperature(logits, label_ids)
     assert kind.temperature > 2

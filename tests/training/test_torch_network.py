@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
+from product_classificator.heads.bag_of_words import WeightedWords
 from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.training import torch_network
 from product_classificator.training.torch_network import Batch, JointNetwork
-from product_classificator.training.vocabulary import weighted_words
 from product_classificator.types import Embeddings, strings
 
 SHAPE = NetworkShape(image_dim=3, text_dim=2, n_labels=(2, 3), hidden=6, n_words=4)
@@ -101,7 +101,7 @@ def test_what_is_fitted_answers_in_numpy_as_in_torch_whatever_is_missing(shape: 
     words = csr_matrix(np.float32(draw.random((n, shape.n_words)) < 0.5))
     with torch.inference_mode():
         expected = network(Batch.of(embeddings, words, np.arange(n), shape)).numpy()
-    logits = network.fitted().logits(embeddings, weighted_words(words))
+    logits = network.fitted().logits(embeddings, WeightedWords(words.data, words.indices, words.indptr))
     assert logits.shape == (n, 5)
     assert np.allclose(logits, expected, atol=1e-5)
 
