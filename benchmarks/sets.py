@@ -6,9 +6,9 @@ whether or not they are shown.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.training import FittedHeads, LabelledProducts
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.train import split_catalog
-from product_classificator.types import Floats, Rows, Truth
+from product_classificator.types import Rows, Truth
 
 FASHION = ["category", "sub_category", "sex", "season", "age_restrictions", "usage", "color", "hazmat"]
 OZON_PRODUCTS = 60_000
@@ -50,7 +50,7 @@ class Task:
         truth: characteristic -> (n,) labels.
         split: train to learn from, valid to choose by, test to be judged on.
         labels: characteristic -> the labels that are learned, at least two.
-        label_vectors: names of labels -> their text vectors, which ours starts from.
+        encoder: that of the embeddings, from whose embeddings of labels ours starts.
         has_title: whether the first line of each text is a title.
     """
 
@@ -59,7 +59,7 @@ class Task:
     truth: Truth
     split: Split
     labels: dict[str, tuple[str, ...]]
-    label_vectors: Callable[[Sequence[str]], Floats]
+    encoder: Encoder
     has_title: bool = False
 
     @property
@@ -85,7 +85,7 @@ class Task:
 def fit(task: Task, settings: HeadSettings) -> FittedHeads:
     """Fit the heads of this package to a task."""
     products = LabelledProducts(task.embeddings, task.texts, task.truth, task.split, task.has_title)
-    return fit_heads(products, settings, label_vectors=task.label_vectors)
+    return fit_heads(products, settings, encoder=task.encoder)
 
 
 def open_task(name: str, seed: int, folder: Path) -> Task:
@@ -102,10 +102,10 @@ def open_task(name: str, seed: int, folder: Path) -> Task:
     texts, embeddings = _shown(name, folder)
     split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, products.split.names, ""))
     labels = _labels(products.truth, split)
-    vectors = partial(embed_labels, _encoder())
-    vectors(["warm"])  # a training has the encoder at hand: its loading is not to be counted
+    encoder = _encoder()
+    embed_labels(encoder, ["warm"])  # a training has the encoder at hand: its loading is not to be counted
     has_title = name == "fashion_title" or catalog.columns.has_title
-    return Task(texts, embeddings, products.truth, split, labels, vectors, has_title)
+    return Task(texts, embeddings, products.truth, split, labels, encoder, has_title)
 
 
 def _shown(name: str, folder: Path) -> tuple[list[str], Embeddings]:

@@ -1,7 +1,6 @@
-"""Predict each labelled product with heads that were fitted without it (out of fold).
+"""Predict each labelled product with heads that were fitted without it: heads memorise labels, also wrong ones.
 
-The heads of a run have memorised its labels, including the wrong ones. So heads are fitted on four fifths of the
-products and predict the last fifth, five times over, with near-duplicates always in the same fold.
+Heads are fitted on four fifths of the products and predict the last fifth, five times over.
 """
 
 import logging

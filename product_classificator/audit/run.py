@@ -20,7 +20,7 @@ from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import stratify
 from product_classificator.embeddings.embed import EmbeddedProducts, embed
 from product_classificator.embeddings.store import EmbeddingStore
-from product_classificator.encoders import Encoder, embed_labels, load_encoder
+from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
@@ -32,12 +32,10 @@ from product_classificator.types import Split, as_text, strings
 
 @dataclass(frozen=True)
 class Audit:
-    """Files of all findings and, for a browser, of the worst ones.
+    """The table of all findings (`findings.SCHEMA` and the id), the page of the worst, and how many there are.
 
-    Attributes:
-        table: columns of `findings.SCHEMA` and the product's id.
-        counts: kind -> characteristic ("" where a finding concerns the whole product) -> number of findings.
-        unjudged: characteristic -> number of products whose label has too few different products to be judged.
+    `counts` are by kind and characteristic ("" where a finding concerns the whole product), `unjudged` by
+    characteristic: products whose label has too few different products to be judged.
     """
 
     table: Path
@@ -81,14 +79,7 @@ def audit_run(
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)
     # A taxonomy that the run was given holds here too; a hierarchy that it learned may follow from wrong labels.
     hierarchy = HeadBundle.load(run.bundle).hierarchy if run.settings.get("taxonomy") else None
-    fit = partial(
-        fit_heads,
-        settings=settings,
-        hierarchy=hierarchy,
-        label_vectors=partial(embed_labels, encoder),
-        shares_space=encoder.shares_space,
-        on_epoch=callbacks.on_epoch,
-    )
+    fit = partial(fit_heads, settings=settings, hierarchy=hierarchy, encoder=encoder, on_epoch=callbacks.on_epoch)
     table, unjudged = _findings(catalog, embedded, fit, callbacks)
 
     callbacks.on_stage("Drawing the page")
@@ -117,15 +108,13 @@ def _findings(
     n_labelled = {name: sum(label is not None for label in labels[deals >= 0]) for name, labels in truth.items()}
     unjudged = {name: n - len(out_of_fold[name]) for name, n in n_labelled.items() if n > len(out_of_fold[name])}
     callbacks.on_stage("Comparing the products with one another")
-    scores = {
-        "photo": findings.outlier_scores(embeddings.image, embeddings.has_image),
-        "text": findings.outlier_scores(embeddings.text, embeddings.has_text),
-    }
+    photo = findings.outlier_scores(embeddings.image, embeddings.has_image)
+    text = findings.outlier_scores(embeddings.text, embeddings.has_text)
     labels = {name: as_text(column) for name, column in truth.items()}
     tables = [
         findings.wrong_labels(labels, out_of_fold),
         findings.contradictions(labels, near_duplicate_groups(signatures, across_photos=False)),
-        findings.outliers(scores),
+        findings.outliers({"photo": photo, "text": text}),
         findings.broken_rows(embedded.status, reasons),
     ]
     table = pa.concat_tables(tables)

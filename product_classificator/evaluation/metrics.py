@@ -34,7 +34,6 @@ from product_classificator.types import Bools, Floats, Predictions, Rows, String
 
 _Pair = tuple[frozenset[str], frozenset[str]]
 _Counts = npt.NDArray[np.int64]
-_INTERVAL_PERCENT = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,9 @@ class CharacteristicScore:
         n: scored products. A scored product without a prediction for this characteristic is wrong.
         unknown_labels: products whose true label was not trained, so it could not be predicted.
         not_predicted: products without any prediction, because they have neither image nor text.
-        labels: labels that are true or predicted for a scored product, the most frequent first.
-        confusions: confused pairs, the most frequent first; empty for a multi-label characteristic.
-        reliability: calibration of the scored products, or of the predicted labels if there can be several; `None`
-            without any.
+        labels, confusions: the most frequent first; a multi-label characteristic has no confusions.
+        reliability: calibration of the scored products, or of the predicted labels if there can be several.
         precision_by_coverage: (share of the products with a true label, precision of the most confident such share).
-        coverage: labels and products behind `macro_f1`.
     """
 
     macro_f1: float | None
@@ -98,9 +94,7 @@ class Evaluation:
 
     Attributes:
         mean_macro_f1: mean over the characteristics that have a macro-F1, 0..1; `None` if none has.
-        characteristics: name -> score, in the order of the predictions.
-        products: number of evaluated products, scored or not.
-        groups: number of groups of near-identical products among them.
+        products: number of evaluated products, scored or not, in `groups` of near-identical ones.
         seed, resamples: of the bootstrap.
         coverage: labels and products behind `mean_macro_f1`, summed over characteristics.
         warnings: a sentence for each characteristic that could not be learned or whose score covers too little.
@@ -317,7 +311,7 @@ def _macro_f1(label_counts: _Counts) -> float:
 def _interval(per_group: csr_matrix, n_groups: Rows, bootstrap: _Bootstrap) -> tuple[float, float]:
     n, random = int(n_groups.sum()), np.random.default_rng(bootstrap.seed)
     draws = (random.multinomial(n, n_groups / n) for _ in range(bootstrap.resamples))
-    low, high = np.percentile([_macro_f1(_label_counts(per_group, draw)) for draw in draws], _INTERVAL_PERCENT)
+    low, high = np.percentile([_macro_f1(_label_counts(per_group, draw)) for draw in draws], (2.5, 97.5))
     return float(low), float(high)
 
 

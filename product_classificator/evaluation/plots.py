@@ -34,9 +34,7 @@ _GREY = "0.45"
 _DASHED: dict[str, Any] = {"color": _GREY, "linestyle": (0, (3, 3)), "linewidth": 1}
 _TAIL_CHARS = 9
 _LINE_STYLES = ("-", "--", ":", "-.")
-_PANEL_COLUMNS = 4
 _QUARTERS = (0, 0.25, 0.5, 0.75, 1)
-_BY_CHANCE = (0.05, 0.95)
 
 
 def shorten(name: str) -> str:
@@ -192,14 +190,14 @@ def draw_labels(score: CharacteristicScore, labels: Sequence[str], title: str) -
 def draw_reliability(evaluation: Evaluation) -> Figure:
     """Draw accuracy over confidence for each characteristic; calibrated probabilities lie on the diagonal."""
     panels = {name: score.reliability for name, score in evaluation.characteristics.items() if score.reliability}
-    columns = min(max(len(panels), 1), _PANEL_COLUMNS)
+    columns = min(max(len(panels), 1), 4)
     rows = -(-max(len(panels), 1) // columns)
     figure = Figure(figsize=(0.4 + 2.7 * columns, 0.4 + 2.9 * rows), dpi=DPI, layout="constrained")
     for i, (name, reliability) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, i)
         confidence, accuracy, n = np.array([(b.confidence, b.accuracy, b.n) for b in reliability.bins]).T
         axes.plot((0, 1), (0, 1), **_DASHED)
-        low, high = (binom.ppf(level, n, confidence) / n for level in _BY_CHANCE)
+        low, high = (binom.ppf(level, n, confidence) / n for level in (0.05, 0.95))
         axes.vlines(confidence, low, high, color=_COLORS(0.3), linewidth=4)
         axes.plot(confidence, accuracy, color=_DARK, linewidth=1.2, marker="o", markersize=3.5)
         axes.set_title(f"{shorten(name)}: ECE {reliability.error:.3f}", fontsize=9, parse_math=False)

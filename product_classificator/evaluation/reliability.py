@@ -36,11 +36,6 @@ class Coverage:
     all_products: int
 
     @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left out."""
-        return self.labels == self.all_labels and self.products == self.all_products
-
-    @property
     def is_low(self) -> bool:
         """Whether more than a quarter of the labels or a tenth of the products are left out."""
         lacks_labels = self.labels < _MIN_LABEL_SHARE * self.all_labels
@@ -67,13 +62,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Calibration of a characteristic's probabilities.
-
-    Attributes:
-        error: expected calibration error, 0..1.
-        error_by_chance: its mean if the probabilities were perfect.
-        bins: at most 15, by ascending confidence.
-    """
+    """Expected calibration error (0..1), its mean if probabilities were perfect, and its bins by confidence."""
 
     error: float
     error_by_chance: float
@@ -82,13 +71,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class AcceptedScore:
-    """Scores of the accepted values of one characteristic.
-
-    Attributes:
-        share: accepted share of all products, 0..1.
-        precision: share of the accepted values with a true label that are right, 0..1; `None` if there are none.
-        n: number of accepted values with a true label.
-    """
+    """Accepted share of all products; share of the `n` accepted values with a true label that are right, if any."""
 
     share: float
     precision: float | None

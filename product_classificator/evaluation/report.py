@@ -24,7 +24,6 @@ from product_classificator.text import clean
 
 FORMAT = 1
 _NO_NUMBER = "—"
-_OVERVIEW, _CALIBRATION, _LEARNING = "overview", "calibration", "learning"
 _MARKDOWN_SIGNS = re.compile(r"([\\`*{}\[\]<>|$~#&!]|(?<![^\W_])_|_(?![^\W_]))")
 _CURVE_COLUMNS = ("epoch", "train_loss", "valid_loss", "recall_at_1", "valid_macro_f1")
 
@@ -63,7 +62,6 @@ class _Markdown(str):
 
 def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
     """Write report.json, report.md and plots/*.png into `folder`, created if needed; old files are replaced."""
-    folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     captions: dict[str | int, list[tuple[str, str]]] = {}
     for section, path, caption, figure in _figures(evaluation, facts):
@@ -122,14 +120,14 @@ def write_comparison(folder: Path, untuned: Evaluation, best: Evaluation, histor
 
 def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[str | int, str, str, Figure]]:
     """Yield section, path in the folder, caption and figure; a characteristic's section is its number, from 1."""
-    yield _OVERVIEW, "plots/overview.png", "Macro-F1 by characteristic", plots.draw_overview(evaluation)
+    yield "overview", "plots/overview.png", "Macro-F1 by characteristic", plots.draw_overview(evaluation)
     if facts.history:
         curves = plots.draw_learning_curves(facts.history, facts.best_epoch)
-        yield _LEARNING, "plots/learning-curves.png", "Learning curves", curves
+        yield "learning", "plots/learning-curves.png", "Learning curves", curves
     if any(score.reliability for score in evaluation.characteristics.values()):
         diagram, curves = plots.draw_reliability(evaluation), plots.draw_precision_by_coverage(evaluation)
-        yield _CALIBRATION, "plots/reliability.png", "Reliability diagram", diagram
-        yield _CALIBRATION, "plots/precision-by-coverage.png", "Precision by coverage", curves
+        yield "calibration", "plots/reliability.png", "Reliability diagram", diagram
+        yield "calibration", "plots/precision-by-coverage.png", "Precision by coverage", curves
     for i, (name, score) in enumerate(evaluation.characteristics.items(), start=1):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
         stem = f"plots/{i:02d}-{slug}".rstrip("-")

@@ -116,8 +116,7 @@ class HeadBundle:
         """Return these heads for the embeddings of the encoder with this name, fingerprint and widths.
 
         Raises:
-            ArtifactError: the encoder has not the fingerprint of the heads, or not their encoder's name if they know
-                no fingerprint yet.
+            ArtifactError: the encoder does not fit: by its fingerprint, or where heads know none yet, by its name.
         """
         if self.encoder_fingerprint:
             fits = fingerprint == self.encoder_fingerprint

@@ -26,15 +26,10 @@ class Characteristic:
     """A characteristic as fitted heads know it: its labels and their calibration.
 
     Attributes:
-        name: name of the characteristic.
         labels: in the order of the columns of logits and probabilities.
         temperature: what logits are divided by, where the exponent is 0.
         temperature_exponent: how the temperature depends on the product, see the module docstring.
-        confidence_thresholds: lowest confidence that keeps each promised precision.
         decision_thresholds: lowest probability at which each label is assigned; multi-label characteristics only.
-
-    Raises:
-        ValueError: labels are too few or repeated, or a number is out of its range.
     """
 
     name: str
@@ -87,8 +82,8 @@ def spreads(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
     shares = softmax(logits)
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     entropies = -(shares * logs).sum(1) / math.log(logits.shape[1])
-    at_least_some: npt.NDArray[Float] = np.maximum(entropies, _MIN_SPREAD)
-    return at_least_some
+    result: npt.NDArray[Float] = np.maximum(entropies, _MIN_SPREAD)
+    return result
 
 
 def softmax(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:

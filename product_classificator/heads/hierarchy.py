@@ -26,12 +26,9 @@ Scores: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Refinement:
-    """One characteristic refines another: each label of the child belongs to one label of the parent.
+    """One characteristic (child) refines another (parent): each of its labels belongs to one label of the parent.
 
-    Attributes:
-        child: the finer characteristic.
-        parent: the coarser one.
-        parents: label of the child -> label of the parent; a label that is absent is consistent with every one.
+    `parents` maps a label of the child to that of the parent; a label that is absent is consistent with every one.
     """
 
     child: str
@@ -92,11 +89,7 @@ def reconcile(
     """Return probabilities whose best labels do not contradict each other; rows of NaN where nothing is predicted.
 
     A parent label without any child among `labels` stays possible: with it, the child is not predicted.
-
-    Args:
-        probabilities: characteristic -> (n, k), rows sum to 1; a tree of the hierarchy is complete or absent.
-        labels: characteristic -> its k labels.
-        hierarchy: what must not be contradicted.
+    `probabilities` are (n, k) per characteristic, rows sum to 1; a tree of the hierarchy is complete or absent.
     """
     consistent = dict(probabilities)
     for tree in _trees(hierarchy):

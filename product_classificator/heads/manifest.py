@@ -30,7 +30,6 @@ Bundle = TypeVar("Bundle")
 
 FORMAT = 1
 MANIFEST, WEIGHTS, WORDS = "manifest.json", "weights.safetensors", "words.json"
-NAMES = {MANIFEST, WEIGHTS, WORDS}
 _IDF = "vocabulary.idf"
 _CENTRES = ("novelty.image", "novelty.text")
 _STORED_AS_THEY_ARE = ("encoder_name", "encoder_fingerprint", "characteristics", "hierarchy", "facts")
@@ -92,7 +91,7 @@ def read_bundle(folder: Path, make: Callable[..., Bundle]) -> Bundle:
         idf, options = weights.pop(_IDF), (manifest.has_title, manifest.has_leading_words)
         return make(
             vocabulary=Vocabulary(tuple(json.loads(words_bytes)), idf, *options),
-            novelty=limits and NoveltyDetector(*(weights.pop(name) for name in _CENTRES), limits=limits),
+            novelty=limits and NoveltyDetector(weights.pop(_CENTRES[0]), weights.pop(_CENTRES[1]), limits),
             network=Network(manifest.network, weights),
             **{name: getattr(manifest, name) for name in _STORED_AS_THEY_ARE},
         )
@@ -131,7 +130,7 @@ def check_parts(network: Network, vocabulary: Vocabulary, novelty: NoveltyDetect
 def check_target(folder: Path) -> None:
     """Raise `ArtifactError` if saving a bundle there would replace anything but a bundle."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    others = [folder.name] if folder.is_file() else sorted(names - NAMES - LEFT_BY_DESKTOPS)
+    others = [folder.name] if folder.is_file() else sorted(names - {MANIFEST, WEIGHTS, WORDS} - LEFT_BY_DESKTOPS)
     if others:
         raise ArtifactError(
             f"a bundle is saved as a folder of its own, but {folder} holds other things: {culprits(others)}"

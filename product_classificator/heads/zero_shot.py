@@ -4,8 +4,7 @@ The text part of a product is compared with the embeddings of the labels, and so
 one space for both. A new label needs no products, but a label whose name says little is predicted poorly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,9 +14,6 @@ from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.calibration import Characteristic
 from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.types import Floats
-
-LabelVectors: TypeAlias = Callable[[Sequence[str]], Floats]
-"""Turns k labels into (k, text_dim) unit rows."""
 
 SCALE = 30.0
 """Factor of cosines: chosen among 20, 30 and 40 on validation products; learning it did not pay."""
@@ -30,7 +26,6 @@ def zero_shot_heads(
     encoder_name: str,
     encoder_fingerprint: str,
     shares_space: bool,
-    scale: float = SCALE,
 ) -> HeadBundle:
     """Make heads that compare products with the embeddings of labels.
 
@@ -40,7 +35,6 @@ def zero_shot_heads(
         encoder_name: name for `load_encoder`.
         encoder_fingerprint: only embeddings of this encoder can be judged.
         shares_space: whether image part and text part lie in one space; if not, images are not used.
-        scale: factor of cosines; the larger, the more confident the probabilities.
 
     Raises:
         DataError: labels are too few or repeated, or vectors do not fit them.
@@ -60,7 +54,7 @@ def zero_shot_heads(
     weights = {name: np.zeros(size, dtype=np.float32) for name, size in shape.weights().items()}
     weights["scale"] += 1
     weights["label_embeddings"] = np.concatenate([vectors[name] for name in labels]).astype(np.float32)
-    weights["label_scale"] = np.array(scale, dtype=np.float32)
+    weights["label_scale"] = np.array(SCALE, dtype=np.float32)
     return HeadBundle(
         characteristics=tuple(Characteristic(name, tuple(names)) for name, names in labels.items()),
         network=Network(shape, weights),

@@ -56,8 +56,7 @@ def fit_network(
 ) -> tuple[Network, list[EpochFacts], int]:
     """Return the network with the weights of the best epoch, all epochs, and the number of the best, from 1."""
     # Small catalogs get smaller batches: a handful of steps per epoch learns nothing.
-    batch_size = min(settings.batch_size, max(8, len(data.train) // _MIN_STEPS_PER_EPOCH))
-    settings = replace(settings, batch_size=batch_size)
+    settings = replace(settings, batch_size=min(settings.batch_size, max(8, len(data.train) // _MIN_STEPS_PER_EPOCH)))
     network = JointNetwork(data.shape, settings.dropout)
     _standardize(network, data)
     _initialize(network, data)

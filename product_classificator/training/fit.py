@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 
+from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
 from product_classificator.heads.network import NetworkShape
-from product_classificator.heads.zero_shot import LabelVectors
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import LabelledProducts, Target, TrainingData, label_embeddings, varied_rows
@@ -54,8 +54,7 @@ def fit_heads(
     settings: HeadSettings = _DEFAULTS,
     *,
     hierarchy: Hierarchy | None = None,
-    label_vectors: LabelVectors | None = None,
-    shares_space: bool = False,
+    encoder: Encoder | None = None,
     on_epoch: Callable[[EpochFacts], None] | None = None,
 ) -> FittedHeads:
     """Fit heads for all characteristics of labelled products.
@@ -64,9 +63,8 @@ def fit_heads(
         products: to learn from and to validate on.
         settings: how to fit.
         hierarchy: which characteristic refines which; `None`: learned from the training products.
-        label_vectors: the encoder's embeddings of labels. Training starts from them for a characteristic with a label
-            of fewer than 10 training products; without such a label nothing changes.
-        shares_space: whether label embeddings lie in the space of the images too.
+        encoder: that of the embeddings. Training starts from its embeddings of labels for a characteristic with a label
+            of fewer than 10 training products; without such a label, or an encoder, nothing changes.
         on_epoch: called after each epoch.
 
     Raises:
@@ -77,7 +75,7 @@ def fit_heads(
     split_names = np.where(is_usable, products.split.names, "")
     labels, left_out = _labels_to_learn(products.truth, split_names, settings.min_products_per_label)
     targets = tuple(Target.of(name, names, products.truth[name]) for name, names in labels.items())
-    data = _prepare(products, targets, split_names, settings, label_vectors, shares_space)
+    data = _prepare(products, targets, split_names, settings, encoder)
     # Layers draw their weights and dropout from the global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -92,7 +90,7 @@ def fit_heads(
         ),
         network=network,
         vocabulary=data.vocabulary,
-        encoder_name="",
+        encoder_name=encoder.name if encoder else "",
         encoder_fingerprint=products.embeddings.fingerprint,
         facts={
             "settings": asdict(settings),
@@ -154,8 +152,7 @@ def _prepare(
     targets: tuple[Target, ...],
     split_names: Strings,
     settings: HeadSettings,
-    label_vectors: LabelVectors | None,
-    shares_space: bool,
+    encoder: Encoder | None,
 ) -> TrainingData:
     embeddings = products.embeddings
     is_labelled = np.any([target.is_known for target in targets], axis=0)
@@ -175,8 +172,8 @@ def _prepare(
     vocabulary, words = _learn_words(products, targets, train[embeddings.has_text[train] & uses_text], settings)
     image_dim = embeddings.image.shape[1] if uses_image and embeddings.has_image[train].any() else 0
     text_dim = embeddings.text.shape[1] if uses_text and embeddings.has_text[train].any() else 0
-    can_compare = text_dim or (image_dim and shares_space)
-    starts = label_embeddings(targets, train, label_vectors if can_compare else None)
+    shares_space = encoder is not None and encoder.shares_space
+    starts = label_embeddings(targets, train, encoder if text_dim or (image_dim and shares_space) else None)
     shape = NetworkShape(
         image_dim,
         text_dim,

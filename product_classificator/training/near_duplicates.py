@@ -101,10 +101,7 @@ def is_near_duplicate(products: Signatures, of: Signatures) -> Bools:
 
 
 def near_duplicate_keys(signatures: Signatures) -> tuple[Keys, Keys, Keys]:
-    """Return the keys that link near-duplicates: of photos, of long texts, of texts without a photo.
-
-    Any one that is equal and not 0 is enough.
-    """
+    """Return keys of photos, long texts and texts without a photo: any that is equal and not 0 is enough."""
     text, n_words, photo = signatures.text, signatures.n_words, photo_keys(signatures.thumbnails)
     photo = np.where(_is_generic(photo, text), 0, photo).astype(np.uint64)
     text = np.where(_is_generic(text, photo), 0, text).astype(np.uint64)
@@ -115,8 +112,7 @@ def near_duplicate_keys(signatures: Signatures) -> tuple[Keys, Keys, Keys]:
 def photo_keys(thumbnails: Thumbnails) -> Keys:
     """Return equal keys for the same photo, also re-encoded or resized; 0 without one.
 
-    Candidates are found by a k-d tree of thumbnails averaged to 4 x 4 pixels. By Jensen's inequality averaging cannot
-    enlarge the root mean square, so none is missed.
+    Candidates come from a k-d tree of thumbnails averaged to 4 x 4 pixels, which cannot enlarge the root mean square.
     """
     rows = np.flatnonzero(thumbnails.any(1))
     different, inverse = np.unique(thumbnails[rows], axis=0, return_inverse=True)

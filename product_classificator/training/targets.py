@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.network import NetworkShape
-from product_classificator.heads.zero_shot import LabelVectors
 from product_classificator.training.vocabulary import BagOfWords
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
 
@@ -93,8 +93,8 @@ class Target:
 class TrainingData:
     """What a network is fitted to: rows to learn from and to validate on.
 
-    Fitting starts from `label_embeddings` (all labels, dim), of width 0 if there are none, and from `label_words` (all
-    labels, words). Image and text are standardised by `samples` of rows, see `varied_rows`.
+    Fitting starts from `label_embeddings` (all labels, dim or 0) and from `label_words` (all labels, words); image and
+    text are standardised by `samples` of rows, see `varied_rows`.
     """
 
     embeddings: Embeddings
@@ -127,21 +127,18 @@ def thinned(rows: Rows) -> Rows:
     return rows[:: -(-len(rows) // _STANDARDIZE_SAMPLE) or 1]
 
 
-def label_embeddings(targets: Sequence[Target], train: Rows, label_vectors: LabelVectors | None) -> Floats:
-    """Embed the labels of the characteristics that have a label of fewer than 10 training products.
+def label_embeddings(targets: Sequence[Target], train: Rows, encoder: Encoder | None) -> Floats:
+    """Return (all labels, text_dim) float32 label embeddings, unit rows x 10 / (10 + training products).
 
-    A label embedding weighs as much as 10 products: the more products a label has, the less its name counts.
-
-    Returns:
-        (all labels, text_dim) float32, unit rows x 10 / (10 + products); zeros for the other characteristics; of width
-        0 if there are only others.
+    The more products a label has, the less its name counts. Rows are zeros for characteristics without a label of fewer
+    than 10 products; the width is 0 if there are only those.
     """
     vectors: dict[str, Floats] = {}
     for target in targets:
         counts = target.counts(train)
-        if label_vectors is not None and counts.min() < _FEW_PRODUCTS:
+        if encoder is not None and counts.min() < _FEW_PRODUCTS:
             weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
-            vectors[target.name] = label_vectors(target.labels) * weights[:, None]
+            vectors[target.name] = embed_labels(encoder, target.labels) * weights[:, None]
     width = next((rows.shape[1] for rows in vectors.values()), 0)
     zeros = {target.name: np.zeros((len(target.labels), width), dtype=np.float32) for target in targets}
     return np.concatenate([*{**zeros, **vectors}.values()])

@@ -70,11 +70,7 @@ def _parent_ids(counts: csr_matrix) -> Rows | None:
 def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
     """Read a taxonomy: a table whose columns are named like characteristics, the finest first.
 
-    Labels that only table or catalog has, and products that contradict the taxonomy, are logged as warnings.
-
-    Args:
-        source: the table.
-        truth: characteristic -> labels of all products.
+    Labels that only table or catalog (`truth`) has, and products that contradict the taxonomy, are logged as warnings.
 
     Raises:
         DataError: the table cannot be read, its columns are no characteristics or one is multi-label, a label has two

@@ -73,11 +73,10 @@ def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float]:
 
 def fit_multi_label_temperature(logits: Floats, indicators: csr_matrix) -> float:
     """Return the temperature that maximises the likelihood of (n, k) indicators; 1 without products."""
-    rows = np.arange(len(logits))
-    if not len(rows):
+    if not len(logits):
         return 1.0
-    rows = rows[:: -(-len(rows) // _TEMPERATURE_SAMPLE)]
-    sample, targets = logits[rows].astype(np.float64), indicators[rows].toarray()
+    step = -(-len(logits) // _TEMPERATURE_SAMPLE)
+    sample, targets = logits[::step].astype(np.float64), indicators[::step].toarray()
 
     def loss(log_temperature: float) -> float:
         scaled = sample / math.exp(log_temperature)
@@ -116,15 +115,11 @@ def fit_decision_thresholds(probabilities: Floats, indicators: csr_matrix) -> Fl
 def with_confidence_thresholds(
     characteristics: Sequence[Characteristic], predictions: Predictions, truth: Truth, groups: Rows
 ) -> tuple[Characteristic, ...]:
-    """Return characteristics with confidence thresholds; a label that was too rare to be trained counts as wrong.
-
-    `groups` is the (n,) group of near-identical products that each product belongs to.
-    """
+    """Return characteristics with confidence thresholds; a label that was too rare to be trained counts as wrong."""
     calibrated = []
     for characteristic in characteristics:
         name = characteristic.name
-        has_label = np.array([label is not None for label in truth[name]], dtype=bool)
-        is_judged = predictions.is_predicted(name) & has_label
+        is_judged = predictions.is_predicted(name) & np.array([label is not None for label in truth[name]], dtype=bool)
         is_right = (predictions.best(name) == truth[name])[is_judged].astype(bool)
         thresholds = confidence_thresholds(predictions.confidence(name)[is_judged], is_right, groups[is_judged])
         calibrated.append(replace(characteristic, confidence_thresholds=thresholds))

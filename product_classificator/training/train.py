@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import save_split, split_products
 from product_classificator.embeddings.embed import EmbeddedProducts, check_images, count_statuses, embed
 from product_classificator.embeddings.store import EmbeddingStore, own_store
-from product_classificator.encoders import Encoder, embed_labels, load_encoder
+from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.clip import dtype_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
@@ -190,15 +189,8 @@ class Session:
 
     def fit(self, products: LabelledProducts, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedHeads:
         """Fit heads to products that the encoder has embedded."""
-        fitted = fit_heads(
-            products,
-            self.settings.heads,
-            hierarchy=self.hierarchy,
-            label_vectors=partial(embed_labels, self.encoder),
-            shares_space=self.encoder.shares_space,
-            on_epoch=on_epoch,
-        )
-        return replace(fitted, bundle=replace(fitted.bundle, encoder_name=self.encoder.name))
+        settings, hierarchy = self.settings.heads, self.hierarchy
+        return fit_heads(products, settings, hierarchy=hierarchy, encoder=self.encoder, on_epoch=on_epoch)
 
     def evaluate(self, products: LabelledProducts, fitted: FittedHeads) -> Evaluation:
         """Evaluate heads on the test split."""

@@ -95,7 +95,7 @@ def start_with_their_kind(titles: Sequence[str], columns: Sequence[Rows]) -> boo
     """Return whether first words predict labels clearly better than last words do, on average over characteristics.
 
     Russian titles name the product first ("Чехол для телефона"), English ones last ("Acme blue case"). Fewer than 500
-    titles decide nothing; `columns` holds the (n,) label ids of each characteristic, -1 where unknown.
+    decide nothing; `columns` holds the (n,) label ids of each characteristic, -1 where unknown.
     """
     if len(titles) < _MIN_TITLES:
         return False

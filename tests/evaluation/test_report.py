@@ -227,4 +227,3 @@ def test_nothing_is_said_of_coverage_where_little_is_left_out(judged):
     evaluation = evaluate(predictions, truth, resamples=0)
     assert evaluation.coverage.products == 40
     assert "labels and 40 of 41 labelled products" in str(evaluation.coverage)
-    assert not evaluation.characteristics["x"].coverage.is_complete

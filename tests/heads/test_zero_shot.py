@@ -53,14 +53,6 @@ def test_a_photo_of_another_width_is_not_needed() -> None:
     assert kind_of(heads(), product(text=0, image_dim=7)) == "mug"
 
 
-def test_a_larger_scale_makes_more_confident_probabilities() -> None:
-    arguments = {"encoder_name": "", "encoder_fingerprint": "tiny-1"}
-    sure, unsure = (zero_shot_heads(LABELS, VECTORS, **arguments, shares_space=False, scale=scale) for scale in (10, 1))
-    one, two = (bundle.predict(product(text=0), [""]).probabilities["kind"] for bundle in (sure, unsure))
-    assert one[0, 0] > 0.999
-    assert two[0, 0] == pytest.approx(np.e / (np.e + 2))
-
-
 def test_zero_shot_bundlepredict_the_same_when_they_are_loaded(tmp_path: Path) -> None:
     bundle, both = heads(shares_space=True), product(image=0, text=1)
     bundle.save(tmp_path / "heads")

@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from product_classificator.encoders import Encoder
 from product_classificator.heads import HeadBundle
 from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.types import Floats
+from tests.fakes import TinyImages, TinyTexts
 from tests.tiny_catalog import KINDS, rows_of
 
 AXES = dict(zip(KINDS, np.eye(6, dtype=np.float32), strict=False))
 
 
-def names(labels: Sequence[str]) -> Floats:
+class Names(TinyTexts):
     """Names of kinds lie where the texts of their products lie, other names nowhere near."""
-    return np.stack([AXES.get(label, np.eye(6, dtype=np.float32)[5]) for label in labels])
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        far = np.eye(6, dtype=np.float32)[5]
+        return np.stack([next((AXES[kind] for kind in KINDS if kind in text), far) for text in texts])
 
 
 def few(products: LabelledProducts, n: int) -> LabelledProducts:
@@ -29,12 +34,8 @@ def few(products: LabelledProducts, n: int) -> LabelledProducts:
 
 
 def fit(products: LabelledProducts, settings: HeadSettings, *, start: bool, shares_space: bool = False) -> FittedHeads:
-    return fit_heads(
-        products,
-        settings,
-        label_vectors=names if start else None,
-        shares_space=shares_space,
-    )
+    encoder = Encoder("tiny", TinyImages(), Names(), shares_space)
+    return fit_heads(products, settings, encoder=encoder if start else None)
 
 
 def score(fitted: FittedHeads, products: LabelledProducts) -> float:
