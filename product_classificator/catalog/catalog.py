@@ -238,7 +238,7 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
         return name if name in table.columns else spellings[1]
 
     id_, *texts = map(spelled, (columns.id, *columns.text))
-    photo = None if columns.photo is None else spelled(columns.photo)
+    photo = columns.photo and spelled(columns.photo)
     labels, named = tuple(map(spelled, columns.characteristics)), set(map(spelled, multi_label))
     if lists := [name for name in (id_, photo) if name in table.columns and table.holds_lists(name)]:
         raise DataError(f"ids and photos are plain values, but {culprits(lists)} hold lists: join them to text")

@@ -23,8 +23,9 @@ from product_classificator.errors import DataError, culprits
 
 logger = logging.getLogger(__name__)
 
-_ARROW_FORMATS = {"parquet": "parquet", "pq": "parquet", "feather": "feather", "arrow": "feather"}
-_CSV, _JSON, _COMPRESSED = ("csv", "tsv", "txt"), ("jsonl", "ndjson", "json"), ("gz", "gzip", "zst", "bz2")
+_FORMATS = {"parquet": "parquet", "pq": "parquet", "feather": "feather", "arrow": "feather"}
+_FORMATS |= dict.fromkeys(("csv", "tsv", "txt"), "csv") | dict.fromkeys(("jsonl", "ndjson", "json"), "json")
+_COMPRESSED = ("gz", "gzip", "zst", "bz2")
 
 
 @runtime_checkable
@@ -52,10 +53,10 @@ def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
         return source
     if hasattr(source, "iloc"):  # pandas, which is not imported here, holds what Arrow refuses
         return _FrameTable(source)
-    if not isinstance(source, str | Path):
-        if not isinstance(source, ArrowTable):
-            raise DataError(f"a table must be a file, a DataFrame or an Arrow table, got {type(source).__name__}")
+    if isinstance(source, ArrowTable):
         return _ArrowTable("Arrow table", ds.dataset(pa.table(source)))
+    if not isinstance(source, str | Path):
+        raise DataError(f"a table must be a file, a DataFrame or an Arrow table, got {type(source).__name__}")
     path = Path(source)
     files = _files(path)
     kind = _format(files[0])
@@ -78,7 +79,7 @@ def _files(path: Path) -> list[Path]:
             missing = "the folder has no parquet files" if path.is_dir() else "there is no file"
             raise DataError(f"a table must be a file, a DataFrame or a folder of parquet files: {missing} {path}")
     if not _format(files[0]):
-        endings = ", ".join(f".{name}" for name in (*_ARROW_FORMATS, *_CSV, *_JSON))
+        endings = ", ".join(f".{name}" for name in _FORMATS)
         raise DataError(
             f"a table must end in one of {endings} (text also in .gz, .zst), got {path.name}: save it as CSV or parquet"
         )
@@ -88,10 +89,7 @@ def _files(path: Path) -> list[Path]:
 def _format(path: Path) -> str:
     """Return parquet, feather, csv or json after the ending of a name, "" if it is unknown."""
     *_, before, last = ["", "", *path.name.lower().split(".")]
-    if last in _ARROW_FORMATS or (before in _ARROW_FORMATS and last in _COMPRESSED):
-        return _ARROW_FORMATS[last if last in _ARROW_FORMATS else before]
-    ending = before if last in _COMPRESSED else last
-    return "csv" if ending in _CSV else "json" if ending in _JSON else ""
+    return _FORMATS.get(before if last in _COMPRESSED else last, "")
 
 
 def _dataset(files: Sequence[Path], kind: str, *, partitioned: bool) -> Any:

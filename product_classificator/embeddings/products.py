@@ -164,8 +164,7 @@ def _as_rgb(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image) and min(image.size) > 0:
         return to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, np.ndarray):
-        is_rgb = image.ndim == 3 and image.shape[2] == 3 and image.size > 0
-        if is_rgb and image.dtype == np.uint8:
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0:
             return Image.fromarray(image)
         received = f"{image.dtype} {image.shape}"
     elif isinstance(image, Image.Image):
