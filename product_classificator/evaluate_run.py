@@ -25,13 +25,10 @@ from product_classificator.training.near_duplicates import Signatures, is_near_d
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """Scores on unseen products.
+    """Scores on unseen products, with the numbers of products that were scored and left out.
 
-    Attributes:
-        scored: products that were evaluated.
-        seen: products left out because the run was trained on them or on near-duplicates.
-        seen_by_id_alone: those of them that share nothing but an id with a training product.
-        set_aside: products with neither photo nor text that the heads use, and repeated ids.
+    `seen` are those the run was trained on, or near-duplicates of them; `seen_by_id_alone` share nothing but an id with
+    a training product. `set_aside` have neither photo nor text that the heads use, or a repeated id.
     """
 
     evaluation: Evaluation

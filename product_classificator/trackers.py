@@ -21,12 +21,9 @@ _EXTRAS = ("clearml", "tensorboard")
 def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[str, Any]) -> Iterator[Callbacks]:
     """Yield callbacks that also log stages, and losses, recall and macro-F1 per epoch.
 
-    Args:
-        callbacks: called as well.
-        task: a ClearML task, which is left open; or the name of a tracker of accelerate ("tensorboard", "mlflow",
-            "wandb", ...), which gets the settings and is closed at the end; `None`: nothing is logged.
-        folder: of the run; a tracker that writes files does so in `<folder>/<name>`.
-        settings: hyperparameters by name, in nested dictionaries.
+    The task is a ClearML task, which is left open; or the name of a tracker of accelerate ("tensorboard", "mlflow",
+    "wandb", ...), which gets the settings, may write to `<folder>/<name>`, and is closed at the end; `None`: nothing is
+    logged.
 
     Raises:
         DataError: there is no tracker of that name, or its package is not installed (`MissingExtraError` if it has an

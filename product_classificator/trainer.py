@@ -145,10 +145,8 @@ class Trainer:
     ) -> Training:
         """Fit heads on embeddings of the untuned encoder and write run and report to `experiment_dir`.
 
-        Args:
-            task: logs the progress: a ClearML task, or the name of a tracker; see `trackers.tracking`.
-            experiment_name: name of the folder under `save_dir`; `None`: date and time.
-            callbacks: for progress.
+        The folder has `experiment_name` (`None`: date and time) under `save_dir`. `task` logs the progress: a ClearML
+        task, or the name of a tracker, see `trackers.tracking`.
 
         Raises:
             DataError: table or photos cannot be read, there are too few labels, or the experiment exists already.
@@ -172,12 +170,8 @@ class Trainer:
     ) -> Finetuned:
         """Fine-tune the last blocks of the encoder, fit heads after every epoch, and keep the best epoch.
 
-        The same call with the same `experiment_name` resumes an interrupted fine-tuning. Arguments are those of
-        `train_heads_only`.
-
-        Raises:
-            DataError: also if the encoder is not CLIP-like, or too few products have photo and text.
-            ArtifactError: also if the folder holds a fine-tuning of other products or settings.
+        The same call with the same `experiment_name` resumes an interrupted fine-tuning. Arguments as in
+        `train_heads_only`, errors as there and in `finetune`.
         """
         distributed = Distributed(self._device)
         catalog = self._load_catalog()

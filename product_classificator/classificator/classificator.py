@@ -269,10 +269,7 @@ class Classificator:
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
         """Write the towers as ONNX files, for `to_onnx_clip`; on the text and the image they must agree with PyTorch.
 
-        Raises:
-            DataError: the encoder is not CLIP-like, or does not compute with PyTorch now.
-            ArtifactError: the exported towers answer differently.
-            MissingExtraError: the exporter is not installed (extra `onnx-export`).
+        Raises `DataError` if the encoder is not CLIP-like; other errors as in `export_classificator`.
         """
         from product_classificator.encoders.onnx_export import export_encoder  # imports torch
 

@@ -70,14 +70,15 @@ def predictions_json(predictions: Predictions, top_k: int) -> dict[str, Any]:
     return values
 
 
-def print_explanations(explanations: Mapping[str, Explanation], words: int = 4) -> None:
+def print_explanations(explanations: Mapping[str, Explanation]) -> None:
     """Print what drove each prediction of one product."""
     nearest = next(iter(explanations.values())).nearest
     columns = ["why", "rather than", "photo", "text", "strongest words", *["nearest are"] * bool(nearest)]
     table = result_table(*columns, right=("photo", "text"))
     for name, explanation in explanations.items():
-        strongest = ", ".join(f"{word} {weight:+.1f}" for word, weight in list(explanation.words.items())[:words])
-        labels = Counter(_label_text(neighbour.label) for neighbour in explanation.nearest)
+        strongest = ", ".join(f"{word} {weight:+.1f}" for word, weight in list(explanation.words.items())[:4])
+        neighbours = (neighbour.label for neighbour in explanation.nearest)
+        labels = Counter((" + ".join(x) or "(none)") if isinstance(x, tuple) else x or "unknown" for x in neighbours)
         table.add_row(
             f"{name}: {explanation.label}",
             explanation.runner_up or "its absence",
@@ -91,7 +92,3 @@ def print_explanations(explanations: Mapping[str, Explanation], words: int = 4) 
     if nearest:
         products = ", ".join(f"{neighbour.id} ({neighbour.similarity:.2f})" for neighbour in nearest)
         out.print(f"Nearest training products, by similarity: {products}", style="dim", soft_wrap=True)
-
-
-def _label_text(label: str | tuple[str, ...] | None) -> str:
-    return " + ".join(label) or "(none)" if isinstance(label, tuple) else label or "unknown"

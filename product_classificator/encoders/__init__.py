@@ -90,8 +90,7 @@ def _load_clip(
 
     compute = Compute(device, dtype, threads)
     prefix = "hf:" if spec.base.startswith("hf:") else ""
-    name = spec.base.removeprefix(prefix)
-    if not name:
+    if not (name := spec.base.removeprefix(prefix)):
         raise DataError(f"hf: is followed by a repository of the hub or a folder, got {str(spec)!r}")
     if name in RUCLIP_MODELS and not prefix:
         folder, is_name = fetch_ruclip(name, cache_dir), cache_dir is None

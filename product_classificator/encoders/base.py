@@ -179,9 +179,7 @@ def embed_labels(encoder: Encoder, labels: Sequence[str], templates: Sequence[st
 
     Each name goes into several sentences (with `{}` for the name; `None`: `TEMPLATES`) whose vectors are averaged,
     since text towers are trained on sentences (Radford et al. 2021). Names are never cleaned: they are not shop texts.
-
-    Returns (k, text_dim) float32 unit vectors; raises `DataError` if there are no labels, a name is blank, there are no
-    templates, or one has no `{}`.
+    Returns (k, text_dim) float32 unit vectors; no or blank labels, and templates without `{}`, are a `DataError`.
     """
     unnamed = [repr(label) for label in labels if not (isinstance(label, str) and label.strip())]
     if unnamed or len(labels) == 0 or isinstance(labels, str):

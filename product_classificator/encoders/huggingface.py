@@ -171,7 +171,12 @@ def _text_preparation(folder: Path, model: PreTrainedModel, max_windows: int) ->
         raise ValueError("its tokenizer has no vocabulary")
     if tokenizer.pad_token_id is None or tokenizer.padding_side != "right":
         raise ValueError("its tokenizer does not pad on the right")
-    max_tokens = min(tokenizer.model_max_length, _positions(model))
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _MAX_TOKENS
+    for name, module in model.named_modules():
+        # Towers of RoBERTa's kind number their positions from behind the id of the padding token.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
+    max_tokens = min(tokenizer.model_max_length, positions)
     return TextPreparation(
         tokenizer.backend_tokenizer,
         tokenizer.pad_token_id,
@@ -182,15 +187,6 @@ def _text_preparation(folder: Path, model: PreTrainedModel, max_windows: int) ->
         reserved=sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}),
         has_mask="attention_mask" in tokenizer.model_input_names,
     )
-
-
-def _positions(model: PreTrainedModel) -> int:
-    positions: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _MAX_TOKENS
-    for name, module in model.named_modules():
-        # Towers of RoBERTa's kind number their positions from behind the id of the padding token.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1
-    return positions
 
 
 def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) -> str:

@@ -82,20 +82,6 @@ def image_network() -> bytes:
     return efficientnet_onnx(load_efficientnet(_image_weights()), LEVELS)
 
 
-def _open_network(fingerprint: str) -> Any:
-    """Return a session of the image network, whose file is made at the first use on a machine."""
-    name = f"{fingerprint}-efficientnet-{_NETWORK_FORMAT}-torch-{version('torch')}"
-    return _session(cached_file(name, image_network) or image_network())
-
-
-def _session(network: Path | bytes) -> Any:
-    import onnxruntime  # texts alone do without it
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(network, options, ["CPUExecutionProvider"])
-
-
 @dataclass(frozen=True)
 class LiteImages:
     """The image tower of `lite`; `file` is the ONNX network of an export."""
@@ -107,7 +93,13 @@ class LiteImages:
 
     @cached_property
     def _network(self) -> Any:
-        return _session(self.file) if self.file else _open_network(self.fingerprint)
+        import onnxruntime  # texts alone do without it
+
+        name = f"{self.fingerprint}-efficientnet-{_NETWORK_FORMAT}"
+        network = self.file or cached_file(f"{name}-torch-{version('torch')}", image_network) or image_network()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        return onnxruntime.InferenceSession(network, options, ["CPUExecutionProvider"])
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return shrunk(size, 2 * _SIZE_PX / max(size))

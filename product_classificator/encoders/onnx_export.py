@@ -44,19 +44,19 @@ def export_encoder(
     """
     text, image = samples or (_SAMPLE_TEXTS[0], Image.new("RGB", (96, 64), "red"))
     texts = [text, *_SAMPLE_TEXTS]
-    towers: dict[Side, ImageTower | TextTower] = {"image": encoder.image, "text": uncleaned(encoder.text)}
-    used = {"image": uses_image, "text": uses_text}
     with replacing_folder(folder) as new:
-        facts: dict[Side, TowerFacts] = {}
-        for side, tower in towers.items():
-            kind, preparation = _write(tower, new, image, texts) if used[side] else ("unused", {})
+        facts: dict[str, TowerFacts] = {}
+        towers = ("image", encoder.image, uses_image), ("text", uncleaned(encoder.text), uses_text)
+        for side, tower, is_used in towers:
+            kind, preparation = _write(tower, new, image, texts) if is_used else ("unused", {})
             facts[side] = TowerFacts(kind=kind, fingerprint=tower.fingerprint, dim=tower.dim, preparation=preparation)
         description = EncoderFacts(
             name=encoder.name,
             shares_space=encoder.shares_space,
             cleans=isinstance(encoder.text, CleanedTexts),
             sha256={path.name: sha256_of(path) for path in new.iterdir()},
-            **facts,
+            image=facts["image"],
+            text=facts["text"],
         )
         write_text(new / EXPORTED, description.model_dump_json(indent=1))
         exported = load_exported(new, "cpu", threads=1)

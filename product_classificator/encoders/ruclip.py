@@ -117,15 +117,9 @@ def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[Clip
 
 
 def fetch_ruclip(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Path | None = None) -> Path:
-    """Fetch a ruCLIP model, unless it is there, and return its folder.
+    """Fetch one of `RUCLIP_MODELS`, unless it is there, to `<cache_dir>/<name>` or the hub's cache; return its folder.
 
-    Args:
-        name: one of `RUCLIP_MODELS`.
-        cache_dir: the model lies in `<cache_dir>/<name>`; `None`: in the cache of the hub.
-
-    Raises:
-        DataError: there is no such model.
-        ArtifactError: it is not on this machine and cannot be fetched.
+    Raises `DataError` if there is no such model, `ArtifactError` if it is not on this machine and cannot be fetched.
     """
     if name not in RUCLIP_MODELS:
         raise DataError(f"there is no ruCLIP model {name!r}: {nearest(name, RUCLIP_MODELS)}")

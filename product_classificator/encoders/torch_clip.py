@@ -77,8 +77,7 @@ class TorchNetwork:
 
     def __init__(self, model: PreTrainedModel, dim: int, compute: Compute, folder: Path) -> None:
         self.model = model.eval().to(compute.device)
-        self.dim, self.folder = dim, folder
-        self.device, self.threads = compute.device, compute.threads
+        self.dim, self.folder, self.device, self.threads = dim, folder, compute.device, compute.threads
         self.tokens_per_batch, self.images_per_batch = batch_sizes(compute.device, _patches(model))
         self.dtype = str(compute.load_dtype).removeprefix("torch.")
         self._exact: PreTrainedModel | None = None

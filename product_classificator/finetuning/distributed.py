@@ -65,8 +65,8 @@ class Distributed:
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum the gradients of all processes."""
         for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad = reduce(parameter.grad, "sum")  # of one process: unchanged
+            if self.processes > 1 and parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad, "sum")
 
     def from_main(self, compute: Callable[[], Result]) -> Result:
         """Return the result of `compute`, which only the main process calls."""

@@ -64,7 +64,7 @@ def finetune(
 
     Args:
         catalog: products with images, texts and at least one characteristic.
-        out: folder of the run; an interrupted fine-tuning there is resumed from its last checkpoint, two minutes old.
+        out: folder of the run; an interrupted fine-tuning there is resumed from its last checkpoint (every 2 minutes).
         settings: of encoder, split and heads; `None`: the defaults.
         finetune_settings: how the blocks are trained; `None`: the defaults.
         encoder: CLIP-like, in float32, on the device to use; `None`: that of `settings`, on a GPU if there is one.
@@ -94,7 +94,6 @@ def finetune(
     pairs = _pairs(tail, activations, split, distributed)
     loop = FinetuneLoop(session, split, pairs, finetune_settings, callbacks)
     untuned_weights, state = tail.trained(), loop.run()
-
     callbacks.on_stage("Evaluating the untuned and the best encoder on the test split")
     embeddings, fitted, untuned = loop.evaluate(untuned_weights)
     evaluation = untuned

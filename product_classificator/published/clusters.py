@@ -30,8 +30,7 @@ from product_classificator.files import replacing, write_bytes
 from product_classificator.types import Floats, Rows, Strings, Truth
 
 UNKNOWN = "(unknown)"
-MAX_PANELS = 8
-MAX_COLORED_LABELS = 10
+MAX_PANELS, MAX_COLORED_LABELS = 8, 10
 MAX_DRAWN = 2_000  # t-SNE takes 10 s for them, minutes for all
 
 _MAX_PCA_ROWS = 20_000

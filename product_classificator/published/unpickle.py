@@ -39,8 +39,11 @@ class Dtype:
 class Array:
     """Stand-in for arrays of NumPy (`_reconstruct`, then their state) and for storages and tensors of torch."""
 
+    values: npt.NDArray[Any] = np.empty(0)
+
     def __init__(self, values: object = None, *_: object) -> None:
-        self.values: npt.NDArray[Any] = values if isinstance(values, np.ndarray) else np.empty(0)
+        if isinstance(values, np.ndarray):
+            self.values = values
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_by_column, raw = state
