@@ -221,7 +221,8 @@ class Predictions:
         if characteristic in self.decision_thresholds:
             return strings([None if labels is None else frozenset(labels) for labels in self.labels_of(characteristic)])
         best: Strings = strings(self.labels[characteristic])[self._filled(characteristic).argmax(1)]
-        return np.where(self.is_predicted(characteristic), best, None)
+        best[~self.is_predicted(characteristic)] = None
+        return best
 
     def confidence(self, characteristic: str) -> Floats:
         """Return the (n,) float32 probabilities of `best`, 0 where nothing is predicted.
