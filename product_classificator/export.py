@@ -3,6 +3,7 @@
 `Classificator(heads_ver=folder)` opens it. The folder is complete or absent, and kept only if its answers agree.
 """
 
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def _check(original: Classificator, exported: Classificator) -> None:
         classificator.predict(*products, list(original.labels), errors="status").probabilities
         for classificator in (original, exported)
     )
-    limits = {"rtol": 0, "atol": _MAX_DIFFERENCE, "equal_nan": True}
-    if different := [name for name in expected if not np.allclose(expected[name], actual[name], **limits)]:
+    agree = partial(np.allclose, rtol=0, atol=_MAX_DIFFERENCE, equal_nan=True)
+    if different := [name for name in expected if not agree(expected[name], actual[name])]:
         raise ArtifactError(
             f"exported probabilities must be within {_MAX_DIFFERENCE} of the original ones; they are not for "
             f"{culprits(different)}: nothing was written; please report this"

@@ -28,12 +28,12 @@ from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, LoadedProduct, load_product
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, row_status, thumbnail
 from product_classificator.encoders import Encoder, cores
-from product_classificator.encoders.clip import clip_towers, token_windows
+from product_classificator.encoders.clip import Side, clip_towers, token_windows
 from product_classificator.encoders.preprocessing import Ids
 from product_classificator.encoders.torch_clip import computing, torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.files import remove_leftovers, replacing, write_text
-from product_classificator.finetuning.blocks import SIDES, Side, hidden_states
+from product_classificator.finetuning.blocks import SIDES, hidden_states
 from product_classificator.finetuning.distributed import Distributed
 from product_classificator.text import clean
 from product_classificator.types import Rows, strings

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from product_classificator.encoders.clip import Side
 from product_classificator.errors import DataError
 from product_classificator.finetuning.activations import Activations
-from product_classificator.finetuning.blocks import SIDES, Side, Tail
+from product_classificator.finetuning.blocks import SIDES, Tail
 from product_classificator.finetuning.distributed import Distributed, FinetuneDtype
 from product_classificator.training.settings import check_rules
 from product_classificator.types import Floats, Rows
