@@ -41,7 +41,7 @@ def split_products(
         seed: determines the order of groups with the same rarest label.
 
     Raises:
-        DataError: the shares leave nothing to train on, or there are fewer than three usable products.
+        DataError: the shares leave nothing to train on, or fewer than three products are usable.
     """
     valid, test = shares
     if not (valid > 0 and test > 0 and valid + test < 1):

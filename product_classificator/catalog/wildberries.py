@@ -45,11 +45,7 @@ class WildberriesTable(Table):
     """
 
     def __init__(self, folder: str | Path, columns: Sequence[str], *, min_products_in_sub_cat: int = 10) -> None:
-        """Read the ids and labels (`columns`: characteristics, other columns of the test table) of both tables.
-
-        Raises:
-            DataError: a table is missing, damaged or lacks a column, or the minimum is below 1.
-        """
+        """Read the ids and labels (`columns`: characteristics, other columns of the test table) of both tables."""
         if min_products_in_sub_cat < 1:
             raise DataError(
                 f"min_products_in_sub_cat must be at least 1, got {min_products_in_sub_cat}: 1 keeps every sub_category"
@@ -105,12 +101,11 @@ class WildberriesTable(Table):
 def _open(path: Path, columns: Sequence[str], wanted: str = "") -> Table:
     table = open_table(path)
     needed = (ID, *TEXTS, *columns)
-    for name in needed:
-        if name not in table.columns:
-            raise DataError(
-                f"{path} must have the columns {', '.join(needed)}{wanted}: there is no {name!r}; "
-                f"export it, or ask for other characteristics. {nearest(name, table.columns)}"
-            )
+    if missing := [name for name in needed if name not in table.columns]:
+        raise DataError(
+            f"{path} must have the columns {', '.join(needed)}{wanted}: there is no {missing[0]!r}; "
+            f"export it, or ask for other characteristics. {nearest(missing[0], table.columns)}"
+        )
     return table
 
 
@@ -146,7 +141,7 @@ def _blank_to_null(array: pa.Array) -> pa.Array:
 
 
 def _merge_rows(rows: pa.Table, min_products_in_sub_cat: int) -> pa.Table:
-    """Return one row a product with a text: its id, its first known labels, and the row with its texts, ascending."""
+    """Return each product with a text: its id, its first known labels, and the row with its texts, ascending."""
     labels = [name for name in rows.column_names if name not in (ID, _ROW)]
     first = [(_ROW, "min"), *((name, "first") for name in labels)]
     # Threads would change the order of the rows, and with it what is first.
