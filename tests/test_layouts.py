@@ -60,7 +60,7 @@ def styles(folder, rows):
     """Fashion Product Images: commas in the last, unquoted column; photos `images/<id>.jpg`."""
     lines = ["id,gender,masterCategory,articleType,baseColour,season,year,usage,productDisplayName"]
     for i in rows:
-        name = title(i) + (", Pack of 2, boxed" if i % 10 == 0 else "")
+        name = title(i) + (f", Pack of {i}, boxed" if i % 10 == 0 else "")
         lines.append(
             f"{10000 + i},{['Men', 'Women'][i // 9 % 2]},Apparel,{kind(i)},{colour(i)},Summer,2012,Casual,{name}"
         )
@@ -96,7 +96,7 @@ def avito(folder, rows):
     frame = pd.DataFrame({"item_id": [f"{i:012x}" for i in rows], "region": "Самарская область", "city": "Самара"})
     frame["category_name"] = [kinds[kind(i)] for i in rows]
     frame["title"] = [kinds[kind(i)] for i in rows]
-    frame["description"] = [f"Продаю, {kinds[kind(i)].lower()}\nновые, размер {i % 40 + 10}\n" for i in rows]
+    frame["description"] = [f"Продаю, {kinds[kind(i)].lower()}\nновые, размер {i}\n" for i in rows]
     frame["price"], frame["image"] = [100.0 * i for i in rows], [names[i] for i in rows]
     frame.to_csv(folder / "train.csv", index=False)
     with ZipFile(folder / "train_jpg.zip", "w") as archive:
