@@ -62,6 +62,7 @@ def evaluate_run(
     if not names:
         raise DataError(f"the table must hold a characteristic of the run, which predicts {', '.join(bundle.labels)}")
     classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
+    truth = catalog.truth()  # a label that cannot be read is found before anything is embedded
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
     products = embedded.embeddings
     is_read = (products.has_image & bool(bundle.image_dim)) | (products.has_text & bool(bundle.text_dim))
@@ -81,8 +82,8 @@ def evaluate_run(
     embeddings, texts = products.take(rows), catalog.texts().take(rows)
     predictions = bundle.predict(embeddings, texts, names)
     if bundle.novelty is not None or min_precision is not None:
-        predictions = bundle.with_decisions(predictions, embeddings, texts, min_precision or MIN_PRECISION)
-    truth = catalog.truth()
+        target = MIN_PRECISION if min_precision is None else min_precision
+        predictions = bundle.with_decisions(predictions, embeddings, texts, target)
     evaluation = evaluate(
         predictions,
         {name: truth[name][rows] for name in names},

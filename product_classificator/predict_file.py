@@ -160,6 +160,7 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
         "table": _identity(table) if is_file else digest.hexdigest(),
         "images": images and [_identity(images.path), images.channels, images.max_pixels, images.follow_links],
         "columns": asdict(catalog.columns),
+        "read_as": catalog.read_as,
         "encoder": classificator.encoder.fingerprint,
         "bundle": classificator.bundle.digest,
         **asdict(options),

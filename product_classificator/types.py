@@ -198,6 +198,9 @@ class Predictions:
 
     def __post_init__(self) -> None:
         _check_rows(len(self.ids), is_known=self.is_known, **dict(self.probabilities))
+        if self.decisions:
+            novel = self.decisions.is_out_of_distribution
+            _check_rows(len(self.ids), is_out_of_distribution=novel, **dict(self.decisions.accepted))
         for name, matrix in self.probabilities.items():
             k, thresholds = len(self.labels[name]), self.decision_thresholds.get(name)
             if matrix.shape[1] != k:

@@ -77,13 +77,19 @@ class Catalog:
         if images is None and not columns.text:
             hint = nearest("", table.columns)
             raise DataError(f"products need a photo or a text: name text columns or photos. {hint}")
-        self.table, self.columns, self.images, self._unknown = table, columns, images, frozenset(("", *unknown))
+        self.table, self.columns, self.images = table, columns, images
+        self._unknown = frozenset(("", *unknown, *canonical(pa.array(unknown, pa.string())).to_pylist()))
         self._truth: Truth | None = None
 
     @property
     def issues(self) -> Mapping[str, int]:
         """Count of each problem that was found when the table was last read from beginning to end."""
         return self.table.issues
+
+    @property
+    def read_as(self) -> list[str]:
+        """What else decides the texts: the encoding of a text file, and the values that mean nothing."""
+        return [getattr(self.table, "encoding", ""), *sorted(self._unknown)]
 
     @cached_property
     def ids(self) -> Strings:
@@ -131,7 +137,7 @@ class Catalog:
         cells = {name: batch.column(name).to_pylist() for name in self.columns.text}
         for name in filter(self.table.holds_lists, cells):
             lists = [_parse_list(cell or "") for cell in cells[name]]
-            cells[name] = [" ".join(filter(None, cell)) if isinstance(cell, list) else cell for cell in lists]
+            cells[name] = [" ".join(map(str, filter(None, cell))) if isinstance(cell, list) else cell for cell in lists]
         texts = []
         for row in zip(*cells.values(), strict=True):
             first, *others = (text if (text := (value or "").strip()) not in self._unknown else "" for value in row)
@@ -206,10 +212,12 @@ def read_catalog(
     source = open_images(images) if isinstance(images, str | Path) else images
     if characteristics is None:
         characteristics = [name for name in PUBLISHED_CHARACTERISTICS if name in opened.columns]
+    labels = _names((*_names(characteristics), *_names(multi_label)))
+    free = [name for name in opened.columns if name not in (*labels, photo)]
     columns = Columns(
-        id if id is not None else _guess_id(opened, needs_ids=source is not None and photo is None),
-        tuple(guess(opened.columns, TEXT_GUESSES)) if text is None else _names(text),
-        _names((*_names(characteristics), *_names(multi_label))),
+        id if id is not None else _guess_id(opened, free, needs_ids=source is not None and photo is None),
+        tuple(guess(free, TEXT_GUESSES)) if text is None else _names(text),
+        labels,
         photo,
     )
     columns = _checked(opened, columns, source, _names(multi_label))
@@ -218,8 +226,8 @@ def read_catalog(
     return Catalog(opened, columns, source, _names(na_values))
 
 
-def _guess_id(table: Table, *, needs_ids: bool) -> str:
-    if guesses := guess(table.columns, ID_GUESSES):
+def _guess_id(table: Table, free: Sequence[str], *, needs_ids: bool) -> str:
+    if guesses := guess(free, ID_GUESSES):
         return guesses[0]
     if needs_ids:
         hint = nearest("id", table.columns)

@@ -3,6 +3,7 @@
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -55,17 +56,17 @@ def guess(columns: Iterable[str], names: Sequence[str]) -> list[str]:
 
 def unique_names(names: Iterable[object], table: str) -> list[str]:
     """Return column names without blanks and invisible signs around them; the second "a" becomes "a.1"."""
-    unique: list[str] = []
+    unique: dict[str, None] = {}
+    repeats: Counter[str] = Counter()
     for name in names:
         plain = trimmed = visible(str(name)).strip()
-        repeats = 0
         while plain in unique:
-            repeats += 1
-            plain = f"{trimmed}.{repeats}"
-        if repeats and trimmed:
+            repeats[trimmed] += 1
+            plain = f"{trimmed}.{repeats[trimmed]}"
+        if plain != trimmed and trimmed:
             logger.warning("%s repeats the column name %s: the later one is named %s", table, trimmed, plain)
-        unique.append(plain)
-    return unique
+        unique[plain] = None
+    return list(unique)
 
 
 def visible(text: str) -> str:

@@ -105,6 +105,7 @@ class CsvTable(Table):
 
     def __init__(self, path: Path, encoding: str | None = None) -> None:
         self._file = TextFile(path, encoding)
+        self.encoding = self._file.encoding
         sample = list(islice(self._file.lines(Counter()), _SAMPLE_LINES))
         named = re.fullmatch(r'"?sep=(.)"?\s*', sample[0])
         self._skipped_lines = 1 if named else 0
@@ -161,7 +162,8 @@ class CsvTable(Table):
         # An opening quote whose cell goes on in the next line, or after its closing quote; a blank before a quote.
         cell = rb'(?<=[\n%b]")(?:[^"\n]|"")*+(?:\n|\Z|"(?![\r\n%b]|\Z))'
         odd = re.compile(rb'"(?:%b|(?<=[\n%b ] ")(?!"))' % (cell % (mark, mark), mark))
-        if len(self.columns) == 1 or "16" in self._file.encoding or "32" in self._file.encoding:
+        is_wide = "16" in self._file.encoding or "32" in self._file.encoding
+        if len(self.columns) == 1 or not self._delimiter.isascii() or is_wide:
             return False
         for block in self._file.blocks():
             with suppress(UnicodeDecodeError):
@@ -262,7 +264,7 @@ def _quoted_row(
             if quotes % 2 == 0:
                 cell = _plain("".join(parts).rstrip(" "))
                 # A second quote that opens a cell of its own closes nothing if what is between them are whole rows.
-                is_opening = number > 1 and joint == delimiter and piece.startswith('"')
+                is_opening = number > 1 and joint == delimiter and piece.startswith('"') and len(piece) > 1
                 between = (line.count(delimiter) + 1 for line in islice(ahead, number - 1) if line.strip())
                 if cell is None or (is_opening and min(between, default=width) >= width):
                     return None

@@ -139,6 +139,7 @@ class _JsonTable(Table):
     def __init__(self, path: Path, encoding: str | None) -> None:
         super().__init__(str(path), ())
         self._file = TextFile(path, encoding)
+        self.encoding = self._file.encoding
         self._array: list[object] | None = None
         first = next((line for line in self._file.lines(Counter()) if line.strip()), "")
         if first.lstrip().startswith("["):

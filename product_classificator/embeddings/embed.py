@@ -60,9 +60,9 @@ class EmbeddedProducts:
         """
         usable = self.embeddings.has_image | self.embeddings.has_text
         reasons = np.where(usable, "ok", self.status).astype(object)
-        is_repeated = self.embeddings.ids != ""
-        is_repeated[np.unique(self.embeddings.ids, return_index=True)[1]] = False
-        reasons[is_repeated & usable] = "duplicate_id"
+        rows = np.flatnonzero(usable & (self.embeddings.ids != ""))
+        first = rows[np.unique(self.embeddings.ids[rows], return_index=True)[1]]
+        reasons[np.setdiff1d(rows, first)] = "duplicate_id"
         return strings(reasons)
 
 

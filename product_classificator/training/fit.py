@@ -136,7 +136,8 @@ def _labels_to_learn(
         else:
             logger.warning("%s is left out: it has %d label(s) with %d products or more", name, len(kept), minimum)
             kept = ()
-        rest = {label: count for label, count in sorted(counts.items()) if label not in kept}
+        learned = set(kept)
+        rest = {label: count for label, count in sorted(counts.items()) if label not in learned}
         if rest or not kept:
             left_out[name] = rest
     if not labels:

@@ -1,11 +1,14 @@
 """Group products that are near-duplicates: the same photo, or the same text where the text identifies a product.
 
-- The same photo: thumbnails of 8 x 8 pixels that differ by at most `MAX_DIFFERENCE`, so also re-encoded or resized.
+- The same photo: thumbnails of 8 x 8 pixels that differ by at most `MAX_DIFFERENCE`, so also re-encoded or resized; by
+  less where they have little contrast.
 - The same words in the same order: at least `LONG_WORDS` of them; or at least `SHORT_WORDS` where one of the products
   with that text has no photo to compare.
 - A text shared by more than `MAX_SHARED` products with different photos, or a photo shared by more than that many
-  products with different texts, is generic ("dress", "no photo yet") and identifies none. A missing photo or text
-  differs from every other. What this finds in real catalogs: `docs/design/decisions.md`.
+  products with different texts, is generic ("dress", "no photo yet") and identifies none. A missing text differs
+  from every other, and so does a missing photo unless the text is long.
+
+What this finds in real catalogs: `docs/design/decisions.md`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +28,10 @@ from product_classificator.types import Bools, Rows
 
 MAX_DIFFERENCE = 2.0
 """Root mean square over the pixels of two thumbnails, in levels of 255."""
-LONG_WORDS, SHORT_WORDS, MAX_SHARED = 8, 3, 10
+MAX_RELATIVE_DIFFERENCE = 0.05
+"""Of the standard deviation of a thumbnail's pixels."""
+LONG_WORDS, SHORT_WORDS, MAX_SHARED = 8, 3, 20
+_NEIGHBOURS = 16
 
 Keys = npt.NDArray[np.uint64]
 """(n,) numbers that are equal for near-duplicates; 0 where there is nothing to compare."""
@@ -92,48 +98,61 @@ def near_duplicate_groups(signatures: Signatures, *, across_photos: bool = True)
 
 
 def is_near_duplicate(products: Signatures, of: Signatures) -> Bools:
-    """Return (n,) which products are near-duplicates of any of others; what is generic is decided on both together."""
+    """Return (n,) which products are near-duplicates of any of others; what is generic among either identifies none."""
     n, matches = len(products), np.zeros(len(products), dtype=bool)
-    for keys in near_duplicate_keys(products + of):
+    for keys in near_duplicate_keys(products + of, np.arange(n + len(of)) >= n):
         others = keys[n:]
         matches |= np.isin(keys[:n], others[others != 0])
     return matches
 
 
-def near_duplicate_keys(signatures: Signatures) -> tuple[Keys, Keys, Keys]:
-    """Return keys of photos, long texts and texts without a photo: any that is equal and not 0 is enough."""
-    text, n_words, photo = signatures.text, signatures.n_words, photo_keys(signatures.thumbnails)
-    photo = np.where(_is_generic(photo, text), 0, photo).astype(np.uint64)
-    text = np.where(_is_generic(text, photo), 0, text).astype(np.uint64)
+def near_duplicate_keys(signatures: Signatures, table: Bools | None = None) -> tuple[Keys, Keys, Keys]:
+    """Return keys of photos, long texts and texts without a photo: any that is equal and not 0 is enough.
+
+    `table` is (n,): of which of two tables a product is; what is generic is counted in each. `None`: there is one.
+    """
+    n = len(signatures)
+    in_table = np.zeros(n, dtype=bool) if table is None else table
+    text, photo = signatures.text, photo_keys(signatures.thumbnails)
+    is_long, is_short = signatures.n_words >= LONG_WORDS, signatures.n_words >= SHORT_WORDS
+    # A missing text differs from every other, and so does a missing photo, but not of a text that is long.
+    own = np.arange(n, dtype=np.uint64)
+    photo = _identifying(photo, np.where(text == 0, own, text), in_table)
+    text = _identifying(text, np.where((photo == 0) & ~is_long, own, photo), in_table)
     lacks_photo = np.isin(text, text[photo == 0])
-    return photo, text * (n_words >= LONG_WORDS), text * (lacks_photo & (n_words >= SHORT_WORDS))
+    return photo, text * is_long, text * (lacks_photo & is_short)
 
 
 def photo_keys(thumbnails: Thumbnails) -> Keys:
     """Return equal keys for the same photo, also re-encoded or resized; 0 without one.
 
-    Candidates come from a k-d tree of thumbnails averaged to 4 x 4 pixels, which cannot enlarge the root mean square.
+    Candidates are the nearest in a k-d tree of thumbnails averaged to 4 x 4 pixels, which cannot enlarge the root mean
+    square. Thumbnails with little contrast, like a ring on white, must agree all the more.
     """
     rows = np.flatnonzero(thumbnails.any(1))
     different, inverse = np.unique(thumbnails[rows], axis=0, return_inverse=True)
     coarse = different.reshape(-1, 4, 2, 4, 2, 3).mean((2, 4), dtype=np.float32).reshape(-1, 48)
-    pairs = KDTree(coarse).query_pairs(MAX_DIFFERENCE * 48**0.5, output_type="ndarray") if len(rows) else coarse
-    links = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, len(pairs), 65_536):
-        left, right = pairs[start : start + 65_536].T
+    contrast = different.reshape(-1, 64, 3).std(1).max(1)
+    limit = np.minimum(MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE * contrast)
+    links = [np.empty((2, 0), dtype=np.int64)]
+    tree = KDTree(coarse.reshape(-1, 48))
+    for start in range(0, len(different), 8192):
+        step = coarse[start : start + 8192]
+        nearest = tree.query(step, _NEIGHBOURS, distance_upper_bound=MAX_DIFFERENCE * 48**0.5)[1]
+        left, rank = np.nonzero(nearest < len(different))
+        left, right = left + start, nearest[left, rank]
         squares = (different[left].astype(np.int32) - different[right]) ** 2
-        links.append(pairs[start : start + 65_536][squares.mean(1) <= MAX_DIFFERENCE**2])
+        links.append(np.stack([left, right])[:, squares.mean(1) <= np.minimum(limit[left], limit[right]) ** 2])
     keys = np.zeros(len(thumbnails), dtype=np.uint64)
-    keys[rows] = _components(len(different), [np.concatenate(links).T])[inverse.ravel()] + 1
+    keys[rows] = _components(len(different), links)[inverse.ravel()] + 1
     return keys
 
 
-def _is_generic(keys: Keys, partners: Keys) -> Bools:
-    """Return (n,) which keys occur with more than `MAX_SHARED` different partners; a partner 0 differs from all."""
-    has_partner = partners != 0
-    pairs = np.unique(np.stack([keys, partners])[:, has_partner], axis=1)
-    values, counts = np.unique(np.concatenate([pairs[0], keys[~has_partner]]), return_counts=True)
-    return np.isin(keys, values[counts > MAX_SHARED])
+def _identifying(keys: Keys, partners: Keys, in_table: Bools) -> Keys:
+    """Return the keys, 0 for those with more than `MAX_SHARED` different partners in one of the tables."""
+    different = np.unique(np.stack([keys, partners, in_table.astype(np.uint64)]), axis=1)
+    pairs, counts = np.unique(different[[0, 2]], axis=1, return_counts=True)
+    return np.where(np.isin(keys, pairs[0, counts > MAX_SHARED]), 0, keys).astype(np.uint64)
 
 
 def _links(keys: Keys) -> npt.NDArray[np.int64]:

@@ -168,3 +168,15 @@ def test_the_first_of_several_text_columns_is_the_first_line():
     assert catalog.columns.has_title
     assert list(read_catalog(frame, text="b").texts()) == ["one\ntwo", "three", ""]
     assert not read_catalog(frame, text="b").columns.has_title
+
+
+def test_a_column_of_labels_is_guessed_neither_as_id_nor_as_text():
+    frame = pd.DataFrame({"code": ["a", "b"], "name": ["Mug", "Cup"], "description": ["a red mug", "a blue cup"]})
+    columns = read_catalog(frame, characteristics=["name", "code"]).columns
+    assert columns.text == ("description",)
+    assert columns.id not in ("name", "code")
+
+
+def test_values_that_mean_nothing_are_compared_as_labels_are():
+    frame = pd.DataFrame({"id": [0, 1], "title": ["a", "b"], "kind": ["-1.0", "x"]})
+    assert read_catalog(frame, characteristics="kind", na_values=["-1.0"]).truth()["kind"].tolist() == [None, "x"]

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from product_classificator.catalog import read_catalog
 from product_classificator.catalog.delimited import CsvTable
 from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError
@@ -143,3 +144,16 @@ def test_both_readers_agree(tmp_path):
 def test_an_empty_table_is_refused(tmp_path):
     with pytest.raises(DataError, match="is empty: a CSV table needs a header"):
         rows(tmp_path, "\n \n")
+
+
+def test_a_quoted_cell_may_end_with_the_separator_on_a_later_line(tmp_path):
+    path = tmp_path / "k.csv"
+    path.write_text('id;title;c\n1;"Mug;\nred;";x\n2;Cup;y\n', encoding="utf-8")
+    catalog = read_catalog(path, characteristics="c")
+    assert list(catalog.ids) == ["1", "2"]
+    assert catalog.truth()["c"].tolist() == ["x", "y"]
+
+
+def test_any_character_may_separate(tmp_path):
+    (tmp_path / "s.csv").write_text("sep=§\nid§title§c\n1§a§x\n", encoding="utf-8")
+    assert list(read_catalog(tmp_path / "s.csv", characteristics="c").ids) == ["1"]

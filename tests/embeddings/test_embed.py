@@ -280,3 +280,9 @@ def test_a_broken_photo_has_no_thumbnail(tmp_path):
     for _ in range(2):  # encoded, and read from the store
         has_thumbnail = embed(catalog, TinyEncoder(), store).thumbnails.all(1)
         assert has_thumbnail.tolist() == [False, False, True]
+
+
+def test_only_usable_products_take_an_id():
+    frame = pd.DataFrame({"nm": ["5", "5", "5"], "title": ["", "a cup", "a hat"]})
+    products = embed(read_catalog(frame, id="nm", text="title"), TinyEncoder())
+    assert products.set_aside().tolist() == ["text_empty", "ok", "duplicate_id"]

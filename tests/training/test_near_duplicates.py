@@ -90,10 +90,28 @@ def test_without_photos_a_text_of_three_words_is_enough_and_a_word_is_not():
 
 
 def test_words_and_boilerplate_that_many_products_share_link_nothing():
-    n = 3 * (MAX_SHARED + 1)
-    for text in ("Dress", LONG):
+    n = 2 * (MAX_SHARED + 1)
+    for text in ("Dress", "red summer dress", LONG):
         assert n_groups([text] * n, photos(n)) == n
-        assert n_groups([text] * n, np.tile(NO_PHOTO, (n, 1))) == n
+    assert n_groups(["red summer dress"] * n, np.tile(NO_PHOTO, (n, 1))) == n
+
+
+def test_copies_of_a_long_text_without_photos_are_one_group_however_many():
+    n = 2 * (MAX_SHARED + 1)
+    assert n_groups([LONG] * n, np.tile(NO_PHOTO, (n, 1))) == 1
+    products = Signatures.of([LONG, "iPhone 13 black"] * MAX_SHARED, np.tile(NO_PHOTO, (2 * MAX_SHARED, 1)))
+    assert is_near_duplicate(products, products).all()
+
+
+def test_small_things_on_white_are_different_photos():
+    thumbnails = []
+    for seed in range(60):
+        rng, image = np.random.default_rng(seed), Image.new("RGB", (400, 400), "white")
+        x, y = rng.integers(0, 350, 2).tolist()
+        colour = tuple(rng.integers(0, 200, 3).tolist())
+        ImageDraw.Draw(image).ellipse([x, y, x + 40, y + 40], outline=colour, width=4)
+        thumbnails.append(thumbnail(image))
+    assert len(set(photo_keys(np.stack(thumbnails)))) == 60
 
 
 def test_a_placeholder_photo_links_nothing():
@@ -117,8 +135,9 @@ def test_new_products_are_near_duplicates_of_learned_ones_by_photo_or_long_text(
     assert is_near_duplicate(new, learned).tolist() == [True, True, False, False]
 
 
-def test_a_placeholder_is_recognised_by_learned_and_new_products_together():
-    learned = Signatures.of([f"dress {i}" for i in range(MAX_SHARED)], np.repeat(photos(1), MAX_SHARED, axis=0))
+def test_a_placeholder_of_learned_products_is_one_for_new_ones_too():
+    n = MAX_SHARED + 1
+    learned = Signatures.of([f"dress {i}" for i in range(n)], np.repeat(photos(1), n, axis=0))
     assert not is_near_duplicate(Signatures.of(["a coat"], photos(1)), learned).any()
 
 
