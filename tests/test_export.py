@@ -132,7 +132,7 @@ def test_a_tower_that_the_heads_do_not_use_is_not_exported(shop_files, tmp_path,
         exported.predict(**products["image" if used == "text" else "text"])
 
 
-@pytest.mark.parametrize("options", ["", "+letterbox+windows+clean"])
+@pytest.mark.parametrize("options", [pytest.param("", marks=pytest.mark.slow), "+letterbox+windows+clean"])
 def test_ruclip_answers_the_same_under_every_option(ruclip_folder, tmp_path, options):
     encoder = load_encoder(f"{ruclip_folder}{options}", dtype="float32")
     original = Classificator.zero_shot(LABELS, ["{}"], encoder=encoder)

@@ -31,6 +31,7 @@ def test_tensorboard_shows_the_curves_and_the_settings(tmp_path):
     assert "heads.hidden: 512" in hparams.read_text()
 
 
+@pytest.mark.slow
 def test_a_clearml_task_gets_the_curves_and_the_stages(tmp_path):
     script = f"""
 import os

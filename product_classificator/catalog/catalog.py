@@ -221,7 +221,7 @@ def read_catalog(
         photo,
     )
     columns = _checked(opened, columns, source, _names(multi_label))
-    if text is None and not columns.text and (unused := _text_like(opened, columns)):
+    if text is None and (unused := _text_like(opened, columns)):
         logger.warning("%s: columns that look like texts are not used, name them (--text): %s", opened.name, unused)
     return Catalog(opened, columns, source, _names(na_values))
 
@@ -261,7 +261,7 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
 def _text_like(table: Table, columns: Columns) -> str:
     """Return the columns without a role of which most cells have three words, joined."""
     names = []
-    for name in set(table.columns) - {columns.id, columns.photo, *columns.characteristics}:
+    for name in set(table.columns) - {columns.id, columns.photo, *columns.text, *columns.characteristics}:
         with suppress(DataError, StopIteration):  # structs cannot be read
             cells = list(filter(None, next(table.batches([name], 200)).column(0).to_pylist()))
             if sum(len(cell.split()) > 2 for cell in cells) * 2 > len(cells):

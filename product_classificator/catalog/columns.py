@@ -14,16 +14,18 @@ ROW_NUMBER = "row_number"
 ID_GUESSES = re.findall(
     r"\w+",
     "nm id sku product_id item_id offer_id nm_id article uniq_id article_id goods_id asin uuid uid pid code "
-    "product_code vendor_code gtin ean barcode артикул код",
+    "product_code vendor_code gtin ean barcode артикул артикул_товара код код_товара",
 )
 TEXT_GUESSES = re.findall(
     r"\w+",
     "title name text product_title item_title product_name item_name product_display_name display_name prod_name "
-    "designation название наименование заголовок "
-    "description product_description item_description detail_desc long_description short_description описание текст",
+    "designation название название_товара наименование наименование_товара заголовок "
+    "description product_description item_description detail_desc long_description short_description "
+    "описание описание_товара текст",
 )
 """The names of ids and of texts, the usual first and titles before descriptions, in any spelling."""
 UNKNOWN = ("nan", "NaN", "NAN", "none", "None", "NONE", "null", "Null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A")
+UNKNOWN += ("#Н/Д", "#ЗНАЧ!", "#ССЫЛКА!", "#VALUE!", "#REF!", "#NULL!", "#DIV/0!", "#NAME?")  # of spreadsheets
 """Cells that mean an unknown label or an empty text, as blank ones do, unless `na_values` names others."""
 
 

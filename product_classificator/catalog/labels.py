@@ -40,6 +40,9 @@ def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UN
     same = Counter(map(str.casefold, distinct))
     if alike := sorted(label for label in distinct if same[label.casefold()] > 1):
         logger.warning("%s: labels that differ in case alone are different labels: %s", name, culprits(alike))
+    if lists := [label for label in distinct if label.startswith("[") and label.endswith("]")]:
+        sentence = "%s: cells that look like lists are one label each, name it in multi_label: %s"
+        logger.warning(sentence, name, culprits(lists))
     return _decoded(labels, encoded)
 
 

@@ -35,6 +35,7 @@ from product_classificator.types import SPLITS, Embeddings
 
 logger = logging.getLogger(__name__)
 
+_FEW_USABLE = 0.9
 _VERSIONS_OF = ("product_classificator", "torch", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
@@ -128,6 +129,9 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedProducts, settings: TrainS
         logger.warning("no product has a usable photo: is %s the right folder?", catalog.images.path)
     texts, truth, reasons = catalog.texts(), catalog.truth(), embedded.set_aside()
     is_usable, set_aside = reasons == "ok", count_statuses(reasons)
+    if is_usable.sum() < _FEW_USABLE * len(catalog):
+        shown = ", ".join(f"{reason} {count}" for reason, count in set_aside.items())
+        logger.warning("%d of %d products are set aside: %s", (~is_usable).sum(), len(catalog), shown)
     if is_usable.sum() < len(SPLITS):
         raise DataError(
             f"training needs at least {len(SPLITS)} usable products, found {is_usable.sum()} among {len(catalog)}; "

@@ -180,3 +180,13 @@ def test_a_column_of_labels_is_guessed_neither_as_id_nor_as_text():
 def test_values_that_mean_nothing_are_compared_as_labels_are():
     frame = pd.DataFrame({"id": [0, 1], "title": ["a", "b"], "kind": ["-1.0", "x"]})
     assert read_catalog(frame, characteristics="kind", na_values=["-1.0"]).truth()["kind"].tolist() == [None, "x"]
+
+
+def test_what_may_have_been_meant_otherwise_is_a_warning(caplog):
+    frame = pd.DataFrame({"Код товара": [7, 8], "Название товара": ["Чашка", "Ваза"], "note": ["a b c d", "e f g h"]})
+    frame["tags"], frame["kind"] = ["['a', 'b']", "['c']"], ["#Н/Д", "x"]
+    catalog = read_catalog(frame, characteristics=["tags", "kind"])
+    assert (catalog.columns.id, catalog.columns.text) == ("Код товара", ("Название товара",))
+    assert catalog.truth()["kind"].tolist() == [None, "x"]
+    assert "look like texts are not used, name them (--text): note" in caplog.text
+    assert "tags: cells that look like lists are one label each" in caplog.text

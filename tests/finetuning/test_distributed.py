@@ -20,6 +20,8 @@ from product_classificator.training import read_settings
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import shop
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_processes_take_the_steps_of_one_on_the_same_batches(tmp_path):
     model = write_checkpoint(tmp_path / "model")
