@@ -24,8 +24,10 @@ TEXT_GUESSES = re.findall(
     "описание описание_товара текст",
 )
 """The names of ids and of texts, the usual first and titles before descriptions, in any spelling."""
-UNKNOWN = ("nan", "NaN", "NAN", "none", "None", "NONE", "null", "Null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A")
-UNKNOWN += ("#Н/Д", "#ЗНАЧ!", "#ССЫЛКА!", "#VALUE!", "#REF!", "#NULL!", "#DIV/0!", "#NAME?")  # of spreadsheets
+UNKNOWN: tuple[str, ...] = (
+    *("nan", "NaN", "NAN", "none", "None", "NONE", "null", "Null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A"),
+    *("#Н/Д", "#ЗНАЧ!", "#ССЫЛКА!", "#VALUE!", "#REF!", "#NULL!", "#DIV/0!", "#NAME?"),  # errors of spreadsheets
+)
 """Cells that mean an unknown label or an empty text, as blank ones do, unless `na_values` names others."""
 
 
