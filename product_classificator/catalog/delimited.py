@@ -264,7 +264,8 @@ def _quoted_row(
             if quotes % 2 == 0:
                 cell = _plain("".join(parts).rstrip(" "))
                 # A second quote that opens a cell of its own closes nothing if what is between them are whole rows.
-                is_opening = number > 1 and joint == delimiter and piece.startswith('"') and len(piece) > 1
+                # A lone quote closes, unless there is a whole row between.
+                is_opening = number > 1 + (piece == '"') and joint == delimiter and piece.startswith('"')
                 between = (line.count(delimiter) + 1 for line in islice(ahead, number - 1) if line.strip())
                 if cell is None or (is_opening and min(between, default=width) >= width):
                     return None
