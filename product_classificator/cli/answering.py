@@ -10,7 +10,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.cli import console
 from product_classificator.cli.options import Embed, Export, ImportHeads, Info, Predict
 from product_classificator.cli.progress import product_progress
-from product_classificator.cli.tables import open_catalog
+from product_classificator.cli.tables import open_catalog, open_once
 from product_classificator.embeddings.embed import embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.encoders import ENCODERS, OPTIONS, RUCLIP_MODELS, EncoderSpec, load_encoder
@@ -25,7 +25,8 @@ from product_classificator.runs import Run
 
 def predict(options: Predict) -> None:
     """Predict a table and print what was written."""
-    catalog = open_catalog(options.table, options.products, run=Run.load(options.run))
+    run, (table, columns) = Run.load(options.run), open_once(options.table, options.products.encoding)
+    catalog = open_catalog(table, columns, options.products, run=run)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, but none are given (--images)", style="yellow")
@@ -46,7 +47,7 @@ def predict(options: Predict) -> None:
 
 def embed(options: Embed) -> None:
     """Embed a table into a store and print what was encoded."""
-    catalog = open_catalog(options.table, options.products)
+    catalog = open_catalog(*open_once(options.table, options.products.encoding), options.products)
     chosen = options.encoder
     encoder = load_encoder(chosen.encoder or "lite", device=chosen.device, dtype=chosen.dtype)
     store = EmbeddingStore(options.out, encoder)

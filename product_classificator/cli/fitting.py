@@ -14,7 +14,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.cli import console
 from product_classificator.cli.options import Audit, Evaluate, Train, Tune
 from product_classificator.cli.progress import bars, product_progress
-from product_classificator.cli.tables import columns_of, names, open_catalog, open_labelled
+from product_classificator.cli.tables import names, open_catalog, open_labelled, open_once
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
@@ -70,12 +70,12 @@ def tune(options: Tune) -> None:
 
 
 def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:
-    training, columns = options.training, columns_of(options.table, options.products.encoding)
+    training, (table, columns) = options.training, open_once(options.table, options.products.encoding)
     changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
     changes["allow_missing_photos"] = training.allow_missing_photos or None
     settings = read_settings(training.config, changes)
     labels, multi_label = names(training.characteristics, columns), names(training.multi_label, columns) or []
-    return settings, open_catalog(options.table, options.products, labels, multi_label)
+    return settings, open_catalog(table, columns, options.products, labels, multi_label)
 
 
 def evaluate(options: Evaluate) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
+from product_classificator.catalog.cells import Table
 from product_classificator.catalog.columns import UNKNOWN
 from product_classificator.catalog.photo import MAX_PIXELS
 from product_classificator.catalog.table import open_table
@@ -16,12 +17,13 @@ from product_classificator.runs import Run
 logger = logging.getLogger(__name__)
 
 
-def columns_of(table: Path, encoding: str | None = None) -> set[str]:
-    """Return the names that columns may be given by; none if there is no such table."""
-    files = [table / TRAIN_FILE, table / TEST_FILE] if is_wildberries(table) else [table]
-    derived = PUBLISHED_CHARACTERISTICS if is_wildberries(table) else ()
-    existing = filter(Path.exists, files)
-    return {*derived, *(name for file in existing for name in open_table(file, encoding=encoding).columns)}
+def open_once(table: Path, encoding: str | None) -> tuple[Path | Table, set[str]]:
+    """Return an opened table, whose text is not scanned again, or the folder of Wildberries tables; and its columns."""
+    if not is_wildberries(table):
+        opened = open_table(table, encoding=encoding)
+        return opened, set(opened.columns)
+    files = filter(Path.exists, (table / TRAIN_FILE, table / TEST_FILE))
+    return table, {*PUBLISHED_CHARACTERISTICS, *(name for file in files for name in open_table(file).columns)}
 
 
 def names(joined: str | None, columns: Collection[str]) -> list[str] | None:
@@ -43,17 +45,17 @@ def names(joined: str | None, columns: Collection[str]) -> list[str] | None:
 
 
 def open_catalog(
-    table: Path,
+    table: Path | Table,
+    columns: Collection[str],
     options: ProductOptions,
     characteristics: Sequence[str] | None = (),
     multi_label: Sequence[str] = (),
     *,
     run: Run | None = None,
 ) -> Catalog:
-    """Open a table, as the table of `run` was opened unless an option differs, and print how its columns are used."""
-    columns = columns_of(table, options.encoding)
+    """Read what `open_once` returned, as the table of `run` unless an option differs; print how columns are used."""
     text, id_, photo = names(options.text, columns), options.id, options.photo or None
-    has_fixed_names = is_wildberries(table)  # ids and photo names of these tables are fixed, red and blue are swapped
+    has_fixed_names = isinstance(table, Path)  # ids and photo names of these tables are fixed, red and blue are swapped
     channels = options.channels or ("bgr" if has_fixed_names else run.channels if run else "rgb")
     if run is not None:
         text = list(run.columns.text) if text is None else text
@@ -78,7 +80,6 @@ def open_catalog(
         characteristics=characteristics,
         photo=photo,
         multi_label=multi_label,
-        encoding=options.encoding,
         na_values=UNKNOWN if options.na_values is None else names(options.na_values, ()) or (),
     )
     used = catalog.columns
@@ -93,7 +94,7 @@ def open_catalog(
 
 def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
     """Open a table as the run's table was opened, with those characteristics of the run that it holds."""
-    available = columns_of(table, options.encoding)
-    characteristics = [name for name in run.columns.characteristics if name in available]
+    opened, columns = open_once(table, options.encoding)
+    characteristics = [name for name in run.columns.characteristics if name in columns]
     multi_label = [name for name in run.columns.multi_label if name in characteristics]
-    return open_catalog(table, options, characteristics, multi_label, run=run)
+    return open_catalog(opened, columns, options, characteristics, multi_label, run=run)

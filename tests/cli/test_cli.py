@@ -23,7 +23,7 @@ from product_classificator.catalog import Columns
 from product_classificator.cli import console, main
 from product_classificator.cli.fitting import print_next, print_scores
 from product_classificator.cli.options import ProductOptions, Train
-from product_classificator.cli.tables import names, open_catalog
+from product_classificator.cli.tables import names, open_catalog, open_once
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
 from product_classificator.types import Predictions, strings
@@ -398,5 +398,13 @@ def test_progress_shows_how_long_the_encoder_was_idle(trained, files, tmp_path):
 def test_a_first_column_other_than_the_title_causes_a_warning(files, caplog):
     _, table, _ = files
     run = Run(Path("run"), "lite", Columns("nm", ("brand", "description")), "rgb", Path("store"), {}, {})
-    open_catalog(table, ProductOptions(text="description"), [], run=run)
+    open_catalog(*open_once(table, None), ProductOptions(text="description"), [], run=run)
     assert "takes the first line of a text for the title (brand), but --text starts with description" in caplog.text
+
+
+def test_what_is_odd_in_a_table_is_said_once(trained, tmp_path, caplog):
+    rows = "".join(f"{row};Шляпа {row}\n" for row in range(30))
+    (tmp_path / "t.csv").write_bytes(f"Прайс\nnm;description\n{rows}".encode("cp866"))
+    call("predict", trained[0], tmp_path / "t.csv", "--out", tmp_path / "p.csv")
+    assert caplog.text.count("is not UTF-8: read as cp866") == 1
+    assert caplog.text.count("lines above it are skipped") == 1
