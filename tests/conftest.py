@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; read when torch is imported
 
@@ -6,10 +7,13 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.encoders import load_encoder
+from product_classificator.evaluation import plots
 from product_classificator.training import HeadSettings, TrainSettings, train_heads
-from tests.fakes import TinyEncoder, shop
+from tests.fakes import BlankCanvas, TinyEncoder, shop
 
 QUICK = TrainSettings(heads=HeadSettings(max_epochs=4, hidden=64, batch_size=16, learning_rate=0.01))
+DrawingCanvas = plots.FigureCanvasAgg
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +21,21 @@ def cache_of_tests(tmp_path_factory):
     """The cache folder of whoever runs the tests is left alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_figures():
+    """Reports hold blank pictures, see `BlankCanvas`, except in tests that use `drawn_figures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "FigureCanvasAgg", BlankCanvas)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn_figures(blank_figures):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "FigureCanvasAgg", DrawingCanvas)
         yield
 
 

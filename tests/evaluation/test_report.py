@@ -14,6 +14,8 @@ from tests.evaluation.conftest import materials
 HOSTILE = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; \n# h"
 SHOWN = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; # h"
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 
 def tokens(markdown):
     return [

@@ -8,6 +8,7 @@ from product_classificator.errors import DataError
 from product_classificator.published.clusters import ClusterSettings, cluster, draw_clusters, write_clusters
 from product_classificator.types import strings
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
 HOSTILE = 'a,"b"\n$x_1$ _c'
 
 
