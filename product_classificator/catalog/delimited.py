@@ -210,10 +210,11 @@ def _has_usual_name(cells: Sequence[str]) -> bool:
 
 def _header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:
     """Return the first row that is no title: it has a usual name, or more than half as many names as most rows have."""
-    width = _regularity(rows)[2]
+    has_names, _, width = _regularity(rows)
+    is_list = width == 1 and not has_names
     for number, (_, cells) in enumerate(rows):
         names = sum(map(bool, map(spelling, cells)))
-        if names > max(1, width // 2) or width == 1 or len(cells) == width == 2 or _has_usual_name(cells):
+        if names > max(1, width // 2) or is_list or len(cells) == width == 2 or _has_usual_name(cells):
             return number
     return 0
 
@@ -269,11 +270,22 @@ def _quoted_row(
                 between = (line.count(delimiter) + 1 for line in islice(ahead, number - 1) if line.strip())
                 if cell is None or (is_opening and min(between, default=width) >= width):
                     return None
+                if number > 1 and _are_rows(list(islice(ahead, number)), delimiter, width, ends_early=piece == '"'):
+                    return None
                 cells.append(cell)
                 parts = []
         if not parts:
             return cells, number
     return None
+
+
+def _are_rows(lines: Sequence[str], delimiter: str, width: int, *, ends_early: bool) -> bool:
+    """Return whether most lines are as wide as the header and begin like the first one, as `id9;` and `id10;` do."""
+    rows = [line.split(delimiter) for line in lines if line.strip()]
+    beginnings = [re.sub(r"\d+", "0", cells[0].strip('"')) for cells in rows]
+    widths = [*map(len, rows[:-1]), width if ends_early else len(rows[-1])]
+    alike = sum(one == beginnings[0] for one, n in zip(beginnings, widths, strict=True) if n == width)
+    return alike * 2 > len(rows)
 
 
 def _plain(cell: str) -> str | None:

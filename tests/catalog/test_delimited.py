@@ -98,6 +98,14 @@ def test_what_stands_above_the_header_is_skipped(tmp_path, above):
     assert rows(tmp_path, text) == (["id", "title", "kind"], [("1", "red, blue", "x"), ("2", "b", "y")])
 
 
+def test_a_title_above_a_header_of_few_rows_is_skipped(tmp_path):
+    assert rows(tmp_path, "Export of the shop\n\nid,kind,colour\n1,Mug, red,\n") == (
+        ["id", "kind", "colour"],
+        [("1", "Mug", " red")],
+    )
+    assert rows(tmp_path, "review\nwarm\nsoft\n") == (["review"], [("warm",), ("soft",)])
+
+
 def test_a_column_without_a_name_and_a_single_column_are_read(tmp_path):
     assert rows(tmp_path, ",title\n0,red mug\n") == (["", "title"], [("0", "red mug")])
     assert rows(tmp_path, "title\nred, mug\nblue, mug\n", rows_with_surplus_cells=2)[1] == [
@@ -113,6 +121,21 @@ def test_a_quote_that_is_never_closed_swallows_nothing(tmp_path):
         ("6", 'say "hi"', "f"), ("7", '"Acme" tv', "g"),
     ]  # fmt: skip
     assert rows(tmp_path, text, rows_with_stray_quotes=4)[1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("last", "wanted"),
+    [
+        ('400;";new";c\n', ("400", ";new", "c")),
+        ('400;"\n\nnew";"\nc"\n', ("400", "\n\nnew", "\nc")),
+        ('400;TV 12";c\n', ("400", 'TV 12"', "c")),
+    ],
+)
+@pytest.mark.parametrize("between", [0, 300])
+def test_a_quote_that_a_later_row_seems_to_close_swallows_no_rows(tmp_path, last, wanted, between):
+    plain = [(str(number), "Cup", "b") for number in range(99, 99 + between)]
+    text = 'id;title;kind\n98;"12 inch;a\n' + "".join(";".join(row) + "\n" for row in plain) + last
+    assert rows(tmp_path, text, rows_with_stray_quotes=1)[1] == [("98", '"12 inch', "a"), *plain, wanted]
 
 
 def test_line_breaks_and_escapes_within_quotes_are_no_alarm(tmp_path, caplog):
