@@ -1,17 +1,28 @@
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; read when torch is imported
 
 import pytest
+from filelock import FileLock
 
 from product_classificator.catalog import read_catalog
+from product_classificator.classificator import Classificator
 from product_classificator.encoders import load_encoder
 from product_classificator.evaluation import plots
+from product_classificator.export import export_classificator
 from product_classificator.training import HeadSettings, TrainSettings, train_heads
+from tests import command_line
+from tests.command_line import call
+from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import BlankCanvas, TinyEncoder, shop
 
 QUICK = TrainSettings(heads=HeadSettings(max_epochs=4, hidden=64, batch_size=16, learning_rate=0.01))
+LITE_PRODUCTS = 150
+RUCLIP_OPTIONS = "+letterbox+windows+clean"
+SHOWN_LABELS = {"kind": ["cup", "hat", "sock"], "sex": ["men", "women"]}
 DrawingCanvas = plots.FigureCanvasAgg
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
@@ -58,7 +69,55 @@ def tiny_training(shop_files, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def lite_training(shop_files, tmp_path_factory):
-    """A training with the embedded encoder."""
-    catalog = read_catalog(*shop_files, text="description", characteristics=["kind", "colour"])
-    return train_heads(catalog, tmp_path_factory.mktemp("lite") / "run", QUICK, encoder=load_encoder("lite"))
+def once(tmp_path_factory, worker_id):
+    """Makes a folder once for all workers of pytest-xdist; tests read it, and write elsewhere.
+
+    `once(name, make)` calls `make` with the new folder, and returns the folder and the text that `make` returned.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+
+    def made(name: str, make: Callable[[Path], str | None]) -> tuple[Path, str]:
+        folder, text = shared / "once" / name, shared / "once" / f"{name}.txt"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(shared / "once" / f"{name}.lock"):
+            if not text.exists():  # the last that is written
+                printed = make(folder) or ""
+                text.write_text(printed, encoding="utf-8")
+            return folder, text.read_text(encoding="utf-8")
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def lite_run(once):
+    """The folder of a run of the command line with the embedded encoder, its report drawn, and what was printed."""
+
+    def train(folder: Path) -> str:
+        table, images = shop(folder, products=LITE_PRODUCTS)
+        (folder / "settings.toml").write_text(command_line.QUICK)
+        options = ["--text", "description", "--characteristics", "kind,colour", "--config", folder / "settings.toml"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plots, "FigureCanvasAgg", DrawingCanvas)
+            return call("train", table, "--images", images, *options, "--out", folder / "run")
+
+    folder, printed = once("lite", train)
+    return folder / "run", printed
+
+
+@pytest.fixture(scope="session")
+def lite_export(once, lite_run):
+    """The folder of `lite_run` exported, and what was printed."""
+    return once("lite-export", lambda folder: call("export", lite_run[0], "--out", folder))
+
+
+@pytest.fixture(scope="session")
+def ruclip_export(once):
+    """A folder with a tiny ruCLIP (`model`) and, with every option, its export for zero-shot labels (`export`)."""
+
+    def export(folder: Path) -> None:
+        model = write_checkpoint(folder / "model", vision_layers=1, transformer_layers=1)
+        encoder = load_encoder(f"{model}{RUCLIP_OPTIONS}", dtype="float32")
+        export_classificator(Classificator.zero_shot(SHOWN_LABELS, ["{}"], encoder=encoder), folder / "export")
+
+    return once("ruclip", export)[0]

@@ -8,17 +8,17 @@ from importlib.util import find_spec
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 from PIL import Image
 
 from product_classificator import Classificator, load_encoder
 from product_classificator.catalog import read_catalog
-from product_classificator.encoders.onnx_export import export_encoder
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
 from product_classificator.files import sha256_of
 from product_classificator.training import train_heads
-from tests.conftest import QUICK
+from tests.conftest import QUICK, RUCLIP_OPTIONS, SHOWN_LABELS
 from tests.encoders.tiny_models import save_siglip
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg
@@ -35,9 +35,9 @@ BLOCKED = (
     "cyclopts",
     "simplejpeg",
 )
+ALWAYS_REQUIRED = {"lazy-loader", "numpy", "onnxruntime", "pillow", "pydantic", "safetensors"}
 LONG = "A nice cup number 7 for you, кружка стеклянная для дома " * 40
 TEXTS = ["A nice hat", "", None, LONG, "Sock, 30 x 40 см, 100 %", "фвапр", "cup 😀 \ud800", "hat"]
-LABELS = {"kind": ["cup", "hat", "sock"], "sex": ["men", "women"]}
 
 
 def images():
@@ -55,14 +55,13 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def lite(lite_training):
-    return Classificator.from_run(lite_training.run.folder)
+def lite(lite_run):
+    return Classificator.from_run(lite_run[0])
 
 
 @pytest.fixture(scope="module")
-def exported_folder(lite, tmp_path_factory):
-    export_classificator(lite, tmp_path_factory.mktemp("exported") / "lite")
-    return tmp_path_factory.getbasetemp() / "exported0/lite"
+def exported_folder(lite_export):
+    return lite_export[0]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +119,7 @@ def test_decisions_are_those_of_the_original(lite, exported):
 def test_a_tower_that_the_heads_do_not_use_is_not_exported(shop_files, tmp_path, used):
     table, photos = shop_files
     columns = {"text": {"text": "description"}, "image": {"text": [], "images": photos}}[used]
-    catalog = read_catalog(table, characteristics=["kind", "colour"], **columns)
+    catalog = read_catalog(pd.read_parquet(table).head(90), characteristics=["kind", "colour"], **columns)
     training = train_heads(catalog, tmp_path / "run", QUICK, encoder=load_encoder("lite"))
     original = Classificator.from_run(training.run.folder)
     exported = export_classificator(original, tmp_path / "exported")
@@ -132,36 +131,57 @@ def test_a_tower_that_the_heads_do_not_use_is_not_exported(shop_files, tmp_path,
         exported.predict(**products["image" if used == "text" else "text"])
 
 
-@pytest.mark.parametrize("options", [pytest.param("", marks=pytest.mark.slow), "+letterbox+windows+clean"])
-def test_ruclip_answers_the_same_under_every_option(ruclip_folder, tmp_path, options):
-    encoder = load_encoder(f"{ruclip_folder}{options}", dtype="float32")
-    original = Classificator.zero_shot(LABELS, ["{}"], encoder=encoder)
-    exported = export_classificator(original, tmp_path / "exported")
+def assert_answers_the_same(encoder, folder):
+    texts, given = TEXTS[:1] + TEXTS[3:], images()[2:]
+    exported = Classificator(heads_ver=folder)
     assert exported.encoder.fingerprint == encoder.fingerprint
-    assert_same(
-        original.predict(TEXTS[:1] + TEXTS[3:], images()[2:]), exported.predict(TEXTS[:1] + TEXTS[3:], images()[2:])
-    )
+    original = Classificator.zero_shot(SHOWN_LABELS, ["{}"], encoder=encoder)
+    assert_same(original.predict(texts, given), exported.predict(texts, given))
 
 
-def test_a_model_of_transformers_answers_the_same(tmp_path):
-    encoder = load_encoder(f"hf:{save_siglip(tmp_path / 'siglip')}+windows", dtype="float32")
-    original = Classificator.zero_shot(LABELS, ["{}"], encoder=encoder)
-    exported = export_classificator(original, tmp_path / "exported")
-    assert_same(
-        original.predict(TEXTS[:1] + TEXTS[3:], images()[2:]), exported.predict(TEXTS[:1] + TEXTS[3:], images()[2:])
-    )
+def required(folder):
+    """The packages that an export needs beyond those that every export needs."""
+    return set(json.loads((folder / "export.json").read_text())["requires"]) - ALWAYS_REQUIRED
 
 
-def test_an_exported_model_of_transformers_needs_no_torch(tmp_path):
-    encoder = load_encoder(f"hf:{save_siglip(tmp_path / 'siglip')}", dtype="float32")
-    packages = export_encoder(encoder, tmp_path / "exported", uses_text=True, uses_image=True)
-    assert packages == ["simplejpeg", "tokenizers", "transformers"]
+def test_ruclip_answers_the_same_under_every_option(ruclip_export):
+    encoder = load_encoder(f"{ruclip_export / 'model'}{RUCLIP_OPTIONS}", dtype="float32")
+    assert_answers_the_same(encoder, ruclip_export / "export")
+    assert required(ruclip_export / "export") == {"simplejpeg", "tokenizers"}
+
+
+@pytest.mark.slow
+def test_ruclip_of_several_layers_answers_the_same_without_options(ruclip_folder, tmp_path):
+    encoder = load_encoder(str(ruclip_folder), dtype="float32")
+    export_classificator(Classificator.zero_shot(SHOWN_LABELS, ["{}"], encoder=encoder), tmp_path / "exported")
+    assert_answers_the_same(encoder, tmp_path / "exported")
+
+
+@pytest.fixture(scope="module")
+def siglip(once):
+    """A model of transformers, and the folder of its export."""
+
+    def export(folder):
+        encoder = load_encoder(f"hf:{save_siglip(folder / 'model', layers=1)}+windows", dtype="float32")
+        export_classificator(Classificator.zero_shot(SHOWN_LABELS, ["{}"], encoder=encoder), folder / "export")
+
+    folder, _ = once("siglip", export)
+    return load_encoder(f"hf:{folder / 'model'}+windows", dtype="float32"), folder / "export"
+
+
+def test_a_model_of_transformers_answers_the_same(siglip):
+    assert_answers_the_same(*siglip)
+
+
+def test_an_exported_model_of_transformers_needs_no_torch(siglip):
+    encoder, folder = siglip
+    assert required(folder) == {"simplejpeg", "tokenizers", "transformers"}
     code = f"""
 import json, sys
 sys.modules["torch"] = None
 from PIL import Image
 from product_classificator import load_encoder
-encoder = load_encoder({str(tmp_path / "exported")!r})
+encoder = load_encoder({str(folder / "encoder")!r})
 image, text = encoder.image.encode([Image.new("RGB", (40, 60), "red")]), encoder.text.encode(["hat"])
 print(json.dumps([image.tolist(), text.tolist()]))
 """
@@ -171,8 +191,8 @@ print(json.dumps([image.tolist(), text.tolist()]))
     assert np.allclose(text, encoder.text.encode(["hat"]), atol=1e-4)
 
 
-def test_an_export_replaces_an_older_one_and_nothing_else(lite, tmp_path):
-    export_classificator(lite, tmp_path / "exported")
+def test_an_export_replaces_an_older_one_and_nothing_else(lite, exported_folder, tmp_path):
+    shutil.copytree(exported_folder, tmp_path / "exported")
     export_classificator(lite, tmp_path / "exported")
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
     (tmp_path / "exported/notes.txt").touch()
@@ -205,13 +225,13 @@ def test_an_export_that_answers_differently_is_not_kept(lite, tmp_path, monkeypa
 
 
 def test_encoders_that_do_not_compute_in_float32_are_refused(ruclip_folder, tmp_path):
-    rounded = Classificator.zero_shot(LABELS, encoder=load_encoder(str(ruclip_folder), dtype="bfloat16"))
+    rounded = Classificator.zero_shot(SHOWN_LABELS, encoder=load_encoder(str(ruclip_folder), dtype="bfloat16"))
     with pytest.raises(DataError, match="computes in bfloat16: load it with dtype='float32'"):
         export_classificator(rounded, tmp_path / "exported")
 
 
 def test_the_onnx_exporter_is_an_extra(ruclip_folder, tmp_path, monkeypatch):
-    original = Classificator.zero_shot(LABELS, encoder=load_encoder(str(ruclip_folder), dtype="float32"))
+    original = Classificator.zero_shot(SHOWN_LABELS, encoder=load_encoder(str(ruclip_folder), dtype="float32"))
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "onnxscript" else find_spec(name)
     )

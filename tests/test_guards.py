@@ -220,8 +220,8 @@ def needs_torch(module):
 
 
 @pytest.mark.parametrize("options", [[], ["--min-precision", "0.9", "--explain"]], ids=["plain", "with decisions"])
-def test_one_product_is_classified_without_what_only_catalogs_need(lite_training, tmp_path, options):
-    bundle = Classificator.from_run(lite_training.run.folder).bundle
+def test_one_product_is_classified_without_what_only_catalogs_need(lite_run, tmp_path, options):
+    bundle = Classificator.from_run(lite_run[0]).bundle
     run = Run(tmp_path, "lite", Columns("nm", ("title",), ("kind",)), "rgb", tmp_path / "embeddings", {}, {})
     bundle.save(run.bundle)
     run.save()

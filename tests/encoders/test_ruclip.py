@@ -13,6 +13,7 @@ from product_classificator.encoders.preprocessing import SquarePreparation, Text
 from product_classificator.encoders.ruclip import read_bpe
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean_published
+from tests.conftest import RUCLIP_OPTIONS
 from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
 
 GOLDEN = Path(__file__).parents[3] / "shared/fixtures/ruclip-tiny"
@@ -182,16 +183,13 @@ def test_lower_precision_answers_almost_the_same(folder, encoder):
         assert (exact * rounded).sum(1).min() > 0.999
 
 
-@pytest.fixture(scope="module")
-def exported(folder, tmp_path_factory):
-    target = tmp_path_factory.mktemp("onnx") / "clean"
-    packages = export_encoder(load_encoder(f"{folder}+clean"), target, samples=("Кружка", photos(1)[0]))
-    assert packages == ["simplejpeg", "tokenizers"]
-    return target
+@pytest.fixture
+def exported(ruclip_export):
+    return ruclip_export / "export/encoder"
 
 
-def test_onnx_answers_what_torch_answers(folder, exported):
-    encoder, opened = load_encoder(f"{folder}+clean"), load_encoder(str(exported), threads=1)
+def test_onnx_answers_what_torch_answers(ruclip_export, exported):
+    encoder, opened = load_encoder(f"{ruclip_export / 'model'}{RUCLIP_OPTIONS}"), load_encoder(str(exported), threads=1)
     assert (opened.name, opened.fingerprint, opened.shares_space) == (encoder.name, encoder.fingerprint, True)
     texts = [*TEXTS, *("ваза " * n for n in range(1, 40))]
     assert np.abs(opened.image.encode(photos(5)) - encoder.image.encode(photos(5))).max() < 1e-4

@@ -70,7 +70,7 @@ def save_clip(folder: Path) -> Path:
     return save(CLIPModel, config, CLIPProcessor(CLIPImageProcessorPil(**SQUARE), tokenizer), folder)
 
 
-def save_siglip(folder: Path, **vision: int) -> Path:
+def save_siglip(folder: Path, layers: int = 2, **vision: int) -> Path:
     """The tokenizer as in the published `tokenizer.json`: lower-cased, </s> at the end and as padding.
 
     The configuration names, as published, tokens beyond the vocabulary, of which transformers warns.
@@ -84,9 +84,9 @@ def save_siglip(folder: Path, **vision: int) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=16, model_input_names=["input_ids"], **names
     )
-    text = {**TOWER, "vocab_size": len(words), "max_position_embeddings": 16}
+    text = {**TOWER, "num_hidden_layers": layers, "vocab_size": len(words), "max_position_embeddings": 16}
     images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
-    config = SiglipConfig(text_config=text, vision_config={**VISION, **vision})
+    config = SiglipConfig(text_config=text, vision_config={**VISION, "num_hidden_layers": layers, **vision})
     return save(SiglipModel, config, SiglipProcessor(images, tokenizer), folder)
 
 
