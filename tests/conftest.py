@@ -14,8 +14,7 @@ from product_classificator.encoders import load_encoder
 from product_classificator.evaluation import plots
 from product_classificator.export import export_classificator
 from product_classificator.training import HeadSettings, TrainSettings, train_heads
-from tests import command_line
-from tests.command_line import call
+from tests.command_line import QUICK_TOML, call
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import BlankCanvas, TinyEncoder, shop
 
@@ -95,7 +94,7 @@ def lite_run(once):
 
     def train(folder: Path) -> str:
         table, images = shop(folder, products=LITE_PRODUCTS)
-        (folder / "settings.toml").write_text(command_line.QUICK)
+        (folder / "settings.toml").write_text(QUICK_TOML)
         options = ["--text", "description", "--characteristics", "kind,colour", "--config", folder / "settings.toml"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(plots, "FigureCanvasAgg", DrawingCanvas)

@@ -1,4 +1,4 @@
-"""The cells of the example notebooks are run, on fewer products than they show and with a smaller encoder."""
+"""The cells of the example notebooks are run, on fewer products, with a smaller encoder, in fewer epochs."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
+from tests.conftest import QUICK
 from tests.encoders.tiny_ruclip import write_checkpoint
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
@@ -18,8 +19,9 @@ def test_every_cell_runs_and_was_run(path, tmp_path, monkeypatch):
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     encoder = write_checkpoint(tmp_path / "tiny")
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"QUICK": QUICK}
     for cell in cells:
-        source = "".join(cell["source"]).replace("products=1200", "products=400").replace('"lite"', f'"{encoder}"')
+        source = "".join(cell["source"]).replace("products=1200", "products=300")
+        source = source.replace('"lite"', f'"{encoder}", settings=QUICK')
         exec(compile(source, path.name, "exec"), names)  # noqa: S102
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])

@@ -20,8 +20,7 @@ from product_classificator.trainer import Trainer
 from product_classificator.training import train_heads
 from product_classificator.training.taxonomy import read_taxonomy
 from product_classificator.types import strings
-from tests import command_line
-from tests.command_line import call
+from tests.command_line import QUICK_TOML, call
 from tests.conftest import QUICK
 from tests.fakes import TinyEncoder
 
@@ -164,7 +163,7 @@ def test_the_command_line_takes_lists_from_csv(tmp_path):
     table = frame(120)
     cells = [None if item is None else "|".join(item) or "[]" for item in table.materials]
     table.assign(materials=cells).to_csv(tmp_path / "t.csv", index=False)
-    (tmp_path / "settings.toml").write_text(command_line.QUICK)
+    (tmp_path / "settings.toml").write_text(QUICK_TOML)
     common = ["--text", "title", "--config", tmp_path / "settings.toml", "--out", tmp_path / "run"]
     printed = call("train", tmp_path / "t.csv", "--characteristics", "kind", "--multi-label", "materials", *common)
     assert "multi-label materials" in printed

@@ -1,6 +1,7 @@
 """The interface of product_classificator 0.0.6, which programs were written against."""
 
 import inspect
+import shutil
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_the_six_models_are_named():
 def models(tmp_path_factory):
     """A folder as the published `load` left it, with a run whose heads were trained on its model."""
     folder = tmp_path_factory.mktemp("ruclip")
-    write_checkpoint(folder / MODEL)
+    write_checkpoint(folder / MODEL, vision_layers=1, transformer_layers=1)
     return folder
 
 
@@ -85,6 +86,19 @@ def run(models, shop_files, tmp_path_factory):
 @pytest.fixture
 def classificator(models, run):
     return Classificator("cpu", ["kind"], MODEL, run, models)
+
+
+@pytest.fixture(scope="module")
+def exported_models(models, run, tmp_path_factory):
+    """`models` with the exported towers of the model."""
+    folder = shutil.copytree(models, tmp_path_factory.mktemp("exported") / "ruclip")
+    Classificator("cpu", ["kind"], MODEL, run, folder).export_model_to_onnx("A nice cup", jpeg("red"))
+    return folder
+
+
+@pytest.fixture
+def exported(exported_models, run, tmp_path):
+    return Classificator("cpu", ["kind"], MODEL, run, shutil.copytree(exported_models, tmp_path / "ruclip"))
 
 
 def test_it_is_made_as_it_was(classificator, models):
@@ -117,27 +131,25 @@ def test_embeddings_are_the_image_part_then_the_text_part_each_of_unit_length(cl
     assert torch.allclose(alone[0, dim:], found[0, dim:], atol=1e-5)
 
 
-def test_onnx_and_torch_take_turns(classificator):
-    before = classificator.get_products_embeddings("A nice cup", jpeg("red"))
+def test_onnx_and_torch_take_turns(classificator, exported):
     with pytest.raises(ArtifactError, match=r"ONNX Runtime needs exported towers.*call export_model_to_onnx"):
         classificator.to_onnx_clip()
-    classificator.export_model_to_onnx("A nice cup", jpeg("red"))
-    assert classificator.to_onnx_clip().is_onnx
-    during = classificator.to_onnx_clip().get_products_embeddings("A nice cup", jpeg("red"))
+    before = exported.get_products_embeddings("A nice cup", jpeg("red"))
+    assert exported.to_onnx_clip().is_onnx
+    during = exported.to_onnx_clip().get_products_embeddings("A nice cup", jpeg("red"))
     assert (during - before).abs().max() < 1e-4
-    assert not classificator.to_clip().is_onnx
-    assert torch.equal(classificator.to_clip().get_products_embeddings("A nice cup", jpeg("red")), before)
+    assert not exported.to_clip().is_onnx
+    assert torch.equal(exported.to_clip().get_products_embeddings("A nice cup", jpeg("red")), before)
 
 
-def test_exported_towers_that_were_damaged_are_refused(classificator):
-    classificator.export_model_to_onnx("A nice cup", jpeg("red"))
-    towers = [*classificator.cache_dir.rglob("text.onnx")]
+def test_exported_towers_that_were_damaged_are_refused(exported):
+    towers = [*exported.cache_dir.rglob("text.onnx")]
     towers[0].write_bytes(towers[0].read_bytes()[:-4] + bytes(4))
     with pytest.raises(ArtifactError, match=r"text.onnx \(1 in all\) of .* was changed since the export: export again"):
-        classificator.to_onnx_clip()
+        exported.to_onnx_clip()
     towers[0].unlink()
     with pytest.raises(ArtifactError, match=r"does not describe an exported encoder .*text.onnx"):
-        classificator.to_onnx_clip()
+        exported.to_onnx_clip()
 
 
 def test_a_device_that_is_not_there_is_refused_and_the_old_one_kept(classificator):

@@ -1,4 +1,7 @@
-"""The README's examples run, in order, in an empty folder; the documents show the tables of the benchmarks."""
+"""The README's examples run, in order, in an empty folder; the documents show the tables of the benchmarks.
+
+They run on fewer products and in fewer epochs than a reader's.
+"""
 
 import contextlib
 import io
@@ -9,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import call
+from tests.command_line import QUICK_TOML, call
+from tests.conftest import QUICK
 from tests.test_guards import FLOORS
 
 ROOT = Path(__file__).parents[1]
@@ -19,16 +23,20 @@ TABLES = README + (ROOT / "docs/results.md").read_text(encoding="utf-8")
 
 def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    (tmp_path / "quick.toml").write_text(QUICK_TOML)
+    names: dict[str, object] = {"QUICK": QUICK}
     for language, block in re.findall(r"```(python|console)\n(.*?)```", README, re.DOTALL):
         if language == "python":
+            block = block.replace("products=150", "products=100").replace(
+                'model="lite")', 'model="lite", settings=QUICK)'
+            )
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(block, "README.md", "exec"), names)  # noqa: S102
             continue
         for line in block.splitlines():
             program, *arguments = shlex.split(line.removeprefix("$ "))
             assert program == "product-classificator"
-            call(*arguments)
+            call(*arguments, *(["--config", "quick.toml"] if arguments[0] == "train" else []))
     assert (tmp_path / "predictions.csv").is_file()
 
 

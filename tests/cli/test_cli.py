@@ -26,7 +26,7 @@ from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
 from product_classificator.types import Predictions, strings
 from tests.broken_photos import write_broken_zip
-from tests.command_line import QUICK, call
+from tests.command_line import QUICK_TOML, call
 from tests.conftest import LITE_PRODUCTS
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg, shop
@@ -37,7 +37,7 @@ def files(tmp_path_factory):
     """The products of `lite_run`, in a folder that tests may write to."""
     folder = tmp_path_factory.mktemp("cli")
     table, images = shop(folder, products=LITE_PRODUCTS)
-    (folder / "settings.toml").write_text(QUICK)
+    (folder / "settings.toml").write_text(QUICK_TOML)
     return folder, table, images
 
 
@@ -153,7 +153,7 @@ def test_a_zip_of_broken_photos_passes_through_train_and_predict(tmp_path):
     frame["kind"] = [kinds[row % 2] for row in range(len(frame))]
     frame["title"] = [f"{kind} {row}" for row, kind in enumerate(frame.kind)]
     frame.to_parquet(tmp_path / "t.parquet")
-    (tmp_path / "settings.toml").write_text(QUICK)
+    (tmp_path / "settings.toml").write_text(QUICK_TOML)
     shared = [tmp_path / "t.parquet", "--images", tmp_path / "photos.zip", "--text", "title"]
     options = ["--characteristics", "kind", "--out", tmp_path / "run", "--config", tmp_path / "settings.toml"]
     call("train", *shared, *options)
