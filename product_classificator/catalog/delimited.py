@@ -231,8 +231,13 @@ def _split_lines(
             row = _quoted_row(ahead, lines, delimiter, width)
             if row is None and '\\"' in line:
                 row = _quoted_row(ahead, lines, delimiter, width, undo_backslashes=True)
-            if row is None and issues is not None:
-                issues["rows_with_stray_quotes"] += 1
+            if row and row[1] > 1 and len(row[0]) < width == len(cells):
+                row = None  # the first line is a row of its own
+            if issues is not None:
+                issues["rows_with_stray_quotes"] += row is None
+                # Valid, but a lone quote that opens a cell of the next row would read the same.
+                is_doubtful = row and len(cells) == width and any("\n" in c and c.endswith(delimiter) for c in row[0])
+                issues["rows_that_a_quote_may_have_joined"] += bool(is_doubtful)
             cells, taken = row or ([cell if (plain := _plain(cell)) is None else plain for cell in cells], 1)
         for _ in range(taken):
             ahead.popleft()

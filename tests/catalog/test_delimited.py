@@ -138,6 +138,17 @@ def test_a_quote_that_a_later_row_seems_to_close_swallows_no_rows(tmp_path, last
     assert rows(tmp_path, text, rows_with_stray_quotes=1)[1] == [("98", '"12 inch', "a"), *plain, wanted]
 
 
+def test_rows_that_a_lone_quote_may_have_joined_are_counted(tmp_path):
+    text = 'id;title;kind\nred;"12 inch;\ntv;";\nbig;Cup;b\n'
+    assert rows(tmp_path, text, rows_that_a_quote_may_have_joined=1)[1] == [
+        ("red", "12 inch;\ntv;", None),
+        ("big", "Cup", "b"),
+    ]
+    text = 'id;title;kind;price\nred;"12 inch;a;1\ntv;"\nbig;Cup;b;2\n'
+    issues = {"rows_with_stray_quotes": 2, "rows_with_missing_cells": 1}
+    assert [row[0] for row in rows(tmp_path, text, **issues)[1]] == ["red", "tv", "big"]
+
+
 def test_line_breaks_and_escapes_within_quotes_are_no_alarm(tmp_path, caplog):
     text = 'id,title,kind\r\n1,"a\r\n\r\nb, ""c""\n",x\r\n2,"5\\" tv, new",y\r\n3, "d, e" ,z\r\n'
     wanted = [("1", 'a\n\nb, "c"\n', "x"), ("2", '5" tv, new', "y"), ("3", "d, e", "z")]
