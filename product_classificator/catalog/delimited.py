@@ -7,7 +7,7 @@ quotes are odd or span lines, the careful reader goes on. `issues` counts what w
 
 import logging
 import re
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -119,6 +119,7 @@ class CsvTable(Table):
         if header:
             logger.warning("%s: the header is taken to be %s; lines above it are skipped", path, rows[header][1])
         super().__init__(str(path), rows[header][1])
+        self._header, self._header_line = rows[header][1], sample[self._skipped_lines - 1]
         self._text_column = self._find_text_column([cells for _, cells in rows[header + 1 :]])
 
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
@@ -157,31 +158,37 @@ class CsvTable(Table):
 
     @cached_property
     def _is_regular(self) -> bool:
-        """Whether every quoted cell ends on its line, before a separator, and no byte is wrong."""
+        """Whether every quoted cell ends on its line, before a separator, no byte is wrong, and the header is once."""
         mark = re.escape(self._delimiter).encode()
         # An opening quote whose cell goes on in the next line, or after its closing quote; a blank before a quote.
-        cell = rb'(?<=[\n%b]")(?:[^"\n]|"")*+(?:\n|\Z|"(?![\r\n%b]|\Z))'
+        cell = rb'(?<=[\n%b]")(?:[^"\n]|"")*+(?:\n|\Z|"(?![\n%b]|\Z))'
         odd = re.compile(rb'"(?:%b|(?<=[\n%b ] ")(?!"))' % (cell % (mark, mark), mark))
         is_wide = "16" in self._file.encoding or "32" in self._file.encoding
         if len(self.columns) == 1 or not self._delimiter.isascii() or is_wide:
             return False
+        header, n_headers = b"\n" + self._header_line.encode(self.encoding.replace("-sig", ""), "replace"), 0
         for block in self._file.blocks():
+            lines = b"\n" + block.replace(b"\r\n", b"\n").replace(BOM_UTF8, b"")
+            n_headers += lines.count(header)
             with suppress(UnicodeDecodeError):
                 block.decode(self._file.encoding)
-                if b"\0" not in block and b"\r" not in block.replace(b"\r\n", b"") and not odd.search(b"\n" + block):
+                if n_headers < 2 and b"\0" not in block and b"\r" not in lines and not odd.search(lines):
                     continue
             return False
         return True
 
     def _rows(self, issues: Counter[str]) -> Iterator[list[str]]:
         width, place = len(self.columns), self._text_column
-        lines = islice(self._file.lines(issues), self._skipped_lines, None)
+        lines = (line.lstrip("\ufeff") for line in islice(self._file.lines(issues), self._skipped_lines, None))
         for _, cells in _split_lines(lines, self._delimiter, width, issues):
             if len(cells) < width:
                 issues["rows_with_missing_cells"] += any(self.columns[len(cells) :])
                 cells += [""] * (width - len(cells))
             while len(cells) > width and not cells[-1].strip():
                 cells.pop()
+            if cells == self._header:  # of a file that was appended
+                issues["repeated_headers"] += 1
+                continue
             if surplus := len(cells) - width:
                 issues["rows_with_surplus_cells"] += 1
                 cells[place : place + surplus + 1] = [self._delimiter.join(cells[place : place + surplus + 1])]

@@ -175,6 +175,15 @@ def test_both_readers_agree(tmp_path):
         assert quick["title"].to_pylist() == ['a, "b"', None, '5" tv', "\u00a0c ", None, None]
 
 
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("header", ["id,title,kind", '"id","title", kind ', "id,title,kind,"])
+def test_a_header_that_is_repeated_is_no_product(tmp_path, bom, end, header):
+    text = end.join([bom + header, "1,mug,Mug", bom + header, header, "2,title,kind", header])
+    _, found = rows(tmp_path, text, repeated_headers=3)
+    assert [row[:3] for row in found] == [("1", "mug", "Mug"), ("2", "title", "kind")]
+
+
 def test_an_empty_table_is_refused(tmp_path):
     with pytest.raises(DataError, match="is empty: a CSV table needs a header"):
         rows(tmp_path, "\n \n")
