@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 
 import pytest
 
@@ -11,10 +11,11 @@ from product_classificator.cli import main
 QUICK_TOML = "[heads]\nmax_epochs = 8\nhidden = 32\nbatch_size = 16\n"
 
 
-def call(*arguments: object, code: int = 0) -> str:
+def call(*arguments: object, code: int = 0, encoding: str = "utf-8") -> str:
     """Runs the command line in this process and returns what it printed; the exit code must be `code`."""
-    printed = StringIO()
-    with redirect_stdout(printed), redirect_stderr(printed), pytest.MonkeyPatch.context() as patch:
+    printed = BytesIO()
+    stream = TextIOWrapper(printed, encoding=encoding, newline="", write_through=True)
+    with redirect_stdout(stream), redirect_stderr(stream), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["product-classificator", *map(str, arguments)])
         patch.setenv("COLUMNS", "200")
         try:
@@ -22,5 +23,6 @@ def call(*arguments: object, code: int = 0) -> str:
             ended_with: object = 0
         except SystemExit as ended:
             ended_with = ended.code or 0
-    assert ended_with == code, printed.getvalue()
-    return printed.getvalue()
+    text = printed.getvalue().decode(encoding)
+    assert ended_with == code, text
+    return text

@@ -26,11 +26,18 @@ DrawingCanvas = plots.FigureCanvasAgg
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory, worker_id):
+    """A folder of all workers of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_tests(tmp_path_factory):
+def cache_of_tests(shared_folder):
     """The cache folder of whoever runs the tests is left alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(shared_folder / "cache"))
         yield
 
 
@@ -68,18 +75,16 @@ def tiny_training(shop_files, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory, worker_id):
+def once(shared_folder):
     """Makes a folder once for all workers of pytest-xdist; tests read it, and write elsewhere.
 
     `once(name, make)` calls `make` with the new folder, and returns the folder and the text that `make` returned.
     """
-    own = tmp_path_factory.getbasetemp()
-    shared = own if worker_id == "master" else own.parent
 
     def made(name: str, make: Callable[[Path], str | None]) -> tuple[Path, str]:
-        folder, text = shared / "once" / name, shared / "once" / f"{name}.txt"
+        folder, text = (shared_folder / "once" / each for each in (name, f"{name}.txt"))
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(shared / "once" / f"{name}.lock"):
+        with FileLock(f"{folder}.lock"):
             if not text.exists():  # the last that is written
                 printed = make(folder) or ""
                 text.write_text(printed, encoding="utf-8")

@@ -27,9 +27,8 @@ def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
     names: dict[str, object] = {"QUICK": QUICK}
     for language, block in re.findall(r"```(python|console)\n(.*?)```", README, re.DOTALL):
         if language == "python":
-            block = block.replace("products=150", "products=100").replace(
-                'model="lite")', 'model="lite", settings=QUICK)'
-            )
+            block = block.replace("products=150", "products=100")
+            block = block.replace('ruclip_model="lite")', 'ruclip_model="lite", settings=QUICK)')
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(block, "README.md", "exec"), names)  # noqa: S102
             continue

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,8 @@ from tests.conftest import LITE_PRODUCTS
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg, shop
 
+COMMAND = "from product_classificator.cli import main; main()"
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -45,6 +48,11 @@ def files(tmp_path_factory):
 def trained(lite_run):
     """The folder of a run that tests only read, and what `train` printed."""
     return lite_run
+
+
+def stored(trained):
+    """The option that has what training embedded read, and not encoded again."""
+    return "--store", trained[0] / "embeddings"
 
 
 def test_train_prints_the_scores_and_what_to_do_next(trained):
@@ -78,7 +86,9 @@ def test_evaluate_writes_the_scores_of_the_test_split(trained, files):
 
 def test_predict_writes_a_file_and_counts_rows_with_warnings(trained, files):
     folder, table, images = files
-    printed = call("predict", trained[0], table, "--images", images, "--out", folder / "p.csv", "--top-k", 2)
+    printed = call(
+        "predict", trained[0], table, "--images", images, "--out", folder / "p.csv", "--top-k", 2, *stored(trained)
+    )
     frame = pd.read_csv(folder / "p.csv")
     assert len(frame) == 150
     assert {"kind", "kind_probability", "kind_2", "status"} <= set(frame)
@@ -99,13 +109,14 @@ def test_classify_shows_bars_or_json(trained, files):
 def test_with_a_target_precision_predictions_are_marked_auto_or_review(trained, files):
     folder, table, images = files
     run, printed = trained
+    precision = ["--min-precision", 0.7]
     assert "accepted at a target precision of 0.95: kind" in printed
-    printed = call("predict", run, table, "--images", images, "--out", folder / "p.csv", "--min-precision", 0.7)
+    printed = call("predict", run, table, "--images", images, "--out", folder / "p.csv", *precision, *stored(trained))
     assert set(pd.read_csv(folder / "p.csv").kind_decision) == {"auto", "review"}
     assert "rows that need no review: kind" in printed
-    printed = call("evaluate", run, table, "--images", images, "--min-precision", 0.7)
+    printed = call("evaluate", run, table, "--images", images, *precision)
     assert "at a target precision of 0.7: kind" in printed
-    product = ["--text", "A nice cup number 1 for you", "--min-precision", 0.7]
+    product = ["--text", "A nice cup number 1 for you", *precision]
     assert "auto" in call("classify", run, *product)
     assert json.loads(call("classify", run, *product, "--json"))["kind"][0]["decision"] == "auto"
     assert (
@@ -166,19 +177,48 @@ def test_a_zip_of_broken_photos_passes_through_train_and_predict(tmp_path):
     assert counted == status[status != "ok"].value_counts().to_dict()
 
 
-def test_an_interrupted_command_keeps_finished_work_and_says_so(tmp_path):
+@pytest.fixture
+def long_work(tmp_path):
+    """The arguments of a command that finishes parts of its work every second, for a minute."""
     n = 20_000
-    pd.DataFrame({"nm": range(n), "title": [f"a longer title number {i}" for i in range(n)]}).to_parquet(
-        tmp_path / "t.parquet"
-    )
-    # A shell starts what runs in the background with Ctrl-C ignored, and the tests may run there.
-    command = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command += "from product_classificator.cli import main; main()"
-    arguments = ["embed", str(tmp_path / "t.parquet"), "--text", "title", "--out", str(tmp_path / "store")]
-    process = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.PIPE, text=True)  # noqa: S603
-    while not list(tmp_path.glob("store/parts/*.parquet")):
-        assert process.poll() is None
+    titles = [f"a longer title number {i}" for i in range(n)]
+    pd.DataFrame({"nm": range(n), "title": titles}).to_parquet(tmp_path / "t.parquet")
+    return ["embed", str(tmp_path / "t.parquet"), "--text", "title", "--out", str(tmp_path / "store")]
+
+
+def first_part_is_finished(folder, is_running):
+    """Wait for it, as long as the command runs."""
+    while not (parts := list(folder.glob("store/parts/*.parquet"))) and is_running():
         time.sleep(0.02)
+    return bool(parts)
+
+
+def test_an_interrupted_command_keeps_finished_work_and_says_so(long_work, tmp_path):
+    ended = Event()
+
+    def press_ctrl_c():
+        if first_part_is_finished(tmp_path, lambda: not ended.is_set()):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    user = Thread(target=press_ctrl_c)
+    user.start()
+    try:
+        printed = call(*long_work, code=130)
+    finally:
+        ended.set()
+        user.join()
+    assert "interrupted; finished work is kept" in printed
+    assert "Traceback" not in printed
+    assert list(tmp_path.glob("store/parts/*.parquet"))
+    assert not list(tmp_path.glob("store/parts/.*.tmp"))
+
+
+@pytest.mark.slow
+def test_an_interrupted_process_ends_with_its_exit_code(long_work, tmp_path):
+    # A shell starts what runs in the background with Ctrl-C ignored, and the tests may run there.
+    command = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {COMMAND}"
+    process = subprocess.Popen([sys.executable, "-c", command, *long_work], stderr=subprocess.PIPE, text=True)  # noqa: S603
+    assert first_part_is_finished(tmp_path, lambda: process.poll() is None)
     os.kill(process.pid, signal.SIGINT)
     _, printed = process.communicate()
     assert process.returncode == 130
@@ -214,8 +254,7 @@ def test_errors_are_printed_without_a_traceback(trained, files, arguments, code,
 
 
 def test_a_failed_process_has_an_exit_code_and_no_traceback(tmp_path):
-    code = "from product_classificator.cli import main; main()"
-    command = [sys.executable, "-c", code, "classify", str(tmp_path), "--text", "a cup"]
+    command = [sys.executable, "-c", COMMAND, "classify", str(tmp_path), "--text", "a cup"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path} is not a finished run")
@@ -230,7 +269,7 @@ def test_a_damaged_bundle_is_named(trained, tmp_path):
 
 
 def test_demo_prints_scores_three_products_and_the_next_step(tmp_path):
-    printed = call("demo", "--out", tmp_path / "demo", "--products", 120)
+    printed = call("demo", "--out", tmp_path / "demo", "--products", 80)
     assert "SYNTHETIC" in printed
     assert printed.count("category") > 3
     assert (tmp_path / "demo/predictions.parquet").is_file()
@@ -261,9 +300,7 @@ def test_a_column_with_a_comma_in_its_name_is_trained_and_evaluated(files, tmp_p
 
 def test_without_the_option_text_columns_of_usual_names_are_read(files, tmp_path):
     _, table, images = files
-    frame = pd.read_parquet(table)
-    (tmp_path / "table").mkdir()
-    frame.to_parquet(tmp_path / "t.parquet")
+    pd.read_parquet(table).head(20).to_parquet(tmp_path / "t.parquet")
     arguments = ["embed", tmp_path / "t.parquet", "--images", images, "--out"]
     assert "text description; photos by nm" in call(*arguments, tmp_path / "both").replace("\n", " ")
     assert "text none (photos only)" in call(*arguments, tmp_path / "photos", "--text", "")
@@ -271,13 +308,16 @@ def test_without_the_option_text_columns_of_usual_names_are_read(files, tmp_path
 
 @pytest.mark.parametrize("encoding", ["cp1251", "ascii", "cp949"])
 def test_any_console_can_write_the_answers(trained, encoding):
-    code = "from product_classificator.cli import main; main()"
-    command = [sys.executable, "-c", code, "classify", str(trained[0]), "--text", "A nice cup 旅 😀"]
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    shown = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode(encoding)  # noqa: S603
+    arguments = ("classify", trained[0], "--text", "A nice cup 旅 😀")
+    assert "##" in call(*arguments, encoding=encoding)
+    assert json.loads(call(*arguments, "--json", encoding=encoding)).keys() == {"kind", "colour"}
+
+
+def test_the_encoding_of_a_process_is_that_of_its_console(trained):
+    command = [sys.executable, "-c", COMMAND, "classify", str(trained[0]), "--text", "A nice cup 旅 😀"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1251"}
+    shown = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode("cp1251")  # noqa: S603
     assert "##" in shown
-    answer = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True).stdout  # noqa: S603
-    assert json.loads(answer.decode(encoding)).keys() == {"kind", "colour"}
 
 
 def test_brackets_in_labels_and_paths_are_not_markup():
@@ -301,14 +341,16 @@ def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
     make_marketplace(tmp_path / "school", products=120, layout="wildberries")
     school, images = str(tmp_path / "school"), str(tmp_path / "school/images.zip")
     encoder = str(write_checkpoint(tmp_path / "tiny"))
-    call("train", school, "--images", images, "--encoder", encoder, "--out", str(tmp_path / "run"))
+    (tmp_path / "quick.toml").write_text(QUICK_TOML)
+    arguments = ["--encoder", encoder, "--config", tmp_path / "quick.toml"]
+    call("train", school, "--images", images, *arguments, "--out", str(tmp_path / "run"))
     run = Run.load(tmp_path / "run")
     assert (run.channels, run.columns.text) == ("bgr", ("description",))
     assert "season" in call("evaluate", str(tmp_path / "run"), school, "--images", images)
     out = tmp_path / "predictions.csv"
     call("predict", str(tmp_path / "run"), school, "--images", images, "--out", str(out), "--device", "cpu")
     assert out.read_text().count("\n") > 100
-    (tmp_path / "few.toml").write_text("[heads]\nmin_products_per_label = 2")
+    (tmp_path / "few.toml").write_text(f"{QUICK_TOML}min_products_per_label = 2")
     arguments = ["--encoder", encoder, "--characteristics", "sex,brand", "--config", tmp_path / "few.toml"]
     call("train", school, *arguments, "--out", tmp_path / "brands")
     assert "brand" in call("evaluate", str(tmp_path / "brands"), school)
@@ -345,7 +387,8 @@ def test_imported_published_heads_are_found_by_name(tmp_path, monkeypatch):
 
 def test_tune_prints_epochs_and_the_kept_one(files, tmp_path):
     folder, table, images = files
-    encoder = write_checkpoint(tmp_path / "tiny")
+    pd.read_parquet(table).head(100).to_parquet(tmp_path / "t.parquet")
+    table, encoder = tmp_path / "t.parquet", write_checkpoint(tmp_path / "tiny")
     arguments = ["--images", images, "--encoder", encoder, "--characteristics", "kind", "--epochs", "2"]
     run, settings = tmp_path / "run", folder / "settings.toml"
     printed = call("tune", table, *arguments, "--learning-rate", "0.001", "--out", run, "--config", settings)
@@ -373,7 +416,8 @@ def test_progress_shows_how_long_the_encoder_was_idle(trained, files, tmp_path):
     idle = r"encoder idle \d+%"
     assert re.search(idle, trained[1])
     _, table, images = files
-    arguments = (table, "--images", images, "--text", "description", "--out", tmp_path / "store")
+    pd.read_parquet(table).head(30).to_parquet(tmp_path / "t.parquet")
+    arguments = (tmp_path / "t.parquet", "--images", images, "--text", "description", "--out", tmp_path / "store")
     assert re.search(idle, call("embed", *arguments))
     assert not re.search(idle, call("embed", *arguments))  # everything is in the store
 
