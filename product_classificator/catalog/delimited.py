@@ -55,6 +55,11 @@ class TextFile:
                 rest = block[end:] if end else rest + block
         yield rest
 
+    def text(self) -> str:
+        """Return the whole text, without NUL characters."""
+        with pa.input_stream(self.path) as file, TextIOWrapper(file, self.encoding, "replace") as text:
+            return text.read().replace("\0", "")
+
     def lines(self, issues: Counter[str]) -> Iterator[str]:
         """Yield the lines without their ends; wrong bytes become U+FFFD, and NUL characters are left out."""
         rest = ""

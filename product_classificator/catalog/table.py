@@ -141,17 +141,23 @@ class _JsonTable(Table):
         self._file = TextFile(path, encoding)
         self.encoding = self._file.encoding
         self._array: list[object] | None = None
+        self._n_wrong, hint = 0, ""  # characters of an array, which is read once
         first = next((line for line in self._file.lines(Counter()) if line.strip()), "")
         if first.lstrip().startswith("["):
-            with suppress(ValueError, RecursionError):
-                array = json.loads("\n".join(self._file.lines(Counter())))
-                self._array = array if any(isinstance(record, dict) for record in array) else None
+            text = self._file.text()
+            try:
+                array = json.loads(text)
+                if any(isinstance(record, dict) for record in array):
+                    self._array, self._n_wrong = array, text.count("\ufffd")
+            except (ValueError, RecursionError) as error:
+                hint = f"; the array is damaged: {error}"
         holds_lists: dict[str, bool] = {}
         for record in self._records(Counter()):
             for key, value in record.items():
                 holds_lists[key] = holds_lists.get(key, False) or isinstance(value, list)
         if not holds_lists:
-            raise DataError(f"{path} holds no JSON objects: one object per line, or an array of objects, is expected")
+            rule = "one object per line, or an array of objects, is expected"
+            raise DataError(f"{path} holds no JSON objects: {rule}{hint}")
         self.columns, self._keys = unique_names(holds_lists, self.name), list(holds_lists)
         self._holds_lists = dict(zip(self.columns, holds_lists.values(), strict=True))
 
@@ -160,6 +166,7 @@ class _JsonTable(Table):
 
     def _records(self, issues: Counter[str]) -> Iterator[dict[str, object]]:
         wrong: list[int] = []
+        issues["wrong_characters"] += self._n_wrong
         for number, item in enumerate(self._file.lines(issues) if self._array is None else self._array, 1):
             record = item
             if isinstance(item, str):

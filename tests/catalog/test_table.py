@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from product_classificator.catalog.cells import as_strings, canonical
+from product_classificator.catalog.delimited import MAX_LINE_CHARS
 from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError
 
@@ -148,6 +149,21 @@ def test_json_columns_are_those_of_all_objects(tmp_path):
         table = open_table(tmp_path / name)
         assert table.columns == ["nm", "late"]
         assert sum(batch.column(1).null_count for batch in table.batches(["nm", "late"], 500)) == 1501
+
+
+def test_an_array_on_one_long_line_is_read(tmp_path):
+    rows = [{"nm": i, "title": "\ufffd" if i == 3 else "mug " * 2500} for i in range(1700)]
+    (tmp_path / "t.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    assert (tmp_path / "t.json").stat().st_size > MAX_LINE_CHARS
+    table = open_table(tmp_path / "t.json")
+    assert sum(map(len, table.batches(["nm"], 500))) == 1700
+    assert dict(table.issues) == {"wrong_characters": 1}
+
+
+def test_a_damaged_array_says_where(tmp_path):
+    (tmp_path / "t.json").write_text('[{"nm": 1}, {"nm"')
+    with pytest.raises(DataError, match=r"an array of objects, is expected; the array is damaged: .*column 18"):
+        open_table(tmp_path / "t.json")
 
 
 @pytest.mark.parametrize(
