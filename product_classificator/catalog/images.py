@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice, takewhile
@@ -239,7 +239,7 @@ class _Zip(ImageSource):
         try:
             self._zip = zipfile.ZipFile(self.path)
         except Exception as error:  # damaged directories raise many kinds
-            hint = f"is neither, or its directory is damaged ({error}); check it with `python -m zipfile -t`"
+            hint = f"is neither, or its directory is damaged ({error}): unpack it with another program, name the folder"
             raise DataError(f"photos must be in a folder or a zip: {self.path} {hint}") from error
         self._infos = [info for info in self._zip.infolist() if not info.is_dir()]
         if self._infos and all(info.flag_bits & _ENCRYPTED for info in self._infos):
@@ -299,7 +299,8 @@ def _name_in_zip(info: zipfile.ZipInfo) -> str | None:
     while len(extra) >= 9:
         end = 4 + int.from_bytes(extra[2:4], "little")
         if extra[:2] == b"up" and extra[5:9] == zlib.crc32(name.encode("cp437")).to_bytes(4, "little"):
-            return extra[9:end].decode("utf-8", "replace")
+            with suppress(UnicodeDecodeError):  # Python 3.11 opens archives with damaged fields
+                return extra[9:end].decode() or None
         extra = extra[end:]
     return name if name.isascii() else None
 

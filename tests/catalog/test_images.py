@@ -470,6 +470,23 @@ class TestZip:
         with open_images(path) as source:
             assert source.read_by_id("Юбка зимняя") == JPEG
 
+    @pytest.mark.filterwarnings("ignore:Empty unicode path")  # of Python 3.12 on
+    @pytest.mark.parametrize(("length", "path_bytes"), [(None, b"\xff\xfe"), (None, b""), (500, b"x"), (3, b"x")])
+    def test_a_damaged_unicode_path_field_is_ignored_or_named(
+        self, tmp_path: Path, length: int | None, path_bytes: bytes
+    ) -> None:
+        raw = "Юбка.jpg".encode("cp866")
+        field = struct.pack("<HHBL", 0x7075, length or 5 + len(path_bytes), 1, zlib.crc32(raw)) + path_bytes
+        path = zip_with_raw_names(tmp_path, [raw], field)
+        try:
+            zipfile.ZipFile(path).close()
+        except zipfile.BadZipFile:  # from Python 3.12 on, any damage
+            with pytest.raises(DataError, match=r"is damaged \(Corrupt .*7075.*\): unpack it with another program"):
+                open_images(path)
+        else:
+            with open_images(path) as source:
+                assert source.read_by_id("Юбка") == JPEG
+
     def test_an_encrypted_zip_is_refused_at_once(self, tmp_path: Path) -> None:
         path = tmp_path / "locked.zip"
         with zipfile.ZipFile(path, "w") as archive:
