@@ -25,7 +25,8 @@ MAX_LABEL_CHARS = 1_000
 def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UNKNOWN) -> Strings:
     """Return a column of strings as labels, `None` where a label is unknown.
 
-    Blanks in a row are one, and signs that cannot be seen do not count; labels that differ in case alone are a warning.
+    Blanks in a row are one, and signs that cannot be seen do not count; labels that differ in case or in the
+    marks around them alone are a warning.
 
     Raises:
         DataError: a label has more than `MAX_LABEL_CHARS` characters.
@@ -37,13 +38,19 @@ def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UN
         rule = f"a label has at most {MAX_LABEL_CHARS} characters"
         raise DataError(f"{rule}, {name!r} holds {culprits(long)}: is it a text?")
     distinct = {label for label in labels if label is not None}
-    same = Counter(map(str.casefold, distinct))
-    if alike := sorted(label for label in distinct if same[label.casefold()] > 1):
-        logger.warning("%s: labels that differ in case alone are different labels: %s", name, culprits(alike))
+    same = Counter(map(_bare, distinct))
+    if alike := sorted((_bare(label), label) for label in distinct if same[_bare(label)] > 1):
+        rule = "labels that differ in case, quotes or a final mark alone are different labels"
+        logger.warning("%s: %s: %s", name, rule, culprits(label for _, label in alike))
     if lists := [label for label in distinct if label.startswith("[") and label.endswith("]")]:
         sentence = "%s: cells that look like lists are one label each, name it in multi_label: %s"
         logger.warning(sentence, name, culprits(lists))
     return _decoded(labels, encoded)
+
+
+def _bare(label: str) -> str:
+    """Return a label in lower case, without quotes around it and marks at its end."""
+    return label.casefold().strip("\"'`«»“”„‘’ ").rstrip(".,;:!\"'”»’ ") or label
 
 
 def read_label_sets(array: pa.ChunkedArray, name: str, unknown: Collection[str], *, has_lists: bool) -> Strings:

@@ -164,8 +164,15 @@ def test_labels_that_look_alike_are_one_label_and_case_is_a_warning(caplog):
     catalog = read_catalog(frame(cells), text="title", characteristics="materials")
     assert catalog.truth()["materials"].tolist() == ["Summer dress"] * 4 + ["summer dress", "caf\u00e9"]
     catalog.truth()
-    sentence = "materials: labels that differ in case alone are different labels: Summer dress, summer dress (2 in all)"
-    assert caplog.text.count(sentence) == 1
+    sentence = "materials: labels that differ in case, quotes or a final mark alone are different labels: "
+    assert caplog.text.count(f"{sentence}Summer dress, summer dress (2 in all)") == 1
+
+
+def test_labels_that_differ_in_quotes_or_a_final_dot_are_a_warning(caplog):
+    cells = ["Hats", "Dresses.", '"Dresses"', "Dresses", "«Dresses».", ".", "...", "Size 5.5", "Size 5", "C#", "C"]
+    catalog = read_catalog(frame(cells), text="title", characteristics="materials")
+    assert catalog.truth()["materials"].tolist() == cells
+    assert 'different labels: "Dresses", Dresses, Dresses., «Dresses». (4 in all)' in caplog.text
 
 
 def test_a_label_of_thousands_of_letters_is_refused():
