@@ -8,7 +8,8 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-_WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?")
+_HAN, _KANA = r"\u3400-\u9fff", r"\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff"
+_WORD = re.compile(rf"[{_HAN}]{{1,2}}|[{_KANA}]{{1,4}}|[^\W_{_HAN}{_KANA}]+(?:[.,]\d+)?")
 _SPACE = re.compile(r"\s+")
 # The first digit is outside the repetition so that `re` skips to digits; at most ten keep long runs linear.
 _SIZE_OR_AMOUNT = re.compile(r"[0-9][0-9]{0,9}+(?:штук|см\b|[кмглршт]++|(?: ?[xх] ?[0-9]++)++)")
@@ -47,8 +48,10 @@ def clean(text: object) -> str:
 def words_of(text: str) -> list[str]:
     """Return the words and numbers of a text, in lower case, with е for ё.
 
-    >>> words_of("Сумка Женская, 1.5 кг — чЁрная")
-    ['сумка', 'женская', '1.5', 'кг', 'черная']
+    Chinese and Japanese have no blanks between words: two signs or four letters of kana, about a word, count as one.
+
+    >>> words_of("Сумка Женская, 1.5 кг — чЁрная"), words_of("iPhone手机壳")
+    (['сумка', 'женская', '1.5', 'кг', 'черная'], ['iphone', '手机', '壳'])
     """
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("ё", "е"))
 

@@ -15,6 +15,13 @@ def test_decimal_numbers_stay_whole():
     assert words_of("1,5 л и 2.0") == ["1,5", "л", "и", "2.0"]
 
 
+def test_texts_without_blanks_have_about_as_many_words_as_others():
+    assert words_of("红色棉质连衣裙,M码5.5") == ["红色", "棉质", "连衣", "裙", "m", "码", "5.5"]
+    assert words_of("ワンピース 赤い") == ["ワンピー", "ス", "赤", "い"]
+    assert words_of("빨간 원피스") == ["빨간", "원피스"]
+    assert len(words_of("这款连衣裙采用优质纯棉面料透气舒适适合夏季穿着")) >= 8
+
+
 @given(st.text())
 def test_cleaning_twice_changes_nothing(text):
     assert clean(clean(text)) == clean(text)
