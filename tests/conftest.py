@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.encoders import load_encoder
 from product_classificator.evaluation import plots
 from product_classificator.export import export_classificator
+from product_classificator.runs import Run
 from product_classificator.training import HeadSettings, TrainSettings, train_heads
 from tests.command_line import QUICK_TOML, call
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -72,6 +74,12 @@ def tiny_training(shop_files, tmp_path_factory):
     """A training with an encoder that needs no weights."""
     catalog = read_catalog(*shop_files, text="description", characteristics=["kind", "colour"])
     return train_heads(catalog, tmp_path_factory.mktemp("runs") / "run", QUICK, encoder=TinyEncoder())
+
+
+@pytest.fixture
+def tiny_run(tiny_training, tmp_path):
+    """A copy of the run of `tiny_training` that a test may change, in `tmp_path / "run"`."""
+    return Run.load(shutil.copytree(tiny_training.run.folder, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

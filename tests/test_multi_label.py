@@ -143,7 +143,7 @@ def test_a_trainer_takes_lists_also_through_its_hooks(tmp_path):
         def _preprocessing_texts(self, products):
             return products.assign(title=products.title.str.upper())
 
-    frame().to_parquet(tmp_path / "t.parquet")
+    frame(120).to_parquet(tmp_path / "t.parquet")
     settings = replace(QUICK, heads=replace(QUICK.heads, max_epochs=2))
     trainer = Louder(
         None,

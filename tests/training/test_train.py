@@ -73,33 +73,30 @@ def test_a_catalog_without_characteristics_is_refused(shop_files, tmp_path):
         train_heads(catalog, tmp_path, QUICK, encoder=TinyEncoder())
 
 
-def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tmp_path):
+def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tiny_run, tmp_path):
     def stop(facts):
         raise KeyboardInterrupt
 
-    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
-    split = first.run.split.read_bytes()
+    split = tiny_run.split.read_bytes()
     with pytest.raises(KeyboardInterrupt):
         train_heads(
             catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), callbacks=Callbacks(on_epoch=stop)
         )
-    assert Run.load(tmp_path / "run") == first.run
-    assert first.run.split.read_bytes() == split
+    assert Run.load(tmp_path / "run") == tiny_run
+    assert tiny_run.split.read_bytes() == split
 
 
-def test_an_interrupted_training_leaves_the_old_run_whole(catalog, tmp_path):
+def test_an_interrupted_training_leaves_the_old_run_whole(catalog, tiny_run, tmp_path):
     def stop(stage):
         if stage.startswith("Evaluating"):
             raise KeyboardInterrupt
 
-    train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
     with pytest.raises(KeyboardInterrupt):
         train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), callbacks=Callbacks(stop))
     assert Run.load(tmp_path / "run").settings["seed"] == 0
 
 
-def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_path):
-    train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tiny_run, tmp_path):
     shutil.rmtree(tmp_path / "run/report")
     (tmp_path / "run/report").write_text("in the way")
     with pytest.raises(OSError):
@@ -108,28 +105,26 @@ def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tmp_pat
         Run.load(tmp_path / "run")
 
 
-def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_computed(catalog, tmp_path):
-    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
-    (first.run.bundle / "notes.txt").touch()
+def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_computed(catalog, tiny_run, tmp_path):
+    (tiny_run.bundle / "notes.txt").touch()
     encoder = TinyEncoder()
     with pytest.raises(ArtifactError, match=r"a folder of its own, but .* holds other things: notes.txt \(1 in all\)"):
         train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
     assert (encoder.image.encoded, encoder.text.encoded) == (0, 0)
-    assert Run.load(tmp_path / "run") == first.run
-    (first.run.bundle / "notes.txt").rename(first.run.bundle / ".git")
+    assert Run.load(tmp_path / "run") == tiny_run
+    (tiny_run.bundle / "notes.txt").rename(tiny_run.bundle / ".git")
     with pytest.raises(ArtifactError, match=r"holds other things: .git \(1 in all\)"):
         train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
-    (first.run.bundle / ".git").rename(first.run.bundle / ".DS_Store")
+    (tiny_run.bundle / ".git").rename(tiny_run.bundle / ".DS_Store")
     assert train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder).run.bundle.is_dir()
 
 
-def test_a_run_with_another_encoder_fills_a_store_of_its_own(catalog, tmp_path):
+def test_a_run_with_another_encoder_fills_a_store_of_its_own(catalog, tiny_run, tmp_path):
     other = TinyEncoder(TinyImages("tiny-2"), TinyTexts("tiny-2"))
-    first = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
-    assert first.run.store == tmp_path / "run/embeddings"
+    assert tiny_run.store == tmp_path / "run/embeddings"
     second = train_heads(catalog, tmp_path / "run", QUICK, encoder=other)
     assert Run.load(tmp_path / "run").store == second.run.store == tmp_path / "run/embeddings-tiny-2"
-    assert len(EmbeddingStore(first.run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, other))
+    assert len(EmbeddingStore(tiny_run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, other))
 
 
 def test_a_store_that_was_not_filled_yet_is_that_of_the_run(tiny_training, tmp_path):
