@@ -5,6 +5,8 @@ the product has none of the labels.
 """
 
 import logging
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 
@@ -20,13 +22,13 @@ from product_classificator.types import Strings, strings
 logger = logging.getLogger(__name__)
 
 MAX_LABEL_CHARS = 1_000
+_LATIN = str.maketrans("авсеёнкмортху", "abceehkmoptxy")
 
 
 def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UNKNOWN) -> Strings:
     """Return a column of strings as labels, `None` where a label is unknown.
 
-    Blanks in a row are one, and signs that cannot be seen do not count; labels that differ in case or in the
-    marks around them alone are a warning.
+    Blanks in a row are one, and signs that cannot be seen do not count; other labels that look alike are a warning.
 
     Raises:
         DataError: a label has more than `MAX_LABEL_CHARS` characters.
@@ -38,9 +40,9 @@ def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UN
         rule = f"a label has at most {MAX_LABEL_CHARS} characters"
         raise DataError(f"{rule}, {name!r} holds {culprits(long)}: is it a text?")
     distinct = {label for label in labels if label is not None}
-    same = Counter(map(_bare, distinct))
-    if alike := sorted((_bare(label), label) for label in distinct if same[_bare(label)] > 1):
-        rule = "labels that differ in case, quotes or a final mark alone are different labels"
+    same = Counter(map(_look, distinct))
+    if alike := sorted((_look(label), label) for label in distinct if same[_look(label)] > 1):
+        rule = "labels that look alike (case, quotes, dashes, Cyrillic and Latin letters) are different labels"
         logger.warning("%s: %s: %s", name, rule, culprits(label for _, label in alike))
     if lists := [label for label in distinct if label.startswith("[") and label.endswith("]")]:
         sentence = "%s: cells that look like lists are one label each, name it in multi_label: %s"
@@ -48,9 +50,10 @@ def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UN
     return _decoded(labels, encoded)
 
 
-def _bare(label: str) -> str:
-    """Return a label in lower case, without quotes around it and marks at its end."""
-    return label.casefold().strip("\"'`«»“”„‘’ ").rstrip(".,;:!\"'”»’ ") or label
+def _look(label: str) -> str:
+    """Return what is left of a label without case, blanks, dashes, quotes, final marks, and Cyrillic look-alikes."""
+    plain = unicodedata.normalize("NFKC", label).casefold().translate(_LATIN)
+    return re.sub(r"[\s_\-\u2010-\u201f\"'`«»]+", "", plain).rstrip(".,;:!") or label
 
 
 def read_label_sets(array: pa.ChunkedArray, name: str, unknown: Collection[str], *, has_lists: bool) -> Strings:
@@ -97,6 +100,10 @@ def _separator(cells: Sequence[str], name: str) -> str:
             if sum(mark in cell for cell in cells) * 2 > len(cells):
                 logger.warning('%s: no cell holds "|": labels are split at "%s"', name, mark)
                 return mark
+        if joined := [cell for cell in cells if cell and re.search(r"[;,/\n]", cell)]:
+            logger.warning(
+                '%s: no cell holds "|": cells with other marks are one label each: %s', name, culprits(joined)
+            )
     return "|"
 
 

@@ -164,15 +164,31 @@ def test_labels_that_look_alike_are_one_label_and_case_is_a_warning(caplog):
     catalog = read_catalog(frame(cells), text="title", characteristics="materials")
     assert catalog.truth()["materials"].tolist() == ["Summer dress"] * 4 + ["summer dress", "caf\u00e9"]
     catalog.truth()
-    sentence = "materials: labels that differ in case, quotes or a final mark alone are different labels: "
-    assert caplog.text.count(f"{sentence}Summer dress, summer dress (2 in all)") == 1
+    sentence = "(case, quotes, dashes, Cyrillic and Latin letters) are different labels: "
+    assert caplog.text.count(f"materials: labels that look alike {sentence}Summer dress, summer dress (2 in all)") == 1
 
 
-def test_labels_that_differ_in_quotes_or_a_final_dot_are_a_warning(caplog):
-    cells = ["Hats", "Dresses.", '"Dresses"', "Dresses", "«Dresses».", ".", "...", "Size 5.5", "Size 5", "C#", "C"]
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ['"Dresses"', "Dresses", "Dresses.", "«Dresses»."],
+        ["T-shirt", "T shirt", "T\u2011shirt", "Tshirt"],
+        ["XL", "\u0425L"],
+        ["Чёрный", "Черный"],
+        ["Home > Mugs", "Home>Mugs"],
+    ],
+)
+def test_labels_that_look_alike_are_a_warning(alike, caplog):
+    cells = [*alike, "Hats", ".", "...", "Size 5.5", "Size 5", "C#", "C", "3+", "3"]
     catalog = read_catalog(frame(cells), text="title", characteristics="materials")
     assert catalog.truth()["materials"].tolist() == cells
-    assert 'different labels: "Dresses", Dresses, Dresses., «Dresses». (4 in all)' in caplog.text
+    assert f"are different labels: {', '.join(sorted(alike))} ({len(alike)} in all)" in caplog.text
+
+
+def test_cells_with_marks_that_do_not_split_labels_are_a_warning(caplog):
+    cells = ["wool, silk", "wool", "silk", "silk\ncotton"]
+    assert truth(frame(cells), characteristics=[], multi_label="materials")[0] == {"wool, silk"}
+    assert "cells with other marks are one label each: wool, silk, silk\ncotton (2 in all)" in caplog.text
 
 
 def test_a_label_of_thousands_of_letters_is_refused():
