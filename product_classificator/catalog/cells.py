@@ -140,6 +140,7 @@ def _cell(value: Any) -> str:
 
 _DATE, _TIME = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
 _CANONICAL_FORMS = (
+    (r'^="(.*)"$', r"\1"),  # keeps zeros before a number in spreadsheets
     (r"^(-?\d+)\.0+$", r"\1"),
     (rf"^({_DATE})[ T]00:00:00(\.0+)?$", r"\1"),
     (rf"^((?:{_DATE} )?{_TIME})\.0+$", r"\1"),

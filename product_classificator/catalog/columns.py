@@ -70,6 +70,11 @@ def unique_names(names: Iterable[object], table: str) -> list[str]:
         if plain != trimmed and trimmed:
             logger.warning("%s repeats the column name %s: the later one is named %s", table, trimmed, plain)
         unique[plain] = None
+    cases = Counter(map(str.casefold, unique))
+    if alike := [name for name in unique if cases[name.casefold()] > 1]:
+        logger.warning(
+            "%s: columns whose names differ in case alone are different columns: %s", table, ", ".join(alike)
+        )
     return list(unique)
 
 

@@ -254,7 +254,7 @@ def _split_lines(
         for _ in range(taken):
             ahead.popleft()
         number += taken
-        if line and not line.isspace():  # blank lines are no rows
+        if line.strip().strip("\x1a"):  # blank lines are no rows, nor is the mark of DOS at the end
             yield number, cells
 
 

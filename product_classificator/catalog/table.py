@@ -171,7 +171,7 @@ class _JsonTable(Table):
             record = item
             if isinstance(item, str):
                 with suppress(ValueError, RecursionError):
-                    record = json.loads(item) if item.strip() else None
+                    record = json.loads(item) if (item := item.strip(" \t,\ufeff")) else None
             if isinstance(record, dict):
                 yield record
             elif record is not None:

@@ -197,6 +197,13 @@ def test_a_quoted_cell_may_end_with_the_separator_on_a_later_line(tmp_path):
     assert catalog.truth()["c"].tolist() == ["x", "y"]
 
 
+def test_ids_that_spreadsheets_keep_as_texts_and_the_end_mark_of_dos_are_read(tmp_path):
+    (tmp_path / "t.csv").write_text('id,title,kind\n="001",a,x\n"=""002""",b,y\n\x1a')
+    catalog = read_catalog(tmp_path / "t.csv")
+    assert list(catalog.ids) == ["001", "002"]
+    assert not catalog.issues
+
+
 def test_any_character_may_separate(tmp_path):
     (tmp_path / "s.csv").write_text("sep=§\nid§title§c\n1§a§x\n", encoding="utf-8")
     assert list(read_catalog(tmp_path / "s.csv", characteristics="c").ids) == ["1"]

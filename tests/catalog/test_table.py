@@ -136,6 +136,19 @@ def test_broken_lines_of_json_are_left_out_and_named(tmp_path, caplog):
     assert "lines that are not a JSON object were left out: 2, 3 (2 in all)" in caplog.text
 
 
+def test_objects_with_a_comma_or_a_byte_order_mark_are_read(tmp_path):
+    (tmp_path / "t.jsonl").write_text('[\n{"nm": 1},\n\ufeff{"nm": 2},\n', encoding="utf-8")  # an array that is cut
+    table = open_table(tmp_path / "t.jsonl")
+    assert [batch.to_pydict() for batch in table.batches(["nm"], 10)] == [{"nm": ["1", "2"]}]
+    assert dict(table.issues) == {"lines_that_are_no_object": 1}
+
+
+def test_columns_that_differ_in_case_alone_are_a_warning(tmp_path, caplog):
+    (tmp_path / "t.jsonl").write_text('{"nm": 1, "kind": "a"}\n{"nm": 2, "Kind": "b"}\n')
+    assert open_table(tmp_path / "t.jsonl").columns == ["nm", "kind", "Kind"]
+    assert "columns whose names differ in case alone are different columns: kind, Kind" in caplog.text
+
+
 def test_json_lines_of_windows_are_read(tmp_path):
     (tmp_path / "t.jsonl").write_bytes('{"nm": "чашка"}\n'.encode("cp1251"))
     (batch,) = open_table(tmp_path / "t.jsonl").batches(["nm"], 10)
