@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; read when torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test is small, and the workers of pytest-xdist share the cores
 
 import pytest
 from filelock import FileLock

@@ -9,7 +9,6 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 
 from product_classificator.encoders import Encoder
@@ -76,7 +75,7 @@ class TinyEncoder(Encoder):
 class BlankCanvas:
     """A canvas of matplotlib that leaves out what takes half a second a figure: to lay it out and to draw it."""
 
-    def __init__(self, figure: Figure) -> None:
+    def __init__(self, figure: object) -> None:
         self.figure = figure
 
     def print_png(self, buffer: BytesIO) -> None:

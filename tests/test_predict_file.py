@@ -14,11 +14,11 @@ from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluate_run import evaluate_run
-from product_classificator.heads import HeadBundle
 from product_classificator.predict_file import OutputOptions, PredictSummary, _state, predict_to_file
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
-from tests.fakes import SlowTexts, TinyEncoder, jpeg
+from tests.fakes import TinyEncoder, jpeg
+from tests.slow_prediction import predict_slowly
 
 WARNINGS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
 
@@ -79,14 +79,6 @@ def test_stored_embeddings_are_not_encoded_again(tiny_training, catalog, tmp_pat
     assert encoder.image.encoded == 0
     predict_to_file(classificator, catalog, tmp_path / "fresh.jsonl")
     assert (tmp_path / "stored.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
-
-
-def predict_slowly(bundle, table, out):
-    predict_to_file(
-        Classificator.from_parts(TinyEncoder(text=SlowTexts()), HeadBundle.load(bundle)),
-        read_catalog(table, text="title"),
-        out,
-    )
 
 
 def test_a_killed_call_is_resumed_and_ends_like_an_undisturbed_one(tiny_training, classificator, tmp_path):
