@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.cli.test_cli import QUICK, call
+from tests.command_line import QUICK_TOML, call
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_a_known_layout_goes_through_every_command(layout, tmp_path, monkeypatch
     for name in ("known", "new"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "known")
-    Path("quick.toml").write_text(QUICK, encoding="utf-8")
+    Path("quick.toml").write_text(QUICK_TOML, encoding="utf-8")
     rows = list(range(N))
     table, ids, truth = layout(tmp_path / "known", rows)
     first = next(iter(truth))
