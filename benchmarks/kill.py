@@ -36,7 +36,7 @@ def main() -> None:
         folder = Path(name)
         make_marketplace(folder / "shop", products=600)
         model = write_checkpoint(folder / "model")
-        (folder / "settings.toml").write_text("[heads]\nmax_epochs = 3\nhidden = 32\n")
+        (folder / "settings.toml").write_text("[heads]\nepochs = 3\nhidden = 32\n")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
         def start(run: str) -> subprocess.Popen[bytes]:

@@ -227,7 +227,7 @@ def fitted(catalog, encoder):
     """Return heads, to have some; how good they are does not matter here."""
     embeddings, truth = embed(catalog, encoder).embeddings, catalog.truth()
     split = split_products(catalog.ids, np.arange(len(catalog)), truth, np.ones(len(catalog), dtype=bool), seed=0)
-    settings = HeadSettings(min_products_per_label=1, max_epochs=1)
+    settings = HeadSettings(min_products_per_label=1, epochs=1)
     return fit_heads(LabelledProducts(embeddings, catalog.texts(), truth, split), settings).bundle
 
 

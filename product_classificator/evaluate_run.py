@@ -1,8 +1,8 @@
-"""Score a run on the labelled products of a table that it was not trained on.
+"""Score a run on labelled products, each predicted by heads that never saw it.
 
-A product counts as seen if its id is in the run's train or valid split, or if it is a near-duplicate of a product
-there, as when the split was made. So on its own table a run is scored on its test split; a table whose ids denote
-other products needs other ids.
+Products of the run's own table have their out-of-fold predictions, as in its report. Of other products, those count as
+seen that have the id of a product of the run, or are near-duplicates of one; they are left out. A table whose ids
+denote other products needs other ids.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,78 @@ from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, evaluate
 from product_classificator.heads import MIN_PRECISION
+from product_classificator.heads.bundle import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training.near_duplicates import Signatures, is_near_duplicate, near_duplicate_groups
+from product_classificator.types import LEARNED, Bools, Predictions, Rows
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
     """Scores on unseen products, with the numbers of products that were scored and left out.
 
-    `seen` are those the run was trained on, or near-duplicates of them; `seen_by_id_alone` share nothing but an id with
-    a training product. `set_aside` have neither photo nor text that the heads use, or a repeated id.
+    `out_of_fold` of the scored are products of the run. `seen` are those the run was trained on, or near-duplicates of
+    them; `seen_by_id_alone` share nothing but an id with a product of the run. `set_aside` have neither photo nor text
+    that the heads use, or a repeated id.
     """
 
     evaluation: Evaluation
     scored: int
+    out_of_fold: int
     seen: int
     seen_by_id_alone: int
     set_aside: int
+
+
+@dataclass(frozen=True)
+class JudgedProducts:
+    """Products of a table by what a run knows of them, and predictions by heads that never saw them.
+
+    Attributes:
+        rows: (m,) rows of the predicted products: the run's own first, then new ones.
+        is_usable, is_seen, is_alike: (n,) masks: has a part that the heads use; must not be judged by the heads; is a
+            near-duplicate of a product that they learned from.
+    """
+
+    rows: Rows
+    predictions: Predictions
+    n_own: int
+    is_usable: Bools
+    is_seen: Bools
+    is_alike: Bools
+
+
+def judge_products(
+    run: Run,
+    bundle: HeadBundle,
+    catalog: Catalog,
+    embedded: EmbeddedProducts,
+    signatures: Signatures,
+    min_precision: float = MIN_PRECISION,
+) -> JudgedProducts:
+    """Predict the products of a catalog by heads that never saw them, as far as there are such."""
+    products, names = embedded.embeddings, [name for name in catalog.columns.characteristics if name in bundle.labels]
+    is_read = (products.has_image & bool(bundle.image_dim)) | (products.has_text & bool(bundle.text_dim))
+    is_usable = (embedded.set_aside() == "ok") & is_read
+    split, columns = load_split(run.split)
+    out_of_fold, of_run = run.load_out_of_fold(), Signatures.from_table(columns)
+    row_of_id = {product_id: row for row, product_id in enumerate(split.ids) if split.names[row]}
+    run_rows = np.array([row_of_id.get(product_id, -1) for product_id in catalog.ids], dtype=np.int64)
+    position = np.full(len(split.ids) + 1, -1)  # of each product of the run among the judged ones; the last: unknown
+    position[out_of_fold.rows] = np.arange(len(out_of_fold))
+    is_own = is_usable & (position[run_rows] >= 0)
+    is_own[is_own] = signatures.take(is_own).is_same(of_run.take(run_rows[is_own]))
+    is_learned = split.names != ""
+    if not run.settings["split"]["refit"]:
+        is_learned &= np.isin(split.names, LEARNED)
+    is_alike = is_near_duplicate(signatures, of_run.take(is_learned))
+    has_learned_id = (run_rows >= 0) & np.append(is_learned, False)[run_rows]
+    is_seen = is_usable & ~is_own & (has_learned_id | is_alike)
+    own, new = np.flatnonzero(is_own), np.flatnonzero(is_usable & ~is_own & ~is_seen)
+    embeddings, texts = products.take(new), catalog.texts().take(new)
+    of_new = bundle.with_decisions(bundle.predict(embeddings, texts, names), embeddings, texts, min_precision)
+    of_own = bundle.judged(out_of_fold.take(position[run_rows[own]]), catalog.ids[own], min_precision, names)
+    return JudgedProducts(np.append(own, new), of_own + of_new, len(own), is_usable, is_seen, is_alike)
 
 
 def evaluate_run(
@@ -47,14 +102,13 @@ def evaluate_run(
     min_precision: float | None = None,
     on_chunk: Callable[[EmbeddedProducts], None] | None = None,
 ) -> RunEvaluation:
-    """Score a run on the products of a catalog that it was not trained on.
+    """Score a run on the products of a catalog, as far as there are predictions by heads that never saw them.
 
     Classificator and folder of embeddings are those of the run, unless others are given. `min_precision` is the target
-    precision of accepted values; `None`: 0.95, if the heads have thresholds.
+    precision of accepted values; `None`: 0.95.
 
     Raises:
         DataError: every product of the catalog was seen in training or set aside, or no characteristic is the run's.
-        ArtifactError: `min_precision` is given, but the heads have no thresholds.
     """
     classificator = classificator or Classificator.from_run(run.folder)
     encoder, bundle = classificator.encoder, classificator.bundle
@@ -64,31 +118,20 @@ def evaluate_run(
     classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
     truth = catalog.truth()  # a label that cannot be read is found before anything is embedded
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
-    products = embedded.embeddings
-    is_read = (products.has_image & bool(bundle.image_dim)) | (products.has_text & bool(bundle.text_dim))
-    is_usable = (embedded.set_aside() == "ok") & is_read
     signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
-    split, columns = load_split(run.split)
-    is_learned = np.isin(split.names, ("train", "valid"))
-    learned_ids = set(split.ids[is_learned]) - {""}
-    has_learned_id = np.array([product_id in learned_ids for product_id in catalog.ids], dtype=bool)
-    is_alike = is_near_duplicate(signatures, Signatures.from_table(columns).take(is_learned))
-    is_seen = is_usable & (has_learned_id | is_alike)
-    rows = np.flatnonzero(is_usable & ~is_seen)
+    judged = judge_products(run, bundle, catalog, embedded, signatures, min_precision or MIN_PRECISION)
+    rows, is_usable = judged.rows, judged.is_usable
     if not is_usable.any():
         raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")
     if not len(rows):
         raise DataError("a score needs unseen products: the run was trained on every product of the table")
-    embeddings, texts = products.take(rows), catalog.texts().take(rows)
-    predictions = bundle.predict(embeddings, texts, names)
-    if bundle.novelty is not None or min_precision is not None:
-        target = MIN_PRECISION if min_precision is None else min_precision
-        predictions = bundle.with_decisions(predictions, embeddings, texts, target)
     evaluation = evaluate(
-        predictions,
+        judged.predictions,
         {name: truth[name][rows] for name in names},
         groups=near_duplicate_groups(signatures.take(rows)),
         left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
     )
-    by_id_alone = int((is_seen & ~is_alike).sum())
-    return RunEvaluation(evaluation, len(rows), int(is_seen.sum()), by_id_alone, int((~is_usable).sum()))
+    by_id_alone = int((judged.is_seen & ~judged.is_alike).sum())
+    return RunEvaluation(
+        evaluation, len(rows), judged.n_own, int(judged.is_seen.sum()), by_id_alone, int((~is_usable).sum())
+    )

@@ -1,8 +1,9 @@
 """A run: the folder that a training leaves.
 
-It holds `bundle/` (heads), `report/`, `split.parquet` (split of each product), `labels.parquet` (labels of the training
-products), `embeddings/` (the store, unless another was named; `embeddings-<fingerprint>/` for a second encoder), and
-`run.json` (how it was made), which is deleted before the other files are replaced and written last.
+It holds `bundle/` (heads), `report/`, `split.parquet` (split of each product), `out_of_fold.safetensors` (predictions
+by heads that never saw them), `labels.parquet` (labels of the products), `embeddings/` (the store, unless another was
+named; `embeddings-<fingerprint>/` for a second encoder), and `run.json` (how it was made), which is deleted before the
+other files are replaced and written last.
 """
 
 import json
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
-from product_classificator.errors import ArtifactError
-from product_classificator.files import read_checked_format, replacing, write_text
-from product_classificator.types import Embeddings, Floats, Split, Truth
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.files import read_checked_format, replacing, write_bytes, write_text
+from product_classificator.types import Embeddings, Floats, OutOfFold, Split, Truth
 
 _FORMAT = 1
 _RUN_FOLDER = "<run>"
@@ -63,6 +66,11 @@ class Run:
         return self.folder / "split.parquet"
 
     @property
+    def out_of_fold(self) -> Path:
+        """File of the out-of-fold predictions."""
+        return self.folder / "out_of_fold.safetensors"
+
+    @property
     def labels(self) -> Path:
         """File of the labels of the training products."""
         return self.folder / "labels.parquet"
@@ -78,11 +86,11 @@ class Run:
         return (self.store / "store.json").is_file() and self.labels.is_file()
 
     def save_labels(self, split: Split, truth: Truth, embeddings: Embeddings) -> None:
-        """Write `labels.parquet`: id, sketch of the embeddings, and labels of each product of the train split."""
+        """Write `labels.parquet`: id, sketch of the embeddings, and labels of each product that was learned from."""
         import pyarrow as pa  # answering without explanations must not import it
         import pyarrow.parquet as pq
 
-        rows = np.flatnonzero((split.names == "train") & (split.ids != ""))
+        rows = np.flatnonzero((split.names != "") & (split.ids != ""))
         columns = {
             name: [sorted(label) if isinstance(label, frozenset) else label for label in labels[rows]]
             for name, labels in truth.items()
@@ -109,6 +117,28 @@ class Run:
             for name, labels in columns.items()
         }
         return by_id, dict(zip(ids, np.array(sketches, dtype=np.float32).reshape(-1, SKETCH_DIM), strict=True))
+
+    def save_out_of_fold(self, out_of_fold: OutOfFold) -> None:
+        """Write `out_of_fold.safetensors`."""
+        arrays: dict[str, np.ndarray] = {
+            "rows": out_of_fold.rows,
+            "is_out_of_distribution": out_of_fold.is_out_of_distribution,
+        }
+        for name, probabilities in out_of_fold.probabilities.items():
+            arrays |= {f"probabilities.{name}": probabilities, f"promises.{name}": out_of_fold.promises[name]}
+        write_bytes(self.out_of_fold, save(arrays))
+
+    def load_out_of_fold(self) -> OutOfFold:
+        """Read what `save_out_of_fold` wrote; a missing or damaged file is an `ArtifactError`."""
+        try:
+            arrays = load(self.out_of_fold.read_bytes())
+            probabilities, promises = (
+                {key.removeprefix(kind): array for key, array in arrays.items() if key.startswith(kind)}
+                for kind in ("probabilities.", "promises.")
+            )
+            return OutOfFold(arrays["rows"], probabilities, promises, arrays["is_out_of_distribution"])
+        except (OSError, SafetensorError, KeyError, DataError) as error:
+            raise ArtifactError(f"{self.out_of_fold} is missing or damaged ({error}): train again") from error
 
     def mark_unfinished(self) -> None:
         """Delete `run.json`, so that old and new files of a run are never taken for one run."""

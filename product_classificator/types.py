@@ -4,8 +4,8 @@ Arrays are row-aligned: row i of every array belongs to `ids[i]`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,8 @@ For a multi-label characteristic an item is the `frozenset` of a product's label
 Truth: TypeAlias = Mapping[str, Strings]
 """characteristic -> (n,) labels, `None` where the label is unknown."""
 
-SplitName = Literal["train", "valid", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+LEARNED = ("train", "valid")
+"""The splits that no heads judge; every other one is a fold, judged by heads fitted without it."""
 
 
 def strings(values: Sequence[str | frozenset[str] | None] | Strings) -> Strings:
@@ -95,20 +95,56 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Split:
-    """Which split each product belongs to: (n,) ids and names, "" for a product that was set aside."""
+    """Which split each product belongs to: (n,) ids and names, "" for a product that was set aside.
+
+    "train" and "valid" are learned from and never judged; "test", or "1", "2" and so on, are folds.
+    """
 
     ids: Strings
     names: Strings
 
     def __post_init__(self) -> None:
         _check_rows(len(self.ids), names=self.names)
-        unknown = set(self.names) - {*SPLITS, ""}
-        if unknown:
-            raise DataError(f"a split must be one of {SPLITS} or '' (set aside), found {sorted(unknown)}")
 
-    def rows(self, name: SplitName) -> Rows:
+    def rows(self, name: str) -> Rows:
         """Return the row numbers of a split, ascending."""
         return np.flatnonzero(self.names == name).astype(np.int64)
+
+    @property
+    def folds(self) -> list[str]:
+        """The names of the folds, sorted."""
+        return sorted({*self.names} - {*LEARNED, ""})
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of products by heads that never saw them.
+
+    Attributes:
+        rows: (m,) ascending numbers of the products among all.
+        probabilities: characteristic -> (m, k) float32, as in `Predictions`.
+        promises: characteristic -> (m,) float32, the highest precision that is promised for the prediction; 0: none.
+        is_out_of_distribution: (m,) mask of products unlike those that were learned from.
+    """
+
+    rows: Rows
+    probabilities: Mapping[str, Floats]
+    promises: Mapping[str, Floats]
+    is_out_of_distribution: Bools
+
+    def __post_init__(self) -> None:
+        arrays = {**self.probabilities, **{f"promises of {name}": column for name, column in self.promises.items()}}
+        _check_rows(len(self.rows), is_out_of_distribution=self.is_out_of_distribution, **arrays)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, positions: Rows) -> "OutOfFold":
+        """Return some of the predictions, by their positions."""
+        probabilities, promises = (
+            {name: array[positions] for name, array in arrays.items()} for arrays in (self.probabilities, self.promises)
+        )
+        return OutOfFold(self.rows[positions], probabilities, promises, self.is_out_of_distribution[positions])
 
 
 @dataclass(frozen=True)
@@ -184,6 +220,8 @@ class Predictions:
         decisions: which predictions are accepted; `None` before `HeadBundle.with_decisions`.
         explainer: row -> characteristic -> explanation; `None` if the predictions cannot be explained.
         decision_thresholds: multi-label characteristic -> lowest probability at which each of its k labels is assigned.
+        favours: characteristic -> (k,) what probabilities are multiplied by to decide which label is predicted, so that
+            rare labels are predicted a little more often than they are the most probable, as macro-F1 asks for.
         status: (n,) "ok" or what is wrong, such as "image_truncated"; `None` if the caller did not ask for it.
     """
 
@@ -194,6 +232,7 @@ class Predictions:
     decisions: Decisions | None = None
     explainer: Callable[[int], Mapping[str, Explanation]] | None = field(default=None, repr=False, compare=False)
     decision_thresholds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    favours: Mapping[str, Floats] = field(default_factory=dict)
     status: Strings | None = None
 
     def __post_init__(self) -> None:
@@ -211,19 +250,40 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __add__(self, other: "Predictions") -> "Predictions":
+        """Return the predictions of both, by the same heads and with the same decisions to make."""
+
+        def both(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: np.concatenate([a[name], b[name]]) for name in a}
+
+        return replace(
+            self,
+            **both({"ids": self.ids, "is_known": self.is_known}, {"ids": other.ids, "is_known": other.is_known}),
+            probabilities=both(self.probabilities, other.probabilities),
+            decisions=self.decisions
+            and other.decisions
+            and Decisions(
+                self.decisions.min_precision,
+                both(self.decisions.accepted, other.decisions.accepted),
+                np.append(self.decisions.is_out_of_distribution, other.decisions.is_out_of_distribution),
+            ),
+            explainer=None,
+            status=None,
+        )
+
     @property
     def characteristics(self) -> tuple[str, ...]:
         """Names of the characteristics, in the order of training."""
         return tuple(self.labels)
 
     def best(self, characteristic: str) -> Strings:
-        """Return the (n,) most probable labels, `None` where nothing is predicted.
+        """Return the (n,) predicted labels, `None` where nothing is predicted.
 
         For a multi-label characteristic: the (n,) sets of labels that reach their decision thresholds.
         """
         if characteristic in self.decision_thresholds:
             return strings([None if labels is None else frozenset(labels) for labels in self.labels_of(characteristic)])
-        best: Strings = strings(self.labels[characteristic])[self._filled(characteristic).argmax(1)]
+        best: Strings = strings(self.labels[characteristic])[self._favoured(characteristic).argmax(1)]
         best[~self.is_predicted(characteristic)] = None
         return best
 
@@ -234,7 +294,8 @@ class Predictions:
         """
         matrix = self._filled(characteristic)
         if characteristic not in self.decision_thresholds:
-            confidence: Floats = matrix.max(1)
+            best = self._favoured(characteristic).argmax(1)
+            confidence: Floats = matrix[np.arange(len(matrix)), best]
             return confidence
         per_label = np.where(self._is_assigned(characteristic), matrix, 1 - matrix)
         return np.where(self.is_predicted(characteristic), per_label.prod(1), 0).astype(np.float32)
@@ -260,10 +321,10 @@ class Predictions:
         return [labels[0] if labels and not is_multi_label else labels for labels in self.labels_of(characteristic)]
 
     def top(self, characteristic: str, k: int = 3) -> list[list[tuple[str, float]]]:
-        """Return the `k` most probable labels of each product with their probabilities, best first."""
+        """Return the `k` best labels of each product with their probabilities, the predicted one first."""
         matrix = self._filled(characteristic)
         names, is_predicted = self.labels[characteristic], self.is_predicted(characteristic)
-        order = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
+        order = np.argsort(-self._favoured(characteristic), axis=1, kind="stable")[:, :k]
         return [
             [(names[column], float(matrix[row, column])) for column in columns] if is_predicted[row] else []
             for row, columns in enumerate(order)
@@ -286,6 +347,9 @@ class Predictions:
 
     def _filled(self, characteristic: str) -> Floats:
         return np.nan_to_num(self._probabilities_of(characteristic))
+
+    def _favoured(self, characteristic: str) -> Floats:
+        return self._filled(characteristic) * self.favours.get(characteristic, np.float32(1))
 
     def _probabilities_of(self, characteristic: str) -> Floats:
         if characteristic not in self.probabilities:

@@ -8,7 +8,7 @@ import pytest
 
 from product_classificator.cli import main
 
-QUICK_TOML = "[heads]\nmax_epochs = 8\nhidden = 32\nbatch_size = 16\n"
+QUICK_TOML = "[heads]\nepochs = 8\nhidden = 32\nbatch_size = 16\n"
 
 
 def call(*arguments: object, code: int = 0, encoding: str = "utf-8") -> str:

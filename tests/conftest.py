@@ -21,7 +21,7 @@ from tests.command_line import QUICK_TOML, call
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import BlankCanvas, TinyEncoder, shop
 
-QUICK = TrainSettings(heads=HeadSettings(max_epochs=4, hidden=64, batch_size=16, learning_rate=0.01))
+QUICK = TrainSettings(heads=HeadSettings(epochs=4, hidden=64, batch_size=16, learning_rate=0.01))
 LITE_PRODUCTS = 150
 RUCLIP_OPTIONS = "+letterbox+windows+clean"
 SHOWN_LABELS = {"kind": ["cup", "hat", "sock"], "sex": ["men", "women"]}

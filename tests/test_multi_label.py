@@ -144,7 +144,7 @@ def test_a_trainer_takes_lists_also_through_its_hooks(tmp_path):
             return products.assign(title=products.title.str.upper())
 
     frame(120).to_parquet(tmp_path / "t.parquet")
-    settings = replace(QUICK, heads=replace(QUICK.heads, max_epochs=2))
+    settings = replace(QUICK, heads=replace(QUICK.heads, epochs=2))
     trainer = Louder(
         None,
         tmp_path / "t.parquet",

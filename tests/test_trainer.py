@@ -187,7 +187,7 @@ def test_published_parameters_change_the_settings_of_the_heads(make_trainer):
     trainer = make_trainer(heads_train_params=PUBLISHED_PARAMS, min_products_in_sub_cat=5)
     training = trainer.train_heads_only()
     settings = json.loads((trainer.experiment_dir / "run.json").read_text())["settings"]["heads"]
-    assert (settings["max_epochs"], settings["patience"], settings["hidden"], settings["batch_size"]) == (4, 4, 32, 16)
+    assert (settings["epochs"], settings["patience"], settings["hidden"], settings["batch_size"]) == (4, 4, 32, 16)
     assert (settings["learning_rate"], settings["dropout"], settings["min_products_per_label"]) == (0.01, 0.1, 5)
     assert len(training.fitted.history) == 4
     assert published_heads({}) == HeadSettings()
@@ -203,8 +203,8 @@ def test_published_parameters_change_the_settings_of_the_heads(make_trainer):
         ({"optimizer": torch.optim.SGD}, "optimizer of heads_train_params must be Adam or AdamW, got SGD"),
         ({"criterion": "NLLLoss"}, "criterion of heads_train_params must be CrossEntropyLoss, got NLLLoss"),
         ({"classificator_params": {"hidden_channels": [64, 32]}}, r"must name one hidden layer, got \[64, 32\]"),
-        ({"epochs": 0}, "max_epochs must be at least 1, got 0"),
-        ({"epochs": 2.5}, "parameter max_epochs: Input should be a valid integer.*got 2.5"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.5}, "parameter epochs: Input should be a valid integer.*got 2.5"),
         ({"criterion": torch.nn.NLLLoss()}, "criterion of heads_train_params must be CrossEntropyLoss, got NLLLoss"),
         ({"optimizer_params": 3}, "optimizer_params of heads_train_params must be a dictionary, got int"),
     ],

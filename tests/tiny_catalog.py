@@ -7,7 +7,7 @@ from product_classificator.training import FittedHeads, HeadSettings, LabelledPr
 from product_classificator.types import SPLITS, Embeddings, Split, SplitName, strings
 
 KINDS, COLOURS = ("mug", "shoe", "сумка"), ("blue", "red")
-QUICK = HeadSettings(max_epochs=10, hidden=32, learning_rate=5e-3)
+QUICK = HeadSettings(epochs=10, hidden=32, learning_rate=5e-3)
 
 
 def rows_of(products: LabelledProducts, split: SplitName) -> tuple[Embeddings, list[str]]:

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 from sklearn.neighbors import NearestNeighbors
 
-from product_classificator.types import Bools, Floats, Rows, Strings, Truth
+from product_classificator.types import Bools, Floats, Predictions, Rows, Strings, Truth, as_text, strings
 
 KIND_TITLES = {
     "wrong_label": "likely wrong labels",
@@ -22,6 +22,8 @@ MIN_ODDS = 2.0
 
 FENCE = 1.5
 """Outlier scores above it are listed (Tukey 1977)."""
+_COLUMNS = ("probability", "other", "other_probability")
+_TINY = np.finfo(np.float32).tiny
 _SAMPLE, _RANK, _MIN_SPREAD, _ROWS_PER_STEP = 10_000, 5, 0.01, 8192
 
 SCHEMA = pa.schema(
@@ -39,6 +41,47 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of the findings, null where they do not apply; `row` counts the rows of the table from 0."""
+
+
+def compare_labels(predictions: Predictions, truth: Truth, rows: Rows) -> dict[str, pd.DataFrame]:
+    """Compare the labels of products with predictions by heads that never saw them.
+
+    Args:
+        predictions: of the (m,) products of `rows`.
+        truth: characteristic -> (n,) labels of all products.
+        rows: (m,) row numbers of the predicted products.
+
+    Returns:
+        characteristic -> frame, by row, of the products that can be judged: `probability` of their label, the most
+        probable `other` label, `other_probability`. A product cannot be judged if its label was not learned. For a
+        multi-label characteristic the most doubtful label, present or not, is compared: `probability` is that of it
+        being right, `other` the label set, as text, with it added or removed.
+    """
+    frames = {}
+    for name in predictions.characteristics:
+        true, labels = truth[name][rows], predictions.labels[name]
+        is_multi = name in predictions.decision_thresholds
+        is_learned = pd.notna(true) if is_multi else np.isin(true, np.array(labels, dtype=object))
+        judged = np.flatnonzero(predictions.is_predicted(name) & is_learned)
+        compare = _compare_label_sets if is_multi else _compare_single
+        columns = compare(labels, predictions.probabilities[name][judged], true[judged])
+        frames[name] = pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)), index=rows[judged]).sort_index()
+    return frames
+
+
+def _compare_single(labels: Sequence[str], probabilities: Floats, true: Strings) -> tuple[Floats, Strings, Floats]:
+    cells = np.arange(len(true)), pd.Index(labels).get_indexer(true)
+    probability, others = np.maximum(probabilities[cells], _TINY), probabilities.copy()
+    others[cells] = -1
+    return probability, strings(labels)[others.argmax(1)], others.max(1)
+
+
+def _compare_label_sets(labels: Sequence[str], probabilities: Floats, true: Strings) -> tuple[Floats, Strings, Floats]:
+    has_label = np.array([[label in label_set for label in labels] for label_set in true], bool)
+    is_right = np.where(has_label.reshape(probabilities.shape), probabilities, 1 - probabilities)
+    other = as_text(strings([old ^ {labels[worst]} for old, worst in zip(true, is_right.argmin(1), strict=True)]))
+    lowest = is_right.min(1)
+    return np.maximum(lowest, _TINY), other, 1 - lowest
 
 
 def wrong_labels(truth: Truth, out_of_fold: Mapping[str, pd.DataFrame]) -> pa.Table:

@@ -1,12 +1,12 @@
-"""Audit a labelled table with the encoder and the settings of a run.
+"""Audit a labelled table with a run.
 
-The heads of the run are not used, because they have seen the labels (`out_of_fold`).
+Labels are compared with predictions by heads that never saw them, for those memorise labels, also wrong ones: the
+out-of-fold predictions of the run, or of new folds where products of the table have none.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,20 +14,20 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from product_classificator.audit import findings
-from product_classificator.audit.out_of_fold import DEALS, predict_out_of_fold
 from product_classificator.audit.page import draw_page
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import stratify
 from product_classificator.embeddings.embed import EmbeddedProducts, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.evaluate_run import judge_products
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.training import Callbacks, FittedHeads, HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training import Callbacks, HeadSettings, TrainSettings, fit_heads
 from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
-from product_classificator.types import Split, as_text, strings
+from product_classificator.training.train import split_catalog
+from product_classificator.types import as_text
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,7 @@ def audit_run(
     out.mkdir(parents=True, exist_ok=True)
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)
-    # A taxonomy that the run was given holds here too; a hierarchy that it learned may follow from wrong labels.
-    hierarchy = HeadBundle.load(run.bundle).hierarchy if run.settings.get("taxonomy") else None
-    fit = partial(fit_heads, settings=settings, hierarchy=hierarchy, encoder=encoder, on_epoch=callbacks.on_epoch)
-    table, unjudged = _findings(catalog, embedded, fit, callbacks)
+    table, unjudged = _findings(run, settings, encoder, catalog, embedded, callbacks)
 
     callbacks.on_stage("Drawing the page")
     audit = Audit(out / "audit.parquet", out / "audit.html", findings.count_findings(table), unjudged)
@@ -93,29 +90,41 @@ def audit_run(
 
 
 def _findings(
-    catalog: Catalog, embedded: EmbeddedProducts, fit: partial[FittedHeads], callbacks: Callbacks
+    run: Run,
+    settings: HeadSettings,
+    encoder: Encoder,
+    catalog: Catalog,
+    embedded: EmbeddedProducts,
+    callbacks: Callbacks,
 ) -> tuple[pa.Table, dict[str, int]]:
     """Return all findings, and characteristic -> number of products whose label cannot be judged."""
-    embeddings, texts, truth = embedded.embeddings, catalog.texts(), catalog.truth()
-    signatures, reasons = Signatures.of(texts, embedded.thumbnails), embedded.set_aside()
+    embeddings, texts, truth, reasons = embedded.embeddings, catalog.texts(), catalog.truth(), embedded.set_aside()
     if not (reasons == "ok").any():
         raise DataError(f"an audit needs products with a photo or a text: {catalog.table.name} has none")
-    groups, tenths = near_duplicate_groups(signatures), [1 / DEALS] * DEALS
-    deals = stratify(groups, truth, reasons == "ok", tenths, seed=fit.keywords["settings"].seed)
-    no_split = Split(embeddings.ids, strings([""] * len(catalog)))
-    products = LabelledProducts(embeddings, texts, truth, no_split, catalog.columns.has_title)
-    out_of_fold = predict_out_of_fold(products, deals, fit, callbacks.on_stage)
-    n_labelled = {name: sum(label is not None for label in labels[deals >= 0]) for name, labels in truth.items()}
-    unjudged = {name: n - len(out_of_fold[name]) for name, n in n_labelled.items() if n > len(out_of_fold[name])}
+    signatures, bundle = Signatures.of(texts, embedded.thumbnails), HeadBundle.load(run.bundle)
+    judged = judge_products(run, bundle, catalog, embedded, signatures)
+    rows, predictions, names = judged.rows, judged.predictions, catalog.columns.characteristics
+    if judged.is_seen.any() or not set(names) <= set(bundle.labels):
+        split = split_catalog(catalog, embedded, TrainSettings(seed=settings.seed), TrainSettings().split.shares(0))
+        # A taxonomy that the run was given holds here too; a hierarchy that it learned may follow from wrong labels.
+        hierarchy = bundle.hierarchy if run.settings.get("taxonomy") else None
+        fitted = fit_heads(split.products, settings, hierarchy=hierarchy, encoder=encoder, on_stage=callbacks.on_stage)
+        rows = fitted.out_of_fold.rows
+        predictions = fitted.bundle.judged(fitted.out_of_fold, embeddings.ids[rows])
+    compared = findings.compare_labels(predictions, truth, rows)
+    is_usable = reasons == "ok"
+    n_labelled = {name: sum(label is not None for label in labels[is_usable]) for name, labels in truth.items()}
+    unjudged = {name: n - len(compared.get(name, ())) for name, n in n_labelled.items()}
     callbacks.on_stage("Comparing the products with one another")
     photo = findings.outlier_scores(embeddings.image, embeddings.has_image)
     text = findings.outlier_scores(embeddings.text, embeddings.has_text)
     labels = {name: as_text(column) for name, column in truth.items()}
     tables = [
-        findings.wrong_labels(labels, out_of_fold),
+        findings.wrong_labels(labels, compared),
         findings.contradictions(labels, near_duplicate_groups(signatures, across_photos=False)),
         findings.outliers({"photo": photo, "text": text}),
         findings.broken_rows(embedded.status, reasons),
     ]
     table = pa.concat_tables(tables)
-    return table.add_column(0, "id", pa.array(embeddings.ids[table["row"]], pa.string())), unjudged
+    table = table.add_column(0, "id", pa.array(embeddings.ids[table["row"]], pa.string()))
+    return table, {name: n for name, n in unjudged.items() if n}

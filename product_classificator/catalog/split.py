@@ -1,8 +1,8 @@
-"""Split a catalog into train, valid and test without leaks.
+"""Deal the products of a catalog into folds, or into train, valid and test, without leaks.
 
 A group of near-duplicates is never split. Groups are dealt by iterative stratification (Sechidis, Tsoumakas, Vlahavas
-2011): the rarest label first, each time to the split that lacks most of it. A label of few groups is in the train split
-first, then in the test split, then in the others.
+2011): the rarest label first, each time to the split that lacks most of it. A label of few groups is in the first split
+first, then in the last, then in the others.
 """
 
 from collections import Counter
@@ -16,40 +16,31 @@ import pyarrow.parquet as pq
 
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing
-from product_classificator.types import SPLITS, Bools, Rows, Split, Strings, Truth, iter_labels, strings
+from product_classificator.types import Bools, Rows, Split, Strings, Truth, iter_labels, strings
 
 _MAX_SHARE_OF_RARE_LABELS = 0.05
 
 
 def split_products(
-    ids: Strings,
-    groups: Rows,
-    truth: Truth,
-    usable: Bools,
-    *,
-    shares: tuple[float, float] = (0.15, 0.15),
-    seed: int = 0,
+    ids: Strings, groups: Rows, truth: Truth, usable: Bools, shares: Mapping[str, float], *, seed: int = 0
 ) -> Split:
-    """Split products into train, valid and test.
+    """Split products.
 
     Args:
         ids: (n,) product ids.
         groups: (n,) groups that must stay together.
         truth: labels to stratify by; for a multi-label characteristic, each label of a product.
         usable: (n,) false for products that are set aside: they belong to no split.
-        shares: of products for valid and test, each between 0 and 1.
+        shares: name of each split -> its share of the products, above 0; they sum to 1.
         seed: determines the order of groups with the same rarest label.
 
     Raises:
-        DataError: the shares leave nothing to train on, or fewer than three products are usable.
+        DataError: fewer products are usable than there are splits.
     """
-    valid, test = shares
-    if not (valid > 0 and test > 0 and valid + test < 1):
-        raise DataError(f"shares of valid and test must leave a train split, got {valid} and {test}")
-    if usable.sum() < len(SPLITS):
-        raise DataError(f"a split needs at least {len(SPLITS)} usable products, got {int(usable.sum())}")
-    split = stratify(groups, truth, usable, (1 - valid - test, valid, test), seed=seed)
-    return Split(ids, strings([*SPLITS, ""])[split])
+    if usable.sum() < len(shares):
+        raise DataError(f"a split needs at least {len(shares)} usable products, got {int(usable.sum())}")
+    split = stratify(groups, truth, usable, list(shares.values()), seed=seed)
+    return Split(ids, strings([*shares, ""])[split])
 
 
 def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:

@@ -33,9 +33,10 @@ from product_classificator.finetuning.distributed import Distributed
 from product_classificator.training import Callbacks, EpochFacts, FittedHeads, LabelledProducts, Training, TrainSettings
 from product_classificator.training.near_duplicates import near_duplicate_groups
 from product_classificator.training.train import Session, SplitCatalog, split_catalog
-from product_classificator.types import Embeddings, as_text
+from product_classificator.types import Embeddings, Split, as_text, strings
 
 CHECKPOINT = "checkpoint.pt"
+_SHARES = {"train": 0.7, "valid": 0.15, "test": 0.15}
 _CHECKPOINT_S = 120.0
 
 
@@ -89,7 +90,7 @@ def finetune(
     empty = np.zeros((len(catalog), 0), dtype=np.float32)  # the split needs no vectors
     parts = Embeddings(catalog.ids, empty, empty, activations.has_image, activations.has_text, encoder.fingerprint)
     embedded = EmbeddedProducts(embeddings=parts, thumbnails=activations.thumbnails, status=activations.status)
-    split = split_catalog(catalog, embedded, session.settings)
+    split = split_catalog(catalog, embedded, session.settings, _SHARES)
     tail = Tail(torch_network_of(encoder).model, finetune_settings.last_blocks)
     pairs = _pairs(tail, activations, split, distributed)
     loop = FinetuneLoop(session, split, pairs, finetune_settings, callbacks)
@@ -236,11 +237,12 @@ class FinetuneLoop:
         valid_loss, recall = self.pairs.evaluate()
         if not np.isfinite([*state.losses, valid_loss]).all():
             return False
-        _, fitted = self._fit()
-        facts = replace(
-            fitted.history[fitted.best_epoch - 1],
-            epoch=state.epoch,
-            train_loss=float(np.mean(state.losses)) if state.losses else None,
+        scores = self._score_valid()
+        facts = EpochFacts(
+            state.epoch,
+            float(np.mean(state.losses)) if state.losses else None,
+            valid_macro_f1=float(np.mean(list(scores.values()))),
+            characteristics=scores,
             valid_loss=valid_loss,
             recall_at_1=recall,
         )
@@ -261,17 +263,30 @@ class FinetuneLoop:
             with replacing(self.session.run.folder / CHECKPOINT) as temporary:
                 torch.save(vars(state), temporary)
 
-    def _fit(self) -> tuple[LabelledProducts, FittedHeads]:
-        """Return all products, embedded with the weights as they are now, and heads fitted to them."""
+    def _embedded(self) -> LabelledProducts:
+        """Return all products, embedded with the weights as they are now."""
         image, text = self.pairs.embed_all(self.session.encoder.image_dim)
         without_vectors = self.split.products
-        products = replace(without_vectors, embeddings=replace(without_vectors.embeddings, image=image, text=text))
-        return products, self.pairs.distributed.from_main(lambda: self.session.fit(products))
+        return replace(without_vectors, embeddings=replace(without_vectors.embeddings, image=image, text=text))
+
+    def _score_valid(self) -> dict[str, float]:
+        """Return the macro-F1 of heads that learn from the train split, on the validation split."""
+        products = self._embedded()
+        names = strings([{"valid": "test", "test": ""}.get(name, name) for name in products.split.names])
+        products = replace(products, split=Split(products.split.ids, names))
+
+        def scores() -> dict[str, float]:
+            evaluation = self.session.evaluate(products, self.session.fit(products, refit=False))
+            items = evaluation.characteristics.items()
+            return {name: score.macro_f1 for name, score in items if score.macro_f1 is not None}
+
+        return self.pairs.distributed.from_main(scores)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> tuple[Embeddings, FittedHeads, Evaluation]:
         """Return embeddings and heads of some weights, and how well these do on the test split."""
         self.pairs.tail.model.load_state_dict(weights, strict=False)
-        products, fitted = self._fit()
+        products = self._embedded()
+        fitted = self.pairs.distributed.from_main(lambda: self.session.fit(products))
         return products.embeddings, fitted, self.session.evaluate(products, fitted)
 
 

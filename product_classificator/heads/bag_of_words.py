@@ -1,7 +1,8 @@
 """Turn texts into sparse rows of weighted words (tf-idf): the input of the heads' words branch.
 
 A row holds the words of a text, its pairs of neighbouring words and the beginnings of its words (which join the many
-forms of Russian words), weighted by (1 + log count) x idf, of unit length. Measured: `docs/design/decisions.md`.
+forms of Russian words), and apart from these pieces from within its first words, which name the product; weighted by
+(1 + log count) x idf, words and pieces of unit length each. Measured: `docs/design/decisions.md`.
 """
 
 from array import array
@@ -23,7 +24,10 @@ Ints: TypeAlias = npt.NDArray[np.int32]
 LEADING = "^"
 """Marks a leading word."""
 
-_PREFIX_LENGTHS = range(3, 7)
+PIECE = "*"
+"""Marks a piece from within a word."""
+
+_PREFIX_LENGTHS, _PIECE_LENGTHS, _WORDS_WITH_PIECES = range(3, 7), range(3, 6), 8
 
 
 class WeightedWords(NamedTuple):
@@ -62,12 +66,28 @@ def _prefixes(word: str) -> tuple[str, ...]:
     return tuple(f"{word[:length]}*" for length in _PREFIX_LENGTHS if length < len(word))
 
 
+def pieces_of(text: str) -> list[str]:
+    """Return the pieces of the first 8 words of a text, 3 to 5 letters long: word ends and what is between the ends.
+
+    >>> pieces_of("Чашка")
+    ['*шка', '*ашка', '*ашк*']
+    """
+    return list(chain.from_iterable(map(_pieces, words_of(text)[:_WORDS_WITH_PIECES])))
+
+
+@lru_cache(maxsize=2**15)
+def _pieces(word: str) -> tuple[str, ...]:
+    ends = [f"{PIECE}{word[-length:]}" for length in _PIECE_LENGTHS if length < len(word)]
+    starts = ((start, length) for length in _PIECE_LENGTHS for start in range(1, len(word) - length))
+    return (*ends, *(f"{PIECE}{word[start : start + length]}*" for start, length in starts))
+
+
 @dataclass(frozen=True, eq=False)  # arrays cannot be compared with one ==
 class Vocabulary:
     """The words that heads know, none by default, and how rare each of them is.
 
     Attributes:
-        words: in the order of columns.
+        words: in the order of columns, pieces of words last.
         idf: (words,) float32, log((1 + n) / (1 + n with the word)) + 1.
         has_title: whether the first line of a text weighs as much as everything after it.
         has_leading_words: whether the first word and the first pair of a text count as words of their own too, for
@@ -95,6 +115,11 @@ class Vocabulary:
     def __contains__(self, word: str) -> bool:
         return word in self._columns
 
+    @cached_property
+    def n_whole(self) -> int:
+        """Number of words that are not pieces."""
+        return sum(not word.startswith(PIECE) for word in self.words)
+
     def weigh(self, texts: Sequence[str]) -> WeightedWords:
         """Return the weighted known words of texts."""
         columns, counts, starts = array("i"), array("i"), array("i", [0])
@@ -105,27 +130,33 @@ class Vocabulary:
             starts.append(len(columns))
         return self.weigh_counts(np.asarray(counts), np.asarray(columns), np.asarray(starts))
 
+    @property
+    def n_segments(self) -> int:
+        """Number of segments of a text."""
+        return 3 if self.has_title else 2
+
     def grams_of_segments(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """Yield the grams of each text; if texts have titles, first those of the title, then those of the rest."""
+        """Yield the words of each text and then its pieces; if texts have titles, those of the title, then the rest."""
+        has_pieces = self.n_whole < len(self) or not len(self)
         for text in texts:
             title, _, rest = text.partition("\n") if self.has_title else (text, "", "")
             yield grams_of(title, has_leading_words=self.has_leading_words)
             if self.has_title:
                 yield grams_of(rest)
+            yield pieces_of(text) if has_pieces else []
 
     def weigh_counts(self, counts: Ints, columns: Ints, starts: Ints) -> WeightedWords:
         """Return the weighted words of texts whose segments hold `counts` times the words of `columns`."""
-        n = len(starts) - 1
-        segments = np.repeat(np.arange(n), np.diff(starts))
-        weights = _normalize((1 + np.log(counts)) * self.idf[columns], segments, n)
-        if not self.has_title:
-            return WeightedWords(weights.astype(np.float32), columns, starts)
+        n_segments = len(starts) - 1
+        segments = np.repeat(np.arange(n_segments), np.diff(starts))
+        weights = _normalize((1 + np.log(counts)) * self.idf[columns], segments, n_segments)
         # A word of both title and rest gets the sum of both.
-        cells, cell_of_word = np.unique(segments // 2 * len(self) + columns, return_inverse=True)
+        cells, cell_of_word = np.unique(segments // self.n_segments * len(self) + columns, return_inverse=True)
         texts, words = np.divmod(cells, max(len(self), 1))
         summed = np.bincount(cell_of_word, weights, len(cells)).astype(np.float64)  # NumPy types counts as integers
-        ends = np.cumsum(np.bincount(texts, minlength=n // 2))
-        unit = _normalize(summed, texts, n // 2).astype(np.float32)
+        n = n_segments // self.n_segments
+        unit = _normalize(summed, 2 * texts + (words >= self.n_whole), 2 * n).astype(np.float32)
+        ends = np.cumsum(np.bincount(texts, minlength=n))
         return WeightedWords(unit, words.astype(np.int32), np.append(0, ends).astype(np.int32))
 
 

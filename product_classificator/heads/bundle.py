@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from product_classificator.heads.hierarchy import (
 from product_classificator.heads.manifest import check_parts, check_target, read_bundle, weights_of, write_bundle
 from product_classificator.heads.network import ROWS_PER_STEP, Network
 from product_classificator.heads.novelty import NoveltyDetector
-from product_classificator.types import Decisions, Embeddings, Explanation, Floats, Predictions, Rows
+from product_classificator.types import Decisions, Embeddings, Explanation, Floats, OutOfFold, Predictions, Strings
 
 MIN_PRECISION = 0.95
 """The default target precision of decisions."""
@@ -141,36 +141,29 @@ class HeadBundle:
             DataError: a characteristic is unknown, or texts and embeddings differ in length.
         """
         self._check(embeddings, texts)
-
-        def logits_of(rows: Rows) -> Floats:
-            words = self.vocabulary.weigh([texts[row] for row in rows.tolist()])
-            return self.network.logits(embeddings.take(rows), words)
-
-        predictions = self.predict_from(logits_of, embeddings, characteristics)
-        return replace(predictions, explainer=partial(self._explain, embeddings, texts, predictions.characteristics))
-
-    def predict_from(
-        self, logits_of: Callable[[Rows], Floats], embeddings: Embeddings, characteristics: Sequence[str] | None = None
-    ) -> Predictions:
-        """Turn logits into calibrated, hierarchy-consistent predictions; products without usable input get none.
-
-        `logits_of` returns the (m, all labels) logits of the products of m rows.
-        """
         wanted = {name: self[name] for name in (self.labels if characteristics is None else characteristics)}
         labels = {name: characteristic.labels for name, characteristic in wanted.items()}
-        needed = with_relatives(wanted, self.hierarchy)
+        needed = [self[name] for name in with_relatives(wanted, self.hierarchy)]
         is_known = embeddings.has_image & (self.image_dim > 0) | embeddings.has_text & (self.text_dim > 0)
         probabilities = {name: np.full((len(embeddings), len(labels[name])), np.nan, np.float32) for name in wanted}
         known_rows = np.flatnonzero(is_known)
         for start in range(0, len(known_rows), ROWS_PER_STEP):
             rows = known_rows[start : start + ROWS_PER_STEP]
-            logits = self._by_characteristic(logits_of(rows))
-            calibrated = {name: self[name].probabilities(logits[name]) for name in needed}
-            consistent = reconcile(calibrated, self.labels, self.hierarchy)
+            logits = self.logits(embeddings.take(rows), [texts[row] for row in rows.tolist()])
+            consistent = consistent_probabilities(logits, needed, self.hierarchy)
             for name, matrix in probabilities.items():
                 matrix[rows] = consistent[name]
         thresholds = {name: item.decision_thresholds for name, item in wanted.items() if item.decision_thresholds}
-        return Predictions(embeddings.ids, labels, probabilities, is_known, decision_thresholds=thresholds)
+        explainer = partial(self._explain, embeddings, texts, tuple(wanted))
+        return Predictions(
+            embeddings.ids,
+            labels,
+            probabilities,
+            is_known,
+            explainer=explainer,
+            decision_thresholds=thresholds,
+            favours={name: item.favours for name, item in wanted.items() if item.log_priors},
+        )
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Floats]:
         """Return characteristic -> (n, labels) logits, including products with neither image nor text."""
@@ -221,6 +214,28 @@ class HeadBundle:
             accepted[name] = is_confident & predictions.is_predicted(name) & ~is_novel
         return replace(predictions, decisions=Decisions(min_precision, accepted, is_novel))
 
+    def judged(
+        self,
+        out_of_fold: OutOfFold,
+        ids: Strings,
+        min_precision: float = MIN_PRECISION,
+        characteristics: Sequence[str] | None = None,
+    ) -> Predictions:
+        """Return out-of-fold predictions, made when these heads were fitted, of products with (m,) ids, decided."""
+        self.check_can_decide(min_precision)
+        wanted = {name: self[name] for name in (self.labels if characteristics is None else characteristics)}
+        is_novel = out_of_fold.is_out_of_distribution
+        accepted = {name: (out_of_fold.promises[name] >= np.float32(min_precision)) & ~is_novel for name in wanted}
+        return Predictions(
+            ids,
+            {name: item.labels for name, item in wanted.items()},
+            {name: out_of_fold.probabilities[name] for name in wanted},
+            np.ones(len(ids), dtype=bool),
+            decisions=Decisions(min_precision, accepted, is_novel),
+            decision_thresholds={n: item.decision_thresholds for n, item in wanted.items() if item.decision_thresholds},
+            favours={name: item.favours for name, item in wanted.items() if item.log_priors},
+        )
+
     def _check(self, embeddings: Embeddings, texts: Sequence[str]) -> None:
         if not self.encoder_fingerprint:
             raise ArtifactError(
@@ -262,3 +277,12 @@ class HeadBundle:
             ArtifactError: the folder is not a bundle, is damaged, or was written by another version.
         """
         return read_bundle(Path(folder), cls)
+
+
+def consistent_probabilities(
+    logits: Mapping[str, Floats], characteristics: Sequence[Characteristic], hierarchy: Hierarchy
+) -> dict[str, Floats]:
+    """Return characteristic -> (n, k) probabilities by logits; the labels that they predict suit the hierarchy."""
+    scores = {item.name: item.scores(logits[item.name]) for item in characteristics}
+    consistent = reconcile(scores, {item.name: item.labels for item in characteristics}, hierarchy)
+    return {item.name: item.with_priors(consistent[item.name]) for item in characteristics}

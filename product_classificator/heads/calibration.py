@@ -2,6 +2,9 @@
 
 T = temperature x spread ^ exponent, where the spread of a product is the entropy of its softmax before calibration,
 divided by the entropy of equal probabilities (entropy-based temperature scaling, Balanya et al. 2022).
+
+Logits favour rare labels, as macro-F1 does: they decide which label is predicted. How probable a label is, is another
+question, so probabilities get back what the frequency of labels says (`log_priors`).
 """
 
 import math
@@ -29,6 +32,7 @@ class Characteristic:
         labels: in the order of the columns of logits and probabilities.
         temperature: what logits are divided by, where the exponent is 0.
         temperature_exponent: how the temperature depends on the product, see the module docstring.
+        log_priors: what is added to the scaled logits of each label to get probabilities; empty: nothing.
         decision_thresholds: lowest probability at which each label is assigned; multi-label characteristics only.
     """
 
@@ -36,6 +40,7 @@ class Characteristic:
     labels: tuple[str, ...]
     temperature: float = 1.0
     temperature_exponent: float = 0.0
+    log_priors: tuple[float, ...] = ()
     confidence_thresholds: Thresholds = ()
     decision_thresholds: tuple[float, ...] | None = None
 
@@ -46,6 +51,8 @@ class Characteristic:
             raise ValueError(f"{self.name} needs two labels or more, each once")
         if not 0 < self.temperature < math.inf or not math.isfinite(self.temperature_exponent):
             raise ValueError(f"{self.name} needs a positive temperature and a finite exponent")
+        if self.log_priors and (len(self.log_priors) != len(self.labels) or not np.isfinite(self.log_priors).all()):
+            raise ValueError(f"{self.name} needs a finite prior for each of its labels")
         precisions = [precision for precision, _ in self.confidence_thresholds]
         shares = [share for pair in self.confidence_thresholds for share in pair]
         if not all(0 <= share <= 1 for share in shares) or precisions != sorted(set(precisions)):
@@ -65,11 +72,24 @@ class Characteristic:
             return np.full(len(logits), self.temperature, dtype=logits.dtype)
         return spreads(logits) ** self.temperature_exponent * logits.dtype.type(self.temperature)
 
-    def probabilities(self, logits: Floats) -> Floats:
-        """Return (n, k) calibrated probabilities; rows sum to 1 unless the characteristic is multi-label."""
+    @property
+    def favours(self) -> Floats:
+        """(k,) what probabilities are multiplied by to decide which label is predicted."""
+        return np.exp(-np.array(self.log_priors or [0.0] * len(self.labels), dtype=np.float32))
+
+    def scores(self, logits: Floats) -> Floats:
+        """Return (n, k) probabilities as if all labels were equally frequent: the highest is predicted."""
         if self.is_multi_label:
             return sigmoid(logits / np.float32(self.temperature))
         return softmax(logits / self.temperatures(logits)[:, None])
+
+    def with_priors(self, scores: Floats) -> Floats:
+        """Return the (n, k) probabilities that go with scores; rows sum to 1 unless they are NaN or multi-label."""
+        if not self.log_priors:
+            return scores
+        probabilities: Floats = scores / self.favours
+        probabilities /= probabilities.sum(1, keepdims=True)
+        return probabilities
 
 
 def threshold_for(thresholds: Thresholds, min_precision: float) -> float:

@@ -111,12 +111,17 @@ class Network:
             words.add_to(logits, self.weights["word_weights"], embeddings.has_text)
         return logits
 
+    def inputs(self, embeddings: Embeddings) -> Floats:
+        """Return the (n, image_dim + text_dim) standardised parts of products, 0 where one is missing."""
+        image_dim = self.shape.image_dim
+        parts = np.concatenate([embeddings.image[:, :image_dim], embeddings.text[:, : self.shape.text_dim]], 1)
+        inputs: Floats = (parts - self.weights["mean"]) / self.weights["scale"]
+        inputs[~embeddings.has_image, :image_dim] = 0
+        inputs[~embeddings.has_text, image_dim:] = 0
+        return inputs
+
     def _dense_logits(self, embeddings: Embeddings) -> Floats:
-        shape, weights = self.shape, self.weights
-        parts = np.concatenate([embeddings.image[:, : shape.image_dim], embeddings.text[:, : shape.text_dim]], 1)
-        inputs = (parts - weights["mean"]) / weights["scale"]
-        inputs[~embeddings.has_image, : shape.image_dim] = 0
-        inputs[~embeddings.has_text, shape.image_dim :] = 0
+        shape, weights, inputs = self.shape, self.weights, self.inputs(embeddings)
         first = weights["hidden.weight"]
         hidden = inputs @ first.T + weights["hidden.bias"]
         hidden += ~embeddings.has_image[:, None] * (first[:, : shape.image_dim] @ weights["missing_image"])

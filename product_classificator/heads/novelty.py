@@ -37,14 +37,19 @@ class NoveltyDetector:
         if not all(0 <= limit <= MAX_DISTANCE for limit in self.limits):
             raise ValueError(f"limits of novelty must be between 0 and {MAX_DISTANCE:g}, found {self.limits}")
 
+    def scores(self, embeddings: Embeddings, texts: Sequence[str], vocabulary: Vocabulary) -> Floats:
+        """Return the (n, 3) distances of images and of texts and shares of unknown words; NaN for a missing part."""
+        scores = np.full((len(embeddings), 3), np.nan, dtype=np.float32)
+        with_image, with_text = np.flatnonzero(embeddings.has_image), np.flatnonzero(embeddings.has_text)
+        scores[with_image, 0] = distances(embeddings.image[with_image], self.image)
+        scores[with_text, 1] = distances(embeddings.text[with_text], self.text)
+        scores[with_text, 2] = unknown_word_shares([texts[row] for row in with_text.tolist()], vocabulary)
+        return scores
+
     def is_out_of_distribution(self, embeddings: Embeddings, texts: Sequence[str], vocabulary: Vocabulary) -> Bools:
         """Return a mask of the products whose image or raw text is unlike those of the training products."""
-        image_limit, text_limit, words_limit = self.limits
-        is_novel = np.zeros(len(embeddings), dtype=bool)
-        with_image, with_text = np.flatnonzero(embeddings.has_image), np.flatnonzero(embeddings.has_text)
-        is_novel[with_image] = distances(embeddings.image[with_image], self.image) > image_limit
-        unknown = unknown_word_shares([texts[row] for row in with_text.tolist()], vocabulary)
-        is_novel[with_text] |= (distances(embeddings.text[with_text], self.text) > text_limit) | (unknown > words_limit)
+        scores = self.scores(embeddings, texts, vocabulary)
+        is_novel: Bools = np.any(scores > np.array(self.limits, dtype=np.float32), axis=1)
         return is_novel
 
 

@@ -25,7 +25,7 @@ _HEADS: Mapping[str, str | tuple[str, ...]] = {
     "classificator_params.in_channels": "",  # follows from the encoder
     "classificator_params.hidden_channels": "hidden",
     "classificator_params.dropout": "dropout",
-    "epochs": "max_epochs",
+    "epochs": "epochs",
 }
 _FINETUNING: Mapping[str, str | tuple[str, ...]] = {
     **_SHARED,
@@ -46,8 +46,6 @@ def published_heads(params: Mapping[str, Any], base: HeadSettings | None = None)
         if len(hidden) != 1:
             raise DataError(f"hidden_channels of heads_train_params must name one hidden layer, got {list(hidden)}")
         changes["hidden"] = hidden[0]
-    if "max_epochs" in changes:
-        changes["patience"] = changes["max_epochs"]  # the published system ran all epochs
     return with_changes(base or HeadSettings(), changes)
 
 

@@ -1,12 +1,11 @@
-"""Fit the weights of a network: epochs of gradient descent; the epoch that is best on validation products is kept.
+"""Fit the weights of a network by epochs of gradient descent.
 
 While training, `prior_strength` x the log frequency of each label is added to the logits (balanced softmax, Ren et al.
-2020; Menon et al. 2021). Learning rates fall linearly to zero within `max_epochs`.
+2020; Menon et al. 2021). Learning rates fall linearly to zero, so the last epoch is the one to keep.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,14 +17,13 @@ from torch.optim.lr_scheduler import LinearLR
 
 from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import WeightedWords
-from product_classificator.heads.calibration import sigmoid
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import TrainingData, thinned
-from product_classificator.training.thresholds import fit_decision_thresholds
 from product_classificator.training.torch_network import Batch, JointNetwork
-from product_classificator.types import Floats, Rows
+from product_classificator.training.vocabulary import BagOfWords
+from product_classificator.types import Embeddings, Floats, Rows
 
 _MIN_STEPS_PER_EPOCH = 50
 _CONSTANT = 1e-6
@@ -38,14 +36,15 @@ class EpochFacts:
     Attributes:
         epoch: number from 1; of a fine-tuning 0 is the untuned encoder.
         train_loss: mean loss of a training step, of heads summed over characteristics; `None` for epoch 0.
-        valid_macro_f1: mean of `characteristics` (name -> macro-F1 on validation products), which chooses the epoch.
         valid_loss, recall_at_1: of the validation pairs of a fine-tuning.
+        valid_macro_f1: mean of `characteristics` (name -> macro-F1 on the validation products of a fine-tuning), which
+            chooses its epoch.
     """
 
     epoch: int
     train_loss: float | None
-    valid_macro_f1: float
-    characteristics: Mapping[str, float]
+    valid_macro_f1: float | None = None
+    characteristics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
     valid_loss: float | None = None
     recall_at_1: float | None = None
@@ -53,8 +52,8 @@ class EpochFacts:
 
 def fit_network(
     data: TrainingData, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
-) -> tuple[Network, list[EpochFacts], int]:
-    """Return the network with the weights of the best epoch, all epochs, and the number of the best, from 1."""
+) -> tuple[Network, list[EpochFacts]]:
+    """Return the fitted network and what its epochs did; `DataError` if the loss diverges."""
     # Small catalogs get smaller batches: a handful of steps per epoch learns nothing.
     settings = replace(settings, batch_size=min(settings.batch_size, max(8, len(data.train) // _MIN_STEPS_PER_EPOCH)))
     network = JointNetwork(data.shape, settings.dropout)
@@ -62,8 +61,7 @@ def fit_network(
     _initialize(network, data)
     fitting = _Fitting(network, data, settings)
     history: list[EpochFacts] = []
-    best, best_weights = -1, deepcopy(network.state_dict())
-    for epoch in range(1, settings.max_epochs + 1):
+    for epoch in range(1, settings.epochs + 1):
         started = time.perf_counter()
         loss = fitting.run_epoch()
         if not np.isfinite(loss):
@@ -72,16 +70,9 @@ def fit_network(
                 f"({settings.learning_rate:g}) or words_learning_rate ({settings.words_learning_rate:g}), and check "
                 "that all embeddings are finite"
             )
-        scores = _valid_macro_f1(network.fitted(), data)
-        mean = float(np.mean(list(scores.values())))
-        history.append(EpochFacts(epoch, loss, mean, scores, time.perf_counter() - started))
+        history.append(EpochFacts(epoch, loss, seconds=time.perf_counter() - started))
         on_epoch(history[-1])
-        if best < 0 or mean > history[best].valid_macro_f1:
-            best, best_weights = epoch - 1, deepcopy(network.state_dict())
-        if epoch - 1 - best >= settings.patience:
-            break
-    network.load_state_dict(best_weights)
-    return network.fitted(), history, best + 1
+    return network.fitted(), history
 
 
 def _standardize(network: JointNetwork, data: TrainingData) -> None:
@@ -139,7 +130,7 @@ class _Fitting:
             # Adam would give the rarest words the largest steps, which memorises them (colour: .34, not .43).
             rate = settings.words_learning_rate * settings.batch_size
             self.optimizers.append(torch.optim.SGD([network.word_weights], lr=rate))
-        n_steps = -(-len(data.train) // settings.batch_size) * settings.max_epochs
+        n_steps = -(-len(data.train) // settings.batch_size) * settings.epochs
         self.schedules = [LinearLR(optimizer, 1, 0, total_iters=n_steps) for optimizer in self.optimizers]
 
     def run_epoch(self) -> float:
@@ -197,31 +188,6 @@ def multi_label_loss(logits: Tensor, indicators: csr_matrix, is_known: Tensor) -
     return (losses.sum(1) * is_known).sum()
 
 
-def logits_of(network: Network, data: TrainingData, rows: Rows) -> Floats:
-    """Return the (rows, all labels) logits of products, whose words are counted already."""
-    words = data.words[rows]
-    return network.logits(data.embeddings.take(rows), WeightedWords(words.data, words.indices, words.indptr))
-
-
-def _valid_macro_f1(network: Network, data: TrainingData) -> dict[str, float]:
-    all_logits, scores = logits_of(network, data, data.valid), {}
-    for target, columns in zip(data.targets, network.shape.columns, strict=True):
-        is_known = target.is_known[data.valid]
-        if not is_known.any():
-            continue
-        true, logits = target.indicators[data.valid[is_known]], all_logits[is_known, columns]
-        if target.is_multi_label:
-            probabilities = sigmoid(logits)
-            predicted = probabilities >= fit_decision_thresholds(probabilities, true)
-        else:
-            predicted = logits.argmax(1)[:, None] == np.arange(logits.shape[1])
-        scores[target.name] = macro_f1(true, csr_matrix(predicted))
-    return scores
-
-
-def macro_f1(true: csr_matrix, predicted: csr_matrix) -> float:
-    """Return the mean F1 of the labels that are true or predicted, given (n, k) indicators; 0 if there are none."""
-    counts = (matrix.sum(0, dtype=np.float64) for matrix in (true.multiply(predicted), true + predicted))
-    hits, occurrences = (np.asarray(count).ravel() for count in counts)
-    f1 = 2 * hits[occurrences > 0] / occurrences[occurrences > 0]
-    return float(f1.mean()) if len(f1) else 0.0
+def logits_of(network: Network, embeddings: Embeddings, words: BagOfWords) -> Floats:
+    """Return the (n, all labels) logits of products whose words are counted already."""
+    return network.logits(embeddings, WeightedWords(words.data, words.indices, words.indptr))

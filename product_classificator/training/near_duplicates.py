@@ -70,6 +70,12 @@ class Signatures:
         """Return those of `rows`."""
         return Signatures(self.text[rows], self.n_words[rows], self.thumbnails[rows])
 
+    def is_same(self, other: "Signatures") -> Bools:
+        """Return (n,) whether each product has the text and the photo of that of the same row."""
+        squares = (self.thumbnails.astype(np.int32) - other.thumbnails) ** 2
+        is_same: Bools = (self.text == other.text) & (squares.mean(1) <= MAX_DIFFERENCE**2)
+        return is_same
+
     def columns(self) -> dict[str, pa.Array]:
         """Return the signatures as columns of a table; `from_table` reads them."""
         pixels = pa.array(self.thumbnails.ravel())

@@ -13,7 +13,10 @@ from product_classificator.errors import DataError, nearest
 
 Settings = TypeVar("Settings")
 
-_COUNTS = "min_products_per_label max_epochs patience batch_size hidden last_blocks epochs micro_batch"
+MAX_CROSS_FITTED = 50_000
+"""Of more products, one fold is judged instead of all: five fits would take too long, and a fold is enough."""
+
+_COUNTS = "min_products_per_label epochs batch_size hidden last_blocks micro_batch"
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (_COUNTS, lambda x: x >= 1, "must be at least 1"),
     ("learning_rate words_learning_rate eps", lambda x: 0 < x < math.inf, "must be positive and finite"),
@@ -39,7 +42,6 @@ class HeadSettings:
 
     Attributes:
         min_products_per_label: labels of fewer products are treated as unknown.
-        patience: fitting stops after so many epochs without a better validation macro-F1.
         batch_size: products per step; fewer where an epoch would have less than 50 steps.
         dropout: share of hidden units that are dropped in training; of the text embedding's half as many are.
         modality_dropout: share of training products whose image is dropped, and share whose text is.
@@ -51,8 +53,7 @@ class HeadSettings:
     """
 
     min_products_per_label: int = 10
-    max_epochs: int = 10
-    patience: int = 10
+    epochs: int = 10
     batch_size: int = 256
     learning_rate: float = 1e-3
     words_learning_rate: float = 2.0
@@ -72,16 +73,32 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """Shares of all products, each above 0, together below 1."""
+    """How heads are judged: each product by heads that were fitted without it.
 
-    valid_share: float = 0.15
-    test_share: float = 0.15
+    Attributes:
+        folds: products are dealt into so many; of more than 50,000 products only the first is judged.
+        holdout: share of the products that is judged instead, all at once; 0: folds are.
+        refit: whether the delivered heads learn from all products in the end, also from those that were held out.
+    """
+
+    folds: int = 5
+    holdout: float = 0.0
+    refit: bool = True
 
     def __post_init__(self) -> None:
-        if not (self.valid_share > 0 and self.test_share > 0 and self.valid_share + self.test_share < 1):
-            raise DataError(
-                f"valid_share and test_share must leave a train split, got {self.valid_share} and {self.test_share}"
-            )
+        if self.folds < 2:
+            raise DataError(f"folds must be at least 2, got {self.folds}")
+        if not 0 <= self.holdout < 1:
+            raise DataError(f"holdout must be at least 0 and below 1, got {self.holdout}")
+        if not self.refit and not self.holdout:
+            raise DataError("without refit, the heads must be judged on a holdout: set holdout, a share like 0.15")
+
+    def shares(self, n: int) -> dict[str, float]:
+        """Return the splits of n products, with their shares."""
+        holdout = self.holdout or (1 / self.folds if n > MAX_CROSS_FITTED else 0)
+        if holdout:
+            return {"train": 1 - holdout, "test": holdout}
+        return {str(fold): 1 / self.folds for fold in range(1, self.folds + 1)}
 
 
 @dataclass(frozen=True)

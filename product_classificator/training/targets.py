@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,6 @@ from scipy.sparse import csr_matrix
 
 from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.errors import DataError
-from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.network import NetworkShape
 from product_classificator.training.vocabulary import BagOfWords
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
@@ -36,6 +35,11 @@ class LabelledProducts:
     split: Split
     has_title: bool = False
     groups: Rows | None = None
+
+    @property
+    def group_ids(self) -> Rows:
+        """(n,) groups, each product its own where no two are near-identical."""
+        return np.arange(len(self.embeddings)) if self.groups is None else self.groups
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
@@ -84,6 +88,10 @@ class Target:
         label_ids[self.is_known] = self.indicators.indices
         return label_ids
 
+    def take(self, rows: Rows) -> "Target":
+        """Return what is known of the products of `rows`."""
+        return replace(self, indicators=self.indicators[rows], is_known=self.is_known[rows])
+
     def counts(self, rows: Rows) -> Rows:
         """Return the (k,) number of products of each label among `rows`."""
         return np.asarray(self.indicators[rows].sum(0)).ravel().astype(np.int64)
@@ -91,18 +99,16 @@ class Target:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a network is fitted to: rows to learn from and to validate on.
+    """What a network is fitted to.
 
     Fitting starts from `label_embeddings` (all labels, dim or 0) and from `label_words` (all labels, words); image and
     text are standardised by `samples` of rows, see `varied_rows`.
     """
 
     embeddings: Embeddings
-    vocabulary: Vocabulary
     words: BagOfWords
     targets: tuple[Target, ...]
     train: Rows
-    valid: Rows
     samples: tuple[Rows, Rows]
     label_embeddings: Floats
     label_words: BagOfWords

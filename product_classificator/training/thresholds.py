@@ -1,14 +1,14 @@
-"""Fit what turns logits into honest probabilities and decisions, on validation products.
+"""Fit what turns logits into honest probabilities and decisions, on products that no model has learned from.
 
-Trained networks are overconfident, so logits are divided by a temperature (Guo et al. 2017, "On calibration of modern
-neural networks") that depends on the product, see `heads.calibration`: where some products name their label and others
-do not, one temperature for all is wrong. Its numbers have a prior, so few validation products, all predicted correctly,
-do not make the heads overconfident.
+The logits of a joint network and of a linear model are blended. Trained networks are overconfident, so logits are
+divided by a temperature (Guo et al. 2017, "On calibration of modern neural networks") that depends on the product, see
+`heads.calibration`: where some products name their label and others do not, one temperature for all is wrong. Its
+numbers have a prior, so few products, all predicted correctly, do not make the heads overconfident.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,15 @@ from scipy.stats import beta
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.preprocessing import normalize
 
-from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.calibration import Characteristic, Thresholds, sigmoid, spreads
-from product_classificator.heads.novelty import MAX_DISTANCE, NoveltyDetector, distances, unknown_word_shares
+from product_classificator.heads.novelty import MAX_DISTANCE, NoveltyDetector
 from product_classificator.training.targets import Target
 from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows, Truth
 
 _MAX_LOG_TEMPERATURE, _MAX_EXPONENT = math.log(8), 0.75
 _LOG_TEMPERATURE_DEVIATION, _EXPONENT_DEVIATION = 0.5, 0.3
-_TEMPERATURE_SAMPLE = 20_000
+_TEMPERATURE_SAMPLE, _BLEND_SAMPLE = 20_000, 10_000
+_TINY = 1e-6
 _PRIOR_PRODUCTS = 100.0
 _MAX_DECISION_THRESHOLD = 0.5
 _RISK = 0.1
@@ -38,37 +38,94 @@ _IN_DISTRIBUTION_SHARE = 0.99
 _NEAR = 0.01  # what is as near as a re-encoded photo is not novel: a limit of rounding noise would decide by chance
 
 
-def calibrate(target: Target, logits: Floats, rows: Rows) -> Characteristic:
-    """Return a characteristic calibrated by the (m, k) logits of m rows, without confidence thresholds."""
+@dataclass(frozen=True)
+class Blend:
+    """How the logits of both models of a characteristic add up: shares of each, and (k,) float32 offsets of labels."""
+
+    joint: float
+    linear: float
+    offsets: Floats
+
+    def logits(self, joint: Floats, linear: Floats) -> Floats:
+        """Return the blended (n, k) logits."""
+        blended: Floats = np.float32(self.joint) * joint + np.float32(self.linear) * linear + self.offsets
+        return blended
+
+
+def fit_blend(target: Target, joint: Floats, linear: Floats) -> Blend:
+    """Return the blend of two models that maximises the likelihood of the known labels of n products.
+
+    Three numbers: the shares, and how much of the log frequency of labels is taken away, for the linear model
+    underrates rare labels. Their prior favours equal shares of equally large logits.
+    """
+    known = np.flatnonzero(target.is_known)
+    counts = target.counts(known)
+    log_priors = np.log(np.maximum(counts, 0.5) / max(len(known), 1)).astype(np.float32)
+    rows = known[:: -(-len(known) // _BLEND_SAMPLE) or 1]
+    typical = [max(float(logits[rows].std()), _TINY) if len(rows) else 1.0 for logits in (joint, linear)]
+    parts = [joint[rows] / typical[0], linear[rows] / typical[1]]
     if not target.is_multi_label:
-        return Characteristic(target.name, target.labels, *fit_temperature(logits, target.label_ids[rows]))
-    is_known = target.is_known[rows]
-    known_logits, indicators = logits[is_known], target.indicators[rows[is_known]]
+        parts.append(np.broadcast_to(log_priors, parts[0].shape))
+    true, is_multi = target.indicators[rows].toarray(), target.is_multi_label
+    expected = np.array([1.0, 1.0, 0.0][: len(parts)])
+
+    def loss(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        logits = sum(share * part for share, part in zip(point.tolist(), parts, strict=True))
+        if is_multi:
+            losses, probabilities = np.logaddexp(0, logits) - true * logits, sigmoid(logits)
+        else:
+            log_sums = logsumexp(logits, axis=1, keepdims=True)
+            losses, probabilities = true * (log_sums - logits), np.exp(logits - log_sums)
+        slopes = [float(((probabilities - true) * part).sum(dtype=np.float64)) for part in parts]
+        penalty = float(((point - expected) ** 2).sum()) / 2
+        return float(losses.sum(dtype=np.float64)) + penalty, np.array(slopes) + point - expected
+
+    bounds = [(0.0, 50.0), (0.0, 50.0), (-1.0, 0.0)][: len(parts)]
+    point = minimize(loss, expected, jac=True, bounds=bounds, method="L-BFGS-B").x.tolist() if len(rows) else [1, 1, 0]
+    offsets = log_priors * np.float32(0 if is_multi else point[2])
+    return Blend(point[0] / typical[0], point[1] / typical[1], offsets)
+
+
+def calibrate(target: Target, logits: Floats) -> Characteristic:
+    """Return a characteristic calibrated by the (n, k) logits of its products, without confidence thresholds."""
+    if not target.is_multi_label:
+        return Characteristic(target.name, target.labels, *fit_temperature(logits, target.label_ids))
+    known_logits, indicators = logits[target.is_known], target.indicators[target.is_known]
     temperature = fit_multi_label_temperature(known_logits, indicators)
     thresholds = fit_decision_thresholds(sigmoid(known_logits / np.float32(temperature)), indicators)
     return Characteristic(target.name, target.labels, temperature, decision_thresholds=tuple(thresholds.tolist()))
 
 
-def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float]:
-    """Return the temperature and exponent that maximise the likelihood of the known labels; (1, 0) without any."""
+def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float, tuple[float, ...]]:
+    """Return temperature, exponent and log priors that maximise the likelihood of the known labels.
+
+    The priors are a share of the log frequencies of labels. Without known labels: (1, 0, ()).
+    """
     is_known = label_ids >= 0
+    if not is_known.any():
+        return 1.0, 0.0, ()
     known_logits, true = logits[is_known].astype(np.float64), label_ids[is_known][:, None]
+    counts = np.bincount(true[:, 0], minlength=logits.shape[1])
+    log_frequencies = np.log(np.maximum(counts, 0.5) / len(true))
     log_spreads = np.log(spreads(known_logits))
-    deviations = np.array([_LOG_TEMPERATURE_DEVIATION, _EXPONENT_DEVIATION])
+    deviations = np.array([_LOG_TEMPERATURE_DEVIATION, _EXPONENT_DEVIATION, 1.0])
 
     def loss(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        log_temperature, exponent = point.tolist()
+        log_temperature, exponent, share = point.tolist()
         scaled = known_logits / np.exp(log_temperature + exponent * log_spreads)[:, None]
+        logits = scaled + share * log_frequencies
         scaled_true = np.take_along_axis(scaled, true, 1)[:, 0]
-        losses = logsumexp(scaled, axis=1) - scaled_true
-        slopes = scaled_true - (softmax(scaled, axis=1) * scaled).sum(1)
-        penalty = float(((point / deviations) ** 2).sum()) / 2  # both numbers have a normal prior around 0
-        gradient = np.array([slopes.sum(), (slopes * log_spreads).sum()]) + point / deviations**2
+        losses = logsumexp(logits, axis=1) - scaled_true - share * log_frequencies[true[:, 0]]
+        probabilities = softmax(logits, axis=1)
+        slopes = scaled_true - (probabilities * scaled).sum(1)
+        of_share = (probabilities.sum(0) - counts) @ log_frequencies
+        penalty = float(((point / deviations) ** 2).sum()) / 2  # the numbers have a normal prior around 0
+        gradient = np.array([slopes.sum(), (slopes * log_spreads).sum(), of_share]) + point / deviations**2
         return float(losses.sum()) + penalty, gradient
 
-    bounds = [(-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE), (-_MAX_EXPONENT, _MAX_EXPONENT)]
-    log_temperature, exponent = minimize(loss, np.zeros(2), jac=True, bounds=bounds, method="L-BFGS-B").x.tolist()
-    return math.exp(log_temperature), exponent
+    bounds = [(-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE), (-_MAX_EXPONENT, _MAX_EXPONENT), (0, 1)]
+    log_temperature, exponent, share = minimize(loss, np.zeros(3), jac=True, bounds=bounds, method="L-BFGS-B").x
+    return math.exp(log_temperature), float(exponent), tuple((share * log_frequencies).tolist())
 
 
 def fit_multi_label_temperature(logits: Floats, indicators: csr_matrix) -> float:
@@ -165,22 +222,28 @@ def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | No
     return tuple((precision, level) for level, precision in precision_of_level.items())
 
 
-def fit_novelty(
-    embeddings: Embeddings, texts: Sequence[str], train: Rows, valid: Rows, vocabulary: Vocabulary, seed: int = 0
-) -> NoveltyDetector:
-    """Learn centres from training products, and limits from validation products."""
+def promises_of(characteristic: Characteristic, confidence: Floats) -> Floats:
+    """Return the (n,) highest precisions that are promised for predictions of such confidence, 0 where none is."""
+    precisions, lowest = np.array(characteristic.confidence_thresholds or [(0.0, math.inf)], dtype=np.float32).T
+    return np.append(np.float32(0), precisions)[np.searchsorted(lowest, confidence, side="right")]
+
+
+def fit_centres(embeddings: Embeddings, train: Rows, seed: int = 0) -> NoveltyDetector:
+    """Return a detector that knows centres of training products, and no limits yet."""
     image = _centres(embeddings.image, train[embeddings.has_image[train]], seed)
     text = _centres(embeddings.text, train[embeddings.has_text[train]], seed)
-    with_image, with_text = valid[embeddings.has_image[valid]], valid[embeddings.has_text[valid]]
-    image_limit, text_limit, words_limit = (
-        float(np.quantile(scores, _IN_DISTRIBUTION_SHARE, method="higher")) if len(scores) else MAX_DISTANCE
-        for scores in (
-            distances(embeddings.image[with_image], image),
-            distances(embeddings.text[with_text], text),
-            unknown_word_shares([texts[row] for row in with_text.tolist()], vocabulary),
-        )
-    )
-    return NoveltyDetector(image, text, (max(image_limit, _NEAR), max(text_limit, _NEAR), words_limit))
+    return NoveltyDetector(image, text, (MAX_DISTANCE, MAX_DISTANCE, MAX_DISTANCE))
+
+
+def fit_limits(scores: Floats) -> tuple[float, float, float]:
+    """Return limits of novelty that 1 % of products exceed, by the (n, 3) scores of products that were not learned."""
+    limits = []
+    for column in scores.T:
+        present = column[~np.isnan(column)]
+        high = np.quantile(present, _IN_DISTRIBUTION_SHARE, method="higher") if len(present) else MAX_DISTANCE
+        limits.append(float(high))
+    image, text, words = limits
+    return max(image, _NEAR), max(text, _NEAR), words
 
 
 def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:

@@ -1,6 +1,6 @@
-"""Turns a catalog into a run: embeddings, a split without leaks, fitted heads, and a report on the test split.
+"""Turn a catalog into a run: embeddings, folds without leaks, fitted heads, and a report on out-of-fold predictions.
 
-The test split is used once, when the heads are final. An interrupted training resumes from the store of embeddings.
+An interrupted training resumes from the store of embeddings.
 """
 
 import logging
@@ -25,13 +25,13 @@ from product_classificator.files import delete
 from product_classificator.heads import Hierarchy
 from product_classificator.heads.manifest import check_target
 from product_classificator.runs import Run
+from product_classificator.training.cross_fit import FittedHeads, fit_heads
 from product_classificator.training.epochs import EpochFacts
-from product_classificator.training.fit import FittedHeads, fit_heads
 from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.targets import LabelledProducts
 from product_classificator.training.taxonomy import read_taxonomy
-from product_classificator.types import SPLITS, Embeddings
+from product_classificator.types import Embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Training:
-    """The result of a training: its folder, the evaluation on the test split, the heads, and all embeddings."""
+    """The result of a training: its folder, the evaluation out of fold, the heads, and all embeddings."""
 
     run: Run
     evaluation: Evaluation
@@ -100,13 +100,11 @@ def train_heads(
     embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=callbacks.on_chunk)
     session = replace(session, run=replace(run, facts={**run.facts, "dtype": dtype_of(encoder)}))
 
-    callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
+    callbacks.on_stage("Dealing the products into folds; near-identical ones stay together")
     split = split_catalog(catalog, embedded, session.settings)
+    fitted = session.fit(split.products, callbacks)
 
-    callbacks.on_stage("Fitting the heads")
-    fitted = session.fit(split.products, callbacks.on_epoch)
-
-    callbacks.on_stage("Evaluating them on the test split")
+    callbacks.on_stage("Evaluating the predictions of products by heads that never saw them")
     evaluation = session.evaluate(split.products, fitted)
     session.clear()
     session.save(split, fitted, evaluation)
@@ -123,8 +121,13 @@ class SplitCatalog:
     row_warnings: Mapping[str, int]
 
 
-def split_catalog(catalog: Catalog, embedded: EmbeddedProducts, settings: TrainSettings) -> SplitCatalog:
-    """Split the products of a catalog into train, valid and test; `DataError` if too few are usable."""
+def split_catalog(
+    catalog: Catalog,
+    embedded: EmbeddedProducts,
+    settings: TrainSettings,
+    shares: Mapping[str, float] | None = None,
+) -> SplitCatalog:
+    """Split the products of a catalog, by `shares` or else into folds; `DataError` if too few are usable."""
     if catalog.images is not None and not embedded.embeddings.has_image.any():
         logger.warning("no product has a usable photo: is %s the right folder?", catalog.images.path)
     texts, truth, reasons = catalog.texts(), catalog.truth(), embedded.set_aside()
@@ -132,15 +135,16 @@ def split_catalog(catalog: Catalog, embedded: EmbeddedProducts, settings: TrainS
     if is_usable.sum() < _FEW_USABLE * len(catalog):
         shown = ", ".join(f"{reason} {count}" for reason, count in set_aside.items())
         logger.warning("%d of %d products are set aside: %s", (~is_usable).sum(), len(catalog), shown)
-    if is_usable.sum() < len(SPLITS):
+    n_usable = int(is_usable.sum())
+    shares = shares or settings.split.shares(n_usable)
+    if n_usable < len(shares):
         raise DataError(
-            f"training needs at least {len(SPLITS)} usable products, found {is_usable.sum()} among {len(catalog)}; "
+            f"training needs at least {len(shares)} usable products, found {n_usable} among {len(catalog)}; "
             f"set aside: {set_aside}"
         )
     signatures = Signatures.of(texts, embedded.thumbnails)
     groups = near_duplicate_groups(signatures)
-    shares = settings.split.valid_share, settings.split.test_share
-    split = split_products(catalog.ids, groups, truth, is_usable, shares=shares, seed=settings.seed)
+    split = split_products(catalog.ids, groups, truth, is_usable, shares, seed=settings.seed)
     products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title, groups)
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
     return SplitCatalog(products, signatures, set_aside, row_warnings)
@@ -191,19 +195,31 @@ class Session:
         run = Run(folder, encoder.name, catalog.columns, channels, store, asdict(settings), facts)
         return cls(run, encoder, settings, hierarchy, began_s)
 
-    def fit(self, products: LabelledProducts, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedHeads:
-        """Fit heads to products that the encoder has embedded."""
-        settings, hierarchy = self.settings.heads, self.hierarchy
-        return fit_heads(products, settings, hierarchy=hierarchy, encoder=self.encoder, on_epoch=on_epoch)
+    def fit(
+        self, products: LabelledProducts, callbacks: Callbacks | None = None, *, refit: bool | None = None
+    ) -> FittedHeads:
+        """Fit heads to products that the encoder has embedded; `refit` replaces the setting."""
+        callbacks = callbacks or Callbacks(on_stage=logger.debug)
+        return fit_heads(
+            products,
+            self.settings.heads,
+            hierarchy=self.hierarchy,
+            encoder=self.encoder,
+            refit=self.settings.split.refit if refit is None else refit,
+            on_stage=callbacks.on_stage,
+            on_epoch=callbacks.on_epoch or (lambda _: None),
+        )
 
     def evaluate(self, products: LabelledProducts, fitted: FittedHeads) -> Evaluation:
-        """Evaluate heads on the test split."""
-        rows = products.split.rows("test")
-        embeddings, texts = products.embeddings.take(rows), [products.texts[row] for row in rows.tolist()]
-        predictions = fitted.bundle.with_decisions(fitted.bundle.predict(embeddings, texts), embeddings, texts)
-        truth = {name: labels[rows] for name, labels in products.truth.items()}
-        groups = None if products.groups is None else products.groups[rows]
-        return evaluate(predictions, truth, groups=groups, left_out=fitted.left_out, seed=self.settings.seed)
+        """Evaluate the out-of-fold predictions."""
+        rows = fitted.out_of_fold.rows
+        return evaluate(
+            fitted.bundle.judged(fitted.out_of_fold, products.embeddings.ids[rows]),
+            {name: labels[rows] for name, labels in products.truth.items()},
+            groups=products.group_ids[rows],
+            left_out=fitted.left_out,
+            seed=self.settings.seed,
+        )
 
     def clear(self) -> None:
         """Mark an older run in the folder as unfinished, and delete those of its files that a new run may lack."""
@@ -219,13 +235,14 @@ class Session:
         run, products = self.run, split.products
         save_split(products.split, split.signatures.columns(), run.split)
         run.save_labels(products.split, products.truth, products.embeddings)
+        run.save_out_of_fold(fitted.out_of_fold)
         fitted.bundle.save(run.bundle)
         shown = RunFacts(
             title=f"Run {run.folder.name}",
             encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
             settings=asdict(self.settings.heads),
             seed=self.settings.seed,
-            products={name: len(products.split.rows(name)) for name in SPLITS},
+            products=fitted.bundle.facts["products"],
             set_aside=split.set_aside,
             row_warnings=split.row_warnings,
             left_out_labels=fitted.left_out,
@@ -233,7 +250,6 @@ class Session:
             grouped_by="the same photo, or the same long text",
             duration_s=time.monotonic() - self.began_s,
             history=[asdict(epoch) for epoch in fitted.history],
-            best_epoch=fitted.best_epoch,
             versions=run.facts["versions"],
             created=run.facts["created"],
         )

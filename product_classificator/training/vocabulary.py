@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -11,50 +11,77 @@ from scipy.sparse import csr_matrix, vstack
 from scipy.special import logsumexp
 from sklearn.feature_extraction.text import CountVectorizer
 
-from product_classificator.heads.bag_of_words import Vocabulary
+from product_classificator.heads.bag_of_words import LEADING, PIECE, Vocabulary
 from product_classificator.text import words_of
-from product_classificator.types import Rows
+from product_classificator.types import Rows, Strings, strings
 
 BagOfWords: TypeAlias = csr_matrix
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
 
 _LABEL_WEIGHT, _FULL_WEIGHT_LABELS, _WEIGHT_SAMPLE = 30.0, 100, 5_000
-_SEGMENTS_PER_BLOCK = 8192  # even: a title stays with its rest
+_TEXTS_PER_BLOCK, _MAX_PIECE_SHARE = 4096, 0.2
 _MIN_TITLES, _MAX_TITLES, _MIN_GAIN = 500, 20_000, 0.05
 
 
-def fit_vocabulary(
-    texts: Sequence[str],
-    train: Rows,
-    *,
-    min_texts: int = 2,
-    max_words: int = 100_000,
-    has_title: bool = False,
-    has_leading_words: bool = False,
-) -> tuple[Vocabulary, BagOfWords]:
-    """Learn the words of the texts of `train` rows, and return the bags of words of all texts: each is read once.
+@dataclass(frozen=True)
+class CountedTexts:
+    """How often each gram occurs in each segment of n texts: texts are read once, however many vocabularies are fitted.
 
-    Kept are the `max_words` words of most texts, which bounds the memory of heads, if `min_texts` have them: a word of
-    one text cannot distinguish products.
+    Attributes:
+        counts: (n x segments, grams) int32.
+        grams: the columns of `counts`.
+        segments: the vocabulary without words that made the segments.
     """
-    if not max_words or not any(words_of(texts[row]) for row in train.tolist()):
-        return Vocabulary(), csr_matrix((len(texts), 0), dtype=np.float32)
-    segments = Vocabulary(has_title=has_title, has_leading_words=has_leading_words)
-    counter = CountVectorizer(analyzer=list, dtype=np.int32)
-    counts = counter.fit_transform(segments.grams_of_segments(texts))
-    per_text = counts[0::2] + counts[1::2] if has_title else counts
-    n_texts = np.bincount(per_text[train].indices, minlength=counts.shape[1])
-    common = np.flatnonzero(n_texts >= min_texts)
-    kept = np.sort(common[np.argsort(-n_texts[common], kind="stable")[:max_words]])
-    idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
-    names = tuple(counter.get_feature_names_out()[kept].tolist())
-    vocabulary = replace(segments, words=names, idf=idf.astype(np.float32))
-    kept_counts, weighted = counts[:, kept].sorted_indices(), []
-    for start in range(0, counts.shape[0], _SEGMENTS_PER_BLOCK):  # blocks bound the memory
-        block = kept_counts[start : start + _SEGMENTS_PER_BLOCK]
-        words = vocabulary.weigh_counts(block.data, block.indices, block.indptr)
-        weighted.append(csr_matrix(words, shape=(len(words.starts) - 1, len(vocabulary))))
-    return vocabulary, vstack(weighted, format="csr")
+
+    counts: csr_matrix
+    grams: Strings
+    segments: Vocabulary
+
+    @classmethod
+    def of(cls, texts: Sequence[str], *, has_title: bool = False) -> "CountedTexts":
+        """Count the grams of texts."""
+        segments = Vocabulary(has_title=has_title, has_leading_words=True)
+        counter = CountVectorizer(analyzer=list, dtype=np.int32)
+        try:
+            counts = counter.fit_transform(segments.grams_of_segments(texts))
+        except ValueError:  # no text has a word
+            return cls(csr_matrix((len(texts) * segments.n_segments, 0), dtype=np.int32), strings([]), segments)
+        return cls(counts, counter.get_feature_names_out().astype(object), segments)
+
+    def fit_vocabulary(
+        self, train: Rows, *, max_words: int = 100_000, min_texts: int = 2, has_leading_words: bool = False
+    ) -> tuple[Vocabulary, BagOfWords]:
+        """Learn the words of `train` rows, and return the bags of words of all texts.
+
+        Kept are the `max_words` words, and half as many pieces, of most texts, which bounds the memory of heads, if
+        `min_texts` have them: a word of one text cannot distinguish products. Nor can a piece of every fifth text.
+        """
+        n_segments = self.segments.n_segments
+        per_text = csr_matrix(self.counts[train * n_segments])
+        for segment in range(1, n_segments):
+            per_text += self.counts[train * n_segments + segment]
+        n_texts = np.bincount(per_text.indices, minlength=len(self.grams))
+        first = np.array([gram[0] for gram in self.grams], dtype=object)
+        is_piece, is_leading = first == PIECE, first == LEADING
+        is_common = n_texts >= min_texts
+        words = np.flatnonzero(is_common & ~is_piece & (has_leading_words | ~is_leading))
+        pieces = np.flatnonzero(is_common & is_piece & (n_texts <= _MAX_PIECE_SHARE * len(train)))
+        pairs = ((words, max_words), (pieces, max_words // 2))
+        kept = np.concatenate([np.sort(k[np.argsort(-n_texts[k], kind="stable")[:limit]]) for k, limit in pairs])
+        idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
+        vocabulary = replace(
+            self.segments,
+            words=tuple(self.grams[kept].tolist()),
+            idf=idf.astype(np.float32),
+            has_leading_words=has_leading_words,
+        )
+        kept_counts, weighted, n = self.counts[:, kept].sorted_indices(), [], self.counts.shape[0]
+        step = _TEXTS_PER_BLOCK * n_segments
+        for start in range(0, n, step):  # blocks bound the memory
+            block = kept_counts[start : start + step]
+            rows = vocabulary.weigh_counts(block.data, block.indices, block.indptr)
+            weighted.append(csr_matrix(rows, shape=(len(rows.starts) - 1, len(vocabulary))))
+        return vocabulary, vstack(weighted, format="csr")
 
 
 def bag_of_words(vocabulary: Vocabulary, texts: Sequence[str]) -> BagOfWords:
@@ -65,13 +92,14 @@ def bag_of_words(vocabulary: Vocabulary, texts: Sequence[str]) -> BagOfWords:
 def words_of_labels(
     vocabulary: Vocabulary, labels: Sequence[str], words: BagOfWords, label_ids: Rows | None
 ) -> BagOfWords:
-    """Return the (k, words) rows of the names of labels, times the initial weight of the cosine with them.
+    """Return the (k, whole words) rows of the names of labels, times the initial weight of the cosine with them.
 
     At most 30, less beyond 100 labels, where words mislead, and never more than makes the label ids of training
     products (-1: unknown) with these bags of words the most likely. Twice as much where there are no label ids: the
     labels of a multi-label characteristic do not compete. Measured: `docs/design/decisions.md`.
     """
-    label_words, weight = bag_of_words(vocabulary, labels), _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
+    label_words = bag_of_words(vocabulary, labels)[:, : vocabulary.n_whole]
+    weight = _LABEL_WEIGHT * min(1, _FULL_WEIGHT_LABELS / len(labels))
     if label_ids is None:
         label_words.data *= np.float32(2 * weight)
         return label_words

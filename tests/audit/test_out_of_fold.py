@@ -3,14 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-
 from product_classificator.audit.out_of_fold import DEALS, predict_out_of_fold
+
 from product_classificator.catalog.split import stratify
 from product_classificator.training import HeadSettings, fit_heads
 from product_classificator.types import strings
 from tests.tiny_catalog import products  # noqa: F401
 
-SETTINGS = HeadSettings(max_epochs=3, hidden=16, learning_rate=5e-3)
+SETTINGS = HeadSettings(epochs=3, hidden=16, learning_rate=5e-3)
 
 
 def predict(products, usable):  # noqa: F811

@@ -13,7 +13,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.training import Callbacks, HeadSettings, TrainSettings, train_heads
 from tests.fakes import TinyEncoder, shop
 
-QUICK = TrainSettings(heads=HeadSettings(max_epochs=5, hidden=32, batch_size=16, learning_rate=0.01))
+QUICK = TrainSettings(heads=HeadSettings(epochs=5, hidden=32, batch_size=16, learning_rate=0.01))
 KINDS = ["cup", "hat", "sock"]
 
 

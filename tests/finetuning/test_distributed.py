@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def test_two_processes_take_the_steps_of_one_on_the_same_batches(tmp_path):
     model = write_checkpoint(tmp_path / "model")
-    (tmp_path / "settings.toml").write_text("[heads]\nmax_epochs = 1\nhidden = 8\nmax_words = 0\n")
+    (tmp_path / "settings.toml").write_text("[heads]\nepochs = 1\nhidden = 8\nmax_words = 0\n")
     table, photos = shop(tmp_path / "shop", products=120)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "product_classificator", "tune", str(table), "--images", str(photos), "--text", "description"]

@@ -37,7 +37,7 @@ from tests.test_trainer import RecordingTask
 
 CPU = Distributed("cpu")
 # Without words and with few epochs the heads have something left to gain from the encoder.
-QUICK = replace(SHOP, heads=replace(SHOP.heads, max_words=0, max_epochs=4, hidden=16))
+QUICK = replace(SHOP, heads=replace(SHOP.heads, max_words=0, epochs=4, hidden=16))
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_a_text_per_product_is_needed(fitted: FittedHeads, products: LabelledPro
 def test_a_saved_bundle_predicts_the_same_when_it_is_loaded(
     products: LabelledProducts, quick: HeadSettings, tmp_path: Path, max_words: int
 ) -> None:
-    bundle = fit_heads(products, replace(quick, max_epochs=2, max_words=max_words)).bundle
+    bundle = fit_heads(products, replace(quick, epochs=2, max_words=max_words)).bundle
     bundle.save(tmp_path / "heads")
     loaded = HeadBundle.load(tmp_path / "heads")
     one, two = (heads.predict(products.embeddings, products.texts).probabilities for heads in (bundle, loaded))

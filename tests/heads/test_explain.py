@@ -75,7 +75,7 @@ def test_only_the_asked_characteristics_are_explained(fitted, products):
 
 
 def test_heads_without_a_branch_for_words_explain_photo_and_text(products, quick):
-    bundle = fit_heads(products, replace(quick, max_epochs=2, max_words=0)).bundle
+    bundle = fit_heads(products, replace(quick, epochs=2, max_words=0)).bundle
     predictions = bundle.predict(products.embeddings, products.texts)
     why = predictions.explain(0)["kind"]
     best, second = two_best(predictions, "kind", 0)

@@ -127,7 +127,7 @@ def refined(products: LabelledProducts, quick: HeadSettings) -> FittedHeads:
     """Heads of a characteristic `thing`, which is kind and colour together, beside the kind."""
     thing = strings([f"{colour} {kind}" for kind, colour in zip(*list(products.truth.values())[:2], strict=True)])
     truth = {"thing": thing, "kind": products.truth["kind"]}
-    return fit_heads(replace(products, truth=truth), replace(quick, max_epochs=1))
+    return fit_heads(replace(products, truth=truth), replace(quick, epochs=1))
 
 
 def test_predictions_of_fitted_heads_do_not_contradict_what_was_learned(
@@ -157,7 +157,7 @@ def test_a_characteristic_is_predicted_alike_alone_and_with_its_parent(
 
 
 def test_a_given_hierarchy_is_used_instead(products: LabelledProducts, quick: HeadSettings) -> None:
-    few = replace(quick, max_epochs=1)
+    few = replace(quick, epochs=1)
     given = (Refinement("kind", "colour", {"mug": "red", "shoe": "green"}),)
     hierarchy = fit_heads(products, few, hierarchy=given).bundle.hierarchy
     assert hierarchy == (Refinement("kind", "colour", {"mug": "red"}),)

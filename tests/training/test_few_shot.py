@@ -50,7 +50,7 @@ def start_of(fitted: FittedHeads) -> Floats | None:
 
 @pytest.fixture
 def barely(quick: HeadSettings) -> HeadSettings:
-    return replace(quick, max_epochs=1, min_products_per_label=1, learning_rate=1e-4)
+    return replace(quick, epochs=1, min_products_per_label=1, learning_rate=1e-4)
 
 
 def test_training_starts_from_the_names_where_a_label_has_few_products(
@@ -74,7 +74,7 @@ def test_without_a_rare_label_the_names_change_nothing_to_the_last_bit(
     products: LabelledProducts, quick: HeadSettings
 ) -> None:
     common = replace(products, truth={name: products.truth[name] for name in ("kind", "colour")})
-    one, two = (fit(common, replace(quick, max_epochs=2), start=start) for start in (True, False))
+    one, two = (fit(common, replace(quick, epochs=2), start=start) for start in (True, False))
     assert start_of(one) is None
     assert one.bundle.network.shape == two.bundle.network.shape
     assert one.bundle.digest == two.bundle.digest

@@ -66,7 +66,7 @@ def test_unknown_labels_are_masked(fitted: FittedHeads, products: LabelledProduc
     hidden[products.split.names == "train"] = None
     rows = np.flatnonzero(products.split.names == "train")[:40]
     hidden[rows] = products.truth["kind"][rows]
-    few = fit(replace(products, truth={**products.truth, "kind": hidden}), replace(quick, max_epochs=12))
+    few = fit(replace(products, truth={**products.truth, "kind": hidden}), replace(quick, epochs=12))
     assert judged(few, products, "colour") > 0.95
     assert judged(few, products, "kind") > 0.75
 
@@ -74,7 +74,7 @@ def test_unknown_labels_are_masked(fitted: FittedHeads, products: LabelledProduc
 def test_rare_labels_are_left_out_with_their_counts(products: LabelledProducts, quick: HeadSettings) -> None:
     kind = products.truth["kind"].copy()
     kind[:4] = "vase"
-    fitted = fit(replace(products, truth={"kind": kind}), replace(quick, max_epochs=1))
+    fitted = fit(replace(products, truth={"kind": kind}), replace(quick, epochs=1))
     assert fitted.left_out == {"kind": {"vase": 4}}
     assert "vase" not in fitted.bundle.labels["kind"]
 
@@ -82,14 +82,14 @@ def test_rare_labels_are_left_out_with_their_counts(products: LabelledProducts, 
 def test_a_label_that_training_never_sees_is_left_out(products: LabelledProducts, quick: HeadSettings) -> None:
     kind = products.truth["kind"].copy()
     kind[products.split.rows("test")[:12]] = "vase"
-    fitted = fit(replace(products, truth={"kind": kind}), replace(quick, max_epochs=1))
+    fitted = fit(replace(products, truth={"kind": kind}), replace(quick, epochs=1))
     assert fitted.left_out == {"kind": {"vase": 12}}
 
 
 def test_products_that_were_set_aside_count_for_nothing(products: LabelledProducts, quick: HeadSettings) -> None:
     part = products.split.names.copy()
     part[products.truth["kind"] == "mug"] = ""
-    fitted = fit(replace(products, split=Split(products.split.ids, part)), replace(quick, max_epochs=1))
+    fitted = fit(replace(products, split=Split(products.split.ids, part)), replace(quick, epochs=1))
     assert fitted.bundle.labels["kind"] == ("shoe", "сумка")
 
 
@@ -98,21 +98,21 @@ def test_a_characteristic_with_one_label_is_left_out_with_a_warning(
 ) -> None:
     same = strings(["yes"] * len(products.texts))
     with caplog.at_level(logging.WARNING):
-        fitted = fit(replace(products, truth={**products.truth, "fragile": same}), replace(quick, max_epochs=1))
+        fitted = fit(replace(products, truth={**products.truth, "fragile": same}), replace(quick, epochs=1))
     assert "fragile" not in fitted.bundle.labels
     assert fitted.left_out["fragile"] == {"yes": 240}
     assert "fragile is left out: it has 1 label(s)" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(products: LabelledProducts) -> None:
-    settings = HeadSettings(seed=3, max_epochs=2, hidden=16)
+    settings = HeadSettings(seed=3, epochs=2, hidden=16)
     one, two = (fit(products, settings).bundle.network.weights for _ in range(2))
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
 def test_fitting_leaves_the_global_random_state_as_it_was(products: LabelledProducts, quick: HeadSettings) -> None:
     before = torch.get_rng_state()
-    fit(products, replace(quick, max_epochs=1))
+    fit(products, replace(quick, epochs=1))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -126,7 +126,7 @@ def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(
         return scores if next(judged_epochs) <= 3 else dict.fromkeys(scores, 0.0)
 
     monkeypatch.setattr(epochs, "_valid_macro_f1", good_at_first)
-    fitted = fit(products, replace(quick, max_epochs=6, patience=6))
+    fitted = fit(products, replace(quick, epochs=6, patience=6))
     means = [epoch.valid_macro_f1 for epoch in fitted.history]
     assert fitted.best_epoch == int(np.argmax(means)) + 1 < len(means)
     valid = products.split.rows("valid")
@@ -138,13 +138,13 @@ def test_the_weights_of_the_best_epoch_are_kept_not_those_of_the_last(
 
 
 def test_fitting_stops_when_patience_ends(products: LabelledProducts, quick: HeadSettings) -> None:
-    fitted = fit(products, replace(quick, max_epochs=50, patience=2))
+    fitted = fit(products, replace(quick, epochs=50, patience=2))
     assert len(fitted.history) == fitted.best_epoch + 2 < 50
 
 
 def test_every_epoch_is_reported(products: LabelledProducts, quick: HeadSettings) -> None:
     predicted: list[EpochFacts] = []
-    settings = replace(quick, max_epochs=2)
+    settings = replace(quick, epochs=2)
     fitted = fit_heads(products, settings, on_epoch=predicted.append)
     assert tuple(predicted) == fitted.history
     assert [epoch.epoch for epoch in predicted] == [1, 2]
@@ -153,7 +153,7 @@ def test_every_epoch_is_reported(products: LabelledProducts, quick: HeadSettings
 def test_validation_and_test_texts_do_not_reach_the_vocabulary(products: LabelledProducts, quick: HeadSettings) -> None:
     pairs = zip(products.texts, products.split.names, strict=True)
     texts = [text if part == "train" else "secret secret" for text, part in pairs]
-    fitted = fit(replace(products, texts=texts), replace(quick, max_epochs=1))
+    fitted = fit(replace(products, texts=texts), replace(quick, epochs=1))
     assert not any("secret" in word for word in fitted.bundle.vocabulary.words)
 
 
@@ -217,7 +217,7 @@ def test_labels_are_found_by_their_names_before_anything_is_learned(
     draw = np.random.default_rng(0)
     named = strings([KINDS[draw.integers(0, 3)] for _ in products.texts])
     texts = [f"{text} {name}" for text, name in zip(products.texts, named, strict=True)]
-    lazy = replace(quick, learning_rate=1e-6, words_learning_rate=1e-6, max_epochs=1)
+    lazy = replace(quick, learning_rate=1e-6, words_learning_rate=1e-6, epochs=1)
     predicted = replace(products, texts=texts, truth={"named": named})
     assert judged(fit(predicted, lazy), predicted, "named") == 1
 
@@ -255,7 +255,7 @@ def test_a_constant_part_is_not_amplified_where_it_is_all_there_is(products, qui
     alone = replace(
         embeddings, image=np.repeat(embeddings.image[:1], len(embeddings), 0), has_text=np.zeros(len(embeddings), bool)
     )
-    scale = fit_heads(replace(products, embeddings=alone), replace(quick, max_epochs=1)).bundle.network.weights["scale"]
+    scale = fit_heads(replace(products, embeddings=alone), replace(quick, epochs=1)).bundle.network.weights["scale"]
     assert np.array_equal(scale, np.ones(8))
 
 
@@ -265,6 +265,6 @@ def test_photos_of_products_without_a_label_give_a_bundle_that_can_be_loaded(pro
     kind = products.truth["kind"].copy()
     kind[has_image] = None
     few = replace(embeddings, has_image=has_image, image=embeddings.image * has_image[:, None])
-    bundle = fit_heads(replace(products, embeddings=few, truth={"kind": kind}), replace(quick, max_epochs=1)).bundle
+    bundle = fit_heads(replace(products, embeddings=few, truth={"kind": kind}), replace(quick, epochs=1)).bundle
     bundle.save(tmp_path / "bundle")
     assert HeadBundle.load(tmp_path / "bundle").image_dim == 0

@@ -73,7 +73,7 @@ def test_a_multi_label_characteristic_refines_none_and_is_refined_by_none(
     sets = strings([frozenset([kind]) for kind in products.truth["kind"]])
     for coarse, n_refinements in ((products.truth["kind"], 1), (sets, 0)):
         truth = {"coarse": coarse, "fine": finer}
-        bundle = fit_heads(replace(products, truth=truth), replace(quick, max_epochs=1)).bundle
+        bundle = fit_heads(replace(products, truth=truth), replace(quick, epochs=1)).bundle
         assert len(bundle.hierarchy) == n_refinements
 
 

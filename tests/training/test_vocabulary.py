@@ -81,7 +81,7 @@ def test_heads_keep_whether_leading_words_count(kind_first: bool, quick: HeadSet
     split = Split(ids, strings([SPLITS[(0, 0, 1, 2)[row % 4]] for row in range(len(texts))]))
     truth = {"kind": strings(KINDS)[label_ids]}
     products = LabelledProducts(embeddings, texts, truth, split, has_title=True)
-    bundle = fit_heads(products, replace(quick, max_epochs=1)).bundle
+    bundle = fit_heads(products, replace(quick, epochs=1)).bundle
     assert bundle.vocabulary.has_leading_words is kind_first
     assert any(word.startswith("^") for word in bundle.vocabulary.words) is kind_first
     bundle.save(tmp_path / "heads")
@@ -100,7 +100,7 @@ def test_heads_keep_whether_leading_words_count(kind_first: bool, quick: HeadSet
 
 def test_leading_words_may_be_switched_on_and_off(products: LabelledProducts, quick: HeadSettings) -> None:
     for leading_words in (True, False):
-        settings = replace(quick, max_epochs=1, leading_words=leading_words)
+        settings = replace(quick, epochs=1, leading_words=leading_words)
         assert fit_heads(products, settings).bundle.vocabulary.has_leading_words is leading_words
 
 

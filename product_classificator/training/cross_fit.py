@@ -1,0 +1,264 @@
+"""Fit heads, and judge every product by heads that never saw it.
+
+Products are dealt into folds. For each, a joint network and a linear model (`fit`) learn from all other products and
+predict the fold. From these out-of-fold predictions follow the blend of the two, temperatures, thresholds and limits of
+novelty (`thresholds`); those that judge a fold, from the other folds alone. The heads that are delivered learn from all
+products. Both models add up their logits, so in the end they are one network.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from scipy.special import expit, logit
+
+from product_classificator.encoders import Encoder
+from product_classificator.errors import DataError
+from product_classificator.heads.bundle import HeadBundle, consistent_probabilities
+from product_classificator.heads.calibration import Characteristic
+from product_classificator.heads.hierarchy import Hierarchy
+from product_classificator.heads.network import Network, columns_of
+from product_classificator.training.epochs import EpochFacts
+from product_classificator.training.fit import FittedModels, Task, input_scales, labels_to_learn
+from product_classificator.training.settings import HeadSettings
+from product_classificator.training.targets import LabelledProducts, Target
+from product_classificator.training.thresholds import (
+    Blend,
+    calibrate,
+    fit_blend,
+    fit_centres,
+    fit_limits,
+    promises_of,
+    with_confidence_thresholds,
+)
+from product_classificator.training.vocabulary import CountedTexts
+from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Predictions, Rows
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = HeadSettings()
+
+
+@dataclass(frozen=True)
+class FittedHeads:
+    """The heads, the epochs of their network, and the out-of-fold predictions that judge them.
+
+    `left_out` maps characteristic -> label -> number of products, for labels that were treated as unknown.
+    """
+
+    bundle: HeadBundle
+    history: tuple[EpochFacts, ...]
+    out_of_fold: OutOfFold
+    left_out: Mapping[str, Mapping[str, int]]
+
+
+def fit_heads(
+    products: LabelledProducts,
+    settings: HeadSettings = _DEFAULTS,
+    *,
+    hierarchy: Hierarchy | None = None,
+    encoder: Encoder | None = None,
+    refit: bool = True,
+    on_stage: Callable[[str], None] = logger.info,
+    on_epoch: Callable[[EpochFacts], None] = lambda _: None,
+) -> FittedHeads:
+    """Fit heads for all characteristics of labelled products.
+
+    Args:
+        products: to learn from; each split but "train" and "valid" is a fold, judged by heads fitted without it.
+        settings: how to fit.
+        hierarchy: which characteristic refines which; `None`: learned.
+        encoder: that of the embeddings. Training starts from its embeddings of labels for a characteristic with a label
+            of fewer than 10 training products; without such a label, or an encoder, nothing changes.
+        refit: whether the heads learn from all products in the end; if not, there must be one fold, which is held out.
+        on_stage: called with a sentence before each fit.
+        on_epoch: called after each epoch of the network that is delivered.
+
+    Raises:
+        DataError: nothing can be learned: no characteristic has two labels with enough products, or no product of a
+            fold has a known label.
+    """
+    embeddings, names = products.embeddings, products.split.names
+    is_usable = (embeddings.has_image | embeddings.has_text) & (names != "")
+    labels, left_out = labels_to_learn(products.truth, is_usable, settings.min_products_per_label)
+    targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
+    counts = CountedTexts.of(products.texts if settings.max_words else [""] * len(names), has_title=products.has_title)
+    task = Task(products, targets, counts, settings, hierarchy, encoder)
+    names_of_folds = products.split.folds
+    folds = []
+    for number, name in enumerate(names_of_folds, 1):
+        of_folds = f" {number} of {len(names_of_folds)}" if len(names_of_folds) > 1 else ""
+        on_stage(f"Fitting heads without fold{of_folds}, and predicting it")
+        models = task.fit(np.flatnonzero(is_usable & (names != name)), on_epoch if not refit else lambda _: None)
+        folds.append(_Fold.of(task, models, np.flatnonzero(is_usable & (names == name))))
+    judged = _Judged.of(task, folds)
+    if refit:
+        del models
+        on_stage("Fitting the heads to all products")
+        models = task.fit(np.flatnonzero(is_usable), on_epoch)
+    everything = np.ones(len(judged.rows), dtype=bool)
+    blends, characteristics, limits = judged.calibrate(everything)
+    used = _used(embeddings, models.network)
+    bundle = HeadBundle(
+        characteristics=characteristics,
+        network=merge(models, blends),
+        vocabulary=models.vocabulary,
+        encoder_name=encoder.name if encoder else "",
+        encoder_fingerprint=embeddings.fingerprint,
+        facts={
+            "settings": asdict(settings),
+            "products": {name or "set aside": int((names == name).sum()) for name in sorted(set(names))},
+            "blend": {name: [blend.joint, blend.linear] for name, blend in zip(labels, blends, strict=True)},
+            "left_out": left_out,
+        },
+        novelty=replace(fit_centres(used, models.train, settings.seed), limits=limits),
+        hierarchy=models.hierarchy,
+    )
+    return FittedHeads(bundle, models.history, judged.out_of_fold(characteristics), left_out)
+
+
+def merge(models: FittedModels, blends: Sequence[Blend]) -> Network:
+    """Return one network whose logits are the blended logits of both models."""
+    network, linear = models.network, models.linear
+    n_labels = np.array(network.shape.n_labels)
+    joint_share, linear_share = (
+        np.repeat(np.array(shares, dtype=np.float32), n_labels)
+        for shares in ([blend.joint for blend in blends], [blend.linear for blend in blends])
+    )
+    weights = dict(network.weights)
+    weights["labels.weight"] = weights["labels.weight"] * joint_share[:, None]
+    weights["labels.bias"] = weights["labels.bias"] * joint_share + linear.bias * linear_share
+    weights["labels.bias"] += np.concatenate([blend.offsets for blend in blends])
+    word_weights = linear.words * linear_share
+    word_weights[: network.shape.n_words] += weights["word_weights"] * joint_share
+    weights["word_weights"] = word_weights
+    scaled = linear.inputs * linear_share * input_scales(network.shape)[:, None]
+    weights["linear.weight"] = np.ascontiguousarray(scaled.T)
+    if network.shape.label_dim:
+        weights["label_embeddings"] = weights["label_embeddings"] * joint_share[:, None]
+    return Network(replace(network.shape, n_words=len(models.vocabulary), has_linear=True), weights)
+
+
+def _used(embeddings: Embeddings, network: Network) -> Embeddings:
+    """Return the embeddings without the parts that a network does not use."""
+    return replace(
+        embeddings,
+        has_image=embeddings.has_image & (network.shape.image_dim > 0),
+        has_text=embeddings.has_text & (network.shape.text_dim > 0),
+    )
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """What models that never saw the products of `rows` say of them: (m, labels) logits, (m, 3) scores of novelty."""
+
+    rows: Rows
+    joint: Floats
+    linear: Floats
+    novelty: Floats
+    hierarchy: Hierarchy
+
+    @classmethod
+    def of(cls, task: Task, models: FittedModels, rows: Rows) -> "_Fold":
+        embeddings = _used(task.products.embeddings, models.network)
+        rows = rows[(embeddings.has_image | embeddings.has_text)[rows]]
+        detector = fit_centres(embeddings, models.train, task.settings.seed)
+        texts = [task.products.texts[row] for row in rows.tolist()]
+        novelty = detector.scores(embeddings.take(rows), texts, models.vocabulary)
+        return cls(rows, *models.logits(task.products, rows), novelty, models.hierarchy)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """All folds, and what calibrates each of their products: `parts` are judged by what the other parts say."""
+
+    task: Task
+    folds: Sequence[_Fold]
+    rows: Rows
+    parts: Rows
+    joint: Floats
+    linear: Floats
+    novelty: Floats
+
+    @classmethod
+    def of(cls, task: Task, folds: Sequence[_Fold]) -> "_Judged":
+        rows = np.concatenate([fold.rows for fold in folds]) if folds else np.empty(0, dtype=np.int64)
+        if not any(target.is_known[rows].any() for target in task.targets):
+            raise DataError(
+                "no product with a known label and a photo or text can be judged: check the split; near-identical "
+                "products are in one fold together, so a catalog needs some different ones"
+            )
+        parts = np.repeat(np.arange(len(folds)), [len(fold.rows) for fold in folds])
+        if len(folds) == 1:  # two halves calibrate each other
+            parts = np.unique(task.products.group_ids[rows], return_inverse=True)[1] % 2
+        arrays = ([getattr(fold, name) for fold in folds] for name in ("joint", "linear", "novelty"))
+        return cls(task, folds, rows, parts, *map(np.concatenate, arrays))
+
+    def calibrate(self, is_used: Bools) -> tuple[list[Blend], tuple[Characteristic, ...], tuple[float, float, float]]:
+        """Return blends, calibrated characteristics and limits of novelty that follow from some of the products."""
+        rows, blends, characteristics = self.rows[is_used], [], []
+        for target, columns in self._targets():
+            known, joint, linear = target.take(rows), self.joint[is_used, columns], self.linear[is_used, columns]
+            blends.append(fit_blend(known, joint, linear))
+            characteristics.append(calibrate(known, blends[-1].logits(joint, linear)))
+        predictions = self.predict(is_used, blends, characteristics)
+        truth = {name: self.task.products.truth[name][rows] for name in self.task.labels}
+        groups = self.task.products.group_ids[rows]
+        calibrated = with_confidence_thresholds(characteristics, predictions, truth, groups)
+        return blends, calibrated, fit_limits(self.novelty[is_used])
+
+    def predict(
+        self, is_wanted: Bools, blends: Sequence[Blend], characteristics: Sequence[Characteristic]
+    ) -> Predictions:
+        """Return the predictions of some of the products, each consistent with the hierarchy that its fold knows."""
+        probabilities: dict[str, list[Floats]] = {name: [] for name in self.task.labels}
+        start = 0
+        for fold in self.folds:
+            rows = start + np.flatnonzero(is_wanted[start : start + len(fold.rows)])
+            logits = {
+                target.name: blend.logits(self.joint[rows, columns], self.linear[rows, columns])
+                for blend, (target, columns) in zip(blends, self._targets(), strict=True)
+            }
+            for name, matrix in consistent_probabilities(logits, characteristics, fold.hierarchy).items():
+                probabilities[name].append(matrix)
+            start += len(fold.rows)
+        ids = self.task.products.embeddings.ids[self.rows[is_wanted]]
+        thresholds = {item.name: item.decision_thresholds for item in characteristics if item.decision_thresholds}
+        joined = {name: np.concatenate(matrices) for name, matrices in probabilities.items()}
+        is_known = np.ones(len(ids), dtype=bool)
+        favours = {item.name: item.favours for item in characteristics}
+        return Predictions(ids, self.task.labels, joined, is_known, decision_thresholds=thresholds, favours=favours)
+
+    def out_of_fold(self, characteristics: Sequence[Characteristic]) -> OutOfFold:
+        """Return the predictions of all products, each part by what follows from the other parts.
+
+        `characteristics` are those that are delivered: the decision thresholds of the parts differ from theirs, so
+        probabilities are moved by as much.
+        """
+        n = len(self.rows)
+        probabilities = {item.name: np.empty((n, len(item.labels)), dtype=np.float32) for item in characteristics}
+        promises = {name: np.empty(n, dtype=np.float32) for name in probabilities}
+        is_novel = np.empty(n, dtype=bool)
+        for part in np.unique(self.parts):
+            is_part = self.parts == part
+            blends, of_part, limits = self.calibrate(~is_part)
+            predictions = self.predict(is_part, blends, of_part)
+            is_novel[is_part] = (self.novelty[is_part] > np.array(limits)).any(1)
+            for item, delivered in zip(of_part, characteristics, strict=True):
+                promises[item.name][is_part] = promises_of(item, predictions.confidence(item.name))
+                moved = predictions.probabilities[item.name]
+                if item.decision_thresholds and delivered.decision_thresholds:
+                    own, common = (
+                        np.array(t, np.float32) for t in (item.decision_thresholds, delivered.decision_thresholds)
+                    )
+                    moved = expit(logit(moved) - logit(own) + logit(common))
+                probabilities[item.name][is_part] = moved
+        order = np.argsort(self.rows)
+        judged = OutOfFold(self.rows, probabilities, promises, is_novel)
+        return judged.take(order)
+
+    def _targets(self) -> list[tuple[Target, slice]]:
+        """Return each target with its columns of logits."""
+        columns = columns_of([len(target.labels) for target in self.task.targets])
+        return list(zip(self.task.targets, columns, strict=True))
