@@ -31,7 +31,7 @@ def demo(options: Demo) -> None:
     console.out.print("\nThree held-out products\n", style="bold")
     catalog, (split, _) = read_catalog(shop.table, photos), load_split(run.split)
     is_ok = pq.read_table(predictions, columns=["status"])["status"].to_numpy() == "ok"
-    rows = np.random.default_rng(options.seed).permutation(np.flatnonzero(is_ok & (split.names == "test")))[:3]
+    rows = np.random.default_rng(options.seed).permutation(np.flatnonzero(is_ok & (split.names != "")))[:3]
     texts = catalog.texts().take(rows)
     images = [catalog.image_bytes(catalog.ids[row], None) for row in rows]
     titles = [text.split("\n")[0] for text in texts]

@@ -39,7 +39,7 @@ def train(options: Train) -> None:
         tracking(progress, options.training.tracker, options.out, asdict(settings)) as callbacks,
     ):
         trained = train_heads(catalog, options.out, settings, encoder=encoder, store=options.store, callbacks=callbacks)
-    console.out.print(f"\nTest split of {options.table.name}, seed {settings.seed}")
+    console.out.print(f"\nOut-of-fold predictions of {options.table.name}, seed {settings.seed}")
     print_scores(trained.evaluation)
     for pair in trained.fitted.bundle.hierarchy:
         console.log.print(f"{pair.child} refines {pair.parent}: predictions do not contradict it")
@@ -94,7 +94,8 @@ def evaluate(options: Evaluate) -> None:
             on_chunk=on_chunk,
         )
     console.log.print(
-        f"{heldout.scored} products scored; {heldout.seen} left out because the run was trained on them or on "
+        f"{heldout.scored} products scored, {heldout.out_of_fold} of them products of the run that were predicted by heads "
+        f"fitted without them; {heldout.seen} left out because the run was trained on them or on "
         f"near-identical ones ({heldout.seen_by_id_alone} of these share only an id with a training product: other "
         f"products need other ids); {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
     )
@@ -127,10 +128,7 @@ def training_progress(total: int) -> Iterator[Callbacks]:
     """Show the progress of a training: a line per stage and epoch, and a bar while products are embedded."""
 
     def on_epoch(facts: EpochFacts) -> None:
-        console.log.print(
-            f"   epoch {facts.epoch:>2}  loss {facts.train_loss:.3f}  "
-            f"validation macro-F1 {facts.valid_macro_f1:.3f}  {facts.seconds:.1f} s"
-        )
+        console.log.print(f"   epoch {facts.epoch:>2}  loss {facts.train_loss:.3f}  {facts.seconds:.1f} s")
 
     with product_progress(total) as on_chunk:
         yield Callbacks(print_stage, on_chunk, on_epoch)

@@ -34,7 +34,7 @@ def explain(
     name, labels = characteristic.name, characteristic.labels
     # All views get the temperature of the complete product: otherwise shares would not add up.
     temperature = float(characteristic.temperatures(logits[:1])[0])
-    scaled = logits / np.float32(temperature)
+    scaled = logits / np.float32(temperature) + np.array(characteristic.log_priors or 0, dtype=np.float32)
     order = np.argsort(-scaled[0], kind="stable").tolist()
     label = labels[order[0]] if characteristic.is_multi_label else prediction.best(name)[0]
     if label is None:
