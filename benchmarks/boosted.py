@@ -1,10 +1,14 @@
 """Rivals that grow trees: CatBoost on words and embeddings, LightGBM on what a model of each side says.
 
-Both are stopped early on the valid part and bounded so that a characteristic takes minutes at most on one core.
+Both are bounded so that a characteristic takes minutes at most on one core. The number of trees is that of the lowest
+loss on the first fold of a task, by trees grown without it; then as many are grown on all products to learn from.
 """
 
 import time
 import warnings
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -13,27 +17,28 @@ from catboost import CatBoostClassifier, Pool
 from rivals import (
     WEIGHTS,
     Fitted,
-    best_on_valid,
     decide,
-    learned,
+    known,
     one_column_per_label,
     sides,
     standardised_side,
     tfidf,
+    words,
 )
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 from scipy.stats import rankdata
 from sets import Task
+from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 
 from product_classificator.text import words_of
-from product_classificator.types import Floats, Rows
+from product_classificator.types import Bools, Floats, Rows
 
 MOST_TREES, MOST_CATBOOST_TREES, PATIENCE = 500, 200, 30
 DIMENSIONS = 256
@@ -68,9 +73,9 @@ def catboost(task: Task, seed: int) -> Fitted:
     """
     began = time.process_time()
     features = _features(task)
-    scores = {}
+    scores, search_seconds = {}, 0.0
     for name in task.labels:
-        (train, train_codes), (valid, valid_codes) = (learned(task, name, part) for part in ("train", "valid"))
+        start = time.process_time()
         model = CatBoostClassifier(
             iterations=MOST_CATBOOST_TREES,
             learning_rate=0.3,
@@ -85,20 +90,25 @@ def catboost(task: Task, seed: int) -> Fitted:
             verbose=False,
             allow_writing_files=False,
         )
-        shown = _pool(features.iloc[valid], valid_codes)
-        model.fit(_pool(features.iloc[train], train_codes), eval_set=shown, early_stopping_rounds=PATIENCE)
-        scores[name] = model.predict(_pool(features.iloc[task.judged]), prediction_type="RawFormulaVal")
-    return Fitted(scores, time.process_time() - began)
+        rows, codes = known(task, name, task.learn)
+        is_shown, is_grown = _stopping(rows, codes, task)
+        shown, grown = (_pool(features.iloc[rows[mask]], codes[mask]) for mask in (is_shown, is_grown))
+        first = model.copy().fit(grown, eval_set=shown, early_stopping_rounds=PATIENCE)
+        search_seconds += time.process_time() - start
+        model.set_params(iterations=first.tree_count_)
+        model.fit(_pool(features.iloc[rows], codes))
+        scores[name] = model.predict(_pool(features.iloc[task.test]), prediction_type="RawFormulaVal")
+    return Fitted(scores, time.process_time() - began - search_seconds, search_seconds)
 
 
 def _features(task: Task) -> pd.DataFrame:
     """Return a column of words and a column of vectors for each side, as far as the task shows any."""
-    train = task.split.rows("train")
+    learn = task.learn
     columns = {}
     if task.embeddings.has_text.any():
         columns["words"] = [" ".join(words_of(text)) for text in task.texts]
     for number, (matrix, has) in enumerate(sides(task)):
-        reduction = PCA(DIMENSIONS, random_state=0).fit(matrix[train[has[train]]])
+        reduction = PCA(DIMENSIONS, random_state=0).fit(matrix[learn[has[learn]]])
         columns[f"vectors {number}"] = list(reduction.transform(matrix) * has[:, None])
     return pd.DataFrame(columns)
 
@@ -108,24 +118,32 @@ def _pool(features: pd.DataFrame, codes: Rows | None = None) -> Pool:
     return Pool(features, codes, text_features=texts, embedding_features=[c for c in features if c not in texts])
 
 
-def late_fusion(task: Task, seed: int) -> Fitted:
-    """Fit LightGBM, plain and balanced, on what models of words, of text embeddings and of photos say.
+def _stopping(rows: Rows, codes: Rows, task: Task) -> tuple[Bools, Bools]:
+    """Return which products end the growing of trees, those of the first fold, and on which trees grow meanwhile."""
+    is_grown = ~np.isin(rows, task.folds[0])
+    return ~is_grown & np.isin(codes, codes[is_grown]), is_grown
 
-    Their probabilities of the train products are out of fold. This is the decision-level fusion that won the Rakuten
-    challenge of SIGIR eCom 2020 (Bi et al. 2020), with our embeddings and with LightGBM to decide, as others did there.
-    LightGBM grows a tree per label and round: above `MOST_LABELS` it ranks the likeliest labels
-    of each product instead.
+
+def late_fusion(task: Task, seed: int) -> Fitted:
+    """Fit LightGBM, plain or balanced, to what models of words, of text embeddings and of photos say.
+
+    Their probabilities of the products to learn from are out of fold. This is the decision-level fusion that won the
+    Rakuten challenge of SIGIR eCom 2020 (Bi et al. 2020), with our embeddings and with LightGBM to decide, as others
+    did there. LightGBM grows a tree per label and round: above `MOST_LABELS` it ranks the likeliest labels of each
+    product instead.
     """
     began = time.process_time()
     models = _models(task)
     fuse = {name: _fuse if len(labels) <= MOST_LABELS else _fuse_candidates for name, labels in task.labels.items()}
-    scores = {}
+    scores, search_seconds = {}, 0.0
     for name in task.labels:
         said = [_said(model, x, task, name) for model, x in models]
-        on_train, on_judged = ([side[i] for side in said] for i in range(2))
-        variants = (fuse[name](on_train, on_judged, task, name, weight, seed) for weight in WEIGHTS)
-        scores[name] = best_on_valid(task, name, variants)
-    return Fitted(scores, time.process_time() - began)
+        on_learn, on_test = ([side[i] for side in said] for i in range(2))
+        start = time.process_time()
+        variants = [fuse[name](on_learn, on_test, task, name, weight, seed) for weight in WEIGHTS]
+        search_seconds += time.process_time() - start
+        scores[name] = max(variants, key=itemgetter(0))[1]()
+    return Fitted(scores, time.process_time() - began - search_seconds, search_seconds)
 
 
 def _models(task: Task) -> list[tuple[LinearSVC | LogisticRegression, csr_matrix | Floats]]:
@@ -133,76 +151,69 @@ def _models(task: Task) -> list[tuple[LinearSVC | LogisticRegression, csr_matrix
     vectors = [standardised_side(task, matrix, has) for matrix, has in sides(task)]
     models = [(LogisticRegression(C=0.01, max_iter=300), matrix) for matrix in vectors]
     if task.embeddings.has_text.any():
-        models.append((LinearSVC(random_state=0), tfidf(task, TfidfVectorizer(ngram_range=(1, 2)))))
+        models.append((LinearSVC(random_state=0), tfidf(task, words())))
     return models
 
 
 def _said(
     model: LinearSVC | LogisticRegression, x: csr_matrix | Floats, task: Task, name: str
 ) -> tuple[Floats, Floats]:
-    """Return the (products, labels) probabilities that a model gives train products, out of fold, and judged ones."""
-    train, codes = learned(task, name, "train")
+    """Return the (products, labels) probabilities that a model gives those it learns from, out of fold, and others."""
+    rows, codes = known(task, name, task.learn)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # labels of fewer products than folds, and not enough iterations
-        out_of_fold = cross_val_predict(model, x[train], codes, cv=folds, method="decision_function")
+        out_of_fold = cross_val_predict(model, x[rows], codes, cv=folds, method="decision_function")
     return softmax(one_column_per_label(out_of_fold), axis=1), softmax(decide(model, x, task, name), axis=1)
 
 
 def _fuse(
-    on_train: list[Floats], on_judged: list[Floats], task: Task, name: str, weight: str | None, seed: int
-) -> Floats:
-    """Return the (judged products, labels) probabilities of LightGBM fitted on those of the sides."""
-    _, train_codes = learned(task, name, "train")
-    codes = task.codes(name)[task.judged]
-    is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
-    judged = np.hstack(on_judged)
-    model = lightgbm.LGBMClassifier(
-        n_estimators=MOST_TREES,
-        learning_rate=0.05,
-        num_leaves=15,
-        min_child_samples=10,
-        colsample_bytree=0.5,
-        class_weight=weight,
-        n_jobs=1,
-        random_state=seed,
-        verbose=-1,
-    )
-    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    model.fit(np.hstack(on_train), train_codes, eval_X=judged[is_valid], eval_y=codes[is_valid], callbacks=[stop])
-    return model.predict_proba(judged)
+    on_learn: list[Floats], on_test: list[Floats], task: Task, name: str, weight: str | None, seed: int
+) -> tuple[float, Callable[[], Floats]]:
+    """Return the macro-F1 on the first fold of LightGBM fitted to what the sides say, and what scores test products."""
+    rows, codes = known(task, name, task.learn)
+    (is_shown, is_grown), x = _stopping(rows, codes, task), np.hstack(on_learn)
+    model = _trees(seed, min_child_samples=10, colsample_bytree=0.5, class_weight=weight)
+    shown = {"eval_X": x[is_shown], "eval_y": codes[is_shown]}
+    first = clone(model).fit(x[is_grown], codes[is_grown], **shown, callbacks=[_stop()])
+    score = f1_score(codes[is_shown], first.predict(x[is_shown]), average="macro", zero_division=0)
+    model.set_params(n_estimators=first.best_iteration_)
+    return float(score), lambda: model.fit(x, codes).predict_proba(np.hstack(on_test))
 
 
 def _fuse_candidates(
-    on_train: list[Floats], on_judged: list[Floats], task: Task, name: str, weight: str | None, seed: int
-) -> Floats:
-    """Return (judged products, labels) probabilities of LightGBM that tells right labels among the likeliest ones."""
-    _, train_codes = learned(task, name, "train")
-    codes = task.codes(name)[task.judged]
-    is_valid = (task.split.names[task.judged] == "valid") & (codes >= 0)
-    prior = np.bincount(train_codes) / len(train_codes)
-    products, labels, features = _candidates(on_train, prior)
-    judged, judged_labels, judged_features = _candidates(on_judged, prior)
-    shown = is_valid[judged]
-    model = lightgbm.LGBMClassifier(
-        n_estimators=MOST_TREES,
-        learning_rate=0.05,
-        num_leaves=15,
-        n_jobs=1,
-        random_state=seed,
-        verbose=-1,
+    on_learn: list[Floats], on_test: list[Floats], task: Task, name: str, weight: str | None, seed: int
+) -> tuple[float, Callable[[], Floats]]:
+    """Do what `_fuse` does by telling right labels among the likeliest ones."""
+    rows, codes = known(task, name, task.learn)
+    is_shown, prior = ~_stopping(rows, codes, task)[1], np.bincount(codes) / len(codes)
+    products, labels, features = _candidates(on_learn, prior)
+    is_right, of_shown = codes[products] == labels, is_shown[products]
+    weights, model = compute_sample_weight(weight, codes)[products], _trees(seed)
+    shown = {"eval_X": features[of_shown], "eval_y": is_right[of_shown]}
+    first = clone(model).fit(
+        features[~of_shown], is_right[~of_shown], sample_weight=weights[~of_shown], **shown, callbacks=[_stop()]
     )
-    model.fit(
-        features,
-        train_codes[products] == labels,
-        sample_weight=compute_sample_weight(weight, train_codes)[products],
-        eval_X=judged_features[shown],
-        eval_y=codes[judged[shown]] == judged_labels[shown],
-        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-    )
-    scores = np.zeros((len(codes), len(prior)), dtype=np.float32)
-    scores[judged, judged_labels] = model.predict_proba(judged_features)[:, 1]
-    return scores
+
+    def scores(fitted: lightgbm.LGBMClassifier, said: list[Floats]) -> Floats:
+        candidates, labels, features = _candidates(said, prior)
+        matrix = np.zeros(said[0].shape, dtype=np.float32)
+        matrix[candidates, labels] = fitted.predict_proba(features)[:, 1]
+        return matrix
+
+    found = scores(first, [side[is_shown] for side in on_learn]).argmax(1)
+    model.set_params(n_estimators=first.best_iteration_)
+    score = f1_score(codes[is_shown], found, average="macro", zero_division=0)
+    return float(score), lambda: scores(model.fit(features, is_right, sample_weight=weights), on_test)
+
+
+def _trees(seed: int, **settings: Any) -> lightgbm.LGBMClassifier:
+    common = {"n_estimators": MOST_TREES, "learning_rate": 0.05, "num_leaves": 15}
+    return lightgbm.LGBMClassifier(**common, **settings, n_jobs=1, random_state=seed, verbose=-1)
+
+
+def _stop() -> Callable[..., None]:
+    return lightgbm.early_stopping(PATIENCE, verbose=False)
 
 
 def _candidates(said: list[Floats], prior: Floats) -> tuple[Rows, Rows, Floats]:

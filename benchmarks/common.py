@@ -28,9 +28,19 @@ def facts() -> dict[str, object]:
         "commit": commit.stdout.strip() + (" with uncommitted changes" if changed.stdout.strip() else ""),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "cpu": cpu(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn", "pyarrow")},
     }
+
+
+def cpu() -> str:
+    """Return the model of the processor, and which of its instructions speed up int8 (Linux)."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in known.get("flags", "").split() if "amx" in flag or "vnni" in flag]
+    return f"{known.get('model name', platform.processor())}, {' '.join(flags) or 'neither amx nor vnni'}"
 
 
 def save(name: str, results: dict[str, object]) -> Path:

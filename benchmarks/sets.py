@@ -1,14 +1,16 @@
-"""The sets that methods are compared on, each as one task: products, their embeddings, their split, their labels.
+"""The sets that methods are compared on, each as one task: products, their embeddings, their labels, and a test part.
+
+The test part is held out from every method. Ours deals the other products into folds, as `train` does, and rivals that
+come in variants choose by the same folds.
 
 The five fashion sets are the same products with the same split: they differ in what a method gets to see, so their
 differences show what title, description and photos are worth. Descriptions link near-identical products in all of them,
 whether or not they are shown.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -28,16 +30,20 @@ from product_classificator import (
     read_catalog,
 )
 from product_classificator.catalog import Catalog
+from product_classificator.catalog.split import split_products
 from product_classificator.embeddings.embed import EmbeddedProducts
 from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.training import FittedHeads, LabelledProducts
-from product_classificator.training.settings import TrainSettings
+from product_classificator.training.fit import labels_to_learn
+from product_classificator.training.settings import SplitSettings, TrainSettings
 from product_classificator.training.train import split_catalog
 from product_classificator.types import Rows, Truth
 
 FASHION = ["category", "sub_category", "sex", "season", "age_restrictions", "usage", "color", "hazmat"]
+FLIPKART = ["category", "sub_category", "third"]
 OZON_PRODUCTS = 60_000
-SETS = ("fashion", "fashion_title", "fashion_photos", "fashion_text", "fashion_half", "ozon", "synthetic")
+SETS = ("fashion", "fashion_title", "fashion_photos", "fashion_text", "fashion_half", "ozon", "flipkart", "synthetic")
+TEST_SHARE, TEST_SHARES = 0.2, {"ozon": 0.15, "flipkart": 0.3}
 
 
 @dataclass(frozen=True)
@@ -48,24 +54,50 @@ class Task:
         texts: (n,) raw texts, "" where there is none.
         embeddings: of the n products.
         truth: characteristic -> (n,) labels.
-        split: train to learn from, valid to choose by, test to be judged on.
-        labels: characteristic -> the labels that are learned, at least two.
+        split: "train" to learn from, "test" to be judged on, once.
+        groups: (n,) group of near-identical products that each belongs to.
         encoder: that of the embeddings, from whose embeddings of labels ours starts.
         has_title: whether the first line of each text is a title.
+        seed: of the folds.
+        min_products: labels of fewer products to learn from are not learned.
     """
 
     texts: Sequence[str]
     embeddings: Embeddings
     truth: Truth
     split: Split
-    labels: dict[str, tuple[str, ...]]
+    groups: Rows
     encoder: Encoder
     has_title: bool = False
+    seed: int = 0
+    min_products: int = HeadSettings().min_products_per_label
 
-    @property
-    def judged(self) -> Rows:
-        """Row numbers of valid and test, ascending."""
-        return np.flatnonzero(np.isin(self.split.names, ("valid", "test"))).astype(np.int64)
+    @cached_property
+    def learn(self) -> Rows:
+        """Rows to learn from, ascending."""
+        return self.split.rows("train")
+
+    @cached_property
+    def test(self) -> Rows:
+        """Rows that are held out from every method, ascending."""
+        return self.split.rows("test")
+
+    @cached_property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Characteristic -> the labels that are learned, at least two."""
+        return labels_to_learn(self.truth, self.split.names == "train", self.min_products)[0]
+
+    @cached_property
+    def dealt(self) -> Split:
+        """The products to learn from, dealt as `train` deals a table of them."""
+        shares = SplitSettings().shares(len(self.learn))
+        is_learned = self.split.names == "train"
+        return split_products(self.split.ids, self.groups, self.truth, is_learned, shares, seed=self.seed)
+
+    @cached_property
+    def folds(self) -> list[Rows]:
+        """Rows of each fold; of more than 50,000 products, of the one that is judged."""
+        return [self.dealt.rows(name) for name in self.dealt.folds]
 
     def codes(self, name: str) -> Rows:
         """Return for each product the number of its label of a characteristic; -1: unknown or not learned."""
@@ -83,9 +115,17 @@ class Task:
 
 
 def fit(task: Task, settings: HeadSettings) -> FittedHeads:
-    """Fit the heads of this package to a task."""
-    products = LabelledProducts(task.embeddings, task.texts, task.truth, task.split, task.has_title)
-    return fit_heads(products, settings, encoder=task.encoder)
+    """Fit the heads of this package to the products to learn from; rows of its out-of-fold predictions are of these."""
+    learn = task.learn
+    products = LabelledProducts(
+        task.embeddings.take(learn),
+        [task.texts[row] for row in learn],
+        {name: labels[learn] for name, labels in task.truth.items()},
+        Split(task.dealt.ids[learn], task.dealt.names[learn]),
+        task.has_title,
+        task.groups[learn],
+    )
+    return fit_heads(products, replace(settings, min_products_per_label=task.min_products), encoder=task.encoder)
 
 
 def open_task(name: str, seed: int, folder: Path) -> Task:
@@ -93,19 +133,19 @@ def open_task(name: str, seed: int, folder: Path) -> Task:
 
     Args:
         name: one of `SETS`.
-        seed: of the split.
+        seed: of the split and the folds.
         folder: of the stores of embeddings; products are embedded at the first call.
     """
     base = name.split("_")[0]
     catalog, embedded = _embedded(base, folder)
-    products = split_catalog(catalog, embedded, TrainSettings(seed=seed)).products
+    share = TEST_SHARES.get(base, TEST_SHARE)
+    products = split_catalog(catalog, embedded, TrainSettings(seed=seed), {"train": 1 - share, "test": share}).products
     texts, embeddings = _shown(name, folder)
     split = Split(catalog.ids, np.where(embeddings.has_image | embeddings.has_text, products.split.names, ""))
-    labels = _labels(products.truth, split)
     encoder = _encoder()
     embed_labels(encoder, ["warm"])  # a training has the encoder at hand: its loading is not to be counted
     has_title = name == "fashion_title" or catalog.columns.has_title
-    return Task(texts, embeddings, products.truth, split, labels, encoder, has_title)
+    return Task(texts, embeddings, products.truth, split, products.group_ids, encoder, has_title, seed)
 
 
 def _shown(name: str, folder: Path) -> tuple[list[str], Embeddings]:
@@ -145,20 +185,12 @@ def _catalog(name: str, folder: Path) -> Catalog:
         path = folder / "ozon60.parquet"
         pd.read_parquet(DATA / "ozon_ru/products.parquet").sample(OZON_PRODUCTS, random_state=0).to_parquet(path)
         return read_catalog(path, id="nm", text="title", characteristics="sub_category")
+    if name == "flipkart":
+        folder, text = DATA / "flipkart", ("product_name", "description")
+        return read_catalog(
+            folder / "products.parquet", folder / "images.zip", id="uniq_id", text=text, characteristics=FLIPKART
+        )
     table = DATA / "fashion/products.parquet"
     if name == "fashion_title":  # its photos are those of fashion
         return read_catalog(table, id="nm", text=("title", "description"), characteristics=FASHION)
     return read_catalog(table, DATA / "fashion/images.zip", id="nm", text="description", characteristics=FASHION)
-
-
-def _labels(truth: Truth, split: Split) -> dict[str, tuple[str, ...]]:
-    """Return the labels of enough products, one of them at least in the train part, as `fit_heads` chooses them."""
-    minimum = HeadSettings().min_products_per_label
-    labels = {}
-    for name, column in truth.items():
-        counts = Counter(column[split.names != ""])
-        trained = set(column[split.rows("train")]) - {None}
-        kept = tuple(sorted(label for label in trained if counts[label] >= minimum))
-        if len(kept) > 1:
-            labels[name] = kept
-    return labels
