@@ -1,16 +1,21 @@
 """A tiny catalog: only the text says the colour, both embeddings the kind, the image the mostly unknown size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
-from product_classificator.types import SPLITS, Embeddings, Split, SplitName, strings
+from product_classificator.training.vocabulary import BagOfWords, CountedTexts
+from product_classificator.types import Embeddings, Rows, Split, strings
 
+PARTS = ("train", "valid", "test")
 KINDS, COLOURS = ("mug", "shoe", "сумка"), ("blue", "red")
 QUICK = HeadSettings(epochs=10, hidden=32, learning_rate=5e-3)
 
 
-def rows_of(products: LabelledProducts, split: SplitName) -> tuple[Embeddings, list[str]]:
+def rows_of(products: LabelledProducts, split: str) -> tuple[Embeddings, list[str]]:
     """Return the embeddings and texts of a split."""
     rows = products.split.rows(split)
     return products.embeddings.take(rows), [products.texts[row] for row in rows]
@@ -18,6 +23,14 @@ def rows_of(products: LabelledProducts, split: SplitName) -> tuple[Embeddings, l
 
 def unit(matrix: np.ndarray) -> np.ndarray:
     return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+def fit_vocabulary(
+    texts: Sequence[str], train: Rows | None = None, *, has_title: bool = False, **options: int
+) -> tuple[Vocabulary, BagOfWords]:
+    """Learn the words of texts, by default of all of them."""
+    counts = CountedTexts.of(texts, has_title=has_title)
+    return counts.fit_vocabulary(np.arange(len(texts)) if train is None else train, **options)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +50,7 @@ def products() -> LabelledProducts:
     texts = [f"{filler[i % 5]} {COLOURS[c]} {filler[i * 7 % 5]} thing" for i, c in enumerate(colour)]
     size = strings([("S", "L")[big[i]] if i % 5 == 0 else None for i in range(n)])
     truth = {"kind": strings(KINDS)[kind], "colour": strings(COLOURS)[colour], "size": size}
-    split = Split(ids, strings([SPLITS[0 if i % 4 < 2 else i % 4 - 1] for i in range(n)]))
+    split = Split(ids, strings([PARTS[0 if i % 4 < 2 else i % 4 - 1] for i in range(n)]))
     return LabelledProducts(embeddings, texts, truth, split)
 
 
@@ -48,4 +61,5 @@ def quick() -> HeadSettings:
 
 @pytest.fixture(scope="session")
 def fitted(products: LabelledProducts, quick: HeadSettings) -> FittedHeads:
-    return fit_heads(products, quick)
+    """Heads that have not seen the products of the test split."""
+    return fit_heads(products, quick, refit=False)

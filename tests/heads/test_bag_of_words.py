@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
-from product_classificator.heads.bag_of_words import Vocabulary, grams_of
-from product_classificator.training.vocabulary import bag_of_words, fit_vocabulary
+from product_classificator.heads.bag_of_words import Vocabulary, grams_of, pieces_of
+from product_classificator.training.vocabulary import bag_of_words
+from tests.tiny_catalog import fit_vocabulary
 
 
-def fit(texts: list[str], **options: object) -> Vocabulary:
-    return fit_vocabulary(texts, np.arange(len(texts)), **options)[0]  # type: ignore[arg-type]
+def fit(texts: list[str], **options: int) -> Vocabulary:
+    return fit_vocabulary(texts, **options)[0]
 
 
 def test_a_row_has_unit_length_and_rare_words_weigh_more() -> None:
@@ -28,7 +29,7 @@ def test_forms_of_a_word_share_their_beginnings() -> None:
 
 def test_leading_words_count_as_words_of_their_own() -> None:
     texts = ["red mug", "red mug\nblue red mug", "mug red"]
-    vocabulary, rows = fit_vocabulary(texts, np.arange(3), min_texts=1, has_title=True, has_leading_words=True)
+    vocabulary, rows = fit_vocabulary(texts, min_texts=1, has_title=True, has_leading_words=True)
     assert {word for word in vocabulary.words if word[0] == "^"} == {"^red", "^red mug", "^mug", "^mug red"}
     assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
     plain = fit(texts, min_texts=1)
@@ -49,9 +50,13 @@ def test_rows_are_those_of_scikit_learn() -> None:
     words = [f"{'abcdefgh'[number % 8]}слово{'ъ' * (number % 3)}{number}" for number in range(400)] + ["кружка", "red"]
     texts = [" ".join(rng.choice(words, rng.integers(0, 60))) for _ in range(300)]
     vocabulary = fit(texts[:200])
-    counts = CountVectorizer(analyzer=grams_of, vocabulary=vocabulary.words).transform(texts)
-    weights = ((1 + np.log(counts.data)) * vocabulary.idf[counts.indices]).astype(np.float32)
-    expected = normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape))
+    n, parts = vocabulary.n_whole, []
+    assert 0 < n < len(vocabulary)
+    for grams, columns in ((grams_of, slice(n)), (pieces_of, slice(n, None))):
+        counts = CountVectorizer(analyzer=grams, vocabulary=vocabulary.words[columns]).transform(texts)
+        weights = (1 + np.log(counts.data)) * vocabulary.idf[columns][counts.indices]
+        parts.append(normalize(csr_matrix((weights, counts.indices, counts.indptr), shape=counts.shape)))
+    expected = hstack(parts, format="csr")
     rows = bag_of_words(vocabulary, texts)
     assert rows.dtype == np.float32
     assert np.array_equal(rows.indptr, expected.indptr)
@@ -66,7 +71,7 @@ def test_a_word_is_in_a_vocabulary_once() -> None:
 
 def test_a_title_weighs_as_much_as_all_that_follows() -> None:
     texts = ["red mug\nsolid cup for tea", "red hat\nsolid wool for snow", "blue mug\nsolid"]
-    vocabulary, rows = fit_vocabulary(texts, np.arange(3), min_texts=1, has_title=True)
+    vocabulary, rows = fit_vocabulary(texts, min_texts=1, has_title=True)
     assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
     assert np.allclose(rows.multiply(rows).sum(1), 1)
     long = bag_of_words(vocabulary, ["red mug\n" + "solid cup for tea wool snow " * 20]).toarray()[0]
@@ -76,14 +81,14 @@ def test_a_title_weighs_as_much_as_all_that_follows() -> None:
 
 def test_a_text_of_one_line_is_the_same_with_and_without_a_title() -> None:
     texts = ["red mug", "red hat", "\nred", ""]
-    plain, titled = (fit_vocabulary(texts, np.arange(4), has_title=has)[1].toarray() for has in (False, True))
+    plain, titled = (fit_vocabulary(texts, has_title=has)[1].toarray() for has in (False, True))
     assert np.allclose(plain, titled)
 
 
 def test_many_titles_are_weighed_block_by_block(monkeypatch) -> None:
     texts = [f"red mug {number % 3}\nfor tea {number % 4}" for number in range(7)]
-    vocabulary, rows = fit_vocabulary(texts, np.arange(7), has_title=True)
-    monkeypatch.setattr("product_classificator.training.vocabulary._SEGMENTS_PER_BLOCK", 6)
-    assert (fit_vocabulary(texts, np.arange(7), has_title=True)[1] != rows).nnz == 0
+    vocabulary, rows = fit_vocabulary(texts, has_title=True)
+    monkeypatch.setattr("product_classificator.training.vocabulary._TEXTS_PER_BLOCK", 3)
+    assert (fit_vocabulary(texts, has_title=True)[1] != rows).nnz == 0
     assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
     assert bag_of_words(vocabulary, []).shape == (0, len(vocabulary))

@@ -5,10 +5,9 @@ import pytest
 
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.novelty import NoveltyDetector
-from product_classificator.training.thresholds import fit_novelty
-from product_classificator.training.vocabulary import fit_vocabulary
+from product_classificator.training.thresholds import fit_centres, fit_limits
 from product_classificator.types import Embeddings, strings
-from tests.tiny_catalog import unit
+from tests.tiny_catalog import fit_vocabulary, unit
 
 N = 1200
 
@@ -24,14 +23,20 @@ def shop() -> tuple[Embeddings, list[str], Vocabulary]:
     return (
         Embeddings(strings([str(i) for i in range(N)]), image, text, every, every, "e"),
         texts,
-        fit_vocabulary(texts, np.arange(N))[0],
+        fit_vocabulary(texts)[0],
     )
+
+
+def fit(embeddings: Embeddings, texts: list[str], vocabulary: Vocabulary) -> NoveltyDetector:
+    """Return what knows 800 products, and by 200 others what is usual."""
+    centres, others = fit_centres(embeddings, np.arange(800)), np.arange(800, 1000)
+    limits = fit_limits(centres.scores(embeddings.take(others), texts[800:1000], vocabulary))
+    return replace(centres, limits=limits)
 
 
 @pytest.fixture(scope="module")
 def novelty(shop: tuple[Embeddings, list[str], Vocabulary]) -> NoveltyDetector:
-    embeddings, texts, vocabulary = shop
-    return fit_novelty(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    return fit(*shop)
 
 
 def test_products_like_those_of_the_training_are_in_distribution(shop, novelty) -> None:
@@ -72,7 +77,7 @@ def test_heads_without_words_or_photos_judge_by_what_they_have(shop) -> None:
     embeddings, texts, _ = shop
     bare = replace(embeddings, has_image=np.zeros(N, bool))
     vocabulary = Vocabulary()
-    novelty = fit_novelty(bare, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    novelty = fit(bare, texts, vocabulary)
     few = embeddings.take(np.arange(2))
     is_novel = novelty.is_out_of_distribution(
         replace(few, image=-few.image, text=few.text * [[1], [-1]]), ["asdf", "asdf"], vocabulary
@@ -82,8 +87,7 @@ def test_heads_without_words_or_photos_judge_by_what_they_have(shop) -> None:
 
 
 def test_the_same_seed_gives_the_same_centres(shop, novelty) -> None:
-    embeddings, texts, vocabulary = shop
-    again = fit_novelty(embeddings, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    again = fit(*shop)
     assert np.array_equal(again.image, novelty.image)
     assert again.limits == novelty.limits
 
@@ -91,7 +95,7 @@ def test_the_same_seed_gives_the_same_centres(shop, novelty) -> None:
 def test_where_all_photos_are_one_rounding_does_not_decide(shop) -> None:
     embeddings, texts, vocabulary = shop
     one = replace(embeddings, image=np.repeat(embeddings.image[:1].astype(np.float16).astype(np.float32), N, 0))
-    novelty = fit_novelty(one, texts, np.arange(800), np.arange(800, 1000), vocabulary)
+    novelty = fit(one, texts, vocabulary)
     few = replace(one, has_text=np.zeros(N, bool)).take(np.arange(7))
     assert not novelty.is_out_of_distribution(few, [""] * 7, vocabulary).any()
     assert novelty.limits[0] >= 0.01

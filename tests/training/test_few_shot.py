@@ -27,7 +27,7 @@ class Names(TinyTexts):
 def few(products: LabelledProducts, n: int) -> LabelledProducts:
     """Return the products with the kind of only n training products per label known."""
     kind = products.truth["kind"].copy()
-    train = products.split.rows("train")
+    train = np.flatnonzero(products.split.names != "test")
     for label in KINDS:
         kind[train[kind[train] == label][n:]] = None
     return replace(products, truth={**products.truth, "kind": kind})
@@ -35,7 +35,7 @@ def few(products: LabelledProducts, n: int) -> LabelledProducts:
 
 def fit(products: LabelledProducts, settings: HeadSettings, *, start: bool, shares_space: bool = False) -> FittedHeads:
     encoder = Encoder("tiny", TinyImages(), Names(), shares_space)
-    return fit_heads(products, settings, encoder=encoder if start else None)
+    return fit_heads(products, settings, encoder=encoder if start else None, refit=False)
 
 
 def score(fitted: FittedHeads, products: LabelledProducts) -> float:
@@ -56,9 +56,10 @@ def barely(quick: HeadSettings) -> HeadSettings:
 def test_training_starts_from_the_names_where_a_label_has_few_products(
     products: LabelledProducts, barely: HeadSettings
 ) -> None:
-    scarce = few(products, 3)
+    silent = replace(products.embeddings, has_image=np.zeros(len(products.texts), dtype=bool))
+    scarce = few(replace(products, embeddings=silent), 1)
     assert score(fit(scarce, barely, start=True), scarce) > 0.95
-    assert score(fit(scarce, barely, start=False), scarce) < 0.7
+    assert score(fit(scarce, barely, start=False), scarce) < 0.8
 
 
 def test_other_characteristics_do_not_start_from_names(products: LabelledProducts, barely: HeadSettings) -> None:

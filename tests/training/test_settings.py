@@ -14,9 +14,9 @@ def test_no_file_gives_the_defaults():
 
 
 def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
-    path = write(tmp_path, 'seed = 1\nencoder = "lite"\n[split]\ntest_share = 0.2\n[heads]\ndropout = 0.1\n')
+    path = write(tmp_path, 'seed = 1\nencoder = "lite"\n[split]\nfolds = 3\n[heads]\ndropout = 0.1\n')
     settings = read_settings(path, {"seed": 5, "encoder": None})
-    assert (settings.seed, settings.split.test_share) == (5, 0.2)
+    assert (settings.seed, settings.split.folds) == (5, 3)
     assert settings.heads.dropout == 0.1
 
 
@@ -26,7 +26,7 @@ def test_a_file_changes_what_it_names_and_the_command_line_wins(tmp_path):
         ("sead = 1", r"there is no setting 'sead': did you mean 'seed'"),
         ("[heads]\ndropuot = 0.1", r"there is no setting 'heads.dropuot': did you mean 'dropout'"),
         ("[heads]\nseed = 2", r"set `seed` at the top, not in \[heads\]"),
-        ("[split]\ntest_share = 0.9", "must leave a train split, got 0.15 and 0.9"),
+        ("[split]\nfolds = 1", "folds must be at least 2, got 1"),
         ("seed = -1", r"^seed must be between 0 and 2\^63 - 1, got -1$"),
         ("[heads]\nlearning_rate = inf", "^learning_rate must be positive and finite, got inf$"),
         ("heads = 3", r"\[heads\] must be a table of settings, got 3"),

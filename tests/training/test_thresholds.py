@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -17,9 +19,10 @@ from product_classificator.training.thresholds import (
 from product_classificator.types import Bools, Floats, Predictions, Rows, strings
 
 
-def probabilities_of(logits: Floats, temperature: float, exponent: float = 0.0) -> Floats:
-    labels = tuple(map(str, range(logits.shape[1])))
-    return Characteristic("x", labels, temperature, exponent).probabilities(logits)
+def probabilities_of(logits: Floats, *calibration: Any) -> Floats:
+    """Return probabilities by temperature, exponent and log priors."""
+    characteristic = Characteristic("x", tuple(map(str, range(logits.shape[1]))), *calibration)
+    return characteristic.with_priors(characteristic.scores(logits))
 
 
 def drawn(n: int, k: int, too_sure: float, seed: int = 0) -> tuple[Floats, Rows]:
@@ -38,20 +41,19 @@ def surprise(probabilities: Floats, label_ids: Rows) -> float:
 @pytest.mark.parametrize("too_sure", [0.5, 1.0, 3.0])
 def test_one_temperature_for_all_is_found_where_one_is_right(too_sure: float) -> None:
     logits, label_ids = drawn(4000, 5, too_sure)
-    temperature, exponent = fit_temperature(logits, label_ids)
-    calibrated = probabilities_of(logits, temperature, exponent)
-    assert np.allclose(calibrated, softmax(logits / too_sure, 1), atol=0.05)
-    assert abs(exponent) < 0.1
+    calibration = fit_temperature(logits, label_ids)
+    assert np.allclose(probabilities_of(logits, *calibration), softmax(logits / too_sure, 1), atol=0.05)
+    assert abs(calibration[1]) < 0.1
 
 
 def test_where_confident_products_are_less_often_right_an_exponent_beats_one_temperature() -> None:
     wrong = np.arange(6000) % 10 == 0
     logits, label_ids = drawn(6000, 5, 1.0, seed=2)
     label_ids = np.where(wrong, np.roll(label_ids, 1), label_ids)  # a tenth is wrong however sure it looks
-    temperature, exponent = fit_temperature(logits, label_ids)
+    calibration = fit_temperature(logits, label_ids)
     one = min(surprise(softmax(logits / t, 1), label_ids) for t in np.geomspace(0.5, 4, 60))
-    assert exponent < -0.02
-    assert surprise(probabilities_of(logits, temperature, exponent), label_ids) < one - 0.002
+    assert calibration[1] < -0.02
+    assert surprise(probabilities_of(logits, *calibration), label_ids) < one - 0.002
 
 
 def test_the_order_of_labels_stays() -> None:
@@ -70,31 +72,29 @@ def test_unknown_labels_change_nothing() -> None:
     fitted = fit_temperature(logits[:200], label_ids[:200])
     label_ids[200:] = -1
     assert fit_temperature(logits, label_ids) == fitted
-    assert fit_temperature(logits, np.full_like(label_ids, -1)) == (1.0, 0.0)
+    assert fit_temperature(logits, np.full_like(label_ids, -1)) == (1.0, 0.0, ())
 
 
 def test_products_that_are_all_right_do_not_make_probabilities_of_one() -> None:
     logits = np.tile(20 * np.eye(3, dtype=np.float32), (10, 1))
-    temperature, exponent = fit_temperature(logits, np.tile(np.arange(3), 10))
-    assert np.isfinite(probabilities_of(logits, temperature, exponent)).all()
+    temperature, exponent, priors = fit_temperature(logits, np.tile(np.arange(3), 10))
+    assert np.isfinite(probabilities_of(logits, temperature, exponent, priors)).all()
     assert 1 / 8 <= temperature <= 8
     assert abs(exponent) <= 0.75
     mild = np.tile(4 * np.eye(3, dtype=np.float32), (12, 1))
-    few, _ = fit_temperature(mild, np.tile(np.arange(3), 12))
-    many, _ = fit_temperature(np.tile(mild, (100, 1)), np.tile(np.arange(3), 1200))
+    few, *_ = fit_temperature(mild, np.tile(np.arange(3), 12))
+    many, *_ = fit_temperature(np.tile(mild, (100, 1)), np.tile(np.arange(3), 1200))
     assert 0.6 < few < 1  # the fewer they are, the less they prove
     assert many < few - 0.1
     every = csr_matrix(np.tile(np.eye(3, dtype=bool), (12, 1)))
     assert 0.6 < fit_multi_label_temperature(8 * np.tile(np.eye(3), (12, 1)) - 4, every) < 1
 
 
-def test_a_characteristic_is_calibrated_on_the_products_of_its_rows() -> None:
+def test_a_characteristic_is_calibrated_on_its_products() -> None:
     logits, label_ids = drawn(1000, 3, 3.0)
-    rows = np.arange(1000, 2000)
     labels = ("a", "b", "c")
-    target = Target.of("kind", labels, strings(labels)[np.concatenate([np.zeros(1000, np.int64), label_ids])])
-    kind = calibrate(target, logits, rows)
-    assert (kind.temperature, kind.temperature_exponent) == fit_temperature(logits, label_ids)
+    kind = calibrate(Target.of("kind", labels, strings(labels)[label_ids]), logits)
+    assert (kind.temperature, kind.temperature_exponent, kind.log_priors) == fit_temperature(logits, label_ids)
     assert kind.temperature > 2
     assert not kind.is_multi_label
 

@@ -24,7 +24,9 @@ def test_a_training_leaves_a_whole_run(tiny_training):
     assert set(HeadBundle.load(run.bundle).labels) == {"kind", "colour"}
     split, table = load_split(run.split)
     assert table.column_names == ["id", "part", "text_key", "n_words", "thumbnail"]
-    assert len(split.rows("test")) == tiny_training.evaluation.products
+    assert split.folds == list("12345")
+    assert sum(len(split.rows(fold)) for fold in split.folds) == tiny_training.evaluation.products == 234
+    assert len(run.load_out_of_fold()) == 234
 
 
 def test_a_run_that_moved_keeps_its_store(tiny_training, tmp_path):

@@ -9,11 +9,11 @@ from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
 from product_classificator.training.vocabulary import (
     bag_of_words,
-    fit_vocabulary,
     start_with_their_kind,
     words_of_labels,
 )
-from product_classificator.types import SPLITS, Embeddings, Split, strings
+from product_classificator.types import Embeddings, Split, strings
+from tests.tiny_catalog import PARTS, fit_vocabulary
 
 KINDS, BRANDS = ("чехол", "кружка", "лампа", "сумка"), ("acme", "umbrella", "hooli")
 
@@ -28,7 +28,7 @@ def titles(n: int, *, kind_first: bool) -> tuple[list[str], np.ndarray]:
 
 
 def fit(texts: list[str], **options: int) -> Vocabulary:
-    return fit_vocabulary(texts, np.arange(len(texts)), **options)[0]  # type: ignore[arg-type]
+    return fit_vocabulary(texts, **options)[0]
 
 
 def starts(texts: list[str], *columns: np.ndarray) -> bool:
@@ -78,7 +78,7 @@ def test_heads_keep_whether_leading_words_count(kind_first: bool, quick: HeadSet
     none, all_of_them = np.zeros(len(texts), dtype=bool), np.ones(len(texts), dtype=bool)
     vectors = np.full((len(texts), 2), 0.5, dtype=np.float32)
     embeddings = Embeddings(ids, vectors[:, :0], vectors, none, all_of_them, "tiny-1")
-    split = Split(ids, strings([SPLITS[(0, 0, 1, 2)[row % 4]] for row in range(len(texts))]))
+    split = Split(ids, strings([PARTS[(0, 0, 1, 2)[row % 4]] for row in range(len(texts))]))
     truth = {"kind": strings(KINDS)[label_ids]}
     products = LabelledProducts(embeddings, texts, truth, split, has_title=True)
     bundle = fit_heads(products, replace(quick, epochs=1)).bundle
@@ -124,7 +124,7 @@ def test_a_limit_of_zero_turns_words_off() -> None:
 
 def test_label_names_weigh_what_training_products_support_and_less_where_there_are_many() -> None:
     texts = ["red mug", "blue mug", "red cup", "blue cup"] * 50
-    vocabulary, words = fit_vocabulary(texts, np.arange(200))
+    vocabulary, words = fit_vocabulary(texts)
     many = tuple(f"label {number}" for number in range(199))
     colour = np.array([1, 0, 1, 0] * 50)
     kind = np.where([text.endswith("mug") for text in texts], 199, 0)
