@@ -130,6 +130,7 @@ def evaluate_run(
         {name: truth[name][rows] for name in names},
         groups=near_duplicate_groups(signatures.take(rows)),
         left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
+        seed=run.settings["seed"],
     )
     by_id_alone = int((judged.is_seen & ~judged.is_alike).sum())
     return RunEvaluation(

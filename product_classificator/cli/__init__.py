@@ -24,8 +24,8 @@ _IMPLEMENTATIONS = {
     options.Classify: "classify.classify",
     options.Audit: "fitting.audit",
     options.Embed: "answering.embed",
-    options.Export: "answering.export",
-    options.ImportHeads: "answering.import_heads",
+    options.Export: "converting.export",
+    options.ImportHeads: "converting.import_heads",
     options.Info: "answering.info",
     options.Demo: "demo.demo",
 }

@@ -18,7 +18,7 @@ from product_classificator.cli.tables import names, open_catalog, open_labelled,
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
-from product_classificator.evaluation import Coverage, Evaluation, evaluation_json, of_all
+from product_classificator.evaluation import Evaluation, evaluation_json, of_all
 from product_classificator.files import write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
 from product_classificator.runs import Run
@@ -39,7 +39,7 @@ def train(options: Train) -> None:
         tracking(progress, options.training.tracker, options.out, asdict(settings)) as callbacks,
     ):
         trained = train_heads(catalog, options.out, settings, encoder=encoder, store=options.store, callbacks=callbacks)
-    console.out.print(f"\nOut-of-fold predictions of {options.table.name}, seed {settings.seed}")
+    console.out.print(f"\n{trained.fitted.bundle.facts['judged']}", soft_wrap=True)
     print_scores(trained.evaluation)
     for pair in trained.fitted.bundle.hierarchy:
         console.log.print(f"{pair.child} refines {pair.parent}: predictions do not contradict it")
@@ -73,6 +73,9 @@ def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Ca
     training, (table, columns) = options.training, open_once(options.table, options.products.encoding)
     changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
     changes["allow_missing_photos"] = training.allow_missing_photos or None
+    if isinstance(options, Train):
+        judging = {"folds": options.folds, "holdout": options.holdout, "refit": False if options.no_refit else None}
+        changes |= {f"split.{name}": value for name, value in judging.items()}
     settings = read_settings(training.config, changes)
     labels, multi_label = names(training.characteristics, columns), names(training.multi_label, columns) or []
     return settings, open_catalog(table, columns, options.products, labels, multi_label)
@@ -94,10 +97,10 @@ def evaluate(options: Evaluate) -> None:
             on_chunk=on_chunk,
         )
     console.log.print(
-        f"{heldout.scored} products scored, {heldout.out_of_fold} of them products of the run that were predicted by heads "
-        f"fitted without them; {heldout.seen} left out because the run was trained on them or on "
-        f"near-identical ones ({heldout.seen_by_id_alone} of these share only an id with a training product: other "
-        f"products need other ids); {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
+        f"{heldout.scored} products scored, {heldout.out_of_fold} of them the run's own, predicted by heads fitted "
+        f"without them; {heldout.seen} left out because the run was trained on them or on near-identical ones "
+        f"({heldout.seen_by_id_alone} of these share only an id with a training product: other products need other "
+        f"ids); {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
     )
     print_scores(heldout.evaluation)
     if options.json is not None:
@@ -159,8 +162,10 @@ def print_scores(evaluation: Evaluation) -> None:
     table = console.result_table("characteristic", *columns, right=columns)
     for name, score in evaluation.characteristics.items():
         interval = "-" if score.interval is None else f"{score.interval[0]:.3f}-{score.interval[1]:.3f}"
-        table.add_row(name, _score(score.macro_f1), interval, _score(score.accuracy), *_covered(score.coverage))
-    table.add_row("mean", _score(evaluation.mean_macro_f1), "", "", *_covered(evaluation.coverage), style="bold")
+        coverage = score.coverage
+        covered = of_all(coverage.products, coverage.all_products), of_all(coverage.labels, coverage.all_labels)
+        table.add_row(name, _score(score.macro_f1), interval, _score(score.accuracy), *covered)
+    table.add_row("mean", _score(evaluation.mean_macro_f1), style="bold")
     console.out.print(table)
     if selective := evaluation.selective:
         shares = ", ".join(f"{name} {accepted.share:.0%}" for name, accepted in selective.characteristics.items())
@@ -174,10 +179,6 @@ def print_warnings(evaluation: Evaluation) -> None:
     """Print what a reader of the scores must know; the last lines of a command."""
     for warning in evaluation.warnings:
         console.log.print(f"Warning: {warning}", style="yellow")
-
-
-def _covered(coverage: Coverage) -> tuple[str, str]:
-    return of_all(coverage.products, coverage.all_products), of_all(coverage.labels, coverage.all_labels)
 
 
 def _score(value: float | None) -> str:

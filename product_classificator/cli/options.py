@@ -112,9 +112,12 @@ class OnRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(OnProducts):
-    """Train heads on a table of products and report scores on held-out products."""
+    """Train heads on a table of products; each is scored by heads that were fitted without it."""
 
     store: Store = None
+    folds: Annotated[int | None, doc("Deal products into N folds, and judge each by the others. Default: 5.")] = None
+    holdout: Annotated[float | None, doc("Judge this share of the products instead of all folds, like 0.15.")] = None
+    no_refit: Annotated[bool, doc("Do not learn from the holdout in the end.")] = False
     encoder: EncoderOptions = EncoderOptions()
     training: TrainingOptions = TrainingOptions()
 
@@ -135,7 +138,7 @@ class Tune(OnProducts):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(OnRun):
-    """Score a run on labelled products, leaving out those it was trained on."""
+    """Score a run on labelled products, each predicted by heads that never saw it."""
 
     json: Annotated[Path | None, doc("File for the scores.")] = None
     min_precision: MinPrecision = None
@@ -210,7 +213,7 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Generate a synthetic shop, train on it, and classify three of its held-out products."""
+    """Generate a synthetic shop, train on it, and show predictions of three products."""
 
     out: Annotated[Path, doc("Folder for everything that is made.")] = Path("demo")
     products: Annotated[int, Parameter(validator=Number(gte=50), help="Number of products.")] = 1500

@@ -33,14 +33,17 @@ class RunFacts:
     """What a report shows besides the scores; plain values, empty where they do not apply.
 
     Products are counted by split, rows set aside and rows with warnings by reason, labels too rare to train by
-    characteristic. `grouped_by` says what keeps near-identical products in one split, `refines` maps a characteristic
-    to the one that its predictions never contradict, `history` is as `plots.draw_learning_curves` takes it.
+    characteristic. `judged` says which heads predicted the products, `by_fold` maps a characteristic to the macro-F1 of
+    each fold, `grouped_by` says what keeps near-identical products together, `refines` maps a characteristic to the one
+    that its predictions never contradict, `history` is that of a fine-tuning, as `plots.draw_learning_curves` takes it.
     """
 
     title: str
     encoder: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    judged: str = ""
+    by_fold: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     products: Mapping[str, int] = field(default_factory=dict)
     set_aside: Mapping[str, int] = field(default_factory=dict)
     row_warnings: Mapping[str, int] = field(default_factory=dict)

@@ -33,7 +33,7 @@ from product_classificator.training.thresholds import (
     with_confidence_thresholds,
 )
 from product_classificator.training.vocabulary import CountedTexts
-from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Predictions, Rows
+from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Predictions, Rows, Split
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ def fit_heads(
         facts={
             "settings": asdict(settings),
             "products": {name or "set aside": int((names == name).sum()) for name in sorted(set(names))},
+            "judged": describe_judging(products.split, len(judged.rows), refit=refit),
             "blend": {name: [blend.joint, blend.linear] for name, blend in zip(labels, blends, strict=True)},
             "left_out": left_out,
         },
@@ -116,6 +117,17 @@ def fit_heads(
         hierarchy=models.hierarchy,
     )
     return FittedHeads(bundle, models.history, judged.out_of_fold(characteristics), left_out)
+
+
+def describe_judging(split: Split, n_judged: int, *, refit: bool) -> str:
+    """Return a sentence on how the judged products of a split were judged, and what the delivered heads learn from."""
+    n_folds = len(split.folds)
+    if n_folds > 1:
+        judged = f"Each of the {n_judged:,} products was judged by heads fitted without its fold ({n_folds} folds)"
+    else:
+        share = n_judged / (split.names != "").sum()
+        judged = f"{n_judged:,} products, a holdout of {100 * share:.0f} %, were judged by heads fitted without them"
+    return f"{judged}; the delivered heads learn from {'all products' if refit else 'the others'}."
 
 
 def merge(models: FittedModels, blends: Sequence[Blend]) -> Network:

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import save_split, split_products
 from product_classificator.embeddings.embed import EmbeddedProducts, check_images, count_statuses, embed
@@ -210,16 +212,27 @@ class Session:
             on_epoch=callbacks.on_epoch or (lambda _: None),
         )
 
-    def evaluate(self, products: LabelledProducts, fitted: FittedHeads) -> Evaluation:
-        """Evaluate the out-of-fold predictions."""
-        rows = fitted.out_of_fold.rows
+    def evaluate(self, products: LabelledProducts, fitted: FittedHeads, fold: str | None = None) -> Evaluation:
+        """Evaluate the out-of-fold predictions: all, or those of one fold, without intervals."""
+        judged = fitted.out_of_fold
+        if fold is not None:
+            judged = judged.take(np.flatnonzero(products.split.names[judged.rows] == fold))
+        rows = judged.rows
         return evaluate(
-            fitted.bundle.judged(fitted.out_of_fold, products.embeddings.ids[rows]),
+            fitted.bundle.judged(judged, products.embeddings.ids[rows]),
             {name: labels[rows] for name, labels in products.truth.items()},
             groups=products.group_ids[rows],
             left_out=fitted.left_out,
             seed=self.settings.seed,
+            resamples=1000 if fold is None else 0,
         )
+
+    def scores_by_fold(self, products: LabelledProducts, fitted: FittedHeads) -> dict[str, dict[str, float | None]]:
+        """Return characteristic -> fold -> macro-F1; empty if there is one fold."""
+        folds = products.split.folds
+        scores = {fold: self.evaluate(products, fitted, fold).characteristics for fold in folds if len(folds) > 1}
+        names = fitted.bundle.labels if scores else ()
+        return {name: {fold: of_fold[name].macro_f1 for fold, of_fold in scores.items()} for name in names}
 
     def clear(self) -> None:
         """Mark an older run in the folder as unfinished, and delete those of its files that a new run may lack."""
@@ -242,14 +255,15 @@ class Session:
             encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
             settings=asdict(self.settings.heads),
             seed=self.settings.seed,
-            products=fitted.bundle.facts["products"],
+            judged=fitted.bundle.facts["judged"],
+            by_fold=self.scores_by_fold(products, fitted),
+            products={f"fold {k}" if k.isdigit() else k: n for k, n in fitted.bundle.facts["products"].items()},
             set_aside=split.set_aside,
             row_warnings=split.row_warnings,
             left_out_labels=fitted.left_out,
             refines={refinement.child: refinement.parent for refinement in fitted.bundle.hierarchy},
             grouped_by="the same photo, or the same long text",
             duration_s=time.monotonic() - self.began_s,
-            history=[asdict(epoch) for epoch in fitted.history],
             versions=run.facts["versions"],
             created=run.facts["created"],
         )
