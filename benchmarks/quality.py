@@ -149,7 +149,15 @@ def known_or_measured(task: Task, methods: Sequence[str], fresh: Sequence[str], 
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(result, ensure_ascii=False, indent=1))
         results[method] = result
-        print(folder.parent.name, folder.name, method, result["seconds"], "s", f"{mean(result['test'].values()):.4f}", flush=True)
+        print(
+            folder.parent.name,
+            folder.name,
+            method,
+            result["seconds"],
+            "s",
+            f"{mean(result['test'].values()):.4f}",
+            flush=True,
+        )
     return results
 
 
