@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import gettempdir
 from unittest.mock import patch
 
 import numpy as np
-from common import fill_table, save
+from common import fill_table, parse, save
 from quality import out_of_fold
 from sets import Task, fit, open_task
 
@@ -96,9 +95,7 @@ def main() -> None:
     """Fit every variant, prints and saves what it reaches."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
-    arguments = parser.parse_args()
-    arguments.cache.mkdir(parents=True, exist_ok=True)
+    arguments = parse(parser)
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in VARIANTS}
     for seed in arguments.seeds:
         for name, variant in VARIANTS.items():

@@ -9,17 +9,16 @@ or by their frequency ("as frequent"), which is harder to detect. Original error
 
 import argparse
 from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 import pandas as pd
-from common import DATA, save
+from common import DATA, parse, save
+from sets import FASHION
 
 from product_classificator import load_encoder, read_catalog, train_heads
 from product_classificator.audit import audit_run
 from product_classificator.training import TrainSettings
 
-FASHION = ["category", "sub_category", "sex", "season", "age_restrictions", "usage", "color", "hazmat"]
 SHARE = 0.05
 
 
@@ -73,9 +72,7 @@ def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
-    arguments = parser.parse_args()
-    arguments.cache.mkdir(parents=True, exist_ok=True)
+    arguments = parse(parser)
     results = {}
     for how in ("evenly", "as frequent"):
         results[how] = {}

@@ -14,17 +14,7 @@ import lightgbm
 import numpy as np
 import pandas as pd
 from catboost import CatBoostClassifier, Pool
-from rivals import (
-    WEIGHTS,
-    Fitted,
-    decide,
-    known,
-    one_column_per_label,
-    sides,
-    standardised_side,
-    tfidf,
-    words,
-)
+from rivals import WEIGHTS, Fitted, decide, known, one_column_per_label, sides, standardised_side, tfidf, words
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 from scipy.stats import rankdata
@@ -49,18 +39,11 @@ _DICTIONARIES = [
     {"dictionary_id": name, "gram_order": order, "max_dictionary_size": "50000", "occurrence_lower_bound": "2"}
     for name, order in (("Word", "1"), ("Pair", "2"))
 ]
+_CALCERS = {"dictionaries_names": ["Word", "Pair"], "feature_calcers": ["NaiveBayes", "BM25"]}
 _TEXTS = {
     "tokenizers": [{"tokenizer_id": "Space", "separator_type": "ByDelimiter", "delimiter": " "}],
     "dictionaries": _DICTIONARIES,
-    "feature_processing": {
-        "default": [
-            {
-                "tokenizers_names": ["Space"],
-                "dictionaries_names": ["Word", "Pair"],
-                "feature_calcers": ["NaiveBayes", "BM25"],
-            }
-        ]
-    },
+    "feature_processing": {"default": [{"tokenizers_names": ["Space"], **_CALCERS}]},
 }
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: where results go, and what they say of the machine."""
 
+import argparse
 import json
 import os
 import platform
@@ -7,12 +8,36 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENTS = [Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md")]
 DATA = Path(__file__).parents[2] / "shared" / "data"
+
+VIT_B = {
+    "embed_dim": 512,
+    "vision_layers": 12,
+    "vision_width": 768,
+    "vocab_size": 49408,
+    "transformer_width": 512,
+    "transformer_heads": 8,
+    "transformer_layers": 12,
+}
+SIZES = {
+    "patch32-224": {"image_resolution": 224, "vision_patch_size": 32},
+    "patch16-384": {"image_resolution": 384, "vision_patch_size": 16},
+}
+"""The shapes of ruCLIP's checkpoints."""
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, with `--cache` as well, the folder of embeddings and of what is known, which is made."""
+    parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
+    arguments = parser.parse_args()
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    return arguments
 
 
 def facts() -> dict[str, object]:

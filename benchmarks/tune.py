@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from common import DATA, save
+from common import DATA, SIZES, VIT_B, save
 
 from product_classificator import load_encoder, make_marketplace, read_catalog
 from product_classificator.catalog.catalog import Products
@@ -30,18 +30,6 @@ from product_classificator.finetuning.distributed import Distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
-
-VIT_B_32 = {
-    "embed_dim": 512,
-    "image_resolution": 224,
-    "vision_layers": 12,
-    "vision_width": 768,
-    "vision_patch_size": 32,
-    "vocab_size": 49408,
-    "transformer_width": 512,
-    "transformer_heads": 8,
-    "transformer_layers": 12,
-}
 
 
 def open_catalog(photos: int, folder: Path):
@@ -121,21 +109,12 @@ def main() -> None:
         print(json.dumps(measure(arguments.mode, arguments.model, arguments.photos, arguments.epochs)))
         return
     with TemporaryDirectory() as folder:
-        model = write_checkpoint(Path(folder) / "vit-b-32", **VIT_B_32)
+        model = write_checkpoint(Path(folder) / "vit-b-32", **VIT_B, **SIZES["patch32-224"])
         load_encoder(str(model))  # converts
         results = {}
         for mode in ("cached", "recomputed"):
-            command_line = [
-                "--mode",
-                mode,
-                "--model",
-                model,
-                "--photos",
-                arguments.photos,
-                "--epochs",
-                arguments.epochs,
-            ]
-            command = [sys.executable, __file__, *map(str, command_line)]
+            options = ["--mode", mode, "--model", model, "--photos", arguments.photos, "--epochs", arguments.epochs]
+            command = [sys.executable, __file__, *map(str, options)]
             results[mode] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
     difference = float(np.abs(np.subtract(results["cached"]["losses"], results["recomputed"]["losses"])).max())
     ratio = float(np.median(results["cached"]["epoch_s"]) / np.median(results["recomputed"]["epoch_s"]))
