@@ -144,6 +144,14 @@ class Catalog:
             texts.append("\n".join([" ".join(first.splitlines()), *filter(None, others)]) if others else first)
         return texts if cells else [""] * batch.num_rows
 
+    def column(self, name: str) -> Strings:
+        """Return the (n,) cells of any column as text, `None` where they mean nothing."""
+        if name not in self.table.columns:
+            raise DataError(f"{self.table.name} has no column {name!r}: {nearest(name, self.table.columns)}")
+        batches = self.table.batches([name], _READ_ROWS)
+        cells = (cell and cell.strip() for batch in batches for cell in canonical(batch.column(0)).to_pylist())
+        return strings([None if cell is None or cell in self._unknown else cell for cell in cells])
+
     def truth(self) -> Truth:
         """Return the (n,) labels of each characteristic; blank cells, "nan", "NA" and the like are unknown (`None`).
 

@@ -5,6 +5,7 @@ A group of near-duplicates is never split. Groups are dealt by iterative stratif
 first, then in the last, then in the others.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -14,11 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from product_classificator.errors import ArtifactError, DataError
+from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.files import replacing
 from product_classificator.types import Bools, Rows, Split, Strings, Truth, iter_labels, strings
 
+logger = logging.getLogger(__name__)
+
 _MAX_SHARE_OF_RARE_LABELS = 0.05
+_SAME_SPLITS = {"training": "train", "val": "valid", "validation": "valid", "dev": "valid", "testing": "test"}
 
 
 def split_products(
@@ -41,6 +45,28 @@ def split_products(
         raise DataError(f"a split needs at least {len(shares)} usable products, got {int(usable.sum())}")
     split = stratify(groups, truth, usable, list(shares.values()), seed=seed)
     return Split(ids, strings([*shares, ""])[split])
+
+
+def read_split(ids: Strings, names: Strings, usable: Bools, groups: Rows) -> Split:
+    """Return the split that a column of the table names: "train", "valid", "test" or folds; without a name: "train".
+
+    Raises:
+        DataError: no product is in a fold, or all are in the same one.
+    """
+    plain = [(name or "train").casefold() for name in names]
+    split = Split(ids, strings([_SAME_SPLITS.get(name, name) for name in plain]))
+    split.names[~usable] = ""
+    is_judged = np.isin(split.names, split.folds)
+    if not is_judged.any() or len(set(split.names[usable])) < 2:
+        raise DataError(
+            f"a column of splits must name one to learn from and one to judge, like train and test, got "
+            f"{culprits(sorted(set(split.names) - {''}))}"
+        )
+    pairs = set(zip(groups[usable].tolist(), split.names[usable], strict=True))
+    n_splits = Counter(group for group, _ in pairs)
+    if n_shared := sum(n_splits[group] > 1 for group in groups[is_judged].tolist()):
+        logger.warning("%d products of the folds are near-identical to products of another split", n_shared)
+    return split
 
 
 def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:

@@ -21,6 +21,7 @@ from product_classificator.heads.hierarchy import Hierarchy
 from product_classificator.heads.network import Network, columns_of
 from product_classificator.training.epochs import EpochFacts
 from product_classificator.training.fit import FittedModels, Task, input_scales, labels_to_learn
+from product_classificator.training.linear import MAX_PRODUCTS
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import LabelledProducts, Target
 from product_classificator.training.thresholds import (
@@ -84,7 +85,8 @@ def fit_heads(
     labels, left_out = labels_to_learn(products.truth, is_usable, settings.min_products_per_label)
     targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
     counts = CountedTexts.of(products.texts if settings.max_words else [""] * len(names), has_title=products.has_title)
-    task = Task(products, targets, counts, settings, hierarchy, encoder)
+    has_linear = int(is_usable.sum()) <= MAX_PRODUCTS
+    task = Task(products, targets, counts, settings, hierarchy, encoder, has_linear)
     names_of_folds = products.split.folds
     folds = []
     for number, name in enumerate(names_of_folds, 1):
@@ -140,15 +142,18 @@ def merge(models: FittedModels, blends: Sequence[Blend]) -> Network:
     )
     weights = dict(network.weights)
     weights["labels.weight"] = weights["labels.weight"] * joint_share[:, None]
-    weights["labels.bias"] = weights["labels.bias"] * joint_share + linear.bias * linear_share
-    weights["labels.bias"] += np.concatenate([blend.offsets for blend in blends])
+    weights["labels.bias"] = weights["labels.bias"] * joint_share + np.concatenate([blend.offsets for blend in blends])
+    weights["word_weights"] = weights["word_weights"] * joint_share
+    if network.shape.label_dim:
+        weights["label_embeddings"] = weights["label_embeddings"] * joint_share[:, None]
+    if linear is None:
+        return Network(network.shape, weights)
+    weights["labels.bias"] += linear.bias * linear_share
     word_weights = linear.words * linear_share
-    word_weights[: network.shape.n_words] += weights["word_weights"] * joint_share
+    word_weights[: network.shape.n_words] += weights["word_weights"]
     weights["word_weights"] = word_weights
     scaled = linear.inputs * linear_share * input_scales(network.shape)[:, None]
     weights["linear.weight"] = np.ascontiguousarray(scaled.T)
-    if network.shape.label_dim:
-        weights["label_embeddings"] = weights["label_embeddings"] * joint_share[:, None]
     return Network(replace(network.shape, n_words=len(models.vocabulary), has_linear=True), weights)
 
 

@@ -35,7 +35,7 @@ _MAX_WORD_WEIGHTS = 10**8
 
 @dataclass(frozen=True)
 class FittedModels:
-    """A joint network and a linear model, fitted to the same products.
+    """A joint network and a linear model, `None` if there are too many products, fitted to the same products.
 
     Attributes:
         network: knows the whole words of the vocabulary, in front of the pieces.
@@ -45,7 +45,7 @@ class FittedModels:
     """
 
     network: Network
-    linear: LinearModel
+    linear: LinearModel | None
     vocabulary: Vocabulary
     hierarchy: Hierarchy
     train: Rows
@@ -58,14 +58,14 @@ class FittedModels:
         words = bags.multiply(embeddings.has_text[:, None]).tocsr()
         inputs = self.network.inputs(embeddings) * input_scales(self.network.shape)
         joint = logits_of(self.network, embeddings, bags[:, : self.network.shape.n_words])
-        return joint, self.linear.logits(words, inputs)
+        return joint, np.zeros_like(joint) if self.linear is None else self.linear.logits(words, inputs)
 
 
 @dataclass(frozen=True)
 class Task:
     """What is learned: products, their targets, and how; `counts` are those of their texts.
 
-    `hierarchy` is `None` if it is learned.
+    `hierarchy` is `None` if it is learned; `has_linear` says whether there is a linear model, too.
     """
 
     products: LabelledProducts
@@ -74,6 +74,7 @@ class Task:
     settings: HeadSettings
     hierarchy: Hierarchy | None
     encoder: Encoder | None
+    has_linear: bool
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -87,10 +88,12 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             network, history = fit_network(data, self.settings, on_epoch)
-        embeddings = self.products.embeddings.take(data.train)
-        words = bags[data.train].multiply(embeddings.has_text[:, None]).tocsr()
-        inputs = network.inputs(embeddings) * input_scales(network.shape)
-        linear = fit_linear(words, inputs, [target.take(data.train) for target in self.targets])
+        linear = None
+        if self.has_linear:
+            embeddings = self.products.embeddings.take(data.train)
+            words = bags[data.train].multiply(embeddings.has_text[:, None]).tocsr()
+            inputs = network.inputs(embeddings) * input_scales(network.shape)
+            linear = fit_linear(words, inputs, [target.take(data.train) for target in self.targets])
         hierarchy = learn_hierarchy(self.targets, data.train) if self.hierarchy is None else self.hierarchy
         hierarchy = restrict_hierarchy(hierarchy, self.labels)
         return FittedModels(network, linear, vocabulary, hierarchy, data.train, bags, tuple(history))
@@ -195,4 +198,6 @@ def _learn_words(task: Task, train: Rows) -> tuple[Vocabulary, csr_matrix]:
         single = [target.label_ids[train] for target in task.targets if not target.is_multi_label]
         leading_words = start_with_their_kind(titles, single)
     max_words = min(settings.max_words, _MAX_WORD_WEIGHTS // sum(len(target.labels) for target in task.targets))
-    return task.counts.fit_vocabulary(train, max_words=max_words, has_leading_words=leading_words)
+    return task.counts.fit_vocabulary(
+        train, max_words=max_words, has_leading_words=leading_words, has_pieces=task.has_linear
+    )

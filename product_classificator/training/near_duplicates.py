@@ -24,7 +24,7 @@ from scipy.spatial import KDTree
 
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, Thumbnails
 from product_classificator.text import words_of
-from product_classificator.types import Bools, Rows
+from product_classificator.types import Bools, Rows, Strings
 
 MAX_DIFFERENCE = 2.0
 """Root mean square over the pixels of two thumbnails, in levels of 255."""
@@ -93,13 +93,19 @@ class Signatures:
         return cls(table["text_key"].to_numpy(), table["n_words"].to_numpy(), thumbnails)
 
 
-def near_duplicate_groups(signatures: Signatures, *, across_photos: bool = True) -> Rows:
+def near_duplicate_groups(
+    signatures: Signatures, *, across_photos: bool = True, together: Strings | None = None
+) -> Rows:
     """Return the (n,) group of each product: near-duplicates share a group, directly or in a chain.
 
-    Without `across_photos`, a text alone is not enough if all have photos: families share it across colours.
+    So do products with the same text in `together`, (n,) names of series or sellers, `None` where unknown. Without `across_photos`, a text alone is not enough if all have photos: families share it across colours.
     """
     photo, long_text, text_without_photo = near_duplicate_keys(signatures)
     keys = [photo, text_without_photo, *([long_text] if across_photos else [])]
+    if together is not None:
+        numbers: dict[str, int] = {}
+        named = [0 if name is None else numbers.setdefault(name, len(numbers) + 1) for name in together]
+        keys.append(np.array(named, dtype=np.uint64))
     return _components(len(signatures), [_links(column) for column in keys])
 
 

@@ -78,11 +78,16 @@ class SplitSettings:
     Attributes:
         folds: products are dealt into so many; of more than 50,000 products only the first is judged.
         holdout: share of the products that is judged instead, all at once; 0: folds are.
+        column: column of the table that names the split of each product instead: "train" and "valid" are learned from,
+            every other name is a fold, "test" for one; products without a name are learned from.
+        groups: column of the table whose values are kept together in one fold, such as a seller or a series.
         refit: whether the delivered heads learn from all products in the end, also from those that were held out.
     """
 
     folds: int = 5
     holdout: float = 0.0
+    column: str | None = None
+    groups: str | None = None
     refit: bool = True
 
     def __post_init__(self) -> None:
@@ -90,7 +95,7 @@ class SplitSettings:
             raise DataError(f"folds must be at least 2, got {self.folds}")
         if not 0 <= self.holdout < 1:
             raise DataError(f"holdout must be at least 0 and below 1, got {self.holdout}")
-        if not self.refit and not self.holdout:
+        if not self.refit and not self.holdout and self.column is None:
             raise DataError("without refit, the heads must be judged on a holdout: set holdout, a share like 0.15")
 
     def shares(self, n: int) -> dict[str, float]:

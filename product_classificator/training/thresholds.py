@@ -62,7 +62,7 @@ def fit_blend(target: Target, joint: Floats, linear: Floats) -> Blend:
     counts = target.counts(known)
     log_priors = np.log(np.maximum(counts, 0.5) / max(len(known), 1)).astype(np.float32)
     rows = known[:: -(-len(known) // _BLEND_SAMPLE) or 1]
-    typical = [max(float(logits[rows].std()), _TINY) if len(rows) else 1.0 for logits in (joint, linear)]
+    typical = [std if len(rows) and (std := float(logits[rows].std())) > _TINY else 1.0 for logits in (joint, linear)]
     parts = [joint[rows] / typical[0], linear[rows] / typical[1]]
     if not target.is_multi_label:
         parts.append(np.broadcast_to(log_priors, parts[0].shape))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.split import save_split, split_products
+from product_classificator.catalog.split import read_split, save_split, split_products
 from product_classificator.embeddings.embed import EmbeddedProducts, check_images, count_statuses, embed
 from product_classificator.embeddings.store import EmbeddingStore, own_store
 from product_classificator.encoders import Encoder, load_encoder
@@ -137,16 +137,21 @@ def split_catalog(
     if is_usable.sum() < _FEW_USABLE * len(catalog):
         shown = ", ".join(f"{reason} {count}" for reason, count in set_aside.items())
         logger.warning("%d of %d products are set aside: %s", (~is_usable).sum(), len(catalog), shown)
-    n_usable = int(is_usable.sum())
-    shares = shares or settings.split.shares(n_usable)
+    n_usable, of_split = int(is_usable.sum()), settings.split
+    names = catalog.column(of_split.column) if of_split.column and not shares else None
+    shares = shares or of_split.shares(n_usable)
     if n_usable < len(shares):
         raise DataError(
             f"training needs at least {len(shares)} usable products, found {n_usable} among {len(catalog)}; "
             f"set aside: {set_aside}"
         )
     signatures = Signatures.of(texts, embedded.thumbnails)
-    groups = near_duplicate_groups(signatures)
-    split = split_products(catalog.ids, groups, truth, is_usable, shares, seed=settings.seed)
+    together = catalog.column(of_split.groups) if of_split.groups else None
+    groups = near_duplicate_groups(signatures, together=together)
+    if names is None:
+        split = split_products(catalog.ids, groups, truth, is_usable, shares, seed=settings.seed)
+    else:
+        split = read_split(catalog.ids, names, is_usable, groups)
     products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title, groups)
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
     return SplitCatalog(products, signatures, set_aside, row_warnings)
@@ -180,6 +185,8 @@ class Session:
             raise DataError(
                 f"a characteristic must not be named like the id or the status of predictions: rename {reserved}"
             )
+        for name in filter(None, (settings.split.column, settings.split.groups)):
+            catalog.column(name)
         truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
         hierarchy = None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
         encoder = encoder or load_encoder(settings.encoder)

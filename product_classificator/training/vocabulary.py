@@ -49,7 +49,7 @@ class CountedTexts:
         return cls(counts, counter.get_feature_names_out().astype(object), segments)
 
     def fit_vocabulary(
-        self, train: Rows, *, max_words: int = 100_000, min_texts: int = 2, has_leading_words: bool = False
+        self, train: Rows, *, max_words: int = 100_000, min_texts: int = 2, has_leading_words: bool = False, has_pieces: bool = True
     ) -> tuple[Vocabulary, BagOfWords]:
         """Learn the words of `train` rows, and return the bags of words of all texts.
 
@@ -66,7 +66,7 @@ class CountedTexts:
         is_common = n_texts >= min_texts
         words = np.flatnonzero(is_common & ~is_piece & (has_leading_words | ~is_leading))
         pieces = np.flatnonzero(is_common & is_piece & (n_texts <= _MAX_PIECE_SHARE * len(train)))
-        pairs = ((words, max_words), (pieces, max_words // 2))
+        pairs = ((words, max_words), (pieces, max_words // 2 * has_pieces))
         kept = np.concatenate([np.sort(k[np.argsort(-n_texts[k], kind="stable")[:limit]]) for k, limit in pairs])
         idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
         vocabulary = replace(
