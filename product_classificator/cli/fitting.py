@@ -74,8 +74,8 @@ def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Ca
     changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
     changes["allow_missing_photos"] = training.allow_missing_photos or None
     if isinstance(options, Train):
-        judging = {"folds": options.folds, "holdout": options.holdout, "refit": False if options.no_refit else None}
-        changes |= {f"split.{name}": value for name, value in judging.items()}
+        changes |= {f"split.{name}": getattr(options, name) for name in ("folds", "holdout", "groups")}
+        changes |= {"split.column": options.split_column, "split.refit": False if options.no_refit else None}
     settings = read_settings(training.config, changes)
     labels, multi_label = names(training.characteristics, columns), names(training.multi_label, columns) or []
     return settings, open_catalog(table, columns, options.products, labels, multi_label)

@@ -55,7 +55,9 @@ def fit_linear(words: BagOfWords, inputs: Floats, targets: Sequence[Target]) -> 
     for members in sorted(same_rows.values(), key=lambda members: len(members[0][0])):
         rows = members[0][0]
         if len(rows):
-            signs = [(2 * target.indicators[rows].toarray() - 1) * target.is_known[rows, None] for _, target, _ in members]
+            signs = [
+                (2 * target.indicators[rows].toarray() - 1) * target.is_known[rows, None] for _, target, _ in members
+            ]
             of_rows = products if len(rows) == n else products[np.ix_(rows, rows)]  # of all rows: the last
             factor = cho_factor(of_rows, lower=True, overwrite_a=True, check_finite=False)
             labels = np.concatenate([np.arange(of_target.start, of_target.stop) for *_, of_target in members])

@@ -98,7 +98,8 @@ def near_duplicate_groups(
 ) -> Rows:
     """Return the (n,) group of each product: near-duplicates share a group, directly or in a chain.
 
-    So do products with the same text in `together`, (n,) names of series or sellers, `None` where unknown. Without `across_photos`, a text alone is not enough if all have photos: families share it across colours.
+    So do products with the same name in `together`, (n,) names of series or sellers, `None` where unknown. Without
+    `across_photos`, a text alone is not enough if all have photos: families share it across colours.
     """
     photo, long_text, text_without_photo = near_duplicate_keys(signatures)
     keys = [photo, text_without_photo, *([long_text] if across_photos else [])]
