@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from product_classificator.errors import DataError
-from product_classificator.types import Predictions, strings
+from product_classificator.types import Decisions, Predictions, strings
 
 SHARES = np.array([[0.9, 0.3, 0.6], [0.1, 0.1, 0.2], [np.nan] * 3], np.float32)
 
@@ -37,3 +37,50 @@ def test_of_a_single_label_the_list_holds_the_one():
     shares = np.array([[0.7, 0.3], [np.nan, np.nan]], np.float32)
     predictions = Predictions(strings(["1", "2"]), {"sex": ("men", "women")}, {"sex": shares}, np.array([True, False]))
     assert predictions.labels_of("sex") == [["men"], None]
+
+
+def of_sizes(shares, **options):
+    ids = strings([str(number) for number in range(len(shares))])
+    probabilities = {"size": np.array(shares, np.float32)}
+    return Predictions(ids, {"size": ("s", "m", "l")}, probabilities, np.ones(len(shares), bool), **options)
+
+
+def test_a_favoured_label_is_predicted_though_it_is_not_the_most_probable():
+    shares = [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]]
+    favoured = of_sizes(shares, favours={"size": np.array([1, 1, 3], np.float32)})
+    assert favoured.best("size").tolist() == ["l", "s"]
+    assert favoured.confidence("size") == pytest.approx([0.2, 0.8])  # how probable it is stays as it is
+    assert [label for label, _ in favoured.top("size")[0]] == ["l", "s", "m"]
+    assert [share for _, share in favoured.top("size", 2)[0]] == pytest.approx([0.2, 0.5])
+    assert favoured.predicted("size") == ["l", "s"]
+    assert of_sizes(shares).best("size").tolist() == ["s", "s"]
+
+
+def test_where_nothing_is_predicted_favours_change_nothing():
+    nothing = of_sizes([[np.nan] * 3], favours={"size": np.array([1, 1, 3], np.float32)})
+    assert (nothing.best("size").tolist(), nothing.confidence("size").tolist()) == ([None], [0])
+    assert nothing.top("size") == [[]]
+
+
+def decided(shares, accepted, **options):
+    masks = np.array(accepted), np.zeros(len(accepted), bool)
+    return of_sizes(shares, decisions=Decisions(0.9, {"size": masks[0]}, masks[1]), **options)
+
+
+def test_predictions_of_the_same_heads_are_added_row_after_row():
+    favours = {"size": np.array([1, 1, 3], np.float32)}
+    one = decided([[0.5, 0.3, 0.2]], [True], favours=favours)
+    two = decided([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05]], [False, True], favours=favours)
+    both = one + two
+    assert both.ids.tolist() == ["0", "0", "1"]
+    assert both.best("size").tolist() == [*one.best("size"), *two.best("size")] == ["l", "m", "s"]
+    assert both.is_known.tolist() == [True] * 3
+    assert both.decisions["size"].tolist() == ["auto", "review", "auto"]
+    assert both.decisions.is_out_of_distribution.tolist() == [False] * 3
+    assert (both.decisions.min_precision, both.explainer, both.status) == (0.9, None, None)
+
+
+def test_predictions_of_which_some_are_not_decided_are_not_decided_when_they_are_added():
+    one, two = decided([[0.5, 0.3, 0.2]], [True]), of_sizes([[0.1, 0.8, 0.1]])
+    assert (one + two).decisions is None
+    assert len(one + two) == 2

@@ -250,8 +250,8 @@ class _Judged:
     def out_of_fold(self, characteristics: Sequence[Characteristic]) -> OutOfFold:
         """Return the predictions of all products, each part by what follows from the other parts.
 
-        `characteristics` are those that are delivered: the decision thresholds of the parts differ from theirs, so
-        probabilities are moved by as much.
+        `characteristics` are those that are delivered: the decision thresholds and the favours of the parts differ from
+        theirs, so probabilities are moved by as much, which keeps the labels that are predicted.
         """
         n = len(self.rows)
         probabilities = {item.name: np.empty((n, len(item.labels)), dtype=np.float32) for item in characteristics}
@@ -264,13 +264,7 @@ class _Judged:
             is_novel[is_part] = (self.novelty[is_part] > np.array(limits)).any(1)
             for item, delivered in zip(of_part, characteristics, strict=True):
                 promises[item.name][is_part] = promises_of(item, predictions.confidence(item.name))
-                moved = predictions.probabilities[item.name]
-                if item.decision_thresholds and delivered.decision_thresholds:
-                    own, common = (
-                        np.array(t, np.float32) for t in (item.decision_thresholds, delivered.decision_thresholds)
-                    )
-                    moved = expit(logit(moved) - logit(own) + logit(common))
-                probabilities[item.name][is_part] = moved
+                probabilities[item.name][is_part] = _moved(predictions.probabilities[item.name], item, delivered)
         order = np.argsort(self.rows)
         judged = OutOfFold(self.rows, probabilities, promises, is_novel)
         return judged.take(order)
@@ -279,3 +273,14 @@ class _Judged:
         """Return each target with its columns of logits."""
         columns = columns_of([len(target.labels) for target in self.task.targets])
         return list(zip(self.task.targets, columns, strict=True))
+
+
+def _moved(probabilities: Floats, own: Characteristic, delivered: Characteristic) -> Floats:
+    """Return (n, k) probabilities for which a delivered characteristic predicts what the own one does."""
+    if own.decision_thresholds and delivered.decision_thresholds:
+        before, after = (np.array(item.decision_thresholds, np.float32) for item in (own, delivered))
+        shifted: Floats = expit(logit(probabilities) - logit(before) + logit(after))
+        return shifted
+    moved = probabilities * (own.favours / delivered.favours)
+    moved /= moved.sum(1, keepdims=True)
+    return moved

@@ -2,6 +2,7 @@ import pytest
 
 from product_classificator.errors import DataError
 from product_classificator.training import TrainSettings, read_settings
+from product_classificator.training.settings import MAX_CROSS_FITTED, SplitSettings
 
 
 def write(tmp_path, text):
@@ -48,3 +49,31 @@ def test_a_value_in_place_of_a_table_is_named_before_changes_are_applied(tmp_pat
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"settings must be a TOML file: .*none\.toml"):
         read_settings(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"folds": 1}, "folds must be at least 2, got 1"),
+        ({"holdout": 1.0}, "holdout must be at least 0 and below 1, got 1.0"),
+        ({"holdout": -0.1}, "holdout must be at least 0 and below 1, got -0.1"),
+        ({"refit": False}, "without refit, the heads must be judged on a holdout: set holdout, a share like 0.15"),
+    ],
+)
+def test_a_split_that_judges_nothing_is_refused(wrong, message):
+    with pytest.raises(DataError, match=message):
+        SplitSettings(**wrong)
+
+
+def test_products_are_dealt_into_equal_folds():
+    assert SplitSettings(folds=4).shares(1000) == {"1": 0.25, "2": 0.25, "3": 0.25, "4": 0.25}
+
+
+def test_a_holdout_is_judged_instead_of_folds():
+    assert SplitSettings(holdout=0.25, refit=False).shares(1000) == {"train": 0.75, "test": 0.25}
+
+
+def test_of_very_many_products_one_fold_is_judged():
+    assert len(SplitSettings().shares(MAX_CROSS_FITTED)) == 5
+    assert SplitSettings().shares(MAX_CROSS_FITTED + 1) == {"train": 0.8, "test": 0.2}
+    assert SplitSettings(holdout=0.1).shares(MAX_CROSS_FITTED + 1) == {"train": 0.9, "test": 0.1}
