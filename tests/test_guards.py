@@ -189,6 +189,7 @@ def test_answering_needs_nothing_of_fitting(tmp_path):
     table.write_text("nm,title\n1,Чашка\n2,Ваза\n", encoding="utf-8")
     answering = ("catalog", "embeddings", "encoders", "heads", "runs", "classificator")
     modules = [module for module in PATHS if room_of(module) in answering and not needs_torch(module)]
+    modules.append("product_classificator.cli.answering")  # predict, embed and info start in a second
     code = f"""
 import importlib, sys
 class NotInstalled:

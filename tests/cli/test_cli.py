@@ -58,9 +58,36 @@ def stored(trained):
 def test_train_prints_the_scores_and_what_to_do_next(trained):
     run, printed = trained
     assert "150 products; id nm; text description; photos by nm" in printed.replace("\n", " ")
-    assert "macro-F1" in printed
+    assert (
+        "was judged by heads fitted without its fold (5 folds); the delivered heads learn from all products." in printed
+    )
+    assert re.search(r"\nmean +0\.\d{3} *\n", printed)  # sums over characteristics would be no numbers of products
     assert "next:   product-classificator predict" in printed
     assert (run / "report/report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "judged"),
+    [
+        (["--folds", 2], "fitted without its fold (2 folds); the delivered heads learn from all products."),
+        (
+            ["--holdout", 0.3],
+            "a holdout of 30 %, were judged by heads fitted without them; the delivered heads learn from all",
+        ),
+        (
+            ["--holdout", 0.3, "--no-refit"],
+            "a holdout of 30 %, were judged by heads fitted without them; the delivered heads learn from the others.",
+        ),
+    ],
+    ids=["folds", "holdout", "no refit"],
+)
+def test_folds_and_holdout_are_options(files, tmp_path, options, judged):
+    (tmp_path / "settings.toml").write_text("[split]\nfolds = 7\n[heads]\nepochs = 1\nhidden = 8\n")
+    shared = ["--text", "description", "--characteristics", "kind", "--config", tmp_path / "settings.toml"]
+    assert judged in call("train", files[1], *shared, "--out", tmp_path / "run", *options)
+    report = (tmp_path / "run/report/report.md").read_text("utf-8")
+    assert judged in report
+    assert ("## Scores by fold" in report) == ("folds" in judged)
 
 
 def test_export_prints_what_an_export_needs_and_it_predicts_as_the_run(trained, lite_export, files):
@@ -73,15 +100,18 @@ def test_export_prints_what_an_export_needs_and_it_predicts_as_the_run(trained, 
     assert "needs a folder of its own" in call("export", trained[0], "--out", files[0], code=1)
 
 
-def test_evaluate_writes_the_scores_of_the_test_split(trained, files):
+def test_evaluate_on_the_table_of_a_run_writes_the_scores_of_its_report(trained, files):
     folder, table, images = files
     printed = call("evaluate", trained[0], table, "--images", images, "--json", folder / "scores.json")
     scores = json.loads((folder / "scores.json").read_text())
     reported = json.loads((trained[0] / "report/report.json").read_text())["evaluation"]
-    assert scores["mean_macro_f1"] == reported["mean_macro_f1"]
+    assert scores == reported
     assert {"macro_f1", "accuracy", "n", "unknown_labels"} <= set(scores["characteristics"]["kind"])
-    assert "left out because the run was trained on them" in printed.replace("\n", " ")
-    assert "(0 of these share only an id with a training product" in printed.replace("\n", " ")
+    n = reported["products"]
+    assert (
+        f"{n} products scored, {n} of them the run's own, predicted by heads fitted without them; 0 left out" in printed
+    )
+    assert "(0 of these share only an id with a training product" in printed
 
 
 def test_predict_writes_a_file_and_counts_rows_with_warnings(trained, files):
@@ -233,6 +263,8 @@ def test_an_interrupted_process_ends_with_its_exit_code(long_work, tmp_path):
         (["train", "nothing.parquet", "--out", "x"], 1, "there is no file nothing.parquet"),
         (["train", "{table}", "--out", "x", "--text", "descripton"], 1, "did you mean 'description'"),
         (["train", "{table}", "--out", "x", "--text", "description"], 1, "training needs characteristics"),
+        (["train", "{table}", "--out", "x", "--folds", "1"], 1, "folds must be at least 2, got 1"),
+        (["train", "{table}", "--out", "x", "--no-refit"], 1, "the heads must be judged on a holdout: set holdout"),
         (["evaluate", "{folder}", "{table}"], 1, "is not a finished run"),
         (["predict", "{run}", "{table}", "--out", "p.xlsx"], 1, "predictions are written as .parquet, .csv, .jsonl"),
         (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
@@ -272,6 +304,7 @@ def test_demo_prints_scores_three_products_and_the_next_step(tmp_path):
     printed = call("demo", "--out", tmp_path / "demo", "--products", 80)
     assert "SYNTHETIC" in printed
     assert printed.count("category") > 3
+    assert "Three products, predicted by heads that never saw them" in printed
     assert (tmp_path / "demo/predictions.parquet").is_file()
     assert "Your own products:" in printed
 
