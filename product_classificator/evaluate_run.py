@@ -6,8 +6,9 @@ denote other products needs other ids.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from product_classificator.heads import MIN_PRECISION
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training.near_duplicates import Signatures, is_near_duplicate, near_duplicate_groups
-from product_classificator.types import LEARNED, Bools, Predictions, Rows
+from product_classificator.types import LEARNED, Bools, Decisions, Predictions, Rows
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,19 @@ def judge_products(
     embeddings, texts = products.take(new), catalog.texts().take(new)
     of_new = bundle.with_decisions(bundle.predict(embeddings, texts, names), embeddings, texts, min_precision)
     of_own = bundle.judged(out_of_fold.take(position[run_rows[own]]), catalog.ids[own], min_precision, names)
-    return JudgedProducts(np.append(own, new), of_own + of_new, len(own), is_usable, is_seen, is_alike)
+    parts = ("ids", "probabilities", "is_known", "decisions")
+    predictions = replace(of_own, **{part: _join(getattr(of_own, part), getattr(of_new, part)) for part in parts})
+    return JudgedProducts(np.append(own, new), predictions, len(own), is_usable, is_seen, is_alike)
+
+
+def _join(first: Any, second: Any) -> Any:
+    """Return arrays end to end, also those in mappings and decisions."""
+    if isinstance(first, np.ndarray):
+        return np.concatenate([first, second])
+    if isinstance(first, Decisions):
+        novel = _join(first.is_out_of_distribution, second.is_out_of_distribution)
+        return Decisions(first.min_precision, _join(first.accepted, second.accepted), novel)
+    return {name: _join(first[name], second[name]) for name in first}
 
 
 def evaluate_run(

@@ -4,7 +4,7 @@ Arrays are row-aligned: row i of every array belongs to `ids[i]`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -249,27 +249,6 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def __add__(self, other: "Predictions") -> "Predictions":
-        """Return the predictions of both, by the same heads and with the same decisions to make."""
-
-        def both(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: np.concatenate([a[name], b[name]]) for name in a}
-
-        return replace(
-            self,
-            **both({"ids": self.ids, "is_known": self.is_known}, {"ids": other.ids, "is_known": other.is_known}),
-            probabilities=both(self.probabilities, other.probabilities),
-            decisions=self.decisions
-            and other.decisions
-            and Decisions(
-                self.decisions.min_precision,
-                both(self.decisions.accepted, other.decisions.accepted),
-                np.append(self.decisions.is_out_of_distribution, other.decisions.is_out_of_distribution),
-            ),
-            explainer=None,
-            status=None,
-        )
 
     @property
     def characteristics(self) -> tuple[str, ...]:
