@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from product_classificator.catalog.split import (
     load_split,
+    read_split,
     save_split,
     split_products,
     stratify,
@@ -103,3 +104,23 @@ def test_each_of_any_number_of_folds_gets_its_share_of_a_label():
     assert (fold[::2] == fold[1::2]).all()
     assert {np.count_nonzero((fold == i) & (truth["sex"] == "a")) for i in range(10)} == {2, 4}
     assert all(18 <= np.count_nonzero(fold == i) <= 22 for i in range(10))
+
+
+def test_a_column_of_splits_may_say_them_as_people_do():
+    names = strings(["Train", "val", "TESTING", None, "dev", "test", "fold7"])
+    usable = np.array([True] * 5 + [False, True])
+    split = read_split(ids(7), names, usable, np.arange(7))
+    assert split.names.tolist() == ["train", "valid", "test", "train", "valid", "", "fold7"]
+    assert split.folds == ["fold7", "test"]
+
+
+@pytest.mark.parametrize("names", [["train"] * 4, ["test"] * 4, [None, None, "valid", "train"]])
+def test_a_column_of_splits_that_judges_or_learns_from_nothing_is_refused(names):
+    with pytest.raises(DataError, match="must name one to learn from and one to judge, like train and test, got"):
+        read_split(ids(4), strings(names), np.ones(4, dtype=bool), np.arange(4))
+
+
+def test_near_identical_products_in_two_splits_of_a_column_are_a_warning(caplog):
+    names, groups = strings(["train", "train", "test", "test"]), np.array([0, 1, 1, 2])
+    read_split(ids(4), names, np.ones(4, dtype=bool), groups)
+    assert "1 products of the folds are near-identical to products of another split" in caplog.text

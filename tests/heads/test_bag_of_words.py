@@ -92,3 +92,18 @@ def test_many_titles_are_weighed_block_by_block(monkeypatch) -> None:
     assert (fit_vocabulary(texts, has_title=True)[1] != rows).nnz == 0
     assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
     assert bag_of_words(vocabulary, []).shape == (0, len(vocabulary))
+
+
+def test_pieces_are_the_ends_of_words_and_what_is_between_the_ends() -> None:
+    assert pieces_of("чашка") == ["*шка", "*ашка", "*ашк*"]
+    assert pieces_of("мяч") == pieces_of("") == pieces_of("!!!") == []
+    words = [f"чашка{letter}" for letter in "абвгдежз"]
+    assert pieces_of(" ".join([*words, "тарелка"])) == pieces_of(" ".join(words))  # the first 8 words name the product
+
+
+def test_pieces_join_words_that_differ_in_how_they_begin() -> None:
+    texts = ["автокресло", "кресло", *(f"{letter}{letter}" for letter in "абвгдежзи")]
+    vocabulary = fit(texts)
+    assert all(word.startswith("*") for word in vocabulary.words)
+    assert bag_of_words(vocabulary, ["фотокресло"]).nnz > 3
+    assert np.isclose(np.linalg.norm(bag_of_words(vocabulary, ["фотокресло"]).toarray()), 1)

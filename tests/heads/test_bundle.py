@@ -314,3 +314,37 @@ def test_what_could_not_be_loaded_is_no_bundle(fitted: FittedHeads) -> None:
         replace(bundle, novelty=replace(bundle.novelty, image=bundle.novelty.image[:, 1:]))
     with pytest.raises(ValueError, match="the vocabulary 0"):
         replace(bundle, vocabulary=Vocabulary())
+
+
+def test_priors_and_pieces_of_words_survive_saving(
+    fitted: FittedHeads, products: LabelledProducts, tmp_path: Path
+) -> None:
+    texts = [f"{text} товар{row % 80}" for row, text in enumerate(products.texts)]
+    settings = HeadSettings(epochs=1, hidden=8)
+    bundle = fit_heads(replace(products, texts=texts), settings, refit=False).bundle
+    changed = [
+        replace(item, log_priors=tuple(-float(number) for number in range(len(item.labels))))
+        for item in bundle.characteristics
+    ]
+    bundle = replace(bundle, characteristics=tuple(changed))
+    bundle.save(tmp_path / "heads")
+    loaded = HeadBundle.load(tmp_path / "heads")
+    assert 0 < loaded.vocabulary.n_whole < len(loaded.vocabulary) == loaded.network.shape.n_words
+    assert loaded["kind"].log_priors == (0, -1, -2)
+    assert loaded.digest == bundle.digest
+    one, two = (heads.predict(products.embeddings, texts) for heads in (bundle, loaded))
+    for name in one.characteristics:
+        assert np.array_equal(one.probabilities[name], two.probabilities[name])
+        assert one.best(name).tolist() == two.best(name).tolist()
+    plain = replace(bundle, characteristics=tuple(replace(item, log_priors=()) for item in changed))
+    without = plain.predict(products.embeddings, texts)
+    assert one.best("kind").tolist() == without.best("kind").tolist()  # priors decide how probable, not which
+    assert one.probabilities["kind"][:, 2].mean() < without.probabilities["kind"][:, 2].mean()
+    assert plain.digest != bundle.digest
+
+
+@pytest.mark.parametrize("log_priors", [[0.0], [0.0, 0.0, float("inf")]])
+def test_priors_that_make_no_sense_are_refused(saved: Path, log_priors: list[float]) -> None:
+    change_characteristic(saved, "kind", log_priors=log_priors)
+    with pytest.raises(ArtifactError, match="kind needs a finite prior for each of its labels"):
+        HeadBundle.load(saved)

@@ -15,7 +15,7 @@ from product_classificator.training import FittedHeads, HeadSettings, LabelledPr
 from product_classificator.training.epochs import log_odds, multi_label_loss
 from product_classificator.training.targets import Target
 from product_classificator.training.thresholds import calibrate, fit_decision_thresholds, fit_multi_label_temperature
-from product_classificator.types import Strings, strings
+from product_classificator.types import Split, Strings, strings
 from tests.heads.test_bundle import change_characteristic, change_manifest
 from tests.tiny_catalog import COLOURS, KINDS, rows_of
 
@@ -188,3 +188,22 @@ def test_without_products_decision_thresholds_are_a_half() -> None:
         0.5,
         0.5,
     ]
+
+
+def test_what_is_assigned_out_of_fold_is_what_the_thresholds_of_the_other_folds_say(
+    marked: LabelledProducts, quick: HeadSettings
+) -> None:
+    """Thresholds of the folds differ from the delivered ones: probabilities are moved, so that both assign the same."""
+    split = Split(marked.split.ids, strings([str(1 + row % 3) for row in range(240)]))
+    crossed = fit_heads(replace(marked, split=split, truth={"marks": marked.truth["marks"]}), replace(quick, epochs=5))
+    predictions = crossed.bundle.judged(crossed.out_of_fold, marked.split.ids)
+    assert predictions.decision_thresholds == {"marks": crossed.bundle["marks"].decision_thresholds}
+    shares = predictions.probabilities["marks"]
+    assert ((shares >= 0) & (shares <= 1)).all()
+    known = np.array([item is not None for item in marked.truth["marks"]])
+    found, truth = predictions.best("marks")[known], marked.truth["marks"][known]
+    labels = crossed.bundle.labels["marks"]
+    assigned, expected = (np.array([[label in item for label in labels] for item in sets]) for sets in (found, truth))
+    assert f1_score(expected, assigned, average="macro") > 0.85
+    assert predictions.decisions is not None
+    assert (crossed.out_of_fold.promises["marks"] > 0).any()

@@ -12,8 +12,10 @@ from product_classificator.training.targets import Target
 from product_classificator.training.thresholds import (
     calibrate,
     confidence_thresholds,
+    fit_blend,
     fit_multi_label_temperature,
     fit_temperature,
+    promises_of,
     with_confidence_thresholds,
 )
 from product_classificator.types import Bools, Floats, Predictions, Rows, strings
@@ -185,3 +187,101 @@ def test_a_promise_is_broken_in_one_of_ten_draws_at_most(n: int, group_size: int
 def test_a_group_of_near_identical_products_proves_as_little_as_one_product() -> None:
     sure = np.ones(200, dtype=np.float32)
     assert confidence_thresholds(sure, sure > 0, np.zeros(200, np.int64))[-1][0] <= 0.1
+
+
+LABELS = ("a", "b", "c")
+
+
+def of(label_ids: Rows) -> Target:
+    """Return what is known where -1 is not."""
+    return Target.of("kind", LABELS, strings([*LABELS, None])[label_ids])
+
+
+def test_a_blend_leaves_noise_alone_and_trusts_the_model_that_knows() -> None:
+    logits, label_ids = drawn(1500, 3, 1.0)
+    noise = np.random.default_rng(5).standard_normal(logits.shape, dtype=np.float32)
+    for joint, linear in ((logits, noise), (noise, logits)):
+        blend = fit_blend(of(label_ids), joint, linear)
+        shares = {"knows": blend.joint, "noise": blend.linear}
+        if joint is noise:
+            shares = {"knows": blend.linear, "noise": blend.joint}
+        assert shares["noise"] < 0.1 * shares["knows"]
+        found = softmax(blend.logits(joint, linear), 1)
+        assert surprise(found, label_ids) < surprise(softmax(logits, 1), label_ids) + 0.01
+
+
+def test_two_models_that_each_know_a_half_are_better_together() -> None:
+    logits, label_ids = drawn(3000, 3, 1.0)
+    noise = np.random.default_rng(6).normal(0, 1.5, logits.shape).astype(np.float32)
+    joint, linear = logits + noise, 3 * (logits - noise)
+    blend = fit_blend(of(label_ids), joint, linear)
+    assert blend.joint == pytest.approx(3 * blend.linear, rel=0.1)  # equally large in the end
+    assert (blend.logits(joint, linear).argmax(1) == label_ids).mean() > (joint.argmax(1) == label_ids).mean() + 0.05
+
+
+def test_few_products_change_little_of_equal_shares() -> None:
+    logits, label_ids = drawn(3, 3, 1.0)
+    noise = np.random.default_rng(5).standard_normal(logits.shape, dtype=np.float32)
+    blend = fit_blend(of(label_ids), logits / logits.std(), noise / noise.std())
+    assert 0.3 < blend.linear < 1.5
+    assert 0.3 < blend.joint < 2
+
+
+@pytest.mark.parametrize("constant", [0.0, 5.0])
+def test_a_model_that_says_the_same_of_everything_gets_no_huge_share(constant: float) -> None:
+    logits, label_ids = drawn(500, 3, 1.0)
+    same = np.full_like(logits, constant)
+    for blend in (fit_blend(of(label_ids), logits, same), fit_blend(of(label_ids), same, logits)):
+        assert 0 <= max(blend.joint, blend.linear) < 5
+        assert np.isfinite(blend.logits(logits, same)).all()
+
+
+def test_unknown_labels_change_no_blend_and_may_be_all_there_is() -> None:
+    logits, label_ids = drawn(400, 3, 1.0)
+    other = logits[::-1]
+    fitted = fit_blend(of(label_ids[:200]), logits[:200], other[:200])
+    label_ids[200:] = -1
+    blend = fit_blend(of(label_ids), logits, other)
+    assert (blend.joint, blend.linear) == (fitted.joint, fitted.linear)
+    unknown = fit_blend(of(np.full(400, -1)), logits, other)
+    assert (unknown.joint, unknown.linear, unknown.offsets.tolist()) == (1, 1, [0, 0, 0])
+
+
+def imbalanced(n: int, seed: int) -> tuple[Floats, Rows]:
+    """Return logits that treat all labels alike, of products of which few have the last ones."""
+    random = np.random.default_rng(seed)
+    label_ids = random.choice(3, n, p=[0.9, 0.08, 0.02])
+    return (1.5 * np.eye(3)[label_ids] + random.normal(size=(n, 3))).astype(np.float32) * np.float32(1.5), label_ids
+
+
+def test_probabilities_of_rare_labels_are_right_though_rare_labels_are_favoured() -> None:
+    logits, label_ids = imbalanced(6000, 0)
+    kind = Characteristic("kind", LABELS, *fit_temperature(logits, label_ids))
+    new, truth = imbalanced(20_000, 1)
+    scores = kind.scores(new)
+    shares = kind.with_priors(scores)
+    predictions = Predictions(
+        strings([str(i) for i in range(len(new))]),
+        {"kind": LABELS},
+        {"kind": shares},
+        np.ones(len(new), bool),
+        favours={"kind": kind.favours},
+    )
+    assert (predictions.best("kind") == strings(LABELS)[new.argmax(1)]).all()
+    assert shares.mean(0) == pytest.approx(np.bincount(truth) / len(truth), abs=0.02)
+    for column in (1, 2):
+        is_best = new.argmax(1) == column
+        right = (truth[is_best] == column).mean()
+        assert predictions.confidence("kind")[is_best].mean() == pytest.approx(right, abs=0.05)
+        assert scores[is_best, column].mean() > right + 0.15  # without the prior they are overconfident
+    assert surprise(shares, truth) < surprise(scores, truth) - 0.1
+
+
+def test_a_promise_is_the_highest_that_a_confidence_keeps() -> None:
+    kind = Characteristic("kind", LABELS, confidence_thresholds=((0.8, 0.0), (0.9, 0.5), (0.95, 0.7)))
+    confidence = np.array([0.0, 0.49, 0.5, 0.7, 1.0], np.float32)
+    assert promises_of(kind, confidence) == pytest.approx([0.8, 0.8, 0.9, 0.95, 0.95])
+    assert promises_of(Characteristic("kind", LABELS), confidence).tolist() == [0] * 5
+    for precision in (0.8, 0.9, 0.95):
+        accepted = promises_of(kind, confidence) >= np.float32(precision)
+        assert accepted.tolist() == (confidence >= threshold_for(kind.confidence_thresholds, precision)).tolist()

@@ -2,8 +2,10 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save
 
 from product_classificator.catalog import read_catalog
 from product_classificator.catalog.split import load_split
@@ -201,3 +203,31 @@ def test_a_damaged_run_is_refused(tiny_training, tmp_path, change, message):
     (tmp_path / "run.json").write_text("{" if change is None else json.dumps({**facts, **change}))
     with pytest.raises(ArtifactError, match=message):
         Run.load(tmp_path)
+
+
+def test_out_of_fold_predictions_survive_saving(tiny_training):
+    saved, loaded = tiny_training.fitted.out_of_fold, Run.load(tiny_training.run.folder).load_out_of_fold()
+    assert np.array_equal(saved.rows, loaded.rows)
+    assert np.array_equal(saved.is_out_of_distribution, loaded.is_out_of_distribution)
+    assert loaded.probabilities.keys() == loaded.promises.keys() == {"kind", "colour"}
+    for name in ("kind", "colour"):
+        assert np.array_equal(saved.probabilities[name], loaded.probabilities[name])
+        assert np.array_equal(saved.promises[name], loaded.promises[name])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"half"])
+def test_damaged_out_of_fold_predictions_are_refused(tiny_run, content):
+    whole = tiny_run.out_of_fold.read_bytes()
+    tiny_run.out_of_fold.unlink()
+    if content is not None:
+        tiny_run.out_of_fold.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    with pytest.raises(ArtifactError, match=r"out_of_fold.safetensors is missing or damaged .*: train again"):
+        tiny_run.load_out_of_fold()
+
+
+def test_out_of_fold_predictions_without_a_row_each_are_refused(tiny_run):
+    saved = tiny_run.load_out_of_fold()
+    arrays = {"rows": saved.rows[1:], "is_out_of_distribution": saved.is_out_of_distribution}
+    tiny_run.out_of_fold.write_bytes(save(arrays))
+    with pytest.raises(ArtifactError, match=r"missing or damaged \(every array must have one row per id"):
+        tiny_run.load_out_of_fold()

@@ -8,6 +8,7 @@ from product_classificator.heads import HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
 from product_classificator.training.vocabulary import (
+    CountedTexts,
     bag_of_words,
     start_with_their_kind,
     words_of_labels,
@@ -140,3 +141,28 @@ def test_label_names_weigh_what_training_products_support_and_less_where_there_a
     assert lengths["kind"][:199] == [0] * 199
     assert lengths["kind"][199] == pytest.approx(15, abs=1)
     assert lengths["marks"] == [pytest.approx(60), 0]
+
+
+@pytest.mark.parametrize("has_title", [False, True])
+def test_words_of_training_texts_are_those_that_these_texts_alone_would_give(has_title: bool) -> None:
+    names, _ = titles(60, kind_first=True)
+    texts = [f"{name} товар{row % 8}\nпродаётся {name[::-1]}" for row, name in enumerate(names)]
+    train = np.arange(0, 60, 3)
+    alone = [texts[row] for row in train]
+    found, rows = fit_vocabulary([*texts, "новое слово слово", "новое"], train, has_title=has_title)
+    expected, rows_alone = fit_vocabulary(alone, has_title=has_title)
+    assert (found.words, found.n_whole) == (expected.words, expected.n_whole)
+    assert np.array_equal(found.idf, expected.idf)
+    assert (rows[train] != rows_alone).nnz == 0
+    assert (rows != bag_of_words(expected, [*texts, "новое слово слово", "новое"])).nnz == 0
+    assert found.n_whole < len(found)
+
+
+def test_pieces_that_every_fifth_text_has_are_dropped_and_those_of_one_text() -> None:
+    texts = [f"{'кружка' if row < 3 else 'лампа' if row < 10 else f'набор{row}'} {row}" for row in range(20)]
+    pieces = {word for word in fit(texts).words if word.startswith("*")}
+    assert "*жка" in pieces
+    assert "*мпа" not in pieces  # of 7 texts in 20
+    counts = CountedTexts.of(texts)
+    plain, _ = counts.fit_vocabulary(np.arange(20), has_pieces=False)
+    assert plain.words == fit(texts).words[: plain.n_whole]
