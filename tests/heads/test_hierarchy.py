@@ -72,7 +72,7 @@ def test_three_levels_are_as_likely_as_their_best_assignments() -> None:
     is_wrong = given["a"].argmax(1) // 2 != given["b"].argmax(1)
     is_wrong |= given["b"].argmax(1) // 2 != given["c"].argmax(1)
     consistent = reconcile(given, labels, hierarchy)
-    weigh = {"c": 1.0, "b": 0.7, "a": 0.7**2}
+    weigh = {"c": 1.0, "b": 0.5, "a": 0.5**2}
     log = {name: weigh[name] * np.log(np.maximum(matrix, 1e-12).astype(np.float64)) for name, matrix in given.items()}
     leaf = np.arange(8)
     scores = log["a"] + log["b"][:, leaf // 2] + log["c"][:, leaf // 4]  # of every assignment: a leaf decides all
