@@ -108,7 +108,7 @@ def _findings(
         split = split_catalog(catalog, embedded, TrainSettings(seed=settings.seed), TrainSettings().split.shares(0))
         # A taxonomy that the run was given holds here too; a hierarchy that it learned may follow from wrong labels.
         hierarchy = bundle.hierarchy if run.settings.get("taxonomy") else None
-        fitted = fit_heads(split.products, settings, hierarchy=hierarchy, encoder=encoder, on_stage=callbacks.on_stage)
+        fitted = fit_heads(split.products, settings, hierarchy=hierarchy, encoder=encoder, callbacks=callbacks)
         rows = fitted.out_of_fold.rows
         predictions = fitted.bundle.judged(fitted.out_of_fold, embeddings.ids[rows])
     compared = findings.compare_labels(predictions, truth, rows)

@@ -6,8 +6,7 @@ novelty (`thresholds`); those that judge a fold, from the other folds alone. The
 products. Both models add up their logits, so in the end they are one network.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -19,7 +18,7 @@ from product_classificator.heads.bundle import HeadBundle, consistent_probabilit
 from product_classificator.heads.calibration import Characteristic
 from product_classificator.heads.hierarchy import Hierarchy
 from product_classificator.heads.network import Network, columns_of
-from product_classificator.training.epochs import EpochFacts
+from product_classificator.training.epochs import Callbacks, EpochFacts
 from product_classificator.training.fit import FittedModels, Task, input_scales, labels_to_learn
 from product_classificator.training.linear import MAX_PRODUCTS
 from product_classificator.training.settings import HeadSettings
@@ -35,8 +34,6 @@ from product_classificator.training.thresholds import (
 )
 from product_classificator.training.vocabulary import CountedTexts
 from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Predictions, Rows, Split
-
-logger = logging.getLogger(__name__)
 
 _DEFAULTS = HeadSettings()
 
@@ -61,8 +58,7 @@ def fit_heads(
     hierarchy: Hierarchy | None = None,
     encoder: Encoder | None = None,
     refit: bool = True,
-    on_stage: Callable[[str], None] = logger.info,
-    on_epoch: Callable[[EpochFacts], None] = lambda _: None,
+    callbacks: Callbacks | None = None,
 ) -> FittedHeads:
     """Fit heads for all characteristics of labelled products.
 
@@ -73,14 +69,13 @@ def fit_heads(
         encoder: that of the embeddings. Training starts from its embeddings of labels for a characteristic with a label
             of fewer than 10 training products; without such a label, or an encoder, nothing changes.
         refit: whether the heads learn from all products in the end; if not, there must be one fold, which is held out.
-        on_stage: called with a sentence before each fit.
-        on_epoch: called after each epoch of the network that is delivered.
+        callbacks: for progress; `on_epoch` is called for the network that is delivered.
 
     Raises:
         DataError: nothing can be learned: no characteristic has two labels with enough products, or no product of a
             fold has a known label.
     """
-    embeddings, names = products.embeddings, products.split.names
+    callbacks, embeddings, names = callbacks or Callbacks(), products.embeddings, products.split.names
     is_usable = (embeddings.has_image | embeddings.has_text) & (names != "")
     labels, left_out = labels_to_learn(products.truth, is_usable, settings.min_products_per_label)
     targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
@@ -90,15 +85,15 @@ def fit_heads(
     names_of_folds = products.split.folds
     folds = []
     for number, name in enumerate(names_of_folds, 1):
-        of_folds = f" {number} of {len(names_of_folds)}" if len(names_of_folds) > 1 else ""
-        on_stage(f"Fitting heads without fold{of_folds}, and predicting it")
-        models = task.fit(np.flatnonzero(is_usable & (names != name)), on_epoch if not refit else lambda _: None)
+        part = f"fold {number} of {len(names_of_folds)}" if len(names_of_folds) > 1 else "the holdout"
+        callbacks.on_stage(f"Fitting heads without {part}, and predicting it")
+        models = task.fit(np.flatnonzero(is_usable & (names != name)), None if refit else callbacks.on_epoch)
         folds.append(_Fold.of(task, models, np.flatnonzero(is_usable & (names == name))))
     judged = _Judged.of(task, folds)
     if refit:
         del models
-        on_stage("Fitting the heads to all products")
-        models = task.fit(np.flatnonzero(is_usable), on_epoch)
+        callbacks.on_stage("Fitting the heads to all products")
+        models = task.fit(np.flatnonzero(is_usable), callbacks.on_epoch)
     everything = np.ones(len(judged.rows), dtype=bool)
     blends, characteristics, limits = judged.calibrate(everything)
     used = _used(embeddings, models.network)

@@ -4,6 +4,7 @@ While training, `prior_strength` x the log frequency of each label is added to t
 2020; Menon et al. 2021). Learning rates fall linearly to zero, so the last epoch is the one to keep.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR
 
+from product_classificator.embeddings.embed import EmbeddedProducts
 from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import WeightedWords
 from product_classificator.heads.network import Network
@@ -24,6 +26,8 @@ from product_classificator.training.targets import TrainingData, thinned
 from product_classificator.training.torch_network import Batch, JointNetwork
 from product_classificator.training.vocabulary import BagOfWords
 from product_classificator.types import Embeddings, Floats, Rows
+
+logger = logging.getLogger(__name__)
 
 _MIN_STEPS_PER_EPOCH = 50
 _CONSTANT = 1e-6
@@ -50,8 +54,27 @@ class EpochFacts:
     recall_at_1: float | None = None
 
 
+@dataclass(frozen=True)
+class Callbacks:
+    """Progress callbacks of a training or fine-tuning.
+
+    Attributes:
+        on_stage: called with one sentence when a stage begins.
+        on_chunk: called after each chunk of embedded products.
+        on_epoch: called after each epoch of the heads, or of a fine-tuning.
+        on_products: called with numbers of products whose activations are computed or found.
+        on_step: called after each step of a fine-tuning with epoch, step, steps of the epoch and loss.
+    """
+
+    on_stage: Callable[[str], None] = logger.info
+    on_chunk: Callable[[EmbeddedProducts], None] | None = None
+    on_epoch: Callable[[EpochFacts], None] | None = None
+    on_products: Callable[[int], None] | None = None
+    on_step: Callable[[int, int, int, float], None] | None = None
+
+
 def fit_network(
-    data: TrainingData, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None]
+    data: TrainingData, settings: HeadSettings, on_epoch: Callable[[EpochFacts], None] | None
 ) -> tuple[Network, list[EpochFacts]]:
     """Return the fitted network and what its epochs did; `DataError` if the loss diverges."""
     # Small catalogs get smaller batches: a handful of steps per epoch learns nothing.
@@ -71,7 +94,8 @@ def fit_network(
                 "that all embeddings are finite"
             )
         history.append(EpochFacts(epoch, loss, seconds=time.perf_counter() - started))
-        on_epoch(history[-1])
+        if on_epoch:
+            on_epoch(history[-1])
     return network.fitted(), history
 
 

@@ -81,7 +81,7 @@ class Task:
         """Characteristic -> labels that are learned."""
         return {target.name: target.labels for target in self.targets}
 
-    def fit(self, train: Rows, on_epoch: Callable[[EpochFacts], None] = lambda _: None) -> FittedModels:
+    def fit(self, train: Rows, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedModels:
         """Fit both models to the products of `train` rows."""
         data, vocabulary, bags = _prepare(self, train)
         # Layers draw their weights and dropout from the global generator, whose state is restored afterwards.

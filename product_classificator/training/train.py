@@ -6,7 +6,7 @@ An interrupted training resumes from the store of embeddings.
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from product_classificator.heads import Hierarchy
 from product_classificator.heads.manifest import check_target
 from product_classificator.runs import Run
 from product_classificator.training.cross_fit import FittedHeads, fit_heads
-from product_classificator.training.epochs import EpochFacts
+from product_classificator.training.epochs import Callbacks
 from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.targets import LabelledProducts
@@ -39,25 +39,6 @@ logger = logging.getLogger(__name__)
 
 _FEW_USABLE = 0.9
 _VERSIONS_OF = ("product_classificator", "torch", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """Progress callbacks of a training or fine-tuning.
-
-    Attributes:
-        on_stage: called with one sentence when a stage begins.
-        on_chunk: called after each chunk of embedded products.
-        on_epoch: called after each epoch of the heads, or of a fine-tuning.
-        on_products: called with numbers of products whose activations are computed or found.
-        on_step: called after each step of a fine-tuning with epoch, step, steps of the epoch and loss.
-    """
-
-    on_stage: Callable[[str], None] = logger.info
-    on_chunk: Callable[[EmbeddedProducts], None] | None = None
-    on_epoch: Callable[[EpochFacts], None] | None = None
-    on_products: Callable[[int], None] | None = None
-    on_step: Callable[[int, int, int, float], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -208,15 +189,13 @@ class Session:
         self, products: LabelledProducts, callbacks: Callbacks | None = None, *, refit: bool | None = None
     ) -> FittedHeads:
         """Fit heads to products that the encoder has embedded; `refit` replaces the setting."""
-        callbacks = callbacks or Callbacks(on_stage=logger.debug)
         return fit_heads(
             products,
             self.settings.heads,
             hierarchy=self.hierarchy,
             encoder=self.encoder,
             refit=self.settings.split.refit if refit is None else refit,
-            on_stage=callbacks.on_stage,
-            on_epoch=callbacks.on_epoch or (lambda _: None),
+            callbacks=callbacks or Callbacks(on_stage=logger.debug),
         )
 
     def evaluate(self, products: LabelledProducts, fitted: FittedHeads, fold: str | None = None) -> Evaluation:

@@ -126,7 +126,7 @@ def test_a_run_holds_encoder_heads_report_curves_and_settings(tuned):
     classificator = Classificator.from_run(folder)
     assert classificator.encoder.name == str(folder / "encoder")
     assert classificator.bundle.encoder_fingerprint == classificator.encoder.fingerprint
-    assert classificator.classify_products("A nice cup")["kind"] == ["cup"]
+    assert classificator.classify_products("A nice cup number 1 for you")["kind"] == ["cup"]
     CLIPModel.from_pretrained(folder / "encoder")
     assert "untuned" in (folder / "report/tuning.md").read_text()
     assert len(pd.read_csv(folder / "curves.csv")) == 4
@@ -348,7 +348,8 @@ def test_a_finished_run_can_be_replaced_and_leaves_nothing(catalog, encoder, tmp
     assert len(pd.read_csv(tmp_path / "run/curves.csv")) == 2
     train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"run.json", "bundle", "report", "split.parquet", "labels.parquet", "embeddings"}
+    of_products = {"split.parquet", "labels.parquet", "out_of_fold.safetensors", "embeddings"}
+    assert left == {"run.json", "bundle", "report", *of_products}
     assert not list((tmp_path / "run/report").glob("tuning*"))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from product_classificator.heads import Characteristic, HeadBundle
-from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training import Callbacks, FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.training.cross_fit import _moved, merge
 from product_classificator.training.fit import Task, labels_to_learn
 from product_classificator.training.targets import Target
@@ -68,7 +68,8 @@ def test_every_product_has_an_out_of_fold_prediction_and_most_are_right(
 
 def test_stages_name_the_folds_and_the_last_fit(products: LabelledProducts, brief: HeadSettings) -> None:
     stages: list[str] = []
-    fit_heads(folded(products, kind=products.truth["kind"]), replace(brief, epochs=1), on_stage=stages.append)
+    kind = folded(products, kind=products.truth["kind"])
+    fit_heads(kind, replace(brief, epochs=1), callbacks=Callbacks(on_stage=stages.append))
     numbered = [f"Fitting heads without fold {number} of 3, and predicting it" for number in (1, 2, 3)]
     assert stages == [*numbered, "Fitting the heads to all products"]
 

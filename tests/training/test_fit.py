@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from product_classificator.errors import DataError
 from product_classificator.heads import HeadBundle
-from product_classificator.training import EpochFacts, FittedHeads, HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training import Callbacks, EpochFacts, FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.types import Embeddings, Split, strings
 from tests.tiny_catalog import COLOURS, KINDS, rows_of
 
@@ -110,7 +110,7 @@ def test_fitting_leaves_the_global_random_state_as_it_was(products: LabelledProd
 def test_every_epoch_is_reported(products: LabelledProducts, quick: HeadSettings) -> None:
     predicted: list[EpochFacts] = []
     settings = replace(quick, epochs=2)
-    fitted = fit_heads(products, settings, on_epoch=predicted.append)
+    fitted = fit_heads(products, settings, callbacks=Callbacks(on_epoch=predicted.append))
     assert tuple(predicted) == fitted.history
     assert [epoch.epoch for epoch in predicted] == [1, 2]
 
