@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from product_classificator.errors import DataError
-from product_classificator.types import Decisions, Predictions, strings
+from product_classificator.types import Predictions, strings
 
 SHARES = np.array([[0.9, 0.3, 0.6], [0.1, 0.1, 0.2], [np.nan] * 3], np.float32)
 
@@ -60,27 +60,3 @@ def test_where_nothing_is_predicted_favours_change_nothing():
     nothing = of_sizes([[np.nan] * 3], favours={"size": np.array([1, 1, 3], np.float32)})
     assert (nothing.best("size").tolist(), nothing.confidence("size").tolist()) == ([None], [0])
     assert nothing.top("size") == [[]]
-
-
-def decided(shares, accepted, **options):
-    masks = np.array(accepted), np.zeros(len(accepted), bool)
-    return of_sizes(shares, decisions=Decisions(0.9, {"size": masks[0]}, masks[1]), **options)
-
-
-def test_predictions_of_the_same_heads_are_added_row_after_row():
-    favours = {"size": np.array([1, 1, 3], np.float32)}
-    one = decided([[0.5, 0.3, 0.2]], [True], favours=favours)
-    two = decided([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05]], [False, True], favours=favours)
-    both = one + two
-    assert both.ids.tolist() == ["0", "0", "1"]
-    assert both.best("size").tolist() == [*one.best("size"), *two.best("size")] == ["l", "m", "s"]
-    assert both.is_known.tolist() == [True] * 3
-    assert both.decisions["size"].tolist() == ["auto", "review", "auto"]
-    assert both.decisions.is_out_of_distribution.tolist() == [False] * 3
-    assert (both.decisions.min_precision, both.explainer, both.status) == (0.9, None, None)
-
-
-def test_predictions_of_which_some_are_not_decided_are_not_decided_when_they_are_added():
-    one, two = decided([[0.5, 0.3, 0.2]], [True]), of_sizes([[0.1, 0.8, 0.1]])
-    assert (one + two).decisions is None
-    assert len(one + two) == 2
