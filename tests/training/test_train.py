@@ -14,6 +14,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training import Callbacks, train_heads
+from product_classificator.training.settings import SplitSettings
 from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, TinyImages, TinyTexts
 
@@ -231,3 +232,39 @@ def test_out_of_fold_predictions_without_a_row_each_are_refused(tiny_run):
     tiny_run.out_of_fold.write_bytes(save(arrays))
     with pytest.raises(ArtifactError, match=r"missing or damaged \(every array must have one row per id"):
         tiny_run.load_out_of_fold()
+
+
+def with_series(shop_files, path):
+    """Write the table of the shop with a column of series, of four products each, and one of splits."""
+    frame = pd.read_parquet(shop_files[0])
+    frame["series"] = [f"s{number // 4}" for number in range(len(frame))]
+    frame["part"] = ["test" if number % 5 == 0 else "train" for number in range(len(frame))]
+    frame.to_parquet(path)
+    return read_catalog(path, text="description", characteristics=["kind"])
+
+
+def test_products_of_a_series_are_in_one_fold(shop_files, tmp_path):
+    catalog = with_series(shop_files, tmp_path / "t.parquet")
+    settings = replace(QUICK, split=SplitSettings(folds=3, groups="series"))
+    training = train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
+    split, _ = load_split(training.run.split)
+    folds = pd.Series(split.names)[split.names != ""]
+    assert set(folds) == {"1", "2", "3"}
+    assert (folds.groupby(catalog.column("series")[folds.index]).nunique() == 1).all()
+
+
+def test_a_column_names_what_is_judged_and_without_a_refit_that_is_never_learned(shop_files, tmp_path):
+    catalog = with_series(shop_files, tmp_path / "t.parquet")
+    settings = replace(QUICK, split=SplitSettings(column="part", refit=False))
+    training = train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
+    rows = training.fitted.out_of_fold.rows
+    assert set(catalog.column("part")[rows]) == {"test"}
+    assert "the delivered heads learn from the others" in training.fitted.bundle.facts["judged"]
+
+
+@pytest.mark.parametrize("split", [SplitSettings(column="prat"), SplitSettings(groups="prat")])
+def test_a_column_of_splits_that_is_missing_is_found_before_anything_is_computed(shop_files, tmp_path, split):
+    catalog, encoder = with_series(shop_files, tmp_path / "t.parquet"), TinyEncoder()
+    with pytest.raises(DataError, match="has no column 'prat': did you mean 'part'"):
+        train_heads(catalog, tmp_path / "run", replace(QUICK, split=split), encoder=encoder)
+    assert encoder.text.encoded == 0
