@@ -106,6 +106,12 @@ def _join(first: Any, second: Any) -> Any:
     return {name: _join(first[name], second[name]) for name in first}
 
 
+def column_of_groups(run: Run, catalog: Catalog) -> str | None:
+    """Return the column that a run took groups of products from, if the catalog has it."""
+    name: str | None = run.settings["split"]["groups"]
+    return name if name in catalog.table.columns else None
+
+
 def evaluate_run(
     run: Run,
     catalog: Catalog,
@@ -133,7 +139,7 @@ def evaluate_run(
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
     signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
     judged = judge_products(run, bundle, catalog, embedded, signatures, min_precision or MIN_PRECISION)
-    rows, is_usable = judged.rows, judged.is_usable
+    rows, is_usable, column = judged.rows, judged.is_usable, column_of_groups(run, catalog)
     if not is_usable.any():
         raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")
     if not len(rows):
@@ -141,7 +147,7 @@ def evaluate_run(
     evaluation = evaluate(
         judged.predictions,
         {name: truth[name][rows] for name in names},
-        groups=near_duplicate_groups(signatures.take(rows)),
+        groups=near_duplicate_groups(signatures, together=column and catalog.column(column))[rows],
         left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
         seed=run.settings["seed"],
     )

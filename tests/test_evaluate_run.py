@@ -86,7 +86,7 @@ def test_near_duplicates_of_the_products_of_a_run_are_left_out_and_counted(
 
 
 def test_a_run_that_kept_its_holdout_from_the_heads_knows_no_near_duplicates_of_it(tmp_path, catalog, shop_files):
-    settings = replace(QUICK, seed=3, split=SplitSettings(holdout=0.3, refit=False))
+    settings = replace(QUICK, seed=3, split=SplitSettings(holdout=0.3, groups="colour", refit=False))
     training = train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
     classificator = Classificator.from_parts(TinyEncoder(), training.fitted.bundle)
     own = evaluate_run(training.run, catalog, classificator=classificator)

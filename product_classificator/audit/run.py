@@ -20,11 +20,11 @@ from product_classificator.embeddings.embed import EmbeddedProducts, embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.evaluate_run import judge_products
+from product_classificator.evaluate_run import column_of_groups, judge_products
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.training import Callbacks, HeadSettings, TrainSettings, fit_heads
+from product_classificator.training import Callbacks, HeadSettings, SplitSettings, TrainSettings, fit_heads
 from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.training.train import split_catalog
 from product_classificator.types import as_text
@@ -105,7 +105,9 @@ def _findings(
     judged = judge_products(run, bundle, catalog, embedded, signatures)
     rows, predictions, names = judged.rows, judged.predictions, catalog.columns.characteristics
     if judged.is_seen.any() or not set(names) <= set(bundle.labels):
-        split = split_catalog(catalog, embedded, TrainSettings(seed=settings.seed), TrainSettings().split.shares(0))
+        into_folds = SplitSettings(groups=column_of_groups(run, catalog))
+        of_folds = TrainSettings(seed=settings.seed, split=into_folds)
+        split = split_catalog(catalog, embedded, of_folds, into_folds.shares(0))
         # A taxonomy that the run was given holds here too; a hierarchy that it learned may follow from wrong labels.
         hierarchy = bundle.hierarchy if run.settings.get("taxonomy") else None
         fitted = fit_heads(split.products, settings, hierarchy=hierarchy, encoder=encoder, callbacks=callbacks)

@@ -12,11 +12,14 @@ import torch
 from transformers import CLIPModel
 
 from product_classificator import Classificator, make_marketplace
+from product_classificator.audit import audit_run
 from product_classificator.catalog import open_images, read_catalog
+from product_classificator.catalog.split import load_split
 from product_classificator.embeddings.embed import embed
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.evaluate_run import evaluate_run
 from product_classificator.finetuning import FinetuneSettings, finetune
 from product_classificator.finetuning.activations import Activations
 from product_classificator.finetuning.blocks import Tail
@@ -134,6 +137,20 @@ def test_a_run_holds_encoder_heads_report_curves_and_settings(tuned):
     settings = json.loads((folder / "run.json").read_text())["settings"]
     assert settings["finetuning"]["epochs"] == 3
     assert json.loads((folder / "run.json").read_text())["encoder"] == "<run>/encoder"
+
+
+def test_on_its_own_table_a_tuned_run_has_the_figures_of_its_test_split(tuned, catalog):
+    heldout = evaluate_run(tuned.run, catalog)
+    assert heldout.evaluation == tuned.evaluation
+    names = load_split(tuned.run.split)[0].names
+    assert heldout.scored == heldout.out_of_fold == (names == "test").sum()
+    assert heldout.seen == np.isin(names, ["train", "valid"]).sum()
+
+
+def test_an_audit_of_a_tuned_run_fits_heads_to_its_vectors(tuned, catalog, tmp_path):
+    stages = []
+    audit_run(tuned.run, catalog, tmp_path / "audit", callbacks=Callbacks(on_stage=stages.append))
+    assert sum("Fitting heads without fold" in sentence for sentence in stages) == 5
 
 
 def test_the_saved_encoder_answers_what_the_heads_were_fitted_on(tuned, catalog):
