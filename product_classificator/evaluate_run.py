@@ -147,7 +147,7 @@ def evaluate_run(
     evaluation = evaluate(
         judged.predictions,
         {name: truth[name][rows] for name in names},
-        groups=near_duplicate_groups(signatures, together=column and catalog.column(column))[rows],
+        groups=near_duplicate_groups(signatures, together=catalog.column(column) if column else None)[rows],
         left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
         seed=run.settings["seed"],
     )
