@@ -77,7 +77,8 @@ def fit_heads(
     """
     callbacks, embeddings, names = callbacks or Callbacks(), products.embeddings, products.split.names
     is_usable = (embeddings.has_image | embeddings.has_text) & (names != "")
-    labels, left_out = labels_to_learn(products.truth, is_usable, settings.min_products_per_label)
+    is_learned = is_usable if refit else is_usable & ~np.isin(names, products.split.folds)
+    labels, left_out = labels_to_learn(products.truth, is_learned, settings.min_products_per_label)
     targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
     counts = CountedTexts.of(products.texts if settings.max_words else [""] * len(names), has_title=products.has_title)
     has_linear = int(is_usable.sum()) <= MAX_PRODUCTS

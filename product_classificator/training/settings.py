@@ -47,7 +47,7 @@ class HeadSettings:
         modality_dropout: share of training products whose image is dropped, and share whose text is.
         word_dropout: share of the words of a training text that are dropped.
         prior_strength: 0 favours common labels as the data do, 1 treats all labels alike.
-        max_words: largest vocabulary; with 0 a linear layer over the embeddings replaces the words branch.
+        max_words: largest vocabulary; with 0 words are not used.
         leading_words: whether the first word and the first pair of a text count once more; `None`: where the first
             words of training texts predict labels clearly better than the last ones do.
     """
