@@ -9,6 +9,7 @@ import pytest
 from product_classificator.cli import main
 
 QUICK_TOML = "[heads]\nepochs = 8\nhidden = 32\nbatch_size = 16\n"
+QUICKER_TOML = f"[split]\nfolds = 2\n{QUICK_TOML}"
 
 
 def call(*arguments: object, code: int = 0, encoding: str = "utf-8") -> str:

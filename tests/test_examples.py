@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 
 from tests.conftest import QUICK
@@ -13,9 +14,10 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_cell_runs_and_was_run(path, tmp_path, monkeypatch):
+def test_every_cell_runs_and_was_run(path, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     mpl.use("Agg")
+    request.addfinalizer(lambda: plt.close("all"))
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     encoder = write_checkpoint(tmp_path / "tiny")

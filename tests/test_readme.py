@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import QUICK_TOML, call
+from tests.command_line import QUICKER_TOML, call
 from tests.conftest import QUICK
 from tests.test_guards import FLOORS
 
@@ -23,7 +23,7 @@ TABLES = README + (ROOT / "docs/results.md").read_text(encoding="utf-8")
 
 def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "quick.toml").write_text(QUICK_TOML)
+    (tmp_path / "quick.toml").write_text(QUICKER_TOML)
     names: dict[str, object] = {"QUICK": QUICK}
     for language, block in re.findall(r"```(python|console)\n(.*?)```", README, re.DOTALL):
         if language == "python":

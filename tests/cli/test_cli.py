@@ -27,7 +27,7 @@ from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
 from product_classificator.types import Predictions, strings
 from tests.broken_photos import write_broken_zip
-from tests.command_line import QUICK_TOML, call
+from tests.command_line import QUICK_TOML, QUICKER_TOML, call
 from tests.conftest import LITE_PRODUCTS
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg, shop
@@ -194,7 +194,7 @@ def test_a_zip_of_broken_photos_passes_through_train_and_predict(tmp_path):
     frame["kind"] = [kinds[row % 2] for row in range(len(frame))]
     frame["title"] = [f"{kind} {row}" for row, kind in enumerate(frame.kind)]
     frame.to_parquet(tmp_path / "t.parquet")
-    (tmp_path / "settings.toml").write_text(QUICK_TOML)
+    (tmp_path / "settings.toml").write_text(QUICKER_TOML)
     shared = [tmp_path / "t.parquet", "--images", tmp_path / "photos.zip", "--text", "title"]
     options = ["--characteristics", "kind", "--out", tmp_path / "run", "--config", tmp_path / "settings.toml"]
     call("train", *shared, *options)
@@ -383,7 +383,7 @@ def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
     out = tmp_path / "predictions.csv"
     call("predict", str(tmp_path / "run"), school, "--images", images, "--out", str(out), "--device", "cpu")
     assert out.read_text().count("\n") > 100
-    (tmp_path / "few.toml").write_text(f"{QUICK_TOML}min_products_per_label = 2")
+    (tmp_path / "few.toml").write_text(f"{QUICKER_TOML}min_products_per_label = 2")
     arguments = ["--encoder", encoder, "--characteristics", "sex,brand", "--config", tmp_path / "few.toml"]
     call("train", school, *arguments, "--out", tmp_path / "brands")
     assert "brand" in call("evaluate", str(tmp_path / "brands"), school)
