@@ -61,12 +61,14 @@ class Target:
         labels: (k,) labels to learn.
         indicators: (n, k) float32 sparse, 1 where a product has a label.
         is_known: (n,) whether the label of a product is known; a set of labels may be empty.
+        has_other: (n,) whether its label is one that is not learned.
     """
 
     name: str
     labels: tuple[str, ...]
     indicators: csr_matrix
     is_known: Bools
+    has_other: Bools
     is_multi_label: bool
 
     @classmethod
@@ -78,8 +80,9 @@ class Target:
         starts = np.cumsum([0, *map(len, rows)])
         columns = np.array([index for row in rows for index in row], dtype=np.int64)
         indicators = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=(len(column), len(labels)))
-        is_known = np.array([item is not None for item in column], dtype=bool) if is_multi else np.diff(starts) > 0
-        return cls(name, labels, indicators, is_known, is_multi)
+        has_label = np.array([item is not None for item in column], dtype=bool)
+        is_known = has_label if is_multi else np.diff(starts) > 0
+        return cls(name, labels, indicators, is_known, has_label & ~is_known, is_multi)
 
     @cached_property
     def label_ids(self) -> Rows:
@@ -90,7 +93,9 @@ class Target:
 
     def take(self, rows: Rows) -> "Target":
         """Return what is known of the products of `rows`."""
-        return replace(self, indicators=self.indicators[rows], is_known=self.is_known[rows])
+        return replace(
+            self, indicators=self.indicators[rows], is_known=self.is_known[rows], has_other=self.has_other[rows]
+        )
 
     def counts(self, rows: Rows) -> Rows:
         """Return the (k,) number of products of each label among `rows`."""

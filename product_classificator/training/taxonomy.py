@@ -30,6 +30,7 @@ Taxonomy: TypeAlias = str | Path | pd.DataFrame
 _MIN_AVOIDED_ERRORS = 0.8
 _MIN_PURITY = 0.9
 _MAX_PARENT_SHARE = 0.95
+_MAX_OTHER = 0.2
 _READ_ROWS = 16_384
 
 
@@ -37,10 +38,14 @@ def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
     """Return which characteristic refines which; the finest of several possible parents is taken.
 
     A parent has fewer labels than the child, and none that nearly all products have: that would be a property, not a
-    level. A parent that a single product decides is not learned. Multi-label characteristics take no part.
+    level. A parent that a single product decides is not learned. Multi-label characteristics take no part, nor does a
+    child of which a fifth of the products have a label that is not learned: what is predicted for these is wrong, and
+    would make the parent wrong too.
     """
     single, refinements = [target for target in targets if not target.is_multi_label], []
     for child in single:
+        if child.has_other[rows].sum() > _MAX_OTHER * (child.is_known | child.has_other)[rows].sum():
+            continue
         coarser = [target for target in single if len(target.labels) < len(child.labels)]
         for parent in sorted(coarser, key=lambda target: -len(target.labels)):
             parent_ids = _parent_ids((child.indicators[rows].T @ parent.indicators[rows]).astype(np.int64))

@@ -79,3 +79,13 @@ def test_thousands_of_labels_take_no_table_of_all_pairs() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20e6  # 160 MB if every pair is counted
+
+
+def test_a_child_with_many_labels_that_are_not_learned_refines_nothing() -> None:
+    parent = strings(["ab", "cd"] * 50)
+    fine = strings([("a", "c")[i % 2] if i < 70 else f"rare {i}" for i in range(100)])
+    targets = [Target.of("fine", ("a", "c", "x"), fine), Target.of("coarse", ("ab", "cd"), parent)]
+    rows = np.arange(100)
+    assert targets[0].has_other.sum() == 30
+    assert learn_hierarchy(targets, rows) == ()
+    assert [pair.child for pair in learn_hierarchy(targets, rows[:85])] == ["fine"]

@@ -158,7 +158,7 @@ def test_logits_that_are_twice_too_large_are_halved() -> None:
     double = (2 * logits).astype(np.float32)
     assert fit_multi_label_temperature(double, drawn) == pytest.approx(2, abs=0.15)
     assert fit_multi_label_temperature(double[:0], drawn[:0]) == 1
-    marks = calibrate(Target("marks", tuple("abcd"), drawn, np.ones(2000, bool), True), double)
+    marks = calibrate(Target("marks", tuple("abcd"), drawn, np.ones(2000, bool), np.zeros(2000, bool), True), double)
     assert (round(marks.temperature, 1), marks.temperature_exponent, marks.is_multi_label) == (2.0, 0.0, True)
 
 
