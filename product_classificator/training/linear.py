@@ -76,5 +76,7 @@ def _products(words: csr_matrix, inputs: Floats) -> Floats:
         stop = start + _ROWS_PER_BLOCK
         products[start:stop, :stop] += (words[start:stop] @ words[:stop].T).toarray()
     products += 1
-    products[np.diag_indices(n)] += _PENALTY
+    diagonal = np.diag_indices(n)
+    # A placeholder far from nearly equal photos would drown the penalty in rounding errors.
+    products[diagonal] += max(_PENALTY, 4 * np.finfo(np.float32).eps * products[diagonal].sum(dtype=np.float64))
     return products

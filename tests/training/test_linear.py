@@ -88,3 +88,9 @@ def test_a_characteristic_without_any_known_label_gets_no_weights(rows) -> None:
     assert not model.words.any()
     assert not model.inputs.any()
     assert not model.bias.any()
+
+
+def test_a_placeholder_far_from_nearly_equal_photos_can_be_fitted(rows) -> None:
+    words, inputs = rows
+    inputs[: N // 2] = 3000
+    assert np.isfinite(fit_linear(words, inputs, [target()]).logits(words, inputs)).all()
