@@ -22,6 +22,7 @@ from product_classificator.types import Bools, Rows, Split, Strings, Truth, iter
 logger = logging.getLogger(__name__)
 
 _MAX_SHARE_OF_RARE_LABELS = 0.05
+_MAX_FOLDS = 50  # heads are fitted for each
 _SAME_SPLITS = {"training": "train", "val": "valid", "validation": "valid", "dev": "valid", "testing": "test"}
 
 
@@ -51,7 +52,7 @@ def read_split(ids: Strings, names: Strings, usable: Bools, groups: Rows) -> Spl
     """Return the split that a column of the table names: "train", "valid", "test" or folds; without a name: "train".
 
     Raises:
-        DataError: no product is in a fold, or all are in the same one.
+        DataError: no product is in a fold, all are in the same one, or there are more than 50.
     """
     plain = [(name or "train").casefold() for name in names]
     split = Split(ids, strings([_SAME_SPLITS.get(name, name) for name in plain]))
@@ -62,6 +63,8 @@ def read_split(ids: Strings, names: Strings, usable: Bools, groups: Rows) -> Spl
             f"a column of splits must name one to learn from and one to judge, like train and test, got "
             f"{culprits(sorted(set(split.names) - {''}))}"
         )
+    if len(split.folds) > _MAX_FOLDS:
+        raise DataError(f"a column of splits may name {_MAX_FOLDS} folds, got {culprits(split.folds)}: name another")
     pairs = set(zip(groups[usable].tolist(), split.names[usable], strict=True))
     n_splits = Counter(group for group, _ in pairs)
     if n_shared := sum(n_splits[group] > 1 for group in groups[is_judged].tolist()):

@@ -124,3 +124,8 @@ def test_near_identical_products_in_two_splits_of_a_column_are_a_warning(caplog)
     names, groups = strings(["train", "train", "test", "test"]), np.array([0, 1, 1, 2])
     read_split(ids(4), names, np.ones(4, dtype=bool), groups)
     assert "1 products of the folds are near-identical to products of another split" in caplog.text
+
+
+def test_a_column_of_something_else_is_no_column_of_splits():
+    with pytest.raises(DataError, match=r"may name 50 folds, got 0, 1, 10, 11, 12, \.\.\. \(60 in all\)"):
+        read_split(ids(60), ids(60), np.ones(60, dtype=bool), np.arange(60))
