@@ -165,7 +165,7 @@ def fit_decision_thresholds(probabilities: Floats, indicators: csr_matrix) -> Fl
         best = int(f1.argmax())
         # Half way to the next lower probability, so that rounding never decides.
         halfway = float(np.append(descending, 0.0)[[best, best + 1]].mean())
-        thresholds[label_index] = min(halfway, _MAX_DECISION_THRESHOLD)
+        thresholds[label_index] = min(max(halfway, _TINY), _MAX_DECISION_THRESHOLD)
     return thresholds
 
 

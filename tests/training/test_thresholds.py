@@ -13,6 +13,7 @@ from product_classificator.training.thresholds import (
     calibrate,
     confidence_thresholds,
     fit_blend,
+    fit_decision_thresholds,
     fit_multi_label_temperature,
     fit_temperature,
     promises_of,
@@ -285,3 +286,8 @@ def test_a_promise_is_the_highest_that_a_confidence_keeps() -> None:
     for precision in (0.8, 0.9, 0.95):
         accepted = promises_of(kind, confidence) >= np.float32(precision)
         assert accepted.tolist() == (confidence >= threshold_for(kind.confidence_thresholds, precision)).tolist()
+
+
+def test_a_label_without_any_probability_is_not_assigned_to_all() -> None:
+    thresholds = fit_decision_thresholds(np.zeros((9, 1), np.float32), csr_matrix((9, 1)))
+    assert thresholds[0] > 0
