@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from product_classificator.encoders import Encoder
-from product_classificator.errors import DataError
+from product_classificator.errors import DataError, culprits
 from product_classificator.heads.bundle import HeadBundle, consistent_probabilities
 from product_classificator.heads.calibration import Characteristic
 from product_classificator.heads.hierarchy import Hierarchy
@@ -73,9 +73,12 @@ def fit_heads(
 
     Raises:
         DataError: nothing can be learned: no characteristic has two labels with enough products, or no product of a
-            fold has a known label.
+            fold, or none outside of it, has a known label; or several folds are to be held out.
     """
     callbacks, embeddings, names = callbacks or Callbacks(), products.embeddings, products.split.names
+    names_of_folds = products.split.folds
+    if not refit and len(names_of_folds) != 1:
+        raise DataError(f"without refit, one fold must be held out, found {culprits(names_of_folds)}: join them")
     is_usable = (embeddings.has_image | embeddings.has_text) & (names != "")
     is_learned = is_usable if refit else is_usable & ~np.isin(names, products.split.folds)
     labels, left_out = labels_to_learn(products.truth, is_learned, settings.min_products_per_label)
@@ -83,16 +86,16 @@ def fit_heads(
     counts = CountedTexts.of(products.texts if settings.max_words else [""] * len(names), has_title=products.has_title)
     has_linear = int(is_usable.sum()) <= MAX_PRODUCTS
     task = Task(products, targets, counts, settings, hierarchy, encoder, has_linear)
-    names_of_folds = products.split.folds
     folds = []
     for number, name in enumerate(names_of_folds, 1):
         part = f"fold {number} of {len(names_of_folds)}" if len(names_of_folds) > 1 else "the holdout"
         callbacks.on_stage(f"Fitting heads without {part}, and predicting it")
         models = task.fit(np.flatnonzero(is_usable & (names != name)), None if refit else callbacks.on_epoch)
         folds.append(_Fold.of(task, models, np.flatnonzero(is_usable & (names == name))))
+        if refit:
+            del models  # before the next are fitted: word weights may take hundreds of megabytes
     judged = _Judged.of(task, folds)
     if refit:
-        del models
         callbacks.on_stage("Fitting the heads to all products")
         models = task.fit(np.flatnonzero(is_usable), callbacks.on_epoch)
     everything = np.ones(len(judged.rows), dtype=bool)
@@ -259,7 +262,8 @@ class _Judged:
             predictions = self.predict(is_part, blends, of_part)
             is_novel[is_part] = (self.novelty[is_part] > np.array(limits)).any(1)
             for item, delivered in zip(of_part, characteristics, strict=True):
-                promises[item.name][is_part] = promises_of(item, predictions.confidence(item.name))
+                promised = promises_of(item, predictions.confidence(item.name))
+                promises[item.name][is_part] = promised * predictions.is_predicted(item.name)
                 probabilities[item.name][is_part] = _moved(predictions.probabilities[item.name], item, delivered)
         order = np.argsort(self.rows)
         judged = OutOfFold(self.rows, probabilities, promises, is_novel)

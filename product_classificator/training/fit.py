@@ -139,6 +139,11 @@ def _prepare(task: Task, train: Rows) -> tuple[TrainingData, Vocabulary, csr_mat
     embeddings, encoder = products.embeddings, task.encoder
     is_labelled = np.any([target.is_known for target in targets], axis=0)
     train = train[is_labelled[train]]
+    if not len(train):
+        raise DataError(
+            "one fold holds all products with a known label, so none are left to learn from: name columns of splits "
+            "and groups with several values, or lower holdout"
+        )
     samples = (
         varied_rows(embeddings.image, train[embeddings.has_image[train]]),
         varied_rows(embeddings.text, train[embeddings.has_text[train]]),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from product_classificator.errors import DataError
 from product_classificator.heads import Characteristic, HeadBundle
 from product_classificator.training import Callbacks, FittedHeads, HeadSettings, LabelledProducts, fit_heads
 from product_classificator.training.cross_fit import _moved, merge
@@ -211,3 +212,25 @@ def test_what_the_parts_decide_stays_decided_when_probabilities_are_those_of_the
     moved = _moved(shares[1:], own, delivered)
     assert np.array_equal(moved >= 0.4, shares[1:] >= np.array([0.2, 0.3, 0.5], np.float32))
     assert (np.argsort(moved, axis=0) == np.argsort(shares[1:], axis=0)).all()
+
+
+def test_without_a_refit_several_folds_are_refused(products: LabelledProducts, brief: HeadSettings) -> None:
+    with pytest.raises(DataError, match="without refit, one fold must be held out, found 1, 2, 3"):
+        fit_heads(folded(products), brief, refit=False)
+
+
+def test_a_fold_that_holds_all_known_labels_is_refused(products: LabelledProducts, brief: HeadSettings) -> None:
+    alone = Split(products.split.ids, strings(["1"] * len(products.texts)))
+    with pytest.raises(DataError, match="one fold holds all products with a known label"):
+        fit_heads(replace(products, split=alone), brief)
+
+
+def test_nothing_is_promised_where_nothing_is_predicted(products: LabelledProducts, brief: HeadSettings) -> None:
+    kind, colour = products.truth["kind"], products.truth["colour"]
+    sort = [None if k == "сумка" else f"{c} {k}" for k, c in zip(kind, colour, strict=True)]
+    everything = folded(products, kind=kind, sort=strings(sort))
+    out_of_fold = fit_heads(everything, brief).out_of_fold
+    is_missing = np.isnan(out_of_fold.probabilities["sort"]).any(1)
+    assert is_missing.sum() > 60
+    assert not out_of_fold.promises["sort"][is_missing].any()
+    assert (out_of_fold.promises["sort"][~is_missing] > 0.9).mean() > 0.9
