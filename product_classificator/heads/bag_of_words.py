@@ -123,7 +123,7 @@ class Vocabulary:
     def weigh(self, texts: Sequence[str]) -> WeightedWords:
         """Return the weighted known words of texts."""
         columns, counts, starts = array("i"), array("i"), array("i", [0])
-        for grams in self.grams_of_segments(texts):
+        for grams in self.grams_of_segments(texts, has_pieces=self.n_whole < len(self)):
             counter = Counter(self._columns[gram] for gram in grams if gram in self._columns)
             columns.extend(sorted(counter))
             counts.extend(counter[column] for column in sorted(counter))
@@ -135,9 +135,8 @@ class Vocabulary:
         """Number of segments of a text."""
         return 3 if self.has_title else 2
 
-    def grams_of_segments(self, texts: Iterable[str]) -> Iterator[list[str]]:
+    def grams_of_segments(self, texts: Iterable[str], *, has_pieces: bool) -> Iterator[list[str]]:
         """Yield the words of each text and then its pieces; if texts have titles, those of the title, then the rest."""
-        has_pieces = self.n_whole < len(self) or not len(self)
         for text in texts:
             title, _, rest = text.partition("\n") if self.has_title else (text, "", "")
             yield grams_of(title, has_leading_words=self.has_leading_words)

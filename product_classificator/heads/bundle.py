@@ -181,9 +181,10 @@ class HeadBundle:
         logits, words = self.logits(views_of(product), [text] * 4), self.vocabulary.weigh([text])
         contributions = self.network.weights["word_weights"][words.columns] * words.weights[:, None]
         word_logits = self._by_characteristic(contributions)
-        known_words = [self.vocabulary.words[column] for column in words.columns]
+        columns = words.columns[words.columns < self.vocabulary.n_whole]  # pieces of words say nothing to a reader
+        known_words = [self.vocabulary.words[column] for column in columns]
         explanations = {
-            name: explain(self[name], prediction, logits[name], dict(zip(known_words, word_logits[name], strict=True)))
+            name: explain(self[name], prediction, logits[name], dict(zip(known_words, word_logits[name], strict=False)))
             for name in characteristics
         }
         return {name: explanation for name, explanation in explanations.items() if explanation is not None}

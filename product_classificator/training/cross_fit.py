@@ -83,8 +83,10 @@ def fit_heads(
     is_learned = is_usable if refit else is_usable & ~np.isin(names, products.split.folds)
     labels, left_out = labels_to_learn(products.truth, is_learned, settings.min_products_per_label)
     targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
-    counts = CountedTexts.of(products.texts if settings.max_words else [""] * len(names), has_title=products.has_title)
-    has_linear = int(is_usable.sum()) <= MAX_PRODUCTS
+    is_labelled = np.any([target.is_known for target in targets], axis=0)
+    has_linear = int((is_usable & is_labelled).sum()) <= MAX_PRODUCTS
+    texts = products.texts if settings.max_words else [""] * len(names)
+    counts = CountedTexts.of(texts, has_title=products.has_title, has_pieces=has_linear)
     task = Task(products, targets, counts, settings, hierarchy, encoder, has_linear)
     folds = []
     for number, name in enumerate(names_of_folds, 1):

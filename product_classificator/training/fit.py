@@ -203,6 +203,4 @@ def _learn_words(task: Task, train: Rows) -> tuple[Vocabulary, csr_matrix]:
         single = [target.label_ids[train] for target in task.targets if not target.is_multi_label]
         leading_words = start_with_their_kind(titles, single)
     max_words = min(settings.max_words, _MAX_WORD_WEIGHTS // sum(len(target.labels) for target in task.targets))
-    return task.counts.fit_vocabulary(
-        train, max_words=max_words, has_leading_words=leading_words, has_pieces=task.has_linear
-    )
+    return task.counts.fit_vocabulary(train, max_words=max_words, has_leading_words=leading_words)

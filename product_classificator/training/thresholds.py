@@ -101,10 +101,11 @@ def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float, tupl
 
     The priors are a share of the log frequencies of labels. Without known labels: (1, 0, ()).
     """
-    is_known = label_ids >= 0
-    if not is_known.any():
+    known = np.flatnonzero(label_ids >= 0)
+    if not len(known):
         return 1.0, 0.0, ()
-    known_logits, true = logits[is_known].astype(np.float64), label_ids[is_known][:, None]
+    known = known[:: -(-len(known) // _TEMPERATURE_SAMPLE)]
+    known_logits, true = logits[known].astype(np.float64), label_ids[known][:, None]
     counts = np.bincount(true[:, 0], minlength=logits.shape[1])
     log_frequencies = np.log(np.maximum(counts, 0.5) / len(true))
     log_spreads = np.log(spreads(known_logits))
@@ -187,17 +188,14 @@ def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | No
     """Return the lowest confidence that keeps each precision, in steps of half a percent.
 
     The guarantee: with 90 % probability over the validation products, the precision of the products above the threshold
-    is at least the promised one, for each promise on its own. It counts a group of near-identical products once, as its
-    first product, since its products are right or wrong together; `None`: every product is a group.
+    is at least the promised one, for each promise on its own. Products of one group are right or wrong together, so n
+    products in groups of sizes s count as n² / sum(s²) (Kish's effective sample size); `None`: each is a group.
 
     A threshold keeps a precision if the lower end of the one-sided 90 % Clopper-Pearson interval is at least as high.
     Thresholds are tested from the top down, and the first that fails ends the search, so testing many costs nothing
     (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then Test"). The first set tested holds a quarter of the
     products, or as many as a promise needs if all are right (45 for 0.95), and each next one a fifth more.
     """
-    if groups is not None:
-        first = np.unique(groups, return_index=True)[1]
-        confidence, is_right = confidence[first], is_right[first]
     n = len(confidence)
     if not n:
         return ()
@@ -206,14 +204,16 @@ def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | No
     ends = np.flatnonzero(np.append(levels[1:] < levels[:-1], True)) + 1  # equal confidences are on one side
     steps = np.arange(int(math.log(n, _SET_GROWTH)), -1, -1)
     sizes = np.unique(ends[np.searchsorted(ends, np.ceil(n / _SET_GROWTH**steps))])
-    n_right = np.cumsum(is_right[order])[sizes - 1]
-    bounds = np.where(n_right > 0, beta.ppf(_RISK, np.maximum(n_right, 1), sizes - n_right + 1), 0.0)
+    ids = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1][order]
+    effective = np.array([size**2 / (np.bincount(ids[:size]) ** 2).sum() for size in sizes.tolist()])
+    n_right = np.cumsum(is_right[order])[sizes - 1] / sizes * effective
+    bounds = np.where(n_right > 0, beta.ppf(_RISK, np.maximum(n_right, 1e-9), effective - n_right + 1), 0.0)
     levels = levels[sizes - 1]
     levels[-1] = 0.0  # what is promised for all validation products is promised for any other
     last, precision_of_level = len(sizes) - 1, {}
     for precision in np.arange(1, _PRECISION_STEPS) / _PRECISION_STEPS:
-        start = int(np.searchsorted(sizes, max(n / _FIRST_SET, math.log(_RISK, precision))))
-        start = min(start, len(sizes) - 1)
+        is_enough = (sizes >= n / _FIRST_SET) & (effective >= math.log(_RISK, precision))
+        start = int(is_enough.argmax()) if is_enough.any() else len(sizes) - 1
         fails = np.flatnonzero(bounds[start:] < precision)
         last = min(last, start + int(fails[0]) - 1 if len(fails) else len(sizes) - 1)
         if last < start:  # a higher precision is not promised either: each promise is tested on its own

@@ -38,12 +38,12 @@ class CountedTexts:
     segments: Vocabulary
 
     @classmethod
-    def of(cls, texts: Sequence[str], *, has_title: bool = False) -> "CountedTexts":
-        """Count the grams of texts."""
+    def of(cls, texts: Sequence[str], *, has_title: bool = False, has_pieces: bool = True) -> "CountedTexts":
+        """Count the grams of texts, with the pieces of their words or without."""
         segments = Vocabulary(has_title=has_title, has_leading_words=True)
         counter = CountVectorizer(analyzer=list, dtype=np.int32)
         try:
-            counts = counter.fit_transform(segments.grams_of_segments(texts))
+            counts = counter.fit_transform(segments.grams_of_segments(texts, has_pieces=has_pieces))
         except ValueError:  # no text has a word
             return cls(csr_matrix((len(texts) * segments.n_segments, 0), dtype=np.int32), strings([]), segments)
         return cls(counts, counter.get_feature_names_out().astype(object), segments)
@@ -55,7 +55,6 @@ class CountedTexts:
         max_words: int = 100_000,
         min_texts: int = 2,
         has_leading_words: bool = False,
-        has_pieces: bool = True,
     ) -> tuple[Vocabulary, BagOfWords]:
         """Learn the words of `train` rows, and return the bags of words of all texts.
 
@@ -72,7 +71,7 @@ class CountedTexts:
         is_common = n_texts >= min_texts
         words = np.flatnonzero(is_common & ~is_piece & (has_leading_words | ~is_leading))
         pieces = np.flatnonzero(is_common & is_piece & (n_texts <= _MAX_PIECE_SHARE * len(train)))
-        pairs = ((words, max_words), (pieces, max_words // 2 * has_pieces))
+        pairs = ((words, max_words), (pieces, max_words // 2))
         kept = np.concatenate([np.sort(k[np.argsort(-n_texts[k], kind="stable")[:limit]]) for k, limit in pairs])
         idf = np.log((1 + len(train)) / (1 + n_texts[kept])) + 1
         vocabulary = replace(

@@ -163,6 +163,5 @@ def test_pieces_that_every_fifth_text_has_are_dropped_and_those_of_one_text() ->
     pieces = {word for word in fit(texts).words if word.startswith("*")}
     assert "*жка" in pieces
     assert "*мпа" not in pieces  # of 7 texts in 20
-    counts = CountedTexts.of(texts)
-    plain, _ = counts.fit_vocabulary(np.arange(20), has_pieces=False)
+    plain, _ = CountedTexts.of(texts, has_pieces=False).fit_vocabulary(np.arange(20))
     assert plain.words == fit(texts).words[: plain.n_whole]
