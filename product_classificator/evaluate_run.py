@@ -142,8 +142,13 @@ def evaluate_run(
     rows, is_usable, column = judged.rows, judged.is_usable, column_of_groups(run, catalog)
     if not is_usable.any():
         raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")
+    by_id_alone = int((judged.is_seen & ~judged.is_alike).sum())
     if not len(rows):
-        raise DataError("a score needs unseen products: the run was trained on every product of the table")
+        raise DataError(
+            f"a score needs unseen products: all {judged.is_seen.sum()} are left out because the run was trained on every "
+            f"product of the table or on near-identical ones ({by_id_alone} share only an id with a product of the run: "
+            "other products need other ids)"
+        )
     evaluation = evaluate(
         judged.predictions,
         {name: truth[name][rows] for name in names},
@@ -151,7 +156,5 @@ def evaluate_run(
         left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
         seed=run.settings["seed"],
     )
-    by_id_alone = int((judged.is_seen & ~judged.is_alike).sum())
-    return RunEvaluation(
-        evaluation, len(rows), judged.n_own, int(judged.is_seen.sum()), by_id_alone, int((~is_usable).sum())
-    )
+    n_seen, n_set_aside = int(judged.is_seen.sum()), int((~is_usable).sum())
+    return RunEvaluation(evaluation, len(rows), judged.n_own, n_seen, by_id_alone, n_set_aside)
