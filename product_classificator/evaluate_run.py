@@ -145,9 +145,9 @@ def evaluate_run(
     by_id_alone = int((judged.is_seen & ~judged.is_alike).sum())
     if not len(rows):
         raise DataError(
-            f"a score needs unseen products: all {judged.is_seen.sum()} are left out because the run was trained on every "
-            f"product of the table or on near-identical ones ({by_id_alone} share only an id with a product of the run: "
-            "other products need other ids)"
+            f"a score needs unseen products: all {judged.is_seen.sum()} are left out because the run was trained on "
+            f"every product of the table or on near-identical ones ({by_id_alone} share only an id with a product of "
+            "the run: other products need other ids)"
         )
     evaluation = evaluate(
         judged.predictions,

@@ -141,8 +141,10 @@ def _label_ids(truth: Truth, rows: Rows, min_products: float) -> tuple[Rows, Row
 
 
 def save_split(split: Split, columns: Mapping[str, pa.Array], path: Path) -> None:
-    """Write the split as parquet: id, part ("" for none), and further columns."""
-    table = pa.table({"id": pa.array(split.ids, pa.string()), "part": pa.array(split.names, pa.string()), **columns})
+    """Write the split as parquet: id, part ("test" for all that is judged, "" for none), split, and further columns."""
+    parts = np.where(np.isin(split.names, split.folds), "test", split.names)
+    names = {"id": split.ids, "part": parts, "split": split.names}
+    table = pa.table({**{name: pa.array(column.tolist(), pa.string()) for name, column in names.items()}, **columns})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
 
@@ -155,6 +157,6 @@ def load_split(path: Path) -> tuple[Split, pa.Table]:
     """
     try:
         table = pq.read_table(path)
-        return Split(strings(table["id"].to_pylist()), strings(table["part"].to_pylist())), table
+        return Split(strings(table["id"].to_pylist()), strings(table["split"].to_pylist())), table
     except (OSError, pa.ArrowException, KeyError, DataError) as error:
         raise ArtifactError(f"a run must hold a readable split: {path} ({error}); train again") from error
