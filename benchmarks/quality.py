@@ -44,7 +44,7 @@ def heads(task: Task, settings: HeadSettings) -> Fitted:
     products, texts = task.embeddings.take(task.test), [task.texts[row] for row in task.test]
     bundle = fitted.bundle
     found = bundle.with_decisions(bundle.predict(products, texts), products, texts, PROMISED)
-    scores = {name: matrix * found.favours.get(name, 1) for name, matrix in found.probabilities.items()}
+    scores = {name: matrix * found.decision_weights.get(name, 1) for name, matrix in found.probabilities.items()}
     return Fitted(scores, seconds, facts=honesty(task, fitted, found))
 
 

@@ -220,8 +220,8 @@ class Predictions:
         decisions: which predictions are accepted; `None` before `HeadBundle.with_decisions`.
         explainer: row -> characteristic -> explanation; `None` if the predictions cannot be explained.
         decision_thresholds: multi-label characteristic -> lowest probability at which each of its k labels is assigned.
-        favours: characteristic -> (k,) what probabilities are multiplied by to decide which label is predicted, so that
-            rare labels are predicted a little more often than they are the most probable, as macro-F1 asks for.
+        decision_weights: characteristic -> (k,) what probabilities are multiplied by to decide which label is
+            predicted: rare labels a little more often than they are the most probable, as macro-F1 asks for.
         status: (n,) "ok" or what is wrong, such as "image_truncated"; `None` if the caller did not ask for it.
     """
 
@@ -232,7 +232,7 @@ class Predictions:
     decisions: Decisions | None = None
     explainer: Callable[[int], Mapping[str, Explanation]] | None = field(default=None, repr=False, compare=False)
     decision_thresholds: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    favours: Mapping[str, Floats] = field(default_factory=dict)
+    decision_weights: Mapping[str, Floats] = field(default_factory=dict)
     status: Strings | None = None
 
     def __post_init__(self) -> None:
@@ -262,7 +262,7 @@ class Predictions:
         """
         if characteristic in self.decision_thresholds:
             return strings([None if labels is None else frozenset(labels) for labels in self.labels_of(characteristic)])
-        best: Strings = strings(self.labels[characteristic])[self._favoured(characteristic).argmax(1)]
+        best: Strings = strings(self.labels[characteristic])[self._weighted(characteristic).argmax(1)]
         best[~self.is_predicted(characteristic)] = None
         return best
 
@@ -273,7 +273,7 @@ class Predictions:
         """
         matrix = self._filled(characteristic)
         if characteristic not in self.decision_thresholds:
-            best = self._favoured(characteristic).argmax(1)
+            best = self._weighted(characteristic).argmax(1)
             confidence: Floats = matrix[np.arange(len(matrix)), best]
             return confidence
         per_label = np.where(self._is_assigned(characteristic), matrix, 1 - matrix)
@@ -303,7 +303,7 @@ class Predictions:
         """Return the `k` best labels of each product with their probabilities, the predicted one first."""
         matrix = self._filled(characteristic)
         names, is_predicted = self.labels[characteristic], self.is_predicted(characteristic)
-        order = np.argsort(-self._favoured(characteristic), axis=1, kind="stable")[:, :k]
+        order = np.argsort(-self._weighted(characteristic), axis=1, kind="stable")[:, :k]
         return [
             [(names[column], float(matrix[row, column])) for column in columns] if is_predicted[row] else []
             for row, columns in enumerate(order)
@@ -327,8 +327,8 @@ class Predictions:
     def _filled(self, characteristic: str) -> Floats:
         return np.nan_to_num(self._probabilities_of(characteristic))
 
-    def _favoured(self, characteristic: str) -> Floats:
-        return self._filled(characteristic) * self.favours.get(characteristic, np.float32(1))
+    def _weighted(self, characteristic: str) -> Floats:
+        return self._filled(characteristic) * self.decision_weights.get(characteristic, np.float32(1))
 
     def _probabilities_of(self, characteristic: str) -> Floats:
         if characteristic not in self.probabilities:

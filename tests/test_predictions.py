@@ -47,7 +47,7 @@ def of_sizes(shares, **options):
 
 def test_a_favoured_label_is_predicted_though_it_is_not_the_most_probable():
     shares = [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]]
-    favoured = of_sizes(shares, favours={"size": np.array([1, 1, 3], np.float32)})
+    favoured = of_sizes(shares, decision_weights={"size": np.array([1, 1, 3], np.float32)})
     assert favoured.best("size").tolist() == ["l", "s"]
     assert favoured.confidence("size") == pytest.approx([0.2, 0.8])  # how probable it is stays as it is
     assert [label for label, _ in favoured.top("size")[0]] == ["l", "s", "m"]
@@ -56,7 +56,7 @@ def test_a_favoured_label_is_predicted_though_it_is_not_the_most_probable():
     assert of_sizes(shares).best("size").tolist() == ["s", "s"]
 
 
-def test_where_nothing_is_predicted_favours_change_nothing():
-    nothing = of_sizes([[np.nan] * 3], favours={"size": np.array([1, 1, 3], np.float32)})
+def test_where_nothing_is_predicted_decision_weights_change_nothing():
+    nothing = of_sizes([[np.nan] * 3], decision_weights={"size": np.array([1, 1, 3], np.float32)})
     assert (nothing.best("size").tolist(), nothing.confidence("size").tolist()) == ([None], [0])
     assert nothing.top("size") == [[]]

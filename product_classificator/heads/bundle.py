@@ -162,7 +162,7 @@ class HeadBundle:
             is_known,
             explainer=explainer,
             decision_thresholds=thresholds,
-            favours={name: item.favours for name, item in wanted.items() if item.log_priors},
+            decision_weights={name: item.decision_weights for name, item in wanted.items() if item.log_priors},
         )
 
     def logits(self, embeddings: Embeddings, texts: Sequence[str]) -> dict[str, Floats]:
@@ -234,7 +234,7 @@ class HeadBundle:
             np.ones(len(ids), dtype=bool),
             decisions=Decisions(min_precision, accepted, is_novel),
             decision_thresholds={n: item.decision_thresholds for n, item in wanted.items() if item.decision_thresholds},
-            favours={name: item.favours for name, item in wanted.items() if item.log_priors},
+            decision_weights={name: item.decision_weights for name, item in wanted.items() if item.log_priors},
         )
 
     def _check(self, embeddings: Embeddings, texts: Sequence[str]) -> None:

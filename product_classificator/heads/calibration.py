@@ -73,7 +73,7 @@ class Characteristic:
         return spreads(logits) ** self.temperature_exponent * logits.dtype.type(self.temperature)
 
     @property
-    def favours(self) -> Floats:
+    def decision_weights(self) -> Floats:
         """(k,) what probabilities are multiplied by to decide which label is predicted."""
         return np.exp(-np.array(self.log_priors or [0.0] * len(self.labels), dtype=np.float32))
 
@@ -87,7 +87,7 @@ class Characteristic:
         """Return the (n, k) probabilities that go with scores; rows sum to 1 unless they are NaN or multi-label."""
         if not self.log_priors:
             return scores
-        probabilities: Floats = scores / self.favours
+        probabilities: Floats = scores / self.decision_weights
         probabilities /= probabilities.sum(1, keepdims=True)
         return probabilities
 

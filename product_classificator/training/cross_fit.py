@@ -245,14 +245,20 @@ class _Judged:
         thresholds = {item.name: item.decision_thresholds for item in characteristics if item.decision_thresholds}
         joined = {name: np.concatenate(matrices) for name, matrices in probabilities.items()}
         is_known = np.ones(len(ids), dtype=bool)
-        favours = {item.name: item.favours for item in characteristics}
-        return Predictions(ids, self.task.labels, joined, is_known, decision_thresholds=thresholds, favours=favours)
+        return Predictions(
+            ids,
+            self.task.labels,
+            joined,
+            is_known,
+            decision_thresholds=thresholds,
+            decision_weights={item.name: item.decision_weights for item in characteristics},
+        )
 
     def out_of_fold(self, characteristics: Sequence[Characteristic]) -> OutOfFold:
         """Return the predictions of all products, each part by what follows from the other parts.
 
-        `characteristics` are those that are delivered: the decision thresholds and the favours of the parts differ from
-        theirs, so probabilities are moved by as much, which keeps the labels that are predicted.
+        `characteristics` are those that are delivered: decision thresholds and weights of the parts differ from theirs,
+        so probabilities are moved by as much, which keeps the labels that are predicted.
         """
         n = len(self.rows)
         probabilities = {item.name: np.empty((n, len(item.labels)), dtype=np.float32) for item in characteristics}
@@ -283,6 +289,6 @@ def _moved(probabilities: Floats, own: Characteristic, delivered: Characteristic
         before, after = (np.array(item.decision_thresholds, np.float32) for item in (own, delivered))
         shifted: Floats = expit(logit(probabilities) - logit(before) + logit(after))
         return shifted
-    moved = probabilities * (own.favours / delivered.favours)
+    moved = probabilities * (own.decision_weights / delivered.decision_weights)
     moved /= moved.sum(1, keepdims=True)
     return moved

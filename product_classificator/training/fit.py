@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import vstack
 
 from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
@@ -21,14 +21,20 @@ from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
 from product_classificator.training.linear import LinearModel, fit_linear
 from product_classificator.training.settings import HeadSettings
-from product_classificator.training.targets import LabelledProducts, Target, TrainingData, label_embeddings, varied_rows
+from product_classificator.training.targets import (
+    FEW_PRODUCTS,
+    LabelledProducts,
+    Target,
+    TrainingData,
+    label_embeddings,
+    varied_rows,
+)
 from product_classificator.training.taxonomy import learn_hierarchy
-from product_classificator.training.vocabulary import CountedTexts, start_with_their_kind, words_of_labels
+from product_classificator.training.vocabulary import BagOfWords, CountedTexts, start_with_their_kind, words_of_labels
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Truth, is_multi_label, iter_labels
 
 logger = logging.getLogger(__name__)
 
-_FEW_PRODUCTS = 10
 _MAX_WORD_WEIGHTS = 10**8
 """Words x labels of all characteristics: 400 MB, three times while fitting. 100,000 words of 1,000 labels fit."""
 
@@ -49,16 +55,16 @@ class FittedModels:
     vocabulary: Vocabulary
     hierarchy: Hierarchy
     train: Rows
-    bags: csr_matrix
+    bags: BagOfWords
     history: tuple[EpochFacts, ...]
 
     def logits(self, products: LabelledProducts, rows: Rows) -> tuple[Floats, Floats]:
         """Return the (m, labels) logits of the network and of the linear model, of products in `rows`."""
         embeddings, bags = products.embeddings.take(rows), self.bags[rows]
-        words = bags.multiply(embeddings.has_text[:, None]).tocsr()
-        inputs = self.network.inputs(embeddings) * input_scales(self.network.shape)
         joint = logits_of(self.network, embeddings, bags[:, : self.network.shape.n_words])
-        return joint, np.zeros_like(joint) if self.linear is None else self.linear.logits(words, inputs)
+        if self.linear is None:
+            return joint, np.zeros_like(joint)
+        return joint, self.linear.logits(*linear_inputs(self.network, embeddings, bags))
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,16 @@ class Task:
             network, history = fit_network(data, self.settings, on_epoch)
         linear = None
         if self.has_linear:
-            embeddings = self.products.embeddings.take(data.train)
-            words = bags[data.train].multiply(embeddings.has_text[:, None]).tocsr()
-            inputs = network.inputs(embeddings) * input_scales(network.shape)
-            linear = fit_linear(words, inputs, [target.take(data.train) for target in self.targets])
+            inputs = linear_inputs(network, self.products.embeddings.take(data.train), bags[data.train])
+            linear = fit_linear(*inputs, [target.take(data.train) for target in self.targets])
         hierarchy = learn_hierarchy(self.targets, data.train) if self.hierarchy is None else self.hierarchy
         hierarchy = restrict_hierarchy(hierarchy, self.labels)
         return FittedModels(network, linear, vocabulary, hierarchy, data.train, bags, tuple(history))
+
+
+def linear_inputs(network: Network, embeddings: Embeddings, bags: BagOfWords) -> tuple[BagOfWords, Floats]:
+    """Return what the linear model reads of n products: (n, words) bags, empty without a text, and (n, dim) inputs."""
+    return bags.multiply(embeddings.has_text[:, None]).tocsr(), network.inputs(embeddings) * input_scales(network.shape)
 
 
 def input_scales(shape: NetworkShape) -> Floats:
@@ -133,7 +142,7 @@ def labels_to_learn(
     return labels, left_out
 
 
-def _prepare(task: Task, train: Rows) -> tuple[TrainingData, Vocabulary, csr_matrix]:
+def _prepare(task: Task, train: Rows) -> tuple[TrainingData, Vocabulary, BagOfWords]:
     """Return what the network is fitted to, and the vocabulary with the bags of words of all products."""
     products, targets, settings = task.products, task.targets, task.settings
     embeddings, encoder = products.embeddings, task.encoder
@@ -181,20 +190,20 @@ def _parts_to_learn(samples: tuple[Rows, Rows], embeddings: Embeddings, train: R
     A part that fewer than 10 show is left out if the other part is better off: nothing can be learned from it, but its
     weights would move every product that has it.
     """
-    is_enough = tuple(len(rows) >= _FEW_PRODUCTS for rows in samples)
+    is_enough = tuple(len(rows) >= FEW_PRODUCTS for rows in samples)
     if not any(is_enough):
         return True, True
     has_parts = embeddings.has_image, embeddings.has_text
     for name, rows, has_part in zip(("photo", "text"), samples, has_parts, strict=True):
-        if has_part[train].any() and len(rows) < _FEW_PRODUCTS:
+        if has_part[train].any() and len(rows) < FEW_PRODUCTS:
             logger.warning(
                 "%ss are left out: %d of %d training products have a %s of their own, %d are needed",
-                *(name, len(rows), len(train), name, _FEW_PRODUCTS),
+                *(name, len(rows), len(train), name, FEW_PRODUCTS),
             )
     return is_enough
 
 
-def _learn_words(task: Task, train: Rows) -> tuple[Vocabulary, csr_matrix]:
+def _learn_words(task: Task, train: Rows) -> tuple[Vocabulary, BagOfWords]:
     """Learn the words of the texts of training rows, and return the bags of words of all."""
     settings, products, leading_words = task.settings, task.products, task.settings.leading_words
     if leading_words is None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import ssyrk
-from scipy.sparse import csr_matrix
 
 from product_classificator.heads.network import columns_of
 from product_classificator.training.targets import Target
@@ -65,7 +64,7 @@ def fit_linear(words: BagOfWords, inputs: Floats, targets: Sequence[Target]) -> 
     return LinearModel(words.T @ coefficients, inputs.T @ coefficients, coefficients.sum(0))
 
 
-def _products(words: csr_matrix, inputs: Floats) -> Floats:
+def _products(words: BagOfWords, inputs: Floats) -> Floats:
     """Return the (n, n) products of rows, with a constant for the bias and the penalty on the diagonal.
 
     Only the lower triangle is filled.

@@ -76,7 +76,7 @@ class SplitSettings:
     """How heads are judged: each product by heads that were fitted without it.
 
     Attributes:
-        folds: products are dealt into so many; of more than 50,000 products only the first is judged.
+        folds: products are assigned to so many; of more than 50,000 products only the first is judged.
         holdout: share of the products that is judged instead, all at once; 0: folds are.
         column: column of the table that names the split of each product instead: "train" and "valid" are learned from,
             every other name is a fold, "test" for one; products without a name are learned from.

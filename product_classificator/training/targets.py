@@ -15,7 +15,7 @@ from product_classificator.training.vocabulary import BagOfWords
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
 
 _STANDARDIZE_SAMPLE = 50_000
-_FEW_PRODUCTS = 10
+FEW_PRODUCTS = 10
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def label_embeddings(targets: Sequence[Target], train: Rows, encoder: Encoder | 
     vectors: dict[str, Floats] = {}
     for target in targets:
         counts = target.counts(train)
-        if encoder is not None and counts.min() < _FEW_PRODUCTS:
-            weights = (_FEW_PRODUCTS / (_FEW_PRODUCTS + counts)).astype(np.float32)
+        if encoder is not None and counts.min() < FEW_PRODUCTS:
+            weights = (FEW_PRODUCTS / (FEW_PRODUCTS + counts)).astype(np.float32)
             vectors[target.name] = embed_labels(encoder, target.labels) * weights[:, None]
     width = next((rows.shape[1] for rows in vectors.values()), 0)
     zeros = {target.name: np.zeros((len(target.labels), width), dtype=np.float32) for target in targets}

@@ -83,7 +83,7 @@ def train_heads(
     embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=callbacks.on_chunk)
     session = replace(session, run=replace(run, facts={**run.facts, "dtype": dtype_of(encoder)}))
 
-    callbacks.on_stage("Dealing the products into folds; near-identical ones stay together")
+    callbacks.on_stage("Assigning the products to folds; near-identical ones stay together")
     split = split_catalog(catalog, embedded, session.settings)
     fitted = session.fit(split.products, callbacks)
 
@@ -188,7 +188,7 @@ class Session:
     def fit(
         self, products: LabelledProducts, callbacks: Callbacks | None = None, *, refit: bool | None = None
     ) -> FittedHeads:
-        """Fit heads to products that the encoder has embedded; `refit` replaces the setting."""
+        """Fit heads to products that the encoder has embedded; `refit` overrides the setting."""
         return fit_heads(
             products,
             self.settings.heads,

@@ -33,7 +33,7 @@ def judged(fitted: FittedHeads, products: LabelledProducts) -> Predictions:
 
 def scores(bundle: HeadBundle, out_of_fold: OutOfFold) -> Mapping[str, Floats]:
     """Return what decides which labels are predicted."""
-    favoured = {name: matrix * bundle[name].favours for name, matrix in out_of_fold.probabilities.items()}
+    favoured = {name: matrix * bundle[name].decision_weights for name, matrix in out_of_fold.probabilities.items()}
     return {name: matrix / matrix.sum(1, keepdims=True) for name, matrix in favoured.items()}
 
 
@@ -203,7 +203,7 @@ def test_what_the_parts_decide_stays_decided_when_probabilities_are_those_of_the
     own, delivered = (Characteristic("x", labels, log_priors=tuple(draw.normal(0, 1, 3).tolist())) for _ in range(2))
     shares[0] = np.nan  # a child that is not predicted
     moved = _moved(own.with_priors(shares), own, delivered)
-    favoured = moved * delivered.favours
+    favoured = moved * delivered.decision_weights
     assert np.allclose(favoured / favoured.sum(1, keepdims=True), shares, atol=1e-6, equal_nan=True)
     assert np.allclose(moved[1:].sum(1), 1, atol=1e-6)
     own, delivered = (

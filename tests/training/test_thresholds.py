@@ -255,7 +255,7 @@ def imbalanced(n: int, seed: int) -> tuple[Floats, Rows]:
     return (1.5 * np.eye(3)[label_ids] + random.normal(size=(n, 3))).astype(np.float32) * np.float32(1.5), label_ids
 
 
-def test_probabilities_of_rare_labels_are_right_though_rare_labels_are_favoured() -> None:
+def test_probabilities_of_rare_labels_are_right_though_rare_labels_are_weighted() -> None:
     logits, label_ids = imbalanced(6000, 0)
     kind = Characteristic("kind", LABELS, *fit_temperature(logits, label_ids))
     new, truth = imbalanced(20_000, 1)
@@ -266,7 +266,7 @@ def test_probabilities_of_rare_labels_are_right_though_rare_labels_are_favoured(
         {"kind": LABELS},
         {"kind": shares},
         np.ones(len(new), bool),
-        favours={"kind": kind.favours},
+        decision_weights={"kind": kind.decision_weights},
     )
     assert (predictions.best("kind") == strings(LABELS)[new.argmax(1)]).all()
     assert shares.mean(0) == pytest.approx(np.bincount(truth) / len(truth), abs=0.02)
