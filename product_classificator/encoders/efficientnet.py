@@ -33,7 +33,7 @@ def efficientnet_onnx(network: EfficientNet, levels: Sequence[int]) -> bytes:
     It takes `pixels`, (n, 224, 224, 3) uint8, and returns `vectors`, float32: the last feature map averaged over
     positions (1280), then mean and standard deviation over positions at the end of each middle stage of these widths.
     """
-    graph = _Graph()
+    graph, dim = _Graph(), 1280 + 2 * sum(levels)
     last = graph.add("Transpose", graph.add("Cast", INPUT, to=onnx.TensorProto.FLOAT), perm=[0, 3, 1, 2])
     last = graph.add("Div", graph.add("Sub", last, graph.constant(127)), graph.constant(128))
     last = graph.convolve(last, network._conv_stem, network._bn0)
@@ -44,23 +44,27 @@ def efficientnet_onnx(network: EfficientNet, levels: Sequence[int]) -> bytes:
     last = graph.convolve(last, network._conv_head, network._bn1)
     parts = [graph.add("GlobalAveragePool", last), *(part for width in levels for part in graph.pool(stages[width]))]
     graph.add("Flatten", graph.add("Concat", *parts, axis=1), output=OUTPUT)
-    return graph.file(1280 + 2 * sum(levels))
+    pixels = helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, ["n", 224, 224, 3])
+    vectors = helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["n", dim])
+    proto = helper.make_graph(graph.nodes, "efficientnet-lite0", [pixels], [vectors], graph.constants)
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    return bytes(model.SerializeToString())
 
 
 class _Graph:
     """The nodes and constants of the network so far; methods add to it and return the name of their output."""
 
     def __init__(self) -> None:
-        self._nodes, self._constants = list[Any](), list[Any]()
+        self.nodes, self.constants = list[Any](), list[Any]()
 
     def constant(self, value: Floats | float) -> str:
-        name = f"constant{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
+        name = f"constant{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
         return name
 
     def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        output = output or f"node{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        output = output or f"node{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
     def add_block(self, first: str, block: Any) -> str:
@@ -88,11 +92,3 @@ class _Graph:
         mean_square = self.add("GlobalAveragePool", self.add("Mul", last, last))
         variance = self.add("Relu", self.add("Sub", mean_square, self.add("Mul", mean, mean)))
         return mean, self.add("Sqrt", variance)
-
-    def file(self, dim: int) -> bytes:
-        """Return the file of the whole network."""
-        pixels = helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, ["n", 224, 224, 3])
-        vectors = helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["n", dim])
-        graph = helper.make_graph(self._nodes, "efficientnet-lite0", [pixels], [vectors], self._constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-        return bytes(model.SerializeToString())
