@@ -72,12 +72,12 @@ def detected(bundle: HeadBundle, photos: dict, texts: dict, encoder: Encoder) ->
     """Return kind -> share of the out-of-distribution products that are detected."""
     shares = {}
     for kind, image in photos.items() if bundle.image_dim else ():
-        products = alone(bundle, image, np.zeros((len(image), encoder.text_dim), np.float32))
+        products = alone(bundle, image, np.zeros((len(image), encoder.text.dim), np.float32))
         shares[kind] = float(
             bundle.novelty.is_out_of_distribution(products, [""] * len(image), bundle.vocabulary).mean()
         )
     for kind, words in texts.items():
-        products = alone(bundle, np.zeros((len(words), encoder.image_dim), np.float32), encoder.text.encode(words))
+        products = alone(bundle, np.zeros((len(words), encoder.image.dim), np.float32), encoder.text.encode(words))
         shares[kind] = float(bundle.novelty.is_out_of_distribution(products, words, bundle.vocabulary).mean())
     return shares
 

@@ -87,7 +87,7 @@ def bind_heads(bundle: HeadBundle, encoder: Encoder) -> HeadBundle:
     spec = EncoderSpec.parse(encoder.name)
     base = spec.base if spec.base.startswith("hf:") else Path(spec.base).name
     name = str(replace(spec, base=base))
-    return bundle.bound_to(name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
+    return bundle.bound_to(name, encoder.fingerprint, encoder.image.dim, encoder.text.dim)
 
 
 def _read_export(folder: Path) -> ExportFacts:

@@ -37,7 +37,7 @@ def import_heads(options: ImportHeads) -> None:
     encoder = load_encoder(str(spec)) if Path(spec.base).is_dir() else None
     bundle = read_published_heads(options.folder, encoder_name=encoder.name if encoder else str(spec))
     if encoder is not None:
-        bundle = bundle.bound_to(encoder.name, encoder.fingerprint, encoder.image_dim, encoder.text_dim)
+        bundle = bundle.bound_to(encoder.name, encoder.fingerprint, encoder.image.dim, encoder.text.dim)
     target = options.out or cache_home() / "heads" / options.folder.resolve().name
     bundle.save(target)
     console.print_counts("labels", {name: len(labels) for name, labels in bundle.labels.items()})

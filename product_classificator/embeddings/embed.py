@@ -78,7 +78,7 @@ def embed(
     Vectors in `store` are not computed again, new ones are added; `on_chunk` is called after each chunk, for progress.
     """
     n = len(catalog)
-    image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
+    image, text = np.zeros((n, encoder.image.dim), np.float32), np.zeros((n, encoder.text.dim), np.float32)
     has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     embedded = EmbeddedProducts(
         embeddings=Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint),

@@ -100,7 +100,7 @@ def encode_products(
         ArtifactError: the encoder computes NaN, infinity, or what float16 cannot hold.
     """
     n = len(ids)
-    image, text = np.zeros((n, encoder.image_dim), np.float32), np.zeros((n, encoder.text_dim), np.float32)
+    image, text = np.zeros((n, encoder.image.dim), np.float32), np.zeros((n, encoder.text.dim), np.float32)
     image_status, text_status = strings(["unused"] * n), strings(["unused"] * n)
     thumbnails = np.zeros((n, THUMBNAIL_BYTES), np.uint8)
     if texts is not None:

@@ -67,8 +67,8 @@ class EmbeddingStore:
             "format": _STORE_FORMAT,
             "encoder": encoder.name,
             "fingerprint": encoder.fingerprint,
-            "image_dim": encoder.image_dim,
-            "text_dim": encoder.text_dim,
+            "image_dim": encoder.image.dim,
+            "text_dim": encoder.text.dim,
         }
         temporary = self.folder / f".store.json.{uuid4().hex}.tmp"
         write_text(temporary, json.dumps(facts, indent=2))

@@ -142,14 +142,6 @@ class Encoder:
         image, text = self.image.fingerprint, self.text.fingerprint
         return image if image == text else f"pair-{blake2b(f'{image} {text}'.encode(), digest_size=8).hexdigest()}"
 
-    @property
-    def image_dim(self) -> int:
-        return self.image.dim
-
-    @property
-    def text_dim(self) -> int:
-        return self.text.dim
-
 
 @dataclass(frozen=True)
 class CleanedTexts:
@@ -179,7 +171,7 @@ def embed_labels(encoder: Encoder, labels: Sequence[str], templates: Sequence[st
 
     Each name goes into several sentences (with `{}` for the name; `None`: `TEMPLATES`) whose vectors are averaged,
     since text towers are trained on sentences (Radford et al. 2021). Names are never cleaned: they are not shop texts.
-    Returns (k, text_dim) float32 unit vectors; no or blank labels, and templates without `{}`, are a `DataError`.
+    Returns (k, dim) float32 unit vectors; no or blank labels, and templates without `{}`, are a `DataError`.
     """
     unnamed = [repr(label) for label in labels if not (isinstance(label, str) and label.strip())]
     if unnamed or len(labels) == 0 or isinstance(labels, str):

@@ -265,7 +265,7 @@ class FinetuneLoop:
 
     def _embedded(self) -> LabelledProducts:
         """Return all products, embedded with the weights as they are now."""
-        image, text = self.pairs.embed_all(self.session.encoder.image_dim)
+        image, text = self.pairs.embed_all(self.session.encoder.image.dim)
         without_vectors = self.split.products
         return replace(without_vectors, embeddings=replace(without_vectors.embeddings, image=image, text=text))
 

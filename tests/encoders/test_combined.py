@@ -31,7 +31,7 @@ def pair(folder):
 
 def test_a_pair_reads_photos_with_one_encoder_and_texts_with_the_other(clip, pair):
     photos = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
-    assert (pair.image_dim, pair.text_dim) == (24, 32)
+    assert (pair.image.dim, pair.text.dim) == (24, 32)
     assert not pair.shares_space
     assert np.array_equal(pair.image.encode(photos), clip.image.encode(photos))
     assert pair.text.encode(["red", ""]).shape == (2, 32)
@@ -47,7 +47,7 @@ def test_a_pair_has_one_fingerprint_of_both(folder, clip, pair):
 
 def test_any_encoder_can_be_paired(folder, pair):
     lite = load_encoder(f"lite+st:{folder / 'bert'}", threads=1)
-    assert (lite.image_dim, lite.text_dim) == (1872, 32)
+    assert (lite.image.dim, lite.text.dim) == (1872, 32)
     assert lite.name == f"lite+st:{folder / 'bert'}"
     assert lite.fingerprint != pair.fingerprint
     assert np.array_equal(lite.text.encode(["red"]), pair.text.encode(["red"]))
@@ -62,7 +62,7 @@ def test_cleaning_changes_the_vectors_of_noisy_texts_and_the_fingerprint(folder,
     assert np.array_equal(cleaning.text.encode([NOISY]), clip.text.encode([clean_published(NOISY)]))
     photo = Image.new("RGB", (40, 30), "red")
     assert np.array_equal(cleaning.image.encode([photo]), clip.image.encode([cleaning.image.prepare(photo)]))
-    assert (cleaning.image_dim, cleaning.text_dim) == (clip.image_dim, clip.text_dim)
+    assert (cleaning.image.dim, cleaning.text.dim) == (clip.image.dim, clip.text.dim)
 
 
 def test_a_pair_can_clean_as_well(folder, pair):

@@ -82,10 +82,10 @@ def test_a_model_keeps_the_promises_of_an_encoder(family, loaded):
     encoder = loaded[family]
     assert encoder.shares_space
     for vectors in (encoder.image.encode(photos(3)), encoder.text.encode(["чашка", "", "\ud800 hat"])):
-        assert vectors.shape == (3, encoder.image_dim) == (3, encoder.text_dim)
+        assert vectors.shape == (3, encoder.image.dim) == (3, encoder.text.dim)
         assert vectors.dtype == np.float32
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert encoder.image.encode([]).shape == encoder.text.encode([]).shape == (0, encoder.text_dim)
+    assert encoder.image.encode([]).shape == encoder.text.encode([]).shape == (0, encoder.text.dim)
 
 
 def test_the_order_is_kept_and_batches_do_not_matter(family, loaded):

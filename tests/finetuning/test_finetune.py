@@ -179,7 +179,7 @@ def test_activations_are_found_again(catalog, encoder, cache, activations):
 
 
 def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, activations, pairs):
-    image, text = pairs.embed_all(encoder.image_dim)
+    image, text = pairs.embed_all(encoder.image.dim)
     known = embed(catalog, encoder).embeddings
     assert np.array_equal(activations.has_image, known.has_image)
     assert np.array_equal(activations.has_text, known.has_text)
@@ -192,7 +192,7 @@ def test_windows_of_a_text_are_averaged_like_in_the_encoder(model, shop_files, t
     catalog = read_catalog(frame, text="text", characteristics=[])
     encoder = load_encoder(f"{model}+windows+clean", threads=1)
     found = cached(catalog, encoder, tmp_path)
-    _, text = pairs_of(encoder, found).embed_all(encoder.text_dim)
+    _, text = pairs_of(encoder, found).embed_all(encoder.text.dim)
     assert np.abs(text - embed(catalog, encoder).embeddings.text).max() < 2e-3
 
 
