@@ -31,7 +31,7 @@ from product_classificator import (
 )
 from product_classificator.catalog import Catalog
 from product_classificator.catalog.split import split_products
-from product_classificator.embeddings.embed import EmbeddedProducts
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.training import FittedHeads, LabelledProducts
 from product_classificator.training.fit import labels_to_learn

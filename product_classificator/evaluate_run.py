@@ -15,7 +15,8 @@ import numpy as np
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import load_split
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.embed import EmbeddedProducts, embed
+from product_classificator.embeddings.embed import embed
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, evaluate

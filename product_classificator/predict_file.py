@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.embed import CHUNK_PRODUCTS, EmbeddedProducts, embed_chunks
+from product_classificator.embeddings.embed import CHUNK_PRODUCTS, embed_chunks
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError, culprits
 from product_classificator.files import replacing, write_text

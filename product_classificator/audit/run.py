@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from product_classificator.audit import findings
 from product_classificator.audit.page import draw_page
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.embeddings.embed import EmbeddedProducts, embed
+from product_classificator.embeddings.embed import embed
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import ArtifactError, DataError

@@ -213,8 +213,8 @@ class Classificator:
         self.check_inputs(has_images=images is not None, has_texts=texts is not None)
         used_texts = text_list if texts is not None and self.bundle.text_dim else None
         prepared = self._prepared(image_list, errors) if images is not None and self.bundle.image_dim else None
-        products = inputs.encode_products(self.encoder, range(len(text_list)), used_texts, prepared)
-        embeddings = products.embeddings([str(row) for row in range(len(text_list))], self.encoder.fingerprint)
+        products = inputs.encode_products(self.encoder, [*map(str, range(len(text_list)))], used_texts, prepared)
+        embeddings = products.embeddings
         names = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.bundle.predict(embeddings, text_list, self.heads if names is None else names)
         unusable = np.flatnonzero(~predictions.is_known)
@@ -262,9 +262,9 @@ class Classificator:
         import torch  # most answers need none
 
         text_list, image_list = inputs.align(texts, images)
-        rows, prepared = range(len(text_list)), self._prepared(image_list, "raise")
-        products = inputs.encode_products(self.encoder, rows, text_list, prepared)
-        return torch.from_numpy(np.concatenate([products.image, products.text], 1))
+        rows, prepared = [*map(str, range(len(text_list)))], self._prepared(image_list, "raise")
+        embeddings = inputs.encode_products(self.encoder, rows, text_list, prepared).embeddings
+        return torch.from_numpy(np.concatenate([embeddings.image, embeddings.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
         """Write the towers as ONNX files, for `to_onnx_clip`; on the text and the image they must agree with PyTorch.

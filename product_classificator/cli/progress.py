@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from product_classificator.cli import console
-from product_classificator.embeddings.embed import EmbeddedProducts
+from product_classificator.embeddings.products import EmbeddedProducts
 
 
 def bars() -> Progress:

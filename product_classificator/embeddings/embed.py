@@ -7,7 +7,7 @@ bounded by two chunks. Vectors are rounded to float16, with a store and without,
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ from PIL import Image
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.catalog.images import ImageSource
 from product_classificator.catalog.photo import PhotoError
-from product_classificator.embeddings.products import THUMBNAIL_BYTES, Thumbnails, encode_products
-from product_classificator.embeddings.store import EmbeddingStore
+from product_classificator.embeddings.products import THUMBNAIL_BYTES, EmbeddedProducts, encode_products
+from product_classificator.embeddings.store import EmbeddingStore, to_products, to_table
 from product_classificator.encoders import Encoder, cores
 from product_classificator.errors import DataError
 from product_classificator.types import Embeddings, Strings, strings
@@ -29,41 +29,6 @@ from product_classificator.types import Embeddings, Strings, strings
 logger = logging.getLogger(__name__)
 
 CHUNK_PRODUCTS = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedProducts:
-    """Embeddings of a catalog or of a chunk of it, in memory.
-
-    Attributes:
-        embeddings: n products.
-        thumbnails: (n, 192) uint8, to recognise the same photo; all 0 without an image.
-        status: (n,) "ok", or what is wrong with the row, e.g. "image_missing,text_empty".
-        first_row, texts: of a chunk: where it begins in the catalog, and n raw texts.
-        encoded: number of products encoded now; the others were in the store or are repeated.
-        idle_share: share of its time that the encoder has waited for images so far, 0..1, chunks in which nothing was
-            encoded not counted; `None` if nothing was encoded yet.
-    """
-
-    embeddings: Embeddings
-    thumbnails: Thumbnails
-    status: Strings
-    first_row: int = 0
-    texts: Sequence[str] = ()
-    encoded: int = 0
-    idle_share: float | None = None
-
-    def set_aside(self) -> Strings:
-        """Return (n,) "ok", or why a product can be neither learned from nor evaluated.
-
-        The reason is the status of a product with neither image nor text, or "duplicate_id" for a repeated id.
-        """
-        usable = self.embeddings.has_image | self.embeddings.has_text
-        reasons = np.where(usable, "ok", self.status).astype(object)
-        rows = np.flatnonzero(usable & (self.embeddings.ids != ""))
-        first = rows[np.unique(self.embeddings.ids[rows], return_index=True)[1]]
-        reasons[np.setdiff1d(rows, first)] = "duplicate_id"
-        return strings(reasons)
 
 
 def embed(
@@ -233,22 +198,17 @@ def _embed_chunk(
     new = sorted(row for digest, row in first_row_of.items() if store is None or digest not in store)
     texts = [products.texts[row] for row in new] if catalog.columns.text else None
     images = (loaded[row].image or loaded[row].image_status for row in new) if catalog.images is not None else None
-    encoded = encode_products(encoder, [products.ids[row] for row in new], texts, images).as_float16()
+    encoded = encode_products(encoder, [products.ids[row] for row in new], texts, images)
     if store is None:
-        encoded_row_of = {digests[row]: encoded_row for encoded_row, row in enumerate(new)}
-        encoded = encoded.take(np.array([encoded_row_of[digest] for digest in digests], dtype=np.int64))
+        row_of = {digests[row]: encoded_row for encoded_row, row in enumerate(new)}
+        embedded = to_products(to_table([*row_of], encoded).take([row_of[digest] for digest in digests]))
     else:
         if new:
-            store.append([products.ids[row] for row in new], [digests[row] for row in new], encoded)
-        encoded = store.read(digests)
-    return EmbeddedProducts(
-        embeddings=encoded.embeddings(products.ids, encoder.fingerprint),
-        thumbnails=encoded.thumbnails,
-        status=encoded.status,
-        first_row=products.first_row,
-        texts=products.texts,
-        encoded=len(new),
-    )
+            store.append([digests[row] for row in new], encoded)
+        embedded = store.read(digests)
+    embeddings = replace(embedded.embeddings, ids=strings(products.ids))
+    facts = {"first_row": products.first_row, "texts": products.texts, "encoded": len(new)}
+    return replace(embedded, embeddings=embeddings, **facts)
 
 
 def count_statuses(status: Strings) -> dict[str, int]:

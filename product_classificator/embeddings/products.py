@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -32,44 +32,39 @@ _THUMBNAIL_PX = 8
 THUMBNAIL_BYTES = _THUMBNAIL_PX**2 * 3
 
 
-@dataclass(frozen=True)
-class EncodedProducts:
-    """Vectors of n products, and "ok" or the reason why a part is missing.
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedProducts:
+    """Embeddings of n products: of a catalog, of a chunk of it, or of what a caller gave.
 
     Attributes:
-        image, text: (n, image_dim) and (n, text_dim) float32, in a store float16; zeros unless their status is "ok".
-        image_status, text_status: (n,) "ok", "unused" (not to be encoded), or a reason such as "missing" or "empty".
+        embeddings: n products; vectors as a store keeps them, float32 rounded to float16, if they are of a catalog.
         thumbnails: (n, 192) uint8.
+        status: (n,) "ok", or what is wrong with the product, e.g. "image_missing,text_empty".
+        first_row, texts: of a chunk: where it begins in the catalog, and n raw texts.
+        encoded: number of products encoded now; the others were in the store or are repeated.
+        idle_share: share of its time that the encoder has waited for images so far, 0..1, chunks in which nothing was
+            encoded not counted; `None` if nothing was encoded yet.
     """
 
-    image: Vectors
-    text: Vectors
-    image_status: Strings
-    text_status: Strings
+    embeddings: Embeddings
     thumbnails: Thumbnails
+    status: Strings
+    first_row: int = 0
+    texts: Sequence[str] = ()
+    encoded: int = 0
+    idle_share: float | None = None
 
-    @property
-    def status(self) -> Strings:
-        """The (n,) statuses of whole products (`row_status`)."""
-        return row_status(self.image_status, self.text_status)
+    def set_aside(self) -> Strings:
+        """Return (n,) "ok", or why a product can be neither learned from nor evaluated.
 
-    def take(self, rows: Rows) -> "EncodedProducts":
-        """Return the products of `rows`, in that order."""
-        return EncodedProducts(*(array[rows] for array in vars(self).values()))
-
-    @staticmethod
-    def concatenate(parts: Sequence["EncodedProducts"]) -> "EncodedProducts":
-        """Return the products of all parts, of which there is one at least."""
-        return EncodedProducts(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
-
-    def as_float16(self) -> "EncodedProducts":
-        """Return the vectors as a store keeps them."""
-        return replace(self, image=self.image.astype(np.float16), text=self.text.astype(np.float16))
-
-    def embeddings(self, ids: Sequence[str] | Strings, fingerprint: str) -> Embeddings:
-        """Return the vectors as the embeddings of products with these ids."""
-        image, text = self.image.astype(np.float32, copy=False), self.text.astype(np.float32, copy=False)
-        return Embeddings(strings(ids), image, text, self.image_status == "ok", self.text_status == "ok", fingerprint)
+        The reason is the status of a product with neither image nor text, or "duplicate_id" for a repeated id.
+        """
+        usable = self.embeddings.has_image | self.embeddings.has_text
+        reasons = np.where(usable, "ok", self.status).astype(object)
+        rows = np.flatnonzero(usable & (self.embeddings.ids != ""))
+        first = rows[np.unique(self.embeddings.ids[rows], return_index=True)[1]]
+        reasons[np.setdiff1d(rows, first)] = "duplicate_id"
+        return strings(reasons)
 
 
 def row_status(image_status: Strings, text_status: Strings) -> Strings:
@@ -83,16 +78,13 @@ def row_status(image_status: Strings, text_status: Strings) -> Strings:
 
 
 def encode_products(
-    encoder: Encoder,
-    ids: Sequence[object],
-    texts: Sequence[str] | None,
-    images: Iterable[Image.Image | str] | None,
-) -> EncodedProducts:
+    encoder: Encoder, ids: Sequence[str], texts: Sequence[str] | None, images: Iterable[Image.Image | str] | None
+) -> EmbeddedProducts:
     """Encode n products; images are consumed a few hundred at a time.
 
     Args:
         encoder: the towers.
-        ids: names of the n products, for errors.
+        ids: of the n products.
         texts: raw texts, blank where there is none; `None`: texts are unused.
         images: prepared images, or the reason why there is none; `None`: images are unused.
 
@@ -116,10 +108,12 @@ def encode_products(
         if usable := [item for item in batch if not isinstance(item, str)]:
             image[rows] = _finite(encoder, encoder.image.encode(usable), ids, rows)
             thumbnails[rows] = [thumbnail(item) for item in usable]
-    return EncodedProducts(image, text, image_status, text_status, thumbnails)
+    has_parts = image_status == "ok", text_status == "ok"
+    embeddings = Embeddings(strings(ids), image, text, *has_parts, encoder.fingerprint)
+    return EmbeddedProducts(embeddings=embeddings, thumbnails=thumbnails, status=row_status(image_status, text_status))
 
 
-def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[object], rows: Rows) -> Vectors:
+def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[str], rows: Rows) -> Vectors:
     with np.errstate(over="ignore"):
         is_finite = np.isfinite(vectors.astype(np.float16)).all(axis=1)
     if not is_finite.all():

@@ -7,25 +7,25 @@ writers may share a folder, and what is damaged is never read. Vectors are float
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
-from product_classificator.embeddings.products import EncodedProducts
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError
-from product_classificator.files import write_bytes, write_text
+from product_classificator.files import read_checked_format, write_bytes, write_text
 from product_classificator.types import Embeddings, strings
 
 logger = logging.getLogger(__name__)
 
-_STORE_FORMAT = 1
+_STORE_FORMAT = 2
 _FINGERPRINT = b"fingerprint"
 
 
@@ -41,7 +41,7 @@ class EmbeddingStore:
         self._fingerprint = encoder.fingerprint
         self._locations: dict[bytes, tuple[int, int]] = {}  # digest -> shard and row; 190 bytes per product
         self._shards: list[Path] = []
-        self._last_read: dict[int, EncodedProducts] = {}  # shards of the last read
+        self._last_read: dict[int, pa.Table] = {}  # shards of the last read
         if not (self.folder / "store.json").exists():
             self._create(encoder)
         if (fingerprint := read_store_facts(self.folder)["fingerprint"]) != encoder.fingerprint:
@@ -58,8 +58,9 @@ class EmbeddingStore:
                 self._add(path, digests)
 
     def _create(self, encoder: Encoder) -> None:
+        own = ("parts", "store.json", ".lock")
         if self.folder.is_dir() and any(
-            path.name not in ("parts", "store.json") and path.suffix != ".tmp" for path in self.folder.iterdir()
+            path.name not in own and path.suffix != ".tmp" for path in self.folder.iterdir()
         ):
             raise ArtifactError(f"a store needs a folder of its own: {self.folder} holds other files")
         (self.folder / "parts").mkdir(parents=True, exist_ok=True)
@@ -70,16 +71,9 @@ class EmbeddingStore:
             "image_dim": encoder.image.dim,
             "text_dim": encoder.text.dim,
         }
-        temporary = self.folder / f".store.json.{uuid4().hex}.tmp"
-        write_text(temporary, json.dumps(facts, indent=2))
-        try:
-            os.link(temporary, self.folder / "store.json")  # never replaces that of a process with another encoder
-        except FileExistsError:
-            pass
-        except OSError:  # the file system has no links
-            temporary.replace(self.folder / "store.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        with FileLock(self.folder / ".lock"):
+            if not (self.folder / "store.json").exists():  # of a process with another encoder, at the same time
+                write_text(self.folder / "store.json", json.dumps(facts, indent=2))
 
     def __len__(self) -> int:
         return len(self._locations)
@@ -92,20 +86,17 @@ class EmbeddingStore:
             self._locations.setdefault(digest, (len(self._shards), row))
         self._shards.append(path)
 
-    def append(self, ids: Sequence[str], digests: Sequence[bytes], products: EncodedProducts) -> None:
-        """Write n products (float16) as a new shard; they survive a crash once this returns.
+    def append(self, digests: Sequence[bytes], products: EmbeddedProducts) -> None:
+        """Write n products as a new shard; they survive a crash once this returns.
 
         A digest is that of text and image bytes, 16 bytes.
 
         Raises:
             ArtifactError: the folder cannot be written to.
         """
-        columns = {name: _to_arrow(array) for name, array in vars(products).items()}
-        table = pa.table({"id": pa.array(ids, pa.string()), "digest": pa.array(digests, pa.binary(16)), **columns})
-        table = table.replace_schema_metadata({_FINGERPRINT: self._fingerprint})
         buffer = pa.BufferOutputStream()
         # Vectors hardly compress, but the zeros of a missing part do.
-        pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
+        pq.write_table(to_table(digests, products), buffer, compression="zstd", use_dictionary=False)
         data = buffer.getvalue().to_pybytes()
         path = self.folder / "parts" / f"{_name(data)}.parquet"
         try:
@@ -114,7 +105,7 @@ class EmbeddingStore:
             raise ArtifactError(f"{self.folder} cannot be written to ({error}): name another store") from error
         self._add(path, digests)
 
-    def read(self, digests: Sequence[bytes]) -> EncodedProducts:
+    def read(self, digests: Sequence[bytes]) -> EmbeddedProducts:
         """Return the products of `digests`, in that order.
 
         Raises:
@@ -123,14 +114,12 @@ class EmbeddingStore:
         locations = [self._locations.get(digest) for digest in digests]
         if None in locations:
             raise ArtifactError(f"{self.folder} does not hold all requested products: embed the catalog first")
-        shard_of, row_of = np.array(locations, dtype=np.int64).reshape(-1, 2).T
-        cached, self._last_read = self._last_read, {}
-        parts, rows = [], []
-        for number in np.unique(shard_of).tolist():
-            self._last_read[number] = cached.get(number) or _products(self._load(self._shards[number]))
-            rows.append(np.flatnonzero(shard_of == number))
-            parts.append(self._last_read[number].take(row_of[rows[-1]]))
-        return EncodedProducts.concatenate(parts).take(np.argsort(np.concatenate(rows)))
+        shards = sorted({shard for shard, _ in locations})
+        cached = self._last_read
+        self._last_read = {n: cached[n] if n in cached else self._load(self._shards[n]) for n in shards}
+        starts = dict(zip(shards, accumulate(map(len, self._last_read.values()), initial=0), strict=False))
+        rows = [starts[shard] + row for shard, row in locations]
+        return to_products(pa.concat_tables(self._last_read.values()).take(rows))
 
     def scan(self) -> Iterator[Embeddings]:
         """Yield all products shard by shard, in flat memory; a product that changed comes once per content.
@@ -139,8 +128,7 @@ class EmbeddingStore:
             ArtifactError: a shard is damaged or gone.
         """
         for path in self._shards:
-            table = self._load(path)
-            yield _products(table).embeddings(table["id"].to_pylist(), self._fingerprint)
+            yield to_products(self._load(path)).embeddings
 
     def _load(self, path: Path, columns: list[str] | None = None) -> pa.Table:
         try:
@@ -159,8 +147,41 @@ def _name(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
-def _products(table: pa.Table) -> EncodedProducts:
-    return EncodedProducts(**{name: _to_numpy(table[name]) for name in EncodedProducts.__dataclass_fields__})
+def to_table(digests: Sequence[bytes], products: EmbeddedProducts) -> pa.Table:
+    """Return n products as a shard holds them: vectors are float16."""
+    embeddings = products.embeddings
+    columns = {
+        "id": pa.array(embeddings.ids, pa.string()),
+        "digest": pa.array(digests, pa.binary(16)),
+        "status": pa.array(products.status, pa.string()),
+        "image": _lists(embeddings.image.astype(np.float16)),
+        "text": _lists(embeddings.text.astype(np.float16)),
+        "has_image": pa.array(embeddings.has_image),
+        "has_text": pa.array(embeddings.has_text),
+        "thumbnails": _lists(products.thumbnails),
+    }
+    return pa.table(columns, metadata={_FINGERPRINT: embeddings.fingerprint})
+
+
+def to_products(table: pa.Table) -> EmbeddedProducts:
+    """Return the products of a table that `to_table` made; vectors are float32."""
+    parts = _matrix(table["image"]).astype(np.float32), _matrix(table["text"]).astype(np.float32)
+    flags = table["has_image"].to_numpy(), table["has_text"].to_numpy()
+    fingerprint = table.schema.metadata[_FINGERPRINT].decode()
+    return EmbeddedProducts(
+        embeddings=Embeddings(strings(table["id"].to_pylist()), *parts, *flags, fingerprint),
+        thumbnails=_matrix(table["thumbnails"]),
+        status=strings(table["status"].to_pylist()),
+    )
+
+
+def _lists(matrix: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    values: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), column.type.list_size)
 
 
 def own_store(run: Path, encoder: Encoder) -> Path:
@@ -177,24 +198,9 @@ def read_store_facts(folder: Path) -> dict[str, object]:
         ArtifactError: the folder is not a store, or has another format.
     """
     try:
-        facts: dict[str, object] = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        facts: dict[str, object] = json.loads(read_checked_format(folder / "store.json", _STORE_FORMAT, "embed again"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} is not a store of embeddings: {error}") from error
     if not isinstance(facts, dict) or not {"format", "encoder", "fingerprint"} <= set(facts):
         raise ArtifactError(f"{folder} is not a store of embeddings: store.json does not describe one")
-    if facts["format"] != _STORE_FORMAT:
-        raise ArtifactError(f"{folder} has store format {facts['format']}, this version reads {_STORE_FORMAT}")
     return facts
-
-
-def _to_arrow(array: np.ndarray) -> pa.Array:
-    if array.dtype == object:
-        return pa.array(array, pa.string()).dictionary_encode()
-    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
-
-
-def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    if not pa.types.is_fixed_size_list(column.type):
-        return strings(column.to_pylist())
-    values: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), column.type.list_size)

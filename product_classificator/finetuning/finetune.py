@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.embeddings.embed import EmbeddedProducts
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.huggingface import save_encoder

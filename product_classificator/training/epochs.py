@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR
 
-from product_classificator.embeddings.embed import EmbeddedProducts
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import WeightedWords
 from product_classificator.heads.network import Network

@@ -17,7 +17,8 @@ import numpy as np
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.split import read_split, save_split, split_products
-from product_classificator.embeddings.embed import EmbeddedProducts, check_images, count_statuses, embed
+from product_classificator.embeddings.embed import check_images, count_statuses, embed
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore, own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.clip import dtype_of

@@ -8,28 +8,33 @@ import pyarrow.parquet as pq
 import pytest
 
 from product_classificator.embeddings.embed import embed
-from product_classificator.embeddings.products import THUMBNAIL_BYTES, EncodedProducts
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.errors import ArtifactError
-from product_classificator.types import strings
+from product_classificator.types import Embeddings, strings
 from tests.fakes import TinyEncoder, TinyImages, TinyTexts
+
+
+def products_of(image, text, pixels, fingerprint="tiny-1"):
+    n = len(image)
+    has_part = np.ones(n, dtype=bool)
+    embeddings = Embeddings(strings(["1"] * n), image, text, has_part, has_part, fingerprint)
+    return EmbeddedProducts(embeddings=embeddings, thumbnails=pixels, status=strings(["ok"] * n))
 
 
 def test_a_store_is_read_in_any_order(tmp_path, monkeypatch):
     store, digests = EmbeddingStore(tmp_path / "s", TinyEncoder()), [bytes([number]) * 16 for number in range(12)]
     vectors = np.arange(12 * 20, dtype=np.float16).reshape(12, 20)
-    every = strings(["ok"] * 4)
     for rows in np.arange(12).reshape(3, 4):
         shard_digests = [digests[row] for row in rows]
         pixels = np.repeat(rows.astype(np.uint8)[:, None], 192, axis=1)
-        products = EncodedProducts(vectors[rows, :4], vectors[rows, 4:], every, every, pixels)
-        store.append(["1"] * 4, shard_digests, products)
+        store.append(shard_digests, products_of(vectors[rows, :4], vectors[rows, 4:], pixels))
     read = Mock(side_effect=pq.read_table)
     monkeypatch.setattr("product_classificator.embeddings.store.pq.read_table", read)
     order = np.random.default_rng(0).permutation(12)
     for rows in (order, order[::-1], *order.reshape(4, 3)):
         found = store.read([digests[row] for row in rows])
-        assert np.array_equal(np.concatenate([found.image, found.text], 1), vectors[rows])
+        assert np.array_equal(np.concatenate([found.embeddings.image, found.embeddings.text], 1), vectors[rows])
         assert (found.thumbnails == rows[:, None]).all()
         if len(rows) == 12:
             assert read.call_count == 3  # shards of the last read are not read again
@@ -66,7 +71,7 @@ def test_a_store_of_another_format_is_refused(tmp_path):
     EmbeddingStore(tmp_path / "s", TinyEncoder())
     facts = json.loads((tmp_path / "s/store.json").read_text())
     (tmp_path / "s/store.json").write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(ArtifactError, match="has store format 99, this version reads 1"):
+    with pytest.raises(ArtifactError, match="has format 99, this version reads 2: embed again"):
         EmbeddingStore(tmp_path / "s", TinyEncoder())
 
 
@@ -105,8 +110,7 @@ def test_of_encoders_that_create_a_store_at_once_one_gets_it(tmp_path):
 
 
 def one_product(store, digest=b"x" * 16, value=1.0):
-    ok, thumbnails = strings(["ok"]), np.ones((1, THUMBNAIL_BYTES), np.uint8)
-    store.append(["1"], [digest], EncodedProducts(np.full((1, 4), value), np.full((1, 16), value), ok, ok, thumbnails))
+    store.append([digest], products_of(np.full((1, 4), value), np.full((1, 16), value), np.ones((1, 192), np.uint8)))
 
 
 def test_a_store_never_holds_vectors_of_two_encoders(tmp_path, caplog):
@@ -149,9 +153,7 @@ def test_products_that_were_never_embedded_cannot_be_read(tmp_path):
 
 def test_a_shard_that_is_damaged_while_in_use_is_named(tmp_path):
     store = EmbeddingStore(tmp_path / "s", TinyEncoder())
-    ok = strings(["ok"])
-    no_image = np.zeros((1, 192), np.uint8)
-    store.append(["1"], [b"x" * 16], EncodedProducts(np.ones((1, 4)), np.ones((1, 16)), ok, ok, no_image))
+    one_product(store)
     next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match="is damaged: run again, it will be ignored"):
         store.read([b"x" * 16])
