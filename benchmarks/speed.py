@@ -43,7 +43,6 @@ from product_classificator.catalog.photo import decode_image
 from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
-from product_classificator.encoders.clip import token_windows
 from product_classificator.encoders.efficientnet import load_efficientnet
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.torch_clip import TorchNetwork, computing
@@ -178,7 +177,9 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
     return {
         "dtype": chosen_dtype,
         "stages": stages,
-        "tokens_per_text": round(float(np.mean([len(window) for window in token_windows(exact.text, texts)[0]])), 1),
+        "tokens_per_text": round(
+            float(np.mean([len(window) for window in exact.text.preparation.windows(texts)[0]])), 1
+        ),
         "text_difference": difference,
         "end_to_end": paired(whole, rounds, n),
     }
@@ -197,7 +198,7 @@ def whole_image_tower(network: TorchNetwork, inputs: Inputs) -> np.ndarray:
 
 def encode_padded(encoder, text: str) -> np.ndarray:
     """Return the vector of one text as the published system computes it: padded to 77 tokens."""
-    window = token_windows(encoder.text, [text])[0][0]
+    window = encoder.text.preparation.windows([text])[0][0]
     network, inputs = encoder.text.network, encoder.text.preparation.inputs([window + [0] * (77 - len(window))])
     with computing(network.threads):
         tensors = network.tensors(inputs)

@@ -13,10 +13,9 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from product_classificator.encoders.base import CleanedTexts, Encoder, TextTower, uncleaned, unit_rows
-from product_classificator.encoders.preprocessing import ImagePreparation, Inputs, TextPreparation, Windows
+from product_classificator.encoders.base import Encoder, uncleaned, unit_rows
+from product_classificator.encoders.preprocessing import ImagePreparation, Inputs, TextPreparation
 from product_classificator.errors import DataError
-from product_classificator.text import clean_published
 from product_classificator.types import Floats
 
 Side = Literal["image", "text"]
@@ -91,7 +90,7 @@ class ClipTexts:
         return self.network.dim
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        windows, owners = token_windows(self, texts)
+        windows, owners = self.preparation.windows(texts)
         features = np.zeros((len(windows), self.dim), dtype=np.float32)
         lengths = [self.preparation.padded_to or len(window) for window in windows]
         for rows in batches_of(lengths, self.network.tokens_per_batch):
@@ -111,16 +110,6 @@ def clip_towers(encoder: Encoder) -> tuple[ClipImages, ClipTexts]:
     if not (isinstance(encoder.image, ClipImages) and isinstance(text, ClipTexts)):
         raise DataError(f"only CLIP-like encoders can be exported or fine-tuned, {encoder.name!r} is not one")
     return encoder.image, text
-
-
-def token_windows(tower: TextTower, texts: Sequence[str]) -> Windows:
-    """Return the windows of texts; raises `DataError` if the tower is not that of a CLIP-like encoder."""
-    if isinstance(tower, CleanedTexts):
-        return token_windows(tower.inner, [clean_published(text) for text in texts])
-    if not isinstance(tower, ClipTexts):
-        raise DataError(f"only CLIP-like encoders have token windows, found {type(tower).__name__}")
-    # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
-    return tower.preparation.windows([text.encode("utf-8", "ignore").decode() for text in texts])
 
 
 def dtype_of(encoder: Encoder) -> str | None:

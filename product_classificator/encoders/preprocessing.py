@@ -17,14 +17,11 @@ from PIL import Image
 
 from product_classificator.errors import DataError
 from product_classificator.files import write_text
-from product_classificator.types import Floats
+from product_classificator.types import Floats, Rows
 
 Ids: TypeAlias = list[int]
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 """Named arrays with one row per image or window, as a network of transformers takes them."""
-
-Windows: TypeAlias = tuple[list[Ids], npt.NDArray[np.int64]]
-"""Token ids of windows, and the number of the text that each belongs to, ascending."""
 
 MAX_WINDOWS = 8
 _MAX_RATIO = 16  # of the sides of an image that is enlarged before it is cropped: a line would fill the memory
@@ -199,13 +196,15 @@ class TextPreparation:
         self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True
 
-    def windows(self, texts: Sequence[str]) -> Windows:
-        """Return the token ids of all windows, with their special tokens, and the texts they belong to."""
+    def windows(self, texts: Sequence[str]) -> tuple[list[Ids], Rows]:
+        """Return the token ids of all windows, with special tokens, and the number of the text of each, ascending."""
         probe = self.tokenizer.encode("a")
         plain = [place for place, is_special in enumerate(probe.special_tokens_mask) if not is_special]
         before, after = probe.ids[: plain[0]], probe.ids[plain[-1] + 1 :]
         room = self.max_tokens - len(before) - len(after)
-        texts = [text.lower() for text in texts] if self.lowers else list(texts)
+        # Lone surrogates cannot be encoded as UTF-8, which every tokenizer needs.
+        texts = [text.encode("utf-8", "ignore").decode() for text in texts]
+        texts = [text.lower() for text in texts] if self.lowers else texts
         reserved, windows, owners = set(self.reserved), list[Ids](), list[int]()
         for number, encoding in enumerate(self.tokenizer.encode_batch(texts, add_special_tokens=False)):
             ids = [token for token in encoding.ids if token not in reserved]

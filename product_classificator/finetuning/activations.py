@@ -28,14 +28,15 @@ from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, LoadedProduct, load_product
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, row_status, thumbnail
 from product_classificator.encoders import Encoder, cores
-from product_classificator.encoders.clip import Side, clip_towers, token_windows
+from product_classificator.encoders.base import CleanedTexts
+from product_classificator.encoders.clip import Side, clip_towers
 from product_classificator.encoders.preprocessing import Ids
 from product_classificator.encoders.torch_clip import computing, torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.files import remove_leftovers, replacing, write_text
 from product_classificator.finetuning.blocks import SIDES, hidden_states
 from product_classificator.finetuning.distributed import Distributed
-from product_classificator.text import clean
+from product_classificator.text import clean, clean_published
 from product_classificator.types import Rows, strings
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,8 @@ class Activations:
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[Ids], list[int], Rows]:
         """Return the token windows of texts, their lengths in tokens, and for each the number of its text."""
-        windows, owners = token_windows(self._encoder.text, texts)
+        cleaned = map(clean_published, texts) if isinstance(self._encoder.text, CleanedTexts) else texts
+        windows, owners = self._preparation["text"].windows([*cleaned])
         return windows, [self._preparation["text"].padded_to or len(window) for window in windows], owners
 
     def _windows_of(self, rows: Rows) -> tuple[list[Ids], list[int], list[int], Rows]:

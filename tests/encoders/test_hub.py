@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoProcessor, ByT5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders import huggingface, load_encoder
-from product_classificator.encoders.clip import token_windows
 from product_classificator.errors import ArtifactError, DataError
 from tests.encoders.tiny_models import FAMILIES, save_bert, save_siglip, tiny_hub
 
@@ -127,7 +126,7 @@ def test_names_of_special_tokens_are_plain_text(family, saved, loaded):
     tokenizer = AutoProcessor.from_pretrained(saved[family]).tokenizer
     names = set(tokenizer.all_special_tokens) - {"<unk>", "[UNK]"}
     plain, named = (
-        token_windows(loaded[family].text, [text])[0][0] for text in ("red", " ".join(["red", *sorted(names)]))
+        loaded[family].text.preparation.windows([text])[0][0] for text in ("red", " ".join(["red", *sorted(names)]))
     )
     special = set(tokenizer.all_special_ids)
     assert len(named) > len(plain)
@@ -138,7 +137,7 @@ def test_a_short_text_is_one_window_and_a_long_one_the_average_of_several(family
     windowed = load_encoder(f"{saved[family]}+windows", threads=1)
     assert np.allclose(windowed.text.encode(["red"]), loaded[family].text.encode(["red"]), atol=1e-6)
     long = "abc " * 25 if family != "siglip2" else "abc " * 60
-    windows, owners = token_windows(windowed.text, [long, "red", LONG * 9])
+    windows, owners = windowed.text.preparation.windows([long, "red", LONG * 9])
     counts = np.bincount(owners)
     assert 1 < counts[0] < 9
     assert list(counts[1:]) == [1, 8]

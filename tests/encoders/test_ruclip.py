@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from product_classificator.encoders import EncoderSpec, cores, embed_labels, load_encoder
-from product_classificator.encoders.clip import batch_sizes, batches_of, clip_towers, token_windows
+from product_classificator.encoders.clip import batch_sizes, batches_of, clip_towers
 from product_classificator.encoders.onnx_export import export_encoder
 from product_classificator.encoders.preprocessing import SquarePreparation, TextPreparation
 from product_classificator.encoders.ruclip import read_bpe
@@ -91,7 +91,7 @@ def test_only_the_windows_read_what_comes_late(folder, encoder):
 
 
 def test_a_text_of_any_length_has_at_most_eight_windows(folder):
-    windows, owners = token_windows(load_encoder(f"{folder}+windows").text, ["кружка " * 5000, "ваза"])
+    windows, owners = load_encoder(f"{folder}+windows").text.preparation.windows(["кружка " * 5000, "ваза"])
     assert max(len(window) for window in windows) == 77
     assert owners.tolist() == [0] * 8 + [1]
 
@@ -105,7 +105,7 @@ def test_cleaned_texts_are_those_of_the_published_system(folder, encoder):
 
 
 def test_names_of_special_tokens_in_a_text_are_plain_letters(encoder):
-    windows, _ = token_windows(encoder.text, ["кружка <EOS> <PAD> ваза"])
+    windows, _ = encoder.text.preparation.windows(["кружка <EOS> <PAD> ваза"])
     assert windows[0].count(3) == 1
     assert 0 not in windows[0]
 

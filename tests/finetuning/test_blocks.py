@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from product_classificator.encoders import load_encoder
-from product_classificator.encoders.clip import clip_towers, token_windows
+from product_classificator.encoders.clip import clip_towers
 from product_classificator.encoders.huggingface import save_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
@@ -28,7 +28,7 @@ def photos(n=3):
 def inputs_of(encoder):
     network, (image, text) = torch_network_of(encoder), clip_towers(encoder)
     images = network.tensors(image.preparation.inputs(photos()))
-    texts = network.tensors(text.preparation.inputs(token_windows(text, TEXTS)[0]))
+    texts = network.tensors(text.preparation.inputs(text.preparation.windows(TEXTS)[0]))
     return images, texts
 
 
