@@ -64,20 +64,21 @@ def fetch_model(repository: str, *more: str) -> Path:
     return folder if has_weights else fetch_files(repository, (*_CONFIGS, *more, *_UNSAFE_TENSORS))
 
 
-def fetch_files(repository: str, patterns: tuple[str, ...], folder: Path | None = None) -> Path:
+def fetch_files(
+    repository: str, patterns: Iterable[str], folder: Path | None = None, required: Iterable[str] = ()
+) -> Path:
     """Fetch files of a repository that are not here yet, to `folder` or the hub's cache; errors as `fetch_model`."""
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns), local_dir=folder))
+        fetched = Path(snapshot_download(repository, allow_patterns=list(patterns), local_dir=folder))
+        if missing := [name for name in required if not (fetched / name).is_file()]:  # fetched in part, and offline now
+            raise FileNotFoundError(f"of its files are missing: {culprits(missing)}")
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise unfetched(repository, str(error).split("\n", 1)[0]) from error
-
-
-def unfetched(repository: str, reason: str) -> ArtifactError:
-    """Return the error for a repository that is not here and cannot be fetched."""
-    return ArtifactError(
-        f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
-        "name a folder that holds its files instead, or use the encoder 'lite', which needs no network"
-    )
+        reason = str(error).split("\n", 1)[0]
+        raise ArtifactError(
+            f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
+            "name a folder that holds its files instead, or use the encoder 'lite', which needs no network"
+        ) from error
+    return fetched
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -145,9 +146,8 @@ def load_hub_clip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[Cl
         texts = _text_preparation(folder, model, MAX_WINDOWS if spec.windows else 1)
         network = TorchNetwork(model, 0, compute, folder)
         # This also shows that network, processor and tokenizer fit together, for any shape and length.
-        pictures = images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))])
-        sentences = texts.inputs(texts.windows(["", "a a a"])[0])
-        shapes = network.dry_run("image", pictures), network.dry_run("text", sentences)
+        inputs = images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))])
+        shapes = network.dry_run("image", inputs), network.dry_run("text", texts.inputs(texts.windows(["", "a"])[0]))
         if shapes[0] != shapes[1] or len(shapes[0]) != 2:
             raise ArtifactError(
                 "the towers of a CLIP-like model answer vectors of one width, "
@@ -238,8 +238,8 @@ def load_sentence_texts(name: str, device: str = "cpu", dtype: Dtype = "auto", t
         raise MissingExtraError(f"a text encoder of its own (+st:{name})", "sentence-transformers") from error
     folder = Path(name).resolve() if Path(name).is_dir() else fetch_model(name, *_SENTENCE_CONFIGS, *_SENTENCE_PARTS)
     with foreign(folder, "a model of sentence-transformers"):
-        options = {"device": compute.device, "model_kwargs": {"dtype": compute.load_dtype}, **_LOCAL_ONLY}
-        model = SentenceTransformer(str(folder), **options)
+        kwargs = {"dtype": compute.load_dtype}
+        model = SentenceTransformer(str(folder), device=compute.device, model_kwargs=kwargs, **_LOCAL_ONLY)
         modules = [folder]  # a bare model of transformers is its only module
         if (folder / _MODULES).is_file():
             listed = json.loads((folder / _MODULES).read_text(encoding="utf-8"))

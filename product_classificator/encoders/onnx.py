@@ -106,8 +106,6 @@ def load_exported(folder: Path, device: str, threads: int) -> Encoder:
     if device not in ("cpu", "auto") and not (is_clip and device.startswith("cuda")):
         raise DataError(f"this export computes on the CPU{' or CUDA' if is_clip else ''}, got {device!r}: use 'cpu'")
     image, text = _load_towers(folder, facts, device, threads)
-    if (image.dim, text.dim) != (facts.image.dim, facts.text.dim):
-        raise ArtifactError(f"{EXPORTED} in {folder} promises other widths than the towers have: export again")
     return Encoder(facts.name, image, CleanedTexts(text) if facts.cleans else text, facts.shares_space)
 
 

@@ -18,7 +18,7 @@ import re
 import shutil
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zipfile import is_zipfile
 
 import torch
@@ -38,7 +38,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from product_classificator.encoders.base import RUCLIP_MODELS, EncoderSpec
 from product_classificator.encoders.clip import ClipImages, ClipTexts
-from product_classificator.encoders.huggingface import fetch_files, fingerprint_of, unfetched
+from product_classificator.encoders.huggingface import fetch_files, fingerprint_of
 from product_classificator.encoders.preprocessing import MAX_WINDOWS, SquarePreparation, TextPreparation
 from product_classificator.encoders.torch_clip import Compute, TorchNetwork
 from product_classificator.errors import ArtifactError, DataError, culprits, nearest
@@ -76,16 +76,16 @@ class RuclipConfig(BaseModel, extra="ignore", allow_inf_nan=False):
 
     def of_transformers(self) -> CLIPConfig:
         """Return the same configuration in transformers."""
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        width, layers = self.transformer_width, self.transformer_layers
-        text: dict[str, Any] = dict(zip(names, (width, 4 * width, layers, self.transformer_heads), strict=True))
+
+        def tower(width: int, layers: int, heads: int) -> dict[str, Any]:
+            size = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": self.embed_dim}
+            return size | {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": "quick_gelu"}
+
+        text = tower(self.transformer_width, self.transformer_layers, self.transformer_heads)
         text |= {"vocab_size": self.vocab_size, "max_position_embeddings": self.context_length}
         text |= {"pad_token_id": PAD_ID, "bos_token_id": BEGIN_ID, "eos_token_id": END_ID}
-        width, layers = self.vision_width, self.vision_layers
-        vision: dict[str, Any] = dict(zip(names, (width, 4 * width, layers, width // _HEAD_WIDTH), strict=True))
+        vision = tower(self.vision_width, self.vision_layers, self.vision_width // _HEAD_WIDTH)
         vision |= {"image_size": self.image_resolution, "patch_size": self.vision_patch_size}
-        for tower in (text, vision):
-            tower |= {"projection_dim": self.embed_dim, "hidden_act": "quick_gelu"}
         config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.embed_dim)
         config.architectures = ["CLIPModel"]
         config.ruclip = self.model_dump()  # fine-tuned models are saved with it
@@ -105,9 +105,8 @@ def _files(folder: Path) -> tuple[Path, Path, Path]:
 def load_ruclip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[ClipImages, ClipTexts]:
     """Load the towers of a checkpoint, published or fine-tuned; raises `ArtifactError` if it is damaged."""
     config, tokenizer, model = _read_checkpoint(folder)
-    images = SquarePreparation(
-        config.image_resolution, config.mean, config.std, "letterbox" if spec.letterbox else "crop"
-    )
+    fit: Literal["letterbox", "crop"] = "letterbox" if spec.letterbox else "crop"
+    images = SquarePreparation(config.image_resolution, config.mean, config.std, fit)
     texts = TextPreparation(
         tokenizer, PAD_ID, config.context_length, max_windows=MAX_WINDOWS if spec.windows else 1, lowers=True
     )
@@ -126,10 +125,7 @@ def fetch_ruclip(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Pat
     folder = None if cache_dir is None else Path(cache_dir) / name
     if folder is not None and is_ruclip(folder):
         return folder
-    folder = fetch_files(f"ai-forever/{name}", FILES, folder)
-    if missing := [file for file in FILES if not (folder / file).is_file()]:  # fetched in part, and offline now
-        raise unfetched(f"ai-forever/{name}", f"of its files are missing: {culprits(missing)}")
-    return folder
+    return fetch_files(f"ai-forever/{name}", FILES, folder, required=FILES)
 
 
 def delete_ruclip(name: str, cache_dir: str | Path | None = None) -> None:

@@ -124,10 +124,9 @@ class TorchNetwork:
 
     def tensors(self, inputs: Inputs, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return inputs as tensors on the device, fractions in `dtype` (`None`: that of the model)."""
-        floating = dtype or self.model.dtype
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        dtypes = {name: floating if each.is_floating_point() else each.dtype for name, each in tensors.items()}
-        return {name: each.to(self.device, dtypes[name]) for name, each in tensors.items()}
+        kinds = {name: dtype or self.model.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
+        return {name: tensor.to(self.device, kinds.get(name)) for name, tensor in tensors.items()}
 
 
 def pooled(output: object) -> Tensor:

@@ -218,14 +218,6 @@ def test_a_damaged_export_is_refused(exported, tmp_path, name, content, fault):
         load_encoder(str(damaged))
 
 
-def test_an_export_that_promises_other_widths_is_refused(exported, tmp_path):
-    damaged = shutil.copytree(exported, tmp_path / "damaged")
-    facts = json.loads((damaged / "encoder.json").read_text())
-    (damaged / "encoder.json").write_text(json.dumps({**facts, "text": {**facts["text"], "dim": 300}}))
-    with pytest.raises(ArtifactError, match="promises other widths than the towers have"):
-        load_encoder(str(damaged))
-
-
 def test_only_float32_is_exported(folder, tmp_path):
     with pytest.raises(DataError, match="the encoder computes in bfloat16: load it with dtype='float32'"):
         export_encoder(load_encoder(str(folder), dtype="bfloat16"), tmp_path / "onnx")
