@@ -13,7 +13,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.classificator.opening import ENCODER, EXPORT, EXPORT_FORMAT, REQUIREMENTS, ExportFacts
 from product_classificator.encoders.onnx_export import export_encoder
 from product_classificator.errors import ArtifactError, culprits
-from product_classificator.files import LEFT_BY_DESKTOPS, replacing_folder, sha256_of, write_text
+from product_classificator.files import LEFT_BY_DESKTOPS, replacing_folder, write_text
 
 _MAX_DIFFERENCE = 1e-3  # rounding of large logits at a low temperature reached 1.3e-4
 _PACKAGES = ("lazy-loader", "numpy", "onnxruntime", "pillow", "pydantic", "safetensors")
@@ -48,7 +48,6 @@ def export_classificator(classificator: Classificator, folder: str | Path) -> Cl
             made_by=f"product_classificator {version('product_classificator')}",
             channels=classificator.channels,
             requires=requires,
-            sha256={path.relative_to(new).as_posix(): sha256_of(path) for path in new.rglob("*") if path.is_file()},
         )
         write_text(new / EXPORT, facts.model_dump_json(indent=1))
         _check(classificator, Classificator(heads_ver=new))

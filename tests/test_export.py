@@ -16,7 +16,6 @@ from product_classificator import Classificator, load_encoder
 from product_classificator.catalog import read_catalog
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
-from product_classificator.files import sha256_of
 from product_classificator.training import train_heads
 from tests.conftest import QUICK, RUCLIP_OPTIONS, SHOWN_LABELS
 from tests.encoders.tiny_models import save_siglip
@@ -246,27 +245,15 @@ def test_a_file_that_was_changed_or_is_missing_is_refused(folder, name):
     path = folder / name
     for damage in (lambda: path.write_bytes(path.read_bytes()[:-1] + b"!"), path.unlink):
         damage()
-        with pytest.raises(
-            ArtifactError, match=rf"missing, changed or unknown in .*: {name} \(1 in all\): copy it again"
-        ):
+        with pytest.raises(ArtifactError, match=str(folder)):
             Classificator(heads_ver=folder)
-
-
-def test_files_that_export_json_does_not_list_or_that_lie_elsewhere_are_refused(folder):
-    digests = json.loads((folder / "export.json").read_text())["sha256"]
-    change(folder, sha256={**digests, "../run.json": "0"})
-    with pytest.raises(ArtifactError, match=r"missing, changed or unknown in .*: ../run.json \(1 in all\)"):
-        Classificator(heads_ver=folder)
-    change(folder, sha256={name: digest for name, digest in digests.items() if name != "words.json"})
-    with pytest.raises(ArtifactError, match=r"missing, changed or unknown in .*: words.json \(1 in all\)"):
-        Classificator(heads_ver=folder)
 
 
 def test_an_export_json_that_is_newer_or_damaged_is_refused(folder):
     change(folder, format=99)
     with pytest.raises(ArtifactError, match=r"exported has format 99, this version reads 1: export again"):
         Classificator(heads_ver=folder)
-    for damage in ({"format": 1, "channels": "cmyk"}, {"channels": "rgb", "sha256": 3}, {"sha256": {}, "more": 1}):
+    for damage in ({"format": 1, "channels": "cmyk"}, {"channels": "rgb", "requires": 3}, {"requires": {}, "more": 1}):
         change(folder, **damage)
         with pytest.raises(ArtifactError, match=r"(?s)does not describe an export .*: export again"):
             Classificator(heads_ver=folder)
@@ -279,8 +266,6 @@ def test_an_encoder_that_the_heads_were_not_trained_on_is_refused(folder):
     facts = json.loads((folder / "encoder/encoder.json").read_text())
     towers = {tower: {**facts[tower], "fingerprint": "another"} for tower in ("image", "text")}
     (folder / "encoder/encoder.json").write_text(json.dumps({**facts, **towers}))
-    digests = json.loads((folder / "export.json").read_text())["sha256"]
-    change(folder, sha256={**digests, "encoder/encoder.json": sha256_of(folder / "encoder/encoder.json")})
     with pytest.raises(ArtifactError, match=r"heads fit one encoder: .* got 'lite' \(another"):
         Classificator(heads_ver=folder)
 
