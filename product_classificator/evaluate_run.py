@@ -24,42 +24,33 @@ from product_classificator.heads import MIN_PRECISION
 from product_classificator.heads.bundle import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training.near_duplicates import Signatures, is_near_duplicate, near_duplicate_groups
-from product_classificator.types import LEARNED, Bools, Decisions, Predictions, Rows
+from product_classificator.types import LEARNED, Decisions, Predictions, Rows
 
 
-@dataclass(frozen=True)
-class RunEvaluation:
-    """Scores on unseen products, with the numbers of products that were scored and left out.
+@dataclass(frozen=True, kw_only=True)
+class JudgedProducts:
+    """Predictions of products by heads that never saw them, and numbers of products.
 
-    `out_of_fold` of the scored are products of the run. `seen` are those the run was trained on, or near-duplicates of
-    them; `seen_by_id_alone` share nothing but an id with a product of the run. `set_aside` have neither photo nor text
-    that the heads use, or a repeated id.
+    Attributes:
+        rows: (m,) rows of the predicted products: first `out_of_fold` products of the run, then new ones.
+        seen: not predicted, because the run was trained on them, or on near-duplicates of them.
+        seen_by_id_alone: those of `seen` that share nothing but an id with a product of the run.
+        set_aside: have neither photo nor text that the heads use, or a repeated id.
     """
 
-    evaluation: Evaluation
-    scored: int
+    rows: Rows
+    predictions: Predictions
     out_of_fold: int
     seen: int
     seen_by_id_alone: int
     set_aside: int
 
 
-@dataclass(frozen=True)
-class JudgedProducts:
-    """Products of a table by what a run knows of them, and predictions by heads that never saw them.
+@dataclass(frozen=True, kw_only=True)
+class RunEvaluation(JudgedProducts):
+    """The scores of a run on the products that it can judge."""
 
-    Attributes:
-        rows: (m,) rows of the predicted products: the run's own first, then new ones.
-        is_usable, is_seen, is_alike: (n,) masks: has a part that the heads use; must not be judged by the heads; is a
-            near-duplicate of a product that they learned from.
-    """
-
-    rows: Rows
-    predictions: Predictions
-    n_own: int
-    is_usable: Bools
-    is_seen: Bools
-    is_alike: Bools
+    evaluation: Evaluation
 
 
 def judge_products(
@@ -94,7 +85,14 @@ def judge_products(
     of_own = bundle.judged(out_of_fold.take(position[run_rows[own]]), catalog.ids[own], min_precision, names)
     parts = ("ids", "probabilities", "is_known", "decisions")
     predictions = replace(of_own, **{part: _join(getattr(of_own, part), getattr(of_new, part)) for part in parts})
-    return JudgedProducts(np.append(own, new), predictions, len(own), is_usable, is_seen, is_alike)
+    return JudgedProducts(
+        rows=np.append(own, new),
+        predictions=predictions,
+        out_of_fold=len(own),
+        seen=int(is_seen.sum()),
+        seen_by_id_alone=int((is_seen & ~is_alike).sum()),
+        set_aside=int((~is_usable).sum()),
+    )
 
 
 def _join(first: Any, second: Any) -> Any:
@@ -140,15 +138,14 @@ def evaluate_run(
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
     signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
     judged = judge_products(run, bundle, catalog, embedded, signatures, min_precision or MIN_PRECISION)
-    rows, is_usable, column = judged.rows, judged.is_usable, column_of_groups(run, catalog)
-    if not is_usable.any():
+    rows, column = judged.rows, column_of_groups(run, catalog)
+    if judged.set_aside == len(catalog):
         raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")
-    by_id_alone = int((judged.is_seen & ~judged.is_alike).sum())
     if not len(rows):
         raise DataError(
-            f"a score needs unseen products: all {judged.is_seen.sum()} are left out because the run was trained on "
-            f"every product of the table or on near-identical ones ({by_id_alone} share only an id with a product of "
-            "the run: other products need other ids)"
+            f"a score needs unseen products: all {judged.seen} are left out because the run was trained on every "
+            f"product of the table or on near-identical ones ({judged.seen_by_id_alone} share only an id with a "
+            "product of the run: other products need other ids)"
         )
     evaluation = evaluate(
         judged.predictions,
@@ -157,5 +154,4 @@ def evaluate_run(
         left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
         seed=run.settings["seed"],
     )
-    n_seen, n_set_aside = int(judged.is_seen.sum()), int((~is_usable).sum())
-    return RunEvaluation(evaluation, len(rows), judged.n_own, n_seen, by_id_alone, n_set_aside)
+    return RunEvaluation(**vars(judged), evaluation=evaluation)

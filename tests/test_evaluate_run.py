@@ -40,19 +40,19 @@ def read(frame, photos=None):
 def test_on_its_own_table_a_run_has_exactly_the_figures_of_its_report(tiny_training, classificator, catalog):
     heldout = evaluate_run(tiny_training.run, catalog, classificator=classificator)
     assert heldout.evaluation == tiny_training.evaluation
-    assert heldout.scored == heldout.out_of_fold == tiny_training.evaluation.products
+    assert len(heldout.rows) == heldout.out_of_fold == tiny_training.evaluation.products
     assert (heldout.seen, heldout.set_aside) == (0, 6)
-    assert heldout.scored + heldout.set_aside == len(catalog)
+    assert len(heldout.rows) + heldout.set_aside == len(catalog)
 
 
 def test_other_products_are_predicted_by_the_delivered_heads_alone(tiny_training, classificator, other_shop, tmp_path):
     catalog = read(*other_shop)
     heldout = evaluate_run(tiny_training.run, catalog, classificator=classificator, store=tmp_path / "store")
     assert (heldout.out_of_fold, heldout.seen) == (0, 0)
-    assert heldout.scored + heldout.set_aside == len(catalog)
+    assert len(heldout.rows) + heldout.set_aside == len(catalog)
     predictions = classificator.bundle.predict(embed(catalog, classificator.encoder).embeddings, catalog.texts())
     is_right = (predictions.best("kind") == catalog.truth()["kind"])[predictions.is_known]
-    assert heldout.evaluation.characteristics["kind"].accuracy == pytest.approx(is_right.sum() / heldout.scored)
+    assert heldout.evaluation.characteristics["kind"].accuracy == pytest.approx(is_right.sum() / len(heldout.rows))
 
 
 def test_of_a_mixture_each_product_is_predicted_by_heads_that_never_saw_it(
@@ -68,8 +68,8 @@ def test_of_a_mixture_each_product_is_predicted_by_heads_that_never_saw_it(
         for catalog in (read(old, shop_files[1]), read(new, new_photos), mixed)
     ]
     own, other, both = parts
-    assert (both.scored, both.out_of_fold, both.seen) == (own.scored + other.scored, own.scored, 0)
-    n_right = [part.evaluation.characteristics["kind"].accuracy * part.scored for part in parts]
+    assert (len(both.rows), both.out_of_fold, both.seen) == (len(own.rows) + len(other.rows), len(own.rows), 0)
+    n_right = [part.evaluation.characteristics["kind"].accuracy * len(part.rows) for part in parts]
     assert n_right[2] == pytest.approx(n_right[0] + n_right[1])
 
 
@@ -91,13 +91,13 @@ def test_a_run_that_kept_its_holdout_from_the_heads_knows_no_near_duplicates_of_
     classificator = Classificator.from_parts(TinyEncoder(), training.fitted.bundle)
     own = evaluate_run(training.run, catalog, classificator=classificator)
     assert own.evaluation == training.evaluation
-    assert own.scored + own.seen + own.set_aside == len(catalog)
+    assert len(own.rows) + own.seen + own.set_aside == len(catalog)
     split = load_split(training.run.split)[0]
     frame = pd.read_parquet(shop_files[0])
     held_out = frame[frame.nm.astype(str).isin(split.ids[split.names == "test"]) & (frame.description != "")]
     copies = read(held_out.assign(nm=lambda old: "copy" + old.nm.astype(str)))
     copied = evaluate_run(training.run, copies, classificator=classificator, store=tmp_path / "store")
-    assert (copied.scored, copied.seen) == (len(held_out), 0)
+    assert (len(copied.rows), copied.seen) == (len(held_out), 0)
 
 
 def test_a_target_precision_is_reported_with_the_precision_reached(tiny_training, classificator, catalog):
@@ -113,9 +113,9 @@ def test_products_of_the_run_with_other_texts_are_seen(tiny_training, classifica
     other = read_catalog(frame, text="description", characteristics=["kind"])
     heldout = evaluate_run(tiny_training.run, other, classificator=classificator, store=tmp_path / "store")
     empty_in_training = 6  # products that had neither photo nor text were in no fold
-    assert heldout.scored + heldout.seen + heldout.set_aside == len(frame)
+    assert len(heldout.rows) + heldout.seen + heldout.set_aside == len(frame)
     assert (heldout.out_of_fold, heldout.seen) == (0, heldout.seen_by_id_alone)
-    assert heldout.scored <= empty_in_training
+    assert len(heldout.rows) <= empty_in_training
 
 
 def test_products_with_the_ids_of_training_products_are_counted(tiny_training, classificator, catalog, tmp_path):
@@ -124,7 +124,7 @@ def test_products_with_the_ids_of_training_products_are_counted(tiny_training, c
     new["kind"] = ["hat", "sock"]
     other = read_catalog(new, text="description", characteristics="kind")
     heldout = evaluate_run(tiny_training.run, other, classificator=classificator, store=tmp_path / "store")
-    assert (heldout.scored, heldout.seen, heldout.seen_by_id_alone) == (1, 1, 1)
+    assert (len(heldout.rows), heldout.seen, heldout.seen_by_id_alone) == (1, 1, 1)
 
 
 def test_blank_ids_are_not_taken_for_seen_ones(tiny_training, classificator, tmp_path):
@@ -132,7 +132,7 @@ def test_blank_ids_are_not_taken_for_seen_ones(tiny_training, classificator, tmp
     new["kind"] = ["hat", "cup", "sock"]
     catalog = read_catalog(new, text="description", characteristics="kind")
     heldout = evaluate_run(tiny_training.run, catalog, classificator=classificator, store=tmp_path / "store")
-    assert (heldout.scored, heldout.seen) == (3, 0)
+    assert (len(heldout.rows), heldout.seen) == (3, 0)
 
 
 def test_a_table_without_an_unseen_product_is_refused(tiny_training, classificator, catalog, tmp_path):

@@ -105,7 +105,7 @@ def _findings(
     signatures, bundle = Signatures.of(texts, embedded.thumbnails), HeadBundle.load(run.bundle)
     judged = judge_products(run, bundle, catalog, embedded, signatures)
     rows, predictions, names = judged.rows, judged.predictions, catalog.columns.characteristics
-    if judged.is_seen.any() or not set(names) <= set(bundle.labels):
+    if judged.seen or not set(names) <= set(bundle.labels):
         into_folds = SplitSettings(groups=column_of_groups(run, catalog))
         of_folds = TrainSettings(seed=settings.seed, split=into_folds)
         split = split_catalog(catalog, embedded, of_folds, into_folds.shares(0))

@@ -143,7 +143,7 @@ def test_on_its_own_table_a_tuned_run_has_the_figures_of_its_test_split(tuned, c
     heldout = evaluate_run(tuned.run, catalog)
     assert heldout.evaluation == tuned.evaluation
     names = load_split(tuned.run.split)[0].names
-    assert heldout.scored == heldout.out_of_fold == (names == "test").sum()
+    assert len(heldout.rows) == heldout.out_of_fold == (names == "test").sum()
     assert heldout.seen == np.isin(names, ["train", "valid"]).sum()
 
 
