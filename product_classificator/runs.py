@@ -31,6 +31,11 @@ TrainingLabels = dict[str, dict[str, str | tuple[str, ...] | None]]
 """characteristic -> {id of each training product: label, all labels if it is multi-label, `None` if unknown}."""
 
 
+def _path_of(name: str) -> Any:
+    """Return a property of a run: the path of a file or folder in it."""
+    return property(lambda run: run.folder / name)
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished training; columns and channels of its table and image files are the defaults for new ones.
@@ -50,30 +55,8 @@ class Run:
     settings: dict[str, Any]
     facts: dict[str, Any]
 
-    @property
-    def bundle(self) -> Path:
-        """Folder of the heads."""
-        return self.folder / "bundle"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report."""
-        return self.folder / "report"
-
-    @property
-    def split(self) -> Path:
-        """File of the split."""
-        return self.folder / "split.parquet"
-
-    @property
-    def out_of_fold(self) -> Path:
-        """File of the out-of-fold predictions."""
-        return self.folder / "out_of_fold.safetensors"
-
-    @property
-    def labels(self) -> Path:
-        """File of the labels of the training products."""
-        return self.folder / "labels.parquet"
+    bundle, report, split = _path_of("bundle"), _path_of("report"), _path_of("split.parquet")
+    out_of_fold, labels = _path_of("out_of_fold.safetensors"), _path_of("labels.parquet")
 
     @property
     def has_own_encoder(self) -> bool:
@@ -91,12 +74,10 @@ class Run:
         import pyarrow.parquet as pq
 
         rows = np.flatnonzero((split.names != "") & (split.ids != ""))
-        columns = {
-            name: [sorted(label) if isinstance(label, frozenset) else label for label in labels[rows]]
-            for name, labels in truth.items()
-        }
-        sketches = [*sketch(embeddings.image[rows], embeddings.text[rows])]
-        columns = {_ID: split.ids[rows].tolist(), _SKETCH: pa.array(sketches, pa.list_(pa.float32())), **columns}
+        sketches = pa.array([*sketch(embeddings.image[rows], embeddings.text[rows])], pa.list_(pa.float32()))
+        columns: dict[str, Any] = {_ID: split.ids[rows].tolist(), _SKETCH: sketches}
+        for name, labels in truth.items():
+            columns[name] = [sorted(label) if isinstance(label, frozenset) else label for label in labels[rows]]
         with replacing(self.labels) as temporary:
             pq.write_table(pa.table(columns), temporary)
 
@@ -110,22 +91,16 @@ class Run:
             ids, sketches = columns.pop(_ID), columns.pop(_SKETCH)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"the labels of a run, {self.labels}, are damaged ({error}): train again") from error
-        by_id = {
-            name: {
-                id_: tuple(label) if isinstance(label, list) else label for id_, label in zip(ids, labels, strict=True)
-            }
-            for name, labels in columns.items()
-        }
-        return by_id, dict(zip(ids, np.array(sketches, dtype=np.float32).reshape(-1, SKETCH_DIM), strict=True))
+        for name, labels in columns.items():
+            plain = (tuple(label) if isinstance(label, list) else label for label in labels)
+            columns[name] = dict(zip(ids, plain, strict=True))
+        return columns, dict(zip(ids, np.array(sketches, dtype=np.float32).reshape(-1, SKETCH_DIM), strict=True))
 
     def save_out_of_fold(self, out_of_fold: OutOfFold) -> None:
         """Write `out_of_fold.safetensors`."""
-        arrays: dict[str, np.ndarray] = {
-            "rows": out_of_fold.rows,
-            "is_out_of_distribution": out_of_fold.is_out_of_distribution,
-        }
-        for name, probabilities in out_of_fold.probabilities.items():
-            arrays |= {f"probabilities.{name}": probabilities, f"promises.{name}": out_of_fold.promises[name]}
+        arrays = {"rows": out_of_fold.rows, "is_out_of_distribution": out_of_fold.is_out_of_distribution}
+        for kind in ("probabilities", "promises"):
+            arrays |= {f"{kind}.{name}": column for name, column in getattr(out_of_fold, kind).items()}
         write_bytes(self.out_of_fold, save(arrays))
 
     def load_out_of_fold(self) -> OutOfFold:
