@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 from product_classificator.classificator import Classificator
 from product_classificator.cli import console
 from product_classificator.cli.options import Embed, Info, Predict
-from product_classificator.cli.progress import product_progress
-from product_classificator.cli.tables import open_catalog, open_once
+from product_classificator.cli.tables import bars, open_catalog, open_once, product_bar
 from product_classificator.embeddings.embed import embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.encoders import ENCODERS, OPTIONS, load_encoder
@@ -27,14 +26,14 @@ def predict(options: Predict) -> None:
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, but none are given (--images)", style="yellow")
-    with product_progress(len(catalog)) as on_chunk:
+    with bars() as progress:
         summary = predict_to_file(
             classificator,
             catalog,
             options.out,
             OutputOptions(options.top_k, options.min_precision),
             store=EmbeddingStore(options.store, classificator.encoder) if options.store else None,
-            on_chunk=on_chunk,
+            on_chunk=product_bar(progress, len(catalog)),
         )
     resumed = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
     console.log.print(f"{summary.rows} rows in {options.out}{resumed}")
@@ -50,7 +49,8 @@ def embed(options: Embed) -> None:
     store = EmbeddingStore(options.out, encoder)
     status: Counter[str] = Counter()
     n_encoded = 0
-    with product_progress(len(catalog)) as on_chunk:
+    with bars() as progress:
+        on_chunk = product_bar(progress, len(catalog))
         for chunk in embed_chunks(catalog, encoder, store):
             on_chunk(chunk)
             status.update(chunk.status)

@@ -13,8 +13,7 @@ from product_classificator.catalog import Catalog
 from product_classificator.classificator import Classificator
 from product_classificator.cli import console
 from product_classificator.cli.options import Audit, Evaluate, Train, Tune
-from product_classificator.cli.progress import bars, product_progress
-from product_classificator.cli.tables import names, open_catalog, open_labelled, open_once
+from product_classificator.cli.tables import bars, names, open_catalog, open_labelled, open_once, product_bar
 from product_classificator.encoders import load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
@@ -58,7 +57,7 @@ def tune(options: Tune) -> None:
     tuning = FinetuneSettings(**asdict(options.finetuning))
     shown = {**asdict(settings), "finetuning": asdict(tuning)}
     with (
-        finetune_progress(len(catalog)) as progress,
+        training_progress(len(catalog)) as progress,
         tracking(progress, options.training.tracker, options.out, shown) as callbacks,
     ):
         tuned = finetune(catalog, options.out, settings, tuning, encoder=encoder, callbacks=callbacks)
@@ -87,17 +86,17 @@ def evaluate(options: Evaluate) -> None:
     if options.json is not None and not options.json.parent.is_dir():
         raise DataError(f"the folder of --json must exist: create {options.json.parent} first")
     catalog = open_labelled(run, options.table, options.products)
-    with product_progress(len(catalog)) as on_chunk:
+    with bars() as progress:
         heldout = evaluate_run(
             run,
             catalog,
             classificator=Classificator.from_run(options.run, **asdict(options.encoder)),
             store=options.store,
             min_precision=options.min_precision,
-            on_chunk=on_chunk,
+            on_chunk=product_bar(progress, len(catalog)),
         )
     console.log.print(
-        f"{heldout.scored} products scored, {heldout.out_of_fold} of them the run's own, predicted by heads fitted "
+        f"{len(heldout.rows)} products scored, {heldout.out_of_fold} of them the run's own, predicted by heads fitted "
         f"without them; {heldout.seen} left out because the run was trained on them or on near-identical ones "
         f"({heldout.seen_by_id_alone} of these share only an id with a training product: other products need other "
         f"ids); {heldout.set_aside} set aside (neither photo nor text, or a repeated id)"
@@ -128,32 +127,22 @@ def audit(options: Audit) -> None:
 
 @contextmanager
 def training_progress(total: int) -> Iterator[Callbacks]:
-    """Show the progress of a training: a line per stage and epoch, and a bar while products are embedded."""
-
-    def on_epoch(facts: EpochFacts) -> None:
-        console.log.print(f"   epoch {facts.epoch:>2}  loss {facts.train_loss:.3f}  {facts.seconds:.1f} s")
-
-    with product_progress(total) as on_chunk:
-        yield Callbacks(print_stage, on_chunk, on_epoch)
-
-
-@contextmanager
-def finetune_progress(total: int) -> Iterator[Callbacks]:
-    """Show the progress of a fine-tuning: a line per stage and epoch, bars over products and steps."""
+    """Show the progress of a training: a line per stage and epoch, bars over products and the steps of an epoch."""
 
     def on_step(epoch: int, step: int, of: int, loss: float) -> None:
         progress.update(steps, completed=step, total=of, description=f"epoch {epoch}, loss {loss:.3f}", visible=True)
 
     def on_epoch(facts: EpochFacts) -> None:
-        console.log.print(
-            f"   epoch {facts.epoch:>2}  validation loss {facts.valid_loss:.3f}  recall@1 {facts.recall_at_1:.3f}  "
-            f"macro-F1 of the heads {facts.valid_macro_f1:.3f}"
-        )
+        values = {"validation loss": facts.valid_loss, "recall@1": facts.recall_at_1, "loss": facts.train_loss}
+        values["macro-F1 of the heads"] = facts.valid_macro_f1
+        shown = [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
+        shown += [f"{facts.seconds:.1f} s"] if facts.seconds else []
+        console.log.print(f"   epoch {facts.epoch:>2}  {'  '.join(shown)}")
 
     with bars() as progress:
-        products = progress.add_task("products", total=total, notes="")
+        on_chunk = product_bar(progress, total)
         steps = progress.add_task("steps", total=None, visible=False, notes="")
-        yield Callbacks(print_stage, None, on_epoch, lambda n: progress.advance(products, n), on_step)
+        yield Callbacks(print_stage, on_chunk, on_epoch, partial(progress.advance, progress.task_ids[0]), on_step)
 
 
 def print_scores(evaluation: Evaluation) -> None:
