@@ -7,7 +7,7 @@ import pytest
 
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.training import FittedHeads, HeadSettings, LabelledProducts, fit_heads
-from product_classificator.training.vocabulary import BagOfWords, CountedTexts
+from product_classificator.training.inputs import BagOfWords, CountedTexts
 from product_classificator.types import Embeddings, Rows, Split, strings
 
 PARTS = ("train", "valid", "test")

@@ -60,10 +60,9 @@ class NetworkShape:
         weights: dict[str, tuple[int, ...]] = {
             "mean": (width,),
             "scale": (width,),
-            "missing_image": (self.image_dim,),
-            "missing_text": (self.text_dim,),
             "hidden.weight": (self.hidden, width),
             "hidden.bias": (self.hidden,),
+            "missing": (2, self.hidden),
             "labels.weight": (n_labels, self.hidden),
             "labels.bias": (n_labels,),
             "word_weights": (self.n_words, n_labels),
@@ -71,7 +70,7 @@ class NetworkShape:
         if self.has_linear:
             weights["linear.weight"] = (n_labels, width)
         if self.label_dim:
-            weights |= {"label_embeddings": (n_labels, self.label_dim), "label_scale": ()}
+            weights["label_embeddings"] = (n_labels, self.label_dim)
         return weights
 
 
@@ -86,7 +85,10 @@ def columns_of(n_labels: Iterable[int]) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)  # arrays cannot be compared with one ==
 class Network:
-    """A network with fixed weights: name -> float32 array, of the shapes of `NetworkShape.weights`."""
+    """A network with fixed weights: name -> float32 array, of the shapes of `NetworkShape.weights`.
+
+    "missing" is what the hidden layer gets in place of an image and in place of a text.
+    """
 
     shape: NetworkShape
     weights: Mapping[str, Floats]
@@ -122,10 +124,9 @@ class Network:
 
     def _dense_logits(self, embeddings: Embeddings) -> Floats:
         shape, weights, inputs = self.shape, self.weights, self.inputs(embeddings)
-        first = weights["hidden.weight"]
-        hidden = inputs @ first.T + weights["hidden.bias"]
-        hidden += ~embeddings.has_image[:, None] * (first[:, : shape.image_dim] @ weights["missing_image"])
-        hidden += ~embeddings.has_text[:, None] * (first[:, shape.image_dim :] @ weights["missing_text"])
+        is_missing = [~embeddings.has_image & (shape.image_dim > 0), ~embeddings.has_text & (shape.text_dim > 0)]
+        hidden = inputs @ weights["hidden.weight"].T + weights["hidden.bias"]
+        hidden += np.stack(is_missing, 1).astype(np.float32) @ weights["missing"]
         logits: Floats = np.maximum(hidden, 0) @ weights["labels.weight"].T + weights["labels.bias"]
         if shape.has_linear:
             logits += inputs @ weights["linear.weight"].T
@@ -134,7 +135,7 @@ class Network:
         return logits
 
     def _label_scores(self, embeddings: Embeddings) -> Floats:
-        """Return (n, all labels) label_scale x the mean cosine of each label with the parts that a product has."""
+        """Return (n, all labels) products of label embeddings and the mean of the parts that a product has."""
         shape = self.shape
         parts = [(embeddings.text, embeddings.has_text)] if shape.text_dim else []
         if shape.shares_space and shape.image_dim:
@@ -142,6 +143,5 @@ class Network:
         present = [part[:, : shape.label_dim] * has[:, None] for part, has in parts]
         mean: Floats = np.sum(present, axis=0, dtype=np.float32)
         mean /= np.maximum(np.sum([has for _, has in parts], axis=0, dtype=np.float32), 1)[:, None]
-        mean *= self.weights["label_scale"]
         scores: Floats = mean @ self.weights["label_embeddings"].T
         return scores

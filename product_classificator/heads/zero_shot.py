@@ -53,8 +53,7 @@ def zero_shot_heads(
     shape = NetworkShape(dim if shares_space else 0, dim, n_labels, hidden=0, label_dim=dim, shares_space=shares_space)
     weights = {name: np.zeros(size, dtype=np.float32) for name, size in shape.weights().items()}
     weights["scale"] += 1
-    weights["label_embeddings"] = np.concatenate([vectors[name] for name in labels]).astype(np.float32)
-    weights["label_scale"] = np.array(SCALE, dtype=np.float32)
+    weights["label_embeddings"] = SCALE * np.concatenate([vectors[name] for name in labels]).astype(np.float32)
     return HeadBundle(
         characteristics=tuple(Characteristic(name, tuple(names)) for name, names in labels.items()),
         network=Network(shape, weights),

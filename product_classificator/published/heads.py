@@ -93,12 +93,12 @@ def _joint_network(
     label_weights = np.zeros((sum(n_labels), len(first)))
     for i, (head, rows) in enumerate(zip(heads.values(), columns_of(n_labels), strict=True)):
         label_weights[rows, hidden * i : hidden * (i + 1)] = head["3.weight"]
+    first = first if projection is None else first @ projection[1]
     weights = {
         "mean": mean,
         "scale": np.ones(width),
-        "missing_image": -mean[: width // 2],
-        "missing_text": -mean[width // 2 :],
-        "hidden.weight": first if projection is None else first @ projection[1],
+        "missing": -(mean * first).reshape(len(first), 2, -1).sum(2).T,
+        "hidden.weight": first,
         "hidden.bias": np.concatenate([head["0.bias"] for head in heads.values()]),
         "labels.weight": label_weights,
         "labels.bias": np.concatenate([head["3.bias"] for head in heads.values()]),

@@ -2,8 +2,8 @@
 
 Products are dealt into folds. For each, a joint network and a linear model (`fit`) learn from all other products and
 predict the fold. From these out-of-fold predictions follow the blend of the two, temperatures, thresholds and limits of
-novelty (`thresholds`); those that judge a fold, from the other folds alone. The heads that are delivered learn from all
-products. Both models add up their logits, so in the end they are one network.
+novelty (`thresholds`); those that judge a fold, from the other folds alone. What is delivered is the average of the
+models of all folds; where there are fewer than four folds, models are fitted to all products in the end instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,10 @@ from product_classificator.errors import DataError, culprits
 from product_classificator.heads.bundle import HeadBundle, consistent_probabilities
 from product_classificator.heads.calibration import Characteristic
 from product_classificator.heads.hierarchy import Hierarchy
-from product_classificator.heads.network import Network, columns_of
+from product_classificator.heads.network import columns_of
 from product_classificator.training.epochs import Callbacks, EpochFacts
-from product_classificator.training.fit import FittedModels, Task, input_scales, labels_to_learn
+from product_classificator.training.fit import Average, FittedModels, Task, dims_to_read, labels_to_learn
+from product_classificator.training.inputs import CountedTexts
 from product_classificator.training.linear import MAX_PRODUCTS
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import LabelledProducts, Target
@@ -32,10 +33,11 @@ from product_classificator.training.thresholds import (
     promises_of,
     with_confidence_thresholds,
 )
-from product_classificator.training.vocabulary import CountedTexts
 from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Predictions, Rows, Split
 
 _DEFAULTS = HeadSettings()
+_MIN_AVERAGED = 4
+"""Models of fewer folds know too little of the catalog each: they are fitted once more, to all of it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def fit_heads(
         encoder: that of the embeddings. Training starts from its embeddings of labels for a characteristic with a label
             of fewer than 10 training products; without such a label, or an encoder, nothing changes.
         refit: whether the heads learn from all products in the end; if not, there must be one fold, which is held out.
-        callbacks: for progress; `on_epoch` is called for the network that is delivered.
+        callbacks: for progress; `on_epoch` is called for the network that is fitted last.
 
     Raises:
         DataError: nothing can be learned: no characteristic has two labels with enough products, or no product of a
@@ -87,26 +89,30 @@ def fit_heads(
     has_linear = int((is_usable & is_labelled).sum()) <= MAX_PRODUCTS
     texts = products.texts if settings.max_words else [""] * len(names)
     counts = CountedTexts.of(texts, has_title=products.has_title, has_pieces=has_linear)
-    task = Task(products, targets, counts, settings, hierarchy, encoder, has_linear)
-    folds = []
+    dims = dims_to_read(embeddings, np.flatnonzero(is_learned & is_labelled))
+    task = Task(products, targets, counts, settings, dims, hierarchy, encoder, has_linear)
+    inputs, n_folds = task.inputs(np.flatnonzero(is_learned)), len(names_of_folds)
+    is_average, folds = n_folds >= _MIN_AVERAGED, []
+    average = Average(inputs, n_folds if is_average else 1)
     for number, name in enumerate(names_of_folds, 1):
-        part = f"fold {number} of {len(names_of_folds)}" if len(names_of_folds) > 1 else "the holdout"
+        part = f"fold {number} of {n_folds}" if n_folds > 1 else "the holdout"
         callbacks.on_stage(f"Fitting heads without {part}, and predicting it")
-        models = task.fit(np.flatnonzero(is_usable & (names != name)), None if refit else callbacks.on_epoch)
+        is_last = number == n_folds and (is_average or not refit)
+        models = task.fit(np.flatnonzero(is_usable & (names != name)), callbacks.on_epoch if is_last else None)
         folds.append(_Fold.of(task, models, np.flatnonzero(is_usable & (names == name))))
-        if refit:
-            del models  # before the next are fitted: word weights may take hundreds of megabytes
+        if is_average or not refit:
+            average.add(models)
     judged = _Judged.of(task, folds)
-    if refit:
+    if not is_average and refit:
         callbacks.on_stage("Fitting the heads to all products")
         models = task.fit(np.flatnonzero(is_usable), callbacks.on_epoch)
+        average.add(models)
     everything = np.ones(len(judged.rows), dtype=bool)
     blends, characteristics, limits = judged.calibrate(everything)
-    used = _used(embeddings, models.network)
     bundle = HeadBundle(
         characteristics=characteristics,
-        network=merge(models, blends),
-        vocabulary=models.vocabulary,
+        network=average.network(blends),
+        vocabulary=inputs.vocabulary,
         encoder_name=encoder.name if encoder else "",
         encoder_fingerprint=embeddings.fingerprint,
         facts={
@@ -116,8 +122,8 @@ def fit_heads(
             "blend": {name: [blend.joint, blend.linear] for name, blend in zip(labels, blends, strict=True)},
             "left_out": left_out,
         },
-        novelty=replace(fit_centres(used, models.train, settings.seed), limits=limits),
-        hierarchy=models.hierarchy,
+        novelty=replace(fit_centres(_used(embeddings, dims), inputs.train, settings.seed), limits=limits),
+        hierarchy=task.hierarchy_of(inputs.train),
     )
     return FittedHeads(bundle, models.history, judged.out_of_fold(characteristics), left_out)
 
@@ -133,38 +139,10 @@ def describe_judging(split: Split, n_judged: int, *, refit: bool) -> str:
     return f"{judged}; the delivered heads learn from {'all products' if refit else 'the others'}."
 
 
-def merge(models: FittedModels, blends: Sequence[Blend]) -> Network:
-    """Return one network whose logits are the blended logits of both models."""
-    network, linear = models.network, models.linear
-    n_labels = np.array(network.shape.n_labels)
-    joint_share, linear_share = (
-        np.repeat(np.array(shares, dtype=np.float32), n_labels)
-        for shares in ([blend.joint for blend in blends], [blend.linear for blend in blends])
-    )
-    weights = dict(network.weights)
-    weights["labels.weight"] = weights["labels.weight"] * joint_share[:, None]
-    weights["labels.bias"] = weights["labels.bias"] * joint_share + np.concatenate([blend.offsets for blend in blends])
-    weights["word_weights"] = weights["word_weights"] * joint_share
-    if network.shape.label_dim:
-        weights["label_embeddings"] = weights["label_embeddings"] * joint_share[:, None]
-    if linear is None:
-        return Network(network.shape, weights)
-    weights["labels.bias"] += linear.bias * linear_share
-    word_weights = linear.words * linear_share
-    word_weights[: network.shape.n_words] += weights["word_weights"]
-    weights["word_weights"] = word_weights
-    scaled = linear.inputs * linear_share * input_scales(network.shape)[:, None]
-    weights["linear.weight"] = np.ascontiguousarray(scaled.T)
-    return Network(replace(network.shape, n_words=len(models.vocabulary), has_linear=True), weights)
-
-
-def _used(embeddings: Embeddings, network: Network) -> Embeddings:
-    """Return the embeddings without the parts that a network does not use."""
-    return replace(
-        embeddings,
-        has_image=embeddings.has_image & (network.shape.image_dim > 0),
-        has_text=embeddings.has_text & (network.shape.text_dim > 0),
-    )
+def _used(embeddings: Embeddings, dims: tuple[int, int]) -> Embeddings:
+    """Return the embeddings without the parts that are not read."""
+    has_image, has_text = embeddings.has_image & (dims[0] > 0), embeddings.has_text & (dims[1] > 0)
+    return replace(embeddings, has_image=has_image, has_text=has_text)
 
 
 @dataclass(frozen=True)
@@ -179,11 +157,11 @@ class _Fold:
 
     @classmethod
     def of(cls, task: Task, models: FittedModels, rows: Rows) -> "_Fold":
-        embeddings = _used(task.products.embeddings, models.network)
+        embeddings = _used(task.products.embeddings, task.dims)
         rows = rows[(embeddings.has_image | embeddings.has_text)[rows]]
-        detector = fit_centres(embeddings, models.train, task.settings.seed)
+        detector = fit_centres(embeddings, models.inputs.train, task.settings.seed)
         texts = [task.products.texts[row] for row in rows.tolist()]
-        novelty = detector.scores(embeddings.take(rows), texts, models.vocabulary)
+        novelty = detector.scores(embeddings.take(rows), texts, models.inputs.vocabulary)
         return cls(rows, *models.logits(task.products, rows), novelty, models.hierarchy)
 
 

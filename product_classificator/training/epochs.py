@@ -21,16 +21,15 @@ from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import WeightedWords
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
+from product_classificator.training.inputs import BagOfWords, thinned
 from product_classificator.training.settings import HeadSettings
-from product_classificator.training.targets import TrainingData, thinned
+from product_classificator.training.targets import TrainingData
 from product_classificator.training.torch_network import Batch, JointNetwork
-from product_classificator.training.vocabulary import BagOfWords
 from product_classificator.types import Embeddings, Floats, Rows
 
 logger = logging.getLogger(__name__)
 
-_MIN_STEPS_PER_EPOCH = 50
-_CONSTANT = 1e-6
+_MIN_STEPS_PER_EPOCH, _MIN_BATCH = 50, 32
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,9 @@ def fit_network(
 ) -> tuple[Network, list[EpochFacts]]:
     """Return the fitted network and what its epochs did; `DataError` if the loss diverges."""
     # Small catalogs get smaller batches: a handful of steps per epoch learns nothing.
-    settings = replace(settings, batch_size=min(settings.batch_size, max(8, len(data.train) // _MIN_STEPS_PER_EPOCH)))
+    smallest = max(_MIN_BATCH, len(data.train) // _MIN_STEPS_PER_EPOCH)
+    settings = replace(settings, batch_size=min(settings.batch_size, smallest))
     network = JointNetwork(data.shape, settings.dropout)
-    _standardize(network, data)
     _initialize(network, data)
     fitting = _Fitting(network, data, settings)
     history: list[EpochFacts] = []
@@ -99,28 +98,15 @@ def fit_network(
     return network.fitted(), history
 
 
-def _standardize(network: JointNetwork, data: TrainingData) -> None:
-    means, scales, parts = [], [], (data.embeddings.image, data.embeddings.text)
-    for part, rows, dim in zip(parts, data.samples, (network.shape.image_dim, network.shape.text_dim), strict=True):
-        present = part[rows, :dim] if len(rows) else np.zeros((1, dim), np.float32)
-        means.append(present.mean(0))
-        # Columns that hardly vary are not amplified: they would drown the others, and a part that is constant but for
-        # rounding would drown everything.
-        deviations = present.std(0)
-        typical = deviations.mean() if dim else 0.0
-        scales.append(np.maximum(deviations, 0.01 * typical) if typical > _CONSTANT else np.ones(dim, np.float32))
-    network.mean, network.scale = (torch.from_numpy(np.concatenate(arrays)) for arrays in (means, scales))
-
-
 @torch.no_grad()
 def _initialize(network: JointNetwork, data: TrainingData) -> None:
-    """Start from the words of label names, from label embeddings where they are given, and from log-odds."""
+    """Standardise, and start from the words of label names, label embeddings where they are given, and log-odds."""
+    network.mean, network.scale = torch.from_numpy(data.mean), torch.from_numpy(data.scale)
     label_words = data.label_words.tocoo()
     cells = torch.from_numpy(label_words.col).long(), torch.from_numpy(label_words.row).long()
     network.word_weights[cells] = torch.from_numpy(label_words.data)
     if network.shape.label_dim:
-        network.label_embeddings = torch.from_numpy(data.label_embeddings)
-        network.label_scale = torch.tensor(SCALE, dtype=torch.float32)
+        network.label_embeddings = torch.from_numpy(SCALE * data.label_embeddings)
         # A label that is near to all products says nothing: without this its bias would have to unlearn that first.
         batch = Batch.of(data.embeddings, data.words, thinned(data.train), network.shape)
         network.labels.bias.sub_(network.label_scores(batch).mean(0))
@@ -165,7 +151,7 @@ class _Fitting:
             rows = self.data.train[order.numpy()]
             batch = Batch.of(self.data.embeddings, self.data.words, rows, self.network.shape)
             logits = self.network(_drop_modalities(batch, self.settings)) + self.log_priors
-            loss = _loss(logits, self.data, rows)
+            loss = _loss(logits.flatten(0, 1), self.data, np.tile(rows, len(logits)))
             self.network.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             for optimizer in self.optimizers:

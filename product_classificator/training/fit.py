@@ -1,13 +1,13 @@
 """Fit both models of the heads, a joint network (`epochs`) and a linear model (`linear`), to some of the products.
 
 All characteristics are fitted together; unknown labels are masked. The network starts from the words of label names;
-where a label has few products, from label embeddings too.
+where a label has few products, from label embeddings too. Models of several parts of a catalog are averaged into one.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,18 +19,23 @@ from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
 from product_classificator.heads.network import Network, NetworkShape
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
+from product_classificator.training.inputs import (
+    FEW_PRODUCTS,
+    BagOfWords,
+    CountedTexts,
+    Inputs,
+    has_enough,
+    standardization,
+    start_with_their_kind,
+    varied_rows,
+    words_of_labels,
+)
 from product_classificator.training.linear import LinearModel, fit_linear
 from product_classificator.training.settings import HeadSettings
-from product_classificator.training.targets import (
-    FEW_PRODUCTS,
-    LabelledProducts,
-    Target,
-    TrainingData,
-    label_embeddings,
-    varied_rows,
-)
+from product_classificator.training.targets import LabelledProducts, Target, TrainingData, label_embeddings
 from product_classificator.training.taxonomy import learn_hierarchy
-from product_classificator.training.vocabulary import BagOfWords, CountedTexts, start_with_their_kind, words_of_labels
+from product_classificator.training.thresholds import Blend
+from product_classificator.training.torch_network import MEMBERS
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Truth, is_multi_label, iter_labels
 
 logger = logging.getLogger(__name__)
@@ -46,21 +51,17 @@ class FittedModels:
     Attributes:
         network: knows the whole words of the vocabulary, in front of the pieces.
         hierarchy: as these products show it.
-        train: rows that were learned from.
-        bags: (n, words) bags of words of all products.
     """
 
     network: Network
     linear: LinearModel | None
-    vocabulary: Vocabulary
+    inputs: Inputs
     hierarchy: Hierarchy
-    train: Rows
-    bags: BagOfWords
     history: tuple[EpochFacts, ...]
 
     def logits(self, products: LabelledProducts, rows: Rows) -> tuple[Floats, Floats]:
         """Return the (m, labels) logits of the network and of the linear model, of products in `rows`."""
-        embeddings, bags = products.embeddings.take(rows), self.bags[rows]
+        embeddings, bags = products.embeddings.take(rows), self.inputs.bags[rows]
         joint = logits_of(self.network, embeddings, bags[:, : self.network.shape.n_words])
         if self.linear is None:
             return joint, np.zeros_like(joint)
@@ -71,13 +72,15 @@ class FittedModels:
 class Task:
     """What is learned: products, their targets, and how; `counts` are those of their texts.
 
-    `hierarchy` is `None` if it is learned; `has_linear` says whether there is a linear model, too.
+    `dims` are the widths of image and text that are read, see `dims_to_read`; `hierarchy` is `None` if it is learned;
+    `has_linear` says whether there is a linear model, too.
     """
 
     products: LabelledProducts
     targets: tuple[Target, ...]
     counts: CountedTexts
     settings: HeadSettings
+    dims: tuple[int, int]
     hierarchy: Hierarchy | None
     encoder: Encoder | None
     has_linear: bool
@@ -87,20 +90,135 @@ class Task:
         """Characteristic -> labels that are learned."""
         return {target.name: target.labels for target in self.targets}
 
-    def fit(self, train: Rows, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedModels:
-        """Fit both models to the products of `train` rows."""
-        data, vocabulary, bags = _prepare(self, train)
+    def inputs(self, rows: Rows) -> Inputs:
+        """Return what models read, as the labelled products of `rows` show it."""
+        train = rows[np.any([target.is_known[rows] for target in self.targets], axis=0)]
+        if not len(train):
+            raise DataError(
+                "one fold holds all products with a known label, so none are left to learn from: name columns of "
+                "splits and groups with several values, or lower holdout"
+            )
+        embeddings, (image_dim, text_dim) = self.products.embeddings, self.dims
+        parts = embeddings.image[:, :image_dim], embeddings.text[:, :text_dim]
+        has_parts = embeddings.has_image & (image_dim > 0), embeddings.has_text & (text_dim > 0)
+        samples = [varied_rows(part, train[has[train]]) for part, has in zip(parts, has_parts, strict=True)]
+        mean, scale = standardization(parts, samples)
+        train = train[np.any(has_parts, axis=0)[train]]
+        vocabulary, bags = _learn_words(self, train[has_parts[1][train]])
+        return Inputs(vocabulary, bags, mean, scale, train)
+
+    def fit(self, rows: Rows, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedModels:
+        """Fit both models to the labelled products of `rows`."""
+        inputs = self.inputs(rows)
+        train = inputs.train
         # Layers draw their weights and dropout from the global generator, whose state is restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            network, history = fit_network(data, self.settings, on_epoch)
+            network, history = fit_network(_training_data(self, inputs), self.settings, on_epoch)
         linear = None
         if self.has_linear:
-            inputs = linear_inputs(network, self.products.embeddings.take(data.train), bags[data.train])
-            linear = fit_linear(*inputs, [target.take(data.train) for target in self.targets])
-        hierarchy = learn_hierarchy(self.targets, data.train) if self.hierarchy is None else self.hierarchy
-        hierarchy = restrict_hierarchy(hierarchy, self.labels)
-        return FittedModels(network, linear, vocabulary, hierarchy, data.train, bags, tuple(history))
+            read = linear_inputs(network, self.products.embeddings.take(train), inputs.bags[train])
+            linear = fit_linear(*read, [target.take(train) for target in self.targets])
+        return FittedModels(network, linear, inputs, self.hierarchy_of(train), tuple(history))
+
+    def hierarchy_of(self, train: Rows) -> Hierarchy:
+        """Return the hierarchy of the labels that are learned, as products of `train` rows show it."""
+        hierarchy = learn_hierarchy(self.targets, train) if self.hierarchy is None else self.hierarchy
+        return restrict_hierarchy(hierarchy, self.labels)
+
+
+class Average:
+    """The mean of models that were fitted to parts of a catalog, as one network that reads `inputs`.
+
+    Hidden layers are put side by side, everything else is linear and added up. Each model standardises a little
+    differently, which its weights make up for (but for linear weights of a part that is missing), and does not know
+    some words, which make bags of words longer than its own: its weights of words are raised by as much as its bags are
+    shorter on average.
+    """
+
+    def __init__(self, inputs: Inputs, n_models: int) -> None:
+        self._inputs, self._share = inputs, np.float32(1 / n_models)
+        self._columns = {word: column for column, word in enumerate(inputs.vocabulary.words)}
+        self._hidden: list[dict[str, Floats]] = []
+        self._sums: dict[str, Floats] = {}
+        self._shape: NetworkShape | None = None
+
+    def add(self, models: FittedModels) -> None:
+        """Add models of the same labels and widths."""
+        network, linear, own, mine = models.network, models.linear, models.inputs, self._inputs
+        weights, shape = network.weights, network.shape
+        stretch, shift = mine.scale / own.scale, (mine.mean - own.mean) / own.scale
+        shifts = np.split(weights["hidden.weight"] * shift, [shape.image_dim], axis=1)
+        moved = np.stack([part.sum(1) for part in shifts])
+        self._hidden.append(
+            {
+                "hidden.weight": weights["hidden.weight"] * stretch,
+                "hidden.bias": weights["hidden.bias"] + moved.sum(0),
+                "missing": weights["missing"] - moved,
+                "labels.weight": weights["labels.weight"] * self._share,
+            }
+        )
+        columns, factors = self._translation(own)
+        self._add("labels.bias", weights["labels.bias"])
+        self._add_words("word_weights", weights["word_weights"], columns, factors)
+        if shape.label_dim:
+            self._add("label_embeddings", weights["label_embeddings"])
+        if self._shape is None or shape.label_dim:
+            self._shape = shape
+        if linear is not None:
+            inputs = linear.inputs * input_scales(shape)[:, None]
+            self._add("linear.bias", linear.bias + shift @ inputs)
+            self._add("linear.weight", (inputs * stretch[:, None]).T)
+            self._add_words("linear.words", linear.words, columns, factors)
+
+    def network(self, blends: Sequence[Blend]) -> Network:
+        """Return the network whose logits are the blended mean logits of both kinds of models; it ends the average."""
+        if self._shape is None:
+            raise ValueError("an average needs a model")
+        n_labels = self._shape.n_labels
+        joint, linear = (
+            np.repeat(np.array(shares, dtype=np.float32), n_labels)
+            for shares in ([blend.joint for blend in blends], [blend.linear for blend in blends])
+        )
+        sums, axes = self._sums, {"missing": 1, "labels.weight": 1}
+        weights = {name: np.concatenate([w[name] for w in self._hidden], axes.get(name, 0)) for name in self._hidden[0]}
+        weights |= {"mean": self._inputs.mean, "scale": self._inputs.scale}
+        weights["labels.weight"] *= joint[:, None]
+        weights["labels.bias"] = sums["labels.bias"] * joint + np.concatenate([blend.offsets for blend in blends])
+        weights["word_weights"] = sums["word_weights"]
+        weights["word_weights"] *= joint
+        if "label_embeddings" in sums:
+            weights["label_embeddings"] = sums["label_embeddings"] * joint[:, None]
+        if "linear.weight" in sums:
+            weights["linear.weight"] = np.ascontiguousarray(sums["linear.weight"] * linear[:, None])
+            weights["labels.bias"] += sums["linear.bias"] * linear
+            sums["linear.words"] *= linear
+            weights["word_weights"] += sums["linear.words"]
+        hidden, n_words = len(weights["hidden.bias"]), len(self._inputs.vocabulary)
+        shape = replace(self._shape, hidden=hidden, n_words=n_words, has_linear="linear.weight" in sums)
+        return Network(shape, weights)
+
+    def _add(self, name: str, weights: Floats) -> None:
+        self._sums[name] = self._sums.get(name, np.float32(0)) + self._share * weights
+
+    def _add_words(self, name: str, weights: Floats, columns: Rows, factors: Floats) -> None:
+        """Add the weights of words, in place: those of all words take the most memory."""
+        if name not in self._sums:
+            self._sums[name] = np.zeros((len(self._inputs.vocabulary), weights.shape[1]), dtype=np.float32)
+        known = np.flatnonzero(columns[: len(weights)] >= 0)
+        self._sums[name][columns[known]] += weights[known] * (self._share * factors[known, None])
+
+    def _translation(self, own: Inputs) -> tuple[Rows, Floats]:
+        """Return the column of each word of a model, -1 if there is none, and what its weights are multiplied by."""
+        vocabulary, n_whole = own.vocabulary, own.vocabulary.n_whole
+        columns = np.array([self._columns.get(word, -1) for word in vocabulary.words], dtype=np.int64)
+        factors = vocabulary.idf / self._inputs.vocabulary.idf[columns] if len(columns) else vocabulary.idf
+        bags, known = self._inputs.bags[own.train], np.flatnonzero(columns >= 0)
+        for of_kind in (known[known < n_whole], known[known >= n_whole]):
+            squares = bags[:, columns[of_kind]].power(2) @ factors[of_kind] ** 2
+            if squares.any():
+                factors[of_kind] /= np.sqrt(squares[squares > 0]).mean()
+        return columns, factors
 
 
 def linear_inputs(network: Network, embeddings: Embeddings, bags: BagOfWords) -> tuple[BagOfWords, Floats]:
@@ -142,35 +260,18 @@ def labels_to_learn(
     return labels, left_out
 
 
-def _prepare(task: Task, train: Rows) -> tuple[TrainingData, Vocabulary, BagOfWords]:
-    """Return what the network is fitted to, and the vocabulary with the bags of words of all products."""
-    products, targets, settings = task.products, task.targets, task.settings
-    embeddings, encoder = products.embeddings, task.encoder
-    is_labelled = np.any([target.is_known for target in targets], axis=0)
-    train = train[is_labelled[train]]
-    if not len(train):
-        raise DataError(
-            "one fold holds all products with a known label, so none are left to learn from: name columns of splits "
-            "and groups with several values, or lower holdout"
-        )
-    samples = (
-        varied_rows(embeddings.image, train[embeddings.has_image[train]]),
-        varied_rows(embeddings.text, train[embeddings.has_text[train]]),
-    )
-    uses_image, uses_text = _parts_to_learn(samples, embeddings, train)
-    has_part = embeddings.has_image & uses_image | embeddings.has_text & uses_text
-    train = train[has_part[train]]
-    vocabulary, bags = _learn_words(task, train[embeddings.has_text[train] & uses_text])
-    words = bags[:, : vocabulary.n_whole]
-    image_dim = embeddings.image.shape[1] if uses_image and embeddings.has_image[train].any() else 0
-    text_dim = embeddings.text.shape[1] if uses_text and embeddings.has_text[train].any() else 0
+def _training_data(task: Task, inputs: Inputs) -> TrainingData:
+    """Return what the network is fitted to."""
+    targets, embeddings, encoder, train = task.targets, task.products.embeddings, task.encoder, inputs.train
+    image_dim, text_dim = task.dims
+    words, vocabulary = inputs.bags[:, : inputs.vocabulary.n_whole], inputs.vocabulary
     shares_space = encoder is not None and encoder.shares_space
     starts = label_embeddings(targets, train, encoder if text_dim or (image_dim and shares_space) else None)
     shape = NetworkShape(
         image_dim,
         text_dim,
         tuple(len(target.labels) for target in targets),
-        settings.hidden,
+        MEMBERS * -(-task.settings.hidden // MEMBERS),
         vocabulary.n_whole,
         label_dim=starts.shape[1],
         shares_space=shares_space and starts.shape[1] > 0,
@@ -180,27 +281,30 @@ def _prepare(task: Task, train: Rows) -> tuple[TrainingData, Vocabulary, BagOfWo
     pairs = zip(targets, competing, strict=True)
     rows = [words_of_labels(vocabulary, target.labels, train_words, label_ids) for target, label_ids in pairs]
     label_words = vstack(rows, format="csr")
-    data = TrainingData(embeddings, words, targets, train, samples, starts, label_words, shape)
-    return data, vocabulary, bags
+    return TrainingData(embeddings, words, targets, train, inputs.mean, inputs.scale, starts, label_words, shape)
 
 
-def _parts_to_learn(samples: tuple[Rows, Rows], embeddings: Embeddings, train: Rows) -> tuple[bool, ...]:
-    """Return whether to learn from images and from texts, by the rows that show how each varies.
+def dims_to_read(embeddings: Embeddings, train: Rows) -> tuple[int, int]:
+    """Return the widths of image and text to read, 0 for one to leave out.
 
     A part that fewer than 10 show is left out if the other part is better off: nothing can be learned from it, but its
     weights would move every product that has it.
     """
-    is_enough = tuple(len(rows) >= FEW_PRODUCTS for rows in samples)
-    if not any(is_enough):
-        return True, True
-    has_parts = embeddings.has_image, embeddings.has_text
-    for name, rows, has_part in zip(("photo", "text"), samples, has_parts, strict=True):
-        if has_part[train].any() and len(rows) < FEW_PRODUCTS:
+    dims, parts = (
+        [],
+        (("photo", embeddings.image, embeddings.has_image), ("text", embeddings.text, embeddings.has_text)),
+    )
+    samples = [varied_rows(part, train[has_part[train]]) for _, part, has_part in parts]
+    is_read = has_enough(samples)
+    for (name, part, has_part), rows, read in zip(parts, samples, is_read, strict=True):
+        n = int(has_part[train].sum())
+        dims.append(part.shape[1] if n and read else 0)
+        if n and not read:
             logger.warning(
                 "%ss are left out: %d of %d training products have a %s of their own, %d are needed",
                 *(name, len(rows), len(train), name, FEW_PRODUCTS),
             )
-    return is_enough
+    return dims[0], dims[1]
 
 
 def _learn_words(task: Task, train: Rows) -> tuple[Vocabulary, BagOfWords]:

@@ -13,15 +13,15 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import ssyrk
 
 from product_classificator.heads.network import columns_of
+from product_classificator.training.inputs import BagOfWords
 from product_classificator.training.targets import Target
-from product_classificator.training.vocabulary import BagOfWords
 from product_classificator.types import Floats
 
 MAX_PRODUCTS = 12_000
 """Of more, the network alone learns: what this model needs (576 MB for 12,000) grows with their square, and fitted to
 12,000 of 48,000 titles it added nothing."""
 _PENALTY = 0.3
-_ROWS_PER_BLOCK = 1024
+_ROWS_PER_BLOCK, _COMMON_SHARE = 1024, 0.1
 _MOSTLY_KNOWN = 0.9
 
 
@@ -70,6 +70,9 @@ def _products(words: BagOfWords, inputs: Floats) -> Floats:
     Only the lower triangle is filled.
     """
     n = len(inputs)
+    # Words of many products take most of the time of sparse products, but are as cheap as any other dense column.
+    is_common = words.getnnz(0) > _COMMON_SHARE * n
+    inputs, words = np.hstack([inputs, words[:, is_common].toarray()]), words[:, ~is_common]
     products = ssyrk(1.0, inputs.T, trans=1, lower=1) if inputs.size else np.zeros((n, n), dtype=np.float32)
     for start in range(0, n, _ROWS_PER_BLOCK):  # sparse products take three times the memory
         stop = start + _ROWS_PER_BLOCK

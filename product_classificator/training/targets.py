@@ -1,6 +1,5 @@
 """Turn the labels of products into what heads are fitted to: label ids and indicators per characteristic."""
 
-from collections import Counter
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,11 +10,8 @@ from scipy.sparse import csr_matrix
 from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.errors import DataError
 from product_classificator.heads.network import NetworkShape
-from product_classificator.training.vocabulary import BagOfWords
+from product_classificator.training.inputs import FEW_PRODUCTS, BagOfWords
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
-
-_STANDARDIZE_SAMPLE = 50_000
-FEW_PRODUCTS = 10
 
 
 @dataclass(frozen=True)
@@ -106,36 +102,19 @@ class Target:
 class TrainingData:
     """What a network is fitted to.
 
-    Fitting starts from `label_embeddings` (all labels, dim or 0) and from `label_words` (all labels, words); image and
-    text are standardised by `samples` of rows, see `varied_rows`.
+    Fitting starts from `label_embeddings` (all labels, dim or 0) and from `label_words` (all labels, words); `mean` and
+    `scale` standardise image and text.
     """
 
     embeddings: Embeddings
     words: BagOfWords
     targets: tuple[Target, ...]
     train: Rows
-    samples: tuple[Rows, Rows]
+    mean: Floats
+    scale: Floats
     label_embeddings: Floats
     label_words: BagOfWords
     shape: NetworkShape
-
-
-def varied_rows(vectors: Floats, rows: Rows) -> Rows:
-    """Return which of the (m,) rows that have a part show how it varies: at most 50,000.
-
-    A vector that most of them share is a placeholder: with it, the others would look a hundred times too far apart.
-    """
-    rows = thinned(rows)
-    contents = [vector.tobytes() for vector in vectors[rows]]
-    most_common = Counter(contents).most_common(1)
-    if not most_common or 2 * most_common[0][1] <= len(rows):
-        return rows
-    return rows[[content != most_common[0][0] for content in contents]]
-
-
-def thinned(rows: Rows) -> Rows:
-    """Return at most 50,000 of the rows, evenly spread: enough for means."""
-    return rows[:: -(-len(rows) // _STANDARDIZE_SAMPLE) or 1]
 
 
 def label_embeddings(targets: Sequence[Target], train: Rows, encoder: Encoder | None) -> Floats:

@@ -5,7 +5,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 from product_classificator.heads.bag_of_words import Vocabulary, grams_of, pieces_of
-from product_classificator.training.vocabulary import bag_of_words
+from product_classificator.training.inputs import bag_of_words
 from tests.tiny_catalog import fit_vocabulary
 
 
@@ -88,7 +88,7 @@ def test_a_text_of_one_line_is_the_same_with_and_without_a_title() -> None:
 def test_many_titles_are_weighed_block_by_block(monkeypatch) -> None:
     texts = [f"red mug {number % 3}\nfor tea {number % 4}" for number in range(7)]
     vocabulary, rows = fit_vocabulary(texts, has_title=True)
-    monkeypatch.setattr("product_classificator.training.vocabulary._TEXTS_PER_BLOCK", 3)
+    monkeypatch.setattr("product_classificator.training.inputs._TEXTS_PER_BLOCK", 3)
     assert (fit_vocabulary(texts, has_title=True)[1] != rows).nnz == 0
     assert (bag_of_words(vocabulary, texts) != rows).nnz == 0
     assert bag_of_words(vocabulary, []).shape == (0, len(vocabulary))

@@ -224,7 +224,7 @@ def test_a_promise_of_certainty_is_refused(fitted: FittedHeads, products: Labell
     ("change", "message"),
     [
         ({"label_dim": 9}, r"label embeddings 9 wide cannot be compared with parts \[6\] wide"),
-        ({"hidden": 4}, r"3 do not: hidden.bias must be \(\(4,\), 'float32'\), found \(\(32,\), 'float32'\)"),
+        ({"hidden": 4}, r"4 do not: hidden.bias must be \(\(4,\), 'float32'\), found \(\(32,\), 'float32'\)"),
         ({"has_linear": False}, r"1 do not: linear.weight must be None, found .*"),
         ({"n_labels": [2, 2, 3]}, r"have \(3, 2, 2\) labels, the network \(2, 2, 3\)"),
         ({"n_words": 7}, r"do not: word_weights must be"),

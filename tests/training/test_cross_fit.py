@@ -9,11 +9,11 @@ import pytest
 from product_classificator.errors import DataError
 from product_classificator.heads import Characteristic, HeadBundle
 from product_classificator.training import Callbacks, FittedHeads, HeadSettings, LabelledProducts, fit_heads
-from product_classificator.training.cross_fit import _moved, merge
-from product_classificator.training.fit import Task, labels_to_learn
+from product_classificator.training.cross_fit import _moved
+from product_classificator.training.fit import Average, Task, dims_to_read, labels_to_learn
+from product_classificator.training.inputs import CountedTexts
 from product_classificator.training.targets import Target
 from product_classificator.training.thresholds import Blend
-from product_classificator.training.vocabulary import CountedTexts
 from product_classificator.types import Floats, OutOfFold, Predictions, Split, Strings, strings
 
 FOLDS = 3
@@ -140,28 +140,50 @@ def test_a_refit_learns_from_the_fold_too_and_is_judged_by_the_same_predictions(
     assert one.bundle.digest != two.bundle.digest
 
 
-def test_the_merged_network_adds_up_both_models_whatever_is_missing(
-    products: LabelledProducts, brief: HeadSettings
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("has_words", [True, False])
+def test_the_average_adds_up_both_kinds_of_models_of_all_parts_whatever_is_missing(
+    products: LabelledProducts, brief: HeadSettings, parts: int, has_words: bool
 ) -> None:
+    """Words that a part does not know change how much its words weigh; else only missing parts differ a little."""
     n, draw = len(products.texts), np.random.default_rng(0)
     has_image, has_text = draw.random((2, n)) < 0.7
     embeddings = replace(products.embeddings, has_image=has_image, has_text=has_text)
     gappy = replace(products, embeddings=embeddings)
     labels, _ = labels_to_learn(products.truth, np.ones(n, dtype=bool), 3)
     targets = tuple(Target.of(name, names, products.truth[name]) for name, names in labels.items())
-    task = Task(gappy, targets, CountedTexts.of(products.texts), brief, None, None, has_linear=True)
-    models = task.fit(np.arange(180))
-    assert len(models.vocabulary) > models.network.shape.n_words > 0
+    dims, counts = dims_to_read(embeddings, np.arange(n)), CountedTexts.of(products.texts if has_words else [""] * n)
+    task = Task(gappy, targets, counts, brief, dims, None, None, has_linear=True)
+    of_parts = [task.fit(np.flatnonzero(np.arange(n) % 4 != part)) for part in range(parts)]
+    inputs = task.inputs(np.arange(n)) if parts > 1 else of_parts[0].inputs
+    assert has_words == (len(inputs.vocabulary) > inputs.vocabulary.n_whole)
+    average = Average(inputs, parts)
+    for models in of_parts:
+        average.add(models)
     blends = [
         Blend(*draw.uniform(0.5, 2, 2).tolist(), draw.normal(size=len(target.labels)).astype(np.float32))
         for target in targets
     ]
-    logits = merge(models, blends).logits(embeddings, models.vocabulary.weigh(products.texts))
-    joint, linear = models.logits(gappy, np.arange(n))
-    columns = models.network.shape.columns
-    for blend, of_target in zip(blends, columns, strict=True):
+    network = average.network(blends)
+    logits = network.logits(embeddings, inputs.vocabulary.weigh(products.texts))
+    joint, linear = np.mean([models.logits(gappy, np.arange(n)) for models in of_parts], axis=0)
+    for blend, of_target in zip(blends, network.shape.columns, strict=True):
         expected = blend.logits(joint[:, of_target], linear[:, of_target])
-        assert np.allclose(logits[:, of_target], expected, atol=1e-4)
+        errors = np.abs(logits[:, of_target] - expected)
+        is_exact = np.full(n, parts == 1) | (not has_words) & has_image & has_text
+        assert (errors[is_exact] < 1e-4).all()
+        assert errors.max() < 0.1 * expected.std()
+
+
+def test_heads_of_many_folds_are_not_fitted_once_more(products: LabelledProducts, brief: HeadSettings) -> None:
+    stages: list[str] = []
+    n = len(products.texts)
+    split = Split(products.split.ids, strings([str(row % 4) for row in range(n)]))
+    fitted = fit_heads(replace(products, split=split), brief, callbacks=Callbacks(on_stage=stages.append))
+    assert len(stages) == 4
+    assert fitted.bundle.network.shape.hidden == 4 * brief.hidden
+    best = fitted.bundle.predict(products.embeddings, products.texts).best("kind")
+    assert (best == products.truth["kind"]).mean() > 0.98
 
 
 def test_a_label_of_one_fold_alone_is_learned_though_nobody_could_predict_it_there(

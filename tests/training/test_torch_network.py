@@ -11,7 +11,7 @@ from product_classificator.training import torch_network
 from product_classificator.training.torch_network import Batch, JointNetwork
 from product_classificator.types import Embeddings, strings
 
-SHAPE = NetworkShape(image_dim=3, text_dim=2, n_labels=(2, 3), hidden=6, n_words=4)
+SHAPE = NetworkShape(image_dim=3, text_dim=2, n_labels=(2, 3), hidden=8, n_words=4)
 BARE = replace(SHAPE, n_words=0, has_linear=True)
 ROWS = csr_matrix(np.array([[0.5, 0, 2, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=np.float32))
 
@@ -59,21 +59,28 @@ def test_without_words_a_linear_layer_reads_the_parts(batch: Batch) -> None:
 
 def test_a_missing_part_is_replaced_by_what_was_learned_for_it(network: JointNetwork, batch: Batch) -> None:
     network.eval()
+    image = torch.rand(3)
+    with torch.no_grad():
+        network.missing[0] = network.hidden.weight[:, :3] @ image
     filled = replace(
         batch,
-        image=torch.where(batch.has_image, batch.image, network.missing_image),
-        text=torch.where(batch.has_text, batch.text, network.missing_text),
+        image=torch.where(batch.has_image, batch.image, image),
         has_image=torch.ones(3, 1, dtype=torch.bool),
     )
-    assert torch.allclose(network(batch)[:2], network(filled)[:2], atol=1e-5)
+    assert torch.allclose(network(batch), network(filled), atol=1e-5)
 
 
 def test_what_is_learned_for_a_missing_part_gets_a_gradient(network: JointNetwork, batch: Batch) -> None:
     network(batch).sum().backward()
-    assert network.missing_image.grad is not None
-    assert network.missing_text.grad is not None
-    assert network.missing_image.grad.abs().sum() > 0
-    assert network.missing_text.grad.abs().sum() > 0
+    assert network.missing.grad is not None
+    assert (network.missing.grad.abs().sum(1) > 0).all()
+
+
+def test_what_is_fitted_is_the_mean_of_the_members(network: JointNetwork, batch: Batch) -> None:
+    of_members = network(batch)
+    assert of_members.shape == (torch_network.MEMBERS, 3, 5)
+    assert of_members.std(0).min() > 0
+    assert torch.allclose(of_members.mean(0), network.eval()(batch), atol=1e-5)
 
 
 FITTED = {

@@ -7,7 +7,7 @@ import pytest
 from product_classificator.heads import HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
-from product_classificator.training.vocabulary import (
+from product_classificator.training.inputs import (
     CountedTexts,
     bag_of_words,
     start_with_their_kind,

@@ -1,4 +1,4 @@
-"""Learn a vocabulary from training texts, and turn texts and label names into sparse matrices of its words."""
+"""Learn what models read of products: standardised embeddings, and a vocabulary with the bags of words of all texts."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from product_classificator.heads.bag_of_words import LEADING, PIECE, Vocabulary
 from product_classificator.text import words_of
-from product_classificator.types import Rows, Strings, strings
+from product_classificator.types import Floats, Rows, Strings, strings
 
 BagOfWords: TypeAlias = csr_matrix
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
@@ -21,6 +21,29 @@ BagOfWords: TypeAlias = csr_matrix
 _LABEL_WEIGHT, _FULL_WEIGHT_LABELS, _WEIGHT_SAMPLE = 30.0, 100, 5_000
 _TEXTS_PER_BLOCK, _MAX_PIECE_SHARE = 4096, 0.2
 _MIN_TITLES, _MAX_TITLES, _MIN_GAIN = 500, 20_000, 0.05
+_STANDARDIZE_SAMPLE, _CONSTANT = 50_000, 1e-6
+
+FEW_PRODUCTS = 10
+"""Fewer show too little of a part, or of a label."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What models read of products, as some training products show it.
+
+    Attributes:
+        vocabulary: of their texts.
+        bags: (n, words) bags of words of all products.
+        mean, scale: (width,) float32 that standardise image and text; the scale of a part that too few products show is
+            infinite, so it is 0.
+        train: rows that are learned from.
+    """
+
+    vocabulary: Vocabulary
+    bags: BagOfWords
+    mean: Floats
+    scale: Floats
+    train: Rows
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,47 @@ class CountedTexts:
             rows = vocabulary.weigh_counts(block.data, block.indices, block.indptr)
             weighted.append(csr_matrix(rows, shape=(len(rows.starts) - 1, len(vocabulary))))
         return vocabulary, vstack(weighted, format="csr")
+
+
+def varied_rows(vectors: Floats, rows: Rows) -> Rows:
+    """Return which of the (m,) rows that have a part show how it varies: at most 50,000.
+
+    A vector that most of them share is a placeholder: with it, the others would look a hundred times too far apart.
+    """
+    rows = thinned(rows)
+    contents = [vector.tobytes() for vector in vectors[rows]]
+    most_common = Counter(contents).most_common(1)
+    if not most_common or 2 * most_common[0][1] <= len(rows):
+        return rows
+    return rows[[content != most_common[0][0] for content in contents]]
+
+
+def thinned(rows: Rows) -> Rows:
+    """Return at most 50,000 of the rows, evenly spread: enough for means."""
+    return rows[:: -(-len(rows) // _STANDARDIZE_SAMPLE) or 1]
+
+
+def has_enough(samples: Sequence[Rows]) -> list[bool]:
+    """Return which parts enough rows show how they vary, all if there is none."""
+    enough = [len(rows) >= FEW_PRODUCTS for rows in samples]
+    return enough if any(enough) else [True] * len(enough)
+
+
+def standardization(parts: Sequence[Floats], samples: Sequence[Rows]) -> tuple[Floats, Floats]:
+    """Return the mean and the scale, each (width,), of (n, dim) parts, as samples of rows show them.
+
+    Columns that hardly vary are not amplified: they would drown the others, and a part that is constant but for
+    rounding would drown everything. The scale of a part that too few show, but not the other, is infinite, so it is 0.
+    """
+    means, scales = [], []
+    for part, rows, is_read in zip(parts, samples, has_enough(samples), strict=True):
+        present = part[rows] if len(rows) else np.zeros((1, part.shape[1]), np.float32)
+        deviations = present.std(0)
+        typical = deviations.mean() if len(deviations) else 0.0
+        scale = np.maximum(deviations, 0.01 * typical) if typical > _CONSTANT else np.ones_like(deviations)
+        means.append(present.mean(0))
+        scales.append(scale if is_read else np.full_like(scale, np.inf))
+    return np.concatenate(means), np.concatenate(scales)
 
 
 def bag_of_words(vocabulary: Vocabulary, texts: Sequence[str]) -> BagOfWords:
