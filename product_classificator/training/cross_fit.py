@@ -130,13 +130,15 @@ def fit_heads(
 
 def describe_judging(split: Split, n_judged: int, *, refit: bool) -> str:
     """Return a sentence on how the judged products of a split were judged, and what the delivered heads learn from."""
-    n_folds = len(split.folds)
+    n_folds, delivered = len(split.folds), "learn from " + ("all products" if refit else "the others")
+    if n_folds >= _MIN_AVERAGED:
+        delivered = "are the average of these"
     if n_folds > 1:
         judged = f"Each of the {n_judged:,} products was judged by heads fitted without its fold ({n_folds} folds)"
     else:
         share = n_judged / (split.names != "").sum()
         judged = f"{n_judged:,} products, a holdout of {100 * share:.0f} %, were judged by heads fitted without them"
-    return f"{judged}; the delivered heads learn from {'all products' if refit else 'the others'}."
+    return f"{judged}; the delivered heads {delivered}."
 
 
 def _used(embeddings: Embeddings, dims: tuple[int, int]) -> Embeddings:
