@@ -95,6 +95,8 @@ class SplitSettings:
             raise DataError(f"folds must be at least 2, got {self.folds}")
         if not 0 <= self.holdout < 1:
             raise DataError(f"holdout must be at least 0 and below 1, got {self.holdout}")
+        if self.holdout and self.column:
+            raise DataError(f"give a holdout or a column of splits, not both: {self.holdout} and {self.column!r}")
         if not self.refit and not self.holdout and self.column is None:
             raise DataError("without refit, the heads must be judged on a holdout: set holdout, a share like 0.15")
 

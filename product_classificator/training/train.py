@@ -111,7 +111,11 @@ def split_catalog(
     settings: TrainSettings,
     shares: Mapping[str, float] | None = None,
 ) -> SplitCatalog:
-    """Split the products of a catalog, by `shares` or else into folds; `DataError` if too few are usable."""
+    """Split the products of a catalog as its column of splits does, or by `shares`, or into folds.
+
+    Raises:
+        DataError: too few products are usable.
+    """
     if catalog.images is not None and not embedded.embeddings.has_image.any():
         logger.warning("no product has a usable photo: is %s the right folder?", catalog.images.path)
     texts, truth, reasons = catalog.texts(), catalog.truth(), embedded.set_aside()
@@ -120,7 +124,7 @@ def split_catalog(
         shown = ", ".join(f"{reason} {count}" for reason, count in set_aside.items())
         logger.warning("%d of %d products are set aside: %s", (~is_usable).sum(), len(catalog), shown)
     n_usable, of_split = int(is_usable.sum()), settings.split
-    names = catalog.column(of_split.column) if of_split.column and not shares else None
+    names = catalog.column(of_split.column) if of_split.column else None
     shares = shares or of_split.shares(n_usable)
     if n_usable < len(shares):
         raise DataError(

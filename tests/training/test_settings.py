@@ -57,6 +57,7 @@ def test_a_missing_file_is_named(tmp_path):
         ({"folds": 1}, "folds must be at least 2, got 1"),
         ({"holdout": 1.0}, "holdout must be at least 0 and below 1, got 1.0"),
         ({"holdout": -0.1}, "holdout must be at least 0 and below 1, got -0.1"),
+        ({"holdout": 0.2, "column": "part"}, "a holdout or a column of splits, not both: 0.2 and 'part'"),
         ({"refit": False}, "without refit, the heads must be judged on a holdout: set holdout, a share like 0.15"),
     ],
 )

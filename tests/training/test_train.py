@@ -9,12 +9,14 @@ from safetensors.numpy import save
 
 from product_classificator.catalog import read_catalog
 from product_classificator.catalog.split import load_split
+from product_classificator.embeddings.embed import embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 from product_classificator.training import Callbacks, train_heads
 from product_classificator.training.settings import SplitSettings
+from product_classificator.training.train import split_catalog
 from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, TinyImages, TinyTexts
 
@@ -260,6 +262,15 @@ def test_a_column_names_what_is_judged_and_without_a_refit_that_is_never_learned
     rows = training.fitted.out_of_fold.rows
     assert set(catalog.column("part")[rows]) == {"test"}
     assert "the delivered heads learn from the others" in training.fitted.bundle.facts["judged"]
+
+
+def test_a_column_of_splits_goes_before_the_shares_of_a_fine_tuning(shop_files, tmp_path):
+    catalog = with_series(shop_files, tmp_path / "t.parquet")
+    embedded = embed(catalog, TinyEncoder())
+    settings = replace(QUICK, split=SplitSettings(column="part"))
+    split = split_catalog(catalog, embedded, settings, {"train": 0.7, "valid": 0.15, "test": 0.15}).products.split
+    is_used = split.names != ""
+    assert np.array_equal(split.names[is_used], catalog.column("part")[is_used])
 
 
 @pytest.mark.parametrize("split", [SplitSettings(column="prat"), SplitSettings(groups="prat")])
