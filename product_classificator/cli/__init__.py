@@ -24,10 +24,10 @@ _IMPLEMENTATIONS = {
     options.Classify: "classify.classify",
     options.Audit: "fitting.audit",
     options.Embed: "answering.embed",
-    options.Export: "converting.export",
-    options.ImportHeads: "converting.import_heads",
+    options.Export: "fitting.export",
+    options.ImportHeads: "fitting.import_heads",
     options.Info: "answering.info",
-    options.Demo: "demo.demo",
+    options.Demo: "fitting.demo",
 }
 """Options of a command -> module and function, imported when the command runs: help imports neither torch nor NumPy."""
 

@@ -1,25 +1,33 @@
-"""`train`, `tune`, `evaluate` and `audit`: what learns from labels or scores them."""
+"""Commands that learn from labels, score them or convert heads; they import torch."""
 
 import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from product_classificator.audit import KIND_TITLES, audit_run
-from product_classificator.catalog import Catalog
+from product_classificator.catalog import Catalog, read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.cli import console
-from product_classificator.cli.options import Audit, Evaluate, Train, Tune
+from product_classificator.cli import options as opt
+from product_classificator.cli.answering import predict
 from product_classificator.cli.tables import bars, names, open_catalog, open_labelled, open_once, product_bar
-from product_classificator.encoders import load_encoder
-from product_classificator.errors import DataError
+from product_classificator.demo import make_marketplace
+from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
+from product_classificator.errors import DataError, nearest
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.evaluation import Evaluation, evaluation_json, of_all
-from product_classificator.files import write_text
+from product_classificator.export import export_classificator
+from product_classificator.files import cache_home, write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
+from product_classificator.heads import HeadBundle
+from product_classificator.published.heads import read_published_heads
 from product_classificator.runs import Run
 from product_classificator.trackers import tracking
 from product_classificator.training import Callbacks, EpochFacts, TrainSettings, read_settings, train_heads
@@ -27,7 +35,7 @@ from product_classificator.training import Callbacks, EpochFacts, TrainSettings,
 print_stage = partial(console.log.print, style="bold")
 
 
-def train(options: Train) -> None:
+def train(options: opt.Train) -> None:
     """Train heads, print their scores and the next step."""
     settings, catalog = _open(options, options.encoder.encoder)
     if (options.out / "run.json").exists():
@@ -48,7 +56,7 @@ def train(options: Train) -> None:
     print_warnings(trained.evaluation)
 
 
-def tune(options: Tune) -> None:
+def tune(options: opt.Tune) -> None:
     """Fine-tune an encoder, print the scores of the best epoch and the next step."""
     distributed = Distributed(options.device)
     console.out.quiet = console.log.quiet = not distributed.is_main
@@ -68,11 +76,11 @@ def tune(options: Tune) -> None:
     print_warnings(tuned.evaluation)
 
 
-def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:
+def _open(options: opt.Train | opt.Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:
     training, (table, columns) = options.training, open_once(options.table, options.products.encoding)
     changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
     changes["allow_missing_photos"] = training.allow_missing_photos or None
-    if isinstance(options, Train):
+    if isinstance(options, opt.Train):
         changes |= {f"split.{name}": getattr(options, name) for name in ("folds", "holdout", "groups")}
         changes |= {"split.column": options.split_column, "split.refit": False if options.no_refit else None}
     settings = read_settings(training.config, changes)
@@ -80,7 +88,7 @@ def _open(options: Train | Tune, encoder: str | None) -> tuple[TrainSettings, Ca
     return settings, open_catalog(table, columns, options.products, labels, multi_label)
 
 
-def evaluate(options: Evaluate) -> None:
+def evaluate(options: opt.Evaluate) -> None:
     """Score a run and print the scores."""
     run = Run.load(options.run)
     if options.json is not None and not options.json.parent.is_dir():
@@ -107,7 +115,7 @@ def evaluate(options: Evaluate) -> None:
     print_warnings(heldout.evaluation)
 
 
-def audit(options: Audit) -> None:
+def audit(options: opt.Audit) -> None:
     """Audit a table, print how often each kind of finding occurs and where the findings are."""
     run = Run.load(options.run)
     catalog = open_labelled(run, options.table, options.products)
@@ -123,6 +131,69 @@ def audit(options: Audit) -> None:
     console.out.print(table)
     console.print_counts("products whose label has too few different products to be judged", findings.unjudged)
     console.log.print(f"all: {findings.table}\nthe worst, with photos, for a browser: {findings.page}")
+
+
+def export(options: opt.Export) -> None:
+    """Export a run and print what the export needs."""
+    classificator = Classificator(model_name=options.encoder, heads_ver=options.run, dtype="float32")
+    with console.log.status("exporting the networks and comparing their predictions with the run's"):
+        export_classificator(classificator, options.out)
+    requirements = options.out / "requirements.txt"
+    packages = [line.partition("==")[0] for line in requirements.read_text(encoding="utf-8").split()]
+    size_mb = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file()) / 1e6
+    console.log.print(
+        f"{len(classificator.labels)} characteristics, encoder {classificator.model_name}: {options.out}, "
+        f"{size_mb:.0f} MB; its predictions are those of the run\n"
+        f"needs:  {', '.join(packages)} (see {requirements})\n"
+        f"next:   Classificator(heads_ver={str(options.out)!r}).predict(texts, images)"
+    )
+
+
+def import_heads(options: opt.ImportHeads) -> None:
+    """Convert published heads and print how to load them."""
+    spec = replace(EncoderSpec.parse(options.encoder), clean=True)  # published heads were trained on cleaned texts
+    if spec.base not in RUCLIP_MODELS and not Path(spec.base).is_dir():
+        raise DataError(f"published heads need a ruCLIP model or its folder: {nearest(spec.base, RUCLIP_MODELS)}")
+    encoder = load_encoder(str(spec)) if Path(spec.base).is_dir() else None
+    bundle = read_published_heads(options.folder, encoder_name=encoder.name if encoder else str(spec))
+    if encoder is not None:
+        bundle = bundle.bound_to(encoder.name, encoder.fingerprint, encoder.image.dim, encoder.text.dim)
+    target = options.out or cache_home() / "heads" / options.folder.resolve().name
+    bundle.save(target)
+    console.print_counts("labels", {name: len(labels) for name, labels in bundle.labels.items()})
+    console.log.print(
+        f"{len(bundle.labels)} heads for {bundle.encoder_name} in {target}\n"
+        f"next:   Classificator(heads_ver={str(options.out or target.name)!r})"
+    )
+
+
+def demo(options: opt.Demo) -> None:
+    """Train on a synthetic shop, predict it, and show three of its products, judged by heads fitted without them."""
+    console.log.print(
+        f"Generating {options.products} SYNTHETIC products (photos and Russian texts of our own making): scores say "
+        "nothing of real ones",
+        style="bold",
+    )
+    shop = make_marketplace(options.out / "marketplace", options.products, options.seed)
+    folder, predictions, photos = options.out / "synthetic-run", options.out / "predictions.parquet", shop.images
+    products, training = opt.ProductOptions(images=photos), opt.TrainingOptions(seed=options.seed)
+    train(opt.Train(shop.table, out=folder, products=products, training=training))
+    run = Run.load(folder)
+    predict(opt.Predict(folder, shop.table, out=predictions, products=products, store=run.store))
+
+    console.out.print("\nThree products, predicted by heads that never saw them\n", style="bold")
+    catalog, out_of_fold = read_catalog(shop.table, photos), run.load_out_of_fold()
+    is_ok = pq.read_table(predictions, columns=["status"])["status"].to_numpy() == "ok"
+    ok = np.flatnonzero(is_ok[out_of_fold.rows])
+    shown = out_of_fold.take(np.random.default_rng(options.seed).permutation(ok)[:3])
+    titles = [text.split("\n")[0] for text in catalog.texts().take(shown.rows)]
+    console.print_products(HeadBundle.load(run.bundle).judged(shown, catalog.ids[shown.rows]), titles, top_k=1)
+    console.out.print(
+        "Your own products:\n"
+        "  product-classificator train TABLE.parquet --images PHOTOS.zip --id nm --text title,description \\\n"
+        "      --characteristics category,sex,season --out my-run",
+        soft_wrap=True,
+    )
 
 
 @contextmanager
@@ -174,7 +245,7 @@ def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def print_next(report: Path, options: Train | Tune) -> None:
+def print_next(report: Path, options: opt.Train | opt.Tune) -> None:
     """Print where the report is, and how the run is used, on products that it has not learned from."""
     photos = " --images PHOTOS" * (options.products.images is not None)
     run = shlex.quote(str(options.out))
