@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import csr_matrix, hstack
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -33,7 +32,6 @@ from product_classificator.evaluation.reliability import (
 from product_classificator.types import Bools, Floats, Predictions, Rows, Strings, Truth, iter_labels, strings
 
 _Pair = tuple[frozenset[str], frozenset[str]]
-_Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ def _score(
     rows = zip(true_sets[is_scored], _label_sets(best[is_scored]), strict=True)
     pairs = [(t & trained, p or frozenset()) for t, p in rows]
     tally, (n_groups, per_group) = Counter(pairs), _group_kinds(pairs, names, bootstrap.groups[is_scored])
-    counts = _label_counts(per_group, n_groups)
+    counts = per_group.T @ n_groups
     labels = _label_scores(names, counts)
     if is_multi:
         confidences, hits = _predicted_labels(predictions, characteristic, true, np.flatnonzero(is_scored))
@@ -285,12 +283,6 @@ def _group_kinds(pairs: Sequence[_Pair], names: Sequence[str], groups: Rows) -> 
     return np.array([kinds[ids] for ids in order], dtype=np.int64), pairs_of_kinds @ indicators
 
 
-def _label_counts(per_group: csr_matrix, n_groups: Rows) -> _Counts:
-    """Return (3, k) correct, true and predicted products of each label in so many groups of each kind."""
-    counts: _Counts = (per_group.T @ n_groups).reshape(3, -1)
-    return counts
-
-
 def _predicted_labels(predictions: Predictions, characteristic: str, true: Strings, rows: Rows) -> tuple[Floats, Bools]:
     """Return the probability of every label predicted for the products of `rows`, and whether it is true."""
     label_ids = {label: label_id for label_id, label in enumerate(predictions.labels[characteristic])}
@@ -300,8 +292,9 @@ def _predicted_labels(predictions: Predictions, characteristic: str, true: Strin
     return confidence, np.array([label in true[row] for row, label in pairs], dtype=bool)
 
 
-def _macro_f1(label_counts: _Counts) -> float:
-    correct, support, predicted = label_counts
+def _macro_f1(counts: Rows) -> float:
+    """Return macro-F1 by the (3k,) numbers of products in which a label is correct, then true, then predicted."""
+    correct, support, predicted = counts.reshape(3, -1)
     total = support + predicted
     occurs = total > 0
     # Only label sets can all be empty, on both sides: then every product is right.
@@ -311,13 +304,13 @@ def _macro_f1(label_counts: _Counts) -> float:
 def _interval(per_group: csr_matrix, n_groups: Rows, bootstrap: _Bootstrap) -> tuple[float, float]:
     n, random = int(n_groups.sum()), np.random.default_rng(bootstrap.seed)
     draws = (random.multinomial(n, n_groups / n) for _ in range(bootstrap.resamples))
-    low, high = np.percentile([_macro_f1(_label_counts(per_group, draw)) for draw in draws], (2.5, 97.5))
+    low, high = np.percentile([_macro_f1(per_group.T @ draw) for draw in draws], (2.5, 97.5))
     return float(low), float(high)
 
 
-def _label_scores(names: Sequence[str], label_counts: _Counts) -> tuple[LabelScore, ...]:
+def _label_scores(names: Sequence[str], counts: Rows) -> tuple[LabelScore, ...]:
     scores = []
-    for label, correct, support, predicted in zip(names, *label_counts.tolist(), strict=True):
+    for label, correct, support, predicted in zip(names, *counts.reshape(3, -1).tolist(), strict=True):
         if support or predicted:
             precision, recall = correct / max(predicted, 1), correct / max(support, 1)
             f1 = 2 * correct / (support + predicted)

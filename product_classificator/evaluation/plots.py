@@ -125,14 +125,12 @@ def add_legend(axes: Axes, lines: Sequence[Any], names: Sequence[str]) -> None:
         text.set_text(shorten(name))
 
 
-def largest_labels(score: CharacteristicScore) -> list[str]:
-    """Return the labels with the most products, at most 20."""
-    return [label.label for label in score.labels[:MAX_LABELS]]
-
-
-def most_confused_labels(score: CharacteristicScore) -> list[str]:
-    """Return the labels of the most frequent confusions, at most 20, those that are confused next to each other."""
-    return list(dict.fromkeys(label for pair in score.confusions for label in (pair.true, pair.predicted)))[:MAX_LABELS]
+def shown_labels(score: CharacteristicScore) -> dict[str, list[str]]:
+    """Return why labels are drawn -> at most 20; the most confused follow each other, if not all labels are drawn."""
+    largest = [label.label for label in score.labels[:MAX_LABELS]]
+    confused = dict.fromkeys(label for pair in score.confusions for label in (pair.true, pair.predicted))
+    shown = {"largest": largest, "most confused": list(confused)[: MAX_LABELS * (len(score.labels) > MAX_LABELS)]}
+    return {why: labels for why, labels in shown.items() if labels}
 
 
 def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str) -> Figure:

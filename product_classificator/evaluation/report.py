@@ -134,14 +134,11 @@ def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[str | in
     for i, (name, score) in enumerate(evaluation.characteristics.items(), start=1):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
         stem = f"plots/{i:02d}-{slug}".rstrip("-")
-        n, largest, confused = len(score.labels), plots.largest_labels(score), plots.most_confused_labels(score)
-        shown = {"largest": largest, "most confused": confused if n > len(largest) else []}
-        for kind, labels in shown.items():
-            if labels:
-                caption = "all labels" if n == len(labels) else f"the {len(labels)} {kind} of {n} labels"
-                draw = plots.draw_labels if score.is_multi_label else plots.draw_confusion
-                figure = draw(score, labels, f"{plots.shorten(name)}: {caption}")
-                yield i, f"{stem}-{kind.split()[-1]}.png", caption, figure
+        n, draw = len(score.labels), plots.draw_labels if score.is_multi_label else plots.draw_confusion
+        for why, labels in plots.shown_labels(score).items():
+            caption = "all labels" if n == len(labels) else f"the {len(labels)} {why} of {n} labels"
+            figure = draw(score, labels, f"{plots.shorten(name)}: {caption}")
+            yield i, f"{stem}-{why.split()[-1]}.png", caption, figure
 
 
 def _render(template: str, **values: Any) -> str:
@@ -154,17 +151,15 @@ def _render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"score": _decimals, "interval": _interval, "duration": _duration, "markdown": _Markdown}
-    environment.filters |= {"thousands": "{:,}".format, "percent": lambda share: f"{100 * share:.1f} %"}
+    environment.filters |= {
+        "score": lambda value: _NO_NUMBER if value is None else f"{value:.3f}",
+        "interval": lambda interval: "{:.3f}–{:.3f}".format(*interval) if interval else _NO_NUMBER,
+        "percent": lambda share: f"{100 * share:.1f} %",
+        "thousands": "{:,}".format,
+        "duration": _duration,
+        "markdown": _Markdown,
+    }
     return environment.get_template(template).render(values)
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "{:.3f}–{:.3f}".format(*interval) if interval else _NO_NUMBER
-
-
-def _decimals(value: float | None) -> str:
-    return _NO_NUMBER if value is None else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:

@@ -30,17 +30,17 @@ def test_a_name_without_drawable_characters_is_replaced():
 
 
 def test_at_most_twenty_labels_are_drawn(score):
-    assert len(plots.largest_labels(score)) == 20
-    assert len(plots.most_confused_labels(score)) == 20
+    assert len(plots.shown_labels(score)["largest"]) == 20
+    assert len(plots.shown_labels(score)["most confused"]) == 20
 
 
 def test_confused_labels_are_neighbours(score):
     first = score.confusions[0]
-    assert plots.most_confused_labels(score)[:2] == [first.true, first.predicted]
+    assert plots.shown_labels(score)["most confused"][:2] == [first.true, first.predicted]
 
 
 def test_each_row_of_a_confusion_holds_all_products_of_its_label(score):
-    labels = plots.largest_labels(score)
+    labels = plots.shown_labels(score)["largest"]
     axes = plots.draw_confusion(score, labels, "x").axes[0]
     assert texts(axes)[20] == "(all others)"
     shares = np.asarray(axes.collections[0].get_array())
@@ -89,7 +89,7 @@ def test_one_epoch_without_a_best_is_drawn():
 
 
 def test_drawing_leaves_the_global_state_of_matplotlib_alone(score):
-    plots.draw_confusion(score, plots.largest_labels(score)[:2], "x")
+    plots.draw_confusion(score, plots.shown_labels(score)["largest"][:2], "x")
     assert pyplot.get_fignums() == []
 
 
