@@ -13,7 +13,6 @@ from product_classificator.catalog import read_catalog
 from product_classificator.encoders import load_encoder
 from product_classificator.encoders.clip import dtype_of
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.heads import HeadBundle
 from product_classificator.trainer import Trainer
 from product_classificator.training import train_heads
 from tests.conftest import QUICK
@@ -161,9 +160,9 @@ def test_a_device_that_is_not_there_is_refused_and_the_old_one_kept(classificato
 
 
 def test_for_another_device_an_encoder_is_loaded_as_it_was(run, models):
-    loading = {"dtype": "bfloat16", "cache_dir": models}
-    encoder, bundle = load_encoder(f"{MODEL}+clean", **loading), HeadBundle.load(run / "bundle")
-    classificator = Classificator.from_parts(encoder, bundle, source=f"{MODEL}+clean", **loading).to("auto")
+    classificator = Classificator(model_name=MODEL, heads_ver=run, cache_dir=models, dtype="bfloat16")
+    encoder = classificator.encoder
+    classificator.to("auto")
     assert classificator.encoder is not encoder
     assert (classificator.model_name, dtype_of(classificator.encoder)) == (encoder.name, "bfloat16")
     assert classificator.cache_dir == models

@@ -72,30 +72,17 @@ class Classificator:
                 self.load_head(name)
 
     @classmethod
-    def from_parts(
-        cls,
-        encoder: Encoder,
-        bundle: HeadBundle,
-        *,
-        device: str = "cpu",
-        source: str | None = None,
-        dtype: Dtype = "auto",
-        cache_dir: str | Path | None = None,
-    ) -> "Classificator":
-        """Combine heads with their encoder, which computes on `device`; another encoder is an `ArtifactError`.
-
-        `to` loads the encoder again by `source` (`None`: its name), with this `dtype` and `cache_dir`.
-        """
+    def from_parts(cls, encoder: Encoder, bundle: HeadBundle, *, device: str = "cpu") -> "Classificator":
+        """Combine heads with their encoder, which computes on `device`; another encoder is an `ArtifactError`."""
         self = cls.__new__(cls)
-        opened = opening.OpenedHeads(bundle, source or encoder.name)
-        self._set(encoder, opened, device, dtype=dtype, cache_dir=cache_dir)
+        self._set(encoder, opening.OpenedHeads(bundle, encoder.name), device)
         return self
 
     def _set(self, encoder: Encoder, opened: opening.OpenedHeads, device: str, **loading: Any) -> None:
         self.encoder, self.bundle, self.device = encoder, opening.bind_heads(opened.bundle, encoder), device
         self.channels, self.max_pixels = opened.channels, MAX_PIXELS
         self.run, self.heads_ver = opened.run, ""
-        self.cache_dir = Path(loading["cache_dir"]) if loading["cache_dir"] else None
+        self.cache_dir = Path(loading["cache_dir"]) if loading.get("cache_dir") else None
         self._load_encoder = partial(load_encoder, opened.encoder, **loading)  # for another device
         self._torch_encoder: Encoder | None = None
         self.labels = dict(self.bundle.labels)
@@ -131,7 +118,6 @@ class Classificator:
         """
         if not isinstance(labels, Mapping) or any(isinstance(names, str) for names in labels.values()):
             raise DataError(f"labels are given as {{characteristic: [label, label, ...]}}, got {labels!r}")
-        source = encoder if isinstance(encoder, str) else None
         encoder = load_encoder(encoder, device=device) if isinstance(encoder, str) else encoder
         templates = [templates] if isinstance(templates, str) else templates
         bundle = zero_shot_heads(
@@ -141,7 +127,7 @@ class Classificator:
             encoder_fingerprint=encoder.fingerprint,
             shares_space=encoder.shares_space,
         )
-        return cls.from_parts(encoder, bundle, device=device, source=source)
+        return cls.from_parts(encoder, bundle, device=device)
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in ("model_name", "heads_ver", "heads", "device")}
