@@ -31,7 +31,13 @@ def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[st
     """
     if task is None:
         yield callbacks
-    elif not isinstance(task, str):
+    elif isinstance(task, str):
+        tracker = _start_tracker(task, folder, settings)
+        try:
+            yield _tracked(callbacks, lambda title, name, value, step: tracker.log({f"{title}/{name}": value}, step))
+        finally:
+            tracker.finish()
+    else:
         logger = task.get_logger()
 
         def on_stage(sentence: str) -> None:
@@ -39,16 +45,6 @@ def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[st
             callbacks.on_stage(sentence)
 
         yield _tracked(replace(callbacks, on_stage=on_stage), logger.report_scalar)
-    else:
-        tracker = _start_tracker(task, folder, settings)
-
-        def log(title: str, series: str, value: float, step: int) -> None:
-            tracker.log({f"{title}/{series}": value}, step=step)
-
-        try:
-            yield _tracked(callbacks, log)
-        finally:
-            tracker.finish()
 
 
 def _start_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
