@@ -44,18 +44,11 @@ SCHEMA = pa.schema(
 
 
 def compare_labels(predictions: Predictions, truth: Truth, rows: Rows) -> dict[str, pd.DataFrame]:
-    """Compare the labels of products with predictions by heads that never saw them.
+    """Compare the labels of all products with predictions, by heads that never saw them, of the (m,) `rows`.
 
-    Args:
-        predictions: of the (m,) products of `rows`.
-        truth: characteristic -> (n,) labels of all products.
-        rows: (m,) row numbers of the predicted products.
-
-    Returns:
-        characteristic -> frame, by row, of the products that can be judged: `probability` of their label, the most
-        probable `other` label, `other_probability`. A product cannot be judged if its label was not learned. For a
-        multi-label characteristic the most doubtful label, present or not, is compared: `probability` is that of it
-        being right, `other` the label set, as text, with it added or removed.
+    Returns characteristic -> frame, by row, of the products whose label was learned: `probability` of the label, the
+    most probable `other` label, `other_probability`. For a multi-label characteristic the most doubtful label, present
+    or not, is compared: `probability` is that of it being right, `other` the label set, as text, without or with it.
     """
     frames = {}
     for name in predictions.characteristics:

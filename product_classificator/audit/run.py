@@ -1,34 +1,46 @@
-"""Audit a labelled table with a run.
+"""Audit a labelled table with a run, and show the findings as one HTML file, which loads nothing else.
 
 Labels are compared with predictions by heads that never saw them, for those memorise labels, also wrong ones: the
-out-of-fold predictions of the run, or of new folds where products of the table have none.
+out-of-fold predictions of the run, or of new folds where products of the table have none. Ids, texts and labels come
+from the table: the template of the page escapes every value.
 """
 
+import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import TypeAdapter
 
 from product_classificator.audit import findings
-from product_classificator.audit.page import draw_page
+from product_classificator.audit.findings import KIND_TITLES, count_findings
 from product_classificator.catalog.catalog import Catalog
+from product_classificator.catalog.photo import PhotoError
 from product_classificator.embeddings.embed import embed
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
-from product_classificator.errors import ArtifactError, DataError
+from product_classificator.errors import DataError
 from product_classificator.evaluate_run import column_of_groups, judge_products
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
+from product_classificator.text import clean
 from product_classificator.training import Callbacks, HeadSettings, SplitSettings, TrainSettings, fit_heads
 from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.training.train import split_catalog
 from product_classificator.types import as_text
+
+SHOWN = 300
+_THUMBNAIL_PX = 176
+_TEXT_CHARACTERS = 180
+_READ_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -66,14 +78,10 @@ def audit_run(
 
     Raises:
         DataError: the catalog has no characteristic, or too few labels to fit heads.
-        ArtifactError: the run's settings are not those of this version.
     """
     if not catalog.columns.characteristics:
         raise DataError(f"an audit needs labels: the run predicts {', '.join(run.columns.characteristics)}")
-    try:
-        settings = TypeAdapter(HeadSettings).validate_python(run.settings["heads"])
-    except (KeyError, ValidationError) as error:
-        raise ArtifactError(f"{run.folder} was trained with settings unknown to this version: train again") from error
+    settings = TypeAdapter(HeadSettings).validate_python(run.settings["heads"])
     out, callbacks, encoder = Path(out), callbacks or Callbacks(), encoder or load_encoder(run.encoder)
     out.mkdir(parents=True, exist_ok=True)
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
@@ -81,7 +89,7 @@ def audit_run(
     table, unjudged = _findings(run, settings, encoder, catalog, embedded, callbacks)
 
     callbacks.on_stage("Drawing the page")
-    audit = Audit(out / "audit.parquet", out / "audit.html", findings.count_findings(table), unjudged)
+    audit = Audit(out / "audit.parquet", out / "audit.html", count_findings(table), unjudged)
     with replacing(audit.table) as temporary:
         pq.write_table(table, temporary)
     created = datetime.now(UTC).isoformat(" ", timespec="minutes")
@@ -131,3 +139,59 @@ def _findings(
     table = pa.concat_tables(tables)
     table = table.add_column(0, "id", pa.array(embeddings.ids[table["row"]], pa.string()))
     return table, {name: n for name, n in unjudged.items() if n}
+
+
+def draw_page(catalog: Catalog, table: pa.Table, facts: Mapping[str, Any]) -> str:
+    """Return the HTML page of the worst findings, which have the columns of `findings.SCHEMA` and `id`."""
+    counts, shown = count_findings(table), worst(table).to_pylist()
+    products = _products(catalog, {finding["row"] for finding in shown})
+    environment = Environment(
+        loader=PackageLoader("product_classificator.audit", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("audit.html.jinja").render(
+        facts=facts,
+        counts=counts,
+        titles=KIND_TITLES,
+        characteristics=[name for name in catalog.columns.characteristics if any(name in n for n in counts.values())],
+        cards=[(finding, *products[finding["row"]]) for finding in shown],
+        total=len(table),
+        has_images=catalog.images is not None,
+    )
+
+
+def worst(table: pa.Table, limit: int = SHOWN) -> pa.Table:
+    """Return the first findings of every kind and characteristic in turns, `limit` in all, in their order."""
+    frame = table.select(["kind", "characteristic"]).to_pandas()
+    turn = frame.groupby(["kind", "characteristic"], dropna=False).cumcount()
+    rows = turn.sort_values(kind="stable").index[:limit].sort_values()
+    return table.take(pa.array(rows, pa.int64()))
+
+
+def _products(catalog: Catalog, rows: set[int]) -> dict[int, tuple[str, str]]:
+    """Return row -> shortened text and thumbnail, a data URI or "" without an image."""
+    shown = {}
+    for products in catalog.batches(_READ_ROWS):
+        for row in rows & set(range(products.first_row, products.first_row + len(products.ids))):
+            i = row - products.first_row
+            text = clean(products.texts[i])
+            if len(text) > _TEXT_CHARACTERS:
+                text = text[:_TEXT_CHARACTERS].rstrip() + "…"
+            shown[row] = (text, _thumbnail(catalog, products.ids[i], products.image_names[i]))
+    return shown
+
+
+def _thumbnail(catalog: Catalog, product_id: str, image_name: str | None) -> str:
+    if catalog.images is None:
+        return ""
+    try:
+        image = catalog.images.decode(catalog.image_bytes(product_id, image_name))
+    except PhotoError:
+        return ""
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -10,7 +10,7 @@ from product_classificator.audit.findings import (
     outliers,
     wrong_labels,
 )
-from product_classificator.audit.page import worst
+from product_classificator.audit.run import worst
 from product_classificator.types import strings
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from product_classificator.audit.findings import SCHEMA
-from product_classificator.audit.page import SHOWN, draw_page
+from product_classificator.audit.run import SHOWN, draw_page
 from product_classificator.catalog import read_catalog
 from tests.fakes import jpeg, truncated_jpeg
 
