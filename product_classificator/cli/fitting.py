@@ -22,7 +22,8 @@ from product_classificator.demo import make_marketplace
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
 from product_classificator.errors import DataError, nearest
 from product_classificator.evaluate_run import evaluate_run
-from product_classificator.evaluation import Evaluation, evaluation_json, of_all
+from product_classificator.evaluation import Evaluation, evaluation_json
+from product_classificator.evaluation.report import of_all
 from product_classificator.export import export_classificator
 from product_classificator.files import cache_home, write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune

@@ -3,27 +3,7 @@
 The room knows neither encoders nor heads, so it also scores a rival's predictions.
 """
 
-from product_classificator.evaluation.metrics import CharacteristicScore, Confusion, Evaluation, evaluate
-from product_classificator.evaluation.reliability import Coverage
-from product_classificator.evaluation.report import (
-    RunFacts,
-    evaluation_json,
-    of_all,
-    write_comparison,
-    write_learning_curves,
-    write_report,
-)
+from product_classificator.evaluation.metrics import Confusion, Evaluation, evaluate
+from product_classificator.evaluation.report import RunFacts, evaluation_json, write_report
 
-__all__ = [
-    "CharacteristicScore",
-    "Confusion",
-    "Coverage",
-    "Evaluation",
-    "RunFacts",
-    "evaluate",
-    "evaluation_json",
-    "of_all",
-    "write_comparison",
-    "write_learning_curves",
-    "write_report",
-]
+__all__ = ["Confusion", "Evaluation", "RunFacts", "evaluate", "evaluation_json", "write_report"]

@@ -24,7 +24,8 @@ from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.huggingface import save_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.evaluation import Evaluation, write_comparison, write_learning_curves
+from product_classificator.evaluation import Evaluation
+from product_classificator.evaluation.report import write_comparison, write_learning_curves
 from product_classificator.files import delete, remove_leftovers, replacing
 from product_classificator.finetuning.activations import Activations
 from product_classificator.finetuning.blocks import Tail
