@@ -1,9 +1,7 @@
 """`Trainer`, the published façade of training: photos and texts in, an experiment folder out."""
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -190,18 +188,10 @@ class Trainer:
         return finetuned
 
     def _new_folder(self, name: str | None) -> Path:
-        if name is not None:
-            folder = self.save_dir / name
-            if (folder / "run.json").exists():
-                raise DataError(f"every experiment needs its own folder, {folder} exists already: choose another name")
-            return folder
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        while True:
-            folder = self.save_dir / datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
-            with suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-            time.sleep(0.1)  # another process started in the same second
+        folder = self.save_dir / (name or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S-%f"))
+        if (folder / "run.json").exists():
+            raise DataError(f"every experiment needs its own folder, {folder} exists already: choose another name")
+        return folder
 
     def _clean_up(self, cache: Path, run: Run) -> None:
         if self.end_of_train["del_img_and_txt_tensors"]:
