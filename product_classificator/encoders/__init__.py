@@ -29,7 +29,6 @@ def load_encoder(
     *,
     device: str = "cpu",
     dtype: Dtype = "auto",
-    threads: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> Encoder:
     """Load an encoder by name.
@@ -39,7 +38,6 @@ def load_encoder(
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the GPU where there is one; `lite` uses the CPU.
         dtype: number format; int8 is for the CPU; "auto" is bfloat16 on CUDA, on the CPU the fastest its instruction
             set allows, if the first vectors agree with those of float32 (cosine 0.99).
-        threads: CPU threads; `None`: the cores this process may use.
         cache_dir: where a ruCLIP model lies, or is fetched to, in a folder of its name; `None`: the hub's cache.
 
     Raises:
@@ -51,15 +49,12 @@ def load_encoder(
     spec = EncoderSpec.parse(name)
     if dtype not in get_args(Dtype):
         raise DataError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
-    if threads is not None and not 1 <= threads <= cores():
-        raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
-    threads = threads or cores()
     if is_exported(Path(name)):
         from product_classificator.encoders.onnx import load_exported
 
         if dtype not in ("auto", "float32"):
             raise DataError(f"exported encoders compute in float32, got dtype {dtype!r}: leave it out")
-        return load_exported(Path(name), device, threads)
+        return load_exported(Path(name), device)
     shares_space = spec.base != "lite" and not spec.text_encoder
     if spec.base == "lite":
         from product_classificator.encoders.lite import load_lite
@@ -68,27 +63,27 @@ def load_encoder(
             raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
         if spec.letterbox or spec.windows:
             raise DataError(f"the encoder 'lite' pads photos and reads long texts already, got {name!r}: leave it out")
-        image, text = load_lite(threads)
+        image, text = load_lite()
     else:
-        spec, image, text = _load_clip(spec, cache_dir, device, dtype, threads)
+        spec, image, text = _load_clip(spec, cache_dir, device, dtype)
     if spec.text_encoder:
         from product_classificator.encoders.huggingface import load_sentence_texts
 
-        text = load_sentence_texts(spec.text_encoder, device, dtype, threads)
+        text = load_sentence_texts(spec.text_encoder, device, dtype)
         if Path(spec.text_encoder).is_dir():
             spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
     return Encoder(str(spec), image, CleanedTexts(text) if spec.clean else text, shares_space)
 
 
 def _load_clip(
-    spec: EncoderSpec, cache_dir: str | Path | None, device: str, dtype: Dtype, threads: int
+    spec: EncoderSpec, cache_dir: str | Path | None, device: str, dtype: Dtype
 ) -> tuple[EncoderSpec, ImageTower, TextTower]:
     """Load the towers of a CLIP-like encoder; the spec that comes back names folders by their absolute path."""
     from product_classificator.encoders.huggingface import fetch_model, load_hub_clip
     from product_classificator.encoders.ruclip import FILES, fetch_ruclip, is_ruclip, load_ruclip
     from product_classificator.encoders.torch_clip import Compute
 
-    compute = Compute(device, dtype, threads)
+    compute = Compute(device, dtype)
     prefix = "hf:" if spec.base.startswith("hf:") else ""
     if not (name := spec.base.removeprefix(prefix)):
         raise DataError(f"hf: is followed by a repository of the hub or a folder, got {str(spec)!r}")

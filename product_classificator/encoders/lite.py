@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from product_classificator.encoders.base import ImageTower, TextTower, unit_rows
+from product_classificator.encoders.base import ImageTower, TextTower, cores, unit_rows
 from product_classificator.encoders.preprocessing import as_rgb, letterboxed, shrunk
 from product_classificator.files import cached_file
 from product_classificator.text import clean
@@ -55,10 +55,10 @@ _MIDDLE = slice(_COLOR_SIZE_PX // 4, _COLOR_SIZE_PX * 3 // 4)
 _WHITE, _WHITE_WEIGHT = 0.94, 1e-3  # not 0, so that an all-white image is white
 
 
-def load_lite(threads: int = 1) -> tuple[ImageTower, TextTower]:
-    """Load the towers of `lite` on `threads` CPU threads."""
+def load_lite() -> tuple[ImageTower, TextTower]:
+    """Load the towers of `lite`."""
     fingerprint = _fingerprint(_image_weights(), *text_files().values())
-    return LiteImages(fingerprint, threads), LiteTexts(fingerprint, threads)
+    return LiteImages(fingerprint), LiteTexts(fingerprint)
 
 
 def text_files() -> dict[str, Path]:
@@ -87,7 +87,6 @@ class LiteImages:
     """The image tower of `lite`; `file` is the ONNX network of an export."""
 
     fingerprint: str
-    threads: int
     file: Path | None = None
     dim: int = sum(PARTS) + COLORS_DIM
 
@@ -120,7 +119,7 @@ class LiteImages:
             levels = [_LEVEL_WEIGHT * level for level in levels]
             return np.concatenate([last, *levels, _COLOR_WEIGHT * color_histograms(prepared)], 1)
 
-        return _in_batches(encode, images, _IMAGE_BATCH, self.dim, self.threads)
+        return _in_batches(encode, images, _IMAGE_BATCH, self.dim)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,6 @@ class LiteTexts:
     """The text tower of `lite`."""
 
     fingerprint: str
-    threads: int
     dim: int = 512
 
     @cached_property
@@ -144,15 +142,13 @@ class LiteTexts:
             return np.asarray(sentences.encode([clean(text)[:_MAX_CHARS] for text in batch]))
 
         with _BLAS, threadpool_limits(1, user_api="blas"):  # the limit is global to the process, so calls take turns
-            return _in_batches(encode, texts, _TEXT_BATCH, self.dim, self.threads)
+            return _in_batches(encode, texts, _TEXT_BATCH, self.dim)
 
 
-def _in_batches(
-    encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int, threads: int
-) -> Floats:
+def _in_batches(encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int) -> Floats:
     """Return unit rows of what `encode` makes of the items, `size` at a time on every core."""
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    with ThreadPoolExecutor(threads, thread_name_prefix="lite") as pool:
+    with ThreadPoolExecutor(cores(), thread_name_prefix="lite") as pool:
         vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
     return unit_rows(vectors)
 

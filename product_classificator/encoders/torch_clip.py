@@ -33,10 +33,16 @@ class Compute:
 
     device: str
     dtype: Dtype = "auto"
-    threads: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "device", _device(self.device))
+        if self.device == "auto":
+            found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            object.__setattr__(self, "device", found)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            rule = f"there is no device {self.device!r} on this machine ({error}): use 'cpu' or 'auto'"
+            raise DataError(rule) from error
         if self.dtype == "int8" and self.device != "cpu":
             raise DataError(f"int8 is for the CPU, got device {self.device!r}: take bfloat16 there")
 
@@ -47,16 +53,6 @@ class Compute:
             return torch.bfloat16 if self.device.startswith("cuda") else torch.float32
         dtype: torch.dtype = getattr(torch, "float32" if self.dtype == "int8" else self.dtype)
         return dtype
-
-
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DataError(f"there is no device {device!r} on this machine ({error}): use 'cpu' or 'auto'") from error
-    return device
 
 
 def fastest_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> Dtype:
@@ -77,7 +73,7 @@ class TorchNetwork:
 
     def __init__(self, model: PreTrainedModel, dim: int, compute: Compute, folder: Path) -> None:
         self.model = model.eval().to(compute.device)
-        self.dim, self.folder, self.device, self.threads = dim, folder, compute.device, compute.threads
+        self.dim, self.folder, self.device = dim, folder, compute.device
         self.tokens_per_batch, self.images_per_batch = batch_sizes(compute.device, _patches(model))
         self.dtype = str(compute.load_dtype).removeprefix("torch.")
         self._exact: PreTrainedModel | None = None
@@ -96,14 +92,14 @@ class TorchNetwork:
             self.dtype = dtype
 
     def features(self, side: Side, inputs: Inputs) -> Floats:
-        with computing(self.threads):
+        with computing():
             if self._exact is not None and side in self._unchecked:
                 self._check(self._exact, side, inputs)
             return self._run(self.model, side, inputs)
 
     def dry_run(self, side: Side, inputs: Inputs) -> tuple[int, ...]:
         """Return the shape of the features, computed in float32 if that is still here."""
-        with computing(self.threads):
+        with computing():
             return self._run(self._exact or self.model, side, inputs).shape
 
     def _check(self, exact: PreTrainedModel, side: Side, inputs: Inputs) -> None:
@@ -162,12 +158,7 @@ _COMPUTING = RLock()
 
 
 @contextmanager
-def computing(threads: int) -> Iterator[None]:
-    """Let PyTorch infer on `threads` CPU threads; calls take turns, since the number is global to the process."""
+def computing() -> Iterator[None]:
+    """Let PyTorch infer; calls take turns, since each uses all threads of PyTorch."""
     with _COMPUTING, torch.inference_mode():
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield

@@ -20,13 +20,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(folder):
-    return load_encoder(str(folder / "clip"), threads=1)
+    return load_encoder(str(folder / "clip"))
 
 
 @pytest.fixture(scope="module")
 def pair(folder):
     pytest.importorskip("sentence_transformers")
-    return load_encoder(f"{folder / 'clip'}+st:{folder / 'bert'}", threads=1)
+    return load_encoder(f"{folder / 'clip'}+st:{folder / 'bert'}")
 
 
 def test_a_pair_reads_photos_with_one_encoder_and_texts_with_the_other(clip, pair):
@@ -46,7 +46,7 @@ def test_a_pair_has_one_fingerprint_of_both(folder, clip, pair):
 
 
 def test_any_encoder_can_be_paired(folder, pair):
-    lite = load_encoder(f"lite+st:{folder / 'bert'}", threads=1)
+    lite = load_encoder(f"lite+st:{folder / 'bert'}")
     assert (lite.image.dim, lite.text.dim) == (1872, 32)
     assert lite.name == f"lite+st:{folder / 'bert'}"
     assert lite.fingerprint != pair.fingerprint
@@ -54,7 +54,7 @@ def test_any_encoder_can_be_paired(folder, pair):
 
 
 def test_cleaning_changes_the_vectors_of_noisy_texts_and_the_fingerprint(folder, clip):
-    cleaning = load_encoder(f"{folder / 'clip'}+clean", threads=1)
+    cleaning = load_encoder(f"{folder / 'clip'}+clean")
     assert cleaning.shares_space
     assert cleaning.name == f"{folder / 'clip'}+clean"
     assert cleaning.fingerprint == load_encoder(cleaning.name).fingerprint != clip.fingerprint
@@ -66,7 +66,7 @@ def test_cleaning_changes_the_vectors_of_noisy_texts_and_the_fingerprint(folder,
 
 
 def test_a_pair_can_clean_as_well(folder, pair):
-    cleaning = load_encoder(f"{folder / 'clip'}+clean+st:{folder / 'bert'}", threads=1)
+    cleaning = load_encoder(f"{folder / 'clip'}+clean+st:{folder / 'bert'}")
     assert cleaning.fingerprint not in (pair.fingerprint, load_encoder(f"{folder / 'clip'}+clean").fingerprint)
     assert not cleaning.shares_space
     assert np.array_equal(cleaning.text.encode([NOISY]), pair.text.encode([clean_published(NOISY)]))

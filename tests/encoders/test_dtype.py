@@ -1,5 +1,4 @@
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ from PIL import Image
 
 from product_classificator.encoders import load_encoder, torch_clip
 from product_classificator.encoders.clip import dtype_of
-from product_classificator.encoders.torch_clip import computing, fastest_dtype, torch_network_of
+from product_classificator.encoders.torch_clip import fastest_dtype, torch_network_of
 from product_classificator.errors import DataError
 from tests.encoders.tiny_ruclip import write_checkpoint
 
@@ -23,7 +22,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exact(model):
-    return load_encoder(model, threads=1, dtype="float32")
+    return load_encoder(model, dtype="float32")
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def test_the_instruction_set_decides_the_number_format(tmp_path, flags, dtype):
 
 
 def test_a_faster_format_that_agrees_is_kept_and_float32_dropped(model, exact, amx):
-    encoder = load_encoder(f"{model}+clean", threads=1)
+    encoder = load_encoder(f"{model}+clean")
     network = encoder.image.network
     vectors = encoder.image.encode(IMAGES)
     assert (exact.image.encode(IMAGES) * vectors).sum(1).min() > 0.99
@@ -66,7 +65,7 @@ def test_a_faster_format_that_agrees_is_kept_and_float32_dropped(model, exact, a
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_format_whose_first_vectors_differ_gives_way_to_float32(model, exact, amx, tower, monkeypatch, caplog):
     monkeypatch.setattr(torch_clip, "MIN_COSINE", 2)
-    encoder = load_encoder(model, threads=1)
+    encoder = load_encoder(model)
     with caplog.at_level(logging.WARNING):
         vectors = encoder.image.encode(IMAGES) if tower == "image" else encoder.text.encode(TEXTS)
     assert "computing in float32: bfloat16 gave a vector with cosine" in caplog.text
@@ -79,11 +78,11 @@ def test_a_format_whose_first_vectors_differ_gives_way_to_float32(model, exact, 
 def test_tiny_networks_compute_in_float32_on_every_cpu(model, amx, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch_clip, "fastest_dtype", lambda: "bfloat16")
-    assert dtype_of(load_encoder(model, threads=1)) == "float32"
+    assert dtype_of(load_encoder(model)) == "float32"
 
 
 def test_a_format_that_was_named_stays(model, exact, amx):
-    named = load_encoder(model, threads=1, dtype="int8")
+    named = load_encoder(model, dtype="int8")
     assert dtype_of(named) == "int8"
     assert named.image.network._exact is None
     assert dtype_of(exact) == "float32"
@@ -93,17 +92,3 @@ def test_a_format_that_was_named_stays(model, exact, amx):
         torch_network_of(named)
     with pytest.raises(DataError, match="int8 is for the CPU, got device 'meta'"):
         load_encoder(model, dtype="int8", device="meta")
-
-
-def test_calls_of_several_threads_take_turns_and_leave_the_number_of_threads_as_it_was():
-    usual = torch.get_num_threads()
-    torch.set_num_threads(2)
-
-    def infer(threads):
-        with computing(threads):
-            return torch.get_num_threads() == threads, torch.is_inference_mode_enabled()
-
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(infer, [1, 2, 3] * 10)) == {(True, True)}
-        assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
-    torch.set_num_threads(usual)

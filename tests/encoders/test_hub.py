@@ -30,7 +30,7 @@ def saved(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(saved):
     """Family -> encoder."""
-    return {family: load_encoder(f"hf:{folder}", threads=1) for family, folder in saved.items()}
+    return {family: load_encoder(f"hf:{folder}") for family, folder in saved.items()}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -134,7 +134,7 @@ def test_names_of_special_tokens_are_plain_text(family, saved, loaded):
 
 
 def test_a_short_text_is_one_window_and_a_long_one_the_average_of_several(family, saved, loaded):
-    windowed = load_encoder(f"{saved[family]}+windows", threads=1)
+    windowed = load_encoder(f"{saved[family]}+windows")
     assert np.allclose(windowed.text.encode(["red"]), loaded[family].text.encode(["red"]), atol=1e-6)
     long = "abc " * 25 if family != "siglip2" else "abc " * 60
     windows, owners = windowed.text.preparation.windows([long, "red", LONG * 9])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from product_classificator.encoders import EncoderSpec, cores, embed_labels, load_encoder
+from product_classificator.encoders import EncoderSpec, embed_labels, load_encoder
 from product_classificator.encoders.clip import batch_sizes, batches_of, clip_towers
 from product_classificator.encoders.onnx_export import export_encoder
 from product_classificator.encoders.preprocessing import SquarePreparation, TextPreparation
@@ -59,7 +59,7 @@ def test_the_name_of_a_folder_is_its_whole_path(folder, encoder, monkeypatch):
 def test_every_option_changes_the_fingerprint_and_the_device_does_not(folder, encoder):
     options = ["", "+letterbox", "+windows", "+clean", "+letterbox+windows+clean"]
     assert len({load_encoder(f"{folder}{option}").fingerprint for option in options}) == len(options)
-    assert load_encoder(str(folder), dtype="float16", device="cpu", threads=1).fingerprint == encoder.fingerprint
+    assert load_encoder(str(folder), dtype="float16", device="cpu").fingerprint == encoder.fingerprint
 
 
 def test_a_crop_takes_the_square_in_the_middle_and_a_letterbox_loses_nothing():
@@ -164,8 +164,6 @@ def test_what_cannot_be_computed_with_is_refused(folder, tmp_path):
         load_encoder(str(folder), device="nonsense")
     with pytest.raises(DataError, match="dtype must be one of auto, float32, bfloat16, float16, int8, got 'int3'"):
         load_encoder(str(folder), dtype="int3")
-    with pytest.raises(DataError, match="threads must lie between 1 and"):
-        load_encoder(str(folder), threads=cores() + 1)
     with pytest.raises(DataError, match=r"nor a folder of that name .*: did you mean 'ruclip-vit-base-patch16-224'"):
         load_encoder("ruclip-vit-base-patch16-22")
     with pytest.raises(ArtifactError, match="holds neither"):
@@ -189,7 +187,7 @@ def exported(ruclip_export):
 
 
 def test_onnx_answers_what_torch_answers(ruclip_export, exported):
-    encoder, opened = load_encoder(f"{ruclip_export / 'model'}{RUCLIP_OPTIONS}"), load_encoder(str(exported), threads=1)
+    encoder, opened = load_encoder(f"{ruclip_export / 'model'}{RUCLIP_OPTIONS}"), load_encoder(str(exported))
     assert (opened.name, opened.fingerprint, opened.shares_space) == (encoder.name, encoder.fingerprint, True)
     texts = [*TEXTS, *("ваза " * n for n in range(1, 40))]
     assert np.abs(opened.image.encode(photos(5)) - encoder.image.encode(photos(5))).max() < 1e-4

@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(saved):
-    return load_sentence_texts(str(saved), threads=1)
+    return load_sentence_texts(str(saved))
 
 
 @pytest.fixture

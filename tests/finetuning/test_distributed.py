@@ -52,7 +52,7 @@ def test_two_processes_take_the_steps_of_one_on_the_same_batches(tmp_path):
 
 
 def test_bfloat16_gives_nearly_the_same_vectors(catalog, tmp_path):
-    encoder = load_encoder(str(write_checkpoint(tmp_path / "model")), threads=1)
+    encoder = load_encoder(str(write_checkpoint(tmp_path / "model")))
     tail = Tail(torch_network_of(encoder).model, 1)
     vectors = []
     for dtype in ("float32", "bfloat16"):

@@ -55,7 +55,7 @@ def catalog(shop_files):
 
 @pytest.fixture(scope="module")
 def encoder(model):
-    return load_encoder(str(model), threads=1)
+    return load_encoder(str(model))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_kept_activations_give_the_vectors_of_the_encoder(catalog, encoder, acti
 def test_windows_of_a_text_are_averaged_like_in_the_encoder(model, shop_files, tmp_path):
     frame = pd.DataFrame({"nm": range(20), "text": [f"кружка {i} " * (1 + 9 * i) for i in range(20)]})
     catalog = read_catalog(frame, text="text", characteristics=[])
-    encoder = load_encoder(f"{model}+windows+clean", threads=1)
+    encoder = load_encoder(f"{model}+windows+clean")
     found = cached(catalog, encoder, tmp_path)
     _, text = pairs_of(encoder, found).embed_all(encoder.text.dim)
     assert np.abs(text - embed(catalog, encoder).embeddings.text).max() < 2e-3
