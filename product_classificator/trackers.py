@@ -10,11 +10,10 @@ import pandas as pd
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from product_classificator.errors import DataError, MissingExtraError, nearest
+from product_classificator.errors import DataError, nearest
 from product_classificator.training import Callbacks, EpochFacts
 
 PROJECT = "product_classificator"
-_EXTRAS = ("clearml", "tensorboard")
 
 
 @contextmanager
@@ -26,8 +25,7 @@ def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[st
     logged.
 
     Raises:
-        DataError: there is no tracker of that name, or its package is not installed (`MissingExtraError` if it has an
-            extra).
+        DataError: there is no tracker of that name, or its package is not installed.
     """
     if task is None:
         yield callbacks
@@ -51,8 +49,6 @@ def _start_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
     if name not in LOGGER_TYPE_TO_CLASS:
         raise DataError(f"there is no tracker {name!r}: {nearest(name, LOGGER_TYPE_TO_CLASS)}")
     if name not in map(str, get_available_trackers()):
-        if name in _EXTRAS:
-            raise MissingExtraError(f"the tracker {name!r}", name)
         raise DataError(f"the tracker {name!r} needs a package that is not installed: pip install {name}")
     PartialState()  # trackers look up there whether this is the main process
     kind = LOGGER_TYPE_TO_CLASS[name]

@@ -204,12 +204,7 @@ def _check_truth(predictions: Predictions, truth: Truth) -> None:
                 f"{len(predictions)} products; give the labels in the order of predictions.ids"
             )
         kind, what = (frozenset, "frozensets of text") if name in predictions.decision_thresholds else (str, "text")
-        wrong = [label for label in truth[name] if label is not None and not isinstance(label, kind)]
-        if wrong and all(isinstance(label, frozenset) for label in wrong):
-            raise DataError(
-                f"{name!r} was trained with one label per product, and its true labels are lists: give text"
-            )
-        if wrong:
+        if wrong := [label for label in truth[name] if label is not None and not isinstance(label, kind)]:
             raise DataError(
                 f"true labels must be {what}, or None where unknown: {name!r} holds {culprits(map(repr, wrong))}; "
                 f"convert them to {what}, and NaN to None"

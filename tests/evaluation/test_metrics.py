@@ -214,8 +214,9 @@ def test_labels_and_sets_are_not_mixed(is_multi, labels):
     predictions = predict_sets(probabilities)
     if not is_multi:
         predictions = replace(predictions, decision_thresholds={})
-    rule = {True: "true labels must be frozensets of text", False: "'materials' was trained with one label per product"}
-    with pytest.raises(DataError, match=rule[is_multi]):
+    with pytest.raises(
+        DataError, match=f"true labels must be {'frozensets of ' * is_multi}text, or None where unknown"
+    ):
         evaluate(predictions, {"materials": strings(labels)})
 
 
