@@ -195,11 +195,8 @@ def draw_photo(facts: Facts, rng: Random) -> Image.Image:
     drawing = KINDS[facts["sub_category"]]["drawing"] if "sub_category" in facts else rng.choice(_GOODS["packages"])
     sex = facts.get("sex") or rng.choice(LABELS["sex"])
     is_fragile = facts.get("fragility") == "да"
-    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), rng.choice(("white", _pastel(rng))))
+    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), rng.choice(("white", "#efe6da", "#d9e4ee")))
     draw = ImageDraw.Draw(canvas)
-    for _ in range(rng.choice((0, 0, 0, 8))):
-        x, y = rng.randint(-60, _WIDTH), rng.randint(-60, _HEIGHT)
-        draw.rectangle((x, y, x + rng.randint(40, 220), y + rng.randint(40, 220)), _pastel(rng))
     size = rng.randint(340, 430) if sex in ("Мальчики", "Девочки") else rng.randint(400, 520)
     item = _draw_item(drawing, _fabric("fragile" if is_fragile else sex, size, rng))
     item = (ImageOps.mirror(item) if rng.random() < 0.5 else item).rotate(rng.gauss(0, 10))
@@ -216,13 +213,7 @@ def draw_photo(facts: Facts, rng: Random) -> Image.Image:
         draw.polygon(((x + 440, y), (x + 540, y), (x + 495, y + 70), (x + 495, y + 120), (x + 485, y + 70)), "#c8141e")
     if facts.get("isadult") == "да":
         draw.rectangle((0, 0, _WIDTH, 46), "#c8141e")
-    if rng.random() < 0.25:
-        draw.text((rng.randint(110, 490), 100), rng.choice(("SALE", "-30%", "18% OFF")), _pastel(rng), _FONT, "mm")
     return canvas.reduce(2)
-
-
-def _pastel(rng: Random) -> tuple[int, ...]:
-    return tuple(rng.randint(160, 255) for _ in range(3))
 
 
 def _fabric(palette: str, size: int, rng: Random) -> Image.Image:

@@ -27,18 +27,10 @@ _TINY = np.finfo(np.float32).tiny
 _SAMPLE, _RANK, _MIN_SPREAD, _ROWS_PER_STEP = 10_000, 5, 0.01, 8192
 
 SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("kind", pa.string()),
-        ("characteristic", pa.string()),
-        ("label", pa.string()),
-        ("suggested", pa.string()),
-        ("probability", pa.float32()),
-        ("suggested_probability", pa.float32()),
-        ("score", pa.float32()),
-        ("group", pa.int64()),
-        ("reason", pa.string()),
-    ]
+    [("row", pa.int64())]
+    + [(name, pa.string()) for name in ("kind", "characteristic", "label", "suggested")]
+    + [(name, pa.float32()) for name in ("probability", "suggested_probability", "score")]
+    + [("group", pa.int64()), ("reason", pa.string())]
 )
 """Columns of the findings, null where they do not apply; `row` counts the rows of the table from 0."""
 
