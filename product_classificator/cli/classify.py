@@ -17,9 +17,7 @@ def classify(options: Classify) -> None:
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     classificator.channels = options.channels or classificator.channels
     classificator.max_pixels = options.max_pixels or classificator.max_pixels
-    texts = None if options.text is None else [options.text]
-    images = None if options.image is None else [options.image]
-    predictions = classificator.predict(texts, images, min_precision=options.min_precision)
+    predictions = classificator.predict(options.text, options.image, min_precision=options.min_precision)
     explanations = predictions.explain(0) if options.explain else {}
     if options.json:
         values = console.predictions_json(predictions, options.top_k)
