@@ -23,8 +23,7 @@ from common import DATA, SIZES, VIT_B, save
 from product_classificator import load_encoder, make_marketplace, read_catalog
 from product_classificator.catalog.catalog import Products
 from product_classificator.encoders.torch_clip import torch_network_of
-from product_classificator.finetuning.activations import Activations
-from product_classificator.finetuning.blocks import Tail
+from product_classificator.finetuning.activations import Activations, Tail
 from product_classificator.finetuning.contrastive import Pairs
 from product_classificator.finetuning.distributed import Distributed
 

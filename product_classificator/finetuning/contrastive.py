@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from product_classificator.encoders.clip import Side
 from product_classificator.errors import DataError
-from product_classificator.finetuning.activations import Activations
-from product_classificator.finetuning.blocks import SIDES, Tail
+from product_classificator.finetuning.activations import SIDES, Activations, Tail
 from product_classificator.finetuning.distributed import Distributed, FinetuneDtype
 from product_classificator.training.settings import check_rules
 from product_classificator.types import Floats, Rows

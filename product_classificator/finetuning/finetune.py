@@ -27,8 +27,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluation import Evaluation
 from product_classificator.evaluation.report import write_comparison, write_learning_curves
 from product_classificator.files import delete, remove_leftovers, replacing
-from product_classificator.finetuning.activations import Activations
-from product_classificator.finetuning.blocks import Tail
+from product_classificator.finetuning.activations import Activations, Tail
 from product_classificator.finetuning.contrastive import FinetuneSettings, Pairs, learning_rate
 from product_classificator.finetuning.distributed import Distributed
 from product_classificator.training import Callbacks, EpochFacts, FittedHeads, LabelledProducts, Training, TrainSettings

@@ -8,7 +8,7 @@ from product_classificator.encoders.clip import clip_towers
 from product_classificator.encoders.huggingface import save_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
-from product_classificator.finetuning.blocks import Tail, hidden_states
+from product_classificator.finetuning.activations import Tail, hidden_states
 from tests.encoders import tiny_models
 from tests.encoders.tiny_ruclip import write_checkpoint
 

@@ -13,8 +13,7 @@ from product_classificator.encoders import load_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import DataError
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
-from product_classificator.finetuning.activations import Activations
-from product_classificator.finetuning.blocks import Tail
+from product_classificator.finetuning.activations import Activations, Tail
 from product_classificator.finetuning.contrastive import Pairs
 from product_classificator.training import read_settings
 from tests.encoders.tiny_ruclip import write_checkpoint

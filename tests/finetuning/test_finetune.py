@@ -21,8 +21,7 @@ from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.finetuning import FinetuneSettings, finetune
-from product_classificator.finetuning.activations import Activations
-from product_classificator.finetuning.blocks import Tail
+from product_classificator.finetuning.activations import Activations, Tail
 from product_classificator.finetuning.contrastive import (
     Pairs,
     contrastive_loss,
