@@ -21,7 +21,7 @@ from sets import Task, fit, open_task
 
 from product_classificator import HeadSettings
 from product_classificator.encoders.lite import COLORS_DIM, PARTS
-from product_classificator.training import vocabulary
+from product_classificator.training import inputs
 
 COLUMNS = {
     "last map": slice(0, PARTS[0]),
@@ -69,7 +69,7 @@ VARIANTS: Mapping[str, Variant] = {
     "without texts": Variant("fashion_photos"),
     "without words": Variant(settings={"max_words": 0}),
     "without vectors of texts": Variant(task=without_sentences),
-    "without the words of label names": Variant(patched=lambda: patch.object(vocabulary, "_LABEL_WEIGHT", 0.0)),
+    "without the words of label names": Variant(patched=lambda: patch.object(inputs, "_LABEL_WEIGHT", 0.0)),
     "leading words never": Variant(settings={"leading_words": False}),
     "leading words always": Variant(settings={"leading_words": True}),
     "photos without the last map": Variant(task=without_columns("last map")),
