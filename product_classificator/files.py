@@ -6,7 +6,6 @@ A process killed while it exchanges folders leaves the old one as `.<name>.<digi
 import hashlib
 import json
 import logging
-import mmap
 import os
 import shutil
 import tempfile
@@ -104,7 +103,7 @@ def cached_file(name: str, make: Callable[[], bytes]) -> Path | None:
     try:
         folder = cache_home() / "made"
         for path in folder.glob(f"{name}.{'?' * 8}"):
-            if path.suffix == f".{_crc32(path)}":
+            if path.suffix == f".{zlib.crc32(path.read_bytes()):08x}":
                 return path
             delete(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,13 +115,6 @@ def cached_file(name: str, make: Callable[[], bytes]) -> Path | None:
         logger.info("%s cannot be cached (%s): it is made at every start", name, error)
         return None
     return path
-
-
-def _crc32(path: Path) -> str:
-    if path.stat().st_size == 0:
-        return ""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return f"{zlib.crc32(content):08x}"
 
 
 @contextmanager

@@ -125,11 +125,10 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
     columns = [catalog.columns.id, "status"]
     for name, labels in classificator.labels.items():
         ranks = 1 if classificator.bundle[name].is_multi_label else min(options.top_k, len(labels))
-        for column in (_ranked(name, rank) for rank in range(ranks)):
-            columns += [column, f"{column}_probability"]
+        ranked = [_ranked(name, rank) for rank in range(ranks)]
+        columns += [*ranked, *(f"{column}_probability" for column in ranked)]
         columns += [f"{name}_decision"] * (options.min_precision is not None)
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
         raise DataError(f"columns of the output must differ, several would be {culprits(repeated)}: rename the column")
 
 
@@ -178,8 +177,7 @@ def _resume(parts: Path, state: str) -> int:
     """Prepare the folder of parts and return how many rows it already has."""
     state_file = parts / "state.json"
     if parts.exists():
-        foreign = [path.name for path in parts.iterdir() if not _OWN_FILE.fullmatch(path.name)]
-        if foreign:
+        if foreign := [path.name for path in parts.iterdir() if not _OWN_FILE.fullmatch(path.name)]:
             raise DataError(f"{parts} is needed for unfinished work, but holds other files: {culprits(foreign)}")
         if not state_file.exists() or state_file.read_text(encoding="utf-8") != state:
             logger.warning("%s is of another table, run or setting: starting again", parts)
@@ -243,30 +241,24 @@ def _ranked(name: str, rank: int) -> str:
 def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str], dict[str, int]]:
     """Write the parts as one file; return the rows of each status, and the accepted values of each `decided` name."""
     statuses, accepted = Counter[str](), Counter[str]()
-
-    def tables() -> Iterator[pa.Table]:
-        for path in sorted(parts.glob("*-*.parquet")):
-            table = pq.read_table(path)
-            statuses.update(table["status"].to_pylist())
-            for name in decided:
-                accepted[name] += table[f"{name}_decision"].to_pylist().count("auto")
-            yield table
-
-    schema = pq.read_schema(next(parts.glob("*-*.parquet")))
+    files = sorted(parts.glob("*-*.parquet"))
+    schema = pq.read_schema(files[0])
     with replacing(out) as temporary:
         if out.suffix.lower() == ".jsonl":
-            with temporary.open("w", encoding="utf-8") as file:
-                for table in tables():
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+            writer = temporary.open("w", encoding="utf-8")
         elif out.suffix.lower() == ".csv":
-            csv_options = pa.csv.WriteOptions(quoting_style="needed")
-            with pa.csv.CSVWriter(temporary, _flat(schema.empty_table()).schema, write_options=csv_options) as writer:
-                for table in tables():
-                    writer.write_table(_flat(table))
+            schema = _flat(schema.empty_table()).schema
+            writer = pa.csv.CSVWriter(temporary, schema, write_options=pa.csv.WriteOptions(quoting_style="needed"))
         else:
-            with pq.ParquetWriter(temporary, schema) as writer:
-                for table in tables():
-                    writer.write_table(table)
+            writer = pq.ParquetWriter(temporary, schema)
+        with writer:
+            for table in map(pq.read_table, files):
+                statuses.update(table["status"].to_pylist())
+                accepted.update({name: table[f"{name}_decision"].to_pylist().count("auto") for name in decided})
+                if out.suffix.lower() == ".jsonl":
+                    writer.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+                else:
+                    writer.write_table(_flat(table) if out.suffix.lower() == ".csv" else table)
     return statuses, dict(accepted)
 
 

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,27 +44,6 @@ class Products:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-class Texts(Sequence[str]):
-    """Texts of products in Arrow memory: a Python string exists only while it is looked at."""
-
-    def __init__(self, array: pa.ChunkedArray) -> None:
-        self._array = array
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._array[key].to_pylist() if isinstance(key, slice) else self._array[key].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 4096):
-            yield from self._array.slice(start, 4096).to_pylist()
-
-    def take(self, rows: np.ndarray) -> "Texts":
-        """Return the texts of `rows`, in that order."""
-        return Texts(pa.chunked_array([self._array.cast(pa.large_string()).take(pa.array(rows)).combine_chunks()]))
 
 
 class Catalog:
@@ -126,10 +104,10 @@ class Catalog:
             raise DataError("this catalog has no photos: give read_catalog(..., images=...)")
         return self.images.read(image_name or "") if self.columns.photo else self.images.read_by_id(product_id)
 
-    def texts(self) -> Texts:
+    def texts(self) -> list[str]:
         """Return the joined raw texts of all products."""
         batches = self.table.batches(self.columns.text or (self.columns.id,), _READ_ROWS)
-        return Texts(pa.chunked_array((pa.array(self._texts(batch), pa.string()) for batch in batches), pa.string()))
+        return [text for batch in batches for text in self._texts(batch)]
 
     def _texts(self, batch: pa.RecordBatch) -> list[str]:
         """Join text columns by line breaks, skipping empty ones; the first of several is always the first line."""

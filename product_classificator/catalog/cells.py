@@ -93,9 +93,6 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
     """Cast a column to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null; lists become JSON arrays of strings.
 
     `issues` counts cells with bytes that are not UTF-8, which become U+FFFD, and numbers that float64 has rounded.
-
-    Raises:
-        DataError: the column holds structs, durations or types of other libraries, or lists of lists or structs.
     """
     issues = Counter() if issues is None else issues
     array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

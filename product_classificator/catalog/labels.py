@@ -29,9 +29,6 @@ def read_labels(array: pa.ChunkedArray, name: str, unknown: Collection[str] = UN
     """Return a column of strings as labels, `None` where a label is unknown.
 
     Blanks in a row are one, and signs that cannot be seen do not count; other labels that look alike are a warning.
-
-    Raises:
-        DataError: a label has more than `MAX_LABEL_CHARS` characters.
     """
     encoded = _encoded(array)
     names = canonical(pc.replace_substring_regex(encoded.dictionary, r"[\s\p{Z}]+", " ")).to_pylist()
@@ -60,9 +57,6 @@ def read_label_sets(array: pa.ChunkedArray, name: str, unknown: Collection[str],
     """Return a column of strings as sets of labels, `None` where they are unknown.
 
     Cells are as `split_labels` reads them; if the table holds lists there (`has_lists`), a plain one is one label.
-
-    Raises:
-        DataError: a cell looks like a list and is not a list of plain values, or a label is too long.
     """
     encoded = _encoded(pc.utf8_trim_whitespace(array))
     texts = encoded.dictionary.to_pylist()

@@ -69,8 +69,7 @@ class PhotoError(ProductClassificatorError):
 
     def __init__(self, reason: PhotoReason, message: str) -> None:
         super().__init__(reason, message)
-        self.reason: PhotoReason = reason
-        self.message = message
+        self.reason, self.message = reason, message
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
@@ -79,16 +78,13 @@ class PhotoError(ProductClassificatorError):
 def decode_image(
     data: bytes, *, channels: Channels, max_pixels: int, min_decode_size: Callable[[Size], Size] | None = None
 ) -> Image.Image:
-    """Decode an image; safe to call from many threads at once.
+    """Return a file as an upright RGB image: transparency on white, the first frame, 16 bits scaled to 8.
 
     Args:
         data: the file.
         channels: "bgr" if red and blue are swapped in the file; they are swapped back.
         max_pixels: the largest width times height that is decoded.
         min_decode_size: maps the size in the file to the smallest sufficient size; `None`: the size in the file.
-
-    Returns:
-        An upright RGB image: transparency on white, the first frame of an animation, 16 bits scaled to 8.
 
     Raises:
         PhotoError: empty, truncated, unreadable or too_large.

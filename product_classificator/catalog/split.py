@@ -49,11 +49,7 @@ def split_products(
 
 
 def read_split(ids: Strings, names: Strings, usable: Bools, groups: Rows) -> Split:
-    """Return the split that a column of the table names: "train", "valid", "test" or folds; without a name: "train".
-
-    Raises:
-        DataError: no product is in a fold, all are in the same one, or there are more than 50.
-    """
+    """Return the split that a column of the table names: "train", "valid", "test" or folds; without a name: "train"."""
     plain = [(name or "train").casefold() for name in names]
     split = Split(ids, strings([_SAME_SPLITS.get(name, name) for name in plain]))
     split.names[~usable] = ""
@@ -73,11 +69,7 @@ def read_split(ids: Strings, names: Strings, usable: Bools, groups: Rows) -> Spl
 
 
 def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float], *, seed: int) -> Rows:
-    """Deal products to any number of splits or folds by iterative stratification; arguments as in `split_products`.
-
-    Returns:
-        (n,) number of each product's split, in the order of `shares` (which sum to 1), -1 where it belongs to none.
-    """
+    """Return the (n,) number of each product's split, in the order of `shares`; -1: none. See `split_products`."""
     rows = np.flatnonzero(usable)
     min_products = 1 / min(shares)
     label_ids, counts = _label_ids(truth, rows, min_products)
@@ -114,14 +106,10 @@ def stratify(groups: Rows, truth: Truth, usable: Bools, shares: Sequence[float],
 
 
 def _label_ids(truth: Truth, rows: Rows, min_products: float) -> tuple[Rows, Rows]:
-    """Number the labels of all characteristics; -1: unknown or none.
+    """Return (n, columns) label ids of all characteristics, -1: unknown or none, and the number of products of each.
 
     Labels with fewer products than `min_products` cannot be in every split; they go to the largest. Where more than a
     twentieth of the products have such labels (brands, titles), they would fill it up, and count as unknown.
-
-    Returns:
-        (n, columns) label ids, and the number of products of each; a multi-label characteristic has as many columns as
-        the most labels of a product.
     """
     columns: list[Rows] = []
     counts: list[int] = []
@@ -150,11 +138,7 @@ def save_split(split: Split, columns: Mapping[str, pa.Array], path: Path) -> Non
 
 
 def load_split(path: Path) -> tuple[Split, pa.Table]:
-    """Read what `save_split` wrote: the split, and the whole table.
-
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
+    """Read what `save_split` wrote: the split, and the whole table."""
     try:
         table = pq.read_table(path)
         return Split(strings(table["id"].to_pylist()), strings(table["split"].to_pylist())), table

@@ -131,11 +131,7 @@ class ImageProblems:
 
 
 def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
-    """Look for the images of all products, without reading them.
-
-    Raises:
-        DataError: more than half are not found, and not `allow_missing`.
-    """
+    """Raise `DataError` if more than half of the images are not found; none is read."""
     if catalog.images is None or allow_missing:
         return
     problems, is_id = ImageProblems(catalog), catalog.columns.photo is None

@@ -131,9 +131,7 @@ def thumbnail(image: Image.Image) -> Thumbnails:
 
 
 def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image as a caller gives it and shrink it to what the encoder needs.
-
-    Channels and limit are those of image files; other images are always RGB.
+    """Open an image as a caller gives it and shrink it; channels and limit are those of files, other images are RGB.
 
     Raises:
         DataError: `image` has a type or shape that no image can have.
@@ -186,11 +184,7 @@ def _file_bytes(image: Any) -> bytes | None:
 
 
 def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[ImageInput | None]]:
-    """Return texts ("" where there is none) and images (`None` where there is none) of n products.
-
-    Raises:
-        DataError: both are `None`, they differ in length, a text is not a string, or one is not a sequence.
-    """
+    """Return texts ("" where there is none) and images (`None` where there is none) of n products."""
     text_list, image_list = _as_list(texts), _as_list(images)
     if text_list is None and image_list is None:
         raise DataError("a product needs a photo or a text: give texts, images, or both")

@@ -87,13 +87,7 @@ class EmbeddingStore:
         self._shards.append(path)
 
     def append(self, digests: Sequence[bytes], products: EmbeddedProducts) -> None:
-        """Write n products as a new shard; they survive a crash once this returns.
-
-        A digest is that of text and image bytes, 16 bytes.
-
-        Raises:
-            ArtifactError: the folder cannot be written to.
-        """
+        """Write n products as a new shard, with their 16-byte digests; they survive a crash once this returns."""
         buffer = pa.BufferOutputStream()
         # Vectors hardly compress, but the zeros of a missing part do.
         pq.write_table(to_table(digests, products), buffer, compression="zstd", use_dictionary=False)
@@ -122,11 +116,7 @@ class EmbeddingStore:
         return to_products(pa.concat_tables(self._last_read.values()).take(rows))
 
     def scan(self) -> Iterator[Embeddings]:
-        """Yield all products shard by shard, in flat memory; a product that changed comes once per content.
-
-        Raises:
-            ArtifactError: a shard is damaged or gone.
-        """
+        """Yield all products shard by shard, in flat memory; a product that changed comes once per content."""
         for path in self._shards:
             yield to_products(self._load(path)).embeddings
 
@@ -192,11 +182,7 @@ def own_store(run: Path, encoder: Encoder) -> Path:
 
 
 def read_store_facts(folder: Path) -> dict[str, object]:
-    """Read `store.json`.
-
-    Raises:
-        ArtifactError: the folder is not a store, or has another format.
-    """
+    """Read `store.json`; another format, or none, is an `ArtifactError`."""
     try:
         facts: dict[str, object] = json.loads(read_checked_format(folder / "store.json", _STORE_FORMAT, "embed again"))
     except (OSError, ValueError) as error:

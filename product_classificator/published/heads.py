@@ -71,8 +71,7 @@ def _joint_network(
 ) -> Network:
     """Return all heads as one network: hidden layers one after the other, label weights block-diagonal.
 
-    The projection becomes part of the hidden layer. A missing part was zeros before the projection, so it is -mean
-    after the mean is subtracted.
+    The projection joins the hidden layer. A missing part was zeros before it, so it is -mean after the mean is taken.
     """
     hidden, reads = next(iter(heads.values()))["0.weight"].shape
     projected, width = (reads, reads) if projection is None else projection[1].shape

@@ -41,13 +41,6 @@ def test_batches_begin_where_asked_and_keep_the_order(size, first_row):
     assert all(len(batch) <= size for batch in batches)
 
 
-def test_texts_can_be_taken_and_sliced():
-    texts = read_catalog(FRAME).texts()
-    assert texts[1] == "\nпросто"
-    assert texts[:2] == ["Чашка\nсиняя", "\nпросто"]
-    assert list(texts.take([2, 0])) == ["", "Чашка\nсиняя"]
-
-
 def test_photos_can_be_found_by_a_column_of_names(tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"photo of 8")
     catalog = read_catalog(FRAME, tmp_path, photo="file")
