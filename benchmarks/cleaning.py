@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from common import DATA, save
 
 from product_classificator import text as ours
-from product_classificator.catalog import read_wildberries
+from product_classificator.catalog import read_catalog
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.catalog.wildberries_values import labels_of, parse_characteristics
 from product_classificator.demo import draw_facts, write_text
@@ -166,7 +166,7 @@ def measure_tables(raws: list[bytes]) -> dict[str, float]:
         pq.write_table(pa.table({**texts, "characteristics": raws}), Path(name) / TRAIN_FILE)
         pq.write_table(pa.table({**texts, "nm": range(rows, 2 * rows), **labels}), Path(name) / TEST_FILE)
         began = time.process_time()
-        catalog = read_wildberries(name)
+        catalog = read_catalog(name)
         catalog.truth(), catalog.ids, catalog.texts()
         seconds = time.process_time() - began
     return {"rows": 2 * rows, "rows_per_s": round(2 * rows / seconds)}

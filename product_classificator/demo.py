@@ -81,7 +81,7 @@ def make_marketplace(
     """Write a table, images.zip and README.txt into `folder`, replacing earlier ones; other files stay.
 
     The same number of products (at least 50) and seed give the same bytes, with the same libraries. The
-    layout "wildberries" has the two tables that `read_wildberries` expects instead of products.parquet.
+    layout "wildberries" has the two tables that `read_catalog` knows instead of products.parquet.
 
     Raises:
         DataError: too few products, or an unknown layout.

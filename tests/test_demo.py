@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from product_classificator.catalog import is_wildberries, read_catalog, read_wildberries
+from product_classificator.catalog import is_wildberries, read_catalog
 from product_classificator.catalog.catalog import PUBLISHED_CHARACTERISTICS
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.demo import (
@@ -198,7 +198,7 @@ def test_half_of_the_characteristics_are_printed_by_numpy_and_half_are_json(wild
 
 
 def test_the_layout_of_wildberries_has_two_labels_or_more_of_all_seven(wildberries: Marketplace) -> None:
-    catalog = read_wildberries(wildberries.table, wildberries.images, min_products_in_sub_cat=2)
+    catalog = read_catalog(wildberries.table, wildberries.images)
     labels = {name: set(values) - {None} for name, values in catalog.truth().items()}
     assert list(labels) == [*PUBLISHED_CHARACTERISTICS]
     assert min(map(len, labels.values())) >= 2

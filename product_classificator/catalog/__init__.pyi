@@ -2,7 +2,6 @@ from .catalog import PUBLISHED_CHARACTERISTICS as PUBLISHED_CHARACTERISTICS
 from .catalog import Catalog as Catalog
 from .catalog import read_catalog as read_catalog
 from .catalog import read_frame as read_frame
-from .catalog import read_wildberries as read_wildberries
 from .columns import Columns as Columns
 from .images import ImageSource as ImageSource
 from .images import open_images as open_images

@@ -168,7 +168,10 @@ def read_catalog(
 ) -> Catalog:
     """Open a table of products and their photos.
 
-    A folder with either table of the Wildberries set is opened by `read_wildberries`, with all its sub-categories.
+    A folder with either table of the Wildberries set is opened as published: one product per nm of both tables, photos
+    `<nm>.jpg` with red and blue swapped. Raw characteristics become sex, season, age_restrictions and fragility; goods
+    for adults and for smoking are `isadult`; an empty description is replaced by the title, and the reverse; products
+    with neither are left out, and counted in the catalog's `issues`.
 
     Args:
         table: what `open_table` opens: a parquet, CSV or JSON file, a folder of parquet files, a DataFrame, ...
@@ -192,8 +195,10 @@ def read_catalog(
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
         if multi_label:
             raise DataError(f"the Wildberries set has one label per characteristic: leave out {multi_label=}")
-        texts = ("description",) if text is None else text
-        return read_wildberries(table, images, min_products_in_sub_cat=1, text=texts, characteristics=characteristics)
+        texts = ("description",) if text is None else _names(text)
+        labels = PUBLISHED_CHARACTERISTICS if characteristics is None else _names(characteristics)
+        source = open_images(images, channels="bgr") if isinstance(images, str | Path) else images
+        return Catalog(WildberriesTable(table, [*labels, *texts]), Columns(ID, texts, labels), source)
     opened = open_table(table, encoding=encoding)
     source = open_images(images) if isinstance(images, str | Path) else images
     if characteristics is None:
@@ -255,43 +260,13 @@ def _text_like(table: Table, columns: Columns) -> str:
     return ", ".join(sorted(names))
 
 
-def read_wildberries(
-    folder: str | Path,
-    images: str | Path | ImageSource | None = None,
-    *,
-    min_products_in_sub_cat: int = 10,
-    text: str | Sequence[str] = ("description",),
-    characteristics: str | Sequence[str] | None = None,
-) -> Catalog:
-    """Open the Wildberries set as published: both its tables, and photos `<nm>.jpg` with red and blue swapped.
-
-    Raw characteristics become sex, season, age_restrictions and fragility; goods for adults and for smoking are
-    `isadult`; a product without title and description is left out, and counted in the catalog's `issues`.
-
-    Args:
-        folder: holds wb_school_train.parquet and wb_school_test.parquet.
-        images: as in `read_catalog`.
-        min_products_in_sub_cat: a sub_category with fewer products becomes unknown.
-        text: one or several text columns, joined; an empty description is replaced by the title, and the reverse.
-        characteristics: the columns with labels; `None`: the published seven.
-
-    Raises:
-        DataError: a table or the photos cannot be read, or a column does not exist.
-    """
-    source = open_images(images, channels="bgr") if isinstance(images, str | Path) else images
-    labels = PUBLISHED_CHARACTERISTICS if characteristics is None else _names(characteristics)
-    table = WildberriesTable(folder, [*labels, *_names(text)], min_products_in_sub_cat=min_products_in_sub_cat)
-    return Catalog(table, Columns(ID, _names(text), labels), source)
-
-
 def read_frame(table: str | Path) -> Any:
     """Return a whole table as a pandas DataFrame: values as strings, lists as lists; both Wildberries tables as one.
 
     Raises:
         DataError: the table cannot be read.
     """
-    labels, is_set = PUBLISHED_CHARACTERISTICS, is_wildberries(table)
-    opened = WildberriesTable(table, labels, min_products_in_sub_cat=1) if is_set else open_table(table)
+    opened = WildberriesTable(table, PUBLISHED_CHARACTERISTICS) if is_wildberries(table) else open_table(table)
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
     frame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()
     for name in filter(opened.holds_lists, opened.columns):

@@ -44,12 +44,8 @@ class WildberriesTable(Table):
     (rows, left out) and nm_repeated (rows of one file).
     """
 
-    def __init__(self, folder: str | Path, columns: Sequence[str], *, min_products_in_sub_cat: int = 10) -> None:
+    def __init__(self, folder: str | Path, columns: Sequence[str]) -> None:
         """Read the ids and labels (`columns`: characteristics, other columns of the test table) of both tables."""
-        if min_products_in_sub_cat < 1:
-            raise DataError(
-                f"min_products_in_sub_cat must be at least 1, got {min_products_in_sub_cat}: 1 keeps every sub_category"
-            )
         folder = Path(folder)
         if missing := [name for name in (TRAIN_FILE, TEST_FILE) if not (folder / name).is_file()]:
             raise DataError(
@@ -68,7 +64,7 @@ class WildberriesTable(Table):
         rows = pa.concat_tables([train_rows, test_rows], promote_options="default")
         text_rows = pc.if_else(rows[_HAS_TEXT], pa.array(np.arange(len(rows))), None)
         rows = rows.drop([_HAS_TEXT]).append_column(_ROW, text_rows)
-        self._products = _merge_rows(rows, min_products_in_sub_cat)
+        self._products = _merge_rows(rows)
         is_kept = np.zeros(len(rows), dtype=bool)
         is_kept[self._products[_ROW].to_numpy()] = True
         self._tables = ((train, is_kept[: len(train_rows)]), (test, is_kept[len(train_rows) :]))
@@ -140,19 +136,12 @@ def _blank_to_null(array: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(array), ""), None, array)
 
 
-def _merge_rows(rows: pa.Table, min_products_in_sub_cat: int) -> pa.Table:
+def _merge_rows(rows: pa.Table) -> pa.Table:
     """Return each product with a text: its id, its first known labels, and the row with its texts, ascending."""
     labels = [name for name in rows.column_names if name not in (ID, _ROW)]
     first = [(_ROW, "min"), *((name, "first") for name in labels)]
     # Threads would change the order of the rows, and with it what is first.
     merged = rows.filter(pc.is_valid(rows[ID])).group_by(ID, use_threads=False).aggregate(first)
     merged = merged.filter(pc.is_valid(merged[f"{_ROW}_min"])).sort_by(f"{_ROW}_min")
-    columns = {ID: merged[ID], _ROW: merged[f"{_ROW}_min"]}
-    for name in labels:
-        column = merged[f"{name}_first"]
-        if name == "sub_category":
-            counts = column.value_counts()
-            is_frequent = pc.greater_equal(counts.field("counts"), min_products_in_sub_cat)
-            column = pc.if_else(pc.is_in(column, counts.field("values").filter(is_frequent)), column, None)
-        columns[name] = column.dictionary_encode()
-    return pa.table(columns).combine_chunks()
+    columns = {name: merged[f"{name}_first"].dictionary_encode() for name in labels}
+    return pa.table({ID: merged[ID], _ROW: merged[f"{_ROW}_min"], **columns}).combine_chunks()

@@ -82,13 +82,9 @@ class Clusters:
 
 
 def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Clusters:
-    """Cluster products by their vectors alone, and score the clusters by the known labels.
+    """Cluster products by their (n, d) float32 vectors alone, and score the clusters by the known labels, as text.
 
-    Args:
-        vectors: (n, d) float32, image part and text part side by side, zeros for a missing part. Leave out products
-            that lack both: they would be a cluster of their own.
-        truth: characteristic -> (n,) labels as text in the same order, `None` where unknown.
-        settings: number of clusters and dimensions.
+    Leave out products that lack image and text: they would be a cluster of their own.
 
     >>> from product_classificator.types import strings
     >>> vectors = np.array([[1, 0], [0.9, 0], [0, 1]], np.float32)
@@ -96,8 +92,7 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Cluster
     >>> round(clusters.scores["sex"].ami, 3)
     1.0
     """
-    is_large = len(vectors) > _MAX_KMEANS_ROWS
-    k_means = partial(MiniBatchKMeans, batch_size=_BATCH_SIZE) if is_large else KMeans
+    k_means = partial(MiniBatchKMeans, batch_size=_BATCH_SIZE) if len(vectors) > _MAX_KMEANS_ROWS else KMeans
     model = k_means(min(settings.n_clusters, len(vectors)), n_init=1, random_state=settings.seed)
     with warnings.catch_warnings():
         # With fewer different vectors than clusters some clusters stay empty, which is harmless.
@@ -118,10 +113,7 @@ def write_clusters(folder: Path, clusters: Clusters, vectors: Floats, truth: Tru
 
 
 def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
-    """Draw a map of the vectors, one panel per characteristic (the first 8), colored by its 10 most frequent labels.
-
-    Near products are alike; the distance between far groups means nothing.
-    """
+    """Draw a map of the vectors, one panel per characteristic (the first 8), colored by its 10 most frequent labels."""
     names = list(clusters.scores)[:MAX_PANELS]
     rows = _sample(len(vectors), MAX_DRAWN, clusters.settings)
     points = _map(_reduce(vectors[rows], clusters.settings), clusters.settings)

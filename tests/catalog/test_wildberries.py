@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from product_classificator.catalog import is_wildberries, read_catalog, read_wildberries
+from product_classificator.catalog import is_wildberries, read_catalog
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.catalog.wildberries_values import RAW_CHARACTERISTICS, labels_of, parse_characteristics
 from product_classificator.errors import DataError
@@ -236,13 +236,13 @@ def write(folder, train=TRAIN, test=TEST):
 
 
 def test_both_tables_make_one_row_a_product_with_the_labels_of_both(folder):
-    catalog = read_wildberries(folder, min_products_in_sub_cat=2)
+    catalog = read_catalog(folder)
     assert catalog.ids.tolist() == ["1", "2", "4", "6", "3", "7", "8"]
     assert len(catalog) == 7
     assert list(catalog.texts()) == ["тёплая шапка", "кепка", "очки", "курительная трубка", "маска", "кубик", "мяч"]
     assert {name: labels.tolist() for name, labels in catalog.truth().items()} == {
         "category": ["Шапки", None, None, "Товары для курения", "Товары для взрослых", "Игрушки", None],
-        "sub_category": [None, None, None, None, None, "Кубики", "Кубики"],
+        "sub_category": ["Шапки", None, None, "Трубки", "Маски", "Кубики", "Кубики"],
         "isadult": ["false", None, None, "true", "true", "false", None],
         "sex": ["для женщин", None, None, None, "для мужчин", None, None],
         "season": ["зима", None, None, None, None, None, None],
@@ -252,14 +252,14 @@ def test_both_tables_make_one_row_a_product_with_the_labels_of_both(folder):
 
 
 def test_what_was_set_aside_is_counted(folder, caplog):
-    assert read_wildberries(folder).issues == {"title_and_description_empty": 1, "characteristics_unreadable": 1}
+    assert read_catalog(folder).issues == {"title_and_description_empty": 1, "characteristics_unreadable": 1}
     assert "the characteristics of 1 rows cannot be read" in caplog.text
     assert read_catalog(TRAIN).issues == {}
 
 
 def test_rows_without_nm_and_repeated_ones_are_left_out_and_counted(tmp_path):
     train = pd.DataFrame({"nm": [1, None, 1], "title": list("abc"), "description": None, "characteristics": None})
-    catalog = read_wildberries(write(tmp_path, train.astype({"nm": "Int64"}), TEST.iloc[:1]), text="title")
+    catalog = read_catalog(write(tmp_path, train.astype({"nm": "Int64"}), TEST.iloc[:1]), text="title")
     assert list(catalog.texts()) == ["a", "трубка"]
     assert catalog.issues == {"nm_missing": 1, "nm_repeated": 1}
 
@@ -267,7 +267,7 @@ def test_rows_without_nm_and_repeated_ones_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("first_row", [0, 2, 5])
 def test_batches_begin_where_asked_and_keep_the_order(folder, size, first_row):
-    batches = list(read_wildberries(folder, text="title").batches(size, first_row))
+    batches = list(read_catalog(folder, text="title").batches(size, first_row))
     assert all(0 < len(batch) <= size for batch in batches)
     assert [batch.first_row for batch in batches] == (
         first_row + np.cumsum([0, *(len(batch) for batch in batches[:-1])])
@@ -276,19 +276,10 @@ def test_batches_begin_where_asked_and_keep_the_order(folder, size, first_row):
     assert titles == ["шапка", "кепка", "очки", "трубка", "маска", "кубик", "мяч"][first_row:]
 
 
-def test_a_sub_category_of_too_few_products_is_unknown(folder):
-    assert read_wildberries(folder, min_products_in_sub_cat=3).truth()["sub_category"].tolist() == [None] * 7
-    with pytest.raises(
-        DataError, match="min_products_in_sub_cat must be at least 1, got 0: 1 keeps every sub_category"
-    ):
-        read_wildberries(folder, min_products_in_sub_cat=0)
-
-
 def test_read_catalog_recognises_the_folder(folder):
     assert is_wildberries(folder)
     catalog = read_catalog(folder, id="nm")
     assert catalog.columns.text == ("description",)
-    assert catalog.ids.tolist() == read_wildberries(folder).ids.tolist()
     assert catalog.table.columns[:3] == ["nm", "title", "description"]
 
 
@@ -301,15 +292,15 @@ def test_text_and_characteristics_are_those_asked_for(folder):
 
 def test_only_the_columns_that_are_asked_for_must_be_there(tmp_path):
     write(tmp_path, TRAIN.drop(columns="characteristics"), TEST[["nm", "title", "description", "category"]])
-    assert read_wildberries(tmp_path, characteristics="category").truth()["category"][0] == "Шапки"
+    assert read_catalog(tmp_path, characteristics="category").truth()["category"][0] == "Шапки"
     with pytest.raises(
         DataError, match=r"wb_school_train.parquet must have .* characteristics \(for sex\).* export it"
     ):
-        read_wildberries(tmp_path, characteristics=["sex"])
+        read_catalog(tmp_path, characteristics=["sex"])
     with pytest.raises(
         DataError, match=r"wb_school_test.parquet must have .* there is no 'sub_category'; export it, or"
     ):
-        read_wildberries(tmp_path, characteristics=["sub_category"])
+        read_catalog(tmp_path, characteristics=["sub_category"])
 
 
 def test_a_folder_with_one_of_the_tables_says_which_is_missing(tmp_path):
@@ -322,7 +313,7 @@ def test_a_folder_with_one_of_the_tables_says_which_is_missing(tmp_path):
 def test_a_damaged_table_is_reported(folder):
     (folder / TEST_FILE).write_bytes(b"PAR1 no table")
     with pytest.raises(DataError, match=r"wb_school_test.parquet cannot be read as a table"):
-        read_wildberries(folder)
+        read_catalog(folder)
 
 
 def test_another_id_or_a_photo_column_is_refused(folder):
@@ -333,7 +324,7 @@ def test_another_id_or_a_photo_column_is_refused(folder):
 
 def test_neither_text_nor_photos_is_refused(folder):
     with pytest.raises(DataError, match="products need a photo or a text"):
-        read_wildberries(folder, text=[])
+        read_catalog(folder, text=[])
 
 
 def test_red_and_blue_of_the_photos_are_swapped_back(folder):
@@ -345,7 +336,7 @@ def test_red_and_blue_of_the_photos_are_swapped_back(folder):
 
 
 def test_empty_tables_make_an_empty_catalog(tmp_path):
-    catalog = read_wildberries(write(tmp_path, TRAIN.iloc[:0], TEST.iloc[:0]))
+    catalog = read_catalog(write(tmp_path, TRAIN.iloc[:0], TEST.iloc[:0]))
     assert len(catalog) == 0
     assert list(catalog.texts()) == []
     assert {len(labels) for labels in catalog.truth().values()} == {0}
