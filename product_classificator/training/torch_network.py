@@ -1,7 +1,7 @@
 """The network of `heads.network` in torch, as it is fitted.
 
 One hidden layer is shared by all characteristics, so rare labels profit from common ones. A linear model of the words
-adds what a sentence embedding blurs (brand, "pack of 2", sizes); without words a linear layer reads the parts instead.
+adds what a sentence embedding blurs (brand, "pack of 2", sizes).
 """
 
 from dataclasses import dataclass
@@ -63,9 +63,6 @@ class JointNetwork(nn.Module):
         self.missing = nn.Parameter(torch.zeros(2, shape.hidden))
         self.labels = nn.Linear(shape.hidden, n_labels)
         self.word_weights = nn.Parameter(torch.zeros(shape.n_words, n_labels))
-        self.linear = nn.Linear(width, n_labels, bias=False) if shape.has_linear else None
-        if self.linear is not None:
-            nn.init.zeros_(self.linear.weight)
         if shape.label_dim:
             self.register_buffer("label_embeddings", torch.zeros(n_labels, shape.label_dim))
         self.text_dropout, self.hidden_dropout = Dropout(dropout / 2), Dropout(dropout)
@@ -88,8 +85,6 @@ class JointNetwork(nn.Module):
             logits = self.labels(hidden)
         if self.shape.label_dim:
             logits = logits + self.label_scores(batch)
-        if self.linear is not None:
-            logits = logits + self.linear(inputs)
         if self.shape.n_words:
             word_logits: Tensor = _SparseProduct.apply(self.word_weights, batch.words)  # type: ignore[no-untyped-call]
             logits = logits + word_logits * batch.has_text

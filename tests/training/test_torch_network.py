@@ -12,7 +12,7 @@ from product_classificator.training.torch_network import Batch, JointNetwork
 from product_classificator.types import Embeddings, strings
 
 SHAPE = NetworkShape(image_dim=3, text_dim=2, n_labels=(2, 3), hidden=8, n_words=4)
-BARE = replace(SHAPE, n_words=0, has_linear=True)
+BARE = replace(SHAPE, n_words=0)
 ROWS = csr_matrix(np.array([[0.5, 0, 2, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=np.float32))
 
 
@@ -44,17 +44,6 @@ def test_scores_of_words_and_their_gradient_are_those_of_a_dense_product() -> No
     assert weight.grad.is_sparse
     assert weight.grad.coalesce().indices().tolist() == [[0, 2]]
     assert torch.allclose(weight.grad.to_dense(), dense_weight.grad)
-
-
-def test_without_words_a_linear_layer_reads_the_parts(batch: Batch) -> None:
-    network = JointNetwork(BARE, dropout=0).eval()
-    batch = replace(batch, words=csr_matrix((3, 0), dtype=np.float32))
-    assert network.linear is not None
-    before = network(batch)
-    with torch.no_grad():
-        network.linear.weight[:, 0] = 1.0
-    seen = torch.where(batch.has_image[:, 0], batch.image[:, 0], 0)
-    assert torch.allclose(network(batch) - before, seen[:, None].expand(3, 5), atol=1e-6)
 
 
 def test_a_missing_part_is_replaced_by_what_was_learned_for_it(network: JointNetwork, batch: Batch) -> None:
@@ -90,7 +79,6 @@ FITTED = {
     "of texts": replace(SHAPE, image_dim=0),
     "started from names": replace(SHAPE, label_dim=2),
     "started from names in one space": replace(SHAPE, image_dim=2, label_dim=2, shares_space=True),
-    "of words and parts": replace(SHAPE, has_linear=True),
 }
 
 
