@@ -24,14 +24,13 @@ from product_classificator.files import sha256_of
 from product_classificator.types import Floats
 
 _CUDA = "CUDAExecutionProvider"
-Kind = Literal["lite", "square", "processor", "tokens"]
 _PATCH_PX = 16  # of most models; the file does not name it
 
 
 class TowerFacts(BaseModel, extra="forbid"):
     """One tower in `encoder.json`; `preparation` depends on the kind."""
 
-    kind: Kind
+    kind: Literal["lite", "square", "processor", "tokens"]
     fingerprint: str
     preparation: dict[str, Any] = {}
 

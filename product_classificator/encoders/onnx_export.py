@@ -6,7 +6,6 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower, uncleaned
 from product_classificator.encoders.clip import ClipImages, ClipNetwork, ClipTexts, Side
 from product_classificator.encoders.lite import LiteImages, LiteTexts, image_network, text_files
-from product_classificator.encoders.onnx import EncoderFacts, Kind, TowerFacts, load_exported
+from product_classificator.encoders.onnx import EncoderFacts, TowerFacts, load_exported
 from product_classificator.encoders.preprocessing import Inputs
 from product_classificator.encoders.torch_clip import METHODS, exportable, pooled
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
@@ -39,16 +38,14 @@ def export_encoder(encoder: Encoder, folder: Path, samples: tuple[str, Image.Ima
     text, image = samples or (_SAMPLE_TEXTS[0], Image.fromarray(pixels))
     texts = [text, *_SAMPLE_TEXTS]
     with replacing_folder(folder) as new:
-        facts: dict[str, TowerFacts] = {}
-        for side, tower in {"image": encoder.image, "text": uncleaned(encoder.text)}.items():
-            kind, preparation = _write(tower, new, image, texts)
-            facts[side] = TowerFacts(kind=kind, fingerprint=tower.fingerprint, preparation=preparation)
+        towers = [_write(tower, new, image, texts) for tower in (encoder.image, uncleaned(encoder.text))]
         description = EncoderFacts(
             name=encoder.name,
             shares_space=encoder.shares_space,
             cleans=isinstance(encoder.text, CleanedTexts),
             sha256={path.name: sha256_of(path) for path in new.iterdir()},
-            **facts,
+            image=towers[0],
+            text=towers[1],
         )
         write_text(new / EXPORTED, description.model_dump_json(indent=1))
         exported = load_exported(new, "cpu")
@@ -60,18 +57,17 @@ def export_encoder(encoder: Encoder, folder: Path, samples: tuple[str, Image.Ima
             if not difference <= _MAX_DIFFERENCE:
                 rule = f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}"
                 raise ArtifactError(f"{rule}, found {difference:.2g}: use PyTorch for this model")
-    return sorted({"simplejpeg", *(package for tower in facts.values() for package in _PACKAGES.get(tower.kind, []))})
+    return sorted({"simplejpeg", *(package for tower in towers for package in _PACKAGES.get(tower.kind, []))})
 
 
-def _write(
-    tower: ImageTower | TextTower, folder: Path, image: Image.Image, texts: list[str]
-) -> tuple[Kind, dict[str, Any]]:
-    """Write the files of a tower and return its kind and preparation."""
+def _write(tower: ImageTower | TextTower, folder: Path, image: Image.Image, texts: list[str]) -> TowerFacts:
+    """Write the files of a tower."""
     if isinstance(tower, LiteImages):
         write_bytes(folder / "image.onnx", image_network())
-        return "lite", {}
+        return TowerFacts(kind="lite", fingerprint=tower.fingerprint)
     if isinstance(tower, LiteTexts):
-        return "lite", {name: sha256_of(path) for name, path in text_files().items()}
+        digests = {name: sha256_of(path) for name, path in text_files().items()}
+        return TowerFacts(kind="lite", fingerprint=tower.fingerprint, preparation=digests)
     if isinstance(tower, ClipImages):
         _write_network(tower.network, "image", tower.preparation.inputs([image, image]), folder)
     elif isinstance(tower, ClipTexts):
@@ -79,7 +75,8 @@ def _write(
         _write_network(tower.network, "text", tower.preparation.inputs(windows), folder)
     else:
         raise DataError(f"{type(tower).__name__} cannot be exported: take lite, ruCLIP or CLIP (hf:), without +st:")
-    return tower.preparation.kind, tower.preparation.save(folder)
+    preparation = tower.preparation
+    return TowerFacts(kind=preparation.kind, fingerprint=tower.fingerprint, preparation=preparation.save(folder))
 
 
 class _Tower(nn.Module):
