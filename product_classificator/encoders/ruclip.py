@@ -28,11 +28,7 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.file_download import repo_folder_name
 from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer
-from tokenizers.models import BPE
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Metaspace, Sequence, Split
-from tokenizers.processors import TemplateProcessing
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
@@ -235,16 +231,18 @@ def read_bpe(path: str | Path) -> Tokenizer:
     """Read a `bpe.model` as a tokenizer that lower-cases, segments, and adds begin and end: `[2] + ids + [3]`."""
     try:
         vocabulary, merges = _parse(Path(path).read_text(encoding="utf-8"))
-        model = BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, fuse_unk=True)
+        model = models.BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, fuse_unk=True)
     except (OSError, ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise ArtifactError(
             f"{path} must be a bpe.model in YouTokenToMe's text format ({error!r}): fetch the checkpoint again"
         ) from error
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = Lowercase()
-    marks = Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False)
-    tokenizer.pre_tokenizer = Sequence([Split(_WHITE_SPACE, "removed"), marks])
-    tokenizer.post_processor = TemplateProcessing(f"{BEGIN} $A {END}", None, [(BEGIN, BEGIN_ID), (END, END_ID)])
+    tokenizer.normalizer = normalizers.Lowercase()
+    marks = pre_tokenizers.Metaspace(replacement=_WORD_MARK, prepend_scheme="always", split=False)
+    words = pre_tokenizers.Split(_WHITE_SPACE, "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
+    ends = [(BEGIN, BEGIN_ID), (END, END_ID)]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{BEGIN} $A {END}", None, ends)
     return tokenizer
 
 
