@@ -304,12 +304,11 @@ def _interval(per_group: csr_matrix, n_groups: Rows, bootstrap: _Bootstrap) -> t
 
 
 def _label_scores(names: Sequence[str], counts: Rows) -> tuple[LabelScore, ...]:
-    scores = []
-    for label, correct, support, predicted in zip(names, *counts.reshape(3, -1).tolist(), strict=True):
-        if support or predicted:
-            precision, recall = correct / max(predicted, 1), correct / max(support, 1)
-            f1 = 2 * correct / (support + predicted)
-            scores.append(LabelScore(label, precision, recall, f1, support, predicted, correct))
+    scores = [
+        LabelScore(label, hits / max(n, 1), hits / max(support, 1), 2 * hits / (support + n), support, n, hits)
+        for label, hits, support, n in zip(names, *counts.reshape(3, -1).tolist(), strict=True)
+        if support or n
+    ]
     return tuple(sorted(scores, key=lambda score: (-score.support, -score.predicted, score.label)))
 
 
