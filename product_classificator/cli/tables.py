@@ -15,7 +15,7 @@ from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.cli import console
 from product_classificator.cli.options import ProductOptions
-from product_classificator.embeddings.embed import EmbeddedProducts
+from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.runs import Run
 
 logger = logging.getLogger(__name__)
