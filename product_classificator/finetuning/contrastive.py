@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import gather, reduce
 from torch import Tensor
 from torch.nn import functional
 
@@ -94,20 +95,21 @@ class Pairs:
     def train_step(self, batch: Rows, optimizer: torch.optim.Optimizer, micro_batch: int) -> float:
         """Update the trained parameters with one batch and return its loss before the update."""
         optimizer.zero_grad()
-        distributed, share = self.distributed, self.distributed.share(batch)
+        share = self.distributed.share(batch)
+        own = slice(self.distributed.index * len(share), (self.distributed.index + 1) * len(share))
         micro_batches = _batches(share, micro_batch)
-        with torch.set_grad_enabled(len(micro_batches) == 1):  # a single micro-batch need not be recomputed
-            encoded = [[self.encode(side, rows) for side in SIDES] for rows in micro_batches]
-        sides = (torch.cat(vectors).detach() for vectors in zip(*encoded, strict=True))
-        image, text = (distributed.gather(vectors, len(batch)).requires_grad_() for vectors in sides)
-        loss = contrastive_loss(image, text, self.groups[batch], self.tail.scale)
-        gradients = [distributed.own(gradient, len(share)) for gradient in torch.autograd.grad(loss, (image, text))]
-        for rows, *of_rows in zip(
-            micro_batches, *(torch.split(gradient, micro_batch) for gradient in gradients), strict=True
-        ):
-            vectors = encoded[0] if len(micro_batches) == 1 else [self.encode(side, rows) for side in SIDES]
-            torch.autograd.backward(vectors, of_rows)
-        distributed.sum_gradients(self.tail.parameters())
+        with torch.no_grad():
+            sides = [torch.cat([self.encode(side, rows) for rows in micro_batches]) for side in SIDES]
+        image, text = (gather(vectors.contiguous()).requires_grad_() for vectors in sides)
+        # Rows that the last shares repeat are no part of the loss: their gradients are zeros.
+        loss = contrastive_loss(image[: len(batch)], text[: len(batch)], self.groups[batch], self.tail.scale)
+        gradients = torch.autograd.grad(loss, (image, text))
+        parts = (torch.split(gradient[own], micro_batch) for gradient in gradients)
+        for rows, *of_rows in zip(micro_batches, *parts, strict=True):
+            torch.autograd.backward([self.encode(side, rows) for side in SIDES], of_rows)
+        for parameter in self.tail.parameters():
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad, "sum")
         optimizer.step()
         return float(loss.detach())
 
@@ -130,7 +132,8 @@ class Pairs:
     def encode_shared(self, side: Side, rows: Rows) -> Tensor:
         """Return what `encode` returns, computed by all processes together, without gradients."""
         batches = _batches(self.distributed.share(rows), _EMBED_BATCH)
-        return self.distributed.gather(torch.cat([self.encode(side, batch) for batch in batches]), len(rows))
+        gathered: Tensor = gather(torch.cat([self.encode(side, batch) for batch in batches]).contiguous())
+        return gathered[: len(rows)]
 
     def embed_all(self, dim: int) -> tuple[Floats, Floats]:
         """Return (n, dim) float32 image and text vectors of all products, rounded to float16, zeros without a part."""

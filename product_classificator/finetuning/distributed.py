@@ -5,7 +5,7 @@ computes the loss of the whole batch and backpropagates the (cached) gradient of
 the parameters are summed. Up to rounding that is the step of one process on the same batch.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, get_args
@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, reduce
-from torch import Tensor
+from accelerate.utils import broadcast_object_list
 
 from product_classificator.encoders.torch_clip import Compute
 from product_classificator.errors import DataError
@@ -51,22 +50,6 @@ class Distributed:
         """Return this process's share of `rows`, of equal length everywhere; the last shares may repeat rows."""
         size = -(-len(rows) // self.processes)
         return np.resize(rows, size * self.processes)[self.index * size :][:size]
-
-    def gather(self, vectors: Tensor, n_rows: int) -> Tensor:
-        """Return the (n_rows, dim) vectors of all processes in order, given those of this process's share."""
-        gathered: Tensor = gather(vectors.contiguous())
-        return gathered[:n_rows]
-
-    def own(self, gathered: Tensor, size: int) -> Tensor:
-        """Return the `size` rows of this process's share of what `gather` returned; zeros for repeated rows."""
-        padding = gathered.new_zeros((size * self.processes - len(gathered), *gathered.shape[1:]))
-        return torch.cat([gathered, padding])[self.index * size :][:size]
-
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Sum the gradients of all processes."""
-        for parameter in parameters:
-            if self.processes > 1 and parameter.grad is not None:
-                parameter.grad = reduce(parameter.grad, "sum")
 
     def from_main(self, compute: Callable[[], Result]) -> Result:
         """Return the result of `compute`, which only the main process calls."""
