@@ -193,13 +193,11 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
     """Write a CLIP-like encoder, with some weights replaced, as a folder that `load_encoder` and transformers read.
 
     The folder that it was loaded from must still be there. Returns its name, for `load_encoder`; raises `DataError` if
-    the encoder is not CLIP-like, or its model has no such weights.
+    the encoder is not CLIP-like.
     """
     network = torch_network_of(encoder)
-    state = network.model.state_dict()
-    if unknown := set(weights) - set(state):
-        raise DataError(f"weights replace those of the model, it has no {sorted(unknown)}")
-    parts = {name: weight.float().cpu().contiguous().clone() for name, weight in {**state, **weights}.items()}
+    state = {**network.model.state_dict(), **weights}
+    parts = {name: weight.float().cpu().contiguous().clone() for name, weight in state.items()}
     with replacing_folder(folder) as new:
         for path in _matching(network.folder, _CONFIGS):
             shutil.copyfile(path, new / path.name)
