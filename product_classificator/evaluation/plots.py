@@ -81,35 +81,30 @@ def draw_overview(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def draw_learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Figure:
-    """Draw losses, recall and macro-F1 over the epochs, each in a panel if there is such a value.
+def draw_learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> Figure:
+    """Draw losses, recall and macro-F1 over the epochs of a fine-tuning; the weights of `best_epoch` were kept.
 
-    Per epoch `history` holds `epoch`, and any of `train_loss`, `valid_loss`, `recall_at_1`, `valid_macro_f1` (mean) and
-    `characteristics` (name -> macro-F1); `None` is skipped. The weights of `best_epoch` were kept.
+    Per epoch `history` holds `epoch`, `train_loss`, `valid_loss`, `recall_at_1`, `valid_macro_f1` (mean), of which
+    `None` is skipped, and `characteristics` (name -> macro-F1).
     """
-    epochs = [row["epoch"] for row in history]
-    by_name = [row.get("characteristics") or {} for row in history]
+    epochs, by_name = [row["epoch"] for row in history], [row["characteristics"] for row in history]
     names = dict.fromkeys(name for row in by_name for name in row)
     panels = {
         "Loss": {"train": _values(history, "train_loss"), "valid": _values(history, "valid_loss")},
         "Recall@1 in batches, valid": {"recall@1": _values(history, "recall_at_1")},
         "Macro-F1, valid": {"mean": _values(history, "valid_macro_f1"), **{n: _values(by_name, n) for n in names}},
     }
-    drawn = {title: {n: v for n, v in curves.items() if not np.isnan(v).all()} for title, curves in panels.items()}
-    panels = {title: curves for title, curves in drawn.items() if curves}
-    figure = Figure(figsize=(5 * max(len(panels), 1), 4), dpi=DPI, layout="constrained")
-    label = "epoch" if best_epoch is None else f"epoch (dashed: the best, {best_epoch})"
+    figure = Figure(figsize=(5 * len(panels), 4), dpi=DPI, layout="constrained")
     for i, (title, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), i)
         lines = [_plot_curve(axes, j, epochs, values, marker=".") for j, values in enumerate(curves.values())]
         if "mean" in curves:
             lines[0].set(color="black", linewidth=2.4)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel(label, fontsize=9)
+        axes.set_xlabel(f"epoch (dashed: the best, {best_epoch})", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _strip(axes)
-        if best_epoch is not None:
-            axes.axvline(best_epoch, **_DASHED)
+        axes.axvline(best_epoch, **_DASHED)
         if len(lines) > 1:
             add_legend(axes, lines[: MAX_LABELS + 1], list(curves)[: MAX_LABELS + 1])
     return figure

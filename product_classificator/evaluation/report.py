@@ -124,7 +124,7 @@ def write_comparison(folder: Path, untuned: Evaluation, best: Evaluation, histor
 def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[str | int, str, str, Figure]]:
     """Yield section, path in the folder, caption and figure; a characteristic's section is its number, from 1."""
     yield "overview", "plots/overview.png", "Macro-F1 by characteristic", plots.draw_overview(evaluation)
-    if facts.history:
+    if facts.best_epoch is not None:
         curves = plots.draw_learning_curves(facts.history, facts.best_epoch)
         yield "learning", "plots/learning-curves.png", "Learning curves", curves
     if any(score.reliability for score in evaluation.characteristics.values()):
