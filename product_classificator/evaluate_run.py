@@ -80,7 +80,8 @@ def judge_products(
     has_learned_id = (run_rows >= 0) & np.append(is_learned, False)[run_rows]
     is_seen = is_usable & ~is_own & (has_learned_id | is_alike)
     own, new = np.flatnonzero(is_own), np.flatnonzero(is_usable & ~is_own & ~is_seen)
-    embeddings, texts = products.take(new), catalog.texts().take(new)
+    all_texts = catalog.texts()
+    embeddings, texts = products.take(new), [all_texts[row] for row in new.tolist()]
     of_new = bundle.with_decisions(bundle.predict(embeddings, texts, names), embeddings, texts, min_precision)
     of_own = bundle.judged(out_of_fold.take(position[run_rows[own]]), catalog.ids[own], min_precision, names)
     parts = ("ids", "probabilities", "is_known", "decisions")

@@ -187,7 +187,8 @@ def demo(options: opt.Demo) -> None:
     is_ok = pq.read_table(predictions, columns=["status"])["status"].to_numpy() == "ok"
     ok = np.flatnonzero(is_ok[out_of_fold.rows])
     shown = out_of_fold.take(np.random.default_rng(options.seed).permutation(ok)[:3])
-    titles = [text.split("\n")[0] for text in catalog.texts().take(shown.rows)]
+    texts = catalog.texts()
+    titles = [texts[row].split("\n")[0] for row in shown.rows.tolist()]
     console.print_products(HeadBundle.load(run.bundle).judged(shown, catalog.ids[shown.rows]), titles, top_k=1)
     console.out.print(
         "Your own products:\n"
