@@ -1,9 +1,6 @@
-"""A run: the folder that a training leaves.
+"""A run: the folder that a training leaves, with the files that docs/architecture.md lists.
 
-It holds `bundle/` (heads), `report/`, `split.parquet` (split of each product), `out_of_fold.safetensors` (predictions
-by heads that never saw them), `labels.parquet` (labels of the products), `embeddings/` (the store, unless another was
-named; `embeddings-<fingerprint>/` for a second encoder), and `run.json` (how it was made), which is deleted before the
-other files are replaced and written last.
+`run.json` (how it was made) is deleted before the other files are replaced, and written last.
 """
 
 import json
@@ -26,9 +23,6 @@ _FORMAT = 1
 _RUN_FOLDER = "<run>"
 _ID, _SKETCH = "<id>", "<sketch>"  # a characteristic may be called "id"
 SKETCH_DIM = 16
-
-TrainingLabels = dict[str, dict[str, str | tuple[str, ...] | None]]
-"""characteristic -> {id of each training product: label, all labels if it is multi-label, `None` if unknown}."""
 
 
 def _path_of(name: str) -> Any:
@@ -81,8 +75,11 @@ class Run:
         with replacing(self.labels) as temporary:
             pq.write_table(pa.table(columns), temporary)
 
-    def load_training_products(self) -> tuple[TrainingLabels, dict[str, Floats]]:
-        """Read what `save_labels` wrote: labels, and id -> sketch; a missing or damaged file is an `ArtifactError`."""
+    def load_training_products(self) -> tuple[dict[str, Any], dict[str, Floats]]:
+        """Read what `save_labels` wrote: characteristic -> id -> label or labels, and id -> sketch.
+
+        A missing or damaged file is an `ArtifactError`.
+        """
         import pyarrow as pa  # as above
         import pyarrow.parquet as pq
 

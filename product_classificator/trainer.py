@@ -21,7 +21,7 @@ from product_classificator.runs import Run
 from product_classificator.trackers import tracking
 from product_classificator.training import Callbacks, Training, TrainSettings, train_heads
 from product_classificator.training.settings import with_changes
-from product_classificator.types import Embeddings, Truth, as_text
+from product_classificator.types import as_text
 
 TableSource: TypeAlias = str | Path | pd.DataFrame
 
@@ -159,7 +159,12 @@ class Trainer:
         self.experiment_dir = folder
         if self._clusters is not None:
             callbacks.on_stage("Clustering the embeddings")
-            _write_clusters(folder / "clusters", training.embeddings, catalog.truth(), self._clusters)
+            rows = np.flatnonzero(training.embeddings.has_image | training.embeddings.has_text)
+            embeddings = training.embeddings.take(rows)
+            truth = {name: as_text(labels[rows]) for name, labels in catalog.truth().items()}  # a set is one label here
+            vectors = np.concatenate([embeddings.image, embeddings.text], 1)
+            clusters = cluster(vectors, truth, self._clusters)
+            write_clusters(folder / "clusters", clusters, vectors, truth, embeddings.ids)
         self._clean_up(store, training.run)
         return training
 
@@ -201,11 +206,3 @@ class Trainer:
             delete_ruclip(model, self._models_dir)
             if run.encoder != self.ruclip_model and not run.has_own_encoder:
                 replace(run, encoder=self.ruclip_model).save()  # the name downloads the deleted model again
-
-
-def _write_clusters(folder: Path, embeddings: Embeddings, truth: Truth, settings: ClusterSettings) -> None:
-    rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
-    # Here a set of labels counts as one label.
-    embeddings, truth = embeddings.take(rows), {name: as_text(labels[rows]) for name, labels in truth.items()}
-    vectors = np.concatenate([embeddings.image, embeddings.text], 1)
-    write_clusters(folder, cluster(vectors, truth, settings), vectors, truth, embeddings.ids)
