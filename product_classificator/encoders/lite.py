@@ -56,8 +56,11 @@ _WHITE, _WHITE_WEIGHT = 0.94, 1e-3  # not 0, so that an all-white image is white
 
 
 def load_lite() -> tuple[ImageTower, TextTower]:
-    """Load the towers of `lite`."""
-    fingerprint = _fingerprint(_image_weights(), *text_files().values())
+    """Load the towers of `lite`; the fingerprint identifies weights and preparation."""
+    digest = blake2b(_PREPARATION.encode(), digest_size=8)
+    for path in (_image_weights(), *text_files().values()):
+        digest.update(path.read_bytes())
+    fingerprint = f"lite-{digest.hexdigest()}"
     return LiteImages(fingerprint), LiteTexts(fingerprint)
 
 
@@ -178,14 +181,6 @@ def _histograms(pixels: Floats) -> Floats:
     counts = (red_green.reshape(*weights.shape, -1).transpose(0, 2, 1) @ blue).reshape(len(pixels), -1)
     histograms: Floats = counts / counts.sum(1, keepdims=True)
     return histograms
-
-
-def _fingerprint(*weights: Path) -> str:
-    """Identify weights and preparation."""
-    digest = blake2b(_PREPARATION.encode(), digest_size=8)
-    for path in weights:
-        digest.update(path.read_bytes())
-    return f"lite-{digest.hexdigest()}"
 
 
 def load_use(fingerprint: str) -> Any:
