@@ -155,7 +155,7 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
     if not is_file:
         for products in catalog.batches(CHUNK_PRODUCTS):
             for value in chain(products.ids, products.texts, products.image_names):
-                digest.update((value or "").encode() + b"\0")
+                digest.update(value.encode() + b"\0")
     facts = {
         "table": _identity(table) if is_file else digest.hexdigest(),
         "images": images and [_identity(images.path), images.channels, images.max_pixels, images.follow_links],

@@ -180,15 +180,15 @@ def _products(catalog: Catalog, rows: set[int]) -> dict[int, tuple[str, str]]:
             text = clean(products.texts[i])
             if len(text) > _TEXT_CHARACTERS:
                 text = text[:_TEXT_CHARACTERS].rstrip() + "…"
-            shown[row] = (text, _thumbnail(catalog, products.ids[i], products.image_names[i]))
+            shown[row] = (text, _thumbnail(catalog, products.image_names[i]))
     return shown
 
 
-def _thumbnail(catalog: Catalog, product_id: str, image_name: str | None) -> str:
+def _thumbnail(catalog: Catalog, image_name: str) -> str:
     if catalog.images is None:
         return ""
     try:
-        image = catalog.images.decode(catalog.image_bytes(product_id, image_name))
+        image = catalog.images.decode(catalog.image_bytes(image_name))
     except PhotoError:
         return ""
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))

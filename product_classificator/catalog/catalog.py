@@ -35,12 +35,12 @@ _READ_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Products:
-    """Consecutive rows of a catalog; ids and raw texts are "" where there is none, image names `None` if not used."""
+    """Consecutive rows of a catalog; image names are those of the photo column, or else ids; "" where there is none."""
 
     first_row: int
     ids: list[str]
     texts: list[str]
-    image_names: list[str | None]
+    image_names: list[str]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,19 +90,15 @@ class Catalog:
             rows = batch.slice(min(max(first_row - row, 0), len(batch)))
             row += len(batch)
             if len(rows):
-                photos = pc.utf8_trim_whitespace(rows.column(columns.photo)) if columns.photo else pa.nulls(len(rows))
                 ids = _ids(rows.column(columns.id))
-                yield Products(row - len(rows), ids, self._texts(rows), photos.to_pylist())
+                photos = pc.utf8_trim_whitespace(rows.column(columns.photo)).to_pylist() if columns.photo else ids
+                yield Products(row - len(rows), ids, self._texts(rows), [name or "" for name in photos])
 
-    def image_bytes(self, product_id: str, image_name: str | None) -> bytes:
-        """Read the image file of a product.
-
-        Raises:
-            PhotoError: the product has no image that may be read; its `reason` says why.
-        """
+    def image_bytes(self, image_name: str) -> bytes:
+        """Read the image file of a product; the `reason` of a `PhotoError` says why there is none."""
         if self.images is None:
             raise DataError("this catalog has no photos: give read_catalog(..., images=...)")
-        return self.images.read(image_name or "") if self.columns.photo else self.images.read_by_id(product_id)
+        return self.images.read(image_name, is_id=self.columns.photo is None)
 
     def texts(self) -> list[str]:
         """Return the joined raw texts of all products."""

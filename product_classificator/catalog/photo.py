@@ -14,7 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Literal, TypeAlias
@@ -179,11 +179,9 @@ def _decode_scaled(data: bytes, image: Image.Image, least: Size) -> Image.Image 
     if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or not can_shrink:
         return None
     width, height = least
-    try:
+    with suppress(ValueError):  # Pillow decodes it, or knows what is wrong with it
         if simplejpeg.decode_jpeg_header(data)[1::-1] == image.size:
             return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
-    except ValueError:  # Pillow decodes it, or knows what is wrong with it
-        pass
     return None
 
 

@@ -95,7 +95,7 @@ def _load_ahead(
         ahead: deque[tuple[Products, list[Future[LoadedProduct]]]] = deque()
         try:
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
-                rows = zip(products.ids, products.image_names, products.texts, strict=True)
+                rows = zip(products.image_names, products.texts, strict=True)
                 ahead.append((products, [pool.submit(load_product, catalog, encoder, store, *row) for row in rows]))
                 if len(ahead) > 1:
                     yield ahead.popleft()
@@ -113,8 +113,7 @@ class ImageProblems:
 
     def add(self, products: Products, errors: Iterable[PhotoError | None]) -> None:
         """Count the errors of products; those without a photo name should have no image."""
-        names = products.image_names if self._catalog.columns.photo else products.ids
-        for name, error in zip(names, errors, strict=True):
+        for name, error in zip(products.image_names, errors, strict=True):
             self.total += bool(name)
             if name and error:
                 self.counts[error.reason] += 1
@@ -136,13 +135,12 @@ def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
         return
     problems, is_id = ImageProblems(catalog), catalog.columns.photo is None
     for products in catalog.batches(CHUNK_PRODUCTS):
-        names = products.ids if is_id else products.image_names
-        problems.add(products, [_error_of(catalog.images, name or "", is_id=is_id) for name in names])
+        problems.add(products, [_missing(catalog.images, name, is_id=is_id) for name in products.image_names])
     if 2 * problems.counts.total() > problems.total:
         raise DataError(f"at least half of the photos must be found (or --allow-missing-photos): {problems}")
 
 
-def _error_of(images: ImageSource, name: str, *, is_id: bool) -> PhotoError | None:
+def _missing(images: ImageSource, name: str, *, is_id: bool) -> PhotoError | None:
     try:
         images.locate(name, is_id=is_id)
     except PhotoError as error:
@@ -161,7 +159,7 @@ class LoadedProduct:
 
 
 def load_product(
-    catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, id_: str, image_name: str | None, text: str
+    catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, image_name: str, text: str
 ) -> LoadedProduct:
     """Read a product's image; decode and shrink it unless the product's digest is in `stored`."""
     content = text.encode("utf-8", "surrogatepass") if catalog.columns.text else b"\0unused"
@@ -169,7 +167,7 @@ def load_product(
         return LoadedProduct(_digest(b"unused", content), None, "unused")
     key = b""
     try:
-        data = catalog.image_bytes(id_, image_name)
+        data = catalog.image_bytes(image_name)
         key = blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
         digest = _digest(key, content)
         is_stored = stored is not None and digest in stored

@@ -100,11 +100,7 @@ class EmbeddingStore:
         self._add(path, digests)
 
     def read(self, digests: Sequence[bytes]) -> EmbeddedProducts:
-        """Return the products of `digests`, in that order.
-
-        Raises:
-            ArtifactError: a product is not in the store, or its shard is damaged or gone.
-        """
+        """Return the products of `digests`, in that order; what is not there, or damaged, is an `ArtifactError`."""
         locations = [self._locations.get(digest) for digest in digests]
         if None in locations:
             raise ArtifactError(f"{self.folder} does not hold all requested products: embed the catalog first")

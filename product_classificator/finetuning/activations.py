@@ -175,7 +175,7 @@ class Activations:
         """Return the images of products, but for those of `undecoded` digests."""
         load = partial(load_product, self._catalog, self._encoder, undecoded)
         with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
-            return list(pool.map(load, products.ids, products.image_names, products.texts))
+            return list(pool.map(load, products.image_names, products.texts))
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[Ids], list[int], Rows]:
         """Return the token windows of texts, their lengths in tokens, and for each the number of its text."""

@@ -45,8 +45,8 @@ def test_photos_can_be_found_by_a_column_of_names(tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"photo of 8")
     catalog = read_catalog(FRAME, tmp_path, photo="file")
     (batch,) = catalog.batches(10)
-    assert batch.image_names == ["a.jpg", "b.jpg", None]
-    assert catalog.image_bytes(batch.ids[1], batch.image_names[1]) == b"photo of 8"
+    assert batch.image_names == ["a.jpg", "b.jpg", ""]
+    assert catalog.image_bytes(batch.image_names[1]) == b"photo of 8"
 
 
 def test_a_photos_only_catalog_has_empty_texts(tmp_path):
@@ -83,7 +83,7 @@ def test_a_catalog_of_nothing_is_refused():
 
 def test_reading_a_photo_of_a_text_only_catalog_says_how_to_get_photos():
     with pytest.raises(DataError, match="this catalog has no photos"):
-        read_catalog(FRAME).image_bytes("7", None)
+        read_catalog(FRAME).image_bytes("7")
 
 
 def test_a_folder_without_tables_is_named_and_nobody_speaks_of_wildberries(tmp_path):
