@@ -133,17 +133,15 @@ class Catalog:
             DataError: a cell of a multi-label column cannot be read, or a label is too long.
         """
         if self._truth is None:
-            names, truth = self.columns.characteristics, dict[str, Strings]()
-            batches = list(self.table.batches(names, _READ_ROWS))
-            for name in names:
-                cells = pa.chunked_array([batch.column(name) for batch in batches], pa.string())
-                if name in self.columns.multi_label:
-                    has_lists = self.table.holds_lists(name)
-                    truth[name] = read_label_sets(cells, name, self._unknown, has_lists=has_lists)
-                else:
-                    truth[name] = read_labels(cells, name, self._unknown)
-            self._truth = truth
+            batches = list(self.table.batches(self.columns.characteristics, _READ_ROWS))
+            self._truth = {name: self._labels(name, batches) for name in self.columns.characteristics}
         return self._truth
+
+    def _labels(self, name: str, batches: Sequence[pa.RecordBatch]) -> Strings:
+        cells = pa.chunked_array([batch.column(name) for batch in batches], pa.string())
+        if name not in self.columns.multi_label:
+            return read_labels(cells, name, self._unknown)
+        return read_label_sets(cells, name, self._unknown, has_lists=self.table.holds_lists(name))
 
 
 def _ids(column: pa.Array) -> list[str]:

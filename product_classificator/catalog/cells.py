@@ -97,8 +97,11 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
     issues = Counter() if issues is None else issues
     array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
     is_list = isinstance(array.type, LIST_TYPES)
-    if (array.type.value_type if is_list else array.type) in _TEXT_TYPES and not _is_valid(array):
-        array = array.cast(pa.large_list(pa.large_binary()) if is_list else pa.large_binary())
+    if (array.type.value_type if is_list else array.type) in _TEXT_TYPES:
+        try:
+            array.validate(full=True)
+        except pa.ArrowInvalid:
+            array = array.cast(pa.large_list(pa.large_binary()) if is_list else pa.large_binary())
     kind = array.type
     if is_list or kind in _BINARY_TYPES or isinstance(kind, pa.UuidType):
         cells = [None if value is None else _cell(value) for value in array.to_pylist()]
@@ -114,14 +117,6 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
         issues["numbers_rounded_by_float64"] += pc.sum(pc.greater_equal(pc.abs(array), 2.0**53)).as_py() or 0
         return pc.if_else(pc.is_finite(array), pc.if_else(whole, pc.cast(integers, pa.string()), fractions), None)
     return pc.cast(array, pa.string())
-
-
-def _is_valid(array: pa.Array) -> bool:
-    try:
-        array.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 def _cell(value: Any) -> str:

@@ -102,15 +102,15 @@ class ImageSource(AbstractContextManager["ImageSource"]):
 
     def read(self, name: str, *, is_id: bool = False) -> bytes:
         """Read the file whose path is closest to `name`; several that match are an error, as are none."""
+        if self._is_closed:
+            raise DataError(f"photos can be read only until close(): {self.path} is closed; open it again")
         data = self._read(self.locate(name, is_id=is_id))
         self._check_size(len(data))  # the size in a directory can be wrong
         return data
 
     def locate(self, name: str, *, is_id: bool = False) -> Any:
         """Find the file of a name or an id without reading it."""
-        if self._is_closed:
-            raise DataError(f"photos can be read only until close(): {self.path} is closed; open it again")
-        return self._locate(name, is_id=is_id)
+        return self._listed().find(name, is_id=is_id)
 
     def nearest(self, name: str) -> str:
         """Return words about the file whose path, of the first 10,000, is most similar to a missing name."""
@@ -128,9 +128,6 @@ class ImageSource(AbstractContextManager["ImageSource"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @abstractmethod
-    def _locate(self, name: str, *, is_id: bool) -> Any: ...
 
     @abstractmethod
     def _read(self, location: Any) -> bytes: ...
@@ -193,7 +190,7 @@ class _Index:
 
 
 class _Folder(ImageSource):
-    def _locate(self, name: str, *, is_id: bool) -> Path:
+    def locate(self, name: str, *, is_id: bool = False) -> Path:
         path = "/".join(_parts(name))
         paths = [path + extension for extension in EXTENSIONS] if is_id else [path]
         # Windows takes some names for devices: there, only what a listing shows is opened.
@@ -202,9 +199,8 @@ class _Folder(ImageSource):
         location = Path(os.path.realpath(self.path / file_name))  # Path.resolve raises if links form a cycle
         if self.follow_links or location.is_relative_to(self.path):
             return location
-        raise PhotoError(
-            "unsafe_name", f"{file_name!r} is a link that leads out of the folder: allow it (--follow-links)"
-        )
+        message = f"{file_name!r} is a link that leads out of the folder: allow it (--follow-links)"
+        raise PhotoError("unsafe_name", message)
 
     def _is_file(self, path: str) -> bool:
         return os.path.lexists(self.path / path) and not (self.path / path).is_dir()
@@ -246,8 +242,8 @@ class _Zip(ImageSource):
             self.close()
             raise DataError(f"photos must be readable without a password: {self.path} is encrypted, unpack it first")
 
-    def _locate(self, name: str, *, is_id: bool) -> zipfile.ZipInfo:
-        info: zipfile.ZipInfo = self._listed().find(name, is_id=is_id)
+    def locate(self, name: str, *, is_id: bool = False) -> zipfile.ZipInfo:
+        info: zipfile.ZipInfo = super().locate(name, is_id=is_id)
         if info.flag_bits & _ENCRYPTED:
             raise PhotoError("encrypted", f"{info.filename!r} in the zip is encrypted: unpack it with its password")
         return info
@@ -257,10 +253,9 @@ class _Zip(ImageSource):
         self._zip.close()
 
     def _entries(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-        """Yield entries by name; of those with the same name the last one counts, as for every unzipper.
+        """Yield entries by name, those of unknown encoding in every code page; of equal names the last one counts.
 
-        A name of unknown encoding is yielded in every code page; where two entries would have the same name, the page
-        that reads more of all such names as letters wins.
+        It is that of the page that reads more of all such names as letters, or comes later in the zip.
         """
         names = {info.orig_filename.encode("cp437"): info for info in self._infos if _name_in_zip(info) is None}
 

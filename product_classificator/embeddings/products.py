@@ -71,8 +71,7 @@ def row_status(image_status: Strings, text_status: Strings) -> Strings:
     """Return for each product "ok" or its reasons joined by commas, such as "image_missing,text_empty"."""
     statuses = []
     for image, text in zip(image_status, text_status, strict=True):
-        reasons = [] if image in ("ok", "unused") else [f"image_{image}"]
-        reasons += [] if text in ("ok", "unused") else [f"text_{text}"]
+        reasons = [f"{k}_{v}" for k, v in (("image", image), ("text", text)) if v not in ("ok", "unused")]
         statuses.append(",".join(reasons) or "ok")
     return strings(statuses)
 
@@ -140,10 +139,9 @@ def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_p
     try:
         if (data := _file_bytes(image)) is None:
             return encoder.image.prepare(_as_rgb(image))
-        tower = encoder.image
-        return tower.prepare(
-            decode_image(data, channels=channels, max_pixels=max_pixels, min_decode_size=tower.min_decode_size)
-        )
+        least = encoder.image.min_decode_size
+        decoded = decode_image(data, channels=channels, max_pixels=max_pixels, min_decode_size=least)
+        return encoder.image.prepare(decoded)
     except DataError:
         raise
     except Exception as error:  # a lazily opened Pillow image raises many classes, SyntaxError among them
