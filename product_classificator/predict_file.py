@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -244,6 +245,7 @@ def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str],
     files = sorted(parts.glob("*-*.parquet"))
     schema = pq.read_schema(files[0])
     with replacing(out) as temporary:
+        writer: Any
         if out.suffix.lower() == ".jsonl":
             writer = temporary.open("w", encoding="utf-8")
         elif out.suffix.lower() == ".csv":

@@ -190,9 +190,9 @@ def _embed_chunk(
     digests = [product.digest for product in loaded]
     first_row_of = {digest: row for row, digest in reversed(list(enumerate(digests)))}
     new = sorted(row for digest, row in first_row_of.items() if store is None or digest not in store)
-    texts = [products.texts[row] for row in new] if catalog.columns.text else None
+    new_texts = [products.texts[row] for row in new] if catalog.columns.text else None
     images = (loaded[row].image or loaded[row].image_status for row in new) if catalog.images is not None else None
-    encoded = encode_products(encoder, [products.ids[row] for row in new], texts, images)
+    encoded = encode_products(encoder, [products.ids[row] for row in new], new_texts, images)
     if store is None:
         row_of = {digests[row]: encoded_row for encoded_row, row in enumerate(new)}
         embedded = to_products(to_table([*row_of], encoded).take([row_of[digest] for digest in digests]))
@@ -201,8 +201,8 @@ def _embed_chunk(
             store.append([digests[row] for row in new], encoded)
         embedded = store.read(digests)
     embeddings = replace(embedded.embeddings, ids=strings(products.ids))
-    facts = {"first_row": products.first_row, "texts": products.texts, "encoded": len(new)}
-    return replace(embedded, embeddings=embeddings, **facts)
+    first_row, texts = products.first_row, products.texts
+    return replace(embedded, embeddings=embeddings, first_row=first_row, texts=texts, encoded=len(new))
 
 
 def count_statuses(status: Strings) -> dict[str, int]:

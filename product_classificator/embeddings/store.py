@@ -101,9 +101,9 @@ class EmbeddingStore:
 
     def read(self, digests: Sequence[bytes]) -> EmbeddedProducts:
         """Return the products of `digests`, in that order; what is not there, or damaged, is an `ArtifactError`."""
-        locations = [self._locations.get(digest) for digest in digests]
-        if None in locations:
+        if any(digest not in self for digest in digests):
             raise ArtifactError(f"{self.folder} does not hold all requested products: embed the catalog first")
+        locations = [self._locations[digest] for digest in digests]
         shards = sorted({shard for shard, _ in locations})
         cached = self._last_read
         self._last_read = {n: cached[n] if n in cached else self._load(self._shards[n]) for n in shards}
