@@ -95,7 +95,7 @@ class Run:
 
     def save_out_of_fold(self, out_of_fold: OutOfFold) -> None:
         """Write `out_of_fold.safetensors`."""
-        arrays = {"rows": out_of_fold.rows, "is_out_of_distribution": out_of_fold.is_out_of_distribution}
+        arrays = {name: getattr(out_of_fold, name) for name in ("rows", "distance", "is_out_of_distribution")}
         for kind in ("probabilities", "promises"):
             arrays |= {f"{kind}.{name}": column for name, column in getattr(out_of_fold, kind).items()}
         write_bytes(self.out_of_fold, save(arrays))
@@ -108,7 +108,9 @@ class Run:
                 {key.removeprefix(kind): array for key, array in arrays.items() if key.startswith(kind)}
                 for kind in ("probabilities.", "promises.")
             )
-            return OutOfFold(arrays["rows"], probabilities, promises, arrays["is_out_of_distribution"])
+            plain = (arrays[name] for name in ("rows", "distance", "is_out_of_distribution"))
+            rows, distance, is_novel = plain
+            return OutOfFold(rows, probabilities, promises, distance, is_novel)
         except (OSError, SafetensorError, KeyError, DataError) as error:
             raise ArtifactError(f"{self.out_of_fold} is missing or damaged ({error}): train again") from error
 

@@ -124,17 +124,20 @@ class OutOfFold:
         rows: (m,) ascending numbers of the products among all.
         probabilities: characteristic -> (m, k) float32, as in `Predictions`.
         promises: characteristic -> (m,) float32, the highest precision that is promised for the prediction; 0: none.
+        distance: (m,) float32, 1 - cosine, to the nearest product that was learned from, see `nearest_distance`.
         is_out_of_distribution: (m,) mask of products unlike those that were learned from.
     """
 
     rows: Rows
     probabilities: Mapping[str, Floats]
     promises: Mapping[str, Floats]
+    distance: Floats
     is_out_of_distribution: Bools
 
     def __post_init__(self) -> None:
         arrays = {**self.probabilities, **{f"promises of {name}": column for name, column in self.promises.items()}}
-        _check_rows(len(self.rows), is_out_of_distribution=self.is_out_of_distribution, **arrays)
+        flat = {"distance": self.distance, "is_out_of_distribution": self.is_out_of_distribution}
+        _check_rows(len(self.rows), **flat, **arrays)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,7 +147,10 @@ class OutOfFold:
         probabilities, promises = (
             {name: array[positions] for name, array in arrays.items()} for arrays in (self.probabilities, self.promises)
         )
-        return OutOfFold(self.rows[positions], probabilities, promises, self.is_out_of_distribution[positions])
+        rows, distance, is_novel = (
+            array[positions] for array in (self.rows, self.distance, self.is_out_of_distribution)
+        )
+        return OutOfFold(rows, probabilities, promises, distance, is_novel)
 
 
 @dataclass(frozen=True)

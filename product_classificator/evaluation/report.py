@@ -34,8 +34,9 @@ class RunFacts:
 
     Products are counted by split, rows set aside and rows with warnings by reason, labels too rare to train by
     characteristic. `judged` says which heads predicted the products, `by_fold` maps a characteristic to the macro-F1 of
-    each fold, `grouped_by` says what keeps near-identical products together, `refines` maps a characteristic to the one
-    that its predictions never contradict, `history` is that of a fine-tuning, as `plots.draw_learning_curves` takes it.
+    each fold, `by_distance` to the accuracy of each third by distance to what was learned, `grouped_by` says what keeps
+    near-identical products together, `refines` maps a characteristic to the one that its predictions never contradict,
+    `history` is that of a fine-tuning, as `plots.draw_learning_curves` takes it.
     """
 
     title: str
@@ -44,6 +45,7 @@ class RunFacts:
     seed: int | None = None
     judged: str = ""
     by_fold: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    by_distance: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     products: Mapping[str, int] = field(default_factory=dict)
     set_aside: Mapping[str, int] = field(default_factory=dict)
     row_warnings: Mapping[str, int] = field(default_factory=dict)

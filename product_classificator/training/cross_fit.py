@@ -30,6 +30,7 @@ from product_classificator.training.thresholds import (
     fit_blend,
     fit_centres,
     fit_limits,
+    nearest_distance,
     promises_of,
     with_confidence_thresholds,
 )
@@ -149,12 +150,16 @@ def _used(embeddings: Embeddings, dims: tuple[int, int]) -> Embeddings:
 
 @dataclass(frozen=True)
 class _Fold:
-    """What models that never saw the products of `rows` say of them: (m, labels) logits, (m, 3) scores of novelty."""
+    """What models that never saw the products of `rows` say of them: (m, labels) logits, (m, 3) scores of novelty.
+
+    `distance` is the (m,) distance to the nearest product that they learned from.
+    """
 
     rows: Rows
     joint: Floats
     linear: Floats
     novelty: Floats
+    distance: Floats
     hierarchy: Hierarchy
 
     @classmethod
@@ -164,7 +169,8 @@ class _Fold:
         detector = fit_centres(embeddings, models.inputs.train, task.settings.seed)
         texts = [task.products.texts[row] for row in rows.tolist()]
         novelty = detector.scores(embeddings.take(rows), texts, models.inputs.vocabulary)
-        return cls(rows, *models.logits(task.products, rows), novelty, models.hierarchy)
+        distance = nearest_distance(embeddings, models.inputs.train, rows)
+        return cls(rows, *models.logits(task.products, rows), novelty, distance, models.hierarchy)
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,7 @@ class _Judged:
     joint: Floats
     linear: Floats
     novelty: Floats
+    distance: Floats
 
     @classmethod
     def of(cls, task: Task, folds: Sequence[_Fold]) -> "_Judged":
@@ -190,7 +197,7 @@ class _Judged:
         parts = np.repeat(np.arange(len(folds)), [len(fold.rows) for fold in folds])
         if len(folds) == 1:  # two halves calibrate each other
             parts = np.unique(task.products.group_ids[rows], return_inverse=True)[1] % 2
-        arrays = ([getattr(fold, name) for fold in folds] for name in ("joint", "linear", "novelty"))
+        arrays = ([getattr(fold, name) for fold in folds] for name in ("joint", "linear", "novelty", "distance"))
         return cls(task, folds, rows, parts, *map(np.concatenate, arrays))
 
     def calibrate(self, is_used: Bools) -> tuple[list[Blend], tuple[Characteristic, ...], tuple[float, float, float]]:
@@ -202,8 +209,8 @@ class _Judged:
             characteristics.append(calibrate(known, blends[-1].logits(joint, linear)))
         predictions = self.predict(is_used, blends, characteristics)
         truth = {name: self.task.products.truth[name][rows] for name in self.task.labels}
-        groups = self.task.products.group_ids[rows]
-        calibrated = with_confidence_thresholds(characteristics, predictions, truth, groups)
+        groups, distance = self.task.products.group_ids[rows], self.distance[is_used]
+        calibrated = with_confidence_thresholds(characteristics, predictions, truth, groups, distance)
         return blends, calibrated, fit_limits(self.novelty[is_used])
 
     def predict(
@@ -254,7 +261,7 @@ class _Judged:
                 promises[item.name][is_part] = promised * predictions.is_predicted(item.name)
                 probabilities[item.name][is_part] = _moved(predictions.probabilities[item.name], item, delivered)
         order = np.argsort(self.rows)
-        judged = OutOfFold(self.rows, probabilities, promises, is_novel)
+        judged = OutOfFold(self.rows, probabilities, promises, self.distance, is_novel)
         return judged.take(order)
 
     def _targets(self) -> list[tuple[Target, slice]]:

@@ -17,7 +17,9 @@ from scipy.sparse import csr_matrix
 from scipy.special import logsumexp, softmax
 from scipy.stats import beta
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
+from sklearn.random_projection import GaussianRandomProjection
 
 from product_classificator.heads.calibration import Characteristic, Thresholds, sigmoid, spreads
 from product_classificator.heads.novelty import MAX_DISTANCE, NoveltyDetector
@@ -33,7 +35,7 @@ _MAX_DECISION_THRESHOLD = 0.5
 _RISK = 0.1
 _PRECISION_STEPS = 200
 _FIRST_SET, _SET_GROWTH = 4, 1.2
-_CENTRES, _CENTRES_SAMPLE = 256, 20_000
+_CENTRES, _CENTRES_SAMPLE, _PROJECTED = 256, 20_000, 256
 _IN_DISTRIBUTION_SHARE = 0.99
 _NEAR = 0.01  # what is as near as a re-encoded photo is not novel: a limit of rounding noise would decide by chance
 
@@ -171,17 +173,39 @@ def fit_decision_thresholds(probabilities: Floats, indicators: csr_matrix) -> Fl
 
 
 def with_confidence_thresholds(
-    characteristics: Sequence[Characteristic], predictions: Predictions, truth: Truth, groups: Rows
+    characteristics: Sequence[Characteristic], predictions: Predictions, truth: Truth, groups: Rows, distance: Floats
 ) -> tuple[Characteristic, ...]:
-    """Return characteristics with confidence thresholds; a label that was too rare to be trained counts as wrong."""
-    calibrated = []
+    """Return characteristics with confidence thresholds; a label that was too rare to be trained counts as wrong.
+
+    What is promised also holds for the half of the products that are farther from what was learned: new products may
+    all be that far, where the catalog holds series of photos.
+    """
+    calibrated, is_far = [], distance > np.median(distance) if len(distance) else distance > 0
     for characteristic in characteristics:
         name = characteristic.name
         is_judged = predictions.is_predicted(name) & np.array([label is not None for label in truth[name]], dtype=bool)
-        is_right = (predictions.best(name) == truth[name])[is_judged].astype(bool)
-        thresholds = confidence_thresholds(predictions.confidence(name)[is_judged], is_right, groups[is_judged])
+        is_right = (predictions.best(name) == truth[name]).astype(bool)
+        of_all, of_far = (
+            confidence_thresholds(predictions.confidence(name)[rows], is_right[rows], groups[rows])
+            for rows in (is_judged, is_judged & is_far)
+        )
+        thresholds = stricter(of_all, of_far) if (is_judged & is_far).any() else of_all
         calibrated.append(replace(characteristic, confidence_thresholds=thresholds))
     return tuple(calibrated)
+
+
+def stricter(one: Thresholds, other: Thresholds) -> Thresholds:
+    """Return thresholds that keep what both promise.
+
+    >>> stricter(((0.9, 0.2), (0.99, 0.8)), ((0.95, 0.5),))
+    ((0.95, 0.8),)
+    """
+    precision_of_level: dict[float, float] = {}
+    for precision in sorted({precision for precision, _ in (*one, *other)}):
+        levels = [min((level for p, level in both if p >= precision), default=None) for both in (one, other)]
+        if None not in levels:
+            precision_of_level[max(level for level in levels if level is not None)] = precision
+    return tuple((precision, level) for level, precision in precision_of_level.items())
 
 
 def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | None = None) -> Thresholds:
@@ -233,6 +257,27 @@ def fit_centres(embeddings: Embeddings, train: Rows, seed: int = 0) -> NoveltyDe
     image = _centres(embeddings.image, train[embeddings.has_image[train]], seed)
     text = _centres(embeddings.text, train[embeddings.has_text[train]], seed)
     return NoveltyDetector(image, text, (MAX_DISTANCE, MAX_DISTANCE, MAX_DISTANCE))
+
+
+def nearest_distance(embeddings: Embeddings, learned: Rows, rows: Rows) -> Floats:
+    """Return the (m,) distances, 1 - cosine, of products of `rows` to the nearest one that was learned.
+
+    Photos are compared, of products without one texts; nothing to compare is as far as can be. Vectors are projected to
+    256 dimensions, which changes distances by a tenth, and of more than 20,000 products some are compared.
+    """
+    distances = np.full(len(rows), MAX_DISTANCE, dtype=np.float32)
+    for vectors, has_part in ((embeddings.text, embeddings.has_text), (embeddings.image, embeddings.has_image)):
+        present, known = np.flatnonzero(has_part[rows]), learned[has_part[learned]]
+        if len(present) and len(known):
+            known = known[:: -(-len(known) // _CENTRES_SAMPLE)]
+            if vectors.shape[1] > _PROJECTED:
+                projection = GaussianRandomProjection(_PROJECTED, random_state=0).fit(vectors[:1])
+                of_known, of_present = (projection.transform(vectors[which]) for which in (known, rows[present]))
+            else:
+                of_known, of_present = vectors[known], vectors[rows[present]]
+            nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(of_known).kneighbors(of_present)[0]
+            distances[present] = nearest[:, 0] ** 2 / 2
+    return distances
 
 
 def fit_limits(scores: Floats) -> tuple[float, float, float]:

@@ -34,11 +34,11 @@ from product_classificator.training.near_duplicates import Signatures, near_dupl
 from product_classificator.training.settings import TrainSettings
 from product_classificator.training.targets import LabelledProducts
 from product_classificator.training.taxonomy import read_taxonomy
-from product_classificator.types import Embeddings
+from product_classificator.types import Embeddings, Floats, Rows
 
 logger = logging.getLogger(__name__)
 
-_FEW_USABLE = 0.9
+_FEW_USABLE, _MIN_THIRDS = 0.9, 90
 _VERSIONS_OF = ("product_classificator", "torch", "transformers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
@@ -203,11 +203,9 @@ class Session:
             callbacks=callbacks or Callbacks(on_stage=logger.debug),
         )
 
-    def evaluate(self, products: LabelledProducts, fitted: FittedHeads, fold: str | None = None) -> Evaluation:
-        """Evaluate the out-of-fold predictions: all, or those of one fold, without intervals."""
-        judged = fitted.out_of_fold
-        if fold is not None:
-            judged = judged.take(np.flatnonzero(products.split.names[judged.rows] == fold))
+    def evaluate(self, products: LabelledProducts, fitted: FittedHeads, positions: Rows | None = None) -> Evaluation:
+        """Evaluate the out-of-fold predictions: all, or those at some positions, without intervals."""
+        judged = fitted.out_of_fold if positions is None else fitted.out_of_fold.take(positions)
         rows = judged.rows
         return evaluate(
             fitted.bundle.judged(judged, products.embeddings.ids[rows]),
@@ -215,15 +213,16 @@ class Session:
             groups=products.group_ids[rows],
             left_out=fitted.left_out,
             seed=self.settings.seed,
-            resamples=1000 if fold is None else 0,
+            resamples=1000 if positions is None else 0,
         )
 
-    def scores_by_fold(self, products: LabelledProducts, fitted: FittedHeads) -> dict[str, dict[str, float | None]]:
-        """Return characteristic -> fold -> macro-F1; empty if there is one fold."""
-        folds = products.split.folds
-        scores = {fold: self.evaluate(products, fitted, fold).characteristics for fold in folds if len(folds) > 1}
-        names = fitted.bundle.labels if scores else ()
-        return {name: {fold: of_fold[name].macro_f1 for fold, of_fold in scores.items()} for name in names}
+    def scores_of(
+        self, products: LabelledProducts, fitted: FittedHeads, parts: Mapping[str, Rows], score: str
+    ) -> dict[str, dict[str, float | None]]:
+        """Return characteristic -> part -> score; parts are positions among the judged products. One part: empty."""
+        scores = {part: self.evaluate(products, fitted, rows).characteristics for part, rows in parts.items()}
+        names = fitted.bundle.labels if len(parts) > 1 else ()
+        return {name: {part: getattr(of_part[name], score) for part, of_part in scores.items()} for name in names}
 
     def clear(self) -> None:
         """Mark an older run in the folder as unfinished, and delete those of its files that a new run may lack."""
@@ -241,13 +240,16 @@ class Session:
         run.save_labels(products.split, products.truth, products.embeddings)
         run.save_out_of_fold(fitted.out_of_fold)
         fitted.bundle.save(run.bundle)
+        names = products.split.names[fitted.out_of_fold.rows]
+        folds = {fold: np.flatnonzero(names == fold) for fold in products.split.folds}
         shown = RunFacts(
             title=f"Run {run.folder.name}",
             encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
             settings=asdict(self.settings.heads),
             seed=self.settings.seed,
             judged=fitted.bundle.facts["judged"],
-            by_fold=self.scores_by_fold(products, fitted),
+            by_fold=self.scores_of(products, fitted, folds, "macro_f1"),
+            by_distance=self.scores_of(products, fitted, _thirds(fitted.out_of_fold.distance), "accuracy"),
             products={f"fold {k}" if k.isdigit() else k: n for k, n in fitted.bundle.facts["products"].items()},
             set_aside=split.set_aside,
             row_warnings=split.row_warnings,
@@ -260,3 +262,9 @@ class Session:
         )
         write_report(run.report, evaluation, replace(shown, **facts))
         run.save()
+
+
+def _thirds(distance: Floats) -> dict[str, Rows]:
+    """Return the positions of each third by distance, named by its largest; none of fewer than 90."""
+    thirds = np.array_split(np.argsort(distance, kind="stable"), 3)
+    return {f"{distance[rows].max():.2f}": rows for rows in thirds} if len(distance) >= _MIN_THIRDS else {}

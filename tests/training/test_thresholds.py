@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from product_classificator.heads import Characteristic
 from product_classificator.heads.calibration import threshold_for
+from product_classificator.heads.novelty import MAX_DISTANCE
 from product_classificator.training.targets import Target
 from product_classificator.training.thresholds import (
     calibrate,
@@ -16,10 +17,11 @@ from product_classificator.training.thresholds import (
     fit_decision_thresholds,
     fit_multi_label_temperature,
     fit_temperature,
+    nearest_distance,
     promises_of,
     with_confidence_thresholds,
 )
-from product_classificator.types import Bools, Floats, Predictions, Rows, strings
+from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows, strings
 
 
 def probabilities_of(logits: Floats, *calibration: Any) -> Floats:
@@ -164,8 +166,41 @@ def test_a_label_that_was_not_trained_counts_as_wrong_and_an_unknown_one_not_at_
     x = Characteristic("x", ("a", "b"))
     for rest, precision, confidence in ((None, 0.95, 0), ("rare", 0.5, np.inf)):
         truth = {"x": strings(["a"] * 100 + [rest] * 200)}
-        (calibrated,) = with_confidence_thresholds([x], predictions, truth, np.arange(300))
+        (calibrated,) = with_confidence_thresholds([x], predictions, truth, np.arange(300), np.zeros(300))
         assert threshold_for(calibrated.confidence_thresholds, precision) == confidence
+
+
+def test_a_promise_also_holds_far_from_what_was_learned() -> None:
+    """Near products are all right, as in series of photos; far ones are at high confidence alone."""
+    n, draw = 2000, np.random.default_rng(0)
+    distance, confidence = draw.random(n), draw.uniform(0.5, 1, n)
+    is_right = (distance < 0.6) | (confidence > 0.9)
+    ids = strings([str(i) for i in range(n)])
+    shares = np.stack([confidence, 1 - confidence], 1).astype(np.float32)
+    predictions = Predictions(ids, {"x": ("a", "b")}, {"x": shares}, np.ones(n, bool))
+    truth = {"x": strings(np.where(is_right, "a", "b").tolist())}
+    thresholds = []
+    for of in (distance, np.zeros(n)):
+        (x,) = with_confidence_thresholds([Characteristic("x", ("a", "b"))], predictions, truth, np.arange(n), of)
+        thresholds.append(threshold_for(x.confidence_thresholds, 0.8))
+    assert thresholds[0] > 0.86 > thresholds[1]
+
+
+def test_distance_is_that_to_the_nearest_product_that_was_learned_of_photos_first() -> None:
+    draw = np.random.default_rng(0)
+    vectors = draw.normal(size=(2, 40, 300)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    has_image, has_text = np.arange(40) % 4 != 0, np.arange(40) % 8 != 0
+    ids = strings([str(i) for i in range(40)])
+    image, text = vectors[0] * has_image[:, None], vectors[1] * has_text[:, None]
+    image[31], text[32 + 4] = image[1], text[4]
+    embeddings = Embeddings(ids, image, text, has_image, has_text, "tiny")
+    distance = nearest_distance(embeddings, np.arange(30), np.arange(30, 40))
+    assert distance[[1, 6]].tolist() == pytest.approx([0, 0], abs=1e-5)
+    assert distance[2] == MAX_DISTANCE  # it has neither
+    seen = has_image[:30]
+    exact = 1 - (image[30:] @ image[:30][seen].T).max(1)
+    assert np.abs(distance - exact)[has_image[30:]].max() < 0.25
 
 
 def broken_promises(n: int, group_size: int, precision: float) -> float:

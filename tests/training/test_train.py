@@ -230,7 +230,7 @@ def test_damaged_out_of_fold_predictions_are_refused(tiny_run, content):
 
 def test_out_of_fold_predictions_without_a_row_each_are_refused(tiny_run):
     saved = tiny_run.load_out_of_fold()
-    arrays = {"rows": saved.rows[1:], "is_out_of_distribution": saved.is_out_of_distribution}
+    arrays = {name: getattr(saved, name) for name in ("distance", "is_out_of_distribution")} | {"rows": saved.rows[1:]}
     tiny_run.out_of_fold.write_bytes(save(arrays))
     with pytest.raises(ArtifactError, match=r"missing or damaged \(every array must have one row per id"):
         tiny_run.load_out_of_fold()
