@@ -97,8 +97,7 @@ def read_checked_format(path: Path, number: int, way_out: str) -> bytes:
 def cached_file(name: str, make: Callable[[], bytes]) -> Path | None:
     """Return a file of the cache folder, made at its first use and again if it is damaged.
 
-    `name` must identify everything that the content depends on; the CRC-32 of the content ends the file name. `None` if
-    the folder cannot be read or written to.
+    `name` must identify all that the content depends on; its CRC-32 ends the file name. `None`: the folder is unusable.
     """
     try:
         folder = cache_home() / "made"

@@ -1,7 +1,6 @@
 """Turns a table and its images into a checked `Catalog`: the role of each column, and products in batches.
 
-Ids, labels and texts are read when they are requested, in Arrow or NumPy form. Texts stay raw here: encoders and heads
-prepare them.
+Ids, labels and texts are read when they are requested. Texts stay raw here: encoders and heads prepare them.
 """
 
 import json
@@ -127,10 +126,9 @@ class Catalog:
         return strings([None if cell is None or cell in self._unknown else cell for cell in cells])
 
     def truth(self) -> Truth:
-        """Return the (n,) labels of each characteristic; blank cells, "nan", "NA" and the like are unknown (`None`).
+        """Return the (n,) labels of each characteristic, `None` where a cell is blank, "nan", "NA" or the like.
 
-        Raises:
-            DataError: a cell of a multi-label column cannot be read, or a label is too long.
+        A cell of a multi-label column that cannot be read, and a label that is too long, are a `DataError`.
         """
         if self._truth is None:
             batches = list(self.table.batches(self.columns.characteristics, _READ_ROWS))
@@ -255,11 +253,7 @@ def _text_like(table: Table, columns: Columns) -> str:
 
 
 def read_frame(table: str | Path) -> Any:
-    """Return a whole table as a pandas DataFrame: values as strings, lists as lists; both Wildberries tables as one.
-
-    Raises:
-        DataError: the table cannot be read.
-    """
+    """Return a whole table as a pandas DataFrame: values as strings, lists as lists; both Wildberries tables as one."""
     opened = WildberriesTable(table, PUBLISHED_CHARACTERISTICS) if is_wildberries(table) else open_table(table)
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
     frame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()

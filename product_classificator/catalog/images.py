@@ -60,8 +60,7 @@ def open_images(
         follow_links: whether links may lead out of the folder, as in a cache of Hugging Face or DVC.
 
     Raises:
-        DataError: there is nothing at `path`, it is neither a folder nor a zip, the zip is damaged or encrypted, or an
-            argument is out of range.
+        DataError: `path` is neither a folder nor a sound zip without a password, or an argument is out of range.
     """
     path = Path(path)
     if channels not in get_args(Channels):

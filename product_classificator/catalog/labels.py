@@ -1,7 +1,6 @@
 """Turns columns of strings into labels, or sets of labels where a product may have several; `None` where unknown.
 
-Null and blank are unknown, and so is a list of nothing but blanks (`"".split(",")` is one); an empty list means that
-the product has none of the labels.
+Null and blank are unknown, and so is a list of blanks (`"".split(",")` is one); an empty list means none of the labels.
 """
 
 import logging

@@ -1,7 +1,6 @@
 """Opens a table file or a DataFrame as a `Table`: a stream of record batches whose columns are all strings.
 
-Only the requested columns are read, a batch at a time; the cost is that CSV and JSON lines are parsed again on every
-pass.
+Only the requested columns are read, a batch at a time; CSV and JSON lines are parsed again on every pass.
 """
 
 import json

@@ -2,8 +2,7 @@
 
 `wb_school_train.parquet` has raw characteristics, `wb_school_test.parquet` has category, sub_category and isadult; both
 have nm, title and description. Rows with the same nm are one product: it has the texts of its first row with any text
-and, for each characteristic, its first known label. Opening reads both tables once and keeps only ids and labels in
-memory, some 60 bytes a product; texts are streamed on every pass.
+and, for each characteristic, its first known label. Opening reads both tables once and keeps ids and labels in memory.
 """
 
 import logging
@@ -106,10 +105,7 @@ def _open(path: Path, columns: Sequence[str], wanted: str = "") -> Table:
 
 
 def _read_rows(table: Table, raw_names: Sequence[str], others: Sequence[str]) -> tuple[pa.Table, int]:
-    """Return the rows (id, text flag, labels), and how many of them have unreadable characteristics.
-
-    Labels are raw characteristics and other columns; goods for adults and for smoking are `isadult`.
-    """
+    """Return the rows (id, text flag, labels), and how many have unreadable characteristics; set `isadult` for some."""
     schema = pa.schema([(ID, pa.string()), (_HAS_TEXT, pa.bool_()), *((n, pa.string()) for n in (*raw_names, *others))])
     reads_category = "isadult" in others and "category" in table.columns
     needed = [ID, *TEXTS, *others, *([_RAW] if raw_names else []), *(["category"] if reads_category else [])]

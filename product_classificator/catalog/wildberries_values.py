@@ -2,9 +2,8 @@ r"""Turns the raw characteristics of a Wildberries product into its sex, season,
 
 They are a list of `{"charcName", "charcValues", "value"}` as text: JSON, an array of dicts as NumPy prints it, or one
 of them inside the repr of bytes, a string or a list of one (`["b'[{\\"charcName\\": ...}]'"]`). Nothing is evaluated: a
-printed array is rewritten as JSON token by token, in time linear in its length. The values are mapped to labels by the
-rules of the 2024 system, except that the smallest of several ages counts, not the first one in string order ("12"
-before "3").
+printed array is rewritten as JSON token by token, in linear time. Labels follow the rules of the 2024 system, except
+that the smallest of several ages counts, not the first one in string order ("12" before "3").
 """
 
 import ast

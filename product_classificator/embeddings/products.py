@@ -132,9 +132,7 @@ def thumbnail(image: Image.Image) -> Thumbnails:
 def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image as a caller gives it and shrink it; channels and limit are those of files, other images are RGB.
 
-    Raises:
-        DataError: `image` has a type or shape that no image can have.
-        PhotoError: it cannot be read or decoded.
+    A type or shape that no image can have is a `DataError`, what cannot be read or decoded a `PhotoError`.
     """
     try:
         if (data := _file_bytes(image)) is None:

@@ -32,8 +32,7 @@ _FINGERPRINT = b"fingerprint"
 class EmbeddingStore:
     """A folder of the embeddings of one encoder, created if missing; resumable and safe against crashes.
 
-    Raises:
-        ArtifactError: the folder holds the vectors of another encoder, or is not a store.
+    A folder with vectors of another encoder, or other files, is an `ArtifactError`.
     """
 
     def __init__(self, folder: str | Path, encoder: Encoder) -> None:

@@ -38,9 +38,7 @@ def read_published_heads(folder: str | Path, *, encoder_name: str) -> HeadBundle
     """Read published heads: `<characteristic>.pt`, `label_to_char.pkl` and, if present, `pca_all.pkl`.
 
     Other files are ignored. The encoder is the one they were trained on; `HeadBundle.bound_to` sets its fingerprint.
-
-    Raises:
-        ArtifactError: a file is missing, damaged, of another form or hostile; or the files do not match one another.
+    A file that is missing, damaged, of another form or hostile, or does not match the others, is an `ArtifactError`.
     """
     folder = Path(folder)
     all_labels = _read(folder / LABELS, _labels)
