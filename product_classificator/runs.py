@@ -108,8 +108,7 @@ class Run:
                 {key.removeprefix(kind): array for key, array in arrays.items() if key.startswith(kind)}
                 for kind in ("probabilities.", "promises.")
             )
-            plain = (arrays[name] for name in ("rows", "distance", "is_out_of_distribution"))
-            rows, distance, is_novel = plain
+            rows, distance, is_novel = (arrays[name] for name in ("rows", "distance", "is_out_of_distribution"))
             return OutOfFold(rows, probabilities, promises, distance, is_novel)
         except (OSError, SafetensorError, KeyError, DataError) as error:
             raise ArtifactError(f"{self.out_of_fold} is missing or damaged ({error}): train again") from error

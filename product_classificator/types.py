@@ -147,10 +147,8 @@ class OutOfFold:
         probabilities, promises = (
             {name: array[positions] for name, array in arrays.items()} for arrays in (self.probabilities, self.promises)
         )
-        rows, distance, is_novel = (
-            array[positions] for array in (self.rows, self.distance, self.is_out_of_distribution)
-        )
-        return OutOfFold(rows, probabilities, promises, distance, is_novel)
+        rows, is_novel = self.rows[positions], self.is_out_of_distribution[positions]
+        return OutOfFold(rows, probabilities, promises, self.distance[positions], is_novel)
 
 
 @dataclass(frozen=True)

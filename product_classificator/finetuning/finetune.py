@@ -276,7 +276,8 @@ class FinetuneLoop:
         products = replace(products, split=Split(products.split.ids, names))
 
         def scores() -> dict[str, float]:
-            evaluation = self.session.evaluate(products, self.session.fit(products, refit=False), "test")
+            fitted = self.session.fit(products, refit=False)
+            evaluation = self.session.evaluate(products, fitted, np.arange(len(fitted.out_of_fold)))
             items = evaluation.characteristics.items()
             return {name: score.macro_f1 for name, score in items if score.macro_f1 is not None}
 

@@ -177,38 +177,23 @@ def with_confidence_thresholds(
 ) -> tuple[Characteristic, ...]:
     """Return characteristics with confidence thresholds; a label that was too rare to be trained counts as wrong.
 
-    What is promised also holds for the half of the products that are farther from what was learned: new products may
-    all be that far, where the catalog holds series of photos.
+    What is promised is also reached by the half of the products that are farther from what was learned: new products
+    may all be that far, where the catalog holds series of photos.
     """
     calibrated, is_far = [], distance > np.median(distance) if len(distance) else distance > 0
     for characteristic in characteristics:
         name = characteristic.name
         is_judged = predictions.is_predicted(name) & np.array([label is not None for label in truth[name]], dtype=bool)
-        is_right = (predictions.best(name) == truth[name]).astype(bool)
-        of_all, of_far = (
-            confidence_thresholds(predictions.confidence(name)[rows], is_right[rows], groups[rows])
-            for rows in (is_judged, is_judged & is_far)
-        )
-        thresholds = stricter(of_all, of_far) if (is_judged & is_far).any() else of_all
+        columns = (predictions.best(name) == truth[name]).astype(bool), groups, is_far
+        confidence = predictions.confidence(name)[is_judged]
+        thresholds = confidence_thresholds(confidence, *(column[is_judged] for column in columns))
         calibrated.append(replace(characteristic, confidence_thresholds=thresholds))
     return tuple(calibrated)
 
 
-def stricter(one: Thresholds, other: Thresholds) -> Thresholds:
-    """Return thresholds that keep what both promise.
-
-    >>> stricter(((0.9, 0.2), (0.99, 0.8)), ((0.95, 0.5),))
-    ((0.95, 0.8),)
-    """
-    precision_of_level: dict[float, float] = {}
-    for precision in sorted({precision for precision, _ in (*one, *other)}):
-        levels = [min((level for p, level in both if p >= precision), default=None) for both in (one, other)]
-        if None not in levels:
-            precision_of_level[max(level for level in levels if level is not None)] = precision
-    return tuple((precision, level) for level, precision in precision_of_level.items())
-
-
-def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | None = None) -> Thresholds:
+def confidence_thresholds(
+    confidence: Floats, is_right: Bools, groups: Rows | None = None, is_far: Bools | None = None
+) -> Thresholds:
     """Return the lowest confidence that keeps each precision, in steps of half a percent.
 
     The guarantee: with 90 % probability over the validation products, the precision of the products above the threshold
@@ -218,7 +203,8 @@ def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | No
     A threshold keeps a precision if the lower end of the one-sided 90 % Clopper-Pearson interval is at least as high.
     Thresholds are tested from the top down, and the first that fails ends the search, so testing many costs nothing
     (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then Test"). The first set tested holds a quarter of the
-    products, or as many as a promise needs if all are right (45 for 0.95), and each next one a fifth more.
+    products, or as many as a promise needs if all are right (45 for 0.95), and each next one a fifth more. The
+    precision of those of each set that are far from what was learned must be as high, without an interval.
     """
     n = len(confidence)
     if not n:
@@ -232,6 +218,9 @@ def confidence_thresholds(confidence: Floats, is_right: Bools, groups: Rows | No
     effective = np.array([size**2 / (np.bincount(ids[:size]) ** 2).sum() for size in sizes.tolist()])
     n_right = np.cumsum(is_right[order])[sizes - 1] / sizes * effective
     bounds = np.where(n_right > 0, beta.ppf(_RISK, np.maximum(n_right, 1e-9), effective - n_right + 1), 0.0)
+    if is_far is not None:
+        n_far, n_right_far = (np.cumsum(column[order])[sizes - 1] for column in (is_far, is_right & is_far))
+        bounds = np.where(n_far > 0, np.minimum(bounds, n_right_far / np.maximum(n_far, 1)), bounds)
     levels = levels[sizes - 1]
     levels[-1] = 0.0  # what is promised for all validation products is promised for any other
     last, precision_of_level = len(sizes) - 1, {}
