@@ -192,7 +192,7 @@ def encode_whole(encoder, photo: Image.Image) -> np.ndarray:
 
 def whole_image_tower(network: TorchNetwork, inputs: Inputs) -> np.ndarray:
     """Return the features of photos as transformers computes them."""
-    with computing():
+    with computing(network.threads):
         return network.model.get_image_features(**network.tensors(inputs)).pooler_output.float().numpy()
 
 
@@ -200,7 +200,7 @@ def encode_padded(encoder, text: str) -> np.ndarray:
     """Return the vector of one text as the published system computes it: padded to 77 tokens."""
     window = encoder.text.preparation.windows([text])[0][0]
     network, inputs = encoder.text.network, encoder.text.preparation.inputs([window + [0] * (77 - len(window))])
-    with computing():
+    with computing(network.threads):
         tensors = network.tensors(inputs)
         return unit_rows(network.model.get_text_features(**tensors).pooler_output.numpy())
 

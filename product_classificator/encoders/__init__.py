@@ -30,6 +30,7 @@ def load_encoder(
     device: str = "cpu",
     dtype: Dtype = "auto",
     cache_dir: str | Path | None = None,
+    threads: int | None = None,
 ) -> Encoder:
     """Load an encoder by name.
 
@@ -39,9 +40,10 @@ def load_encoder(
         dtype: number format; int8 is for the CPU; "auto" is bfloat16 on CUDA, on the CPU the fastest its instruction
             set allows, if the first vectors agree with those of float32 (cosine 0.99).
         cache_dir: where a ruCLIP model lies, or is fetched to, in a folder of its name; `None`: the hub's cache.
+        threads: CPU threads; `None`: the cores this process may use.
 
     Raises:
-        DataError: there is no such encoder, option, device or number format.
+        DataError: there is no such encoder, option, device or number format, or there are fewer cores than threads.
         ArtifactError: the weights are not on this machine and cannot be fetched, or are damaged.
         MissingExtraError: a text encoder needs an extra that is not installed.
     """
@@ -49,12 +51,15 @@ def load_encoder(
     spec = EncoderSpec.parse(name)
     if dtype not in get_args(Dtype):
         raise DataError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
+    if threads is not None and not 1 <= threads <= cores():
+        raise DataError(f"threads must lie between 1 and the {cores()} cores (more slow it down), got {threads}")
+    threads = threads or cores()
     if is_exported(Path(name)):
         from product_classificator.encoders.onnx import load_exported
 
         if dtype not in ("auto", "float32"):
             raise DataError(f"exported encoders compute in float32, got dtype {dtype!r}: leave it out")
-        return load_exported(Path(name), device)
+        return load_exported(Path(name), device, threads)
     shares_space = spec.base != "lite" and not spec.text_encoder
     if spec.base == "lite":
         from product_classificator.encoders.lite import load_lite
@@ -63,27 +68,27 @@ def load_encoder(
             raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
         if spec.letterbox or spec.windows:
             raise DataError(f"the encoder 'lite' pads photos and reads long texts already, got {name!r}: leave it out")
-        image, text = load_lite()
+        image, text = load_lite(threads)
     else:
-        spec, image, text = _load_clip(spec, cache_dir, device, dtype)
+        spec, image, text = _load_clip(spec, cache_dir, device, dtype, threads)
     if spec.text_encoder:
         from product_classificator.encoders.huggingface import load_sentence_texts
 
-        text = load_sentence_texts(spec.text_encoder, device, dtype)
+        text = load_sentence_texts(spec.text_encoder, device, dtype, threads)
         if Path(spec.text_encoder).is_dir():
             spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
     return Encoder(str(spec), image, CleanedTexts(text) if spec.clean else text, shares_space)
 
 
 def _load_clip(
-    spec: EncoderSpec, cache_dir: str | Path | None, device: str, dtype: Dtype
+    spec: EncoderSpec, cache_dir: str | Path | None, device: str, dtype: Dtype, threads: int
 ) -> tuple[EncoderSpec, ImageTower, TextTower]:
     """Load the towers of a CLIP-like encoder; the spec that comes back names folders by their absolute path."""
     from product_classificator.encoders.huggingface import fetch_model, load_hub_clip
     from product_classificator.encoders.ruclip import FILES, fetch_ruclip, is_ruclip, load_ruclip
     from product_classificator.encoders.torch_clip import Compute
 
-    compute = Compute(device, dtype)
+    compute = Compute(device, dtype, threads)
     prefix = "hf:" if spec.base.startswith("hf:") else ""
     if not (name := spec.base.removeprefix(prefix)):
         raise DataError(f"hf: is followed by a repository of the hub or a folder, got {str(spec)!r}")

@@ -210,8 +210,8 @@ def save_encoder(encoder: Encoder, weights: Mapping[str, Tensor], folder: Path) 
 class SentenceTexts:
     """The text tower; `model` is a `SentenceTransformer`."""
 
-    def __init__(self, model: Any, fingerprint: str) -> None:
-        self._model, self.fingerprint, self.dim = model, fingerprint, 0
+    def __init__(self, model: Any, fingerprint: str, threads: int) -> None:
+        self._model, self.fingerprint, self._threads, self.dim = model, fingerprint, threads, 0
         self.dim = self.encode(["", "a"]).shape[1]
 
     def encode(self, texts: Sequence[str]) -> Floats:
@@ -221,14 +221,14 @@ class SentenceTexts:
         inputs = [text.encode("utf-8", "ignore").decode() for text in texts]
         # A model that also reads images would fetch bare strings that look like the address of one.
         named = inputs if self._model.modalities == ["text"] else [{"text": text} for text in inputs]
-        with computing():
+        with computing(self._threads):
             vectors = self._model.encode(named, show_progress_bar=False)
         return unit_rows(vectors.astype(np.float32))
 
 
-def load_sentence_texts(name: str, device: str = "cpu", dtype: Dtype = "auto") -> SentenceTexts:
+def load_sentence_texts(name: str, device: str = "cpu", dtype: Dtype = "auto", threads: int = 1) -> SentenceTexts:
     """Load a text tower by its folder or repository; other arguments and errors as in `load_encoder`."""
-    compute = Compute(device, dtype)
+    compute = Compute(device, dtype, threads)
     try:
         from sentence_transformers import SentenceTransformer  # an extra
     except ImportError as error:
@@ -251,4 +251,4 @@ def load_sentence_texts(name: str, device: str = "cpu", dtype: Dtype = "auto") -
         parts = [path for module in modules if module != folder for path in module.rglob("*") if path.is_file()]
         files = {*_model_files(folder), *_matching(folder, _SENTENCE_CONFIGS), *parts}
         fingerprint = fingerprint_of("st", folder, files, f"{model.max_seq_length} tokens")
-        return SentenceTexts(model, fingerprint)
+        return SentenceTexts(model, fingerprint, threads)

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from product_classificator.encoders.base import ImageTower, TextTower, cores, unit_rows
+from product_classificator.encoders.base import ImageTower, TextTower, unit_rows
 from product_classificator.encoders.preprocessing import as_rgb, letterboxed, shrunk
 from product_classificator.files import cached_file
 from product_classificator.text import clean
@@ -55,13 +55,13 @@ _MIDDLE = slice(_COLOR_SIZE_PX // 4, _COLOR_SIZE_PX * 3 // 4)
 _WHITE, _WHITE_WEIGHT = 0.94, 1e-3  # not 0, so that an all-white image is white
 
 
-def load_lite() -> tuple[ImageTower, TextTower]:
-    """Load the towers of `lite`; the fingerprint identifies weights and preparation."""
+def load_lite(threads: int = 1) -> tuple[ImageTower, TextTower]:
+    """Load the towers of `lite` on `threads` CPU threads; the fingerprint identifies weights and preparation."""
     digest = blake2b(_PREPARATION.encode(), digest_size=8)
     for path in (_image_weights(), *text_files().values()):
         digest.update(path.read_bytes())
     fingerprint = f"lite-{digest.hexdigest()}"
-    return LiteImages(fingerprint), LiteTexts(fingerprint)
+    return LiteImages(fingerprint, threads), LiteTexts(fingerprint, threads)
 
 
 def text_files() -> dict[str, Path]:
@@ -90,6 +90,7 @@ class LiteImages:
     """The image tower of `lite`; `file` is the ONNX network of an export."""
 
     fingerprint: str
+    threads: int
     file: Path | None = None
     dim: int = sum(PARTS) + COLORS_DIM
 
@@ -122,7 +123,7 @@ class LiteImages:
             levels = [_LEVEL_WEIGHT * level for level in levels]
             return np.concatenate([last, *levels, _COLOR_WEIGHT * color_histograms(prepared)], 1)
 
-        return _in_batches(encode, images, _IMAGE_BATCH, self.dim)
+        return _in_batches(encode, images, _IMAGE_BATCH, self.dim, self.threads)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class LiteTexts:
     """The text tower of `lite`."""
 
     fingerprint: str
+    threads: int
     dim: int = 512
 
     @cached_property
@@ -145,13 +147,15 @@ class LiteTexts:
             return np.asarray(sentences.encode([clean(text)[:_MAX_CHARS] for text in batch]))
 
         with _BLAS, threadpool_limits(1, user_api="blas"):  # the limit is global to the process, so calls take turns
-            return _in_batches(encode, texts, _TEXT_BATCH, self.dim)
+            return _in_batches(encode, texts, _TEXT_BATCH, self.dim, self.threads)
 
 
-def _in_batches(encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int) -> Floats:
-    """Return unit rows of what `encode` makes of the items, `size` at a time on every core."""
+def _in_batches(
+    encode: Callable[[Sequence[T]], Floats], items: Sequence[T], size: int, dim: int, threads: int
+) -> Floats:
+    """Return unit rows of what `encode` makes of the items, `size` at a time on every thread."""
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    with ThreadPoolExecutor(cores(), thread_name_prefix="lite") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="lite") as pool:
         vectors = np.concatenate([np.empty((0, dim), dtype=np.float32), *pool.map(encode, batches)])
     return unit_rows(vectors)
 

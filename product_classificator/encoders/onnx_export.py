@@ -48,7 +48,7 @@ def export_encoder(encoder: Encoder, folder: Path, samples: tuple[str, Image.Ima
             text=towers[1],
         )
         write_text(new / EXPORTED, description.model_dump_json(indent=1))
-        exported = load_exported(new, "cpu")
+        exported = load_exported(new, "cpu", threads=1)
         for expected, actual in (
             (encoder.image.encode([image]), exported.image.encode([image])),
             (encoder.text.encode(texts), exported.text.encode(texts)),

@@ -33,6 +33,7 @@ class Compute:
 
     device: str
     dtype: Dtype = "auto"
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.device == "auto":
@@ -73,7 +74,7 @@ class TorchNetwork:
 
     def __init__(self, model: PreTrainedModel, dim: int, compute: Compute, folder: Path) -> None:
         self.model = model.eval().to(compute.device)
-        self.dim, self.folder, self.device = dim, folder, compute.device
+        self.dim, self.folder, self.device, self.threads = dim, folder, compute.device, compute.threads
         self.tokens_per_batch, self.images_per_batch = batch_sizes(compute.device, _patches(model))
         self.dtype = str(compute.load_dtype).removeprefix("torch.")
         self._exact: PreTrainedModel | None = None
@@ -92,14 +93,14 @@ class TorchNetwork:
             self.dtype = dtype
 
     def features(self, side: Side, inputs: Inputs) -> Floats:
-        with computing():
+        with computing(self.threads):
             if self._exact is not None and side in self._unchecked:
                 self._check(self._exact, side, inputs)
             return self._run(self.model, side, inputs)
 
     def dry_run(self, side: Side, inputs: Inputs) -> tuple[int, ...]:
         """Return the shape of the features, computed in float32 if that is still here."""
-        with computing():
+        with computing(self.threads):
             return self._run(self._exact or self.model, side, inputs).shape
 
     def _check(self, exact: PreTrainedModel, side: Side, inputs: Inputs) -> None:
@@ -158,7 +159,12 @@ _COMPUTING = RLock()
 
 
 @contextmanager
-def computing() -> Iterator[None]:
-    """Let PyTorch infer; calls take turns, since each uses all threads of PyTorch."""
+def computing(threads: int) -> Iterator[None]:
+    """Let PyTorch infer on `threads` CPU threads; calls take turns, since the number is global to the process."""
     with _COMPUTING, torch.inference_mode():
-        yield
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

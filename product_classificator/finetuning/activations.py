@@ -194,7 +194,7 @@ class Activations:
         """Yield the (tokens, width) states of images or token windows, these padded to the longest of a batch."""
         for start in range(0, len(items), _BATCH):
             inputs = self._preparation[side].inputs(items[start : start + _BATCH])
-            with computing(), self._distributed.autocast():
+            with computing(self._network.threads), self._distributed.autocast():
                 tensors = self._network.tensors(inputs)
                 hidden = hidden_states(self._network.model, side, tensors, self._last_blocks).to(torch.float16)
             yield from hidden.cpu().numpy()

@@ -1,4 +1,5 @@
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from product_classificator.encoders import load_encoder, torch_clip
 from product_classificator.encoders.clip import dtype_of
-from product_classificator.encoders.torch_clip import fastest_dtype, torch_network_of
+from product_classificator.encoders.torch_clip import computing, fastest_dtype, torch_network_of
 from product_classificator.errors import DataError
 from tests.encoders.tiny_ruclip import write_checkpoint
 
@@ -92,3 +93,17 @@ def test_a_format_that_was_named_stays(model, exact, amx):
         torch_network_of(named)
     with pytest.raises(DataError, match="int8 is for the CPU, got device 'meta'"):
         load_encoder(model, dtype="int8", device="meta")
+
+
+def test_calls_of_several_threads_take_turns_and_leave_the_number_of_threads_as_it_was():
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def infer(threads):
+        with computing(threads):
+            return torch.get_num_threads() == threads, torch.is_inference_mode_enabled()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(infer, [1, 2, 3] * 10)) == {(True, True)}
+        assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
+    torch.set_num_threads(usual)

