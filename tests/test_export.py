@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from product_classificator import Classificator, load_encoder
-from product_classificator.encoders import onnx_export
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
+from product_classificator.files import sha256_of
 from tests.conftest import RUCLIP_OPTIONS, SHOWN_LABELS
 from tests.encoders.tiny_models import save_siglip
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -190,9 +190,18 @@ def test_files_that_desktops_leave_in_an_export_do_no_harm(lite, folder):
 
 
 def test_an_export_that_answers_differently_is_not_kept(lite, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "_MAX_DIFFERENCE", -1)
-    with pytest.raises(ArtifactError, match="exported towers must agree with PyTorch within -1, found"):
-        export_classificator(lite, tmp_path / "exported")
+    original = Classificator.from_parts(lite.encoder, lite.bundle)
+
+    def predict(*arguments, **options):
+        predictions = Classificator.predict(original, *arguments, **options)
+        predictions.probabilities["kind"][:] += 0.01
+        return predictions
+
+    monkeypatch.setattr(original, "predict", predict)
+    with pytest.raises(
+        ArtifactError, match=r"must be within 0.001 of the original ones; .* kind \(1 in all\): nothing"
+    ):
+        export_classificator(original, tmp_path / "exported")
     assert not list(tmp_path.iterdir())
 
 
@@ -218,15 +227,27 @@ def test_a_file_that_was_changed_or_is_missing_is_refused(folder, name):
     path = folder / name
     for damage in (lambda: path.write_bytes(path.read_bytes()[:-1] + b"!"), path.unlink):
         damage()
-        with pytest.raises(ArtifactError, match=str(folder)):
+        with pytest.raises(
+            ArtifactError, match=rf"missing, changed or unknown in .*: {name} \(1 in all\): copy it again"
+        ):
             Classificator(heads_ver=folder)
+
+
+def test_files_that_export_json_does_not_list_or_that_lie_elsewhere_are_refused(folder):
+    digests = json.loads((folder / "export.json").read_text())["sha256"]
+    change(folder, sha256={**digests, "../run.json": "0"})
+    with pytest.raises(ArtifactError, match=r"missing, changed or unknown in .*: ../run.json \(1 in all\)"):
+        Classificator(heads_ver=folder)
+    change(folder, sha256={name: digest for name, digest in digests.items() if name != "words.json"})
+    with pytest.raises(ArtifactError, match=r"missing, changed or unknown in .*: words.json \(1 in all\)"):
+        Classificator(heads_ver=folder)
 
 
 def test_an_export_json_that_is_newer_or_damaged_is_refused(folder):
     change(folder, format=99)
     with pytest.raises(ArtifactError, match=r"exported has format 99, this version reads 1: export again"):
         Classificator(heads_ver=folder)
-    for damage in ({"format": 1, "channels": "cmyk"}, {"channels": "rgb", "requires": 3}, {"requires": {}, "more": 1}):
+    for damage in ({"format": 1, "channels": "cmyk"}, {"channels": "rgb", "sha256": 3}, {"sha256": {}, "more": 1}):
         change(folder, **damage)
         with pytest.raises(ArtifactError, match=r"(?s)does not describe an export .*: export again"):
             Classificator(heads_ver=folder)
@@ -239,6 +260,8 @@ def test_an_encoder_that_the_heads_were_not_trained_on_is_refused(folder):
     facts = json.loads((folder / "encoder/encoder.json").read_text())
     towers = {tower: {**facts[tower], "fingerprint": "another"} for tower in ("image", "text")}
     (folder / "encoder/encoder.json").write_text(json.dumps({**facts, **towers}))
+    digests = json.loads((folder / "export.json").read_text())["sha256"]
+    change(folder, sha256={**digests, "encoder/encoder.json": sha256_of(folder / "encoder/encoder.json")})
     with pytest.raises(ArtifactError, match=r"heads fit one encoder: .* got 'lite' \(another"):
         Classificator(heads_ver=folder)
 

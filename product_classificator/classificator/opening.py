@@ -10,7 +10,7 @@ from product_classificator.catalog.photo import Channels
 from product_classificator.encoders import Encoder, EncoderSpec
 from product_classificator.encoders.base import is_exported
 from product_classificator.errors import ArtifactError, culprits
-from product_classificator.files import cache_home, read_checked_format
+from product_classificator.files import LEFT_BY_DESKTOPS, cache_home, read_checked_format, sha256_of
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 
@@ -32,15 +32,13 @@ class OpenedHeads:
 
 
 class ExportFacts(BaseModel, extra="forbid", strict=True):
-    """Content of `export.json`; `requires` names the pip packages, with the versions that the export was checked with.
-
-    Bundle and encoder hold the sha256 of their own files.
-    """
+    """Content of `export.json`: among others the pip packages, with the versions it was checked with, and all files."""
 
     format: int
     made_by: str
     channels: Channels
     requires: dict[str, str]
+    sha256: dict[str, str]
 
 
 def pretrained_heads() -> list[str]:
@@ -93,13 +91,22 @@ def bind_heads(bundle: HeadBundle, encoder: Encoder) -> HeadBundle:
 
 
 def _read_export(folder: Path) -> ExportFacts:
-    """Read `export.json` and check that its packages are installed."""
+    """Read `export.json` and check files and packages against it."""
     path = folder / EXPORT
     content = read_checked_format(path, EXPORT_FORMAT, "export again")
     try:
         facts = ExportFacts.model_validate_json(content)
     except ValueError as error:
         raise ArtifactError(f"{path} does not describe an export ({error}): export again") from error
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("[!.]*") if file.is_file()}
+    files = {name for name in files if Path(name).name not in LEFT_BY_DESKTOPS} - {EXPORT}
+    wrong = files ^ set(facts.sha256)
+    wrong |= {name for name in files - wrong if sha256_of(folder / name) != facts.sha256[name]}
+    if wrong:
+        raise ArtifactError(
+            f"the files of an export must stay as they were written; missing, changed or unknown in {folder}: "
+            f"{culprits(sorted(wrong))}: copy it again"
+        )
     missing = [name for name in facts.requires if name not in _OPTIONAL and not find_spec(_MODULES.get(name, name))]
     if missing:
         raise ArtifactError(

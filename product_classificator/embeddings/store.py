@@ -179,7 +179,8 @@ def own_store(run: Path, encoder: Encoder) -> Path:
 def read_store_facts(folder: Path) -> dict[str, object]:
     """Read `store.json`; another format, or none, is an `ArtifactError`."""
     try:
-        facts: dict[str, object] = json.loads(read_checked_format(folder / "store.json", _STORE_FORMAT, "embed again"))
+        content = read_checked_format(folder / "store.json", _STORE_FORMAT, "delete it, and embed again")
+        facts: dict[str, object] = json.loads(content)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} is not a store of embeddings: {error}") from error
     if not isinstance(facts, dict) or not {"format", "encoder", "fingerprint"} <= set(facts):

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from product_classificator.catalog.catalog import Catalog
+from product_classificator.catalog.split import read_split
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.huggingface import save_encoder
 from product_classificator.encoders.torch_clip import torch_network_of
-from product_classificator.errors import ArtifactError, DataError
+from product_classificator.errors import ArtifactError, DataError, culprits
 from product_classificator.evaluation import Evaluation
 from product_classificator.evaluation.report import write_comparison, write_learning_curves
 from product_classificator.files import delete, remove_leftovers, replacing
@@ -80,6 +81,12 @@ def finetune(
     callbacks = (callbacks or Callbacks()) if distributed.is_main else Callbacks(on_stage=lambda _: None)
     encoder = encoder or load_encoder(settings.encoder, device=distributed.device, dtype="float32")
     session = Session.open(catalog, Path(out), settings, encoder)
+    if column := settings.split.column:
+        every = np.ones(len(catalog), dtype=bool)
+        names = set(read_split(catalog.ids, catalog.column(column), every, np.arange(len(catalog))).names)
+        if names != set(_SHARES):
+            rule = f"a fine-tuning needs a column of splits that names {', '.join(_SHARES)} and no others"
+            raise DataError(f"{rule}: {column} names {culprits(sorted(names))}")
     run = session.run
     remove_leftovers(run.folder)
     activations = Activations(catalog, encoder, finetune_settings.last_blocks, distributed)

@@ -40,7 +40,7 @@ from product_classificator.types import Bools, Embeddings, Floats, Rows, Truth, 
 
 logger = logging.getLogger(__name__)
 
-_MAX_WORD_WEIGHTS = 10**8
+_WORDS_PER_BLOCK, _MAX_WORD_WEIGHTS = 4096, 10**8
 """Words x labels of all characteristics: 400 MB, three times while fitting. 100,000 words of 1,000 labels fit."""
 
 
@@ -202,18 +202,20 @@ class Average:
         self._sums[name] = self._sums.get(name, np.float32(0)) + self._share * weights
 
     def _add_words(self, name: str, weights: Floats, columns: Rows, factors: Floats) -> None:
-        """Add the weights of words, in place: those of all words take the most memory."""
+        """Add the weights of words, block by block in place: those of all words take the most memory."""
         if name not in self._sums:
             self._sums[name] = np.zeros((len(self._inputs.vocabulary), weights.shape[1]), dtype=np.float32)
         known = np.flatnonzero(columns[: len(weights)] >= 0)
-        self._sums[name][columns[known]] += weights[known] * (self._share * factors[known, None])
+        for rows in np.array_split(known, len(known) // _WORDS_PER_BLOCK + 1):
+            self._sums[name][columns[rows]] += weights[rows] * (self._share * factors[rows, None])
 
     def _translation(self, own: Inputs) -> tuple[Rows, Floats]:
         """Return the column of each word of a model, -1 if there is none, and what its weights are multiplied by."""
         vocabulary, n_whole = own.vocabulary, own.vocabulary.n_whole
         columns = np.array([self._columns.get(word, -1) for word in vocabulary.words], dtype=np.int64)
-        factors = vocabulary.idf / self._inputs.vocabulary.idf[columns] if len(columns) else vocabulary.idf
         bags, known = self._inputs.bags[own.train], np.flatnonzero(columns >= 0)
+        factors = np.ones(len(columns), dtype=np.float32)
+        factors[known] = vocabulary.idf[known] / self._inputs.vocabulary.idf[columns[known]]
         for of_kind in (known[known < n_whole], known[known >= n_whole]):
             squares = bags[:, columns[of_kind]].power(2) @ factors[of_kind] ** 2
             if squares.any():

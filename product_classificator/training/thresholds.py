@@ -177,8 +177,8 @@ def with_confidence_thresholds(
 ) -> tuple[Characteristic, ...]:
     """Return characteristics with confidence thresholds; a label that was too rare to be trained counts as wrong.
 
-    What is promised is also reached by the half of the products that are farther from what was learned: new products
-    may all be that far, where the catalog holds series of photos.
+    Nothing is promised that the half of the products that are farther from what was learned disproves: new products may
+    all be that far, where the catalog holds series of photos.
     """
     calibrated, is_far = [], distance > np.median(distance) if len(distance) else distance > 0
     for characteristic in characteristics:
@@ -203,8 +203,8 @@ def confidence_thresholds(
     A threshold keeps a precision if the lower end of the one-sided 90 % Clopper-Pearson interval is at least as high.
     Thresholds are tested from the top down, and the first that fails ends the search, so testing many costs nothing
     (fixed-sequence testing: Angelopoulos et al. 2021, "Learn then Test"). The first set tested holds a quarter of the
-    products, or as many as a promise needs if all are right (45 for 0.95), and each next one a fifth more. The
-    precision of those of each set that are far from what was learned must be as high, without an interval.
+    products, or as many as a promise needs if all are right (45 for 0.95), and each next one a fifth more. The upper
+    end of the same interval, of those of each set that are far from what was learned, must be as high, too.
     """
     n = len(confidence)
     if not n:
@@ -220,7 +220,9 @@ def confidence_thresholds(
     bounds = np.where(n_right > 0, beta.ppf(_RISK, np.maximum(n_right, 1e-9), effective - n_right + 1), 0.0)
     if is_far is not None:
         n_far, n_right_far = (np.cumsum(column[order])[sizes - 1] for column in (is_far, is_right & is_far))
-        bounds = np.where(n_far > 0, np.minimum(bounds, n_right_far / np.maximum(n_far, 1)), bounds)
+        n_wrong_far: Rows = n_far - n_right_far
+        highest = np.where(n_wrong_far > 0, beta.ppf(1 - _RISK, n_right_far + 1, np.maximum(n_wrong_far, 1)), 1.0)
+        bounds = np.minimum(bounds, highest)
     levels = levels[sizes - 1]
     levels[-1] = 0.0  # what is promised for all validation products is promised for any other
     last, precision_of_level = len(sizes) - 1, {}

@@ -265,6 +265,9 @@ class Session:
 
 
 def _thirds(distance: Floats) -> dict[str, Rows]:
-    """Return the positions of each third by distance, named by its largest; none of fewer than 90."""
+    """Return the positions of each third by distance, named with its largest; none of fewer than 90."""
+    if len(distance) < _MIN_THIRDS:
+        return {}
     thirds = np.array_split(np.argsort(distance, kind="stable"), 3)
-    return {f"{distance[rows].max():.2f}": rows for rows in thirds} if len(distance) >= _MIN_THIRDS else {}
+    named = zip(("nearest", "middle", "farthest"), thirds, strict=True)
+    return {f"{name}, up to {distance[rows].max():.2f}": rows for name, rows in named}

@@ -170,7 +170,7 @@ def test_a_label_that_was_not_trained_counts_as_wrong_and_an_unknown_one_not_at_
         assert threshold_for(calibrated.confidence_thresholds, precision) == confidence
 
 
-def test_a_promise_also_holds_far_from_what_was_learned() -> None:
+def test_nothing_is_promised_that_far_products_disprove() -> None:
     """Near products are all right, as in series of photos; far ones are at high confidence alone."""
     n, draw = 2000, np.random.default_rng(0)
     distance, confidence = draw.random(n), draw.uniform(0.5, 1, n)
@@ -183,7 +183,15 @@ def test_a_promise_also_holds_far_from_what_was_learned() -> None:
     for of in (distance, np.zeros(n)):
         (x,) = with_confidence_thresholds([Characteristic("x", ("a", "b"))], predictions, truth, np.arange(n), of)
         thresholds.append(threshold_for(x.confidence_thresholds, 0.8))
-    assert thresholds[0] > 0.86 > thresholds[1]
+    assert thresholds[0] > 0.85 > thresholds[1]
+
+
+def test_a_few_wrong_products_far_away_revoke_no_promise() -> None:
+    confidence, is_right = np.linspace(1, 0.5, 400), np.ones(400, bool)
+    is_far = np.arange(400) >= 90
+    is_far[[3, 5]], is_right[5] = True, False
+    thresholds = confidence_thresholds(confidence, is_right, None, is_far)
+    assert threshold_for(thresholds, 0.95) == threshold_for(confidence_thresholds(confidence, is_right), 0.95) < 0.6
 
 
 def test_distance_is_that_to_the_nearest_product_that_was_learned_of_photos_first() -> None:

@@ -273,6 +273,17 @@ def test_a_column_of_splits_goes_before_the_shares_of_a_fine_tuning(shop_files, 
     assert np.array_equal(split.names[is_used], catalog.column("part")[is_used])
 
 
+def test_accuracy_is_shown_by_distance_though_many_are_equally_near(shop_files, tmp_path):
+    frame = pd.read_parquet(shop_files[0]).head(120)
+    frame["description"] = [f"a {kind} of type {row % 20}" for row, kind in enumerate(frame.kind)]
+    frame.to_parquet(tmp_path / "t.parquet")
+    catalog = read_catalog(tmp_path / "t.parquet", text="description", characteristics=["kind"])
+    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    facts = json.loads((training.run.report / "report.json").read_text())["facts"]
+    assert [name.split(",")[0] for name in facts["by_distance"]["kind"]] == ["nearest", "middle", "farthest"]
+    assert "## Accuracy by distance" in (training.run.report / "report.md").read_text()
+
+
 @pytest.mark.parametrize("split", [SplitSettings(column="prat"), SplitSettings(groups="prat")])
 def test_a_column_of_splits_that_is_missing_is_found_before_anything_is_computed(shop_files, tmp_path, split):
     catalog, encoder = with_series(shop_files, tmp_path / "t.parquet"), TinyEncoder()
