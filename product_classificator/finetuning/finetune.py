@@ -82,11 +82,7 @@ def finetune(
     encoder = encoder or load_encoder(settings.encoder, device=distributed.device, dtype="float32")
     session = Session.open(catalog, Path(out), settings, encoder)
     if column := settings.split.column:
-        every = np.ones(len(catalog), dtype=bool)
-        names = set(read_split(catalog.ids, catalog.column(column), every, np.arange(len(catalog))).names)
-        if names != set(_SHARES):
-            rule = f"a fine-tuning needs a column of splits that names {', '.join(_SHARES)} and no others"
-            raise DataError(f"{rule}: {column} names {culprits(sorted(names))}")
+        _check_splits(catalog, column)
     run = session.run
     remove_leftovers(run.folder)
     activations = Activations(catalog, encoder, finetune_settings.last_blocks, distributed)
@@ -296,6 +292,14 @@ class FinetuneLoop:
         products = self._embedded()
         fitted = self.pairs.distributed.from_main(lambda: self.session.fit(products))
         return products.embeddings, fitted, self.session.evaluate(products, fitted)
+
+
+def _check_splits(catalog: Catalog, column: str) -> None:
+    every = np.ones(len(catalog), dtype=bool)
+    names = set(read_split(catalog.ids, catalog.column(column), every, np.arange(len(catalog))).names)
+    if names != set(_SHARES):
+        rule = f"a fine-tuning needs a column of splits that names {', '.join(_SHARES)} and no others"
+        raise DataError(f"{rule}: {column} names {culprits(sorted(names))}")
 
 
 def _pairs(tail: Tail, activations: Activations, split: SplitCatalog, distributed: Distributed) -> Pairs:

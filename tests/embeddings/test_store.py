@@ -71,7 +71,7 @@ def test_a_store_of_another_format_is_refused(tmp_path):
     EmbeddingStore(tmp_path / "s", TinyEncoder())
     facts = json.loads((tmp_path / "s/store.json").read_text())
     (tmp_path / "s/store.json").write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(ArtifactError, match="has format 99, this version reads 2: embed again"):
+    with pytest.raises(ArtifactError, match="has format 99, this version reads 2: delete it, and embed again"):
         EmbeddingStore(tmp_path / "s", TinyEncoder())
 
 

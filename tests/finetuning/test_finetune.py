@@ -33,6 +33,7 @@ from product_classificator.published.params import published_finetuning
 from product_classificator.runs import Run
 from product_classificator.trainer import Trainer
 from product_classificator.training import Callbacks, train_heads
+from product_classificator.training.settings import SplitSettings
 from tests.conftest import QUICK as SHOP
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.test_trainer import RecordingTask
@@ -367,6 +368,13 @@ def test_a_finished_run_can_be_replaced_and_leaves_nothing(catalog, encoder, tmp
     of_products = {"split.parquet", "labels.parquet", "out_of_fold.safetensors", "embeddings"}
     assert left == {"run.json", "bundle", "report", *of_products}
     assert not list((tmp_path / "run/report").glob("tuning*"))
+
+
+def test_a_column_of_other_splits_is_refused_before_anything_is_computed(catalog, encoder, tmp_path, fast):
+    settings = replace(QUICK, split=SplitSettings(column="kind"))
+    with pytest.raises(DataError, match="names train, valid, test and no others: kind names"):
+        finetune(catalog, tmp_path / "run", settings, fast, encoder=encoder)
+    assert not (tmp_path / "run/activations").exists()
 
 
 def test_what_cannot_be_tuned_is_refused(catalog, shop_files, encoder, tmp_path, fast):
