@@ -25,9 +25,14 @@ _ID, _SKETCH = "<id>", "<sketch>"  # a characteristic may be called "id"
 SKETCH_DIM = 16
 
 
-def _path_of(name: str) -> Any:
-    """Return a property of a run: the path of a file or folder in it."""
-    return property(lambda run: run.folder / name)
+class _PathOf:
+    """The path of a file or folder in a run."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "Run", _: object) -> Path:
+        return run.folder / self._name
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Run:
     settings: dict[str, Any]
     facts: dict[str, Any]
 
-    bundle, report, split = _path_of("bundle"), _path_of("report"), _path_of("split.parquet")
-    out_of_fold, labels = _path_of("out_of_fold.safetensors"), _path_of("labels.parquet")
+    bundle, report, split = _PathOf("bundle"), _PathOf("report"), _PathOf("split.parquet")
+    out_of_fold, labels = _PathOf("out_of_fold.safetensors"), _PathOf("labels.parquet")
 
     @property
     def has_own_encoder(self) -> bool:

@@ -98,15 +98,18 @@ class Pairs:
         share = self.distributed.share(batch)
         own = slice(self.distributed.index * len(share), (self.distributed.index + 1) * len(share))
         micro_batches = _batches(share, micro_batch)
-        with torch.no_grad():
-            sides = [torch.cat([self.encode(side, rows) for rows in micro_batches]) for side in SIDES]
+        is_single = len(micro_batches) == 1  # it need not be computed twice
+        with torch.set_grad_enabled(is_single):
+            encoded = [[self.encode(side, rows) for side in SIDES] for rows in micro_batches]
+        sides = (torch.cat(vectors).detach() for vectors in zip(*encoded, strict=True))
         image, text = (gather(vectors.contiguous()).requires_grad_() for vectors in sides)
         # Rows that the last shares repeat are no part of the loss: their gradients are zeros.
         loss = contrastive_loss(image[: len(batch)], text[: len(batch)], self.groups[batch], self.tail.scale)
         gradients = torch.autograd.grad(loss, (image, text))
         parts = (torch.split(gradient[own], micro_batch) for gradient in gradients)
         for rows, *of_rows in zip(micro_batches, *parts, strict=True):
-            torch.autograd.backward([self.encode(side, rows) for side in SIDES], of_rows)
+            vectors = encoded[0] if is_single else [self.encode(side, rows) for side in SIDES]
+            torch.autograd.backward(vectors, of_rows)
         for parameter in self.tail.parameters():
             if parameter.grad is not None:
                 parameter.grad = reduce(parameter.grad, "sum")

@@ -93,18 +93,18 @@ def fit_heads(
     dims = dims_to_read(embeddings, np.flatnonzero(is_learned & is_labelled))
     task = Task(products, targets, counts, settings, dims, hierarchy, encoder, has_linear)
     inputs, n_folds = task.inputs(np.flatnonzero(is_learned)), len(names_of_folds)
-    is_average, folds = n_folds >= _MIN_AVERAGED, []
-    average = Average(inputs, n_folds if is_average else 1)
+    is_delivered, folds = n_folds >= _MIN_AVERAGED or not refit, []
+    average = Average(inputs)
     for number, name in enumerate(names_of_folds, 1):
         part = f"fold {number} of {n_folds}" if n_folds > 1 else "the holdout"
         callbacks.on_stage(f"Fitting heads without {part}, and predicting it")
-        is_last = number == n_folds and (is_average or not refit)
+        is_last = number == n_folds and is_delivered
         models = task.fit(np.flatnonzero(is_usable & (names != name)), callbacks.on_epoch if is_last else None)
         folds.append(_Fold.of(task, models, np.flatnonzero(is_usable & (names == name))))
-        if is_average or not refit:
+        if is_delivered:
             average.add(models)
     judged = _Judged.of(task, folds)
-    if not is_average and refit:
+    if not is_delivered:
         callbacks.on_stage("Fitting the heads to all products")
         models = task.fit(np.flatnonzero(is_usable), callbacks.on_epoch)
         average.add(models)

@@ -136,8 +136,8 @@ class Average:
     shorter on average.
     """
 
-    def __init__(self, inputs: Inputs, n_models: int) -> None:
-        self._inputs, self._share = inputs, np.float32(1 / n_models)
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
         self._columns = {word: column for column, word in enumerate(inputs.vocabulary.words)}
         self._hidden: list[dict[str, Floats]] = []
         self._sums: dict[str, Floats] = {}
@@ -155,7 +155,7 @@ class Average:
                 "hidden.weight": weights["hidden.weight"] * stretch,
                 "hidden.bias": weights["hidden.bias"] + moved.sum(0),
                 "missing": weights["missing"] - moved,
-                "labels.weight": weights["labels.weight"] * self._share,
+                "labels.weight": weights["labels.weight"],
             }
         )
         columns, factors = self._translation(own)
@@ -177,7 +177,7 @@ class Average:
             raise ValueError("an average needs a model")
         n_labels = self._shape.n_labels
         joint, linear = (
-            np.repeat(np.array(shares, dtype=np.float32), n_labels)
+            np.repeat(np.array(shares, dtype=np.float32) / len(self._hidden), n_labels)
             for shares in ([blend.joint for blend in blends], [blend.linear for blend in blends])
         )
         sums, axes = self._sums, {"missing": 1, "labels.weight": 1}
@@ -199,7 +199,7 @@ class Average:
         return Network(shape, weights)
 
     def _add(self, name: str, weights: Floats) -> None:
-        self._sums[name] = self._sums.get(name, np.float32(0)) + self._share * weights
+        self._sums[name] = self._sums.get(name, np.float32(0)) + weights
 
     def _add_words(self, name: str, weights: Floats, columns: Rows, factors: Floats) -> None:
         """Add the weights of words, block by block in place: those of all words take the most memory."""
@@ -207,7 +207,7 @@ class Average:
             self._sums[name] = np.zeros((len(self._inputs.vocabulary), weights.shape[1]), dtype=np.float32)
         known = np.flatnonzero(columns[: len(weights)] >= 0)
         for rows in np.array_split(known, len(known) // _WORDS_PER_BLOCK + 1):
-            self._sums[name][columns[rows]] += weights[rows] * (self._share * factors[rows, None])
+            self._sums[name][columns[rows]] += weights[rows] * factors[rows, None]
 
     def _translation(self, own: Inputs) -> tuple[Rows, Floats]:
         """Return the column of each word of a model, -1 if there is none, and what its weights are multiplied by."""

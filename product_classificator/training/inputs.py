@@ -125,9 +125,9 @@ def varied_rows(vectors: Floats, rows: Rows) -> Rows:
     return rows[[content != most_common[0][0] for content in contents]]
 
 
-def thinned(rows: Rows) -> Rows:
-    """Return at most 50,000 of the rows, evenly spread: enough for means."""
-    return rows[:: -(-len(rows) // _STANDARDIZE_SAMPLE) or 1]
+def thinned(rows: Rows, limit: int = _STANDARDIZE_SAMPLE) -> Rows:
+    """Return at most `limit` of the rows, evenly spread; 50,000 are enough for means."""
+    return rows[:: -(-len(rows) // limit) or 1]
 
 
 def has_enough(samples: Sequence[Rows]) -> list[bool]:
@@ -172,8 +172,7 @@ def words_of_labels(
     if label_ids is None:
         label_words.data *= np.float32(2 * weight)
         return label_words
-    rows = np.flatnonzero(label_ids >= 0)
-    rows = rows[:: -(-len(rows) // _WEIGHT_SAMPLE) or 1]
+    rows = thinned(np.flatnonzero(label_ids >= 0), _WEIGHT_SAMPLE)
     if len(rows) and label_words.nnz:
         cosines, true = (words[rows] @ label_words.T).toarray(), label_ids[rows]
         cosines -= cosines.mean(0)

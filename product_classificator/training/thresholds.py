@@ -23,6 +23,7 @@ from sklearn.random_projection import GaussianRandomProjection
 
 from product_classificator.heads.calibration import Characteristic, Thresholds, sigmoid, spreads
 from product_classificator.heads.novelty import MAX_DISTANCE, NoveltyDetector
+from product_classificator.training.inputs import thinned
 from product_classificator.training.targets import Target
 from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows, Truth
 
@@ -63,7 +64,7 @@ def fit_blend(target: Target, joint: Floats, linear: Floats) -> Blend:
     known = np.flatnonzero(target.is_known)
     counts = target.counts(known)
     log_priors = np.log(np.maximum(counts, 0.5) / max(len(known), 1)).astype(np.float32)
-    rows = known[:: -(-len(known) // _BLEND_SAMPLE) or 1]
+    rows = thinned(known, _BLEND_SAMPLE)
     typical = [std if len(rows) and (std := float(logits[rows].std())) > _TINY else 1.0 for logits in (joint, linear)]
     parts = [joint[rows] / typical[0], linear[rows] / typical[1]]
     if not target.is_multi_label:
@@ -106,7 +107,7 @@ def fit_temperature(logits: Floats, label_ids: Rows) -> tuple[float, float, tupl
     known = np.flatnonzero(label_ids >= 0)
     if not len(known):
         return 1.0, 0.0, ()
-    known = known[:: -(-len(known) // _TEMPERATURE_SAMPLE)]
+    known = thinned(known, _TEMPERATURE_SAMPLE)
     known_logits, true = logits[known].astype(np.float64), label_ids[known][:, None]
     counts = np.bincount(true[:, 0], minlength=logits.shape[1])
     log_frequencies = np.log(np.maximum(counts, 0.5) / len(true))
@@ -260,7 +261,7 @@ def nearest_distance(embeddings: Embeddings, learned: Rows, rows: Rows) -> Float
     for vectors, has_part in ((embeddings.text, embeddings.has_text), (embeddings.image, embeddings.has_image)):
         present, known = np.flatnonzero(has_part[rows]), learned[has_part[learned]]
         if len(present) and len(known):
-            known = known[:: -(-len(known) // _CENTRES_SAMPLE)]
+            known = thinned(known, _CENTRES_SAMPLE)
             if vectors.shape[1] > _PROJECTED:
                 projection = GaussianRandomProjection(_PROJECTED, random_state=0).fit(vectors[:1])
                 of_known, of_present = (projection.transform(vectors[which]) for which in (known, rows[present]))

@@ -220,8 +220,10 @@ class Session:
         self, products: LabelledProducts, fitted: FittedHeads, parts: Mapping[str, Rows], score: str
     ) -> dict[str, dict[str, float | None]]:
         """Return characteristic -> part -> score; parts are positions among the judged products. One part: empty."""
+        if len(parts) < 2:
+            return {}
         scores = {part: self.evaluate(products, fitted, rows).characteristics for part, rows in parts.items()}
-        names = fitted.bundle.labels if len(parts) > 1 else ()
+        names = fitted.bundle.labels
         return {name: {part: getattr(of_part[name], score) for part, of_part in scores.items()} for name in names}
 
     def clear(self) -> None:

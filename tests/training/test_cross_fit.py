@@ -157,7 +157,7 @@ def test_the_average_adds_up_both_kinds_of_models_of_all_parts_whatever_is_missi
     of_parts = [task.fit(np.flatnonzero(np.arange(n) % 4 != part)) for part in range(parts)]
     inputs = task.inputs(np.arange(n)) if parts > 1 else of_parts[0].inputs
     assert has_words == (len(inputs.vocabulary) > inputs.vocabulary.n_whole)
-    average = Average(inputs, parts)
+    average = Average(inputs)
     for models in of_parts:
         average.add(models)
     blends = [
