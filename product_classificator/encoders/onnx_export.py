@@ -57,7 +57,7 @@ def export_encoder(encoder: Encoder, folder: Path, samples: tuple[str, Image.Ima
             if not difference <= _MAX_DIFFERENCE:
                 rule = f"exported towers must agree with PyTorch within {_MAX_DIFFERENCE}"
                 raise ArtifactError(f"{rule}, found {difference:.2g}: use PyTorch for this model")
-    return sorted({"simplejpeg", *(package for tower in towers for package in _PACKAGES.get(tower.kind, []))})
+    return sorted({package for tower in towers for package in _PACKAGES.get(tower.kind, [])})
 
 
 def _write(tower: ImageTower | TextTower, folder: Path, image: Image.Image, texts: list[str]) -> TowerFacts:

@@ -24,6 +24,8 @@ Inputs: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 """Named arrays with one row per image or window, as a network of transformers takes them."""
 
 MAX_WINDOWS = 8
+SPARE = 1.15
+"""How many times the size that a network sees an image is decoded at, at least (docs/design/decisions.md)."""
 _MAX_RATIO = 16  # of the sides of an image that is enlarged before it is cropped: a line would fill the memory
 TOKENIZER = "tokenizer.json"
 
@@ -42,7 +44,7 @@ class SquarePreparation:
     fit: Literal["crop", "letterbox"] = "crop"
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return shrunk(size, 2 * self.size_px / (min(size) if self.fit == "crop" else max(size)))
+        return shrunk(size, SPARE * self.size_px / (min(size) if self.fit == "crop" else max(size)))
 
     def prepare(self, image: Image.Image) -> Image.Image:
         image = as_rgb(image)
@@ -93,7 +95,7 @@ class ProcessedImages:
         return f"photos {'letterboxed' if self.letterbox else 'as processed'}"
 
     def min_decode_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return shrunk(size, 2 * max(self._size) / min(size)) if self._size else size
+        return shrunk(size, SPARE * max(self._size) / min(size)) if self._size else size
 
     def prepare(self, image: Image.Image) -> Image.Image:
         image = as_rgb(image)
