@@ -39,10 +39,11 @@ def clean(text: object) -> str:
     """
     if not isinstance(text, str):
         return ""
-    # Lone surrogates cannot be encoded as UTF-8, which every store and tokenizer needs.
-    text = text.encode("utf-8", "ignore").decode("utf-8")
-    printable = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
-    return _SPACE.sub(" ", printable).strip()
+    if not text.isprintable():
+        # Lone surrogates cannot be encoded as UTF-8, which every store and tokenizer needs.
+        text = text.encode("utf-8", "ignore").decode("utf-8")
+        text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
+    return _SPACE.sub(" ", text).strip()
 
 
 def words_of(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, decode_image, to_rgb
 from product_classificator.encoders import Encoder
+from product_classificator.encoders.preprocessing import as_rgb
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean
 from product_classificator.types import Embeddings, Rows, Strings, strings
@@ -113,8 +114,7 @@ def encode_products(
 
 
 def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[str], rows: Rows) -> Vectors:
-    with np.errstate(over="ignore"):
-        is_finite = np.isfinite(vectors.astype(np.float16)).all(axis=1)
+    is_finite = np.abs(vectors).max(axis=1) <= np.finfo(np.float16).max  # False for NaN
     if not is_finite.all():
         raise ArtifactError(
             f"vectors must be finite numbers: {encoder.name} computes others, first for product "
@@ -125,8 +125,9 @@ def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[str], rows: Rows) 
 
 def thumbnail(image: Image.Image) -> Thumbnails:
     """Return (192,) uint8, an RGB image shrunk to 8 x 8 pixels; at least 1, since 0 means that there is no image."""
-    pixels = np.asarray(image.convert("RGB").resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX))
-    return np.asarray(np.maximum(pixels.ravel(), 1))
+    size = (_THUMBNAIL_PX, _THUMBNAIL_PX)
+    small = as_rgb(image).resize(size, Image.Resampling.BOX, reducing_gap=1.0)  # by an integer first: twice as fast
+    return np.asarray(np.maximum(np.asarray(small).ravel(), 1))
 
 
 def prepare_image(encoder: Encoder, image: ImageInput, channels: Channels, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -87,15 +87,16 @@ class EmbeddingStore:
 
     def append(self, digests: Sequence[bytes], products: EmbeddedProducts) -> None:
         """Write n products as a new shard, with their 16-byte digests; they survive a crash once this returns."""
-        buffer = pa.BufferOutputStream()
+        table, buffer = to_table(digests, products), pa.BufferOutputStream()
         # Vectors hardly compress, but the zeros of a missing part do.
-        pq.write_table(to_table(digests, products), buffer, compression="zstd", use_dictionary=False)
+        pq.write_table(table, buffer, compression="zstd", use_dictionary=False, write_statistics=False)
         data = buffer.getvalue().to_pybytes()
         path = self.folder / "parts" / f"{_name(data)}.parquet"
         try:
             write_bytes(path, data)
         except OSError as error:
             raise ArtifactError(f"{self.folder} cannot be written to ({error}): name another store") from error
+        self._last_read[len(self._shards)] = table  # until the next read, which needs it
         self._add(path, digests)
 
     def read(self, digests: Sequence[bytes]) -> EmbeddedProducts:
@@ -139,34 +140,39 @@ def to_table(digests: Sequence[bytes], products: EmbeddedProducts) -> pa.Table:
         "id": pa.array(embeddings.ids, pa.string()),
         "digest": pa.array(digests, pa.binary(16)),
         "status": pa.array(products.status, pa.string()),
-        "image": _lists(embeddings.image.astype(np.float16)),
-        "text": _lists(embeddings.text.astype(np.float16)),
+        "image": _rows(embeddings.image.astype(np.float16)),
+        "text": _rows(embeddings.text.astype(np.float16)),
         "has_image": pa.array(embeddings.has_image),
         "has_text": pa.array(embeddings.has_text),
-        "thumbnails": _lists(products.thumbnails),
+        "thumbnails": _rows(products.thumbnails),
     }
     return pa.table(columns, metadata={_FINGERPRINT: embeddings.fingerprint})
 
 
 def to_products(table: pa.Table) -> EmbeddedProducts:
     """Return the products of a table that `to_table` made; vectors are float32."""
-    parts = _matrix(table["image"]).astype(np.float32), _matrix(table["text"]).astype(np.float32)
+    parts = (_matrix(table[name], np.float16).astype(np.float32) for name in ("image", "text"))
     flags = table["has_image"].to_numpy(), table["has_text"].to_numpy()
     fingerprint = table.schema.metadata[_FINGERPRINT].decode()
     return EmbeddedProducts(
         embeddings=Embeddings(strings(table["id"].to_pylist()), *parts, *flags, fingerprint),
-        thumbnails=_matrix(table["thumbnails"]),
+        thumbnails=_matrix(table["thumbnails"], np.uint8),
         status=strings(table["status"].to_pylist()),
     )
 
 
-def _lists(matrix: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+def _rows(matrix: np.ndarray) -> pa.Array:
+    """Return the bytes of each row; lists of numbers take parquet ten times as long to write and four to read."""
+    row_bytes = matrix.shape[1] * matrix.itemsize
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(row_bytes), len(matrix), [None, pa.py_buffer(matrix)])
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    values: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), column.type.list_size)
+def _matrix(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
+    rows = column.combine_chunks()
+    if pa.types.is_fixed_size_list(column.type):  # of stores until 2026-11-28
+        return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)  # type: ignore[no-any-return]
+    width = column.type.byte_width // np.dtype(dtype).itemsize
+    return np.frombuffer(rows.buffers()[1], dtype)[rows.offset * width :][: len(rows) * width].reshape(-1, width)
 
 
 def own_store(run: Path, encoder: Encoder) -> Path:

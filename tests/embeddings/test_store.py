@@ -29,7 +29,7 @@ def test_a_store_is_read_in_any_order(tmp_path, monkeypatch):
         shard_digests = [digests[row] for row in rows]
         pixels = np.repeat(rows.astype(np.uint8)[:, None], 192, axis=1)
         store.append(shard_digests, products_of(vectors[rows, :4], vectors[rows, 4:], pixels))
-    read = Mock(side_effect=pq.read_table)
+    store, read = EmbeddingStore(tmp_path / "s", TinyEncoder()), Mock(side_effect=pq.read_table)
     monkeypatch.setattr("product_classificator.embeddings.store.pq.read_table", read)
     order = np.random.default_rng(0).permutation(12)
     for rows in (order, order[::-1], *order.reshape(4, 3)):
@@ -152,8 +152,8 @@ def test_products_that_were_never_embedded_cannot_be_read(tmp_path):
 
 
 def test_a_shard_that_is_damaged_while_in_use_is_named(tmp_path):
+    one_product(EmbeddingStore(tmp_path / "s", TinyEncoder()))
     store = EmbeddingStore(tmp_path / "s", TinyEncoder())
-    one_product(store)
     next((tmp_path / "s/parts").glob("*.parquet")).write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match="is damaged: run again, it will be ignored"):
         store.read([b"x" * 16])
