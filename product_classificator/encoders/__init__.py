@@ -60,24 +60,36 @@ def load_encoder(
         if dtype not in ("auto", "float32"):
             raise DataError(f"exported encoders compute in float32, got dtype {dtype!r}: leave it out")
         return load_exported(Path(name), device, threads)
-    shares_space = spec.base != "lite" and not spec.text_encoder
     if spec.base == "lite":
         from product_classificator.encoders.lite import load_lite
 
         if device not in ("cpu", "auto") and not spec.text_encoder:
-            raise DataError(f"the encoder 'lite' computes on the CPU, got device {device!r}: leave device out")
+            raise DataError(f"the encoder {name!r} computes on the CPU, got device {device!r}: leave device out")
         if spec.letterbox or spec.windows:
             raise DataError(f"the encoder 'lite' pads photos and reads long texts already, got {name!r}: leave it out")
         image, text = load_lite(threads)
     else:
         spec, image, text = _load_clip(spec, cache_dir, device, dtype, threads)
-    if spec.text_encoder:
-        from product_classificator.encoders.huggingface import load_sentence_texts
-
-        text = load_sentence_texts(spec.text_encoder, device, dtype, threads)
-        if Path(spec.text_encoder).is_dir():
-            spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
+    shares_space = spec.base != "lite"
+    if spec.e5 or spec.text_encoder:
+        shares_space, (spec, text) = False, _load_texts(spec, device, dtype, threads)
     return Encoder(str(spec), image, CleanedTexts(text) if spec.clean else text, shares_space)
+
+
+def _load_texts(spec: EncoderSpec, device: str, dtype: Dtype, threads: int) -> tuple[EncoderSpec, TextTower]:
+    """Load the text tower of an option; the spec that comes back names folders by their absolute path."""
+    if spec.text_encoder is None:
+        from product_classificator.encoders.clip import ClipTexts
+        from product_classificator.encoders.e5 import read_e5
+        from product_classificator.encoders.onnx import OnnxNetwork
+
+        fingerprint, network, preparation = read_e5()
+        return spec, ClipTexts(fingerprint, OnnxNetwork("text", network, "cpu", threads), preparation)
+    from product_classificator.encoders.huggingface import load_sentence_texts
+
+    if Path(spec.text_encoder).is_dir():
+        spec = replace(spec, text_encoder=str(Path(spec.text_encoder).resolve()))
+    return spec, load_sentence_texts(str(spec.text_encoder), device, dtype, threads)
 
 
 def _load_clip(

@@ -43,11 +43,12 @@ OPTIONS: Mapping[str, str] = {
     "+letterbox": "photos are padded to a square instead of cropped (ruCLIP, hf:)",
     "+windows": "long texts are read in several windows, averaged (ruCLIP, hf:)",
     "+clean": "texts are cleaned as in the published system",
+    "+e5": "texts go through multilingual-e5-small instead (384-d, CPU; extra `e5`)",
     "+st:<repository or folder>": "texts go through a model of sentence-transformers instead",
 }
 """Options that may follow the name -> what they do."""
 
-_SWITCHES = ("+letterbox", "+windows", "+clean")
+_SWITCHES = ("+letterbox", "+windows", "+clean", "+e5")
 EXPORTED = "encoder.json"
 
 
@@ -58,7 +59,7 @@ def is_exported(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The name of an encoder, parsed: `<encoder>[+letterbox][+windows][+clean][+st:<text encoder>]`; see `OPTIONS`.
+    """The name of an encoder: `<encoder>[+letterbox][+windows][+clean][+e5][+st:<text encoder>]`; see `OPTIONS`.
 
     Options change the vectors, so they are part of the name that runs and stores keep: training and use cannot differ.
     """
@@ -67,6 +68,7 @@ class EncoderSpec:
     letterbox: bool = False
     windows: bool = False
     clean: bool = False
+    e5: bool = False
     text_encoder: str | None = None
 
     @classmethod
@@ -76,13 +78,15 @@ class EncoderSpec:
         >>> EncoderSpec.parse("ruclip-vit-base-patch32-224+windows").windows
         True
         """
-        parts = re.fullmatch(r"(.+?)((?:\+(?:letterbox|windows|clean))*)(?:\+st:(.+))?", name, re.DOTALL)
+        parts = re.fullmatch(r"(.+?)((?:\+(?:letterbox|windows|clean|e5))*)(?:\+st:(.+))?", name, re.DOTALL)
         if parts is None or parts[1].startswith(_SWITCHES) or name.endswith("+st:"):
             raise DataError(f"an encoder is written <encoder>{''.join(f'[{o}]' for o in OPTIONS)}, got {name!r}")
         options = parts[2].split("+")[1:]
         if twice := {option for option in options if options.count(option) > 1}:
             raise DataError(f"an option of an encoder is given once, found {'+' + twice.pop()!r} twice in {name!r}")
-        return cls(parts[1], "letterbox" in options, "windows" in options, "clean" in options, parts[3])
+        if "e5" in options and parts[3]:
+            raise DataError(f"+e5 and +st: both replace the text encoder, got {name!r}: leave one out")
+        return cls(parts[1], text_encoder=parts[3], **dict.fromkeys(options, True))
 
     def __str__(self) -> str:
         options = [option for option in _SWITCHES if getattr(self, option.removeprefix("+"))]

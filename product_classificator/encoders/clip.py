@@ -107,9 +107,10 @@ class ClipTexts:
 def clip_towers(encoder: Encoder) -> tuple[ClipImages, ClipTexts]:
     """Return the towers of a CLIP-like encoder, without cleaning; raises `DataError` if one is not CLIP-like."""
     text = uncleaned(encoder.text)
-    if not (isinstance(encoder.image, ClipImages) and isinstance(text, ClipTexts)):
-        raise DataError(f"only CLIP-like encoders can be exported or fine-tuned, {encoder.name!r} is not one")
-    return encoder.image, text
+    is_one_model = encoder.image.fingerprint == text.fingerprint  # not with `+e5`
+    if is_one_model and isinstance(encoder.image, ClipImages) and isinstance(text, ClipTexts):
+        return encoder.image, text
+    raise DataError(f"only CLIP-like encoders can be exported or fine-tuned, {encoder.name!r} is not one")
 
 
 def dtype_of(encoder: Encoder) -> str | None:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from product_classificator.types import Floats
+from product_classificator.encoders.e5 import Graph
 
 _OPSET, _IR_VERSION = 17, 8
 INPUT, OUTPUT = "pixels", "vectors"
@@ -51,22 +50,7 @@ def efficientnet_onnx(network: EfficientNet, levels: Sequence[int]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-class _Graph:
-    """The nodes and constants of the network so far; methods add to it and return the name of their output."""
-
-    def __init__(self) -> None:
-        self.nodes, self.constants = list[Any](), list[Any]()
-
-    def constant(self, value: Floats | float) -> str:
-        name = f"constant{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=np.float32), name))
-        return name
-
-    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        output = output or f"node{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
+class _Graph(Graph):
     def add_block(self, first: str, block: Any) -> str:
         """Add an inverted residual block."""
         arguments = block._block_args

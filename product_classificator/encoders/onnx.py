@@ -48,17 +48,17 @@ class EncoderFacts(BaseModel, extra="forbid"):
 
 
 class OnnxNetwork:
-    """One exported tower of a CLIP-like encoder, on the CPU or with CUDA."""
+    """One tower of a CLIP-like encoder as an ONNX file, or its content, on the CPU or with CUDA."""
 
     dtype = "float32"
 
-    def __init__(self, side: Side, path: Path, device: str, threads: int) -> None:
+    def __init__(self, side: Side, model: Path | bytes, device: str, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         providers: list[Any] = ["CPUExecutionProvider"]
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
             providers.insert(0, (_CUDA, {"device_id": device.partition(":")[2] or "0"}))
-        self._session = onnxruntime.InferenceSession(path, options, providers)
+        self._session = onnxruntime.InferenceSession(model, options, providers)
         used = "cuda" if _CUDA in self._session.get_providers() else "cpu"
         if device.startswith("cuda") and used == "cpu":
             raise DataError(f"ONNX Runtime finds no CUDA here, got device {device!r}: use 'cpu', or onnxruntime-gpu")

@@ -1,4 +1,4 @@
-"""Write an encoder as a folder of ONNX networks: CLIP-like towers by PyTorch's exporter, `lite` by its own."""
+"""Write an encoder as a folder of ONNX networks: CLIP-like towers by PyTorch's exporter, others by their own."""
 
 import copy
 import importlib.util
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from product_classificator.encoders.base import EXPORTED, CleanedTexts, Encoder, ImageTower, TextTower, uncleaned
 from product_classificator.encoders.clip import ClipImages, ClipNetwork, ClipTexts, Side
+from product_classificator.encoders.e5 import KIND, e5_network
 from product_classificator.encoders.lite import LiteImages, LiteTexts, image_network, text_files
 from product_classificator.encoders.onnx import EncoderFacts, TowerFacts, load_exported
 from product_classificator.encoders.preprocessing import Inputs
@@ -70,6 +71,8 @@ def _write(tower: ImageTower | TextTower, folder: Path, image: Image.Image, text
         return TowerFacts(kind="lite", fingerprint=tower.fingerprint, preparation=digests)
     if isinstance(tower, ClipImages):
         _write_network(tower.network, "image", tower.preparation.inputs([image, image]), folder)
+    elif isinstance(tower, ClipTexts) and tower.fingerprint.startswith(KIND):
+        write_bytes(folder / "text.onnx", e5_network())
     elif isinstance(tower, ClipTexts):
         windows, _ = tower.preparation.windows(texts)
         _write_network(tower.network, "text", tower.preparation.inputs(windows), folder)
