@@ -53,13 +53,15 @@ class Recomputed(Activations):
             for products in self._catalog.batches(256)
             for i in range(len(products))
         ]
-        self._names = {row: products.image_names[i] for row, products, i in rows}
+        self._names = {row: products.images[i] for row, products, i in rows}
 
     def images(self, rows):
         """Returns the states of the images of `rows`."""
         ids, names = self._catalog.ids[rows].tolist(), [self._names[row] for row in rows]
         loaded = self._load(Products(0, ids, [""] * len(ids), names))
-        return torch.from_numpy(np.stack([*self._states("image", [item.image for item in loaded])]).astype(np.float32))
+        return torch.from_numpy(
+            np.stack([*self._states("image", [item.images[0] for item in loaded])]).astype(np.float32)
+        )
 
     def texts(self, rows):
         """Returns the states of the texts of `rows`."""

@@ -117,7 +117,7 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
         raise DataError(f"top_k must be 1 or more, got {options.top_k}")
     if not out.parent.is_dir() or out.is_dir():
         raise DataError(f"the output must be a file in an existing folder, got {out}")
-    sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images else [])]
+    sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images and catalog.images.path else [])]
     if out.resolve() in [source.resolve() for source in sources]:
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
     classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
@@ -155,11 +155,15 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
     digest = blake2b(digest_size=16)
     if not is_file:
         for products in catalog.batches(CHUNK_PRODUCTS):
-            for value in chain(products.ids, products.texts, products.image_names):
+            names = (image.name for images in products.images for image in images)
+            for value in chain(products.ids, products.texts, names):
                 digest.update(value.encode() + b"\0")
+            for data in (image.data for images in products.images for image in images):
+                digest.update(data or b"")
+    photos = images.path and _identity(images.path) if images else None
     facts = {
         "table": _identity(table) if is_file else digest.hexdigest(),
-        "images": images and [_identity(images.path), images.channels, images.max_pixels, images.follow_links],
+        "images": images and [photos, images.channels, images.max_pixels, images.follow_links],
         "columns": asdict(catalog.columns),
         "read_as": catalog.read_as,
         "encoder": classificator.encoder.fingerprint,

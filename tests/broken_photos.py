@@ -252,7 +252,7 @@ def write_broken_zip(path: Path) -> dict[str, str]:
     for patch in patches:
         data = patch(data)
     path.write_bytes(data)
-    missing = ["", "nobody", "folder", "zip-twice-in-folders", "zip-other-extension"]
+    missing = ["", "nobody", "directory", "zip-twice-in-folders", "zip-other-extension"]
     missing += ["../secret", "a/b", "a\\b", "..", "a\0b", "\ud800", "/etc/passwd"]
     return {
         **expected,
@@ -264,7 +264,7 @@ def write_broken_zip(path: Path) -> dict[str, str]:
 
 
 def _write_odd_entries(archive: zipfile.ZipFile, good: bytes) -> None:
-    archive.writestr("folder.jpg/", b"")
+    archive.writestr("directory.jpg/", b"")
     for name in ("a/zip-twice-in-folders.jpg", "b/zip-twice-in-folders.jpg", "zip-other-extension.txt"):
         archive.writestr(name, good)
     archive.writestr("zip-stored.jpg", good, zipfile.ZIP_STORED)

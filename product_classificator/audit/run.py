@@ -7,7 +7,7 @@ from the table: the template of the page escapes every value.
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from product_classificator.audit import findings
 from product_classificator.audit.findings import KIND_TITLES, count_findings
 from product_classificator.catalog.catalog import Catalog
+from product_classificator.catalog.lookup import ImageRef
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.embeddings.embed import embed
 from product_classificator.embeddings.products import EmbeddedProducts
@@ -180,15 +181,15 @@ def _products(catalog: Catalog, rows: set[int]) -> dict[int, tuple[str, str]]:
             text = clean(products.texts[i])
             if len(text) > _TEXT_CHARACTERS:
                 text = text[:_TEXT_CHARACTERS].rstrip() + "…"
-            shown[row] = (text, _thumbnail(catalog, products.image_names[i]))
+            shown[row] = (text, _thumbnail(catalog, products.images[i]))
     return shown
 
 
-def _thumbnail(catalog: Catalog, image_name: str) -> str:
-    if catalog.images is None:
+def _thumbnail(catalog: Catalog, images: Sequence[ImageRef]) -> str:
+    if catalog.images is None or not images:
         return ""
     try:
-        image = catalog.images.decode(catalog.image_bytes(image_name))
+        image = catalog.images.decode(catalog.image_bytes(images[0]))
     except PhotoError:
         return ""
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))

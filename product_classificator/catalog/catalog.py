@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from product_classificator.catalog.cells import Table, canonical
-from product_classificator.catalog.columns import ID_GUESSES, ROW_NUMBER, TEXT_GUESSES, UNKNOWN, Columns, guess, visible
+from product_classificator.catalog.columns import MAX_PHOTOS, ROW_NUMBER, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.labels import read_label_sets, read_labels
+from product_classificator.catalog.lookup import ImageRef, refs_of
 from product_classificator.catalog.table import TableSource, open_table
 from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries
 from product_classificator.errors import DataError, culprits, nearest
@@ -34,12 +35,12 @@ _READ_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Products:
-    """Consecutive rows of a catalog; image names are those of the photo column, or else ids; "" where there is none."""
+    """Consecutive rows of a catalog; a product may have several images, or none."""
 
     first_row: int
     ids: list[str]
     texts: list[str]
-    image_names: list[str]
+    images: list[list[ImageRef]]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,19 +86,28 @@ class Catalog:
         """Yield the products from `first_row` on, at most `size` at a time, in the order of the table."""
         columns, row = self.columns, 0
         names = dict.fromkeys([columns.id, *columns.text, *([columns.photo] if columns.photo else [])])
-        for batch in self.table.batches(list(names), size):
+        for batch in self.table.batches(list(names), size, images=columns.photo):
             rows = batch.slice(min(max(first_row - row, 0), len(batch)))
             row += len(batch)
             if len(rows):
                 ids = _ids(rows.column(columns.id))
-                photos = pc.utf8_trim_whitespace(rows.column(columns.photo)).to_pylist() if columns.photo else ids
-                yield Products(row - len(rows), ids, self._texts(rows), [name or "" for name in photos])
+                cells = rows.column(columns.photo).to_pylist() if columns.photo else ids
+                yield Products(row - len(rows), ids, self._texts(rows), [*map(self._images_of, cells)])
 
-    def image_bytes(self, image_name: str) -> bytes:
-        """Read the image file of a product; the `reason` of a `PhotoError` says why there is none."""
+    def _images_of(self, cell: Any) -> list[ImageRef]:
+        """Return the images of a product, by its id or what its cell names or holds."""
+        if self.images is None:
+            return []
+        if self.columns.photo is not None:
+            return refs_of(cell)[: self.columns.max_photos]
+        several = self.images.several(cell)[: self.columns.max_photos] if self.columns.max_photos > 1 else []
+        return [*map(ImageRef, several)] or [ImageRef(cell, is_id=True)]
+
+    def image_bytes(self, image: ImageRef) -> bytes:
+        """Read an image of a product; the `reason` of a `PhotoError` says why there is none."""
         if self.images is None:
             raise DataError("this catalog has no photos: give read_catalog(..., images=...)")
-        return self.images.read(image_name, is_id=self.columns.photo is None)
+        return self.images.read(image.name, is_id=image.is_id, data=image.data)
 
     def texts(self) -> list[str]:
         """Return the joined raw texts of all products."""
@@ -157,6 +167,7 @@ def read_catalog(
     multi_label: str | Sequence[str] = (),
     encoding: str | None = None,
     na_values: str | Sequence[str] = UNKNOWN,
+    max_photos: int = MAX_PHOTOS,
 ) -> Catalog:
     """Open a table of products and their photos.
 
@@ -167,41 +178,49 @@ def read_catalog(
 
     Args:
         table: what `open_table` opens: a parquet, CSV or JSON file, a folder of parquet files, a DataFrame, ...
-        images: a folder or zip with photos, or what `open_images` returned; `None`: text only.
+        images: a folder or zip with photos, or what `open_images` returned; `None`: those in the table, or text only.
         id: the column of ids; `None`: guessed among nm, id, sku, ... in any spelling; without one, rows are numbered.
         text: the text columns, joined; empty for photos only. `None`: guessed among title, name, description, ...
         characteristics: the columns with labels; `None`: those of the published seven that exist.
-        photo: the column of photo file names; `None`: photos are found by id (`<id>.jpg`, `.png`, ...).
+        photo: the column of photos: names of files, or bytes, alone or in structs like those of `datasets.Image`; one
+            or, as a list or joined by ";", several. `None`: guessed among image, photo, ... if there are bytes, else as
+            with "": photos are found by id: `<id>.jpg` (.png, ...), `<id>_1.jpg`, `<id>_2.jpg`, or a folder `<id>`.
         multi_label: further characteristics with any number of labels, in a cell of text joined by "|" or as a JSON or
             Python list. Characteristics that hold lists are multi-label in any case; a plain cell among lists is one
             label.
         encoding: of a text file; `None`: found from all of its bytes.
         na_values: cells that mean an unknown label or an empty text, besides blank ones.
+        max_photos: the first so many photos of a product are used: the mean of their vectors.
 
     Raises:
         DataError: the table or photos cannot be read, a column does not exist (the nearest one is named), or there are
             lists where an id or a photo is needed.
     """
     if isinstance(table, str | Path) and is_wildberries(table):
-        if id not in (None, ID) or photo is not None:
+        if id not in (None, ID) or photo:
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
         if multi_label:
             raise DataError(f"the Wildberries set has one label per characteristic: leave out {multi_label=}")
         texts = ("description",) if text is None else _names(text)
         labels = PUBLISHED_CHARACTERISTICS if characteristics is None else _names(characteristics)
         source = open_images(images, channels="bgr") if isinstance(images, str | Path) else images
-        return Catalog(WildberriesTable(table, [*labels, *texts]), Columns(ID, texts, labels), source)
+        columns = Columns(ID, texts, labels, max_photos=max_photos)
+        return Catalog(WildberriesTable(table, [*labels, *texts]), columns, source if source and source.path else None)
     opened = open_table(table, encoding=encoding)
-    source = open_images(images) if isinstance(images, str | Path) else images
+    source = images if isinstance(images, ImageSource) else open_images(images)
+    if photo is None and source.path is None:
+        photo = next(filter(opened.holds_images, guess(opened.columns, "image")), None)
+    source = source if source.path or (photo in opened.columns and opened.holds_images(photo)) else None
     if characteristics is None:
         characteristics = [name for name in PUBLISHED_CHARACTERISTICS if name in opened.columns]
     labels = _names((*_names(characteristics), *_names(multi_label)))
     free = [name for name in opened.columns if name not in (*labels, photo)]
     columns = Columns(
-        id if id is not None else _guess_id(opened, free, needs_ids=source is not None and photo is None),
-        tuple(guess(free, TEXT_GUESSES)) if text is None else _names(text),
+        id if id is not None else _guess_id(opened, free, needs_ids=source is not None and not photo),
+        tuple(guess(free, "text")) if text is None else _names(text),
         labels,
-        photo,
+        photo or None,
+        max_photos=max_photos,
     )
     columns = _checked(opened, columns, source, _names(multi_label))
     if text is None and (unused := _text_like(opened, columns)):
@@ -210,7 +229,7 @@ def read_catalog(
 
 
 def _guess_id(table: Table, free: Sequence[str], *, needs_ids: bool) -> str:
-    if guesses := guess(free, ID_GUESSES):
+    if guesses := guess(free, "id"):
         return guesses[0]
     if needs_ids:
         hint = nearest("id", table.columns)
@@ -231,14 +250,16 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
     id_, *texts = map(spelled, (columns.id, *columns.text))
     photo = columns.photo and spelled(columns.photo)
     labels, named = tuple(map(spelled, columns.characteristics)), set(map(spelled, multi_label))
-    if lists := [name for name in (id_, photo) if name in table.columns and table.holds_lists(name)]:
-        raise DataError(f"ids and photos are plain values, but {culprits(lists)} hold lists: join them to text")
+    if id_ in table.columns and table.holds_lists(id_):
+        raise DataError(f"ids are plain values, but {id_!r} holds lists: join them to text")
     if images is None and photo is not None:
         raise DataError(f"a column of photo names ({photo!r}) needs photos: say where (images); URLs are not fetched")
+    if columns.max_photos < 1:
+        raise DataError(f"max_photos must be 1 or more, got {columns.max_photos}")
     if len(labels) > MAX_CHARACTERISTICS:
         raise DataError(f"a catalog has at most {MAX_CHARACTERISTICS} characteristics, got {len(labels)}: name some")
     multi = tuple(name for name in labels if name in named or table.holds_lists(name))
-    return Columns(id_, tuple(texts), labels, photo, multi)
+    return Columns(id_, tuple(texts), labels, photo, multi, columns.max_photos)
 
 
 def _text_like(table: Table, columns: Columns) -> str:

@@ -39,15 +39,21 @@ class Table(ABC):
         """Return whether a column holds lists: by its type or, without types, by its values."""
         return False
 
-    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    def holds_images(self, column: str) -> bool:
+        """Return whether a column holds bytes or, as that of a `datasets.Image`, structs with bytes."""
+        return False
+
+    def batches(self, columns: Sequence[str], size: int, images: str | None = None) -> Iterator[pa.RecordBatch]:
         """Yield batches of at most `size` rows; every column is a string array with nulls.
 
-        `ROW_NUMBER`, if the table has no such column, numbers the rows from 1.
+        Bytes and structs in the column `images` stay what they are. `ROW_NUMBER`, if the table has no such column,
+        numbers the rows from 1.
         """
         issues, n_rows = Counter[str](), 0
         names = [name for name in columns if name != ROW_NUMBER or name in self.columns] or self.columns[:1]
         for values in self._read([self.columns.index(name) for name in names], size, issues):
-            arrays = {name: _column(array, name, issues) for name, array in zip(names, values, strict=True)}
+            pairs = zip(names, values, strict=True)
+            arrays = {name: _column(array, name, issues, is_image=name == images) for name, array in pairs}
             n = len(arrays[names[0]])
             if ROW_NUMBER in columns:
                 arrays.setdefault(ROW_NUMBER, pa.array(np.arange(n_rows + 1, n_rows + n + 1)).cast(pa.string()))
@@ -63,8 +69,10 @@ class Table(ABC):
         """Yield the columns of at most `size` rows, as Arrow arrays, pandas columns or lists."""
 
 
-def _column(values: Any, name: str, issues: Counter[str]) -> pa.Array:
+def _column(values: Any, name: str, issues: Counter[str], *, is_image: bool) -> pa.Array:
     try:
+        if is_image and is_image_type((images := _from_pandas(values)).type):
+            return images
         column = as_strings(values, issues) if isinstance(values, pa.Array) else _from_python(values, issues)
     except (DataError, pa.ArrowException) as error:
         raise DataError(f"column {name!r} cannot be used: {error}") from error
@@ -79,14 +87,24 @@ def _from_python(values: Any, issues: Counter[str]) -> pa.Array:
     """Return a pandas column or a list as strings; mixed objects are converted one by one."""
     # Arrow refuses mixed types, lone surrogates, huge integers and what only pandas can write (intervals, periods).
     with suppress(pa.ArrowException, UnicodeEncodeError, OverflowError):
-        array = pa.array(values, from_pandas=True)
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        array = _from_pandas(values)
         kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
         if not (isinstance(kind, pa.BaseExtensionType) or pa.types.is_duration(kind)):
             return as_strings(array, issues)
     is_known = values.notna() if hasattr(values, "notna") else (value is not None for value in values)
     cells = [_cell(value) if known else None for value, known in zip(values, is_known, strict=True)]
     return pa.array(cells, pa.string())
+
+
+def _from_pandas(values: Any) -> pa.Array:
+    array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def is_image_type(kind: pa.DataType) -> bool:
+    """Return whether values of a type may be images: bytes, structs with bytes, or lists of them."""
+    kind = kind.value_type if isinstance(kind, LIST_TYPES) else kind
+    return kind in _BINARY_TYPES or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
 def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:

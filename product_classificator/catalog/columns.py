@@ -4,26 +4,25 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
 ROW_NUMBER = "row_number"
 """The id column of a table that has none."""
-ID_GUESSES = re.findall(
-    r"\w+",
-    "nm id sku product_id item_id offer_id nm_id article uniq_id article_id goods_id asin uuid uid pid code "
+_NAMES = {
+    "id": "nm id sku product_id item_id offer_id nm_id article uniq_id article_id goods_id asin uuid uid pid code "
     "product_code vendor_code gtin ean barcode артикул артикул_товара код код_товара",
-)
-TEXT_GUESSES = re.findall(
-    r"\w+",
-    "title name text product_title item_title product_name item_name product_display_name display_name prod_name "
-    "designation название название_товара наименование наименование_товара заголовок "
+    "text": "title name text product_title item_title product_name item_name product_display_name display_name "
+    "prod_name designation название название_товара наименование наименование_товара заголовок "
     "description product_description item_description detail_desc long_description short_description "
     "описание описание_товара текст",
-)
-"""The names of ids and of texts, the usual first and titles before descriptions, in any spelling."""
+    "image": "image images photo photos picture pictures img фото изображение",
+}
+"""The usual names of columns by their role, the most usual first and titles before descriptions."""
+MAX_PHOTOS = 5
+"""The photos of a product that are read, unless another number is given."""
 UNKNOWN: tuple[str, ...] = (
     *("nan", "NaN", "NAN", "none", "None", "NONE", "null", "Null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A"),
     *("#Н/Д", "#ЗНАЧ!", "#ССЫЛКА!", "#VALUE!", "#REF!", "#NULL!", "#DIV/0!", "#NAME?"),  # errors of spreadsheets
@@ -33,13 +32,14 @@ UNKNOWN: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Columns:
-    """The role of each column, as in `read_catalog`; an empty `text` is for photos only."""
+    """The role of each column, as in `read_catalog`; an empty `text` is for photos only; photos per product."""
 
     id: str
     text: tuple[str, ...] = ()
     characteristics: tuple[str, ...] = ()
     photo: str | None = None
     multi_label: tuple[str, ...] = ()
+    max_photos: int = MAX_PHOTOS
 
     @property
     def has_title(self) -> bool:
@@ -52,8 +52,9 @@ def spelling(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
-def guess(columns: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Return the columns that are spelled like one of `names`, in the order of `names`."""
+def guess(columns: Iterable[str], *roles: str) -> list[str]:
+    """Return the columns that are spelled like a usual one of the roles ("id", "text", "image"), in their order."""
+    names = " ".join(_NAMES[role] for role in roles).split()
     places = {spelling(name): place for place, name in reversed(list(enumerate(names)))}
     return sorted((column for column in columns if spelling(column) in places), key=lambda c: places[spelling(c)])
 

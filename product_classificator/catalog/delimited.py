@@ -22,7 +22,7 @@ import pyarrow.csv
 from charset_normalizer import from_bytes
 
 from product_classificator.catalog.cells import Table
-from product_classificator.catalog.columns import ID_GUESSES, TEXT_GUESSES, guess, spelling
+from product_classificator.catalog.columns import guess, spelling
 from product_classificator.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ class CsvTable(Table):
         regular = [row for row in rows if len(row) == len(self.columns)]
         for place in reversed(range(len(self.columns))):
             words = sum(" " in row[place].strip() for row in regular)
-            if spelling(self.columns[place]) in TEXT_GUESSES or (regular and words * 2 > len(regular)):
+            if guess([self.columns[place]], "text") or (regular and words * 2 > len(regular)):
                 return place
         return len(self.columns) - 1
 
@@ -217,7 +217,7 @@ def _regularity(rows: Sequence[tuple[int, Sequence[str]]]) -> tuple[bool, int, i
 
 
 def _has_usual_name(cells: Sequence[str]) -> bool:
-    return bool(guess(cells, (*ID_GUESSES, *TEXT_GUESSES)))
+    return bool(guess(cells, "id", "text"))
 
 
 def _header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:

@@ -1,6 +1,6 @@
-"""Turns a folder or a zip into the bytes of images, found by product id or file name.
+"""Turns a folder or a zip into the bytes of images, found by product id or file name, or takes those of a table.
 
-- A name is never opened as the table has it: it is looked up among the files of the source (`_Index`), so nothing
+- A name is never opened as the table has it: it is looked up among the files of the source (`lookup`), so nothing
   outside is read. Links that lead out are refused unless `follow_links`.
 - A folder is not listed to find `<id>.<ext>` at its top or a path inside. The first image that is not there has the
   whole tree listed once (200,000 files: 1.5 s); files added later are found only there.
@@ -9,8 +9,6 @@
 
 import logging
 import os
-import posixpath
-import re
 import stat
 import threading
 import unicodedata
@@ -21,39 +19,35 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import unquote
 
 from PIL import Image
 
+from product_classificator.catalog.lookup import EXTENSIONS, ImageIndex, parts_of
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image
-from product_classificator.errors import DataError, culprits, nearest
+from product_classificator.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
 
-# If a product has several, the first is taken. HEIC is not read, but found, so that the error names it.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-
 _IS_WINDOWS = os.name == "nt"
-_MAX_CANDIDATES = 1000
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _CODE_PAGES = ("big5", "cp949", "cp932", "gbk", "cp1252", "cp437", "cp1251", "cp866", "utf-8")  # the last one wins
 
 
 def open_images(
-    path: str | Path,
+    path: str | Path | None,
     *,
     channels: Channels = "rgb",
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = 100_000_000,
     follow_links: bool = False,
 ) -> "ImageSource":
-    """Open the images of a folder or a zip.
+    """Open the images of a folder, a zip, or a table.
 
     Args:
-        path: a folder, or a zip archive with any name.
+        path: a folder, or a zip archive with any name; `None` for images that are in the table.
         channels: "bgr" if the images were saved with red and blue swapped.
         max_pixels: images with more pixels (width times height) are too_large.
         max_bytes: larger files are too_large.
@@ -62,11 +56,13 @@ def open_images(
     Raises:
         DataError: `path` is neither a folder nor a sound zip without a password, or an argument is out of range.
     """
-    path = Path(path)
     if channels not in get_args(Channels):
         raise DataError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
     if max_pixels < 1 or max_bytes < 1:
         raise DataError(f"max_pixels and max_bytes must be positive, got {max_pixels} and {max_bytes}")
+    if path is None:
+        return _NoFiles(None, channels, max_pixels, max_bytes, follow_links)
+    path = Path(path)
     if path.is_dir() or path.is_file():
         kind = _Folder if path.is_dir() else _Zip
         return kind(path.resolve(), channels, max_pixels, max_bytes, follow_links)
@@ -84,7 +80,7 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     Finding, reading and decoding raise `PhotoError`, after `close` a `DataError`.
     """
 
-    path: Path
+    path: Path | None
     channels: Channels
     max_pixels: int
     max_bytes: int
@@ -92,24 +88,31 @@ class ImageSource(AbstractContextManager["ImageSource"]):
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._index: _Index | None = None
+        self._index: ImageIndex | None = None
         self._is_closed = False
 
     def read_by_id(self, product_id: str) -> bytes:
         """Read `<product_id>.<ext>`; several files that match are an error, as are none."""
         return self.read(product_id, is_id=True)
 
-    def read(self, name: str, *, is_id: bool = False) -> bytes:
-        """Read the file whose path is closest to `name`; several that match are an error, as are none."""
+    def read(self, name: str, *, is_id: bool = False, data: bytes | None = None) -> bytes:
+        """Read the file whose path is closest to `name`, unless the table has its bytes (`data`).
+
+        Several files that match are an error, as are none.
+        """
         if self._is_closed:
             raise DataError(f"photos can be read only until close(): {self.path} is closed; open it again")
-        data = self._read(self.locate(name, is_id=is_id))
+        data = self._read(self.locate(name, is_id=is_id)) if data is None else data
         self._check_size(len(data))  # the size in a directory can be wrong
         return data
 
     def locate(self, name: str, *, is_id: bool = False) -> Any:
         """Find the file of a name or an id without reading it."""
         return self._listed().find(name, is_id=is_id)
+
+    def several(self, product_id: str) -> list[str]:
+        """Return the names of a product's images, in order, if it has several: `<id>_1.jpg`, `<id>_2.jpg`, ..."""
+        return self._listed().several(product_id)
 
     def nearest(self, name: str) -> str:
         """Return words about the file whose path, of the first 10,000, is most similar to a missing name."""
@@ -134,11 +137,11 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     @abstractmethod
     def _entries(self) -> Iterable[tuple[str, Any]]: ...
 
-    def _listed(self) -> "_Index":
+    def _listed(self) -> ImageIndex:
         with self._lock:
             if self._index is None:
                 logger.info("listing the photos of %s", self.path)
-                self._index = _Index(self._entries())
+                self._index = ImageIndex(self._entries())
             return self._index
 
     def _check_size(self, size_bytes: int) -> None:
@@ -148,53 +151,35 @@ class ImageSource(AbstractContextManager["ImageSource"]):
             raise PhotoError("empty", "the file has no bytes")
 
 
-class _Index:
-    """Finds the file whose path is closest to a name.
+class _NoFiles(ImageSource):
+    """Images that are in the table."""
 
-    First the path itself, then without its first folders, so that `/data/shop/images/a/1.jpg` is found as `a/1.jpg`;
-    the folder that holds all files counts for nothing. Then files of that name elsewhere, but for case, an extension of
-    images, and zeros before a number: of these the one with most of the name's folders, the most similar spelling, and
-    the fewest folders. Where the name's folder exists, the file must be there.
-    """
+    def _entries(self) -> Iterable[tuple[str, Any]]:
+        return ()
 
-    def __init__(self, entries: Iterable[tuple[str, Any]]) -> None:
-        named = {path: entry for path, entry in entries if not re.search(r"(^|/)(__MACOSX/|\._[^/]*$)", path)}
-        root = posixpath.commonpath({path.rpartition("/")[0] for path in named}) if named else ""
-        self.paths = {path.removeprefix(root).lstrip("/"): entry for path, entry in named.items()}
-        self._folders = {path.rpartition("/")[0] for path in self.paths} | {""}
-        self._by_key: dict[str, list[str]] = {}
-        for path in self.paths:
-            self._by_key.setdefault(_key(path), []).append(path)
-
-    def find(self, name: str, *, is_id: bool) -> Any:
-        parts = _parts(name)
-        if not parts:
-            raise PhotoError("missing", "the product has no id" if is_id else "the product has no photo name")
-        for n_folders in range(len(parts) - 1, -1, -1):
-            path = "/".join(parts[-1 - n_folders :])
-            if path in self.paths:
-                return self.paths[path]
-            if is_id or path.rpartition("/")[0] in self._folders:
-                break
-        candidates = self._by_key.get(_key(path), [])
-        closeness = {path: _closeness(path, parts) for path in candidates[:_MAX_CANDIDATES]}
-        closeness = {path: rank for path, rank in closeness.items() if rank[0] >= n_folders}
-        closest = [path for path, rank in closeness.items() if rank == max(closeness.values())]
-        if not closest:
-            hint = "; URLs are not fetched, only their file names are looked up" if "://" in name else ""
-            raise PhotoError("missing", f"no photo {name!r}{hint}")
-        if len(candidates) > _MAX_CANDIDATES or len({_split(path)[0] for path in closest}) > 1:
-            raise PhotoError("missing", f"several photos match {name!r}: {culprits(closest)}")
-        return self.paths[min(closest, key=lambda path: (_split(path)[1], path))]
+    def _read(self, location: Any) -> bytes:
+        raise PhotoError("missing", f"there is no file {location}")
 
 
 class _Folder(ImageSource):
-    def locate(self, name: str, *, is_id: bool = False) -> Path:
-        path = "/".join(_parts(name))
+    path: Path
+
+    def several(self, product_id: str) -> list[str]:
+        path = self._find_directly(product_id, is_id=True)
+        if path is not None and self._index is None:  # a folder is listed only if there may be more
+            stem, dot, ending = path.rpartition(".")
+            if not any(self._is_file(f"{stem}{mark}{dot}{ending}") for mark in ("_1", "_2", "-1", "-2", " (1)")):
+                return []
+        return super().several(product_id)
+
+    def _find_directly(self, name: str, *, is_id: bool) -> str | None:
+        path = "/".join(parts_of(name))
         paths = [path + extension for extension in EXTENSIONS] if is_id else [path]
         # Windows takes some names for devices: there, only what a listing shows is opened.
-        direct = None if _IS_WINDOWS or not path else next(filter(self._is_file, paths), None)
-        file_name = direct or self._listed().find(name, is_id=is_id)
+        return None if _IS_WINDOWS or not path else next(filter(self._is_file, paths), None)
+
+    def locate(self, name: str, *, is_id: bool = False) -> Path:
+        file_name = self._find_directly(name, is_id=is_id) or self._listed().find(name, is_id=is_id)
         location = Path(os.path.realpath(self.path / file_name))  # Path.resolve raises if links form a cycle
         if self.follow_links or location.is_relative_to(self.path):
             return location
@@ -229,6 +214,8 @@ class _Folder(ImageSource):
 
 
 class _Zip(ImageSource):
+    path: Path
+
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
@@ -263,8 +250,10 @@ class _Zip(ImageSource):
             return sum(map(str.isalpha, signs)) / max(len(signs), 1)
 
         for code_page in sorted(_CODE_PAGES, key=share_of_letters) if names else ():
-            yield from (("/".join(_parts(name.decode(code_page, "replace"))), info) for name, info in names.items())
-        yield from (("/".join(_parts(name)), info) for info in self._infos if (name := _name_in_zip(info)) is not None)
+            yield from (("/".join(parts_of(name.decode(code_page, "replace"))), info) for name, info in names.items())
+        yield from (
+            ("/".join(parts_of(name)), info) for info in self._infos if (name := _name_in_zip(info)) is not None
+        )
 
     def _read(self, location: zipfile.ZipInfo) -> bytes:
         self._check_size(location.file_size)
@@ -297,31 +286,3 @@ def _name_in_zip(info: zipfile.ZipInfo) -> str | None:
                 return extra[9:end].decode() or None
         extra = extra[end:]
     return name if name.isascii() else None
-
-
-def _parts(name: str) -> list[str]:
-    """Return the parts of a path, a Windows path or a URL without those that lead out of a folder."""
-    name = unquote(re.split("[?#]", name)[0]) if "://" in name else name
-    name = posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
-    return [part for part in name.split("/") if part not in ("", ".", "..")]
-
-
-def _split(path: str) -> tuple[str, int]:
-    """Return a path without extension and the rank of that; other extensions than those of images are kept."""
-    stem, dot, extension = path.rpartition(".")
-    is_known = (dot + extension).lower() in EXTENSIONS
-    return (stem, EXTENSIONS.index(dot + extension.lower())) if is_known else (path, -1)
-
-
-def _key(path: str) -> str:
-    name = _split(path.rpartition("/")[2])[0].casefold()
-    return name.lstrip("0") or "0" if name.isdecimal() else name
-
-
-def _closeness(path: str, parts: list[str]) -> tuple[int, ...]:
-    *folders, name = path.split("/")
-    pairs = zip(reversed(folders), reversed(parts[:-1]), strict=False)
-    n_shared = sum(1 for _ in takewhile(lambda pair: pair[0].casefold() == pair[1].casefold(), pairs))
-    (stem, rank), (wanted_stem, wanted_rank) = _split(name), _split(parts[-1])
-    is_alike = (stem == wanted_stem, stem.casefold() == wanted_stem.casefold(), rank == wanted_rank)
-    return (n_shared, *is_alike, -len(folders))

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from product_classificator.catalog.cells import LIST_TYPES, LISTS, Table
+from product_classificator.catalog.cells import LIST_TYPES, LISTS, Table, is_image_type
 from product_classificator.catalog.columns import unique_names
 from product_classificator.catalog.delimited import CsvTable, TextFile
 from product_classificator.errors import DataError, culprits
@@ -107,6 +107,11 @@ class _FrameTable(Table):
     def holds_lists(self, column: str) -> bool:
         return any(isinstance(value, LISTS) for value in self._frame.iloc[:, self.columns.index(column)])
 
+    def holds_images(self, column: str) -> bool:
+        values = self._frame.iloc[:, self.columns.index(column)]
+        values = [next(iter(value), None) if isinstance(value, LISTS) else value for value in values]
+        return any(isinstance(value, bytes) or (isinstance(value, dict) and "bytes" in value) for value in values)
+
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[Any]]:
         for start in range(0, len(self._frame), size):
             yield [self._frame.iloc[start : start + size, index] for index in indices]
@@ -121,6 +126,9 @@ class _ArrowTable(Table):
 
     def holds_lists(self, column: str) -> bool:
         return isinstance(self._data.schema.types[self.columns.index(column)], LIST_TYPES)
+
+    def holds_images(self, column: str) -> bool:
+        return is_image_type(self._data.schema.types[self.columns.index(column)])
 
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
         names = [self._data.schema.names[index] for index in indices]

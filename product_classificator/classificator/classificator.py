@@ -224,12 +224,12 @@ class Classificator:
         if not (has_images and self.bundle.image_dim) and not (has_texts and self.bundle.text_dim):
             raise DataError(f"for these heads a product needs {self._needs}, none was given")
 
-    def _prepared(self, images: Sequence[ImageInput | None], errors: Errors) -> Iterator[Image.Image | str]:
+    def _prepared(self, images: Sequence[ImageInput | None], errors: Errors) -> Iterator[list[Image.Image] | str]:
         """Yield each image, prepared, or the reason why there is none."""
         for row, image in enumerate(images):
             try:
                 limits = self.channels, self.max_pixels
-                yield "missing" if image is None else inputs.prepare_image(self.encoder, image, *limits)
+                yield "missing" if image is None else [inputs.prepare_image(self.encoder, image, *limits)]
             except PhotoError as error:
                 if errors == "raise":
                     raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error

@@ -62,6 +62,8 @@ def tune(options: opt.Tune) -> None:
     distributed = Distributed(options.device)
     console.out.quiet = console.log.quiet = not distributed.is_main
     settings, catalog = _open(options, options.encoder)
+    if catalog.images is None:
+        raise DataError("fine-tuning needs photos: name a folder or zip (--images), or the column that holds them")
     encoder = load_encoder(settings.encoder, device=distributed.device, dtype="float32")
     tuning = FinetuneSettings(**asdict(options.finetuning))
     shown = {**asdict(settings), "finetuning": asdict(tuning)}

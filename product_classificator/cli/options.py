@@ -1,6 +1,6 @@
 """What the commands take: a frozen dataclass per command; options that belong together are a dataclass, too."""
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,25 +30,18 @@ _PRODUCTS, _ENCODER, _TRAINING = (Group(name, sort_key=i) for i, name in enumera
 class ProductOptions:
     """How to read a table of products and their photos; what is not given is as in the run, if there is one."""
 
-    images: Annotated[Path | None, doc("Folder or zip of photos. Default: text only.")] = None
+    images: Annotated[Path | None, doc("Folder or zip of photos. Default: those in the table, or text only.")] = None
     text: Annotated[str | None, doc("Text columns joined by commas, title first. Default: the run's or guessed.")] = (
         None
     )
     id: Annotated[str | None, doc("Column of product ids. Default: the run's or guessed.")] = None
-    photo: Annotated[str | None, doc("Column of photo file names; '' for ids. Default: the run's or ids.")] = None
+    photo: Annotated[str | None, doc("Column of photos or their names; '' for ids. Default: the run's or ids.")] = None
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's or rgb.")] = None
+    max_photos: Annotated[PositiveInt | None, doc("Photos per product. Default: the run's or 5.")] = None
     max_pixels: Annotated[PositiveInt | None, doc("Skip larger photos. Default: 50 million.")] = None
     follow_links: Annotated[bool, doc("Follow links that lead out of the folder of photos.")] = False
     encoding: Annotated[str | None, doc("Of a text file, like cp1251. Default: found from the whole file.")] = None
     na_values: Annotated[str | None, doc("Cells that mean unknown, joined by commas. Default: NA, nan, ...")] = None
-
-
-@Parameter(name="*", group=_PRODUCTS)
-@dataclass(frozen=True, kw_only=True)
-class PairOptions(ProductOptions):
-    """How to read a table of products that have photos."""
-
-    images: Annotated[Path, doc("Folder or zip of photos.")] = field()
 
 
 @Parameter(name="*", group=_ENCODER)
@@ -131,7 +124,6 @@ class Tune(OnProducts):
     To use several GPUs: accelerate launch -m product_classificator tune ...
     """
 
-    products: PairOptions = field()  # required, whatever `OnProducts` says
     encoder: Annotated[str, doc("A CLIP-like encoder; see `info encoders`.")]
     device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
     training: TrainingOptions = TrainingOptions()

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
 from product_classificator.catalog.cells import Table
-from product_classificator.catalog.columns import UNKNOWN
+from product_classificator.catalog.columns import MAX_PHOTOS, UNKNOWN
 from product_classificator.catalog.photo import MAX_PIXELS
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
@@ -58,24 +58,23 @@ def open_catalog(
     run: Run | None = None,
 ) -> Catalog:
     """Read what `open_once` returned, as the table of `run` unless an option differs; print how columns are used."""
-    text, id_, photo = names(options.text, columns), options.id, options.photo or None
+    text, id_, photo = names(options.text, columns), options.id, options.photo
     has_fixed_names = isinstance(table, Path)  # ids and photo names of these tables are fixed, red and blue are swapped
     channels = options.channels or ("bgr" if has_fixed_names else run.channels if run else "rgb")
     if run is not None:
         text = list(run.columns.text) if text is None else text
     if run is not None and not has_fixed_names:
         id_ = id_ or (run.columns.id if run.columns.id in columns else None)  # None: guessed, or rows are numbered
-        photo = run.columns.photo if options.photo is None and options.images else photo
+        in_table = isinstance(table, Table) and run.columns.photo in columns and table.holds_images(run.columns.photo)
+        photo = run.columns.photo if photo is None and (options.images or in_table) else photo
         if run.columns.has_title and text and text[0] != run.columns.text[0]:
             logger.warning(
                 "the run takes the first line of a text for the title (%s), but --text starts with %s: name it first",
                 run.columns.text[0],
                 text[0],
             )
-    images = None
-    if options.images is not None:
-        max_pixels, follow_links = options.max_pixels or MAX_PIXELS, options.follow_links
-        images = open_images(options.images, channels=channels, max_pixels=max_pixels, follow_links=follow_links)
+    max_pixels, follow_links = options.max_pixels or MAX_PIXELS, options.follow_links
+    images = open_images(options.images, channels=channels, max_pixels=max_pixels, follow_links=follow_links)
     catalog = read_catalog(
         table,
         images,
@@ -85,12 +84,13 @@ def open_catalog(
         photo=photo,
         multi_label=multi_label,
         na_values=UNKNOWN if options.na_values is None else names(options.na_values, ()) or (),
+        max_photos=options.max_photos or (run.columns.max_photos if run else MAX_PHOTOS),
     )
     used = catalog.columns
     console.log.print(
         f"{catalog.table.name}: {len(catalog)} products; id {used.id}; "
         f"text {', '.join(used.text) or 'none (photos only)'}; "
-        f"photos {f'by {used.photo or used.id} ({channels})' if images else 'none (text only)'}"
+        f"photos {f'by {used.photo or used.id} ({channels})' if catalog.images else 'none (text only)'}"
         + (f"; multi-label {', '.join(used.multi_label)}" if used.multi_label else "")
     )
     return catalog

@@ -7,11 +7,12 @@ bounded by two chunks. Vectors are rounded to float16, with a store and without,
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import TypeAlias
 
 import numpy as np
 import PIL
@@ -19,6 +20,7 @@ from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.catalog.images import ImageSource
+from product_classificator.catalog.lookup import ImageRef
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, EmbeddedProducts, encode_products
 from product_classificator.embeddings.store import EmbeddingStore, to_products, to_table
@@ -77,7 +79,7 @@ def embed_chunks(
             start = time.perf_counter()
             loaded = [future.result() for future in futures]
             loaded_at = time.perf_counter()
-            problems.add(products, [product.error for product in loaded])
+            problems.add(products, [product.errors for product in loaded])
             chunk = _embed_chunk(catalog, encoder, store, products, loaded)
             if chunk.encoded:
                 waited_s += loaded_at - start
@@ -95,7 +97,7 @@ def _load_ahead(
         ahead: deque[tuple[Products, list[Future[LoadedProduct]]]] = deque()
         try:
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
-                rows = zip(products.image_names, products.texts, strict=True)
+                rows = zip(products.images, products.texts, strict=True)
                 ahead.append((products, [pool.submit(load_product, catalog, encoder, store, *row) for row in rows]))
                 if len(ahead) > 1:
                     yield ahead.popleft()
@@ -111,13 +113,14 @@ class ImageProblems:
         self.total, self.counts = 0, Counter[str]()
         self._catalog, self._first = catalog, dict[str, tuple[str, str]]()
 
-    def add(self, products: Products, errors: Iterable[PhotoError | None]) -> None:
+    def add(self, products: Products, errors: Iterable["Errors"]) -> None:
         """Count the errors of products; those without a photo name should have no image."""
-        for name, error in zip(products.image_names, errors, strict=True):
-            self.total += bool(name)
-            if name and error:
-                self.counts[error.reason] += 1
-                self._first.setdefault(error.reason, (name, error.message))
+        for images, failed in zip(products.images, errors, strict=True):
+            self.total += sum(bool(image.name) for image in images)
+            for name, error in failed:
+                if name:
+                    self.counts[error.reason] += 1
+                    self._first.setdefault(error.reason, (name, error.message))
 
     def __str__(self) -> str:
         source, parts = self._catalog.images, []
@@ -125,7 +128,7 @@ class ImageProblems:
             name, message = self._first[reason]
             nearest = f", {source.nearest(name)}" if source and reason == "missing" else ""
             parts.append(f"image_{reason} {n} (first {name!r}: {message}{nearest})")
-        where = source.path if source else ""
+        where = source.path if source and source.path else self._catalog.table.name
         return f"{self.counts.total()} of {self.total} photos of {where} cannot be used: {'; '.join(parts)}"
 
 
@@ -133,50 +136,72 @@ def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
     """Raise `DataError` if more than half of the images are not found; none is read."""
     if catalog.images is None or allow_missing:
         return
-    problems, is_id = ImageProblems(catalog), catalog.columns.photo is None
+    problems = ImageProblems(catalog)
     for products in catalog.batches(CHUNK_PRODUCTS):
-        problems.add(products, [_missing(catalog.images, name, is_id=is_id) for name in products.image_names])
+        problems.add(products, [_missing(catalog.images, images) for images in products.images])
     if 2 * problems.counts.total() > problems.total:
         raise DataError(f"at least half of the photos must be found (or --allow-missing-photos): {problems}")
 
 
-def _missing(images: ImageSource, name: str, *, is_id: bool) -> PhotoError | None:
-    try:
-        images.locate(name, is_id=is_id)
-    except PhotoError as error:
-        return error
-    return None
+def _missing(source: ImageSource, images: Iterable[ImageRef]) -> "Errors":
+    errors = []
+    for name, is_id, data in images:
+        try:
+            if data is None:
+                source.locate(name, is_id=is_id)
+        except PhotoError as error:
+            errors.append((name, error))
+    return errors
+
+
+Errors: TypeAlias = Sequence[tuple[str, PhotoError]]
+"""Names of images, and why they cannot be used."""
 
 
 @dataclass(frozen=True)
 class LoadedProduct:
-    """A product's image, prepared unless the store has the product (else `None`), and the digest of its content."""
+    """A product's usable images, prepared unless the store has the product (else none), and its content's digest.
+
+    `image_status` is "ok" if one can be used, or if the store has it.
+    """
 
     digest: bytes
-    image: Image.Image | None
+    images: Sequence[Image.Image] = ()
     image_status: str = "ok"
-    error: PhotoError | None = None
+    errors: Errors = ()
 
 
 def load_product(
-    catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, image_name: str, text: str
+    catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, images: Sequence[ImageRef], text: str
 ) -> LoadedProduct:
-    """Read a product's image; decode and shrink it unless the product's digest is in `stored`."""
+    """Read a product's images; decode and shrink them unless the product's digest is in `stored`."""
     content = text.encode("utf-8", "surrogatepass") if catalog.columns.text else b"\0unused"
-    if catalog.images is None:
-        return LoadedProduct(_digest(b"unused", content), None, "unused")
-    key = b""
-    try:
-        data = catalog.image_bytes(image_name)
-        key = blake2b(data, digest_size=16, person=catalog.images.channels.encode()).digest()
-        digest = _digest(key, content)
-        is_stored = stored is not None and digest in stored
-        image = None if is_stored else catalog.images.decode(data, encoder.image.min_decode_size)
-        return LoadedProduct(digest, image and encoder.image.prepare(image))
-    except PhotoError as error:
+    source = catalog.images
+    if source is None:
+        return LoadedProduct(_digest(b"unused", content), image_status="unused")
+    keys, files, prepared = [], [], []
+    errors: list[tuple[str, PhotoError]] = []
+
+    def digest() -> bytes:
         # Another limit, another Pillow or more memory may have another outcome, so that is never the digest of success.
-        why = f"{error.reason} {catalog.images.max_pixels} {PIL.__version__}"
-        return LoadedProduct(_digest(key, content, why.encode()), None, error.reason, error)
+        why = [f"{error.reason} {source.max_pixels} {PIL.__version__}".encode() for _, error in errors]
+        return _digest(*keys, content, *why)
+
+    for image in images or (ImageRef(""),):
+        keys.append(b"")
+        try:
+            files.append((image.name, catalog.image_bytes(image)))
+            keys[-1] = blake2b(files[-1][1], digest_size=16, person=source.channels.encode()).digest()
+        except PhotoError as error:
+            errors.append((image.name, error))
+    if stored is not None and digest() in stored and files:
+        return LoadedProduct(digest(), errors=errors)
+    for name, data in files:
+        try:
+            prepared.append(encoder.image.prepare(source.decode(data, encoder.image.min_decode_size)))
+        except PhotoError as error:
+            errors.append((name, error))
+    return LoadedProduct(digest(), prepared, "ok" if prepared else errors[0][1].reason, errors)
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -191,7 +216,7 @@ def _embed_chunk(
     first_row_of = {digest: row for row, digest in reversed(list(enumerate(digests)))}
     new = sorted(row for digest, row in first_row_of.items() if store is None or digest not in store)
     new_texts = [products.texts[row] for row in new] if catalog.columns.text else None
-    images = (loaded[row].image or loaded[row].image_status for row in new) if catalog.images is not None else None
+    images = (loaded[row].images or loaded[row].image_status for row in new) if catalog.images is not None else None
     encoded = encode_products(encoder, [products.ids[row] for row in new], new_texts, images)
     if store is None:
         row_of = {digests[row]: encoded_row for encoded_row, row in enumerate(new)}

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, decode_image, to_rgb
 from product_classificator.encoders import Encoder
+from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.preprocessing import as_rgb
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean
@@ -78,7 +79,10 @@ def row_status(image_status: Strings, text_status: Strings) -> Strings:
 
 
 def encode_products(
-    encoder: Encoder, ids: Sequence[str], texts: Sequence[str] | None, images: Iterable[Image.Image | str] | None
+    encoder: Encoder,
+    ids: Sequence[str],
+    texts: Sequence[str] | None,
+    images: Iterable[Sequence[Image.Image] | str] | None,
 ) -> EmbeddedProducts:
     """Encode n products; images are consumed a few hundred at a time.
 
@@ -86,7 +90,8 @@ def encode_products(
         encoder: the towers.
         ids: of the n products.
         texts: raw texts, blank where there is none; `None`: texts are unused.
-        images: prepared images, or the reason why there is none; `None`: images are unused.
+        images: the prepared images of each product, whose vectors are averaged, or the reason why there is none;
+            `None`: images are unused.
 
     Raises:
         ArtifactError: the encoder computes NaN, infinity, or what float16 cannot hold.
@@ -106,11 +111,20 @@ def encode_products(
         image_status[start : start + len(batch)] = statuses
         rows, start = start + np.flatnonzero(statuses == "ok"), start + len(batch)
         if usable := [item for item in batch if not isinstance(item, str)]:
-            image[rows] = _finite(encoder, encoder.image.encode(usable), ids, rows)
-            thumbnails[rows] = [thumbnail(item) for item in usable]
+            vectors = encoder.image.encode([item for items in usable for item in items])
+            image[rows] = _finite(encoder, _means(vectors, [len(items) for items in usable]), ids, rows)
+            thumbnails[rows] = [thumbnail(items[0]) for items in usable]
     has_parts = image_status == "ok", text_status == "ok"
     embeddings = Embeddings(strings(ids), image, text, *has_parts, encoder.fingerprint)
     return EmbeddedProducts(embeddings=embeddings, thumbnails=thumbnails, status=row_status(image_status, text_status))
+
+
+def _means(vectors: Vectors, counts: Sequence[int]) -> Vectors:
+    """Return the mean of the unit vectors of each product, of unit length; a single vector stays what it is."""
+    several = np.array(counts) > 1
+    means = np.add.reduceat(vectors, np.cumsum([0, *counts[:-1]]))
+    means[several] = unit_rows(means[several])
+    return means
 
 
 def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[str], rows: Rows) -> Vectors:

@@ -108,7 +108,7 @@ class Activations:
         for products in self._catalog.batches(CHUNK_PRODUCTS):
             if products.first_row in missing:
                 loaded = self._compute(products)
-                pixels = (thumbnail(i.image).tobytes() if i.image else bytes(THUMBNAIL_BYTES) for i in loaded)
+                pixels = (thumbnail(i.images[0]).tobytes() if i.images else bytes(THUMBNAIL_BYTES) for i in loaded)
                 images = [(data.hex(), i.image_status) for data, i in zip(pixels, loaded, strict=True)]
                 write_text(missing[products.first_row], json.dumps(images))
                 on_products(len(products))
@@ -163,7 +163,7 @@ class Activations:
         """Write the states of a chunk, and return its images."""
         loaded = self._load(products)
         rows = products.first_row + np.arange(len(products))
-        images = {row: item.image for row, item in zip(rows.tolist(), loaded, strict=True) if item.image is not None}
+        images = {row: item.images[0] for row, item in zip(rows.tolist(), loaded, strict=True) if item.images}
         _write(self._image, images, self._states("image", [*images.values()]))
         windows, lengths, starts, _ = self._windows_of(rows[self.has_text[rows]])
         order = sorted(range(len(windows)), key=lengths.__getitem__)  # similar lengths need little padding
@@ -175,7 +175,7 @@ class Activations:
         """Return the images of products, but for those of `undecoded` digests."""
         load = partial(load_product, self._catalog, self._encoder, undecoded)
         with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
-            return list(pool.map(load, products.image_names, products.texts))
+            return list(pool.map(load, products.images, products.texts))
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[Ids], list[int], Rows]:
         """Return the token windows of texts, their lengths in tokens, and for each the number of its text."""

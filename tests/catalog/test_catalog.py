@@ -45,8 +45,8 @@ def test_photos_can_be_found_by_a_column_of_names(tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"photo of 8")
     catalog = read_catalog(FRAME, tmp_path, photo="file")
     (batch,) = catalog.batches(10)
-    assert batch.image_names == ["a.jpg", "b.jpg", ""]
-    assert catalog.image_bytes(batch.image_names[1]) == b"photo of 8"
+    assert [[image.name for image in images] for images in batch.images] == [["a.jpg"], ["b.jpg"], []]
+    assert catalog.image_bytes(batch.images[1][0]) == b"photo of 8"
 
 
 def test_a_photos_only_catalog_has_empty_texts(tmp_path):

@@ -428,7 +428,7 @@ def test_tune_prints_epochs_and_the_kept_one(files, tmp_path):
     assert "kind" in call("classify", run, "--text", "A nice cup")
     printed = call("tune", table, "--images", images, "--encoder", "x", "--out", run, code=1)
     assert "error: there is no encoder" in printed
-    assert "--images" in call("tune", table, "--encoder", encoder, "--out", run, code=2)
+    assert "needs photos: name a folder" in call("tune", table, "--encoder", encoder, "--out", run, code=1)
     assert "Must be >= 2" in call("tune", table, *arguments, "--batch-size", "1", "--out", run, code=2)
 
 
