@@ -25,7 +25,10 @@ MAX_CELL_CHARS = 100_000
 """The rest of a longer cell is cut off: 50 pages say what a product is, and a batch must fit in memory."""
 LISTS = (list, tuple, set, frozenset, np.ndarray)
 LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
-_TEXT_TYPES, _BINARY_TYPES = (pa.string(), pa.large_string(), pa.string_view()), (pa.binary(), pa.large_binary())
+_TEXT_TYPES, _BINARY_TYPES = (
+    (pa.string(), pa.large_string(), pa.string_view()),
+    (pa.binary(), pa.large_binary(), pa.binary_view()),
+)
 
 
 class Table(ABC):

@@ -119,7 +119,7 @@ class CsvTable(Table):
         self._delimiter, rows = max(samples.items(), key=lambda item: _regularity(item[1]))
         if not rows:
             raise DataError(f"{path} is empty: a CSV table needs a header")
-        header = _header_row(rows)
+        header = header_row(rows)
         self._skipped_lines += rows[header][0]
         if header:
             logger.warning("%s: the header is taken to be %s; lines above it are skipped", path, rows[header][1])
@@ -220,7 +220,7 @@ def _has_usual_name(cells: Sequence[str]) -> bool:
     return bool(guess(cells, "id", "text"))
 
 
-def _header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:
+def header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:
     """Return the first row that is no title: it has a usual name, or more than half as many names as most rows have."""
     has_names, _, width = _regularity(rows)
     is_list = width == 1 and not has_names

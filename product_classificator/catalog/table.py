@@ -5,25 +5,30 @@ Only the requested columns are read, a batch at a time; CSV and JSON lines are p
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from product_classificator.catalog.cells import LIST_TYPES, LISTS, Table, is_image_type
 from product_classificator.catalog.columns import unique_names
-from product_classificator.catalog.delimited import CsvTable, TextFile
-from product_classificator.errors import DataError, culprits
+from product_classificator.catalog.delimited import CsvTable, TextFile, header_row
+from product_classificator.errors import DataError, MissingExtraError, culprits
 
 logger = logging.getLogger(__name__)
 
 _FORMATS = {"parquet": "parquet", "pq": "parquet", "feather": "feather", "arrow": "feather"}
-_FORMATS |= dict.fromkeys(("csv", "tsv", "txt"), "csv") | dict.fromkeys(("jsonl", "ndjson", "json"), "json")
+_FORMATS |= dict.fromkeys(("csv", "tsv"), "csv") | dict.fromkeys(("jsonl", "ndjson", "json"), "json")
+_FORMATS |= dict.fromkeys(("xlsx", "xlsm"), "excel") | {"txt": "text"}
+"""Ending -> format; of a folder that holds several formats, the first one is read."""
+_HEADER_ROWS = 200
 _COMPRESSED = ("gz", "gzip", "zst", "bz2")
 
 
@@ -35,14 +40,26 @@ class ArrowTable(Protocol):
         """Return a PyCapsule of an Arrow stream."""
 
 
-TableSource: TypeAlias = str | Path | ArrowTable | Table
+@runtime_checkable
+class HuggingFaceDataset(Protocol):
+    """A `datasets.Dataset`."""
+
+    features: Any
+
+    def with_format(self, type: str) -> Any:  # noqa: A002 - its name there
+        """Return the rows as Arrow tables."""
+
+
+TableSource: TypeAlias = str | Path | Sequence[str | Path] | ArrowTable | HuggingFaceDataset | Table
 
 
 def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
-    """Open a file, a folder or pattern (`parts/*.parquet`) of parquet files, a pandas or polars DataFrame, or Arrow.
+    """Open a file, or several as one table; a pandas or polars DataFrame, a `datasets.Dataset`, or Arrow memory.
 
     Args:
-        source: parquet, feather, CSV or other separated text, JSON lines or a JSON array; text may be compressed.
+        source: parquet, feather, CSV or other separated text, JSON lines, a JSON array, or a workbook of Excel; text
+            may be compressed. Several files: a list, a pattern like `parts/*.csv`, or a folder, also one that
+            `Dataset.save_to_disk` wrote; folders like `kind=Mug` are columns.
         encoding: of text; `None`: found from the whole file.
 
     Raises:
@@ -52,51 +69,87 @@ def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
         return source
     if hasattr(source, "iloc"):  # pandas, which is not imported here, holds what Arrow refuses
         return _FrameTable(source)
+    if isinstance(source, HuggingFaceDataset):
+        source = source.with_format("arrow")[:]
     if isinstance(source, ArrowTable):
         return _ArrowTable("Arrow table", ds.dataset(pa.table(source)))
-    if not isinstance(source, str | Path):
+    paths = [source] if isinstance(source, str | Path) else source
+    if not isinstance(paths, list | tuple) or not paths or not all(isinstance(path, str | Path) for path in paths):
         raise DataError(f"a table must be a file, a DataFrame or an Arrow table, got {type(source).__name__}")
-    path = Path(source)
-    files = _files(path)
-    kind = _format(files[0])
+    files = [file for path in paths for file in _files(Path(path))]
+    parts = [_open_file(file, encoding) for file in files]
+    name = culprits(paths) if len(paths) > 1 else str(paths[0])
+    return parts[0] if files == [Path(paths[0])] else _JoinedTable(name, parts)
+
+
+def _open_file(path: Path, encoding: str | None) -> Table:
+    kind = _format(path)
     try:
-        if kind in ("csv", "json"):
-            return CsvTable(path, encoding) if kind == "csv" else _JsonTable(path, encoding)
-        return _ArrowTable(str(path), _dataset(files, kind, partitioned=files != [path]))
+        if kind == "excel":
+            return _ExcelTable(path)
+        if kind == "json":
+            return _JsonTable(path, encoding)
+        return CsvTable(path, encoding) if kind in ("csv", "text") else _ArrowTable(str(path), _dataset(path, kind))
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of a table: one, or the parquet files in a folder or of a pattern like `parts/*.parquet`."""
+    """Return the files of a table: one, or those of the first format in a folder or of a pattern like `parts/*.csv`."""
     if path.is_file():
-        files = [path]
-    else:
-        found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        files = sorted(file for file in found if _format(file) == "parquet")
-        if not files:
-            missing = "the folder has no parquet files" if path.is_dir() else "there is no file"
-            raise DataError(f"a table must be a file, a DataFrame or a folder of parquet files: {missing} {path}")
-    if not _format(files[0]):
+        if _format(path):
+            return [path]
         endings = ", ".join(f".{name}" for name in _FORMATS)
         raise DataError(
             f"a table must end in one of {endings} (text also in .gz, .zst), got {path.name}: save it as CSV or parquet"
         )
-    return files
+    found = path.rglob("[!._]*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    kinds = {file: _format(file) for file in found if not file.name.startswith("cache-")}  # of Hugging Face
+    first = next((kind for kind in _FORMATS.values() if kind in kinds.values()), None)
+    if first is None:
+        missing = "the folder has no tables" if path.is_dir() else "there is no file"
+        raise DataError(f"a table must be a file, a DataFrame or a folder of files: {missing} {path}")
+    return sorted(file for file, kind in kinds.items() if kind == first)
 
 
 def _format(path: Path) -> str:
-    """Return parquet, feather, csv or json after the ending of a name, "" if it is unknown."""
+    """Return the format that the ending of a name stands for, "" if it is unknown."""
     *_, before, last = ["", "", *path.name.lower().split(".")]
     return _FORMATS.get(before if last in _COMPRESSED else last, "")
 
 
-def _dataset(files: Sequence[Path], kind: str, *, partitioned: bool) -> Any:
-    """Return files as one table with the columns of all of them, and of folders like `kind=Mug`."""
-    partitions = ds.partitioning(flavor="hive") if partitioned else None
-    data = ds.dataset([str(file) for file in files], format=kind, partitioning=partitions)
-    schemas = [data.schema, *(fragment.physical_schema for fragment in data.get_fragments())]
-    return data.replace_schema(pa.unify_schemas(schemas, promote_options="permissive")) if len(files) > 1 else data
+def _dataset(path: Path, kind: str) -> Any:
+    try:
+        return ds.dataset(str(path), format=kind)
+    except (pa.ArrowException, OSError):
+        if kind != "feather":
+            raise
+        return ds.dataset(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())  # as `datasets` writes it
+
+
+class _JoinedTable(Table):
+    """Tables one after the other, with the columns of all, and those of folders like `kind=Mug`."""
+
+    def __init__(self, name: str, parts: Sequence[Table]) -> None:
+        folders = [re.findall(r"(?<=/)([^/=]+)=([^/]*)(?=/)", Path(part.name).as_posix()) for part in parts]
+        self._parts = [(part, dict(pairs)) for part, pairs in zip(parts, folders, strict=True)]
+        super().__init__(name, dict.fromkeys(chain(*(chain(part.columns, pairs) for part, pairs in self._parts))))
+        self.encoding = " ".join(getattr(part, "encoding", "") for part in parts)
+
+    def holds_lists(self, column: str) -> bool:
+        return any(column in part.columns and part.holds_lists(column) for part, _ in self._parts)
+
+    def holds_images(self, column: str) -> bool:
+        return any(column in part.columns and part.holds_images(column) for part, _ in self._parts)
+
+    def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[Any]]:
+        names = [self.columns[index] for index in indices]
+        for part, folders in self._parts:
+            own = [name for name in names if name in part.columns] or part.columns[:1]
+            for values in part._read([part.columns.index(name) for name in own], size, issues):
+                columns, n = dict(zip(own, values, strict=True)), len(values[0])
+                yield [columns[name] if name in columns else [folders.get(name)] * n for name in names]
+            part.issues = Counter(issues)  # what was logged is not logged again
 
 
 class _FrameTable(Table):
@@ -118,11 +171,15 @@ class _FrameTable(Table):
 
 
 class _ArrowTable(Table):
-    """Parquet or feather files, or Arrow memory."""
+    """A parquet or feather file, or Arrow memory; label ids of `datasets` become their names."""
 
     def __init__(self, name: str, data: Any) -> None:
         super().__init__(name, data.schema.names)
-        self._data = data
+        self._data, self._labels = data, dict[str, pa.Array]()
+        facts = json.loads((data.schema.metadata or {}).get(b"huggingface", "{}"))
+        for column, feature in facts.get("info", {}).get("features", {}).items():
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+                self._labels[column] = pa.array(feature["names"])
 
     def holds_lists(self, column: str) -> bool:
         return isinstance(self._data.schema.types[self.columns.index(column)], LIST_TYPES)
@@ -135,9 +192,39 @@ class _ArrowTable(Table):
         try:
             for batch in self._data.to_batches(columns=names, batch_size=size, batch_readahead=1, use_threads=False):
                 if batch.num_rows:
-                    yield batch.columns
+                    yield [self._plain(array, name) for array, name in zip(batch.columns, names, strict=True)]
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.name} is damaged: {error}") from error
+
+    def _plain(self, array: pa.Array, name: str) -> pa.Array:
+        if name not in self._labels:
+            return array
+        return self._labels[name].take(pc.if_else(pc.less(array, 0), None, array))  # -1: unknown
+
+
+class _ExcelTable(Table):
+    """The first sheet of a workbook; lines above its header are skipped."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from openpyxl import load_workbook  # an extra
+        except ImportError as error:
+            raise MissingExtraError(f"reading {path.name}", "excel") from error
+        try:
+            rows = [*load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)]
+        except Exception as error:  # damaged workbooks raise many kinds
+            raise DataError(f"{path} cannot be read as a workbook ({error!r}): save it again, or as CSV") from error
+        rows = [row for row in rows if any(cell is not None for cell in row)]
+        texts = [["" if cell is None else str(cell) for cell in row] for row in rows[:_HEADER_ROWS]]
+        if not rows:
+            raise DataError(f"{path} is empty: the first sheet needs a header")
+        header = header_row([*enumerate(texts)])
+        self._columns = [*zip_longest(*rows[header:])]
+        super().__init__(str(path), ["" if name is None else name for name, *_ in self._columns])
+
+    def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[Any]]:
+        for start in range(1, len(self._columns[0]), size):
+            yield [self._columns[index][start : start + size] for index in indices]
 
 
 class _JsonTable(Table):

@@ -17,7 +17,7 @@ def doc(text: str) -> Parameter:
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Channels = Literal["rgb", "bgr"]
 Run = Annotated[Path, doc("Folder of a training run.")]
-Table = Annotated[Path, doc("Parquet, CSV or JSON file, or a folder of parquet files.")]
+Table = Annotated[Path, doc("Parquet, CSV, JSON, ... file, or a folder or pattern (in quotes) of such files.")]
 Store = Annotated[Path | None, doc("Folder of embeddings to reuse and add to.")]
 MinPrecision = Annotated[
     float | None, doc("Target precision: predictions expected to reach it are marked 'auto', the rest 'review'.")

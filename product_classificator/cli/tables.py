@@ -63,10 +63,11 @@ def open_catalog(
     channels = options.channels or ("bgr" if has_fixed_names else run.channels if run else "rgb")
     if run is not None:
         text = list(run.columns.text) if text is None else text
-    if run is not None and not has_fixed_names:
+    if run is not None and isinstance(table, Table):
         id_ = id_ or (run.columns.id if run.columns.id in columns else None)  # None: guessed, or rows are numbered
-        in_table = isinstance(table, Table) and run.columns.photo in columns and table.holds_images(run.columns.photo)
-        photo = run.columns.photo if photo is None and (options.images or in_table) else photo
+        of_run = run.columns.photo
+        in_table = of_run is not None and of_run in columns and table.holds_images(of_run)
+        photo = of_run if photo is None and (options.images or in_table) else photo
         if run.columns.has_title and text and text[0] != run.columns.text[0]:
             logger.warning(
                 "the run takes the first line of a text for the title (%s), but --text starts with %s: name it first",

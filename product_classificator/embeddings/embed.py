@@ -179,8 +179,8 @@ def load_product(
     source = catalog.images
     if source is None:
         return LoadedProduct(_digest(b"unused", content), image_status="unused")
-    keys, files, prepared = [], [], []
-    errors: list[tuple[str, PhotoError]] = []
+    keys, prepared = list[bytes](), list[Image.Image]()
+    files, errors = list[tuple[str, bytes]](), list[tuple[str, PhotoError]]()
 
     def digest() -> bytes:
         # Another limit, another Pillow or more memory may have another outcome, so that is never the digest of success.

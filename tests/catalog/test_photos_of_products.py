@@ -64,6 +64,8 @@ def test_channels_and_limits_hold_for_photos_in_the_table():
     table = pa.table({"id": [1], "image": [{"bytes": RED, "path": "1.jpg"}]})
     assert brightest(read_catalog(table, open_images(None, channels="bgr"), text=[])) == [2]
     assert brightest(read_catalog(table, open_images(None, max_bytes=10), text=[])) == [-1]
+    polars = pa.table({"id": [1], "image": pa.array([BLUE], pa.binary_view())})
+    assert brightest(read_catalog(polars, text=[])) == [2]
 
 
 @pytest.mark.parametrize("cell", [["a.jpg", "b.jpg"], "a.jpg;b.jpg", "a|b", "http://x/a.jpg?v=1, http://x/b.jpg", None])

@@ -1,4 +1,5 @@
 import json
+from datetime import datetime
 from uuid import UUID
 
 import numpy as np
@@ -107,9 +108,9 @@ def test_a_missing_table_is_named(tmp_path):
 
 
 def test_an_unknown_format_is_named(tmp_path):
-    (tmp_path / "t.xlsx").touch()
-    with pytest.raises(DataError, match=r"must end in one of .parquet, .*got t.xlsx"):
-        open_table(tmp_path / "t.xlsx")
+    (tmp_path / "t.ods").touch()
+    with pytest.raises(DataError, match=r"must end in one of .parquet, .*.xlsx, .*got t.ods"):
+        open_table(tmp_path / "t.ods")
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
@@ -205,6 +206,72 @@ def test_parts_in_folders_are_one_table_with_the_columns_of_all(tmp_path):
     for source in (tmp_path, tmp_path / "kind=*" / "*.parquet"):
         table = pa.Table.from_batches(open_table(source).batches(["nm", "kind", "late"], 10))
         assert table.to_pydict() == {"nm": ["Hat", "Mug"], "kind": ["Hat", "Mug"], "late": [None, "x"]}
+
+
+def test_files_of_any_format_are_one_table(tmp_path, caplog):
+    (tmp_path / "kind=Hat").mkdir()
+    (tmp_path / "kind=Hat/1.csv").write_text("nm,title\n1,red hat\n2,\n")
+    (tmp_path / "2.csv").write_text("title;nm;late\nblue mug;3;x\n")
+    (tmp_path / "LICENSE.txt").write_text("All rights reserved")
+    (tmp_path / "_hidden.csv").write_text("nm\n9\n")
+    wanted = {"nm": ["3", "1", "2"], "kind": [None, "Hat", "Hat"], "late": ["x", None, None]}
+    paths = [tmp_path / "2.csv", tmp_path / "kind=*" / "*.csv"]
+    for source in (tmp_path, paths):
+        table = pa.Table.from_batches(open_table(source).batches(list(wanted), 10))
+        assert table.to_pydict() == wanted
+    (tmp_path / "more.jsonl").write_text('{"nm": 4, "tags": ["a"]}\noops\n')
+    table = open_table([tmp_path / "2.csv", tmp_path / "more.jsonl"])
+    assert table.name == f"{paths[0]}, {tmp_path / 'more.jsonl'} (2 in all)"
+    for _ in range(2):
+        assert [id_ for batch in table.batches(["nm"], 1) for id_ in batch["nm"].to_pylist()] == ["3", "4"]
+    assert table.holds_lists("tags")
+    assert table.issues == {"lines_that_are_no_object": 1}
+    assert caplog.text.count("lines that are not a JSON object") == 2  # when it is opened, and when it is read
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"the folder has no tables .*empty"):
+        open_table(tmp_path / "empty")
+
+
+class OfHuggingFace:
+    """What of `datasets.Dataset` is used: rows may be a selection, which only Arrow tables of it show."""
+
+    features = ()
+
+    def __init__(self, table):
+        self.table = table
+
+    def with_format(self, type):  # noqa: A002
+        assert type == "arrow"
+        return self.table
+
+
+def test_datasets_of_hugging_face_are_read_with_the_names_of_their_labels(tmp_path):
+    facts = {"info": {"features": {"kind": {"names": ["hat", "mug"], "_type": "ClassLabel"}, "nm": {"_type": "Value"}}}}
+    table = pa.table({"nm": [1, 2, 3], "kind": [1, 0, -1]}).replace_schema_metadata({"huggingface": json.dumps(facts)})
+    (tmp_path / "saved/train").mkdir(parents=True)
+    with pa.ipc.new_stream(tmp_path / "saved/train/data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "saved/train/state.json").write_text("{}")
+    pq.write_table(table, tmp_path / "t.parquet")
+    for source in (OfHuggingFace(table), tmp_path / "saved", tmp_path / "t.parquet"):
+        (batch,) = open_table(source).batches(["nm", "kind"], 10)
+        assert batch.to_pydict() == {"nm": ["1", "2", "3"], "kind": ["mug", "hat", None]}
+
+
+def test_a_workbook_is_read(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    workbook = openpyxl.Workbook()
+    for row in (["Price list"], [], ["id", "title", None, "day"], [1, "чашка", None, datetime(2024, 1, 31)], ["b"]):
+        workbook.active.append(row)
+    workbook.save(tmp_path / "t.xlsx")
+    table = open_table(tmp_path / "t.xlsx")
+    assert table.columns == ["id", "title", "", "day"]
+    (batch,) = table.batches(["id", "title", "day"], 10)
+    days = ["2024-01-31 00:00:00.000000", None]
+    assert batch.to_pydict() == {"id": ["1", "b"], "title": ["чашка", None], "day": days}
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"t.xlsx cannot be read as a workbook \(BadZipFile.*save it again, or as CSV"):
+        open_table(tmp_path / "t.xlsx")
 
 
 def test_arrow_memory_is_read_and_other_things_are_named():
