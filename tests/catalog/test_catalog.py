@@ -87,7 +87,7 @@ def test_reading_a_photo_of_a_text_only_catalog_says_how_to_get_photos():
 
 
 def test_a_folder_without_tables_is_named_and_nobody_speaks_of_wildberries(tmp_path):
-    with pytest.raises(DataError, match="a folder of parquet files: the folder has no parquet files"):
+    with pytest.raises(DataError, match="a folder of files: the folder has no tables"):
         read_catalog(tmp_path)
 
 
