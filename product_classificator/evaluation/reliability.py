@@ -7,7 +7,7 @@ Bröcker and Smith 2007). Calibration is that of the scored products; the precis
 products with a true label: a label that was not trained cannot be predicted, so such a value is wrong.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -96,39 +96,38 @@ class SelectiveScore:
 def measure_reliability(confidence: Floats, is_right: Bools, seed: int = 0) -> Reliability:
     """Return the calibration of one prediction or more by their (n,) confidence and whether they are right.
 
-    >>> measure_reliability(np.array([0.25, 0.25, 1], np.float32), np.array([True, False, True])).error
-    0.3333333333333333
+    >>> measure_reliability(np.array([0.25, 0.5, 1], np.float32), np.array([False, True, True])).error
+    0.25
     """
     n = len(confidence)
     order = np.argsort(confidence, kind="stable")
     confidence64 = confidence[order].astype(np.float64)
-    right = _without_order_of_ties(confidence64, is_right[order])
+    shares = _shares_of_ties(confidence64)
+    right = shares(is_right[order])
     starts = np.arange(min(_BINS, n)) * n // min(_BINS, n)
     counts = np.diff(starts, append=n)
     means = (np.add.reduceat(values, starts) / counts for values in (confidence64, right))
     bins = tuple(ReliabilityBin(*values) for values in zip(*(c.tolist() for c in (*means, counts)), strict=True))
 
     def error(is_right: Bools) -> float:
-        shares = _without_order_of_ties(confidence64, is_right)
-        return float(np.abs(np.add.reduceat(confidence64 - shares, starts)).sum() / n)
+        return float(np.abs(np.add.reduceat(confidence64 - shares(is_right), starts)).sum() / n)
 
     random = np.random.default_rng(seed)
     by_chance = float(np.mean([error(random.random(n) < confidence64) for _ in range(_DRAWS)]))
     return Reliability(error(is_right[order]), by_chance, bins)
 
 
-def _without_order_of_ties(confidence: npt.NDArray[np.floating], is_right: Bools) -> npt.NDArray[np.float64]:
-    """Return (n,) how often products of the same confidence are right: neither bins nor curves see their order."""
+def _shares_of_ties(confidence: npt.NDArray[np.floating]) -> Callable[[Bools], npt.NDArray[np.float64]]:
+    """Return what computes how often products of the same confidence are right: no score depends on their order."""
     _, tie, n = np.unique(confidence, return_inverse=True, return_counts=True)
-    shares: npt.NDArray[np.float64] = (np.bincount(tie, is_right) / n)[tie]
-    return shares
+    return lambda is_right: (np.bincount(tie, is_right) / n)[tie]
 
 
 def precision_by_coverage(confidence: Floats, is_right: Bools) -> tuple[tuple[float, float], ...]:
     """Return at most 100 pairs (share of the products, precision of the most confident such share)."""
     order = np.argsort(-confidence, kind="stable")
     n = np.arange(1, len(order) + 1)
-    precision = np.cumsum(_without_order_of_ties(confidence, is_right)[order]) / n
+    precision = np.cumsum(_shares_of_ties(confidence)(is_right)[order]) / n
     points = np.unique(np.linspace(0, len(order) - 1, min(len(order), _CURVE_POINTS)).round().astype(int))
     return tuple(zip((n[points] / len(order)).tolist(), precision[points].tolist(), strict=True))
 
