@@ -7,8 +7,7 @@ AMI is corrected for chance: compare characteristics by AMI.
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +38,7 @@ _BATCH_SIZE = 10_000
 _PANEL_COLUMNS = 2
 _PALETTE = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "black", "C8", "C9")  # tab10, whose grey means all other labels
 _GREYS = {OTHERS: "0.72", UNKNOWN: "0.9"}
+_SCORES = ["ami", "v_measure", "products", "labels"]
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,16 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True)
-class ClusterScore:
-    """How well clusters agree with one characteristic; `None` with fewer than two known labels.
+class Clusters:
+    """The (n,) int64 cluster of each product, from 0, and the scores: a row per characteristic (index).
 
-    Attributes:
-        ami: adjusted mutual information: 0 by chance (slightly below is possible), 1 if clusters and labels agree.
-        v_measure: harmonic mean of homogeneity and completeness, 0..1.
-        products, labels: number of products with a known label, and of different labels.
+    The columns are `ami` (adjusted mutual information: 0 by chance, slightly below is possible, 1 if clusters and
+    labels agree), `v_measure` (harmonic mean of homogeneity and completeness, 0..1), both NaN with fewer than two known
+    labels, `products` (number of those with a known label) and `labels` (number of different ones).
     """
 
-    ami: float | None
-    v_measure: float | None
-    products: int
-    labels: int
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """The (n,) int64 cluster of each product, from 0, and characteristic -> its score."""
-
     assignment: Rows
-    scores: Mapping[str, ClusterScore]
+    scores: pd.DataFrame
     settings: ClusterSettings
 
 
@@ -89,7 +78,7 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Cluster
     >>> from product_classificator.types import strings
     >>> vectors = np.array([[1, 0], [0.9, 0], [0, 1]], np.float32)
     >>> clusters = cluster(vectors, {"sex": strings(["men", "men", "women"])}, ClusterSettings(n_clusters=2))
-    >>> round(clusters.scores["sex"].ami, 3)
+    >>> print(clusters.scores.ami["sex"].round(3))
     1.0
     """
     k_means = partial(MiniBatchKMeans, batch_size=_BATCH_SIZE) if len(vectors) > _MAX_KMEANS_ROWS else KMeans
@@ -98,7 +87,8 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Cluster
         # With fewer different vectors than clusters some clusters stay empty, which is harmless.
         warnings.simplefilter("ignore", ConvergenceWarning)
         assignment: Rows = model.fit(_reduce(vectors, settings)).labels_.astype(np.int64)
-    return Clusters(assignment, {name: _score(labels, assignment) for name, labels in truth.items()}, settings)
+    scores = [_score(labels, assignment) for labels in truth.values()]
+    return Clusters(assignment, pd.DataFrame(scores, pd.Index(truth, name="characteristic"), _SCORES), settings)
 
 
 def write_clusters(folder: Path, clusters: Clusters, vectors: Floats, truth: Truth, ids: Strings) -> None:
@@ -108,13 +98,12 @@ def write_clusters(folder: Path, clusters: Clusters, vectors: Floats, truth: Tru
     write_bytes(folder / "clusters.png", picture)
     with replacing(folder / "assignment.parquet") as temporary:
         pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "cluster": clusters.assignment}), temporary)
-    scores = pd.DataFrame([{"characteristic": name, **asdict(score)} for name, score in clusters.scores.items()])
-    write_bytes(folder / "clusters.csv", scores.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace"))
+    write_bytes(folder / "clusters.csv", clusters.scores.to_csv(lineterminator="\n").encode("utf-8", "replace"))
 
 
 def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
     """Draw a map of the vectors, one panel per characteristic (the first 8), colored by its 10 most frequent labels."""
-    names = list(clusters.scores)[:MAX_PANELS]
+    names = list(truth)[:MAX_PANELS]
     rows = _sample(len(vectors), MAX_DRAWN, clusters.settings)
     points = _map(_reduce(vectors[rows], clusters.settings), clusters.settings)
     panel_rows = -(-len(names) // _PANEL_COLUMNS)
@@ -124,8 +113,8 @@ def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
     for i, name in enumerate(names):
         axes = figure.add_subplot(panel_rows, _PANEL_COLUMNS, i + 1, xticks=[], yticks=[])
         axes.spines[:].set_color("0.85")
-        score, frequent = clusters.scores[name], Counter(filter(None, truth[name])).most_common(MAX_COLORED_LABELS)
-        figures = "no score" if score.ami is None else f"AMI {score.ami:.3f}, V-measure {score.v_measure:.3f}"
+        score, frequent = clusters.scores.loc[name], Counter(filter(None, truth[name])).most_common(MAX_COLORED_LABELS)
+        figures = "no score" if np.isnan(score.ami) else f"AMI {score.ami:.3f}, V-measure {score.v_measure:.3f}"
         axes.set_title(f"{plots.shorten(name)}: {figures}", fontsize=10, parse_math=False)
         colors = dict(zip([label for label, _ in frequent], _PALETTE, strict=False))
         shown = [label if label in colors else UNKNOWN if label is None else OTHERS for label in truth[name][rows]]
@@ -138,14 +127,12 @@ def draw_clusters(clusters: Clusters, vectors: Floats, truth: Truth) -> Figure:
     return figure
 
 
-def _score(labels: Strings, assignment: Rows) -> ClusterScore:
+def _score(labels: Strings, assignment: Rows) -> tuple[float, float, int, int]:
     label_ids, names = pd.factorize(labels)  # -1: unknown
     has_label = label_ids >= 0
-    products = int(has_label.sum())
-    if len(names) < 2:
-        return ClusterScore(None, None, products, len(names))
     pair = label_ids[has_label], assignment[has_label]
-    return ClusterScore(float(adjusted_mutual_info_score(*pair)), float(v_measure_score(*pair)), products, len(names))
+    scores = (adjusted_mutual_info_score(*pair), v_measure_score(*pair)) if len(names) > 1 else (np.nan, np.nan)
+    return *scores, len(pair[0]), len(names)
 
 
 def _reduce(vectors: Floats, settings: ClusterSettings) -> Floats:
