@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import read_checked_format, replacing, write_bytes, write_text
-from product_classificator.types import Embeddings, Floats, OutOfFold, Split, Truth
+from product_classificator.types import OutOfFold, Split, Truth
 
 _FORMAT = 1
 _RUN_FOLDER = "<run>"
-_ID, _SKETCH = "<id>", "<sketch>"  # a characteristic may be called "id"
-SKETCH_DIM = 16
+_ID, _DIGEST = "<id>", "<digest>"  # a characteristic may be called "id"
 
 
 class _PathOf:
@@ -67,21 +67,20 @@ class Run:
         """Whether embeddings and labels of the training products are still there."""
         return (self.store / "store.json").is_file() and self.labels.is_file()
 
-    def save_labels(self, split: Split, truth: Truth, embeddings: Embeddings) -> None:
-        """Write `labels.parquet`: id, sketch of the embeddings, and labels of each product that was learned from."""
+    def save_labels(self, split: Split, truth: Truth, digests: Sequence[bytes]) -> None:
+        """Write `labels.parquet`: id, digest in a store, and labels of each product that was learned from."""
         import pyarrow as pa  # answering without explanations must not import it
         import pyarrow.parquet as pq
 
         rows = np.flatnonzero((split.names != "") & (split.ids != ""))
-        sketches = pa.array([*sketch(embeddings.image[rows], embeddings.text[rows])], pa.list_(pa.float32()))
-        columns: dict[str, Any] = {_ID: split.ids[rows].tolist(), _SKETCH: sketches}
+        columns: dict[str, Any] = {_ID: split.ids[rows].tolist(), _DIGEST: [digests[row] for row in rows.tolist()]}
         for name, labels in truth.items():
             columns[name] = [sorted(label) if isinstance(label, frozenset) else label for label in labels[rows]]
         with replacing(self.labels) as temporary:
             pq.write_table(pa.table(columns), temporary)
 
-    def load_training_products(self) -> tuple[dict[str, Any], dict[str, Floats]]:
-        """Read what `save_labels` wrote: characteristic -> id -> label or labels, and id -> sketch.
+    def load_training_products(self) -> tuple[dict[str, Any], dict[bytes, str]]:
+        """Read what `save_labels` wrote: characteristic -> id -> label or labels, and digest -> id.
 
         A missing or damaged file is an `ArtifactError`.
         """
@@ -90,13 +89,13 @@ class Run:
 
         try:
             columns = pq.read_table(self.labels).to_pydict()
-            ids, sketches = columns.pop(_ID), columns.pop(_SKETCH)
+            ids, digests = columns.pop(_ID), columns.pop(_DIGEST)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"the labels of a run, {self.labels}, are damaged ({error}): train again") from error
         for name, labels in columns.items():
             plain = (tuple(label) if isinstance(label, list) else label for label in labels)
             columns[name] = dict(zip(ids, plain, strict=True))
-        return columns, dict(zip(ids, np.array(sketches, dtype=np.float32).reshape(-1, SKETCH_DIM), strict=True))
+        return columns, dict(zip(digests, ids, strict=True))
 
     def save_out_of_fold(self, out_of_fold: OutOfFold) -> None:
         """Write `out_of_fold.safetensors`."""
@@ -154,14 +153,3 @@ class Run:
 
 
 _FIELDS = TypeAdapter(Run)
-
-
-def sketch(image: Floats, text: Floats) -> Floats:
-    """Return (n, 16) random projections of n embeddings, which keep distances up to a third.
-
-    They recognise a training product in a store: another table may use its id for another product.
-    """
-    parts = np.concatenate([image, text], 1)
-    directions = np.random.default_rng(0).standard_normal((parts.shape[1], SKETCH_DIM), dtype=np.float32)
-    projections: Floats = parts @ directions / np.float32(SKETCH_DIM**0.5)
-    return projections

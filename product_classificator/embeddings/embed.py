@@ -46,11 +46,12 @@ def embed(
     """
     n = len(catalog)
     image, text = np.zeros((n, encoder.image.dim), np.float32), np.zeros((n, encoder.text.dim), np.float32)
-    has_image, has_text = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    has_image, has_text, digests = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), list[bytes]()
     embedded = EmbeddedProducts(
         embeddings=Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint),
         thumbnails=np.zeros((n, THUMBNAIL_BYTES), np.uint8),
         status=strings([""] * n),
+        digests=digests,
     )
     for chunk in embed_chunks(catalog, encoder, store):
         rows = slice(chunk.first_row, chunk.first_row + len(chunk.embeddings))
@@ -59,6 +60,7 @@ def embed(
             if part.any():  # pages of zeros that are never written cost no memory
                 getattr(embedded.embeddings, name)[rows] = part
         embedded.thumbnails[rows], embedded.status[rows] = chunk.thumbnails, chunk.status
+        digests += chunk.digests
         embedded = replace(embedded, encoded=embedded.encoded + chunk.encoded, idle_share=chunk.idle_share)
         if on_chunk:
             on_chunk(chunk)

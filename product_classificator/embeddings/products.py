@@ -42,6 +42,7 @@ class EmbeddedProducts:
         embeddings: n products; vectors as a store keeps them, float32 rounded to float16, if they are of a catalog.
         thumbnails: (n, 192) uint8.
         status: (n,) "ok", or what is wrong with the product, e.g. "image_missing,text_empty".
+        digests: of the content of n products, as a store names it, if they are of a catalog.
         first_row, texts: of a chunk: where it begins in the catalog, and n raw texts.
         encoded: number of products encoded now; the others were in the store or are repeated.
         idle_share: share of its time that the encoder has waited for images so far, 0..1, chunks in which nothing was
@@ -51,6 +52,7 @@ class EmbeddedProducts:
     embeddings: Embeddings
     thumbnails: Thumbnails
     status: Strings
+    digests: Sequence[bytes] = ()
     first_row: int = 0
     texts: Sequence[str] = ()
     encoded: int = 0

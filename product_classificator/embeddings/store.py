@@ -111,10 +111,10 @@ class EmbeddingStore:
         rows = [starts[shard] + row for shard, row in locations]
         return to_products(pa.concat_tables(self._last_read.values()).take(rows))
 
-    def scan(self) -> Iterator[Embeddings]:
+    def scan(self) -> Iterator[EmbeddedProducts]:
         """Yield all products shard by shard, in flat memory; a product that changed comes once per content."""
         for path in self._shards:
-            yield to_products(self._load(path)).embeddings
+            yield to_products(self._load(path))
 
     def _load(self, path: Path, columns: list[str] | None = None) -> pa.Table:
         try:
@@ -158,6 +158,7 @@ def to_products(table: pa.Table) -> EmbeddedProducts:
         embeddings=Embeddings(strings(table["id"].to_pylist()), *parts, *flags, fingerprint),
         thumbnails=_matrix(table["thumbnails"], np.uint8),
         status=strings(table["status"].to_pylist()),
+        digests=table["digest"].to_pylist(),
     )
 
 

@@ -60,7 +60,7 @@ class Activations:
     """The states that enter the last blocks of a CLIP-like encoder, of all products; `cache` comes before reading.
 
     Attributes:
-        digest: of images and texts.
+        digest, digests: of all images and texts, and of each product as in `EmbeddedProducts`.
         has_image, has_text: (n,) as in `Embeddings`.
         thumbnails, status: as in `EmbeddedProducts`.
     """
@@ -72,16 +72,17 @@ class Activations:
         image, text = clip_towers(encoder)
         self._preparation: dict[Side, Any] = {"image": image.preparation, "text": text.preparation}
         max_pixels = catalog.images and catalog.images.max_pixels  # decides which images are too large
-        digest = blake2b(str(max_pixels).encode(), digest_size=16)
+        digest, self.digests = blake2b(str(max_pixels).encode(), digest_size=16), list[bytes]()
         n_tokens, self._chunks, self._n_images = [0], [0], 0
         for products in catalog.batches(CHUNK_PRODUCTS):
             loaded = self._load(products, _All())
-            digest.update(b"".join(item.digest for item in loaded))
+            self.digests += [item.digest for item in loaded]
             _, lengths, owners = self._windows(products.texts)
             tokens = np.bincount(owners, lengths, len(products)).astype(int)
             n_tokens += [int(n) if clean(text) else 0 for n, text in zip(tokens, products.texts, strict=True)]
             self._n_images += sum(item.image_status == "ok" for item in loaded)
             self._chunks.append(products.first_row + len(products))
+        digest.update(b"".join(self.digests))
         self.digest, self._text_start = digest.hexdigest(), np.cumsum(n_tokens)  # tokens before each product
         self.has_text = np.array(n_tokens[1:]) > 0
 

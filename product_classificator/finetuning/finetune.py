@@ -92,7 +92,9 @@ def finetune(
     callbacks.on_stage("Splitting into train, valid and test; near-identical products stay together")
     empty = np.zeros((len(catalog), 0), dtype=np.float32)  # the split needs no vectors
     parts = Embeddings(catalog.ids, empty, empty, activations.has_image, activations.has_text, encoder.fingerprint)
-    embedded = EmbeddedProducts(embeddings=parts, thumbnails=activations.thumbnails, status=activations.status)
+    embedded = EmbeddedProducts(
+        embeddings=parts, thumbnails=activations.thumbnails, status=activations.status, digests=activations.digests
+    )
     split = split_catalog(catalog, embedded, session.settings, _SHARES)
     tail = Tail(torch_network_of(encoder).model, finetune_settings.last_blocks)
     pairs = _pairs(tail, activations, split, distributed)

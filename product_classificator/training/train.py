@@ -6,7 +6,7 @@ An interrupted training resumes from the store of embeddings.
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -101,6 +101,7 @@ class SplitCatalog:
 
     products: LabelledProducts
     signatures: Signatures
+    digests: Sequence[bytes]
     set_aside: Mapping[str, int]
     row_warnings: Mapping[str, int]
 
@@ -140,7 +141,7 @@ def split_catalog(
         split = read_split(catalog.ids, names, is_usable, groups)
     products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title, groups)
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
-    return SplitCatalog(products, signatures, set_aside, row_warnings)
+    return SplitCatalog(products, signatures, embedded.digests, set_aside, row_warnings)
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class Session:
         """Write everything a training leaves, `run.json` last; `facts` replace those of the report."""
         run, products = self.run, split.products
         save_split(products.split, split.signatures.columns(), run.split)
-        run.save_labels(products.split, products.truth, products.embeddings)
+        run.save_labels(products.split, products.truth, split.digests)
         run.save_out_of_fold(fitted.out_of_fold)
         fitted.bundle.save(run.bundle)
         names = products.split.names[fitted.out_of_fold.rows]
