@@ -17,8 +17,8 @@ from product_classificator.embeddings.products import prepare_image
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.training import train_heads
-from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, TinyImages, TinyTexts, jpeg, truncated_jpeg
+from tests.fixtures import QUICKER
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_picture_is_turned_upright_like_its_file():
 def test_heads_of_texts_alone_ask_for_a_text(tmp_path):
     frame = pd.DataFrame({"nm": range(60), "title": [f"{kind} {i}" for i, kind in enumerate(["cup", "hat"] * 30)]})
     frame["kind"] = frame.title.str.split().str[0]
-    training = train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICK, encoder=TinyEncoder())
+    training = train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICKER, encoder=TinyEncoder())
     with pytest.raises(DataError, match="a product needs a text, none was given"):
         Classificator.from_parts(TinyEncoder(), training.fitted.bundle).predict(images=jpeg("red"))
 

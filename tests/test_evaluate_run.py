@@ -11,8 +11,8 @@ from product_classificator.embeddings.embed import embed
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.training import SplitSettings, train_heads
-from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, shop
+from tests.fixtures import QUICK
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.conftest import QUICK
 from tests.encoders.tiny_ruclip import write_checkpoint
+from tests.fixtures import QUICKER
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
@@ -21,9 +21,9 @@ def test_every_cell_runs_and_was_run(path, tmp_path, monkeypatch, request):
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     encoder = write_checkpoint(tmp_path / "tiny")
-    names: dict[str, object] = {"QUICK": QUICK}
+    names: dict[str, object] = {"QUICKER": QUICKER}
     for cell in cells:
-        source = "".join(cell["source"]).replace("products=1200", "products=300")
-        source = source.replace('"lite"', f'"{encoder}", settings=QUICK')
+        source = "".join(cell["source"]).replace("products=1200", "products=200")
+        source = source.replace('"lite"', f'"{encoder}", settings=QUICKER')
         exec(compile(source, path.name, "exec"), names)  # noqa: S102
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])

@@ -15,10 +15,10 @@ from product_classificator import Classificator, load_encoder
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from product_classificator.export import export_classificator
 from product_classificator.files import sha256_of
-from tests.conftest import RUCLIP_OPTIONS, SHOWN_LABELS
 from tests.encoders.tiny_models import save_siglip
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg
+from tests.fixtures import RUCLIP_OPTIONS, SHOWN_LABELS
 
 BLOCKED = (
     "torch",

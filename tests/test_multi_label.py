@@ -20,9 +20,9 @@ from product_classificator.trainer import Trainer
 from product_classificator.training import train_heads
 from product_classificator.training.taxonomy import read_taxonomy
 from product_classificator.types import strings
-from tests.command_line import QUICK_TOML, call
-from tests.conftest import QUICK
+from tests.command_line import QUICKER_TOML, call
 from tests.fakes import TinyEncoder
+from tests.fixtures import QUICKER
 
 WORDS = {"warm": "wool", "light": "cotton", "smooth": "silk"}
 COLUMNS = {"text": "title", "characteristics": ["kind", "materials"]}
@@ -43,7 +43,7 @@ def frame(n: int = 240) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    return train_heads(read_catalog(frame(), **COLUMNS), tmp_path_factory.mktemp("run"), QUICK, encoder=TinyEncoder())
+    return train_heads(read_catalog(frame(), **COLUMNS), tmp_path_factory.mktemp("run"), QUICKER, encoder=TinyEncoder())
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_every_format_of_table_gives_the_same_run(training, tmp_path, suffix):
         cells = [None if item is None else "|".join(item) or "[]" for item in table.materials]
         table.assign(materials=cells).to_csv(path, index=False)
         named = {"multi_label": "materials"}
-    again = train_heads(read_catalog(path, **COLUMNS, **named), tmp_path / "run", QUICK, encoder=TinyEncoder())
+    again = train_heads(read_catalog(path, **COLUMNS, **named), tmp_path / "run", QUICKER, encoder=TinyEncoder())
     assert again.fitted.bundle.digest == training.fitted.bundle.digest
     assert again.evaluation == training.evaluation
 
@@ -144,7 +144,7 @@ def test_a_trainer_takes_lists_also_through_its_hooks(tmp_path):
             return products.assign(title=products.title.str.upper())
 
     frame(120).to_parquet(tmp_path / "t.parquet")
-    settings = replace(QUICK, heads=replace(QUICK.heads, epochs=2))
+    settings = replace(QUICKER, heads=replace(QUICKER.heads, epochs=2))
     trainer = Louder(
         None,
         tmp_path / "t.parquet",
@@ -163,7 +163,7 @@ def test_the_command_line_takes_lists_from_csv(tmp_path):
     table = frame(120)
     cells = [None if item is None else "|".join(item) or "[]" for item in table.materials]
     table.assign(materials=cells).to_csv(tmp_path / "t.csv", index=False)
-    (tmp_path / "settings.toml").write_text(QUICK_TOML)
+    (tmp_path / "settings.toml").write_text(QUICKER_TOML)
     common = ["--text", "title", "--config", tmp_path / "settings.toml", "--out", tmp_path / "run"]
     printed = call("train", tmp_path / "t.csv", "--characteristics", "kind", "--multi-label", "materials", *common)
     assert "multi-label materials" in printed

@@ -16,8 +16,8 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.predict_file import OutputOptions, PredictSummary, _state, predict_to_file
 from product_classificator.training import train_heads
-from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, jpeg
+from tests.fixtures import QUICKER
 from tests.slow_prediction import predict_slowly
 
 WARNINGS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text_empty": 6}
@@ -265,7 +265,7 @@ def test_other_photos_of_a_frame_are_another_input(tmp_path, tiny_training):
 def test_a_table_of_which_the_heads_read_nothing_is_refused_before_any_work(shop_files, tmp_path):
     table, photos = shop_files
     texts = read_catalog(table, text="description", characteristics=["kind"])
-    training = train_heads(texts, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    training = train_heads(texts, tmp_path / "run", QUICKER, encoder=TinyEncoder())
     encoder = TinyEncoder()
     classificator = Classificator.from_parts(encoder, training.fitted.bundle)
     catalog = read_catalog(table, photos, text=[], characteristics=["kind"])

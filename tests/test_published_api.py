@@ -15,9 +15,9 @@ from product_classificator.encoders.clip import dtype_of
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.trainer import Trainer
 from product_classificator.training import train_heads
-from tests.conftest import QUICK
 from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
 from tests.fakes import jpeg
+from tests.fixtures import QUICKER
 
 MODEL = "ruclip-vit-base-patch32-224"
 
@@ -79,7 +79,7 @@ def models(tmp_path_factory):
 def run(models, shop_files, tmp_path_factory):
     catalog = read_catalog(*shop_files, text="description", characteristics=["kind", "colour"])
     encoder = load_encoder(f"{MODEL}+clean", cache_dir=models)
-    return train_heads(catalog, tmp_path_factory.mktemp("runs") / "run", QUICK, encoder=encoder).run.folder
+    return train_heads(catalog, tmp_path_factory.mktemp("runs") / "run", QUICKER, encoder=encoder).run.folder
 
 
 @pytest.fixture

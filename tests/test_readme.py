@@ -1,20 +1,22 @@
-"""The README's examples run, in order, in an empty folder; the documents show the tables of the benchmarks.
+"""The examples of README, in order and in an empty folder, and docstrings run; documents show measured tables.
 
-They run on fewer products and in fewer epochs than a reader's.
+Those of the README run on fewer products and in fewer epochs than a reader's.
 """
 
 import contextlib
+import doctest
 import io
 import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import QUICKER_TOML, call
-from tests.conftest import QUICK
-from tests.test_guards import FLOORS
+from tests.command_line import QUICKEST_TOML, call
+from tests.fixtures import QUICKER
+from tests.test_guards import FLOORS, PATHS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,12 +25,12 @@ TABLES = README + (ROOT / "docs/results.md").read_text(encoding="utf-8")
 
 def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "quick.toml").write_text(QUICKER_TOML)
-    names: dict[str, object] = {"QUICK": QUICK}
+    (tmp_path / "quick.toml").write_text(QUICKEST_TOML)
+    names: dict[str, object] = {"QUICKER": QUICKER}
     for language, block in re.findall(r"```(python|console)\n(.*?)```", README, re.DOTALL):
         if language == "python":
             block = block.replace("products=150", "products=100")
-            block = block.replace('ruclip_model="lite")', 'ruclip_model="lite", settings=QUICK)')
+            block = block.replace('ruclip_model="lite")', 'ruclip_model="lite", settings=QUICKER)')
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(block, "README.md", "exec"), names)  # noqa: S102
             continue
@@ -37,6 +39,12 @@ def test_every_example_of_the_readme_runs(tmp_path, monkeypatch):
             assert program == "product-classificator"
             call(*arguments, *(["--config", "quick.toml"] if arguments[0] == "train" else []))
     assert (tmp_path / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize("module", [name for name, path in PATHS.items() if ">>>" in path.read_text("utf-8")])
+def test_the_examples_of_docstrings_run(module):
+    results = doctest.testmod(import_module(module))
+    assert results.attempted > 0 == results.failed
 
 
 @pytest.mark.parametrize(

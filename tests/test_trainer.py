@@ -11,8 +11,8 @@ from product_classificator.published.params import published_heads
 from product_classificator.runs import Run
 from product_classificator.trainer import Trainer
 from product_classificator.training import Callbacks, HeadSettings
-from tests.conftest import QUICK
 from tests.encoders.tiny_ruclip import write_checkpoint
+from tests.fixtures import QUICKER
 
 PUBLISHED_PARAMS = {
     "criterion": torch.nn.CrossEntropyLoss,
@@ -45,7 +45,7 @@ def make_trainer(shop_files, tiny_ruclip, tmp_path):
             "characteristics": ["kind", "colour"],
             "ruclip_model": str(tiny_ruclip),
             "save_dir": tmp_path / "experiments",
-            "settings": QUICK,
+            "settings": QUICKER,
             **changes,
         }
         return kind(images, pd.read_parquet(table).head(90), **chosen)

@@ -27,10 +27,10 @@ from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
 from product_classificator.types import Predictions, strings
 from tests.broken_photos import write_broken_zip
-from tests.command_line import QUICK_TOML, QUICKER_TOML, call
-from tests.conftest import LITE_PRODUCTS
+from tests.command_line import QUICKEST_TOML, call
 from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import jpeg, shop
+from tests.fixtures import LITE_PRODUCTS
 
 COMMAND = "from product_classificator.cli import main; main()"
 
@@ -40,7 +40,7 @@ def files(tmp_path_factory):
     """The products of `lite_run`, in a folder that tests may write to."""
     folder = tmp_path_factory.mktemp("cli")
     table, images = shop(folder, products=LITE_PRODUCTS)
-    (folder / "settings.toml").write_text(QUICK_TOML)
+    (folder / "settings.toml").write_text(QUICKEST_TOML)
     return folder, table, images
 
 
@@ -192,12 +192,13 @@ def test_a_zip_of_broken_photos_passes_through_train_and_predict(tmp_path):
     frame["kind"] = [kinds[row % 2] for row in range(len(frame))]
     frame["title"] = [f"{kind} {row}" for row, kind in enumerate(frame.kind)]
     frame.to_parquet(tmp_path / "t.parquet")
-    (tmp_path / "settings.toml").write_text(QUICKER_TOML)
+    (tmp_path / "settings.toml").write_text(QUICKEST_TOML)
     shared = [tmp_path / "t.parquet", "--images", tmp_path / "photos.zip", "--text", "title"]
     options = ["--characteristics", "kind", "--out", tmp_path / "run", "--config", tmp_path / "settings.toml"]
     call("train", *shared, *options)
     counted = json.loads((tmp_path / "run/report/report.json").read_text())["facts"]["row_warnings"]
-    call("predict", tmp_path / "run", *shared[:3], "--out", tmp_path / "p.parquet")
+    store = "--store", tmp_path / "run/embeddings"
+    call("predict", tmp_path / "run", *shared[:3], "--out", tmp_path / "p.parquet", *store)
     status = pd.read_parquet(tmp_path / "p.parquet").set_index("nm").status
     reasons = {id_: "ok" if reason == "ok" else f"image_{reason}" for id_, reason in expected.items()}
     assert len(reasons) >= 40
@@ -372,7 +373,7 @@ def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
     make_marketplace(tmp_path / "school", products=120, layout="wildberries")
     school, images = str(tmp_path / "school"), str(tmp_path / "school/images.zip")
     encoder = str(write_checkpoint(tmp_path / "tiny"))
-    (tmp_path / "quick.toml").write_text(QUICK_TOML)
+    (tmp_path / "quick.toml").write_text(QUICKEST_TOML)
     arguments = ["--encoder", encoder, "--config", tmp_path / "quick.toml"]
     call("train", school, "--images", images, *arguments, "--out", str(tmp_path / "run"))
     run = Run.load(tmp_path / "run")
@@ -381,7 +382,7 @@ def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
     out = tmp_path / "predictions.csv"
     call("predict", str(tmp_path / "run"), school, "--images", images, "--out", str(out), "--device", "cpu")
     assert out.read_text().count("\n") > 100
-    (tmp_path / "few.toml").write_text(f"{QUICKER_TOML}min_products_per_label = 2")
+    (tmp_path / "few.toml").write_text(f"{QUICKEST_TOML}min_products_per_label = 2")
     arguments = ["--encoder", encoder, "--characteristics", "sex,brand", "--config", tmp_path / "few.toml"]
     call("train", school, *arguments, "--out", tmp_path / "brands")
     assert "brand" in call("evaluate", str(tmp_path / "brands"), school)

@@ -13,8 +13,8 @@ from product_classificator.encoders.preprocessing import SquarePreparation, Text
 from product_classificator.encoders.ruclip import read_bpe
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean_published
-from tests.conftest import RUCLIP_OPTIONS
 from tests.encoders.tiny_ruclip import CONFIG, write_checkpoint
+from tests.fixtures import RUCLIP_OPTIONS
 
 GOLDEN = Path(__file__).parents[3] / "shared/fixtures/ruclip-tiny"
 LONG = "кружка стеклянная для дома " * 40

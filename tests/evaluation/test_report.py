@@ -10,11 +10,10 @@ from PIL import Image
 from product_classificator.evaluation import RunFacts, evaluate, evaluation_json, write_report
 from product_classificator.types import Decisions
 from tests.evaluation.conftest import materials
+from tests.fixtures import drawing
 
 HOSTILE = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; \n# h"
 SHOWN = "a|b *c* $x_1$ `d` <i> [e](f) _g_ &amp; # h"
-
-pytestmark = pytest.mark.usefixtures("drawn_figures")
 
 
 def tokens(markdown):
@@ -61,7 +60,8 @@ def folder(evaluation, tmp_path_factory):
         created="2026-01-01",
     )
     folder = tmp_path_factory.mktemp("run") / "report"
-    write_report(folder, evaluation, facts)
+    with drawing():
+        write_report(folder, evaluation, facts)
     return folder
 
 

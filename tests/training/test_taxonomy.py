@@ -11,8 +11,8 @@ from product_classificator.heads import HeadBundle, Refinement
 from product_classificator.training import train_heads
 from product_classificator.training.taxonomy import read_taxonomy
 from product_classificator.types import strings
-from tests.conftest import QUICK
 from tests.fakes import TinyEncoder
+from tests.fixtures import QUICKER
 
 TRUTH = {
     "sub": strings(["cup", "plate", "boot", "boot", None]),
@@ -75,7 +75,7 @@ def test_a_training_takes_the_taxonomy_and_its_report_names_it(tmp_path: Path) -
     taxonomy = tmp_path / "taxonomy.csv"
     rows = [("cup", "dishes"), ("hat", "wear"), ("sock", "wear")]
     table(*rows, columns=("kind", "top")).to_csv(taxonomy, index=False)
-    settings = replace(QUICK, taxonomy=str(taxonomy))
+    settings = replace(QUICKER, taxonomy=str(taxonomy))
     training = train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
     found = (Refinement("kind", "top", {"cup": "dishes", "hat": "wear", "sock": "wear"}),)
     assert HeadBundle.load(training.run.bundle).hierarchy == found

@@ -17,8 +17,8 @@ from product_classificator.runs import Run
 from product_classificator.training import Callbacks, train_heads
 from product_classificator.training.settings import SplitSettings
 from product_classificator.training.train import split_catalog
-from tests.conftest import QUICK
 from tests.fakes import TinyEncoder, TinyImages, TinyTexts
+from tests.fixtures import QUICK, QUICKER
 
 
 def test_a_training_leaves_a_whole_run(tiny_training):
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_run(catalog, tiny_training, tmp_path):
 def test_a_repeated_id_is_set_aside(tmp_path):
     frame = pd.DataFrame({"nm": [*range(60), 0, 1], "title": [f"{['cup', 'hat'][i % 2]} {i}" for i in range(62)]})
     frame["kind"] = frame.title.str.split().str[0]
-    train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICK, encoder=TinyEncoder())
+    train_heads(read_catalog(frame, characteristics=["kind"]), tmp_path, QUICKER, encoder=TinyEncoder())
     facts = json.loads((tmp_path / "report/report.json").read_text())["facts"]
     assert facts["set_aside"] == {"duplicate_id": 2}
 
@@ -68,7 +68,7 @@ def test_a_repeated_id_is_set_aside(tmp_path):
 def test_whoever_watches_is_told_of_stages_products_and_epochs(catalog, tmp_path):
     stages, products, epochs = [], [], []
     callbacks = Callbacks(stages.append, lambda chunk: products.append(len(chunk.embeddings)), epochs.append)
-    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder(), callbacks=callbacks)
+    training = train_heads(catalog, tmp_path / "run", QUICKER, encoder=TinyEncoder(), callbacks=callbacks)
     assert stages[0] == "Embedding 240 products with tiny"
     assert sum(products) == 240
     assert tuple(epochs) == training.fitted.history
@@ -77,7 +77,7 @@ def test_whoever_watches_is_told_of_stages_products_and_epochs(catalog, tmp_path
 def test_a_catalog_without_characteristics_is_refused(shop_files, tmp_path):
     catalog = read_catalog(shop_files[0], characteristics=[])
     with pytest.raises(DataError, match="training needs characteristics: name the columns that hold labels"):
-        train_heads(catalog, tmp_path, QUICK, encoder=TinyEncoder())
+        train_heads(catalog, tmp_path, QUICKER, encoder=TinyEncoder())
 
 
 def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tiny_run, tmp_path):
@@ -87,7 +87,11 @@ def test_a_training_that_fails_leaves_the_run_before_as_it_was(catalog, tiny_run
     split = tiny_run.split.read_bytes()
     with pytest.raises(KeyboardInterrupt):
         train_heads(
-            catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), callbacks=Callbacks(on_epoch=stop)
+            catalog,
+            tmp_path / "run",
+            replace(QUICKER, seed=1),
+            encoder=TinyEncoder(),
+            callbacks=Callbacks(on_epoch=stop),
         )
     assert Run.load(tmp_path / "run") == tiny_run
     assert tiny_run.split.read_bytes() == split
@@ -99,7 +103,9 @@ def test_an_interrupted_training_leaves_the_old_run_whole(catalog, tiny_run, tmp
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder(), callbacks=Callbacks(stop))
+        train_heads(
+            catalog, tmp_path / "run", replace(QUICKER, seed=1), encoder=TinyEncoder(), callbacks=Callbacks(stop)
+        )
     assert Run.load(tmp_path / "run").settings["seed"] == 0
 
 
@@ -107,7 +113,7 @@ def test_a_run_whose_halves_could_be_mixed_counts_as_unfinished(catalog, tiny_ru
     shutil.rmtree(tmp_path / "run/report")
     (tmp_path / "run/report").write_text("in the way")
     with pytest.raises(OSError):
-        train_heads(catalog, tmp_path / "run", replace(QUICK, seed=1), encoder=TinyEncoder())
+        train_heads(catalog, tmp_path / "run", replace(QUICKER, seed=1), encoder=TinyEncoder())
     with pytest.raises(ArtifactError, match="its training did not finish"):
         Run.load(tmp_path / "run")
 
@@ -116,20 +122,20 @@ def test_other_things_where_the_bundle_is_to_be_are_found_before_anything_is_com
     (tiny_run.bundle / "notes.txt").touch()
     encoder = TinyEncoder()
     with pytest.raises(ArtifactError, match=r"a folder of its own, but .* holds other things: notes.txt \(1 in all\)"):
-        train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
+        train_heads(catalog, tmp_path / "run", QUICKER, encoder=encoder)
     assert (encoder.image.encoded, encoder.text.encoded) == (0, 0)
     assert Run.load(tmp_path / "run") == tiny_run
     (tiny_run.bundle / "notes.txt").rename(tiny_run.bundle / ".git")
     with pytest.raises(ArtifactError, match=r"holds other things: .git \(1 in all\)"):
-        train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder)
+        train_heads(catalog, tmp_path / "run", QUICKER, encoder=encoder)
     (tiny_run.bundle / ".git").rename(tiny_run.bundle / ".DS_Store")
-    assert train_heads(catalog, tmp_path / "run", QUICK, encoder=encoder).run.bundle.is_dir()
+    assert train_heads(catalog, tmp_path / "run", QUICKER, encoder=encoder).run.bundle.is_dir()
 
 
 def test_a_run_with_another_encoder_fills_a_store_of_its_own(catalog, tiny_run, tmp_path):
     other = TinyEncoder(TinyImages("tiny-2"), TinyTexts("tiny-2"))
     assert tiny_run.store == tmp_path / "run/embeddings"
-    second = train_heads(catalog, tmp_path / "run", QUICK, encoder=other)
+    second = train_heads(catalog, tmp_path / "run", QUICKER, encoder=other)
     assert Run.load(tmp_path / "run").store == second.run.store == tmp_path / "run/embeddings-tiny-2"
     assert len(EmbeddingStore(tiny_run.store, TinyEncoder())) == len(EmbeddingStore(second.run.store, other))
 
@@ -153,11 +159,11 @@ def test_a_file_in_the_place_of_the_run_is_refused(catalog, tmp_path):
     (tmp_path / "run").touch()
     for folder in (tmp_path / "run", tmp_path / "run/below"):
         with pytest.raises(DataError, match=r"a run is a folder, but .*run.* is a file: name another folder"):
-            train_heads(catalog, folder, QUICK, encoder=TinyEncoder())
+            train_heads(catalog, folder, QUICKER, encoder=TinyEncoder())
 
 
 def test_a_loss_that_diverges_is_an_error_that_names_the_epoch(catalog, tmp_path):
-    wild = replace(QUICK, heads=replace(QUICK.heads, learning_rate=1e30))
+    wild = replace(QUICKER, heads=replace(QUICKER.heads, learning_rate=1e30))
     with pytest.raises(DataError, match=r"that of the heads is (nan|inf) in epoch \d: lower learning_rate \(1e\+30\)"):
         train_heads(catalog, tmp_path / "run", wild, encoder=TinyEncoder())
     assert not (tmp_path / "run/run.json").exists()
@@ -166,7 +172,7 @@ def test_a_loss_that_diverges_is_an_error_that_names_the_epoch(catalog, tmp_path
 def test_a_characteristic_that_predictions_could_not_name_is_refused(tmp_path):
     frame = pd.DataFrame({"nm": [1], "title": ["a"], "status": ["new"]})
     with pytest.raises(DataError, match=r"must not be named like the id or the status .* rename {'status'}"):
-        train_heads(read_catalog(frame, characteristics="status"), tmp_path, QUICK, encoder=TinyEncoder())
+        train_heads(read_catalog(frame, characteristics="status"), tmp_path, QUICKER, encoder=TinyEncoder())
 
 
 def test_a_catalog_without_any_photo_or_text_says_what_is_missing(tmp_path):
@@ -174,14 +180,14 @@ def test_a_catalog_without_any_photo_or_text_says_what_is_missing(tmp_path):
     frame = pd.DataFrame({"nm": range(9), "kind": list("abcabcabc")})
     catalog = read_catalog(frame, tmp_path / "photos", text=[], characteristics=["kind"])
     with pytest.raises(DataError, match=r"at least half of the photos must be found .* 9 of 9 photos"):
-        train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
-    settings = replace(QUICK, allow_missing_photos=True)
+        train_heads(catalog, tmp_path / "run", QUICKER, encoder=TinyEncoder())
+    settings = replace(QUICKER, allow_missing_photos=True)
     with pytest.raises(DataError, match=r"found 0 among 9; set aside: {'image_missing': 9}"):
         train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
 
 
 def test_the_seed_of_the_training_is_that_of_the_heads(catalog, tmp_path):
-    training = train_heads(catalog, tmp_path, replace(QUICK, seed=3), encoder=TinyEncoder())
+    training = train_heads(catalog, tmp_path, replace(QUICKER, seed=3), encoder=TinyEncoder())
     assert training.fitted.bundle.facts["settings"]["seed"] == 3
 
 
@@ -247,7 +253,7 @@ def with_series(shop_files, path):
 
 def test_products_of_a_series_are_in_one_fold(shop_files, tmp_path):
     catalog = with_series(shop_files, tmp_path / "t.parquet")
-    settings = replace(QUICK, split=SplitSettings(folds=3, groups="series"))
+    settings = replace(QUICKER, split=SplitSettings(folds=3, groups="series"))
     training = train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
     split, _ = load_split(training.run.split)
     folds = pd.Series(split.names)[split.names != ""]
@@ -257,7 +263,7 @@ def test_products_of_a_series_are_in_one_fold(shop_files, tmp_path):
 
 def test_a_column_names_what_is_judged_and_without_a_refit_that_is_never_learned(shop_files, tmp_path):
     catalog = with_series(shop_files, tmp_path / "t.parquet")
-    settings = replace(QUICK, split=SplitSettings(column="part", refit=False))
+    settings = replace(QUICKER, split=SplitSettings(column="part", refit=False))
     training = train_heads(catalog, tmp_path / "run", settings, encoder=TinyEncoder())
     rows = training.fitted.out_of_fold.rows
     assert set(catalog.column("part")[rows]) == {"test"}
@@ -267,7 +273,7 @@ def test_a_column_names_what_is_judged_and_without_a_refit_that_is_never_learned
 def test_a_column_of_splits_goes_before_the_shares_of_a_fine_tuning(shop_files, tmp_path):
     catalog = with_series(shop_files, tmp_path / "t.parquet")
     embedded = embed(catalog, TinyEncoder())
-    settings = replace(QUICK, split=SplitSettings(column="part"))
+    settings = replace(QUICKER, split=SplitSettings(column="part"))
     split = split_catalog(catalog, embedded, settings, {"train": 0.7, "valid": 0.15, "test": 0.15}).products.split
     is_used = split.names != ""
     assert np.array_equal(split.names[is_used], catalog.column("part")[is_used])
@@ -278,7 +284,7 @@ def test_accuracy_is_shown_by_distance_though_many_are_equally_near(shop_files, 
     frame["description"] = [f"a {kind} of type {row % 20}" for row, kind in enumerate(frame.kind)]
     frame.to_parquet(tmp_path / "t.parquet")
     catalog = read_catalog(tmp_path / "t.parquet", text="description", characteristics=["kind"])
-    training = train_heads(catalog, tmp_path / "run", QUICK, encoder=TinyEncoder())
+    training = train_heads(catalog, tmp_path / "run", QUICKER, encoder=TinyEncoder())
     facts = json.loads((training.run.report / "report.json").read_text())["facts"]
     assert [name.split(",")[0] for name in facts["by_distance"]["kind"]] == ["nearest", "middle", "farthest"]
     assert "## Accuracy by distance" in (training.run.report / "report.md").read_text()
@@ -288,5 +294,5 @@ def test_accuracy_is_shown_by_distance_though_many_are_equally_near(shop_files, 
 def test_a_column_of_splits_that_is_missing_is_found_before_anything_is_computed(shop_files, tmp_path, split):
     catalog, encoder = with_series(shop_files, tmp_path / "t.parquet"), TinyEncoder()
     with pytest.raises(DataError, match="has no column 'prat': did you mean 'part'"):
-        train_heads(catalog, tmp_path / "run", replace(QUICK, split=split), encoder=encoder)
+        train_heads(catalog, tmp_path / "run", replace(QUICKER, split=split), encoder=encoder)
     assert encoder.text.encoded == 0
