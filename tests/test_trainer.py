@@ -179,7 +179,7 @@ def test_a_task_is_told_of_every_epoch(make_trainer):
     training = make_trainer().train_heads_only(task)
     epochs = {iteration for title, _, iteration in task.scalars if title == "train loss"}
     assert epochs == set(range(1, len(training.fitted.history) + 1))
-    assert "Fitting heads without fold 5 of 5, and predicting it" in task.lines
+    assert "Fitting heads without fold 2 of 2, and predicting it" in task.lines
 
 
 def test_published_parameters_change_the_settings_of_the_heads(make_trainer):
