@@ -8,14 +8,16 @@ import json
 import logging
 import re
 import shutil
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,23 +30,29 @@ from product_classificator.classificator import Classificator
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, embed_chunks
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
-from product_classificator.errors import DataError, culprits
+from product_classificator.errors import DataError, MissingExtraError, culprits
 from product_classificator.files import replacing, write_text
 from product_classificator.text import join_labels
 from product_classificator.types import Predictions
 
 logger = logging.getLogger(__name__)
 
-FORMATS = (".parquet", ".csv", ".jsonl")
+FORMATS = (".parquet", ".csv", ".jsonl", ".xlsx")
+_MAX_EXCEL_ROWS = 1_048_575
+_NOT_IN_EXCEL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _OWN_FILE = re.compile(r"\d{12}-\d{12}\.parquet|state\.json|\..*\.tmp")
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Columns to write: `top_k` labels, decisions at a target precision between 0 and 1 (exclusive; `None`: none)."""
+    """Columns to write: `top_k` labels, decisions at a target precision between 0 and 1 (exclusive; `None`: none).
+
+    CSV begins with a byte order mark if `bom`: Excel reads it as UTF-8 only then.
+    """
 
     top_k: int = 1
     min_precision: float | None = None
+    bom: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,13 @@ def predict_to_file(
     store: EmbeddingStore | None = None,
     on_chunk: Callable[[EmbeddedProducts], None] | None = None,
 ) -> PredictSummary:
-    """Write the predictions of a catalog to a parquet, CSV or JSON lines file; an old one is replaced at the end.
+    """Write the predictions of a catalog to parquet, CSV, JSON lines or Excel; an old file is replaced at the end.
 
     Columns: the id; for each characteristic `<name>` and `<name>_probability`, with `top_k` above 1 also `<name>_2`,
     `<name>_2_probability`, ...; with `min_precision` also `<name>_decision`, "auto" or "review"; `status`: "ok", or
     what is wrong with the row. A product with neither photo nor text has nulls, "review", and a status that begins with
     "set_aside:". A multi-label `<name>` is the list of predicted labels, whatever `top_k` is, and `<name>_probability`
-    the list of their probabilities; in CSV both are joined by "|".
+    the list of their probabilities; in CSV and Excel both are joined by "|".
 
     Raises:
         DataError: the suffix of `out` is not in `FORMATS`, its folder does not exist, an option is out of range, or
@@ -103,7 +111,7 @@ def predict_to_file(
         if not rows:
             raise DataError(f"there is nothing to predict: {catalog.table.name} has no rows")
         decided = () if options.min_precision is None else tuple(classificator.labels)
-        statuses, accepted = _join(parts, out, decided)
+        statuses, accepted = _join(parts, out, decided, bom=options.bom)
         (parts / "state.json").unlink()  # so that parts a kill leaves of the folder are not resumed
         shutil.rmtree(parts)
     warnings = {status: n for status, n in statuses.most_common() if status != "ok"} | dict(catalog.issues)
@@ -113,6 +121,8 @@ def predict_to_file(
 def _check(classificator: Classificator, catalog: Catalog, out: Path, options: OutputOptions) -> None:
     if out.suffix.lower() not in FORMATS:
         raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {out.name}")
+    if out.suffix.lower() == ".xlsx":
+        _check_excel(len(catalog))
     if options.top_k < 1:
         raise DataError(f"top_k must be 1 or more, got {options.top_k}")
     if not out.parent.is_dir() or out.is_dir():
@@ -131,6 +141,13 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
         columns += [f"{name}_decision"] * (options.min_precision is not None)
     if repeated := [name for name, count in Counter(columns).items() if count > 1]:
         raise DataError(f"columns of the output must differ, several would be {culprits(repeated)}: rename the column")
+
+
+def _check_excel(n_rows: int) -> None:
+    if not find_spec("openpyxl"):
+        raise MissingExtraError("writing .xlsx", "excel")
+    if n_rows > _MAX_EXCEL_ROWS:
+        raise DataError(f"Excel holds {_MAX_EXCEL_ROWS} rows, the table has {n_rows}: write .csv or .parquet")
 
 
 @contextmanager
@@ -243,33 +260,52 @@ def _ranked(name: str, rank: int) -> str:
     return name if rank == 0 else f"{name}_{rank + 1}"
 
 
-def _join(parts: Path, out: Path, decided: Sequence[str]) -> tuple[Counter[str], dict[str, int]]:
+def _join(parts: Path, out: Path, decided: Sequence[str], *, bom: bool) -> tuple[Counter[str], dict[str, int]]:
     """Write the parts as one file; return the rows of each status, and the accepted values of each `decided` name."""
-    statuses, accepted = Counter[str](), Counter[str]()
+    statuses, accepted, kind = Counter[str](), Counter[str](), out.suffix.lower()
     files = sorted(parts.glob("*-*.parquet"))
-    schema = pq.read_schema(files[0])
-    with replacing(out) as temporary:
-        writer: Any
-        if out.suffix.lower() == ".jsonl":
-            writer = temporary.open("w", encoding="utf-8")
-        elif out.suffix.lower() == ".csv":
-            schema = _flat(schema.empty_table()).schema
-            writer = pa.csv.CSVWriter(temporary, schema, write_options=pa.csv.WriteOptions(quoting_style="needed"))
-        else:
-            writer = pq.ParquetWriter(temporary, schema)
-        with writer:
-            for table in map(pq.read_table, files):
-                statuses.update(table["status"].to_pylist())
-                accepted.update({name: table[f"{name}_decision"].to_pylist().count("auto") for name in decided})
-                if out.suffix.lower() == ".jsonl":
-                    writer.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
-                else:
-                    writer.write_table(_flat(table) if out.suffix.lower() == ".csv" else table)
+    plain = _flat if kind in (".csv", ".xlsx") else lambda table: table
+    schema = plain(pq.read_schema(files[0]).empty_table()).schema
+    with replacing(out) as new, new.open("wb") as file, _appending(file, kind, schema, bom=bom) as append:
+        for table in map(pq.read_table, files):
+            statuses.update(table["status"].to_pylist())
+            accepted.update({name: table[f"{name}_decision"].to_pylist().count("auto") for name in decided})
+            append(plain(table))
     return statuses, dict(accepted)
 
 
+@contextmanager
+def _appending(file: IO[bytes], kind: str, schema: pa.Schema, *, bom: bool) -> Iterator[Callable[[pa.Table], object]]:
+    """Yield what appends a table to a file of a kind in `FORMATS`."""
+    if kind == ".jsonl":
+        yield lambda table: file.writelines(
+            f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in table.to_pylist()
+        )
+    elif kind == ".xlsx":
+        import openpyxl  # an extra
+
+        def cell(value: Any) -> Any:
+            if isinstance(value, str):
+                value = openpyxl.cell.WriteOnlyCell(sheet, _NOT_IN_EXCEL.sub("", value))
+                value.data_type = "s"  # "=1+1" is a text
+            return value
+
+        book = openpyxl.Workbook(write_only=True)
+        sheet = book.create_sheet()
+        sheet.append([*map(cell, schema.names)])
+        yield lambda table: [sheet.append([*map(cell, row.values())]) for row in table.to_pylist()]
+        book.save(file)
+    elif kind == ".csv":
+        file.write(BOM_UTF8 * bom)
+        with pa.csv.CSVWriter(file, schema, write_options=pa.csv.WriteOptions(quoting_style="needed")) as writer:
+            yield writer.write_table
+    else:
+        with pq.ParquetWriter(file, schema) as writer:
+            yield writer.write_table
+
+
 def _flat(table: pa.Table) -> pa.Table:
-    """Return a table for CSV: label lists as `read_catalog` reads them, probabilities joined likewise."""
+    """Return a table for CSV or Excel: label lists as `read_catalog` reads them, probabilities joined likewise."""
     for index, column in enumerate(table.schema):
         if pa.types.is_list(column.type):
             is_text = pa.types.is_string(column.type.value_type)

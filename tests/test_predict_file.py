@@ -30,11 +30,14 @@ def classificator(tiny_training):
 
 def read(path):
     readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": lambda p: pd.read_json(p, lines=True)}
+    readers[".xlsx"] = pd.read_excel
     return readers[path.suffix](path)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".xlsx"])
 def test_every_row_is_written_in_order_with_labels_and_status(classificator, catalog, tmp_path, suffix):
+    if suffix == ".xlsx":
+        pytest.importorskip("openpyxl")
     out = tmp_path / f"predictions{suffix}"
     summary = predict_to_file(classificator, catalog, out)
     frame = read(out)
@@ -48,6 +51,23 @@ def test_every_row_is_written_in_order_with_labels_and_status(classificator, cat
     assert (summary.rows, summary.resumed) == (240, 0)
     assert summary.warnings == WARNINGS
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_excel_shows_every_letter_and_computes_nothing(classificator, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    catalog = read_catalog(pd.DataFrame({"код": ["=1+1", "\x01б"], "title": ["a cup", "a hat"]}))
+    for name in ("p.csv", "p.xlsx"):
+        predict_to_file(classificator, catalog, tmp_path / name, OutputOptions(bom=True))
+    assert (tmp_path / "p.csv").read_bytes().startswith('\ufeff"код","kind"'.encode())
+    cells = next(iter(openpyxl.load_workbook(tmp_path / "p.xlsx").active.columns))
+    assert [(cell.value, cell.data_type) for cell in cells] == [("код", "s"), ("=1+1", "s"), ("б", "s")]
+
+
+def test_more_rows_than_excel_holds_are_refused(classificator, catalog, tmp_path, monkeypatch):
+    pytest.importorskip("openpyxl")
+    monkeypatch.setattr("product_classificator.predict_file._MAX_EXCEL_ROWS", 239)
+    with pytest.raises(DataError, match=r"Excel holds 239 rows, the table has 240: write \.csv or \.parquet"):
+        predict_to_file(classificator, catalog, tmp_path / "p.xlsx")
 
 
 def test_top_k_adds_columns_up_to_the_number_of_labels(classificator, catalog, tmp_path):
@@ -205,7 +225,7 @@ def test_an_output_whose_columns_would_share_a_name_is_refused(classificator, tm
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("p.xlsx", {}, r"predictions are written as .parquet, .csv, .jsonl, got p.xlsx"),
+        ("p.xls", {}, r"predictions are written as .parquet, .csv, .jsonl, .xlsx, got p.xls"),
         ("p.csv", {"min_precision": 95}, r"min_precision must be between 0 and 1 \(exclusive\), got 95"),
         ("p.csv", {"top_k": 0}, "top_k must be 1 or more, got 0"),
         ("nowhere/p.csv", {}, "the output must be a file in an existing folder"),

@@ -177,7 +177,7 @@ def read_catalog(
     with neither are left out, and counted in the catalog's `issues`.
 
     Args:
-        table: what `open_table` opens: a file, several files as one, a DataFrame, a `datasets.Dataset`, Arrow memory, ...
+        table: what `open_table` opens: a file, several files as one, a DataFrame, a `datasets.Dataset`, or Arrow
         images: a folder or zip with photos, or what `open_images` returned; `None`: those in the table, or text only.
         id: the column of ids; `None`: guessed among nm, id, sku, ... in any spelling; without one, rows are numbered.
         text: the text columns, joined; empty for photos only. `None`: guessed among title, name, description, ...

@@ -31,7 +31,7 @@ def predict(options: Predict) -> None:
             classificator,
             catalog,
             options.out,
-            OutputOptions(options.top_k, options.min_precision),
+            OutputOptions(options.top_k, options.min_precision, options.bom),
             store=EmbeddingStore(options.store, classificator.encoder) if options.store else None,
             on_chunk=product_bar(progress, len(catalog)),
         )

@@ -142,9 +142,10 @@ class Evaluate(OnRun):
 class Predict(OnRun):
     """Predict the characteristics of every product of a table; an interrupted call is resumed."""
 
-    out: Annotated[Path, doc("File to write: .parquet, .csv or .jsonl.")]
+    out: Annotated[Path, doc("File to write: .parquet, .csv, .jsonl or .xlsx.")]
     top_k: Annotated[PositiveInt, doc("Labels per characteristic.")] = 1
     min_precision: MinPrecision = None
+    bom: Annotated[bool, doc("Begin CSV with a byte order mark, for Excel.")] = False
 
 
 @dataclass(frozen=True)
