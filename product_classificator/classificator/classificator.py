@@ -23,7 +23,7 @@ from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
 from product_classificator.runs import Run
-from product_classificator.types import Embeddings, Explanation, Predictions
+from product_classificator.types import Embeddings, Explanation, Predictions, strings
 
 Errors = Literal["raise", "status"]
 
@@ -38,7 +38,7 @@ class Classificator:
             options of that one.
         heads_ver: a run, a bundle, an export, or the name of imported heads (`pretrained_heads`).
         cache_dir: folder of ruCLIP models and exported towers; `None`: the caches of the hub and of this package.
-        dtype: number format that the encoder computes in, see `load_encoder`.
+        dtype, threads: number format that the encoder computes in, and CPU threads, see `load_encoder`.
 
     Attributes:
         labels: characteristic -> its labels.
@@ -60,11 +60,12 @@ class Classificator:
         cache_dir: str | Path | None = None,
         *,
         dtype: Dtype = "auto",
+        threads: int | None = None,
     ) -> None:
         opened = opening.open_heads(heads_ver)
         opened = replace(opened, encoder=opening.encoder_name(model_name, opened.encoder))
-        encoder = load_encoder(opened.encoder, device=device, dtype=dtype, cache_dir=cache_dir)
-        self._set(encoder, opened, device, dtype=dtype, cache_dir=cache_dir)
+        loading: dict[str, Any] = {"dtype": dtype, "cache_dir": cache_dir, "threads": threads}
+        self._set(load_encoder(opened.encoder, device=device, **loading), opened, device, **loading)
         self.heads_ver = str(heads_ver)
         if heads is not None:
             self.heads: list[str] = []
@@ -200,20 +201,30 @@ class Classificator:
         used_texts = text_list if texts is not None and self.bundle.text_dim else None
         prepared = self._prepared(image_list, errors) if images is not None and self.bundle.image_dim else None
         products = inputs.encode_products(self.encoder, [*map(str, range(len(text_list)))], used_texts, prepared)
-        embeddings = products.embeddings
         names = [characteristics] if isinstance(characteristics, str) else characteristics
-        predictions = self.bundle.predict(embeddings, text_list, self.heads if names is None else names)
+        predictions = self.judge(products, text_list, names, min_precision)
         unusable = np.flatnonzero(~predictions.is_known)
         if errors == "raise" and len(unusable):
             raise DataError(f"a product needs {self._needs}: number {unusable[0]} (counted from 0) has none")
-        status = products.status
-        status[unusable] = "set_aside:" + status[unusable]
-        predictions = replace(predictions, status=status)
+        return predictions
+
+    def judge(
+        self,
+        products: inputs.EmbeddedProducts,
+        texts: Sequence[str],
+        characteristics: Sequence[str] | None = None,
+        min_precision: float | None = None,
+    ) -> Predictions:
+        """Return what `predict` returns with `errors="status"`, of products that are encoded and their raw texts."""
+        embeddings = products.embeddings
+        predictions = self.bundle.predict(embeddings, texts, self.heads if characteristics is None else characteristics)
+        reasons = np.where(predictions.is_known, "", "set_aside:").astype(object)
+        predictions = replace(predictions, status=strings(reasons + products.status))
         if self.run and self.run.has_training_products:
             predictions = replace(predictions, explainer=partial(self._explain, self.run, predictions, embeddings))
         if min_precision is None:
             return predictions
-        return self.bundle.with_decisions(predictions, embeddings, text_list, min_precision)
+        return self.bundle.with_decisions(predictions, embeddings, texts, min_precision)
 
     @property
     def _needs(self) -> str:

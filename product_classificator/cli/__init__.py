@@ -28,6 +28,8 @@ _IMPLEMENTATIONS = {
     options.ImportHeads: "fitting.import_heads",
     options.Info: "answering.info",
     options.Demo: "fitting.demo",
+    options.Serve: "serve.serve",
+    options.Keys: "serve.keys",
 }
 """Options of a command -> module and function, imported when the command runs: help imports neither torch nor NumPy."""
 

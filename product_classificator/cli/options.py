@@ -8,6 +8,8 @@ from cyclopts import Group, Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
+from product_classificator.serving.settings import ServeSettings
+
 
 def doc(text: str) -> Parameter:
     """Return the help text of a field."""
@@ -213,3 +215,26 @@ class Demo:
     out: Annotated[Path, doc("Folder for everything that is made.")] = Path("demo")
     products: Annotated[int, Parameter(validator=Number(gte=50), help="Number of products.")] = 1500
     seed: Annotated[int, doc("Random seed.")] = 0
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer over HTTP; the API is described at /docs, and / is a page to try it."""
+
+    run: Annotated[Path, doc("Folder of a training run, a bundle or an export.")]
+    _: KW_ONLY
+    settings: Annotated[ServeSettings, Parameter(name="*", group=Group("Service"))] = field(
+        default_factory=ServeSettings
+    )
+    encoder: EncoderOptions = EncoderOptions(device="cpu")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Add, remove or list the API keys of a service; it reads changes within seconds."""
+
+    action: Literal["add", "remove", "list"]
+    name: Annotated[str | None, doc("Name of the key, for logs and to remove it.")] = None
+    _: KW_ONLY
+    file: Annotated[Path, doc("File of the keys; holds hashes.")] = Path("keys.json")
+    products_per_minute: Annotated[PositiveInt | None, doc("Quota of the key. Default: none.")] = None

@@ -1,0 +1,1 @@
+"""Answers over HTTP: `app` (FastAPI) reads requests, `service` answers them, `batcher` computes many at once."""

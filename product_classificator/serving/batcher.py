@@ -1,0 +1,177 @@
+"""Gathers the items of many requests into batches, which one thread computes; nothing an item does can stop it.
+
+A batch that fails is halved until the items that make it fail are alone; they come back as `Failed`, the others are
+answered. An idle batcher starts at once. Requests that come while it computes wait for the next batch, and a busy
+batcher waits a few milliseconds for a fuller one. Jobs that are cancelled or too late are dropped uncomputed.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Item(Protocol):
+    """What is computed: `size` is its pixels and characters."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Pixels of the image, characters of the text."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The result of an item that cannot be computed."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Most items, pixels and characters of a batch, which one job may exceed; most jobs; and the longest wait."""
+
+    items: int = 64
+    pixels: int = 16_000_000
+    chars: int = 64_000
+    jobs: int = 64
+    wait_s: float = 0.005
+
+
+@dataclass(eq=False)
+class _Job:
+    lane: Hashable
+    items: Sequence[Item]
+    deadline: float
+    future: "Future[list[Any]]" = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+
+    def start(self) -> bool:
+        """Return whether the job is still wanted; it cannot be cancelled from then on."""
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        if time.monotonic() >= self.deadline:
+            self.future.set_exception(TimeoutError("the deadline passed before the products were computed"))
+            return False
+        return True
+
+
+class Batcher:
+    """A queue of jobs, and the thread that computes them.
+
+    Args:
+        compute: lane, n items -> n results; a batch holds jobs of one lane.
+        limits: of a batch.
+        on_batch: called in the thread after every batch, with the number of items and the seconds that each job waited.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Any, Sequence[Any]], Sequence[Any]],
+        limits: BatchLimits,
+        on_batch: Callable[[int, Sequence[float]], None] = lambda *_: None,
+    ) -> None:
+        self._compute, self._limits, self._on_batch = compute, limits, on_batch
+        self._jobs: list[_Job] = []
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._computing_since: float | None = None
+        self._last_end = float("-inf")
+        self.seconds_per_item = 0.0  # a moving average
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, lane: Hashable, items: Sequence[Item], deadline: float = float("inf"), *, first: bool = False
+    ) -> "Future[list[Any]]":
+        """Queue items, `first` ahead of all others; the future gives a result or `Failed` for each, in their order.
+
+        A job that is not started by `deadline`, a time of `time.monotonic`, fails with `TimeoutError`. Cancelling the
+        future drops a job that is not started.
+        """
+        job = _Job(lane, items, deadline)
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the batcher is closed")
+            self._jobs.insert(0 if first else len(self._jobs), job)
+            self._changed.notify()
+        return job.future
+
+    def stuck_s(self) -> float:
+        """Return for how many seconds the current batch has been computed, infinite if the thread is dead."""
+        since = self._computing_since
+        return float("inf") if not self._thread.is_alive() else 0.0 if since is None else time.monotonic() - since
+
+    def close(self) -> None:
+        """Compute what is queued, and end the thread."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while jobs := self._next_jobs():
+            self._computing_since = start = time.monotonic()
+            items = [item for job in jobs for item in job.items]
+            results = self._results(jobs[0].lane, items)
+            self._last_end, self._computing_since = time.monotonic(), None
+            now_s = (self._last_end - start) / len(items)
+            self.seconds_per_item += (now_s - self.seconds_per_item) * (0.2 if self.seconds_per_item else 1)
+            for job in jobs:
+                job.future.set_result(results[: len(job.items)])
+                results = results[len(job.items) :]
+            self._on_batch(len(items), [start - job.arrived for job in jobs])
+
+    def _next_jobs(self) -> list[_Job]:
+        """Wait for jobs and return those of the next batch; none: the batcher is closed."""
+        while True:
+            with self._changed:
+                while not self._is_closed and self._waits():
+                    self._changed.wait(self._limits.wait_s if self._jobs else None)
+                jobs = self._fitting()
+                self._jobs = [job for job in self._jobs if job not in jobs]
+            if not jobs or (jobs := [job for job in jobs if job.start()]):
+                return jobs
+
+    def _waits(self) -> bool:
+        """Whether there is nothing to compute, or a busy batcher may get a fuller batch in a moment."""
+        if not self._jobs:
+            return True
+        now, jobs = time.monotonic(), self._fitting()
+        is_busy = now - self._last_end < self._limits.wait_s
+        is_full = len(jobs) < len(self._jobs) or sum(len(job.items) for job in jobs) >= self._limits.items
+        return is_busy and not is_full and now - self._jobs[0].arrived < self._limits.wait_s
+
+    def _fitting(self) -> list[_Job]:
+        """Return the first job, and those of its lane that fit into one batch with it."""
+        jobs: list[_Job] = []
+        n_items = pixels = chars = 0
+        for job in self._jobs:
+            if jobs and job.lane != jobs[0].lane:
+                continue
+            n_items += len(job.items)
+            pixels += sum(item.size[0] for item in job.items)
+            chars += sum(item.size[1] for item in job.items)
+            fits = n_items <= self._limits.items and pixels <= self._limits.pixels and chars <= self._limits.chars
+            if jobs and not (fits and len(jobs) < self._limits.jobs):
+                break
+            jobs.append(job)
+        return jobs
+
+    def _results(self, lane: Hashable, items: Sequence[Any]) -> list[Any]:
+        """Return a result for each item; what fails is computed again in halves."""
+        try:
+            results = list(self._compute(lane, items))
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(items)} items were computed, {len(results)} results came back")
+            return results
+        except BaseException as error:  # whatever an item raises, the thread goes on
+            if len(items) == 1:
+                logger.warning("a product cannot be computed", exc_info=error)
+                return [Failed(error)]
+        middle = len(items) // 2
+        return self._results(lane, items[:middle]) + self._results(lane, items[middle:])

@@ -1,0 +1,122 @@
+"""API keys: named, stored as hashes in a JSON file, with a quota of products per minute.
+
+A key is 256 random bits, so its plain SHA-256 cannot be reversed by guessing, and a slow hash would protect nothing.
+"""
+
+import hashlib
+import hmac
+import math
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from product_classificator.errors import ArtifactError, DataError, nearest
+from product_classificator.files import replacing
+
+_PREFIX = "pc_"
+
+
+class Key(BaseModel, extra="forbid", frozen=True):
+    """A key as it is stored; `None`: no quota."""
+
+    name: str
+    sha256: str
+    created: str
+    products_per_minute: int | None = None
+
+
+class KeyFile(BaseModel, extra="forbid"):
+    """The file of keys."""
+
+    format: int = 1
+    keys: list[Key] = []
+
+    @classmethod
+    def read(cls, path: Path) -> "KeyFile":
+        """Read a file; a missing or damaged one is an `ArtifactError`."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            way_out = f"make one (product-classificator keys add NAME --file {path})"
+            raise ArtifactError(f"{path} is not a file of API keys ({reason}): {way_out}") from error
+
+    def write(self, path: Path) -> None:
+        """Write the file, which only its owner may read."""
+        with replacing(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def add_key(path: Path, name: str, products_per_minute: int | None = None) -> str:
+    """Add a key to a file, which may be new, and return it; it cannot be read again. A taken name is a `DataError`."""
+    file = KeyFile.read(path) if path.exists() else KeyFile()
+    if not re.fullmatch(r"[\w.@-]{1,64}", name):
+        raise DataError(f"the name of a key has 1 to 64 letters, digits, '.', '@', '_' or '-', got {name!r}")
+    if any(key.name == name for key in file.keys):
+        raise DataError(f"every key has a name of its own, {name!r} is taken: remove that one, or take another name")
+    if products_per_minute is not None and products_per_minute < 1:
+        raise DataError(f"a quota is at least one product a minute, got {products_per_minute}: leave it out for none")
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    key = Key(name=name, sha256=_hash(secret), created=created, products_per_minute=products_per_minute)
+    KeyFile(keys=[*file.keys, key]).write(path)
+    return secret
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Remove a key from a file; an unknown name is a `DataError`."""
+    keys = KeyFile.read(path).keys
+    if not any(key.name == name for key in keys):
+        raise DataError(f"there is no key {name!r}: {nearest(name, [key.name for key in keys])}")
+    KeyFile(keys=[key for key in keys if key.name != name]).write(path)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass
+class _Bucket:
+    """Products that a key may still have answered; a large request may take it below zero, the next one waits."""
+
+    left: float
+    at: float = field(default_factory=time.monotonic)
+
+
+class KeyRing:
+    """Finds keys, and keeps the quotas of this process, a share of `1 / workers` each."""
+
+    def __init__(self, keys: list[Key], workers: int = 1) -> None:
+        self._keys, self._workers = keys, workers
+        self._buckets: dict[str, _Bucket] = {}
+
+    def replace(self, keys: list[Key]) -> None:
+        """Take other keys; what is left of quotas stays."""
+        self._keys = keys
+
+    def find(self, secret: str) -> Key | None:
+        """Return the key of a secret; takes as long for a wrong one as for a right one."""
+        digest, match = _hash(secret), None
+        for key in self._keys:
+            if hmac.compare_digest(digest, key.sha256):
+                match = key
+        return match
+
+    def take(self, key: Key, n: int) -> int:
+        """Take n products from the quota and return 0, or the seconds after which it allows any."""
+        if key.products_per_minute is None:
+            return 0
+        quota, now = key.products_per_minute / self._workers, time.monotonic()
+        bucket = self._buckets.setdefault(key.name, _Bucket(quota))
+        bucket.left = min(quota, bucket.left + (now - bucket.at) * quota / 60)
+        bucket.at = now
+        if (lacking := min(1, quota) - bucket.left) > 0:
+            return math.ceil(lacking * 60 / quota)
+        bucket.left -= n
+        return 0
