@@ -1,6 +1,6 @@
 """What the commands take: a frozen dataclass per command; options that belong together are a dataclass, too."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 

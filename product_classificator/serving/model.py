@@ -143,10 +143,11 @@ class ServedModel:
     def run(self, wanted: Wanted, items: Sequence[ServedItem]) -> list[ServedResult]:
         """Answer n products with so many labels, and decisions at a target precision (`None`: none)."""
         (top_k, min_precision), bundle, texts = wanted, self.classificator.bundle, [item.text for item in items]
-        used_texts = texts if bundle.text_dim else None
-        images = [item.image for item in items] if bundle.image_dim else None
+        ids, used_texts = [*map(str, range(len(items)))], texts if bundle.text_dim else None
+        images = [item.image if isinstance(item.image, str) else [item.image] for item in items]
+        used_images = images if bundle.image_dim else None
         with metrics.ENCODE_SECONDS.time():
-            products = encode_products(self.classificator.encoder, [*map(str, range(len(items)))], used_texts, images)
+            products = encode_products(self.classificator.encoder, ids, used_texts, used_images)
         with metrics.HEADS_SECONDS.time():
             judged = self.classificator.judge(products, texts, min_precision=min_precision)
             predictions = _predictions(judged, top_k)

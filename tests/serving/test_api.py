@@ -62,7 +62,10 @@ def test_what_is_judged_is_what_predict_returns_to_the_last_bit(classificator):
     model = ServedModel("tiny", classificator, 10**6, datetime.now(UTC))
     uploads = [Upload(None, "A nice cup", PHOTO), Upload(None, "A nice hat", None), Upload(None, "", jpeg("red"))]
     items = [model.decode(upload) for upload in uploads]
-    texts, images = [item.text for item in items], [item.image for item in items]
+    texts, images = (
+        [item.text for item in items],
+        [item.image if isinstance(item.image, str) else [item.image] for item in items],
+    )
     judged = classificator.judge(encode_products(classificator.encoder, list("abc"), texts, images), texts)
     for name, probabilities in expected(classificator).probabilities.items():
         assert judged.probabilities[name].tobytes() == probabilities.tobytes()
