@@ -12,7 +12,7 @@ from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import chain
@@ -180,7 +180,7 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
     photos = images.path and _identity(images.path) if images else None
     facts = {
         "table": _identity(table) if is_file else digest.hexdigest(),
-        "images": images and [photos, images.channels, images.max_pixels, images.follow_links],
+        "images": images and [photos, *astuple(images)[1:]],
         "columns": asdict(catalog.columns),
         "read_as": catalog.read_as,
         "encoder": classificator.encoder.fingerprint,

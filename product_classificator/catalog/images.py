@@ -43,6 +43,7 @@ def open_images(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = 100_000_000,
     follow_links: bool = False,
+    allow_truncated: bool = False,
 ) -> "ImageSource":
     """Open the images of a folder, a zip, or a table.
 
@@ -52,6 +53,7 @@ def open_images(
         max_pixels: images with more pixels (width times height) are too_large.
         max_bytes: larger files are too_large.
         follow_links: whether links may lead out of the folder, as in a cache of Hugging Face or DVC.
+        allow_truncated: whether JPEGs that end too early are used as far as they go.
 
     Raises:
         DataError: `path` is neither a folder nor a sound zip without a password, or an argument is out of range.
@@ -61,11 +63,11 @@ def open_images(
     if max_pixels < 1 or max_bytes < 1:
         raise DataError(f"max_pixels and max_bytes must be positive, got {max_pixels} and {max_bytes}")
     if path is None:
-        return _NoFiles(None, channels, max_pixels, max_bytes, follow_links)
+        return _NoFiles(None, channels, max_pixels, max_bytes, follow_links, allow_truncated)
     path = Path(path)
     if path.is_dir() or path.is_file():
         kind = _Folder if path.is_dir() else _Zip
-        return kind(path.resolve(), channels, max_pixels, max_bytes, follow_links)
+        return kind(path.resolve(), channels, max_pixels, max_bytes, follow_links, allow_truncated)
     if path.exists():
         raise DataError(f"photos must be in a folder or a zip: {path} is neither")
     siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
@@ -85,6 +87,7 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     max_pixels: int
     max_bytes: int
     follow_links: bool
+    allow_truncated: bool
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -122,7 +125,13 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     def decode(self, data: bytes, min_decode_size: Callable[[Size], Size] | None = None) -> Image.Image:
         """Decode the bytes of a file to an upright RGB image (`decode_image`) within the limits of this source."""
         self._check_size(len(data))
-        return decode_image(data, channels=self.channels, max_pixels=self.max_pixels, min_decode_size=min_decode_size)
+        return decode_image(
+            data,
+            channels=self.channels,
+            max_pixels=self.max_pixels,
+            min_decode_size=min_decode_size,
+            allow_truncated=self.allow_truncated,
+        )
 
     def close(self) -> None:
         """Close the files."""

@@ -14,9 +14,10 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
+from importlib import import_module
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -32,7 +33,7 @@ Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
 
 MAX_PIXELS = 50_000_000
-_ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes MPO
+_ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # JPEG includes MPO
 _BLANKS = b"\xef\xbb\xbf\r\n\t "  # PHP scripts write some before a photo; no format begins with one of them
 _MAX_SCANS = 100  # of a JPEG; encoders write about ten, and every further one costs a pass over all pixels
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
@@ -71,7 +72,12 @@ class PhotoError(ProductClassificatorError):
 
 
 def decode_image(
-    data: bytes, *, channels: Channels, max_pixels: int, min_decode_size: Callable[[Size], Size] | None = None
+    data: bytes,
+    *,
+    channels: Channels,
+    max_pixels: int,
+    min_decode_size: Callable[[Size], Size] | None = None,
+    allow_truncated: bool = False,
 ) -> Image.Image:
     """Return a file as an upright RGB image: transparency on white, the first frame, 16 bits scaled to 8.
 
@@ -80,6 +86,7 @@ def decode_image(
         channels: "bgr" if red and blue are swapped in the file; they are swapped back.
         max_pixels: the largest width times height that is decoded.
         min_decode_size: maps the size in the file to the smallest sufficient size; `None`: the size in the file.
+        allow_truncated: whether a JPEG of which more than a twentieth is lost is read, too: the rest of it is grey.
 
     Raises:
         PhotoError: empty, truncated, unreadable or too_large.
@@ -91,7 +98,7 @@ def decode_image(
         try:
             image = _decode(data, max_pixels, min_decode_size)
         except PhotoError as error:
-            image = _decode_damaged(data, max_pixels, error)
+            image = _decode_damaged(data, max_pixels, error, allow_truncated=allow_truncated)
     return Image.merge("RGB", image.split()[::-1]) if channels == "bgr" else image
 
 
@@ -117,6 +124,7 @@ def _decode(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size
         if isinstance(error, UnidentifiedImageError):
             name = next((name for name, start in _NOT_READ.items() if re.match(start, data)), "this")
             message = f"{name} is not read, only {', '.join(_formats())} are: convert it"
+            message += ", or install the extra heif" if name == "HEIC" else ""
         is_early_end |= data[8:15] == b"WEBPVP8" and len(data) < int.from_bytes(data[4:8], "little") + 8  # a cut WebP
         raise PhotoError("truncated" if is_early_end else "unreadable", message) from error
 
@@ -142,12 +150,14 @@ def _count_scans(jpeg: bytes) -> int:
     return scans
 
 
-def _decode_damaged(data: bytes, max_pixels: int, error: PhotoError) -> Image.Image:
-    """Decode an image whose pixels are there, all or nearly all; for other ones raise `error`."""
+def _decode_damaged(data: bytes, max_pixels: int, error: PhotoError, *, allow_truncated: bool) -> Image.Image:
+    """Decode an image whose pixels are there, all, nearly all, or (`allow_truncated`) some; else raise `error`."""
     if data.startswith(_PNG) and (pixels := _without_metadata(data)) != data:
         return _decode(pixels, max_pixels, None)
     if data.startswith(_JPEG) and error.reason == "truncated":
         image = _decode(data + _JPEG_END, max_pixels, None)
+        if allow_truncated:
+            return image
         # What changes with the bytes that follow is lost; so many of them fill more than the share that may be lost.
         noise = bytes(range(251)) * (image.width * image.height // 3000 + 1)
         other = _decode(data + noise + _JPEG_END, max_pixels, None)
@@ -185,6 +195,8 @@ def _decode_size(size: Size, least: Size) -> Size:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    with suppress(ImportError):  # an extra
+        import_module("pi_heif").register_heif_opener()
     return tuple(name for name in _ALLOWED_FORMATS if name in Image.OPEN)
 
 

@@ -42,6 +42,7 @@ class ProductOptions:
     max_photos: Annotated[PositiveInt | None, doc("Photos per product. Default: the run's or 5.")] = None
     max_pixels: Annotated[PositiveInt | None, doc("Skip larger photos. Default: 50 million.")] = None
     follow_links: Annotated[bool, doc("Follow links that lead out of the folder of photos.")] = False
+    allow_truncated_photos: Annotated[bool, doc("Use JPEGs that end too early as far as they go.")] = False
     encoding: Annotated[str | None, doc("Of a text file, like cp1251. Default: found from the whole file.")] = None
     na_values: Annotated[str | None, doc("Cells that mean unknown, joined by commas. Default: NA, nan, ...")] = None
 

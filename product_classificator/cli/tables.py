@@ -74,8 +74,13 @@ def open_catalog(
                 run.columns.text[0],
                 text[0],
             )
-    max_pixels, follow_links = options.max_pixels or MAX_PIXELS, options.follow_links
-    images = open_images(options.images, channels=channels, max_pixels=max_pixels, follow_links=follow_links)
+    images = open_images(
+        options.images,
+        channels=channels,
+        max_pixels=options.max_pixels or MAX_PIXELS,
+        follow_links=options.follow_links,
+        allow_truncated=options.allow_truncated_photos,
+    )
     catalog = read_catalog(
         table,
         images,

@@ -189,11 +189,12 @@ def load_product(
         why = [f"{error.reason} {source.max_pixels} {PIL.__version__}".encode() for _, error in errors]
         return _digest(*keys, content, *why)
 
+    kind = source.channels + "+truncated" * source.allow_truncated
     for image in images or (ImageRef(""),):
         keys.append(b"")
         try:
             files.append((image.name, catalog.image_bytes(image)))
-            keys[-1] = blake2b(files[-1][1], digest_size=16, person=source.channels.encode()).digest()
+            keys[-1] = blake2b(files[-1][1], digest_size=16, person=kind.encode()).digest()
         except PhotoError as error:
             errors.append((image.name, error))
     if stored is not None and digest() in stored and files:

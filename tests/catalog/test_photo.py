@@ -1,3 +1,4 @@
+import base64
 import io
 
 import numpy as np
@@ -68,3 +69,23 @@ def test_a_photo_keeps_more_than_its_encoder_sees():
     for tower in (square, lite):
         exact, near = (np.asarray(tower.prepare(decode(card(), s)), dtype=float) for s in (None, tower.min_decode_size))
         assert np.abs(exact - near).mean() < 1.5
+
+
+# 64 x 48 pixels in red, written by libheif.
+HEIC = """
+AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAAAERA
+AAEAAQAAAAABoQABAAAAAAAAABoAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/WlwcnAAAADdaXBjbwAA
+AHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq
+5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAA
+MAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAACJtZGF0AAAAFigBrxmA70mlv//cz5/3
+JS/5NrWmPm4=
+"""
+
+
+def test_heic_is_read_if_the_extra_is_installed():
+    pytest.importorskip("pi_heif")
+    image = decode(base64.b64decode(HEIC))
+    assert image.size == (64, 48)
+    assert image.getpixel((5, 5)) == pytest.approx((220, 30, 30), abs=3)
+    with pytest.raises(PhotoError, match="too_large"):
+        decode_image(base64.b64decode(HEIC), channels="rgb", max_pixels=1000)

@@ -120,6 +120,17 @@ def test_a_broken_photo_among_several_is_counted_and_the_others_are_used(tmp_pat
     check_images(catalog, allow_missing=False)
 
 
+def test_truncated_photos_are_used_on_demand_and_never_pass_for_whole_ones(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(truncated_jpeg())
+    store = EmbeddingStore(tmp_path / "store", TinyEncoder())
+    for allowed in (True, False, True):
+        images = open_images(tmp_path, allow_truncated=allowed)
+        status = embed(read_catalog(pd.DataFrame({"id": [1]}), images, text=[]), TinyEncoder(), store).status
+        assert status.tolist() == ["ok" if allowed else "image_truncated"]
+    (tmp_path / "1.jpg").write_bytes(b"\xff\xd8\xff")
+    assert brightest(read_catalog(pd.DataFrame({"id": [1]}), images, text=[])) == [-1]
+
+
 def test_max_photos_is_at_least_one():
     with pytest.raises(DataError, match="max_photos must be 1 or more, got 0"):
         read_catalog(pd.DataFrame({"id": [1], "title": ["cup"]}), max_photos=0)
