@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, decode_image, to_rgb
-from product_classificator.encoders import Encoder
+from product_classificator.encoders import Encoder, PairTower
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.preprocessing import as_rgb
 from product_classificator.errors import ArtifactError, DataError
@@ -93,7 +93,7 @@ def encode_products(
         ids: of the n products.
         texts: raw texts, blank where there is none; `None`: texts are unused.
         images: the prepared images of each product, whose vectors are averaged, or the reason why there is none;
-            `None`: images are unused.
+            `None`: images are unused. A `PairTower` reads the text with each of them instead of alone.
 
     Raises:
         ArtifactError: the encoder computes NaN, infinity, or what float16 cannot hold.
@@ -116,6 +116,12 @@ def encode_products(
             vectors = encoder.image.encode([item for items in usable for item in items])
             image[rows] = _finite(encoder, _means(vectors, [len(items) for items in usable]), ids, rows)
             thumbnails[rows] = [thumbnail(items[0]) for items in usable]
+            is_pair = text_status[rows] == "ok"
+            if texts is not None and is_pair.any() and isinstance(encoder.text, PairTower):
+                rows, usable = rows[is_pair], [items for items, is_read in zip(usable, is_pair, strict=True) if is_read]
+                repeated = [texts[row] for row, items in zip(rows.tolist(), usable, strict=True) for _ in items]
+                vectors = encoder.text.encode_pairs(repeated, [item for items in usable for item in items])
+                text[rows] = _finite(encoder, _means(vectors, [len(items) for items in usable]), ids, rows)
     has_parts = image_status == "ok", text_status == "ok"
     embeddings = Embeddings(strings(ids), image, text, *has_parts, encoder.fingerprint)
     return EmbeddedProducts(embeddings=embeddings, thumbnails=thumbnails, status=row_status(image_status, text_status))

@@ -14,6 +14,7 @@ from product_classificator.encoders.base import (
     Encoder,
     EncoderSpec,
     ImageTower,
+    PairTower,
     TextTower,
     cores,
     embed_labels,
@@ -21,7 +22,17 @@ from product_classificator.encoders.base import (
 )
 from product_classificator.errors import ArtifactError, DataError, nearest
 
-__all__ = ["ENCODERS", "OPTIONS", "RUCLIP_MODELS", "Encoder", "EncoderSpec", "cores", "embed_labels", "load_encoder"]
+__all__ = [
+    "ENCODERS",
+    "OPTIONS",
+    "RUCLIP_MODELS",
+    "Encoder",
+    "EncoderSpec",
+    "PairTower",
+    "cores",
+    "embed_labels",
+    "load_encoder",
+]
 
 
 def load_encoder(

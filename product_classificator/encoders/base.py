@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -35,7 +35,8 @@ ENCODERS: Mapping[str, str] = {
     "lite": "embedded default: EfficientNet-Lite0 and colours (1872-d), multilingual USE v3 (512-d), offline, CPU",
     **dict.fromkeys(RUCLIP_MODELS, "ruCLIP, fetched from the hub at first use"),
     "<folder>": "a ruCLIP checkpoint (bpe.model, config.json, pytorch_model.bin), or what training left of one",
-    "hf:<repository or folder>": "any CLIP-like model of transformers (CLIP, SigLIP, Chinese-CLIP, AltCLIP, ...)",
+    "hf:<repository or folder>": "any CLIP-like model of transformers (CLIP, SigLIP, Chinese-CLIP, AltCLIP, ...), "
+    "or EmbeddingGemma 2, which reads photo and text together",
 }
 """Names that `load_encoder` takes -> descriptions."""
 
@@ -124,6 +125,14 @@ class TextTower(Tower, Protocol):
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return the (n, dim) float32 unit vectors of raw texts."""
+
+
+@runtime_checkable
+class PairTower(TextTower, Protocol):
+    """A text tower that can read each text together with an image, into vectors of the same space."""
+
+    def encode_pairs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Floats:
+        """Return the (n, dim) float32 unit vectors of n texts, each with its image, prepared or not."""
 
 
 @dataclass(frozen=True)

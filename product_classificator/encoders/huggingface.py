@@ -5,6 +5,9 @@ prepare, so vectors are those of `AutoProcessor` and `AutoModel`, except that im
 image of the size of the tower counts as prepared, and the name of a special token in a text is plain text. Code that
 comes with a model is never run, and missing weights are an error.
 
+EmbeddingGemma 2 reads a row of tokens, those of an image before those of a text: its text part of a product with both
+is their common vector (docs/design/decisions.md).
+
 A model of sentence-transformers (an extra) can be the text tower of any encoder: it reads mostly 512 tokens, where
 CLIP-like models read 64 or 77, but texts and images no longer share a space.
 """
@@ -16,7 +19,7 @@ import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,8 @@ from transformers.utils import logging as transformers_logging
 
 from product_classificator.encoders.base import Dtype, Encoder, EncoderSpec, unit_rows
 from product_classificator.encoders.clip import ClipImages, ClipTexts
-from product_classificator.encoders.preprocessing import MAX_WINDOWS, ProcessedImages, TextPreparation
-from product_classificator.encoders.torch_clip import Compute, TorchNetwork, computing, torch_network_of
+from product_classificator.encoders.preprocessing import MAX_WINDOWS, Inputs, ProcessedImages, TextPreparation
+from product_classificator.encoders.torch_clip import Compute, PairNetwork, TorchNetwork, computing, torch_network_of
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError, culprits
 from product_classificator.files import replacing_folder, sha256_of
 from product_classificator.types import Floats
@@ -50,6 +53,7 @@ _LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": Fa
 _MODULES = "modules.json"
 _SENTENCE_CONFIGS = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
 _SENTENCE_PARTS = ("*/*.json", "*/*.txt", "*/*.model", "*/model*.safetensors", "*/pytorch_model*.bin")
+_PAIR_MODEL = "embedding_gemma2"
 _MAX_TOKENS = 512  # where neither tokenizer nor network names a limit
 
 
@@ -132,11 +136,44 @@ def refuse_invented(folder: Path, report: Mapping[str, Any]) -> None:
         )
 
 
+class PairImages(ProcessedImages):
+    """Images as tokens of a row of text, as `PairNetwork` takes them; the text of an image follows it."""
+
+    def __init__(self, processor: Any, letterbox: bool, texts: TextPreparation, config: Any) -> None:
+        super().__init__(processor, letterbox)
+        self._texts, self._config = texts, config
+        self._n_first = texts.tokenizer.encode("a").special_tokens_mask.index(0)  # special tokens before the text
+
+    def inputs(self, images: Sequence[Image.Image], texts: Sequence[str] | None = None) -> Inputs:
+        arrays, first, config = super().inputs(images), self._n_first, self._config
+        windows, _ = self._texts.windows(texts or [""] * len(images))
+        rows = []
+        for window, n_tokens in zip(windows, arrays["num_soft_tokens_per_image"].tolist(), strict=True):
+            tokens = (config.boi_token_id, *[config.image_token_id] * n_tokens, config.eoi_token_id)
+            rows.append([*window[:first], *tokens, *window[first:]])
+        pixels = {name: arrays[name] for name in ("pixel_values", "image_position_ids")}
+        return {**pixels, **self._texts.inputs(rows)}
+
+
+@dataclass(frozen=True)
+class PairTexts(ClipTexts):
+    """The text tower of a model that reads images and texts in one row; `images` prepares both."""
+
+    images: PairImages
+
+    def encode_pairs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Floats:
+        n = self.network.images_per_batch
+        batches = [slice(start, start + n) for start in range(0, len(images), n)]
+        features = [self.network.features("image", self.images.inputs(images[rows], texts[rows])) for rows in batches]
+        return unit_rows(np.concatenate(features))
+
+
 def load_hub_clip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[ClipImages, ClipTexts]:
-    """Load the towers of a CLIP-like model that transformers can read; errors as in `load_encoder`."""
+    """Load the towers of a CLIP-like model of transformers, or of one for pairs; errors as in `load_encoder`."""
     with foreign(folder, "a CLIP-like model of transformers"):
         model, report = AutoModel.from_pretrained(folder, dtype=compute.load_dtype, **_REPORTED, **_LOCAL_ONLY)
-        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        reads_pairs = model.config.model_type == _PAIR_MODEL
+        if not (reads_pairs or (hasattr(model, "get_image_features") and hasattr(model, "get_text_features"))):
             raise ArtifactError(
                 f"a CLIP-like model has an image tower and a text tower, {folder} holds a {type(model).__name__}: "
                 "name a model for images and texts, such as CLIP or SigLIP"
@@ -144,7 +181,13 @@ def load_hub_clip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[Cl
         refuse_invented(folder, report)
         images = ProcessedImages.load(folder, spec.letterbox)
         texts = _text_preparation(folder, model, MAX_WINDOWS if spec.windows else 1)
-        network = TorchNetwork(model, 0, compute, folder)
+        if reads_pairs:
+            if spec.windows or spec.clean:
+                raise DataError(
+                    f"a model that reads photo and text together takes neither +windows nor +clean, got {spec}"
+                )
+            images = PairImages(images.processor, spec.letterbox, texts, model.config)
+        network = (PairNetwork if reads_pairs else TorchNetwork)(model, 0, compute, folder)
         # This also shows that network, processor and tokenizer fit together, for any shape and length.
         inputs = images.inputs([Image.new("RGB", size, "white") for size in ((96, 64), (64, 96))])
         shapes = network.dry_run("image", inputs), network.dry_run("text", texts.inputs(texts.windows(["", "a"])[0]))
@@ -155,7 +198,10 @@ def load_hub_clip(folder: Path, spec: EncoderSpec, compute: Compute) -> tuple[Cl
             )
         network.dim = shapes[0][1]
         fingerprint = fingerprint_of("hub", folder, _model_files(folder), f"{images} {texts}")
-    return ClipImages(fingerprint, network, images), ClipTexts(fingerprint, network, texts)
+    image = ClipImages(fingerprint, network, images)
+    if isinstance(images, PairImages):
+        return image, PairTexts(fingerprint, network, texts, images)
+    return image, ClipTexts(fingerprint, network, texts)
 
 
 def _text_preparation(folder: Path, model: PreTrainedModel, max_windows: int) -> TextPreparation:

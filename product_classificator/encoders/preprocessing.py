@@ -122,8 +122,10 @@ class ProcessedImages:
             image = image.crop((left, top, left + width, top + height))
         arrays = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
         pixels = np.asarray(arrays["pixel_values"])[0]
-        if "spatial_shapes" in arrays:  # (patches, side * side * 3), the patches row by row
-            rows, columns = np.asarray(arrays["spatial_shapes"])[0]
+        if pixels.ndim == 2:  # (patches, side * side * 3), the patches row by row; (x, y) of padding is (-1, -1)
+            is_shape = "spatial_shapes" in arrays
+            shape = arrays["spatial_shapes"][0] if is_shape else np.max(arrays["image_position_ids"][0], 0)[::-1] + 1
+            rows, columns = np.asarray(shape)
             side = math.isqrt(pixels.shape[1] // 3)
             patches = pixels[: rows * columns].reshape(rows, columns, side, side, 3)
             pixels = patches.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3)

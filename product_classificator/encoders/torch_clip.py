@@ -126,6 +126,17 @@ class TorchNetwork:
         return {name: tensor.to(self.device, kinds.get(name)) for name, tensor in tensors.items()}
 
 
+class PairNetwork(TorchNetwork):
+    """A model that reads the tokens of images and texts in one row; the vectors of all its tokens are averaged."""
+
+    def _run(self, model: PreTrainedModel, side: Side, inputs: Inputs) -> Floats:
+        tensors = self.tensors(inputs, model.dtype)
+        is_token = tensors["attention_mask"][..., None]
+        sums = (model(**tensors).last_hidden_state.float() * is_token).sum(1)
+        features: Floats = (sums / is_token.sum(1)).cpu().numpy()
+        return features
+
+
 def pooled(output: object) -> Tensor:
     """Return the features that a model of transformers returned, bare or as the pooled output."""
     features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
@@ -143,6 +154,8 @@ def exportable(network: ClipNetwork) -> TorchNetwork:
     """Return a network if PyTorch computes it with weights that are not rounded to int8; else raise `DataError`."""
     if not isinstance(network, TorchNetwork):
         raise DataError("this encoder is exported already: only models of PyTorch can be exported or fine-tuned")
+    if isinstance(network, PairNetwork):
+        raise DataError("a model that reads photo and text together can be neither exported nor fine-tuned: use CLIP")
     if network.dtype == "int8":
         raise DataError("int8 weights can be neither exported nor fine-tuned: load the encoder with dtype='float32'")
     return network

@@ -22,6 +22,8 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
+    EmbeddingGemma2Config,
+    EmbeddingGemma2Model,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Siglip2Config,
@@ -35,6 +37,7 @@ from transformers import (
 )
 from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.utils import logging as transformers_logging
@@ -131,6 +134,34 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "chinese_clip": save_chinese_clip,
     "altclip": save_altclip,
 }
+
+
+def save_embedding_gemma2(folder: Path) -> Path:
+    """A model that reads photo and text in one row; its `AutoProcessor` needs torchvision, for videos."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<image>", "<boi>", "<eoi>"]
+    backend = Tokenizer(models.Unigram([(word, -1.0) for word in [*special, "▁", *LETTERS]], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        "<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, extra_special_tokens=special[4:], model_max_length=64, **names
+    )
+    heads = {"num_key_value_heads": 2, "head_dim": 16}
+    vision = {**TOWER, **heads, "patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 256}
+    text = {**TOWER, **heads, "vocab_size": backend.get_vocab_size(), "global_head_dim": 16, "embedding_dim": 24}
+    text |= {"layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 8}
+    config = EmbeddingGemma2Config(
+        text_config=text,
+        vision_config={**vision, "model_type": "gemma4_vision"},
+        audio_config=None,
+        image_token_id=4,
+        boi_token_id=5,
+        eoi_token_id=6,
+    )
+    Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70).save_pretrained(folder)
+    return save(EmbeddingGemma2Model, config, tokenizer, folder)
 
 
 def tiny_hub(source: Path, cache: Path) -> Callable[..., str]:
