@@ -104,7 +104,7 @@ class Tensor(BaseModel):
 class InferRequest(BaseModel):
     """Products as columns: "text" and "photo" (base64), "" where a product has none."""
 
-    id: str | None = Field(None, max_length=200)
+    id: str | None = Field(default=None, max_length=200)
     inputs: list[Tensor] = Field(min_length=1, max_length=2)
     parameters: ClassifyOptions = ClassifyOptions()
 

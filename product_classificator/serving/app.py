@@ -180,8 +180,13 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
-        urls = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"}
-        return get_swagger_ui_html(openapi_url="openapi.json", title="API", swagger_favicon_url="data:,", **urls)
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="API",
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
 
     app.mount("/docs", StaticFiles(packages=[("fastapi_standalone_docs", "static/swagger")]))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -121,7 +121,7 @@ class Body:
             raise invalid(error) from None
 
 
-def _rows(columns: dict[str, Sequence[str | bytes]]) -> list[Upload]:
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[Upload]:
     """Return the products of a form: the n-th text, photo and id belong together."""
     n = max(map(len, columns.values()))
     if wrong := [f"{len(values)} of {name}" for name, values in columns.items() if len(values) not in (0, n)]:

@@ -41,7 +41,7 @@ def serve(port: int, host: str) -> Callable[[], None]:
     registry = REGISTRY
     if DIRECTORY in os.environ:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     server, thread = start_http_server(port, host, registry)
 
     def stop() -> None:
@@ -55,4 +55,4 @@ def serve(port: int, host: str) -> Callable[[], None]:
 def forget_worker(pid: int) -> None:
     """Drop the gauges of a worker that has ended; its counters stay in the sums."""
     if Path(os.environ.get(DIRECTORY, "")).is_dir():
-        mark_process_dead(pid)
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]

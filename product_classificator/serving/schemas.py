@@ -18,9 +18,9 @@ Probability = Annotated[float, Field(ge=0, le=1, description="Rounded to 6 digit
 class Product(BaseModel, extra="forbid"):
     """A product: a text, a photo, or both; without either, its status says so."""
 
-    id: Id | None = Field(None, description="Returned as it is.")
-    text: Text | None = Field(None, description="Title, then description on the next lines.")
-    photo: str | None = Field(None, description="Image file in base64, or as a data URI.")
+    id: Id | None = Field(default=None, description="Returned as it is.")
+    text: Text | None = Field(default=None, description="Title, then description on the next lines.")
+    photo: str | None = Field(default=None, description="Image file in base64, or as a data URI.")
 
 
 class EmbedRequest(BaseModel, extra="forbid"):
@@ -32,12 +32,15 @@ class EmbedRequest(BaseModel, extra="forbid"):
 class ClassifyOptions(BaseModel, extra="forbid"):
     """What to return of each product."""
 
-    characteristics: list[str] | None = Field(None, max_length=1000, description="Those to return; null: all.")
-    top_k: int = Field(3, ge=1, le=1000, description="Labels in `top`.")
+    characteristics: list[str] | None = Field(default=None, max_length=1000, description="Those to return; null: all.")
+    top_k: int = Field(default=3, ge=1, le=1000, description="Labels in `top`.")
     min_precision: float | None = Field(
-        None, gt=0, lt=1, description="Target precision: predictions expected to reach it are 'auto', others 'review'."
+        default=None,
+        gt=0,
+        lt=1,
+        description="Target precision: predictions expected to reach it are 'auto', others 'review'.",
     )
-    explain: bool = Field(False, description=f"What moved each prediction; of up to {MAX_EXPLAINED} products.")
+    explain: bool = Field(default=False, description=f"What moved each prediction; of up to {MAX_EXPLAINED} products.")
 
 
 class ClassifyRequest(ClassifyOptions, EmbedRequest):
@@ -56,7 +59,7 @@ class Prediction(BaseModel):
 
     labels: list[str] = Field(description="One, unless the characteristic is multi-label.")
     confidence: Probability = Field(description="Probability that `labels` is right.")
-    decision: Literal["auto", "review"] | None = Field(None, description="Null without `min_precision`.")
+    decision: Literal["auto", "review"] | None = Field(default=None, description="Null without `min_precision`.")
     top: list[Scored] = Field(description="The most probable labels, the predicted one first.")
 
 
@@ -65,7 +68,7 @@ class EmbeddedProduct(BaseModel):
 
     id: str | None
     status: str = Field(description="'ok', or what is wrong, such as 'image_truncated' or 'set_aside:text_empty'.")
-    detail: str | None = Field(None, description="What is wrong with the photo, in words.")
+    detail: str | None = Field(default=None, description="What is wrong with the photo, in words.")
     image: str | None = None
     text: str | None = None
 
@@ -76,8 +79,8 @@ class ClassifiedProduct(BaseModel):
     id: str | None
     status: str
     detail: str | None = None
-    is_out_of_distribution: bool | None = Field(None, description="Null without `min_precision`.")
-    predictions: Mapping[str, Prediction] = Field({}, description="By characteristic; empty if it is unusable.")
+    is_out_of_distribution: bool | None = Field(default=None, description="Null without `min_precision`.")
+    predictions: Mapping[str, Prediction] = Field(default={}, description="By characteristic; empty if it is unusable.")
     explanations: dict[str, Explanation] | None = None
 
 

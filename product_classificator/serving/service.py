@@ -106,8 +106,8 @@ class Service:
         loop = asyncio.get_running_loop()
         items = await asyncio.gather(*[loop.run_in_executor(self._decoders, model.decode, item) for item in uploads])
         # What was prepared for an older model is computed by it.
-        results = await asyncio.wrap_future(self._batcher.submit((model, wanted), items, deadline))
-        return model, items, results
+        future = self._batcher.submit((model, wanted), items, deadline)
+        return model, items, await asyncio.wrap_future(future)
 
     async def explain(self, result: ServedResult, deadline: float) -> Mapping[str, Explanation]:
         """Return what moved the predictions of one product; 504 as in `answer`."""
