@@ -60,12 +60,12 @@ def facts() -> dict[str, object]:
 
 
 def cpu() -> str:
-    """Return the model of the processor, and which of its instructions speed up int8 (Linux)."""
+    """Return the model of the processor, and those of its instructions that decide number formats (Linux)."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
     known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = [flag for flag in known.get("flags", "").split() if "amx" in flag or "vnni" in flag]
-    return f"{known.get('model name', platform.processor())}, {' '.join(flags) or 'neither amx nor vnni'}"
+    flags = [flag for flag in known.get("flags", "").split() if flag.startswith(("amx", "avx"))]
+    return f"{known.get('model name', platform.processor())}, {' '.join(flags)}"
 
 
 def save(name: str, results: dict[str, object]) -> Path:

@@ -19,8 +19,9 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
+from cards import decoded, draw
 from common import RESULTS, SIZES, VIT_B, fill_table, save
-from speed import decode, draw, vit_gflop, write_checkpoint
+from speed import vit_gflop, write_checkpoint
 
 from product_classificator import embed, load_encoder, read_catalog
 from product_classificator.encoders import cores
@@ -78,7 +79,7 @@ def main() -> None:
             files = [opened.read(each) for each in opened.namelist()]
         with ThreadPoolExecutor(cores()) as pool:
             began = time.perf_counter()
-            prepared = list(pool.map(lambda data: prepared_by(encoder, data), files * 4))
+            prepared = list(pool.map(lambda data: decoded(encoder, [data])[0], files * 4))
             found["decoded_per_s"] = round(len(prepared) / (time.perf_counter() - began))
         network, batches = encoder.image.network, {}
         for size in sorted({8, 32, 64, 128, network.images_per_batch}):
@@ -122,11 +123,6 @@ def table_lines() -> list[str]:
         rates += [found["encode_images_per_s"], found["products_per_s"]]
         lines.append(f"| {found['model']} | {' | '.join(map(str, rates))} |")
     return lines
-
-
-def prepared_by(encoder, data: bytes):
-    """Return a photo as the pipeline hands it to the encoder."""
-    return encoder.image.prepare(decode(data, encoder.image.min_decode_size))
 
 
 if __name__ == "__main__":

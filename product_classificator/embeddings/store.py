@@ -151,11 +151,11 @@ def to_table(digests: Sequence[bytes], products: EmbeddedProducts) -> pa.Table:
 
 def to_products(table: pa.Table) -> EmbeddedProducts:
     """Return the products of a table that `to_table` made; vectors are float32."""
-    parts = (_matrix(table[name], np.float16).astype(np.float32) for name in ("image", "text"))
+    image, text = (_matrix(table[name], np.float16).astype(np.float32) for name in ("image", "text"))
     flags = table["has_image"].to_numpy(), table["has_text"].to_numpy()
     fingerprint = table.schema.metadata[_FINGERPRINT].decode()
     return EmbeddedProducts(
-        embeddings=Embeddings(strings(table["id"].to_pylist()), *parts, *flags, fingerprint),
+        embeddings=Embeddings(strings(table["id"].to_pylist()), image, text, *flags, fingerprint),
         thumbnails=_matrix(table["thumbnails"], np.uint8),
         status=strings(table["status"].to_pylist()),
         digests=table["digest"].to_pylist(),
