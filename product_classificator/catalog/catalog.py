@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.columns import MAX_PHOTOS, ROW_NUMBER, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, open_images
-from product_classificator.catalog.labels import read_label_sets, read_labels
+from product_classificator.catalog.labels import PathTable, read_label_sets, read_labels
 from product_classificator.catalog.lookup import ImageRef, refs_of
 from product_classificator.catalog.table import TableSource, open_table
 from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries
@@ -149,7 +149,8 @@ class Catalog:
         cells = pa.chunked_array([batch.column(name) for batch in batches], pa.string())
         if name not in self.columns.multi_label:
             return read_labels(cells, name, self._unknown)
-        return read_label_sets(cells, name, self._unknown, has_lists=self.table.holds_lists(name))
+        has_lists, separator = self.table.holds_lists(name), self.columns.label_separator
+        return read_label_sets(cells, name, self._unknown, has_lists=has_lists, separator=separator)
 
 
 def _ids(column: pa.Array) -> list[str]:
@@ -168,6 +169,9 @@ def read_catalog(
     encoding: str | None = None,
     na_values: str | Sequence[str] = UNKNOWN,
     max_photos: int = MAX_PHOTOS,
+    label_separator: str | None = None,
+    path: str | None = None,
+    path_separator: str | None = None,
 ) -> Catalog:
     """Open a table of products and their photos.
 
@@ -191,6 +195,9 @@ def read_catalog(
         encoding: of a text file; `None`: found from all of its bytes.
         na_values: cells that mean an unknown label or an empty text, besides blank ones.
         max_photos: the first so many photos of a product are used: the mean of their vectors.
+        label_separator: what separates labels in multi-label cells; `None`: "|" or, if most cells have it, ";" or ",".
+        path: a column like `Clothing >> Women >> Dresses`; its levels `<path>_1`, `<path>_2`, ... are characteristics.
+        path_separator: what separates the levels, like ">>"; `None`: what most cells have.
 
     Raises:
         DataError: the table or photos cannot be read, a column does not exist (the nearest one is named), or there are
@@ -207,13 +214,17 @@ def read_catalog(
         columns = Columns(ID, texts, labels, max_photos=max_photos)
         return Catalog(WildberriesTable(table, [*labels, *texts]), columns, source if source and source.path else None)
     opened = open_table(table, encoding=encoding)
+    levels: Sequence[str] = ()
+    if path is not None:
+        opened = PathTable(opened, path, path_separator)
+        levels, path_separator = opened.levels, opened.separator
     source = images if isinstance(images, ImageSource) else open_images(images)
     if photo is None and source.path is None:
         photo = next(filter(opened.holds_images, guess(opened.columns, "image")), None)
     source = source if source.path or (photo in opened.columns and opened.holds_images(photo)) else None
     if characteristics is None:
-        characteristics = [name for name in PUBLISHED_CHARACTERISTICS if name in opened.columns]
-    labels = _names((*_names(characteristics), *_names(multi_label)))
+        characteristics = [name for name in PUBLISHED_CHARACTERISTICS if name in opened.columns and name != path]
+    labels = _names((*_names(characteristics), *levels, *_names(multi_label)))
     free = [name for name in opened.columns if name not in (*labels, photo)]
     columns = Columns(
         id if id is not None else _guess_id(opened, free, needs_ids=source is not None and not photo),
@@ -221,6 +232,9 @@ def read_catalog(
         labels,
         photo or None,
         max_photos=max_photos,
+        label_separator=label_separator,
+        path=path,
+        path_separator=path_separator,
     )
     columns = _checked(opened, columns, source, _names(multi_label))
     if text is None and (unused := _text_like(opened, columns)):
@@ -259,13 +273,13 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
     if len(labels) > MAX_CHARACTERISTICS:
         raise DataError(f"a catalog has at most {MAX_CHARACTERISTICS} characteristics, got {len(labels)}: name some")
     multi = tuple(name for name in labels if name in named or table.holds_lists(name))
-    return Columns(id_, tuple(texts), labels, photo, multi, columns.max_photos)
+    return replace(columns, id=id_, text=tuple(texts), characteristics=labels, photo=photo, multi_label=multi)
 
 
 def _text_like(table: Table, columns: Columns) -> str:
     """Return the columns without a role of which most cells have three words, joined."""
     names = []
-    for name in set(table.columns) - {columns.id, columns.photo, *columns.text, *columns.characteristics}:
+    for name in set(table.columns) - {columns.id, columns.photo, columns.path, *columns.text, *columns.characteristics}:
         with suppress(DataError, StopIteration):  # structs cannot be read
             cells = list(filter(None, next(table.batches([name], 200)).column(0).to_pylist()))
             if sum(len(cell.split()) > 2 for cell in cells) * 2 > len(cells):

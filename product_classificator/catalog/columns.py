@@ -40,6 +40,9 @@ class Columns:
     photo: str | None = None
     multi_label: tuple[str, ...] = ()
     max_photos: int = MAX_PHOTOS
+    label_separator: str | None = None
+    path: str | None = None
+    path_separator: str | None = None
 
     @property
     def has_title(self) -> bool:

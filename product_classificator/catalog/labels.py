@@ -7,20 +7,27 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from product_classificator.catalog.cells import canonical
+from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.columns import UNKNOWN
-from product_classificator.errors import DataError, culprits
+from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.text import is_list_cell, split_labels
 from product_classificator.types import Strings, strings
 
 logger = logging.getLogger(__name__)
 
 MAX_LABEL_CHARS = 1_000
+_READ_ROWS = 16_384
+_PATH_MARKS = (">>", "›", "»", "->", ">", "|", "/")
+_MIN_LEVEL_SHARE = 0.1  # of the products; deeper levels are left out
 _LATIN = str.maketrans("авсеёнкмортху", "abceehkmoptxy")
 
 
@@ -52,14 +59,17 @@ def _look(label: str) -> str:
     return re.sub(r"[\s_\-\u2010-\u201f\"'`«»]+", "", plain).rstrip(".,;:!") or label
 
 
-def read_label_sets(array: pa.ChunkedArray, name: str, unknown: Collection[str], *, has_lists: bool) -> Strings:
+def read_label_sets(
+    array: pa.ChunkedArray, name: str, unknown: Collection[str], *, has_lists: bool, separator: str | None = None
+) -> Strings:
     """Return a column of strings as sets of labels, `None` where they are unknown.
 
     Cells are as `split_labels` reads them; if the table holds lists there (`has_lists`), a plain one is one label.
+    A `separator` of `None` is found in the cells.
     """
     encoded = _encoded(pc.utf8_trim_whitespace(array))
     texts = encoded.dictionary.to_pylist()
-    separator = "|" if has_lists else _separator(texts, name)
+    separator = "|" if has_lists else separator or _separator(texts, name)
     cells, malformed, plain = [], [], []
     for cell in texts:
         is_plain = has_lists and not is_list_cell(cell)
@@ -108,3 +118,66 @@ def _encoded(array: pa.ChunkedArray) -> pa.DictionaryArray:
 def _decoded(values: Sequence[str | frozenset[str] | None], encoded: pa.DictionaryArray) -> Strings:
     labels: Strings = strings([*values, None])[encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)]
     return labels
+
+
+class PathTable(Table):
+    """A table with the levels of a column of paths, like `Clothing >> Women >> Dresses`, as further columns.
+
+    `category_1` is "Clothing", `category_2` "Clothing >> Women": a level says all above it, and so refines it. Cells
+    may be lists. A `separator` of `None` is the one that most cells have.
+    """
+
+    def __init__(self, table: Table, path: str, separator: str | None = None) -> None:
+        if path not in table.columns:
+            raise DataError(f"{table.name} has no column {path!r}: {nearest(path, table.columns)}")
+        self._table, self.path = table, path
+        cells = Counter(
+            cell for batch in table.batches([path], _READ_ROWS) for cell in batch.column(0).to_pylist() if cell
+        )
+        marks = (
+            mark for mark in _PATH_MARKS if 2 * sum(n for cell, n in cells.items() if mark in cell) > cells.total()
+        )
+        self.separator = separator or next(marks, ">>")
+        self._levels_of = cache(self._split)
+        depths = Counter(
+            depth for cell, n in cells.items() for depth in range(1, len(self._split(cell)) + 1) for _ in range(n)
+        )
+        n_levels = sum(n >= _MIN_LEVEL_SHARE * depths[1] for n in depths.values())
+        if n_levels < 2:
+            raise DataError(
+                f"paths have levels, but few cells of {path!r} hold {self.separator!r}: name what separates them"
+            )
+        super().__init__(table.name, [*table.columns, *(f"{path}_{level}" for level in range(1, n_levels + 1))])
+        self.levels = self.columns[-n_levels:]
+        self.encoding = getattr(table, "encoding", "")
+
+    def _split(self, cell: str) -> list[str]:
+        """Return the way to each level."""
+        entries: list[object] = [cell]
+        with suppress(ValueError):
+            entries = split_labels(cell) if is_list_cell(cell) else entries
+        mark = self.separator.strip() or self.separator
+        names = [name.strip() for entry in entries if entry is not None for name in str(entry).split(mark)]
+        return [*accumulate(filter(None, names), lambda way, name: f"{way} {mark} {name}")]
+
+    def holds_lists(self, column: str) -> bool:
+        """Return whether the table holds lists there; a level is one label."""
+        return column not in self.levels and self._table.holds_lists(column)
+
+    def holds_images(self, column: str) -> bool:
+        """Return whether the table holds images there."""
+        return column not in self.levels and self._table.holds_images(column)
+
+    def batches(self, columns: Sequence[str], size: int, images: str | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield batches as the table does."""
+        plain = dict.fromkeys(self.path if name in self.levels else name for name in columns)
+        for batch in self._table.batches(list(plain), size, images):
+            cells = batch.column(self.path).to_pylist() if self.path in plain else []
+            ways = [self._levels_of(cell or "") for cell in cells]
+            levels = {name: [way[k] if k < len(way) else None for way in ways] for k, name in enumerate(self.levels)}
+            arrays = [pa.array(levels[n], pa.string()) if n in levels else batch.column(n) for n in columns]
+            yield pa.record_batch(arrays, names=list(columns))
+        self.issues = self._table.issues
+
+    def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[Sequence[Any]]:
+        return self._table._read(indices, size, issues)

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -174,23 +174,25 @@ class _ArrowTable(Table):
     """A parquet or feather file, or Arrow memory; label ids of `datasets` become their names."""
 
     def __init__(self, name: str, data: Any) -> None:
-        super().__init__(name, data.schema.names)
         self._data, self._labels = data, dict[str, pa.Array]()
+        self._paths, self._types = zip(*_plain_fields(data.schema), strict=True)
+        super().__init__(name, map(".".join, self._paths))
         facts = json.loads((data.schema.metadata or {}).get(b"huggingface", "{}"))
         for column, feature in facts.get("info", {}).get("features", {}).items():
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
                 self._labels[column] = pa.array(feature["names"])
 
     def holds_lists(self, column: str) -> bool:
-        return isinstance(self._data.schema.types[self.columns.index(column)], LIST_TYPES)
+        return isinstance(self._types[self.columns.index(column)], LIST_TYPES)
 
     def holds_images(self, column: str) -> bool:
-        return is_image_type(self._data.schema.types[self.columns.index(column)])
+        return is_image_type(self._types[self.columns.index(column)])
 
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
-        names = [self._data.schema.names[index] for index in indices]
+        names = [self.columns[index] for index in indices]
+        fields = {str(index): pc.field(*self._paths[index]) for index in indices}
         try:
-            for batch in self._data.to_batches(columns=names, batch_size=size, batch_readahead=1, use_threads=False):
+            for batch in self._data.to_batches(columns=fields, batch_size=size, batch_readahead=1, use_threads=False):
                 if batch.num_rows:
                     yield [self._plain(array, name) for array, name in zip(batch.columns, names, strict=True)]
         except (pa.ArrowException, OSError) as error:
@@ -200,6 +202,15 @@ class _ArrowTable(Table):
         if name not in self._labels:
             return array
         return self._labels[name].take(pc.if_else(pc.less(array, 0), None, array))  # -1: unknown
+
+
+def _plain_fields(fields: Iterable[pa.Field], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield paths and types of the columns; a struct `title` with the field `en` is the column `title.en`."""
+    for field in fields:
+        if pa.types.is_struct(field.type) and not is_image_type(field.type):
+            yield from _plain_fields(field.type, (*above, field.name))
+        else:
+            yield (*above, field.name), field.type
 
 
 class _ExcelTable(Table):
@@ -267,7 +278,7 @@ class _JsonTable(Table):
                 with suppress(ValueError, RecursionError):
                     record = json.loads(item) if (item := item.strip(" \t,\ufeff")) else None
             if isinstance(record, dict):
-                yield record
+                yield _flat(record)
             elif record is not None:
                 wrong.append(number)
         if wrong and not self.issues:
@@ -278,3 +289,17 @@ class _JsonTable(Table):
         records = self._records(issues)
         while rows := list(islice(records, size)):
             yield [[row.get(self._keys[index]) for row in rows] for index in indices]
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return an object without objects inside: the key of `{"title": {"en": "mug"}}` is "title.en"; in lists, too."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": entry for inner, entry in _flat(value).items()}
+        elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            for inner, cell in (pair for entry in value for pair in _flat(entry).items()):
+                flat.setdefault(f"{key}.{inner}", []).append(cell)
+        else:
+            flat[key] = value
+    return flat

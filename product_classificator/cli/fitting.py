@@ -87,8 +87,12 @@ def _open(options: opt.Train | opt.Tune, encoder: str | None) -> tuple[TrainSett
         changes |= {f"split.{name}": getattr(options, name) for name in ("folds", "holdout", "groups")}
         changes |= {"split.column": options.split_column, "split.refit": False if options.no_refit else None}
     settings = read_settings(training.config, changes)
-    labels, multi_label = names(training.characteristics, columns), names(training.multi_label, columns) or []
-    return settings, open_catalog(table, columns, options.products, labels, multi_label)
+    labels = {
+        "characteristics": names(training.characteristics, columns),
+        "multi_label": names(training.multi_label, columns) or [],
+        **{name: getattr(training, name) for name in ("label_separator", "path", "path_separator")},
+    }
+    return settings, open_catalog(table, columns, options.products, **labels)
 
 
 def evaluate(options: opt.Evaluate) -> None:

@@ -64,6 +64,9 @@ class TrainingOptions:
 
     characteristics: Annotated[str | None, doc("Label columns, joined by commas. Default: the published seven.")] = None
     multi_label: Annotated[str | None, doc("Label columns with several labels per cell: 'a|b' or a JSON array.")] = None
+    label_separator: Annotated[str | None, doc("What separates labels in a cell. Default: '|', or found.")] = None
+    path: Annotated[str | None, doc("Column of paths like 'Shoes > Boots'; each level is learned.")] = None
+    path_separator: Annotated[str | None, doc("What separates the levels. Default: found.")] = None
     taxonomy: Annotated[str | None, doc("Table with such columns, the finest first. Default: learned.")] = None
     config: Annotated[Path | None, doc("TOML file of settings; options override it.")] = None
     seed: Annotated[int | None, doc("Random seed. Default: 0.")] = None

@@ -2,14 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
 from product_classificator.catalog.cells import Table
 from product_classificator.catalog.columns import MAX_PHOTOS, UNKNOWN
+from product_classificator.catalog.labels import PathTable
 from product_classificator.catalog.photo import MAX_PIXELS
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
@@ -52,12 +54,14 @@ def open_catalog(
     table: Path | Table,
     columns: Collection[str],
     options: ProductOptions,
-    characteristics: Sequence[str] | None = (),
-    multi_label: Sequence[str] = (),
     *,
     run: Run | None = None,
+    **labels: Any,
 ) -> Catalog:
-    """Read what `open_once` returned, as the table of `run` unless an option differs; print how columns are used."""
+    """Read what `open_once` returned, as the table of `run` unless an option differs; print how columns are used.
+
+    `labels` are the arguments of `read_catalog` that name labels; without them, none are read.
+    """
     text, id_, photo = names(options.text, columns), options.id, options.photo
     has_fixed_names = isinstance(table, Path)  # ids and photo names of these tables are fixed, red and blue are swapped
     channels = options.channels or ("bgr" if has_fixed_names else run.channels if run else "rgb")
@@ -86,11 +90,10 @@ def open_catalog(
         images,
         id=id_,
         text=text,
-        characteristics=characteristics,
         photo=photo,
-        multi_label=multi_label,
         na_values=UNKNOWN if options.na_values is None else names(options.na_values, ()) or (),
         max_photos=options.max_photos or (run.columns.max_photos if run else MAX_PHOTOS),
+        **{"characteristics": (), **labels},
     )
     used = catalog.columns
     console.log.print(
@@ -105,9 +108,15 @@ def open_catalog(
 def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
     """Open a table as the run's table was opened, with those characteristics of the run that it holds."""
     opened, columns = open_once(table, options.encoding)
+    if run.columns.path in columns and isinstance(opened, Table):
+        opened = PathTable(opened, run.columns.path, run.columns.path_separator)
+        columns.update(opened.levels)
     characteristics = [name for name in run.columns.characteristics if name in columns]
-    multi_label = [name for name in run.columns.multi_label if name in characteristics]
-    return open_catalog(opened, columns, options, characteristics, multi_label, run=run)
+    labels = {"multi_label": [name for name in run.columns.multi_label if name in characteristics]}
+    separator = run.columns.label_separator
+    return open_catalog(
+        opened, columns, options, run=run, characteristics=characteristics, label_separator=separator, **labels
+    )
 
 
 def bars() -> Progress:

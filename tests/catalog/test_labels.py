@@ -197,3 +197,47 @@ def test_a_label_of_thousands_of_letters_is_refused():
         DataError, match=r"at most 1000 characters, 'materials' holds a{30}\.\.\. \(1 in all\): is it a text"
     ):
         catalog.truth()
+
+
+def test_the_separator_of_labels_can_be_named():
+    cells = pd.DataFrame({"nm": [1, 2], "title": ["a", "b"], "marks": ["new/sale", "1|2"]})
+    catalog = read_catalog(cells, characteristics=[], multi_label="marks", label_separator="/")
+    assert catalog.truth()["marks"].tolist() == [{"new", "sale"}, {"1|2"}]
+
+
+PATHS = [
+    ["Clothing >> Women >> Dresses", "Clothing>>Women", "Shoes >> Women >> Boots", None],
+    ["Clothing | Women | Dresses", "Clothing | Women", "Shoes | Women|Boots", ""],
+    ['["Clothing >> Women >> Dresses"]', "['Clothing', 'Women']", '["Shoes", "Women", "Boots"]', "[]"],
+    [["Clothing", "Women", "Dresses"], ["Clothing", "Women"], ["Shoes", "Women", "Boots"], None],
+]
+
+
+@pytest.mark.parametrize("paths", PATHS)
+def test_levels_of_a_path_are_characteristics(paths):
+    table = pd.DataFrame({"nm": range(4), "title": ["a"] * 4, "category": paths, "sex": ["w"] * 4})
+    catalog = read_catalog(table, path="category")
+    truth = {name: labels.tolist() for name, labels in catalog.truth().items()}
+    mark = " | " if paths[0] == PATHS[1][0] else " >> "
+    ways = [
+        [name and name.replace(">>", mark.strip()) for name in names]
+        for names in (
+            ["Clothing", "Clothing", "Shoes", None],
+            ["Clothing >> Women", "Clothing >> Women", "Shoes >> Women", None],
+            ["Clothing >> Women >> Dresses", None, "Shoes >> Women >> Boots", None],
+        )
+    ]
+    assert truth == {"sex": ["w"] * 4, **dict(zip(("category_1", "category_2", "category_3"), ways, strict=True))}
+    assert catalog.columns.path == "category"
+    assert list(catalog.texts()) == ["a"] * 4
+
+
+def test_levels_that_few_products_reach_are_left_out_and_other_separators_are_named():
+    paths = ["a~b"] * 19 + ["a~b~c"]
+    table = pd.DataFrame({"nm": range(20), "title": ["a"] * 20, "kind": paths})
+    catalog = read_catalog(table, path="kind", path_separator="~")
+    assert catalog.columns.characteristics == ("kind_1", "kind_2")
+    with pytest.raises(DataError, match="few cells of 'kind' hold '>>': name what separates them"):
+        read_catalog(table, path="kind")
+    with pytest.raises(DataError, match="no column 'kid': did you mean 'kind'"):
+        read_catalog(table, path="kid")

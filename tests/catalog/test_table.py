@@ -274,6 +274,21 @@ def test_a_workbook_is_read(tmp_path):
         open_table(tmp_path / "t.xlsx")
 
 
+def test_fields_of_objects_and_structs_are_columns(tmp_path):
+    rows = [{"nm": 1, "title": {"en": "mug", "ru": {"short": "чашка"}}, "tags": [{"name": "a"}, {"name": "b", "n": 1}]}]
+    rows.append({"nm": 2, "title": None, "tags": []})
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    table = open_table(tmp_path / "t.json")
+    wanted = {"nm": ["1", "2"], "title.ru.short": ["чашка", None]}
+    (batch,) = table.batches([*wanted, "tags.name"], 10)
+    assert batch.to_pydict() == wanted | {"tags.name": ['["a", "b"]', None]}
+    assert table.holds_lists("tags.name")
+    table = open_table(pa.table({"nm": [1, 2], "title": [row["title"] for row in rows]}))
+    assert table.columns == ["nm", "title.en", "title.ru.short"]
+    (batch,) = table.batches(list(wanted), 10)
+    assert batch.to_pydict() == wanted
+
+
 def test_arrow_memory_is_read_and_other_things_are_named():
     class Foreign:
         def __arrow_c_stream__(self, requested_schema=None):
