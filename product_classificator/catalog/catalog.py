@@ -109,6 +109,10 @@ class Catalog:
             raise DataError("this catalog has no photos: give read_catalog(..., images=...)")
         return self.images.read(image.name, is_id=image.is_id, data=image.data)
 
+    def locate(self, image: ImageRef) -> Any:
+        """Find an image without reading it, errors as in `image_bytes`."""
+        return image.data or (self.images and self.images.locate(image.name, is_id=image.is_id))
+
     def texts(self) -> list[str]:
         """Return the joined raw texts of all products."""
         batches = self.table.batches(self.columns.text or (self.columns.id,), _READ_ROWS)
@@ -226,16 +230,9 @@ def read_catalog(
         characteristics = [name for name in PUBLISHED_CHARACTERISTICS if name in opened.columns and name != path]
     labels = _names((*_names(characteristics), *levels, *_names(multi_label)))
     free = [name for name in opened.columns if name not in (*labels, photo)]
-    columns = Columns(
-        id if id is not None else _guess_id(opened, free, needs_ids=source is not None and not photo),
-        tuple(guess(free, "text")) if text is None else _names(text),
-        labels,
-        photo or None,
-        max_photos=max_photos,
-        label_separator=label_separator,
-        path=path,
-        path_separator=path_separator,
-    )
+    id = _guess_id(opened, free, needs_ids=source is not None and not photo) if id is None else id  # noqa: A001
+    texts = tuple(guess(free, "text")) if text is None else _names(text)
+    columns = Columns(id, texts, labels, photo or None, (), max_photos, label_separator, path, path_separator)
     columns = _checked(opened, columns, source, _names(multi_label))
     if text is None and (unused := _text_like(opened, columns)):
         logger.warning("%s: columns that look like texts are not used, name them (--text): %s", opened.name, unused)

@@ -14,7 +14,6 @@ import threading
 import unicodedata
 import zipfile
 import zlib
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ def open_images(
     if max_pixels < 1 or max_bytes < 1:
         raise DataError(f"max_pixels and max_bytes must be positive, got {max_pixels} and {max_bytes}")
     if path is None:
-        return _NoFiles(None, channels, max_pixels, max_bytes, follow_links, allow_truncated)
+        return ImageSource(None, channels, max_pixels, max_bytes, follow_links, allow_truncated)
     path = Path(path)
     if path.is_dir() or path.is_file():
         kind = _Folder if path.is_dir() else _Zip
@@ -77,7 +76,7 @@ def open_images(
 
 @dataclass(eq=False)
 class ImageSource(AbstractContextManager["ImageSource"]):
-    """Images by product id or file name (attributes as in `open_images`), safe to use from many threads at once.
+    """Images by product id or file name, or in a table; safe to use from many threads. Attributes as in `open_images`.
 
     Finding, reading and decoding raise `PhotoError`, after `close` a `DataError`.
     """
@@ -125,13 +124,8 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     def decode(self, data: bytes, min_decode_size: Callable[[Size], Size] | None = None) -> Image.Image:
         """Decode the bytes of a file to an upright RGB image (`decode_image`) within the limits of this source."""
         self._check_size(len(data))
-        return decode_image(
-            data,
-            channels=self.channels,
-            max_pixels=self.max_pixels,
-            min_decode_size=min_decode_size,
-            allow_truncated=self.allow_truncated,
-        )
+        limits: dict[str, Any] = {"max_pixels": self.max_pixels, "min_decode_size": min_decode_size}
+        return decode_image(data, channels=self.channels, allow_truncated=self.allow_truncated, **limits)
 
     def close(self) -> None:
         """Close the files."""
@@ -140,11 +134,11 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @abstractmethod
-    def _read(self, location: Any) -> bytes: ...
+    def _read(self, location: Any) -> bytes:
+        raise PhotoError("missing", f"{location!r} is not in the table")
 
-    @abstractmethod
-    def _entries(self) -> Iterable[tuple[str, Any]]: ...
+    def _entries(self) -> Iterable[tuple[str, Any]]:
+        return ()
 
     def _listed(self) -> ImageIndex:
         with self._lock:
@@ -158,16 +152,6 @@ class ImageSource(AbstractContextManager["ImageSource"]):
             raise PhotoError("too_large", f"{size_bytes} bytes, at most {self.max_bytes} are read")
         if not size_bytes:
             raise PhotoError("empty", "the file has no bytes")
-
-
-class _NoFiles(ImageSource):
-    """Images that are in the table."""
-
-    def _entries(self) -> Iterable[tuple[str, Any]]:
-        return ()
-
-    def _read(self, location: Any) -> bytes:
-        raise PhotoError("missing", f"there is no file {location}")
 
 
 class _Folder(ImageSource):

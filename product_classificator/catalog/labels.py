@@ -13,6 +13,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -131,22 +132,15 @@ class PathTable(Table):
         if path not in table.columns:
             raise DataError(f"{table.name} has no column {path!r}: {nearest(path, table.columns)}")
         self._table, self.path = table, path
-        cells = Counter(
-            cell for batch in table.batches([path], _READ_ROWS) for cell in batch.column(0).to_pylist() if cell
-        )
-        marks = (
-            mark for mark in _PATH_MARKS if 2 * sum(n for cell, n in cells.items() if mark in cell) > cells.total()
-        )
-        self.separator = separator or next(marks, ">>")
+        cells = [cell for batch in table.batches([path], _READ_ROWS) for cell in batch.column(0).to_pylist() if cell]
+        usual = (mark for mark in _PATH_MARKS if 2 * sum(mark in cell for cell in cells) > len(cells))
+        self.separator = separator or next(usual, ">>")
         self._levels_of = cache(self._split)
-        depths = Counter(
-            depth for cell, n in cells.items() for depth in range(1, len(self._split(cell)) + 1) for _ in range(n)
-        )
-        n_levels = sum(n >= _MIN_LEVEL_SHARE * depths[1] for n in depths.values())
+        depths = np.array([len(self._levels_of(cell)) for cell in cells])
+        n_levels = sum((depths > level).mean() >= _MIN_LEVEL_SHARE for level in range(depths.max(initial=0)))
         if n_levels < 2:
-            raise DataError(
-                f"paths have levels, but few cells of {path!r} hold {self.separator!r}: name what separates them"
-            )
+            rule = f"paths have levels, but few cells of {path!r} hold {self.separator!r}"
+            raise DataError(f"{rule}: name what separates them")
         super().__init__(table.name, [*table.columns, *(f"{path}_{level}" for level in range(1, n_levels + 1))])
         self.levels = self.columns[-n_levels:]
         self.encoding = getattr(table, "encoding", "")

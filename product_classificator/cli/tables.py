@@ -78,13 +78,8 @@ def open_catalog(
                 run.columns.text[0],
                 text[0],
             )
-    images = open_images(
-        options.images,
-        channels=channels,
-        max_pixels=options.max_pixels or MAX_PIXELS,
-        follow_links=options.follow_links,
-        allow_truncated=options.allow_truncated_photos,
-    )
+    limits = {"follow_links": options.follow_links, "allow_truncated": options.allow_truncated_photos}
+    images = open_images(options.images, channels=channels, max_pixels=options.max_pixels or MAX_PIXELS, **limits)
     catalog = read_catalog(
         table,
         images,
@@ -112,11 +107,9 @@ def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
         opened = PathTable(opened, run.columns.path, run.columns.path_separator)
         columns.update(opened.levels)
     characteristics = [name for name in run.columns.characteristics if name in columns]
-    labels = {"multi_label": [name for name in run.columns.multi_label if name in characteristics]}
-    separator = run.columns.label_separator
-    return open_catalog(
-        opened, columns, options, run=run, characteristics=characteristics, label_separator=separator, **labels
-    )
+    labels: dict[str, Any] = {"characteristics": characteristics, "label_separator": run.columns.label_separator}
+    labels["multi_label"] = [name for name in run.columns.multi_label if name in characteristics]
+    return open_catalog(opened, columns, options, run=run, **labels)
 
 
 def bars() -> Progress:

@@ -12,14 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
 from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
-from product_classificator.catalog.images import ImageSource
 from product_classificator.catalog.lookup import ImageRef
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, EmbeddedProducts, encode_products
@@ -140,20 +139,20 @@ def check_images(catalog: Catalog, *, allow_missing: bool) -> None:
         return
     problems = ImageProblems(catalog)
     for products in catalog.batches(CHUNK_PRODUCTS):
-        problems.add(products, [_missing(catalog.images, images) for images in products.images])
+        problems.add(products, [_attempt(images, catalog.locate)[1] for images in products.images])
     if 2 * problems.counts.total() > problems.total:
         raise DataError(f"at least half of the photos must be found (or --allow-missing-photos): {problems}")
 
 
-def _missing(source: ImageSource, images: Iterable[ImageRef]) -> "Errors":
-    errors = []
-    for name, is_id, data in images:
+def _attempt(images: Iterable[Any], use: Callable[[Any], Any]) -> tuple[list[tuple[str, Any]], "Errors"]:
+    """Return what `use` makes of images, and why it fails, with their names: the first field of each."""
+    results, errors = [], []
+    for image in images:
         try:
-            if data is None:
-                source.locate(name, is_id=is_id)
+            results.append((image[0], use(image)))
         except PhotoError as error:
-            errors.append((name, error))
-    return errors
+            errors.append((image[0], error))
+    return results, errors
 
 
 Errors: TypeAlias = Sequence[tuple[str, PhotoError]]
@@ -181,30 +180,22 @@ def load_product(
     source = catalog.images
     if source is None:
         return LoadedProduct(_digest(b"unused", content), image_status="unused")
-    keys, prepared = list[bytes](), list[Image.Image]()
-    files, errors = list[tuple[str, bytes]](), list[tuple[str, PhotoError]]()
+    kind = (source.channels + "+truncated" * source.allow_truncated).encode()
+    files, errors = _attempt(images or (ImageRef(""),), catalog.image_bytes)
+    keys = [blake2b(data, digest_size=16, person=kind).digest() for _, data in files]
 
     def digest() -> bytes:
         # Another limit, another Pillow or more memory may have another outcome, so that is never the digest of success.
         why = [f"{error.reason} {source.max_pixels} {PIL.__version__}".encode() for _, error in errors]
-        return _digest(*keys, content, *why)
+        return _digest(*(keys or [b""]), content, *why)
 
-    kind = source.channels + "+truncated" * source.allow_truncated
-    for image in images or (ImageRef(""),):
-        keys.append(b"")
-        try:
-            files.append((image.name, catalog.image_bytes(image)))
-            keys[-1] = blake2b(files[-1][1], digest_size=16, person=kind.encode()).digest()
-        except PhotoError as error:
-            errors.append((image.name, error))
-    if stored is not None and digest() in stored and files:
+    if stored is not None and files and digest() in stored:
         return LoadedProduct(digest(), errors=errors)
-    for name, data in files:
-        try:
-            prepared.append(encoder.image.prepare(source.decode(data, encoder.image.min_decode_size)))
-        except PhotoError as error:
-            errors.append((name, error))
-    return LoadedProduct(digest(), prepared, "ok" if prepared else errors[0][1].reason, errors)
+    least = encoder.image.min_decode_size
+    prepared, damaged = _attempt(files, lambda file: encoder.image.prepare(source.decode(file[1], least)))
+    errors = [*errors, *damaged]
+    status = "ok" if prepared else errors[0][1].reason
+    return LoadedProduct(digest(), [image for _, image in prepared], status, errors)
 
 
 def _digest(*parts: bytes) -> bytes:
