@@ -100,8 +100,7 @@ class Catalog:
             return []
         if self.columns.photo is not None:
             return refs_of(cell)[: self.columns.max_photos]
-        several = self.images.several(cell)[: self.columns.max_photos] if self.columns.max_photos > 1 else []
-        return [*map(ImageRef, several)] or [ImageRef(cell, is_id=True)]
+        return [*map(ImageRef, self.images.several(cell)[: self.columns.max_photos])] or [ImageRef(cell, is_id=True)]
 
     def image_bytes(self, image: ImageRef) -> bytes:
         """Read an image of a product; the `reason` of a `PhotoError` says why there is none."""
