@@ -154,7 +154,8 @@ class Service:
         model, self._canary_error = self.model, ""
         try:
             future = self._batcher.submit((model, (1, None)), [model.canary()], first=True)
-            model.check_canary(await asyncio.wait_for(asyncio.wrap_future(future), _CANARY_SECONDS))
+            results = await asyncio.wait_for(asyncio.wrap_future(future), _CANARY_SECONDS)
+            model.check_canary(results)
         except TimeoutError:
             self._canary_error = f"a simple product was not answered within {_CANARY_SECONDS:.0f} s"
         except Exception as error:
