@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _CANARY_SECONDS, _CANARY_FRESH_SECONDS = 5.0, 1.0
 _STUCK_SECONDS, _WATCH_SECONDS = 120.0, 2.0
+_COMPUTING_SHARE = 0.8  # of the time that is left; the rest goes into decoding and sending
 
 Load = Callable[[ModelSource, ServeSettings], ServedModel]
 Answer = tuple[ServedModel, Sequence[ServedItem], Sequence["ServedResult | Failed"]]
@@ -124,7 +125,7 @@ class Service:
         if held and held + n > self.settings.max_queue:
             rule = f"at most {self.settings.max_queue} products are in work at a time, {held} are"
             raise RefusedError(503, f"{rule}: ask again later", held * per_item_s)
-        if held and time.monotonic() + (held + n) * per_item_s > deadline:
+        if held and (held + n) * per_item_s > _COMPUTING_SHARE * (deadline - time.monotonic()):
             rule = f"{held} products are in work, longer than the deadline allows"
             raise RefusedError(503, f"{rule}: ask again later", held * per_item_s)
         self._hold(n)
