@@ -3,7 +3,7 @@
     python benchmarks/serve.py [--rounds 3] [--overload-s 60]       # needs the extra `serve`
 
 Trains heads on a synthetic shop with `lite` and serves them. Measured: start and memory; products per second against
-bulk `predict` of the same texts and photos, in turns, by wall time and by CPU time of the service (other programs slow the
+bulk `predict` of the same texts and photos, in turns, by wall time and by CPU time (other programs slow the
 former down); the latency of a service whose model costs nothing, which is what HTTP, decoding and the batcher add; and
 three times the load that the service can bear: what is refused, the latency of what is not, memory.
 """

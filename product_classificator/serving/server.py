@@ -37,7 +37,7 @@ def run(source: ModelSource, settings: ServeSettings) -> int:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
-        # asyncio does it only for sockets made with their protocol; without it, answers wait 40 ms for an acknowledgement.
+        # asyncio does it only for sockets made with their protocol; without it, answers wait 40 ms for an ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if settings.workers == 1:
             return _serve(source, settings, listener)
