@@ -265,7 +265,7 @@ def test_an_interrupted_process_ends_with_its_exit_code(long_work, tmp_path):
         (["train", "{table}", "--out", "x", "--folds", "1"], 1, "folds must be at least 2, got 1"),
         (["train", "{table}", "--out", "x", "--no-refit"], 1, "the heads must be judged on a holdout: set holdout"),
         (["evaluate", "{folder}", "{table}"], 1, "is not a finished run"),
-        (["predict", "{run}", "{table}", "--out", "p.xlsx"], 1, "predictions are written as .parquet, .csv, .jsonl"),
+        (["predict", "{run}", "{table}", "--out", "p.xls"], 1, "predictions are written as .parquet, .csv, .jsonl, .xlsx"),
         (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
         (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
         (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must exist"),
@@ -457,7 +457,7 @@ def test_progress_shows_how_long_the_encoder_was_idle(trained, files, tmp_path):
 def test_a_first_column_other_than_the_title_causes_a_warning(files, caplog):
     _, table, _ = files
     run = Run(Path("run"), "lite", Columns("nm", ("brand", "description")), "rgb", Path("store"), {}, {})
-    open_catalog(*open_once(table, None), ProductOptions(text="description"), [], run=run)
+    open_catalog(*open_once(table, None), ProductOptions(text="description"), run=run)
     assert "takes the first line of a text for the title (brand), but --text starts with description" in caplog.text
 
 
