@@ -45,14 +45,15 @@ def heads(task: Task, settings: HeadSettings) -> Fitted:
     bundle = fitted.bundle
     found = bundle.with_decisions(bundle.predict(products, texts), products, texts, PROMISED)
     scores = {name: matrix * found.decision_weights.get(name, 1) for name, matrix in found.probabilities.items()}
-    return Fitted(scores, seconds, facts=honesty(task, fitted, found))
+    return Fitted(scores, seconds, facts=honesty(task, fitted, found), labels=found.labels)
 
 
 def out_of_fold(task: Task, fitted: FittedHeads) -> Evaluation:
     """Return how the out-of-fold predictions of heads score."""
     rows = task.learn[fitted.out_of_fold.rows]
     judged = fitted.bundle.judged(fitted.out_of_fold, task.embeddings.ids[rows], PROMISED)
-    return evaluate(judged, {name: task.truth[name][rows] for name in task.labels}, resamples=0)
+    truth = {name: task.truth[name][rows] for name in task.labels}
+    return evaluate(judged, truth, rare_labels=fitted.rare_labels, resamples=0)
 
 
 def honesty(task: Task, fitted: FittedHeads, found: Predictions) -> Result:
@@ -62,7 +63,8 @@ def honesty(task: Task, fitted: FittedHeads, found: Predictions) -> Result:
     number of such predictions. A label that was not learned counts as wrong for a promise and not at all elsewhere.
     """
     truth = {name: task.truth[name][task.test] for name in task.labels}
-    tested, own = evaluate(found, truth, resamples=0), out_of_fold(task, fitted)
+    tested = evaluate(found, truth, rare_labels=fitted.rare_labels, resamples=0)
+    own = out_of_fold(task, fitted)
     facts: Result = {}
     for name, score in tested.characteristics.items():
         accepted, reliability = tested.selective.characteristics[name], score.reliability
@@ -117,10 +119,13 @@ def can_learn(method: str, task: Task) -> bool:
 
 
 def judge(task: Task, fitted: Fitted) -> dict[str, float]:
-    """Return the macro-F1 of each characteristic on the test part."""
+    """Return the macro-F1 of each characteristic on the test part, of the labels that every method learns."""
+    labels = fitted.labels or task.labels
+    rare = {name: {*labels[name]} - {*of_task} for name, of_task in task.labels.items()}
     probabilities = {name: softmax(scores, axis=1).astype(np.float32) for name, scores in fitted.scores.items()}
-    found = Predictions(task.split.ids[task.test], task.labels, probabilities, np.ones(len(task.test), dtype=bool))
-    evaluation = evaluate(found, {name: task.truth[name][task.test] for name in task.labels}, resamples=0)
+    found = Predictions(task.split.ids[task.test], labels, probabilities, np.ones(len(task.test), dtype=bool))
+    truth = {name: task.truth[name][task.test] for name in task.labels}
+    evaluation = evaluate(found, truth, rare_labels=rare, resamples=0)
     return {name: score.macro_f1 for name, score in evaluation.characteristics.items()}
 
 

@@ -45,12 +45,14 @@ class Fitted:
         seconds: of fitting.
         search_seconds: of choosing, which a fixed setting would save.
         facts: whatever else it says of itself.
+        labels: of the scores; `None`: those of the task.
     """
 
     scores: Mapping[str, Floats]
     seconds: float
     search_seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[str]] | None = None
 
 
 def word_svm(task: Task, seed: int) -> Fitted:

@@ -152,7 +152,7 @@ def evaluate_run(
         judged.predictions,
         {name: truth[name][rows] for name in names},
         groups=near_duplicate_groups(signatures, together=catalog.column(column) if column else None)[rows],
-        left_out={name: bundle.facts.get("left_out", {}).get(name, ()) for name in names},
+        rare_labels={name: bundle.facts.get("rare_labels", {}).get(name, ()) for name in names},
         seed=run.settings["seed"],
     )
     return RunEvaluation(**vars(judged), evaluation=evaluation)

@@ -98,7 +98,7 @@ class Trainer:
         self._device, settings = device, settings or TrainSettings()
         heads = published_heads(heads_train_params or {}, settings.heads)
         if min_products_in_sub_cat is not None:
-            heads = replace(heads, min_products_per_label=min_products_in_sub_cat)
+            heads = replace(heads, min_products_per_label=min_products_in_sub_cat, rare_labels=False)
         taxonomy = settings.taxonomy if taxonomy is None else str(taxonomy)
         self._settings = replace(settings, encoder=ruclip_model, heads=heads, taxonomy=taxonomy)
         self._finetune_settings = published_finetuning(ruclip_train_params or {})

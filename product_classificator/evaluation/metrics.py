@@ -3,6 +3,7 @@
 - Macro-F1 is scikit-learn's: the mean F1 of all labels that are true or predicted for a scored product.
 - A product is scored if its label is known and was trained, and the product has a prediction. All others are counted
   under the first reason that applies: unlabelled, unknown label, not predicted.
+- Rare labels that were trained are scored apart, with their products: macro-F1 stays comparable, whatever their number.
 - The interval is the basic 95 % bootstrap (Davison and Hinkley 1997) over groups of near-identical products, which are
   right or wrong together: one multinomial draw per resample over the kinds of groups that occur, by their (true,
   predicted) pairs.
@@ -57,8 +58,17 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class RareScore:
+    """Scores of the rare labels that were trained, among all products with a trained label; `n` have no common one."""
+
+    macro_f1: float | None
+    n: int
+    labels: tuple[LabelScore, ...]
+
+
+@dataclass(frozen=True)
 class CharacteristicScore:
-    """Scores of one characteristic. `n + unlabelled + unknown_labels + not_predicted` is the number of products.
+    """Scores of one characteristic, of `n + rare.n + unlabelled + unknown_labels + not_predicted` products.
 
     Attributes:
         macro_f1, accuracy: 0..1; `None` if no product could be scored.
@@ -67,6 +77,7 @@ class CharacteristicScore:
         unknown_labels: products whose true label was not trained, so it could not be predicted.
         not_predicted: products without any prediction, because they have neither image nor text.
         labels, confusions: the most frequent first; a multi-label characteristic has no confusions.
+        rare: scores of rare labels; no other number but `reliability` and `precision_by_coverage` counts these.
         reliability: calibration of the scored products, or of the predicted labels if there can be several.
         precision_by_coverage: (share of the products with a true label, precision of the most confident such share).
     """
@@ -80,6 +91,7 @@ class CharacteristicScore:
     not_predicted: int
     labels: tuple[LabelScore, ...]
     confusions: tuple[Confusion, ...]
+    rare: RareScore
     reliability: Reliability | None
     precision_by_coverage: tuple[tuple[float, float], ...]
     coverage: Coverage
@@ -123,7 +135,7 @@ def evaluate(
     truth: Truth,
     *,
     groups: Rows | None = None,
-    left_out: Mapping[str, Collection[str]] = MappingProxyType({}),
+    rare_labels: Mapping[str, Collection[str]] = MappingProxyType({}),
     seed: int = 0,
     resamples: int = 1000,
 ) -> Evaluation:
@@ -134,7 +146,7 @@ def evaluate(
         truth: characteristic -> (n,) true labels in the order of `predictions.ids`, `None` where unknown. A predicted
             characteristic that is missing counts as unlabelled; one that is not predicted is ignored.
         groups: (n,) group of near-identical products that each belongs to; `None`: no two are near-identical.
-        left_out: characteristic -> labels that are too rare to train, also of characteristics without any other.
+        rare_labels: characteristic -> labels of few products, trained or not, also of characteristics without others.
         seed: of the bootstrap; the same seed gives the same intervals.
         resamples: of the bootstrap; 0 skips the intervals.
 
@@ -155,13 +167,13 @@ def evaluate(
     unlabelled = strings([None] * len(predictions))
     bootstrap = _Bootstrap(np.arange(len(predictions)) if groups is None else groups, seed, resamples)
     scores = {
-        name: _score(predictions, name, truth.get(name, unlabelled), left_out.get(name, ()), bootstrap)
+        name: _score(predictions, name, truth.get(name, unlabelled), frozenset(rare_labels.get(name, ())), bootstrap)
         for name in predictions.characteristics
     }
     macro_f1s = [score.macro_f1 for score in scores.values() if score.macro_f1 is not None]
     unlearned = {
         name: Coverage(0, len(labels), 0, sum(label is not None for label in truth.get(name, ())))
-        for name, labels in left_out.items()
+        for name, labels in rare_labels.items()
         if name not in scores
     }
     return Evaluation(
@@ -181,21 +193,17 @@ def _warnings(scores: Mapping[str, CharacteristicScore], unlearned: Mapping[str,
     for name, score in scores.items():
         if score.macro_f1 is not None and score.coverage.is_low:
             yield (
-                f"the macro-F1 of {name}, {score.macro_f1:.3f}, covers only {score.coverage}: the others are too rare "
-                "to learn or were not tested, so expect less on the whole catalog"
+                f"the macro-F1 of {name}, {score.macro_f1:.3f}, covers only {score.coverage}: the others are rare "
+                "or were not tested, so expect less on the whole catalog"
             )
     for name, coverage in unlearned.items():
-        yield (
-            f"{name} is not part of any score: of its {coverage.all_labels:,} labels too few have enough products to "
-            "learn"
-        )
+        yield f"{name} is not part of any score: of its {coverage.all_labels:,} labels too few have enough products"
 
 
 def _check_truth(predictions: Predictions, truth: Truth) -> None:
-    names = predictions.characteristics
-    shared = [name for name in names if name in truth]
+    shared = [name for name in predictions.characteristics if name in truth]
     if not shared:
-        hint = nearest(next(iter(truth), ""), names)
+        hint = nearest(next(iter(truth), ""), predictions.characteristics)
         raise DataError(f"truth must hold a predicted characteristic, found only {culprits(truth)}; {hint}")
     for name in shared:
         if len(truth[name]) != len(predictions):
@@ -212,26 +220,22 @@ def _check_truth(predictions: Predictions, truth: Truth) -> None:
 
 
 def _score(
-    predictions: Predictions, characteristic: str, true: Strings, left_out: Collection[str], bootstrap: _Bootstrap
+    predictions: Predictions, characteristic: str, true: Strings, rare: frozenset[str], bootstrap: _Bootstrap
 ) -> CharacteristicScore:
     names, is_multi = predictions.labels[characteristic], characteristic in predictions.decision_thresholds
     best, confidence = predictions.best(characteristic), predictions.confidence(characteristic)
-    true_sets, trained = _label_sets(true), frozenset(names)
+    true_sets, best_sets, is_right = _label_sets(true), _label_sets(best), (best == true).astype(bool)
     is_labelled = np.array([labels is not None for labels in true_sets], dtype=bool)
-    # A product all of whose labels are untrained cannot be scored; one known to have no label at all can.
-    is_trained = np.array([labels is not None and (not labels or bool(labels & trained)) for labels in true_sets], bool)
-    is_scored, is_judged = is_trained & predictions.is_known, is_labelled & predictions.is_known
-    n, is_right = int(is_scored.sum()), (best == true).astype(bool)
-    # A single label is a set of one; an empty predicted set is a missing prediction.
-    rows = zip(true_sets[is_scored], _label_sets(best[is_scored]), strict=True)
-    pairs = [(t & trained, p or frozenset()) for t, p in rows]
-    tally, (n_groups, per_group) = Counter(pairs), _group_kinds(pairs, names, bootstrap.groups[is_scored])
+    common = [name for name in names if name not in rare]
+    is_trained, is_common = (_has_one_of(frozenset(labels), true_sets) for labels in (names, common))
+    is_judged, is_learned, is_scored = (mask & predictions.is_known for mask in (is_labelled, is_trained, is_common))
+    n, tally = int(is_scored.sum()), Counter(_pairs(true_sets[is_scored], best_sets[is_scored], names))
+    n_groups, per_group = _group_kinds(true_sets[is_scored], best_sets[is_scored], common, bootstrap.groups[is_scored])
     counts = per_group.T @ n_groups
-    labels = _label_scores(names, counts)
+    labels = _label_scores(common, counts)
+    confidences, hits = confidence[is_learned], is_right[is_learned]
     if is_multi:
-        confidences, hits = _predicted_labels(predictions, characteristic, true, np.flatnonzero(is_scored))
-    else:
-        confidences, hits = confidence[is_scored], is_right[is_scored]
+        confidences, hits = _predicted_labels(predictions, characteristic, true, np.flatnonzero(is_learned))
     return CharacteristicScore(
         macro_f1=_macro_f1(counts) if n else None,
         interval=_interval(per_group, n_groups, bootstrap) if n and bootstrap.resamples else None,
@@ -242,11 +246,20 @@ def _score(
         not_predicted=int((is_trained & ~predictions.is_known).sum()),
         labels=labels,
         confusions=() if is_multi else _confusions(tally),
+        rare=_score_rare([name for name in names if name in rare], true_sets[is_learned], best_sets[is_learned], n),
         reliability=measure_reliability(confidences, hits, bootstrap.seed) if len(confidences) else None,
         precision_by_coverage=precision_by_coverage(confidence[is_judged], is_right[is_judged]) if n else (),
-        coverage=Coverage(len(labels), len(trained.union(iter_labels(true), left_out)), n, int(is_labelled.sum())),
+        coverage=Coverage(len(labels), len({*names, *rare, *iter_labels(true)}), n, int(is_labelled.sum())),
         is_multi_label=is_multi,
     )
+
+
+def _score_rare(names: Sequence[str], true_sets: Strings, best_sets: Strings, n_common: int) -> RareScore:
+    """Return the scores of rare labels `names` among products with a trained label, `n_common` with a common one."""
+    n = len(true_sets) - n_common
+    n_groups, per_group = _group_kinds(true_sets, best_sets, names, np.arange(len(true_sets)))
+    counts = per_group.T @ n_groups
+    return RareScore(_macro_f1(counts) if n else None, n, _label_scores(names, counts))
 
 
 def _label_sets(labels: Strings) -> Strings:
@@ -254,14 +267,25 @@ def _label_sets(labels: Strings) -> Strings:
     return strings([frozenset((item,)) if isinstance(item, str) else item for item in labels])
 
 
-def _group_kinds(pairs: Sequence[_Pair], names: Sequence[str], groups: Rows) -> tuple[Rows, csr_matrix]:
+def _has_one_of(labels: frozenset[str], true_sets: Strings) -> Bools:
+    """Return (n,) whether a product has one of the labels, or is known to have no label at all."""
+    return np.array([true is not None and (not true or bool(true & labels)) for true in true_sets], dtype=bool)
+
+
+def _pairs(true_sets: Strings, best_sets: Strings, names: Sequence[str]) -> list[_Pair]:
+    """Return the true and the predicted sets of products as far as they are among `names`; none may be predicted."""
+    labels = frozenset(names)
+    return [(t & labels, (p or frozenset()) & labels) for t, p in zip(true_sets, best_sets, strict=True)]
+
+
+def _group_kinds(true: Strings, best: Strings, names: Sequence[str], groups: Rows) -> tuple[Rows, csr_matrix]:
     """Return the kinds of groups that occur; a kind is how often each (true, predicted) pair does.
 
     Returns:
         (g,) groups of each kind, and (g, 3k) sparse products of such a group in which a label is correct, then true,
         then predicted.
     """
-    id_of = {label: label_id for label_id, label in enumerate(names)}
+    id_of, pairs = {label: label_id for label_id, label in enumerate(names)}, _pairs(true, best, names)
     # The order decides what a seed draws; a missing prediction comes last.
     distinct = sorted(set(pairs), key=lambda pair: [sorted(map(id_of.__getitem__, s)) or [len(names)] for s in pair])
     binarizer = MultiLabelBinarizer(classes=list(names), sparse_output=True)

@@ -76,7 +76,9 @@ def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
     # A lone surrogate is not valid UTF-8; with a backslash it is its own JSON escape.
     write_bytes(folder / "report.json", text.encode("utf-8", "backslashreplace"))
-    markdown = _render("report.md.jinja", evaluation=evaluation, facts=facts, captions=captions, of_all=of_all)
+    rare = {name: score for name, score in evaluation.characteristics.items() if score.rare.labels}
+    values = {"evaluation": evaluation, "rare": rare, "facts": facts, "captions": captions, "of_all": of_all}
+    markdown = _render("report.md.jinja", **values)
     write_bytes(folder / "report.md", markdown.encode("utf-8", "replace"))
 
 

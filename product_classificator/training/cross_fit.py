@@ -4,9 +4,10 @@ Products are dealt into folds. For each, a joint network and a linear model (`fi
 predict the fold. From these out-of-fold predictions follow the blend of the two, temperatures, thresholds and limits of
 novelty (`thresholds`); those that judge a fold, from the other folds alone. What is delivered is the average of the
 models of all folds; where there are fewer than four folds, models are fitted to all products in the end instead.
+Models of folds learn rare labels, too; those that they cannot predict leave all models before anything else follows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from product_classificator.training.fit import Average, FittedModels, Task, dims
 from product_classificator.training.inputs import CountedTexts
 from product_classificator.training.linear import MAX_PRODUCTS
 from product_classificator.training.settings import HeadSettings
-from product_classificator.training.targets import LabelledProducts, Target
+from product_classificator.training.targets import LabelledProducts, Target, with_rare_labels
 from product_classificator.training.thresholds import (
     Blend,
     calibrate,
@@ -39,19 +40,31 @@ from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Pr
 _DEFAULTS = HeadSettings()
 _MIN_AVERAGED = 4
 """Models of fewer folds know too little of the catalog each: they are fitted once more, to all of it."""
+_MIN_RARE_F1 = 0.65
+"""With one wrong group added, so 2 of 3 groups are enough if no other is predicted: `docs/design/decisions.md`."""
 
 
 @dataclass(frozen=True)
 class FittedHeads:
     """The heads, the epochs of their network, and the out-of-fold predictions that judge them.
 
-    `left_out` maps characteristic -> label -> number of products, for labels that were treated as unknown.
+    `rare_labels` maps characteristic -> label -> number of products, for labels of fewer than `min_products_per_label`.
     """
 
     bundle: HeadBundle
     history: tuple[EpochFacts, ...]
     out_of_fold: OutOfFold
-    left_out: Mapping[str, Mapping[str, int]]
+    rare_labels: Mapping[str, Mapping[str, int]]
+
+    @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Characteristic -> label -> number of products, for rare labels that were treated as unknown."""
+        learned = {name: {*labels} for name, labels in self.bundle.labels.items()}
+        left_out = {
+            name: {label: n for label, n in counts.items() if label not in learned.get(name, ())}
+            for name, counts in self.rare_labels.items()
+        }
+        return {name: counts for name, counts in left_out.items() if counts or name not in learned}
 
 
 def fit_heads(
@@ -79,19 +92,11 @@ def fit_heads(
             fold, or none outside of it, has a known label; or several folds are to be held out.
     """
     callbacks, embeddings, names = callbacks or Callbacks(), products.embeddings, products.split.names
-    names_of_folds = products.split.folds
+    names_of_folds, is_usable = products.split.folds, _is_usable(products)
     if not refit and len(names_of_folds) != 1:
         raise DataError(f"without refit, one fold must be held out, found {culprits(names_of_folds)}: join them")
-    is_usable = (embeddings.has_image | embeddings.has_text) & (names != "")
     is_learned = is_usable if refit else is_usable & ~np.isin(names, products.split.folds)
-    labels, left_out = labels_to_learn(products.truth, is_learned, settings.min_products_per_label)
-    targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
-    is_labelled = np.any([target.is_known for target in targets], axis=0)
-    has_linear = int((is_usable & is_labelled).sum()) <= MAX_PRODUCTS
-    texts = products.texts if settings.max_words else [""] * len(names)
-    counts = CountedTexts.of(texts, has_title=products.has_title, has_pieces=has_linear)
-    dims = dims_to_read(embeddings, np.flatnonzero(is_learned & is_labelled))
-    task = Task(products, targets, counts, settings, dims, hierarchy, encoder, has_linear)
+    task, rare = _open_task(products, settings, is_learned, hierarchy, encoder)
     inputs, n_folds = task.inputs(np.flatnonzero(is_learned)), len(names_of_folds)
     is_delivered, folds = n_folds >= _MIN_AVERAGED or not refit, []
     average = Average(inputs)
@@ -104,6 +109,10 @@ def fit_heads(
         if is_delivered:
             average.add(models)
     judged = _Judged.of(task, folds)
+    if settings.rare_labels and (dropped := judged.unpredictable(rare)).any():
+        judged = judged.without(dropped)
+        task = judged.task
+        average.take(np.flatnonzero(~dropped), tuple(map(len, task.labels.values())))
     if not is_delivered:
         callbacks.on_stage("Fitting the heads to all products")
         models = task.fit(np.flatnonzero(is_usable), callbacks.on_epoch)
@@ -120,13 +129,42 @@ def fit_heads(
             "settings": asdict(settings),
             "products": {name or "set aside": int((names == name).sum()) for name in sorted(set(names))},
             "judged": describe_judging(products.split, len(judged.rows), refit=refit),
-            "blend": {name: [blend.joint, blend.linear] for name, blend in zip(labels, blends, strict=True)},
-            "left_out": left_out,
+            "blend": {name: [blend.joint, blend.linear] for name, blend in zip(task.labels, blends, strict=True)},
+            "rare_labels": rare,
         },
-        novelty=replace(fit_centres(_used(embeddings, dims), inputs.train, settings.seed), limits=limits),
+        novelty=replace(fit_centres(_used(embeddings, task.dims), inputs.train, settings.seed), limits=limits),
         hierarchy=task.hierarchy_of(inputs.train),
     )
-    return FittedHeads(bundle, models.history, judged.out_of_fold(characteristics), left_out)
+    return FittedHeads(bundle, models.history, judged.out_of_fold(characteristics), rare)
+
+
+def _is_usable(products: LabelledProducts) -> Bools:
+    embeddings = products.embeddings
+    is_usable: Bools = (embeddings.has_image | embeddings.has_text) & (products.split.names != "")
+    return is_usable
+
+
+def _open_task(
+    products: LabelledProducts,
+    settings: HeadSettings,
+    is_learned: Bools,
+    hierarchy: Hierarchy | None,
+    encoder: Encoder | None,
+) -> tuple[Task, dict[str, dict[str, int]]]:
+    """Return what the models of folds learn, and the rare labels of characteristics with their counts."""
+    is_usable = _is_usable(products)
+    labels, rare = labels_to_learn(products.truth, is_learned, settings.min_products_per_label)
+    if settings.rare_labels:
+        labels = with_rare_labels(
+            labels, rare, products, is_usable & np.isin(products.split.names, products.split.folds)
+        )
+    targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
+    is_labelled = np.any([target.is_known for target in targets], axis=0)
+    has_linear = int((is_usable & is_labelled).sum()) <= MAX_PRODUCTS
+    texts = products.texts if settings.max_words else [""] * len(is_usable)
+    counts = CountedTexts.of(texts, has_title=products.has_title, has_pieces=has_linear)
+    dims = dims_to_read(products.embeddings, np.flatnonzero(is_learned & is_labelled))
+    return Task(products, targets, counts, settings, dims, hierarchy, encoder, has_linear), rare
 
 
 def describe_judging(split: Split, n_judged: int, *, refit: bool) -> str:
@@ -152,10 +190,11 @@ def _used(embeddings: Embeddings, dims: tuple[int, int]) -> Embeddings:
 class _Fold:
     """What models that never saw the products of `rows` say of them: (m, labels) logits, (m, 3) scores of novelty.
 
-    `distance` is the (m,) distance to the nearest product that they learned from.
+    `distance` is the (m,) distance to the nearest product that they learned from, which are the rows `train`.
     """
 
     rows: Rows
+    train: Rows
     joint: Floats
     linear: Floats
     novelty: Floats
@@ -170,7 +209,7 @@ class _Fold:
         texts = [task.products.texts[row] for row in rows.tolist()]
         novelty = detector.scores(embeddings.take(rows), texts, models.inputs.vocabulary)
         distance = nearest_distance(embeddings, models.inputs.train, rows)
-        return cls(rows, *models.logits(task.products, rows), novelty, distance, models.hierarchy)
+        return cls(rows, models.inputs.train, *models.logits(task.products, rows), novelty, distance, models.hierarchy)
 
 
 @dataclass(frozen=True)
@@ -199,6 +238,35 @@ class _Judged:
             parts = np.unique(task.products.group_ids[rows], return_inverse=True)[1] % 2
         arrays = ([getattr(fold, name) for fold in folds] for name in ("joint", "linear", "novelty", "distance"))
         return cls(task, folds, rows, parts, *map(np.concatenate, arrays))
+
+    def unpredictable(self, rare: Mapping[str, Collection[str]]) -> Bools:
+        """Return the (labels,) mask of rare labels whose F1 is too low: over groups, with one wrong group added.
+
+        A product of a label that is not learned counts as wrong, too.
+        """
+        everything, unpredictable = np.ones(len(self.rows), dtype=bool), []
+        predictions = self.predict(everything, *self.calibrate(everything)[:2])
+        groups = np.unique(self.task.products.group_ids[self.rows], return_inverse=True)[1]
+        weights = 1 / np.bincount(groups)[groups]
+        for target in (target.take(self.rows) for target in self.task.targets):
+            is_labelled = target.is_known | target.has_other
+            predicted = Target.of(target.name, target.labels, predictions.best(target.name)).indicators
+            correct = weights @ target.indicators.multiply(predicted).tocsr()
+            total = weights @ target.indicators + (weights * is_labelled) @ predicted
+            is_rare = np.array([label in rare.get(target.name, ()) for label in target.labels], dtype=bool)
+            unpredictable.append(is_rare & (2 * correct < _MIN_RARE_F1 * (total + 1)))
+        return np.concatenate(unpredictable)
+
+    def without(self, is_dropped: Bools) -> "_Judged":
+        """Return the same without the labels of a (labels,) mask, which are unknown from here on."""
+        kept, truth = ~is_dropped, self.task.products.truth
+        targets = tuple(
+            Target.of(target.name, tuple(np.array(target.labels, object)[kept[columns]]), truth[target.name])
+            for target, columns in self._targets()
+        )
+        task = replace(self.task, targets=targets)
+        folds = [replace(fold, hierarchy=task.hierarchy_of(fold.train)) for fold in self.folds]
+        return replace(self, task=task, folds=folds, joint=self.joint[:, kept], linear=self.linear[:, kept])
 
     def calibrate(self, is_used: Bools) -> tuple[list[Blend], tuple[Characteristic, ...], tuple[float, float, float]]:
         """Return blends, calibrated characteristics and limits of novelty that follow from some of the products."""

@@ -171,6 +171,16 @@ class Average:
             self._add("linear.weight", (inputs * stretch[:, None]).T)
             self._add_words("linear.words", linear.words, columns, factors)
 
+    def take(self, columns: Rows, n_labels: tuple[int, ...]) -> None:
+        """Keep some labels, `n_labels` of each characteristic, by their columns of logits."""
+        if self._shape is not None:
+            self._shape = replace(self._shape, n_labels=n_labels)
+        for weights in self._hidden:
+            weights["labels.weight"] = weights["labels.weight"][columns]
+        for name, weights_of_all in self._sums.items():
+            of_words = name in ("word_weights", "linear.words")
+            self._sums[name] = np.ascontiguousarray(weights_of_all[:, columns] if of_words else weights_of_all[columns])
+
     def network(self, blends: Sequence[Blend]) -> Network:
         """Return the network whose logits are the blended mean logits of both kinds of models; it ends the average."""
         if self._shape is None:
@@ -237,11 +247,11 @@ def input_scales(shape: NetworkShape) -> Floats:
 def labels_to_learn(
     truth: Truth, is_usable: Bools, minimum: int
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, int]]]:
-    """Return the labels to learn of each trainable characteristic, and the others with their counts of products.
+    """Return the labels of each trainable characteristic that have at least `minimum` usable products, and the others.
 
-    Labels of fewer than `minimum` usable products are left out.
+    The others, with their counts of products, are rare; without two common labels a characteristic is not trainable.
     """
-    labels, left_out = {}, {}
+    labels, rare = {}, {}
     for name, column in truth.items():
         counts = Counter(iter_labels(column[is_usable]))
         kept = tuple(sorted(label for label, count in counts.items() if count >= minimum))
@@ -253,13 +263,13 @@ def labels_to_learn(
         learned = set(kept)
         rest = {label: count for label, count in sorted(counts.items()) if label not in learned}
         if rest or not kept:
-            left_out[name] = rest
+            rare[name] = rest
     if not labels:
         raise DataError(
             f"a characteristic needs two labels with at least {minimum} products each, "
             f"found none among {list(truth)}: add products or lower min_products_per_label"
         )
-    return labels, left_out
+    return labels, rare
 
 
 def _training_data(task: Task, inputs: Inputs) -> TrainingData:

@@ -41,7 +41,9 @@ class HeadSettings:
     descent, at `words_learning_rate` per product of a batch.
 
     Attributes:
-        min_products_per_label: labels of fewer products are treated as unknown.
+        min_products_per_label: labels of fewer products are rare.
+        rare_labels: whether rare labels of at least 3 products are learned, too, where out-of-fold predictions show
+            that they can be; all others are treated as unknown.
         batch_size: products per step; fewer where an epoch would have less than 50 steps.
         dropout: share of hidden units that are dropped in training; of the text embedding's half as many are.
         modality_dropout: share of training products whose image is dropped, and share whose text is.
@@ -53,6 +55,7 @@ class HeadSettings:
     """
 
     min_products_per_label: int = 10
+    rare_labels: bool = True
     epochs: int = 10
     batch_size: int = 256
     learning_rate: float = 1e-3

@@ -1,8 +1,9 @@
 """Turn the labels of products into what heads are fitted to: label ids and indicators per characteristic."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -12,6 +13,8 @@ from product_classificator.errors import DataError
 from product_classificator.heads.network import NetworkShape
 from product_classificator.training.inputs import FEW_PRODUCTS, BagOfWords
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
+
+_MIN_PRODUCTS, _MIN_GROUPS, _MAX_LABELS = 3, 2, 1000
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,27 @@ class Target:
     def counts(self, rows: Rows) -> Rows:
         """Return the (k,) number of products of each label among `rows`."""
         return np.asarray(self.indicators[rows].sum(0)).ravel().astype(np.int64)
+
+
+def with_rare_labels(
+    labels: Mapping[str, Sequence[str]],
+    rare: Mapping[str, Mapping[str, int]],
+    products: LabelledProducts,
+    judged: Bools,
+) -> dict[str, tuple[str, ...]]:
+    """Return labels together with rare ones that may be learned: of 3 products, and of 2 groups among the judged ones.
+
+    Those of most products come first, up to 1,000 labels in all, so that no label takes words from others.
+    """
+    groups, found = products.group_ids[judged], []
+    for name in labels:
+        counts = rare.get(name, {})
+        by_label = Target.of(name, tuple(counts), products.truth[name]).indicators[judged].tocsc()
+        for (label, n), (start, stop) in zip(counts.items(), pairwise(by_label.indptr), strict=True):
+            if n >= _MIN_PRODUCTS and len(np.unique(groups[by_label.indices[start:stop]])) >= _MIN_GROUPS:
+                found.append((-n, name, label))
+    chosen = sorted(found)[: max(_MAX_LABELS - sum(map(len, labels.values())), 0)]
+    return {name: tuple(sorted([*labels[name], *(label for _, n, label in chosen if n == name)])) for name in labels}
 
 
 @dataclass(frozen=True)

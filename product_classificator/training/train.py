@@ -212,7 +212,7 @@ class Session:
             fitted.bundle.judged(judged, products.embeddings.ids[rows]),
             {name: labels[rows] for name, labels in products.truth.items()},
             groups=products.group_ids[rows],
-            left_out=fitted.left_out,
+            rare_labels=fitted.rare_labels,
             seed=self.settings.seed,
             resamples=1000 if positions is None else 0,
         )

@@ -243,3 +243,25 @@ def test_groups_of_one_change_no_interval(judged):
     columns = {"x": drawn(200, 3, 0.7)}
     alone = evaluate(*judged(columns), groups=np.arange(200)[::-1], resamples=30)
     assert alone.characteristics["x"].interval == evaluate(*judged(columns), resamples=30).characteristics["x"].interval
+
+
+def test_macro_f1_ignores_products_of_rare_labels_but_not_a_rare_label_that_is_predicted(judged):
+    columns = {"x": ("abr", "aabbrr", "aarbra")}
+    score = evaluate(*judged(columns), rare_labels={"x": ["r"]}, resamples=0).characteristics["x"]
+    assert [(label.label, label.support, label.predicted) for label in score.labels] == [("a", 2, 2), ("b", 2, 1)]
+    assert score.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
+    assert (score.n, score.accuracy, score.rare.n) == (4, 0.75, 2)
+    assert [(label.label, label.support, label.predicted) for label in score.rare.labels] == [("r", 2, 2)]
+    assert score.rare.macro_f1 == 0.5
+    assert [(pair.true, pair.predicted) for pair in score.confusions] == [("b", "r")]
+
+
+def test_a_product_with_a_common_and_a_rare_label_counts_for_both(judged):
+    predictions, truth, _, _ = materials()
+    alone, apart = (
+        evaluate(predictions, truth, rare_labels=rare, resamples=0).characteristics["materials"]
+        for rare in ({}, {"materials": [predictions.labels["materials"][0]]})
+    )
+    by_label = {label.label: label for label in alone.labels}
+    assert apart.rare.labels == (by_label[predictions.labels["materials"][0]],)
+    assert apart.n + apart.rare.n == alone.n

@@ -105,7 +105,7 @@ def test_evaluation_json_holds_scores_intervals_and_counts(evaluation):
     assert set(scores["category"]) == {
         *("macro_f1", "macro_f1_low", "macro_f1_high", "is_multi_label", "accuracy", "n"),
         *("unknown_labels", "unlabelled", "not_predicted", "labels", "confusions"),
-        *("reliability", "precision_by_coverage", "coverage"),
+        *("reliability", "precision_by_coverage", "coverage", "rare"),
     }
     assert scores["category"]["macro_f1_low"] <= scores["category"]["macro_f1"] <= scores["category"]["macro_f1_high"]
     assert [scores["empty"][key] for key in ("macro_f1", "macro_f1_low", "accuracy", "n")] == [None, None, None, 0]
@@ -149,7 +149,7 @@ def test_a_report_needs_no_more_than_a_title(judged, tmp_path):
     text = (tmp_path / "report.md").read_text("utf-8")
     assert text.startswith("# rival\n\nMean macro-F1: **1.000**.\n")
     assert "\n\n\n" not in text
-    assert not [word for word in ("set aside", "too rare", "None", "Learning") if word in text]
+    assert not [word for word in ("set aside", "too rare", "Rare labels have", "None", "Learning") if word in text]
 
 
 def test_a_report_without_a_scored_product_says_so(judged, tmp_path):
@@ -210,7 +210,7 @@ def test_a_score_that_covers_little_says_so_in_headline_table_and_json(judged, t
     true = [*("ab" * 6), *(f"rare {i}" for i in range(38))]
     predictions, truth = judged({"path": (("a", "b"), true, "ab" * 6 + "a" * 38)})
     left_out = {"path": {f"rare {i}": 1 for i in range(60)}, "brand": {f"brand {i}": 1 for i in range(300)}}
-    evaluation = evaluate(predictions, truth, left_out=left_out, resamples=5)
+    evaluation = evaluate(predictions, truth, rare_labels=left_out, resamples=5)
     covered = evaluation.characteristics["path"].coverage
     assert (covered.labels, covered.all_labels, covered.products, covered.all_products) == (2, 62, 12, 50)
     write_report(tmp_path, evaluation, RunFacts("x"))
@@ -222,6 +222,22 @@ def test_a_score_that_covers_little_says_so_in_headline_table_and_json(judged, t
     document = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]
     assert document["coverage"] == {"labels": 2, "all_labels": 362, "products": 12, "all_products": 50}
     assert len(document["warnings"]) == 2
+
+
+def test_rare_labels_that_are_learned_have_a_table_of_their_own(judged, tmp_path):
+    predictions, truth = judged({"path": ("abr", "ababrrrx", "ababrrar"), "sex": ("ab", "abababab", "abababab")})
+    evaluation = evaluate(predictions, truth, rare_labels={"path": {"r": 3, "x": 1}}, resamples=0)
+    write_report(tmp_path, evaluation, RunFacts("x"))
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "| path | 1.000 | — | 1.000 | 4 of 8 | 2 of 4 |" in text
+    assert (
+        "| rare labels learned | macro-F1 | products |\n|---|---:|---:|---:|\n| path | 1 of 2 | 0.800 | 3 of 4 |\n"
+        in text
+    )
+    assert "| path | 7 | 0 | 1 | 0 |" in text  # scored, no label, not trained, neither photo nor text
+    document = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]["characteristics"]
+    assert (document["path"]["rare"]["macro_f1"], document["path"]["rare"]["n"]) == (0.8, 3)
+    assert document["sex"]["rare"] == {"macro_f1": None, "n": 0, "labels": []}
 
 
 def test_nothing_is_said_of_coverage_where_little_is_left_out(judged):
