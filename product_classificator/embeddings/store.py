@@ -126,6 +126,10 @@ class EmbeddingStore:
         table = pq.read_table(pa.BufferReader(data), columns=columns)
         if table.schema.metadata.get(_FINGERPRINT) != self._fingerprint.encode():
             raise ArtifactError(f"{path} is of another encoder")
+        for index, column in enumerate(table.columns):
+            if pa.types.is_fixed_size_list(column.type):  # of stores until 2026-11-28
+                matrix = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+                table = table.set_column(index, table.column_names[index], _rows(matrix))
         return table
 
 
@@ -170,8 +174,6 @@ def _rows(matrix: np.ndarray) -> pa.Array:
 
 def _matrix(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
     rows = column.combine_chunks()
-    if pa.types.is_fixed_size_list(column.type):  # of stores until 2026-11-28
-        return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)  # type: ignore[no-any-return]
     width = column.type.byte_width // np.dtype(dtype).itemsize
     return np.frombuffer(rows.buffers()[1], dtype)[rows.offset * width :][: len(rows) * width].reshape(-1, width)
 

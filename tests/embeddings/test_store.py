@@ -1,9 +1,11 @@
 import json
 import multiprocessing
 import shutil
+from hashlib import blake2b
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -144,6 +146,23 @@ def test_no_damage_of_a_shard_gives_wrong_vectors(tmp_path):
         assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 0
     shard.write_bytes(data)
     assert len(EmbeddingStore(tmp_path / "s", TinyEncoder())) == 1
+
+
+def test_shards_of_lists_and_of_bytes_are_read_together(tmp_path):
+    store = EmbeddingStore(tmp_path / "s", TinyEncoder())
+    one_product(store)
+    one_product(store, b"y" * 16, value=2.0)
+    (path,) = [path for path in store._shards if pq.read_table(path)["digest"][0].as_py() == b"x" * 16]
+    table = pq.read_table(path)
+    for index, name in enumerate(table.column_names):
+        if name in ("image", "text", "thumbnails"):
+            values = np.frombuffer(table[name][0].as_py(), np.uint8 if name == "thumbnails" else np.float16)
+            table = table.set_column(index, name, pa.FixedSizeListArray.from_arrays(pa.array(values), len(values)))
+    pq.write_table(table, path)
+    path.rename(path.with_stem(blake2b(path.read_bytes(), digest_size=16).hexdigest()))
+    read = EmbeddingStore(tmp_path / "s", TinyEncoder()).read([b"x" * 16, b"y" * 16])
+    assert read.embeddings.image.tolist() == [[1.0] * 4, [2.0] * 4]
+    assert (read.thumbnails == 1).all()
 
 
 def test_products_that_were_never_embedded_cannot_be_read(tmp_path):
