@@ -185,7 +185,7 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
         "read_as": catalog.read_as,
         "encoder": classificator.encoder.fingerprint,
         "bundle": classificator.bundle.digest,
-        **asdict(options),
+        "options": [options.top_k, options.min_precision],  # a byte order mark is written when parts are joined
     }
     return json.dumps(facts, indent=1, ensure_ascii=False)
 

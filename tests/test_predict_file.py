@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from codecs import BOM_UTF8
 from dataclasses import replace
 
 import pandas as pd
@@ -157,7 +158,9 @@ def test_parts_of_another_setting_are_not_mixed_in(classificator, catalog, tmp_p
     interrupted(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.9))
     assert predict_to_file(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.8)).resumed == 0
     interrupted(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.9))
-    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", OutputOptions(min_precision=0.9)).resumed > 0
+    options = OutputOptions(min_precision=0.9, bom=True)  # the mark is no part of the parts
+    assert predict_to_file(classificator, catalog, tmp_path / "p.csv", options).resumed > 0
+    assert (tmp_path / "p.csv").read_bytes().startswith(BOM_UTF8)
 
 
 def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
