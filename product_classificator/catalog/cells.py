@@ -110,6 +110,13 @@ def is_image_type(kind: pa.DataType) -> bool:
     return kind in _BINARY_TYPES or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
+def has_bytes(images: pa.Array) -> bool:
+    """Return whether there are bytes in an array of such a type: structs may hold paths alone."""
+    images = images.flatten() if isinstance(images.type, LIST_TYPES) else images
+    images = pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
+    return bool(images.null_count < len(images))
+
+
 def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
     """Cast a column to strings: 12 and 12.0 -> "12", true -> "true", NaN -> null; lists become JSON arrays of strings.
 
