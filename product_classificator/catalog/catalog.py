@@ -20,7 +20,8 @@ from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.columns import MAX_PHOTOS, ROW_NUMBER, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, open_images
 from product_classificator.catalog.labels import PathTable, read_label_sets, read_labels
-from product_classificator.catalog.lookup import ImageRef, refs_of
+from product_classificator.catalog.lookup import ImageRef, id_key, refs_of
+from product_classificator.catalog.photo import PhotoError
 from product_classificator.catalog.table import TableSource, open_table
 from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries
 from product_classificator.errors import DataError, culprits, nearest
@@ -98,9 +99,21 @@ class Catalog:
         """Return the images of a product, by its id or what its cell names or holds."""
         if self.images is None:
             return []
-        if self.columns.photo is not None:
-            return refs_of(cell)[: self.columns.max_photos]
-        return [*map(ImageRef, self.images.several(cell)[: self.columns.max_photos])] or [ImageRef(cell, is_id=True)]
+        n = self.columns.max_photos
+        if self.columns.photo is None:
+            names = self.images.several(cell, self._id_keys)[:n]
+            return [*map(ImageRef, names)] or [ImageRef(cell, is_id=True)]
+        images = refs_of(cell, names_as_bytes=self.images.path is not None)
+        if len(images) > 1 and isinstance(cell, str) and "://" not in cell:
+            last = cell.strip().replace("\\", "/").rpartition("/")[2]
+            with suppress(PhotoError):  # one file may be called "Dress; red.jpg"
+                if re.search("[;|,]", last) and self.images.locate(cell.strip()):
+                    return [ImageRef(cell.strip())]
+        return images[:n]
+
+    @cached_property
+    def _id_keys(self) -> frozenset[str]:
+        return frozenset(map(id_key, self.ids))
 
     def image_bytes(self, image: ImageRef) -> bytes:
         """Read an image of a product; the `reason` of a `PhotoError` says why there is none."""

@@ -2,8 +2,8 @@
 
 - A name is never opened as the table has it: it is looked up among the files of the source (`lookup`), so nothing
   outside is read. Links that lead out are refused unless `follow_links`.
-- A folder is not listed to find `<id>.<ext>` at its top or a path inside. The first image that is not there has the
-  whole tree listed once (200,000 files: 1.5 s); files added later are found only there.
+- Where ids find images, the whole tree is listed once (200,000 files: 1.5 s), as a product may have several; names have
+  it listed when the first is not where its path says. Files added later are found only at their path, or the top.
 - A zip's directory is read once and kept (200,000 entries: 3 s); after a fork, open the source again.
 """
 
@@ -14,7 +14,7 @@ import threading
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -112,9 +112,9 @@ class ImageSource(AbstractContextManager["ImageSource"]):
         """Find the file of a name or an id without reading it."""
         return self._listed().find(name, is_id=is_id)
 
-    def several(self, product_id: str) -> list[str]:
-        """Return the names of a product's images, in order, if it has several: `<id>_1.jpg`, `<id>_2.jpg`, ..."""
-        return self._listed().several(product_id)
+    def several(self, product_id: str, other_ids: Collection[str] = ()) -> list[str]:
+        """Return the names of a product's images, in order, if it has several, as `ImageIndex.several` finds them."""
+        return self._listed().several(product_id, other_ids)
 
     def nearest(self, name: str) -> str:
         """Return words about the file whose path, of the first 10,000, is most similar to a missing name."""
@@ -156,14 +156,6 @@ class ImageSource(AbstractContextManager["ImageSource"]):
 
 class _Folder(ImageSource):
     path: Path
-
-    def several(self, product_id: str) -> list[str]:
-        path = self._find_directly(product_id, is_id=True)
-        if path is not None and self._index is None:  # a folder is listed only if there may be more
-            stem, dot, ending = path.rpartition(".")
-            if not any(self._is_file(f"{stem}{mark}{dot}{ending}") for mark in ("_1", "_2", "-1", "-2", " (1)")):
-                return []
-        return super().several(product_id)
 
     def _find_directly(self, name: str, *, is_id: bool) -> str | None:
         path = "/".join(parts_of(name))

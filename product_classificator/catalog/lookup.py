@@ -3,7 +3,7 @@
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -14,8 +14,22 @@ from product_classificator.errors import culprits
 from product_classificator.text import is_list_cell, split_labels
 
 # If a product has several, the first is taken. HEIC is not read, but found, so that the error names it.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-_MAX_CANDIDATES = 1000
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".jfif",
+    ".jpe",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+)
+_MAX_CANDIDATES, _MAX_NAME_BYTES = 1000, 1000
 _NUMBERED = re.compile(r"(.+?)(?:[_-]| ?\()\d{1,3}\)?", re.DOTALL)  # `1005_2`, `1005-02`, `1005 (2)`
 _MAX_PER_FOLDER = 50  # a folder with more images is not that of one product
 
@@ -28,10 +42,11 @@ class ImageRef(NamedTuple):
     data: bytes | None = None
 
 
-def refs_of(cell: Any) -> list[ImageRef]:
+def refs_of(cell: Any, *, names_as_bytes: bool = False) -> list[ImageRef]:
     r"""Return the images of a cell: bytes, a struct of bytes and path, or names, one or several.
 
-    Names are a list, or joined by ";", "|", line breaks or, if all have the ending of an image, commas.
+    Names are a list, or joined by ";", "|", line breaks or, if all have the ending of an image, commas. With
+    `names_as_bytes`, short bytes that can be printed are names: no image begins with letters alone.
 
     >>> [ref.name for ref in refs_of("https://cdn/1.jpg?w=9, 2.png;3")]
     ['https://cdn/1.jpg?w=9', '2.png', '3']
@@ -42,12 +57,16 @@ def refs_of(cell: Any) -> list[ImageRef]:
         name, data = str(cell.get("path") or ""), cell.get("bytes")
         return [ImageRef(name or "(in the table)", data=data)] if data else refs_of(name)
     if isinstance(cell, bytes):
-        return [ImageRef("(in the table)", data=cell)]
+        name = cell.decode("utf-8", "replace") if names_as_bytes and len(cell) < _MAX_NAME_BYTES else ""
+        is_name = name.isprintable() and name.strip() and "\ufffd" not in name
+        return refs_of(name) if is_name else [ImageRef("(in the table)", data=cell)]
     if isinstance(cell, list):
-        return [ref for entry in cell for ref in refs_of(entry)]
+        return [ref for entry in cell for ref in refs_of(entry, names_as_bytes=names_as_bytes)]
     if cell and is_list_cell(cell):
         with suppress(ValueError):
             return [ref for entry in split_labels(cell) if entry is not None for ref in refs_of(str(entry))]
+    if cell and cell.startswith("data:"):  # an image as text is not read, and not torn to names
+        return [ImageRef(cell[:80])]
     names: list[str] = []
     for name in re.split(r"[;|\r\n]", cell or ""):
         parts = name.split(",")
@@ -73,26 +92,30 @@ class ImageIndex:
         self._numbered: dict[str, list[str]] = {}
         self._in_folder: dict[str, list[str]] = {}
         for path in self.paths:
-            key = _key(path)
+            key = id_key(path)
             self._by_key.setdefault(key, []).append(path)
             if _split(path)[1] >= 0:
                 if match := _NUMBERED.fullmatch(key):
-                    self._numbered.setdefault(_key(match[1]), []).append(path)
+                    self._numbered.setdefault(id_key(match[1]), []).append(path)
                 if folder := path.rpartition("/")[0].rpartition("/")[2]:
                     self._in_folder.setdefault(_without_zeros(folder), []).append(path)
 
-    def several(self, product_id: str) -> list[str]:
+    def several(self, product_id: str, other_ids: Collection[str] = ()) -> list[str]:
         """Return the paths of a product with several images, by their numbers; none if it has one or no image.
 
-        They are `<id>.jpg`, if it is there, with `<id>_1.jpg`, `<id>_2.jpg`, ..., else what the folder `<id>` holds.
+        They are `<id>.jpg`, if it is there, with `<id>_1.jpg`, `<id>_2.jpg`, ..., else what the folder `<id>` holds;
+        not images of other products: those named by an id in `other_ids` (as `id_key` returns them).
         """
-        key = _key(product_id)
+        key = id_key(product_id)
         paths = [path for path in self._by_key.get(key, []) if _split(path)[1] >= 0]
         in_folder = self._in_folder.get(_without_zeros(product_id), [])
         if key in self._numbered:
-            paths += self._numbered[key]
-        else:
-            paths = [] if paths or len(in_folder) > _MAX_PER_FOLDER else in_folder
+            paths += [path for path in self._numbered[key] if id_key(path) not in other_ids]
+        elif paths or len(in_folder) > _MAX_PER_FOLDER:
+            paths = []
+        else:  # a product with a folder of its own has its images there: `7/1.jpg` is not that of product 1
+            keys = {path: id_key(path) for path in in_folder}
+            paths = [path for path, other in keys.items() if other not in other_ids or other in self._in_folder]
         first = {_split(path)[0]: path for path in sorted(paths, key=lambda path: -_split(path)[1])}
         return [first[stem] for stem in sorted(first, key=_natural)]
 
@@ -107,7 +130,7 @@ class ImageIndex:
                 return self.paths[path]
             if is_id or path.rpartition("/")[0] in self._folders:
                 break
-        candidates = self._by_key.get(_key(path), [])
+        candidates = self._by_key.get(id_key(path), [])
         closeness = {path: _closeness(path, parts) for path in candidates[:_MAX_CANDIDATES]}
         closeness = {path: rank for path, rank in closeness.items() if rank[0] >= n_folders}
         closest = [path for path, rank in closeness.items() if rank == max(closeness.values())]
@@ -138,7 +161,8 @@ def _natural(text: str) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
-def _key(path: str) -> str:
+def id_key(path: str) -> str:
+    """Return the name in a path without extension, case and zeros before a number: what ids and images are found by."""
     return _without_zeros(_split(path.rpartition("/")[2])[0])
 
 

@@ -1,6 +1,7 @@
 """Photos that lie in the table, and several photos of one product."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,60 @@ def test_a_struct_without_bytes_names_a_file(tmp_path):
     assert brightest(read_catalog(table, tmp_path, text=[], photo="photo")) == [0, 2]
 
 
+def test_photos_that_the_table_does_not_hold_are_left_out_without_a_folder(tmp_path):
+    structs = pa.array([{"bytes": None, "path": "a.jpg"}] * 2, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    for images in (structs, pa.array([[entry] for entry in structs.to_pylist()], pa.list_(structs.type))):
+        table = pa.table({"id": [1, 2], "title": ["cup", "hat"], "image": images})
+        pq.write_table(table, tmp_path / "t.parquet")
+        for source in (table, table.to_pandas(), tmp_path / "t.parquet"):
+            assert read_catalog(source).images is None
+            with pytest.raises(DataError, match=r"photo names \('image'\) needs photos"):
+                read_catalog(source, photo="image")
+
+
+def test_photos_of_other_products_are_never_taken(tmp_path):
+    for name, data in (("12.jpg", RED), ("12_1.jpg", BLUE), ("30/40.jpg", RED), ("30/41.jpg", BLUE), ("50_1.jpg", RED)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    frame = pd.DataFrame({"id": ["12", "12_1", "30", "40", "41", "50"]})
+    assert brightest(read_catalog(frame, tmp_path, text=[])) == [0, 2, -1, 0, 2, 0]
+    assert brightest(read_catalog(frame[::-1], tmp_path, text=[])) == [0, 2, 0, -1, 2, 0]
+    (tmp_path / "12.jpg").unlink()
+    assert brightest(read_catalog(frame, tmp_path, text=[])) == [-1, 2, -1, 0, 2, 0]
+    for name in ("1/1.jpg", "1/2.jpg", "2/1.jpg", "2/2.jpg", "3/1.jpg"):
+        (tmp_path / "of_ids" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "of_ids" / name).write_bytes(RED)
+    assert open_images(tmp_path / "of_ids").several("3", {"1", "2", "3"}) == ["3/1.jpg"]
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_photos_do_not_depend_on_the_products_before(tmp_path, is_zip):
+    for name in ("7.jpg", "7_01.jpg", "7_3.png", "x/8.jpg"):
+        (tmp_path / "p" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "p" / name).write_bytes(RED)
+    path = shutil.make_archive(str(tmp_path / "p"), "zip", tmp_path / "p") if is_zip else tmp_path / "p"
+    for ids in (["7"], ["8", "7"], ["7", "7"]):
+        *_, products = read_catalog(pd.DataFrame({"id": ids}), path, text=[]).batches(1)
+        assert [[image.name for image in images] for images in products.images] == [["7.jpg", "7_01.jpg", "7_3.png"]]
+
+
+def test_a_cell_that_is_the_name_of_a_file_is_not_cut(tmp_path):
+    for name in ("Dress; red.jpg", "Cup | big.jpg", "a.jpg,b.jpg", "a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(RED)
+    cells = ["x/Dress; red.jpg", " Cup | big.jpg", "a.jpg,b.jpg", "x/a.jpg;x/b.jpg", "http://x/a.jpg;http://x/b.jpg"]
+    frame = pd.DataFrame({"id": range(6), "photo": [*cells, "data:image/jpeg;base64,/9j/4AA"]})
+    (products,) = read_catalog(frame, tmp_path, text=[], photo="photo").batches(9)
+    assert [len(images) for images in products.images] == [1, 1, 1, 2, 2, 1]
+    assert brightest(read_catalog(frame, tmp_path, text=[], photo="photo")) == [0, 0, 0, 0, 0, -1]
+
+
+def test_names_as_bytes_find_files_and_photos_as_bytes_need_none(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(RED)
+    for cells in ([b"a.jpg", b"x/a.jpg;b.jpg", BLUE], [[b"a.jpg"], [b"b.jpg", b"a.jpg"], [BLUE]]):
+        catalog = read_catalog(pa.table({"id": [1, 2, 3], "photo": cells}), tmp_path, text=[], photo="photo")
+        assert brightest(catalog) == [0, 0, 2]
+
+
 def test_channels_and_limits_hold_for_photos_in_the_table():
     table = pa.table({"id": [1], "image": [{"bytes": RED, "path": "1.jpg"}]})
     assert brightest(read_catalog(table, open_images(None, channels="bgr"), text=[])) == [2]
@@ -97,7 +152,6 @@ def test_photos_of_an_id_are_found_in_the_order_of_their_numbers(tmp_path):
         (tmp_path / name).write_bytes(RED)
     source = open_images(tmp_path)
     assert source.several("11") == []
-    assert source._index is None, "a folder is not listed for a photo that is alone"
     assert source.several("7") == ["7.jpg", "7_2.jpg", "7_10.png"]
     assert source.several("8") == source.several("08") == ["08-1.jpg", "08-2.jpg"]
     assert source.several("9") == ["9 (1).jpg", "9 (2).jpg"]
