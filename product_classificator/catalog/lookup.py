@@ -15,19 +15,8 @@ from product_classificator.text import is_list_cell, split_labels
 
 # If a product has several, the first is taken. HEIC is not read, but found, so that the error names it.
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".jfif",
-    ".jpe",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
+    *(".jpg", ".jpeg", ".png", ".webp", ".jfif", ".jpe", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+    *(".heic", ".heif"),
 )
 _MAX_CANDIDATES, _MAX_NAME_BYTES = 1000, 1000
 _NUMBERED = re.compile(r"(.+?)(?:[_-]| ?\()\d{1,3}\)?", re.DOTALL)  # `1005_2`, `1005-02`, `1005 (2)`
