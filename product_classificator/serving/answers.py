@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from product_classificator.errors import nearest
 from product_classificator.serving import metrics
-from product_classificator.serving.body import Body
+from product_classificator.serving.body import Body, invalid
 from product_classificator.serving.model import ServedResult, Upload
 from product_classificator.serving.schemas import (
     MAX_EXPLAINED,
@@ -17,6 +17,7 @@ from product_classificator.serving.schemas import (
     ClassifiedProduct,
     ClassifyAnswer,
     ClassifyOptions,
+    ClassifyRequest,
     EmbedAnswer,
     EmbeddedProduct,
 )
@@ -96,7 +97,7 @@ class Tensor(BaseModel):
     """A column of the open inference protocol of KServe (v2)."""
 
     name: str
-    shape: list[int]
+    shape: list[int] = Field(max_length=2)
     datatype: Literal["BYTES", "FP32"]
     data: list[str | float] = Field(min_length=1, max_length=MAX_PRODUCTS)
 
@@ -108,14 +109,18 @@ class InferRequest(BaseModel):
     inputs: list[Tensor] = Field(min_length=1, max_length=2)
     parameters: ClassifyOptions = ClassifyOptions()
 
-    def uploads(self) -> list[Upload]:
-        """Return the products; 422 if the columns do not fit together."""
-        columns = {tensor.name: [str(value) for value in tensor.data] for tensor in self.inputs}
-        n = len(self.inputs[0].data)
-        if not columns.keys() <= {"text", "photo"} or {len(data) for data in columns.values()} != {n}:
-            raise RefusedError(422, "inputs are 'text', 'photo' or both, as columns of one length")
-        rows = zip(columns.get("text", [""] * n), columns.get("photo", [""] * n), strict=True)
-        return [Upload(None, text, photo or None) for text, photo in rows]
+    def products(self) -> ClassifyRequest:
+        """Return the rows; 422 if the columns do not fit together."""
+        names, n = [tensor.name for tensor in self.inputs], len(self.inputs[0].data)
+        fits = all(len(tensor.data) == n and tensor.shape in ([n], [n, 1]) for tensor in self.inputs)
+        if not fits or names not in (["text"], ["photo"], ["text", "photo"], ["photo", "text"]):
+            raise RefusedError(422, "inputs are 'text', 'photo' or both, as columns of one length and shape")
+        rows = zip(*[tensor.data for tensor in self.inputs], strict=True)
+        products = [dict(zip(names, row, strict=True)) for row in rows]
+        try:
+            return ClassifyRequest.model_validate({**dict(self.parameters), "products": products})
+        except ValidationError as error:
+            raise invalid(error) from None
 
 
 class InferAnswer(BaseModel):

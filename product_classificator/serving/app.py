@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from product_classificator.serving.answers import InferAnswer, InferRequest, classified, embedded, infer_answer
-from product_classificator.serving.body import Authorized, Incoming
+from product_classificator.serving.body import Authorized, Incoming, uploads_of
 from product_classificator.serving.model import ModelSource, ServedModel
 from product_classificator.serving.observe import Observed, problem
 from product_classificator.serving.schemas import (
@@ -149,9 +149,9 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         if name != service.model.name:
             raise RefusedError(404, f"there is no model {name[:100]!r}, only {service.model.name!r}")
         with incoming.held() as body:
-            wanted = await body.read_json(InferRequest)
-            answer = await classified(body, wanted.parameters, wanted.uploads())
-        return json_answer(infer_answer(answer, wanted.id))
+            columns = await body.read_json(InferRequest)
+            wanted = columns.products()
+            return json_answer(infer_answer(await classified(body, wanted, uploads_of(wanted)), columns.id))
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:

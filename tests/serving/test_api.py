@@ -159,8 +159,15 @@ def test_kserve_asks_in_columns(client):
     assert columns["status"]["data"] == ["ok", "image_missing", "text_empty"]
     assert (answer["id"], answer["model_name"]) == ("7", "tiny")
     assert client.post("/v2/models/none/infer", json=body).status_code == 404
-    body["inputs"][1]["data"] = [PHOTO]
-    assert "as columns of one length" in client.post("/v2/models/tiny/infer", json=body).text
+    for wrong, message in (
+        ([inputs[0], column("photo", PHOTO)], "as columns of one length"),
+        ([inputs[0], inputs[0]], "as columns of one length"),
+        ([{**inputs[0], "shape": [-3]}], "as columns of one length"),
+        ([column("text", "a" * 100_001)], "products.0.text: String should have at most 100000 characters"),
+        ([column("text", 5.0)], "products.0.text: Input should be a valid string"),
+    ):
+        response = client.post("/v2/models/tiny/infer", json={"inputs": wrong})
+        assert (response.status_code, message in response.text) == (422, True)
 
 
 def test_the_model_is_described(client, bundle):
@@ -184,6 +191,8 @@ def test_the_model_is_described(client, bundle):
         (b'{"products": [{"text": 5}]}', "products.0.text: Input should be a valid string"),
         (b'{"products": [{}], "top_k": 0}', "top_k: Input should be greater than or equal to 1"),
         (b'{"products": [{}], "min_precision": 1}', "min_precision: Input should be less than 1"),
+        (b'{"products": [{}], ' + b'"a": 0, ' * 100_000 + b'"b": 0}', "a body has at most 64 products"),
+        (b'{"products": [' + b"0," * 100_000 + b"0]}", "a body has at most 64 products"),
         (b'{"products": [{}], "characteristics": ["knd"]}', "the model knows no 'knd': did you mean 'kind'"),
         (b'{"products": [{},{},{},{},{}], "explain": true}', "at most 4 products are explained at a time, got 5"),
     ],
@@ -219,6 +228,19 @@ def test_a_form_that_does_not_fit_is_refused_with_the_reason(client, form, messa
     response = client.post("/v1/classify", files=[(name, (None, value)) for name, value in parts])
     assert response.status_code == 422
     assert re.search(message, response.json()["error"]["message"])
+
+
+def test_what_is_in_strings_is_no_structure(client):
+    products = [{"text": ',:"\\\\n' * 90, "id": "\\\\"}] * 64
+    assert len(classify(client, products, characteristics=["kind"] * 1000)["products"]) == 64
+
+
+def test_an_unusable_charset_is_refused(client):
+    form = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n\xff\r\n--x--\r\n'
+    for charset in ("undefined", "punycode"):
+        headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+        response = client.post("/v1/classify", content=form, headers=headers)
+        assert (response.status_code, "the form cannot be read" in response.text) == (422, True)
 
 
 def test_other_kinds_of_bodies_methods_and_paths_are_refused(client):
