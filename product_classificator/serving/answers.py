@@ -21,7 +21,7 @@ from product_classificator.serving.schemas import (
     EmbedAnswer,
     EmbeddedProduct,
 )
-from product_classificator.serving.service import RefusedError
+from product_classificator.serving.service import Answer, RefusedError, Service
 from product_classificator.text import join_labels
 from product_classificator.types import Floats
 
@@ -31,11 +31,20 @@ FAILED = "failed"
 
 async def classified(body: Body, wanted: ClassifyOptions, uploads: Sequence[Upload]) -> ClassifyAnswer:
     """Answer a request for classification."""
-    service, names = body.service, _checked(body, wanted, len(uploads))
-    service.charge(body.key, len(uploads))
-    model, items, results = await service.answer(
-        uploads, (wanted.top_k, wanted.min_precision), body.deadline, body.gone
-    )
+    names, n = _checked(body, wanted, len(uploads)), len(uploads)
+
+    async def answer() -> ClassifyAnswer:
+        return await _classified(body.service, uploads, wanted, names, body.deadline)
+
+    answered = await body.service.admitted(body.key, n, body.deadline, body.gone, answer)
+    _count(body, [product.status for product in answered.products])
+    return answered
+
+
+async def _classified(
+    service: Service, uploads: Sequence[Upload], wanted: ClassifyOptions, names: Sequence[str], deadline: float
+) -> ClassifyAnswer:
+    model, items, results = await service.answer(uploads, (wanted.top_k, wanted.min_precision), deadline)
     products = []
     for upload, item, result in zip(uploads, items, results, strict=True):
         product = ClassifiedProduct(id=upload.id, status=FAILED, detail=item.detail)
@@ -43,13 +52,12 @@ async def classified(body: Body, wanted: ClassifyOptions, uploads: Sequence[Uplo
             product.status, product.is_out_of_distribution = result.status, result.is_out_of_distribution
             product.predictions = {name: result.predictions[name] for name in names if name in result.predictions}
             if wanted.explain and product.predictions:
-                explanations = await service.explain(result, body.deadline)
+                explanations = await service.explain(result)
                 product.explanations = {name: explanations[name] for name in names if name in explanations}
         for name, prediction in product.predictions.items():
             if prediction.decision:
                 metrics.DECISIONS.labels(name, prediction.decision).inc()
         products.append(product)
-    _count(body, [product.status for product in products])
     return ClassifyAnswer(
         model=model.name, fingerprint=model.fingerprint, min_precision=wanted.min_precision, products=products
     )
@@ -60,9 +68,11 @@ def _checked(body: Body, wanted: ClassifyOptions, n: int) -> Sequence[str]:
     bundle = body.service.model.classificator.bundle
     names = list(bundle.labels) if wanted.characteristics is None else wanted.characteristics
     if unknown := [name[:100] for name in names if name not in bundle.labels]:
-        raise RefusedError(422, f"the model knows no {unknown[0]!r}: {nearest(unknown[0], bundle.labels)}")
+        raise RefusedError(422, f"unknown characteristic {unknown[0]!r}: {nearest(unknown[0], bundle.labels)}")
     if wanted.min_precision is not None and bundle.novelty is None:
-        raise RefusedError(422, "this model has no thresholds, so it promises no precision: leave min_precision out")
+        raise RefusedError(
+            422, "this model has no thresholds, so it cannot guarantee a target precision: leave min_precision out"
+        )
     if wanted.explain and n > MAX_EXPLAINED:
         raise RefusedError(422, f"at most {MAX_EXPLAINED} products are explained at a time, got {n}")
     return names
@@ -70,8 +80,11 @@ def _checked(body: Body, wanted: ClassifyOptions, n: int) -> Sequence[str]:
 
 async def embedded(body: Body, uploads: Sequence[Upload]) -> EmbedAnswer:
     """Answer a request for vectors."""
-    body.service.charge(body.key, len(uploads))
-    model, items, results = await body.service.answer(uploads, (1, None), body.deadline, body.gone)
+
+    async def answer() -> Answer:
+        return await body.service.answer(uploads, (1, None), body.deadline)
+
+    model, items, results = await body.service.admitted(body.key, len(uploads), body.deadline, body.gone, answer)
     products = []
     for upload, item, result in zip(uploads, items, results, strict=True):
         product = EmbeddedProduct(id=upload.id, status=FAILED, detail=item.detail)

@@ -6,14 +6,17 @@ A key is 256 random bits, so its plain SHA-256 cannot be reversed by guessing, a
 import hashlib
 import hmac
 import math
+import os
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing
@@ -25,15 +28,15 @@ class Key(BaseModel, extra="forbid", frozen=True):
     """A key as it is stored; `None`: no quota."""
 
     name: str
-    sha256: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
     created: str
-    products_per_minute: int | None = None
+    products_per_minute: int | None = Field(default=None, ge=1)
 
 
 class KeyFile(BaseModel, extra="forbid"):
     """The file of keys."""
 
-    format: int = 1
+    format: Literal[1] = 1
     keys: list[Key] = []
 
     @classmethod
@@ -47,9 +50,13 @@ class KeyFile(BaseModel, extra="forbid"):
             raise ArtifactError(f"{path} is not a file of API keys ({reason}): {way_out}") from error
 
     def write(self, path: Path) -> None:
-        """Write the file, which only its owner may read."""
+        """Write the file, which only its owner may read, unless mode and group of an older one say otherwise."""
         with replacing(path) as temporary:
             temporary.touch(mode=0o600)
+            with suppress(OSError):  # there is no older one, or its group is not ours to give
+                old = path.stat()
+                os.chown(temporary, -1, old.st_gid)
+                temporary.chmod(old.st_mode & 0o777)
             temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -112,8 +119,9 @@ class KeyRing:
         """Take n products from the quota and return 0, or the seconds after which it allows any."""
         if key.products_per_minute is None:
             return 0
-        quota, now = key.products_per_minute / self._workers, time.monotonic()
+        quota = key.products_per_minute / self._workers
         bucket = self._buckets.setdefault(key.name, _Bucket(quota))
+        now = time.monotonic()  # not before that of a new bucket
         bucket.left = min(quota, bucket.left + (now - bucket.at) * quota / 60)
         bucket.at = now
         if (lacking := min(1, quota) - bucket.left) > 0:

@@ -95,7 +95,7 @@ class ServedModel:
         classificator = Classificator(source.device, model_name=source.encoder, heads_ver=source.path, **how)
         classificator.max_pixels = settings.max_pixels
         max_photo_bytes = int(settings.max_photo_mb * MEGABYTE)
-        model = cls(source.path.resolve().name, classificator, max_photo_bytes, datetime.now(UTC))
+        model = cls(source.path.absolute().name, classificator, max_photo_bytes, datetime.now(UTC))
         model.check_canary(model.run((1, None), [model.canary()]))
         logger.info("loaded %s", model.fingerprint)
         return model
@@ -111,7 +111,7 @@ class ServedModel:
         return ModelFacts(
             name=self.name,
             fingerprint=self.fingerprint,
-            encoder=Path(encoder.name).name,  # a folder is nobody else's business
+            encoder=Path(encoder.name).name,  # not the folders of the server
             encoder_fingerprint=encoder.fingerprint,
             can_decide=bundle.novelty is not None,
             loaded_at=self.loaded_at.isoformat(timespec="seconds"),
@@ -184,7 +184,9 @@ def file_of(photo: bytes | str, max_bytes: int) -> bytes:
         if photo.startswith(("http://", "https://")):
             raise PhotoError("missing", "photos are not fetched from URLs: send the file")
         if photo.startswith("data:"):
-            photo = photo.partition(",")[2]
+            head, _, photo = photo.partition(",")
+            if not head.endswith(";base64"):
+                raise PhotoError("unreadable", "a photo is a file in base64, a data URI says so: ';base64,'")
         if len(photo) * 3 // 4 > max_bytes + 3:
             raise PhotoError("too_large", f"the file has more than {max_bytes} bytes")
         try:

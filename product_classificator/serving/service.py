@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -36,6 +36,8 @@ _STUCK_SECONDS, _WATCH_SECONDS = 120.0, 2.0
 _COMPUTING_SHARE = 0.8  # of the time that is left; the rest goes into decoding and sending
 
 Load = Callable[[ModelSource, ServeSettings], ServedModel]
+Done = TypeVar("Done")
+Step = Callable[[], Coroutine[Any, Any, Done]]
 Answer = tuple[ServedModel, Sequence[ServedItem], Sequence["ServedResult | Failed"]]
 """The model that answered, decoded products, and the result of each."""
 
@@ -57,7 +59,7 @@ class Service:
 
     Attributes:
         model: in service; replaced by `reload`.
-        is_draining: whether the service is about to end; it answers, but is not ready.
+        is_draining: whether the service is shutting down; it answers, but is not ready.
         reload_error: why the newest model was refused, if it was.
     """
 
@@ -70,54 +72,55 @@ class Service:
         metrics.MODEL.labels(self.model.name, self.model.fingerprint).set(1)
         limits = BatchLimits(items=settings.batch, jobs=1 if settings.reproducible else settings.batch)
         self._batcher = Batcher(_run, limits, metrics.count_batch)
-        self._decoders = ThreadPoolExecutor(settings.threads or cores(), "decode")
+        self._decoders = ThreadPoolExecutor(min(settings.threads or cores(), 4), "decode")
         self._explainer = ThreadPoolExecutor(1, "explain")  # nearest products take long: they never block decoding
         self.is_draining, self._held_bytes, self._held_products = False, 0, 0
         self.reload_error: str | None = None
         self._reloading = asyncio.Lock()
         self._canary_at, self._canary_error = float("-inf"), ""
 
-    async def answer(
-        self, uploads: Sequence[Upload], wanted: Wanted, deadline: float, gone: Callable[[], Coroutine[Any, Any, None]]
-    ) -> Answer:
-        """Decode and compute products until `deadline` (of `time.monotonic`), or until `gone()`: the client hung up.
+    async def admitted(self, key: Key | None, n: int, deadline: float, gone: Step[None], answer: Step[Done]) -> Done:
+        """Do the work of n products until `deadline` (of `time.monotonic`), or until `gone()`: the client hung up.
 
         Raises:
-            RefusedError: the queue is full (503), or the deadline has passed (504).
+            RefusedError: the queue is full (503), the quota used up (429), or the deadline has passed (504).
             ClientDisconnect: the client has hung up; what was not started is dropped.
         """
-        self._admit(len(uploads), deadline)
-        hung_up = asyncio.ensure_future(gone())
-        work = asyncio.ensure_future(self._answer(self.model, uploads, wanted, deadline))
+        self._admit(n, deadline)
+        tasks: list[asyncio.Future[Any]] = []
         try:
-            await asyncio.wait({work, hung_up}, timeout=deadline - time.monotonic(), return_when="FIRST_COMPLETED")
+            self.charge(key, n)
+            tasks = [work, hung_up] = [asyncio.ensure_future(answer()), asyncio.ensure_future(gone())]
+            await asyncio.wait(tasks, timeout=deadline - time.monotonic(), return_when="FIRST_COMPLETED")
             if hung_up.done() and not work.done():
                 raise ClientDisconnect
             if work.done():
-                return work.result()
+                return cast("Done", work.result())
             raise TimeoutError
         except TimeoutError:
             raise RefusedError(504, "the deadline passed before the products were computed") from None
         finally:
-            work.cancel()
-            hung_up.cancel()
-            self._hold(-len(uploads))
+            for task in tasks:
+                task.cancel()
+            self._hold(-n)
 
-    async def _answer(self, model: ServedModel, uploads: Sequence[Upload], wanted: Wanted, deadline: float) -> Answer:
-        loop = asyncio.get_running_loop()
-        items = await asyncio.gather(*[loop.run_in_executor(self._decoders, model.decode, item) for item in uploads])
+    async def answer(self, uploads: Sequence[Upload], wanted: Wanted, deadline: float) -> Answer:
+        """Decode and compute admitted products."""
+        model, loop = self.model, asyncio.get_running_loop()
+
+        async def decoded(upload: Upload) -> ServedItem:
+            if not upload.photo:  # texts do not queue behind photos
+                return model.decode(upload)
+            return await loop.run_in_executor(self._decoders, model.decode, upload)
+
+        items = await asyncio.gather(*map(decoded, uploads))
         # What was prepared for an older model is computed by it.
         future = self._batcher.submit((model, wanted), items, deadline)
         return model, items, await asyncio.wrap_future(future)
 
-    async def explain(self, result: ServedResult, deadline: float) -> Mapping[str, Explanation]:
-        """Return what moved the predictions of one product; 504 as in `answer`."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await loop.run_in_executor(self._explainer, result.explain)
-        except TimeoutError:
-            raise RefusedError(504, "the deadline passed before the products were explained") from None
+    async def explain(self, result: ServedResult) -> Mapping[str, Explanation]:
+        """Return what moved the predictions of one product."""
+        return await asyncio.get_running_loop().run_in_executor(self._explainer, result.explain)
 
     def _admit(self, n: int, deadline: float) -> None:
         """Let n products in, or refuse at once what would wait in vain."""
@@ -149,7 +152,7 @@ class Service:
     async def check_ready(self) -> str:
         """Return why the service is not ready, "" if it is: a simple product goes through the batcher."""
         if self.is_draining:
-            return "the service is about to end"
+            return "the service is shutting down"
         if time.monotonic() - self._canary_at < _CANARY_FRESH_SECONDS:
             return self._canary_error
         model, self._canary_error = self.model, ""
@@ -184,9 +187,9 @@ class Service:
             self._reload_keys()
             self._signature = signature(self.source.path)
             try:
-                model = await asyncio.get_running_loop().run_in_executor(self._explainer, self._load)
+                model = await asyncio.to_thread(self._load)  # explanations go on
             except Exception as error:  # whatever is wrong with the new model, the old one works
-                self.reload_error = str(error)
+                self.reload_error = f"{type(error).__name__}: see the log"  # a message may name folders of the server
                 metrics.RELOADS.labels("refused").inc()
                 logger.error("a newer model was refused, the old one stays: %s", error)
                 return

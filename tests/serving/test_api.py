@@ -193,7 +193,7 @@ def test_the_model_is_described(client, bundle):
         (b'{"products": [{}], "min_precision": 1}', "min_precision: Input should be less than 1"),
         (b'{"products": [{}], ' + b'"a": 0, ' * 100_000 + b'"b": 0}', "a body has at most 64 products"),
         (b'{"products": [' + b"0," * 100_000 + b"0]}", "a body has at most 64 products"),
-        (b'{"products": [{}], "characteristics": ["knd"]}', "the model knows no 'knd': did you mean 'kind'"),
+        (b'{"products": [{}], "characteristics": ["knd"]}', "unknown characteristic 'knd': did you mean 'kind'"),
         (b'{"products": [{},{},{},{},{}], "explain": true}', "at most 4 products are explained at a time, got 5"),
     ],
 )

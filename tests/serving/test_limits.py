@@ -160,6 +160,55 @@ def test_a_key_opens_and_is_counted(serve, tmp_path):
     assert post(client, "cup", 9, Authorization=f"Bearer {other}").status_code == 200
 
 
+def test_what_the_queue_refuses_costs_no_quota(serve, tmp_path):
+    headers = {"X-API-Key": add_key(tmp_path / "keys.json", "shop", products_per_minute=2)}
+    client = serve(keys=tmp_path / "keys.json", max_queue=1)
+    service = client.app.state.service
+    service._held_products = 9
+    assert post(client, "cup", 2, **headers).status_code == 503
+    service._held_products = 0
+    assert [post(client, "cup", 2, **headers).status_code for _ in range(2)] == [200, 429]
+    assert service._held_products == 0
+
+
+def test_texts_do_not_wait_for_the_photos_of_others(serve):
+    client, gate = serve(threads=1), threading.Event()
+    client.app.state.service._decoders.submit(gate.wait)
+    try:
+        assert post(client, "cup", **{"X-Timeout-Ms": "5000"}).status_code == 200
+    finally:
+        gate.set()
+
+
+def test_explanations_are_in_work_until_the_deadline(serve, pool):
+    client, gate = serve(), threading.Event()
+    service = client.app.state.service
+    service._explainer.submit(gate.wait)
+    body, headers = {"products": [{"text": "cup"}], "explain": True}, {"X-Timeout-Ms": "1000"}
+    try:
+        explained = pool.submit(client.post, "/v1/classify", json=body, headers=headers)
+        while client.app.state.service._batcher._last_end < 0:
+            time.sleep(0.01)
+        assert service._held_products == 1
+        assert explained.result().status_code == 504
+    finally:
+        gate.set()
+    assert service._held_products == 0
+
+
+def test_an_edited_file_of_keys_is_checked_and_keeps_its_mode(tmp_path):
+    file = tmp_path / "keys.json"
+    add_key(file, "shop", products_per_minute=1)
+    file.chmod(0o640)
+    add_key(file, "other")
+    assert file.stat().st_mode & 0o777 == 0o640
+    content = file.read_text()
+    for old, new in (('"format": 1', '"format": 99'), ('minute": 1', 'minute": 0'), ('"sha256": "', '"sha256": "é')):
+        file.write_text(content.replace(old, new), encoding="utf-8")
+        with pytest.raises(ArtifactError, match="is not a file of API keys"):
+            KeyFile.read(file)
+
+
 def test_keys_are_stored_as_hashes_that_only_their_owner_reads(tmp_path):
     file = tmp_path / "keys.json"
     secret = add_key(file, "shop")
@@ -188,6 +237,7 @@ def test_workers_share_a_quota(tmp_path):
     (key,) = KeyFile.read(tmp_path / "keys.json").keys
     ring = KeyRing([key], workers=2)
     assert [ring.take(key, 1) for _ in range(3)] == [0, 0, 30]
+    assert KeyRing([key], workers=8).take(key, 1) == 0
 
 
 def test_other_machines_need_a_key_or_a_word(tmp_path):

@@ -107,7 +107,7 @@ def test_a_stuck_batcher_is_not_alive(client, monkeypatch):
 
 def test_a_draining_service_answers_but_is_not_ready(client):
     client.app.state.service.is_draining = True
-    assert client.get("/readyz").json() == {"state": "unready", "reason": "the service is about to end"}
+    assert client.get("/readyz").json() == {"state": "unready", "reason": "the service is shutting down"}
     response = client.post("/v1/classify", json=CUP)
     assert (response.status_code, response.headers["connection"]) == (200, "close")
 
@@ -151,9 +151,9 @@ def test_a_new_manifest_is_loaded_and_a_damaged_one_refused(watched, bundle):
     service = client.app.state.service
     models.append(ArtifactError("damaged"))
     (folder / "manifest.json").write_text("22")
-    until(lambda: service.reload_error == "damaged")
+    until(lambda: service.reload_error == "ArtifactError: see the log")
     assert classify(client)["products"][0]["predictions"]
-    assert client.get("/v1/models").json()["models"][0]["reload_error"] == "damaged"
+    assert client.get("/v1/models").json()["models"][0]["reload_error"] == "ArtifactError: see the log"
     models.append(tiny_model(bundle))
     (folder / "manifest.json").write_text("333")
     until(lambda: service.model is models[-1])
