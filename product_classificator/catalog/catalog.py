@@ -232,7 +232,7 @@ def read_catalog(
     opened = open_table(table, encoding=encoding)
     levels: Sequence[str] = ()
     if path is not None:
-        opened = PathTable(opened, path, path_separator)
+        opened = PathTable(opened, path, path_separator, _names(na_values))
         levels, path_separator = opened.levels, opened.separator
     source = images if isinstance(images, ImageSource) else open_images(images)
     if photo is None and source.path is None:
@@ -287,13 +287,23 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
 
 def _text_like(table: Table, columns: Columns) -> str:
     """Return the columns without a role of which most cells have three words, joined."""
+    used = {columns.id, columns.photo, columns.path, *columns.text, *columns.characteristics}
     names = []
-    for name in set(table.columns) - {columns.id, columns.photo, columns.path, *columns.text, *columns.characteristics}:
-        with suppress(DataError, StopIteration):  # structs cannot be read
-            cells = list(filter(None, next(table.batches([name], 200)).column(0).to_pylist()))
-            if sum(len(cell.split()) > 2 for cell in cells) * 2 > len(cells):
-                names.append(name)
+    for name, values in _first_cells(table, [name for name in table.columns if name not in used]).items():
+        cells = list(filter(None, values))
+        if sum(len(cell.split()) > 2 for cell in cells) * 2 > len(cells):
+            names.append(name)
     return ", ".join(sorted(names))
+
+
+def _first_cells(table: Table, names: Sequence[str]) -> dict[str, list[str | None]]:
+    """Return the first cells of columns, those that can be read, in few passes: of a text, each costs one."""
+    try:
+        batch = next(table.batches(names, 200), None) if names else None
+        return batch.to_pydict() if batch else {}
+    except DataError:  # structs cannot be read
+        half = len(names) // 2
+        return _first_cells(table, names[:half]) | _first_cells(table, names[half:]) if half else {}
 
 
 def read_frame(table: str | Path) -> Any:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, dropwhile, takewhile
 from typing import Any
 
 import numpy as np
@@ -125,34 +125,52 @@ class PathTable(Table):
     """A table with the levels of a column of paths, like `Clothing >> Women >> Dresses`, as further columns.
 
     `category_1` is "Clothing", `category_2` "Clothing >> Women": a level says all above it, and so refines it. Cells
-    may be lists. A `separator` of `None` is the one that most cells have.
+    may be lists. An empty or unknown level ends a path. A `separator` of `None` is the one that most cells have;
+    without `n_levels`, there are those that enough products reach.
     """
 
-    def __init__(self, table: Table, path: str, separator: str | None = None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        path: str,
+        separator: str | None = None,
+        unknown: Collection[str] = UNKNOWN,
+        n_levels: int = 0,
+    ) -> None:
         if path not in table.columns:
             raise DataError(f"{table.name} has no column {path!r}: {nearest(path, table.columns)}")
-        self._table, self.path = table, path
-        cells = [cell for batch in table.batches([path], _READ_ROWS) for cell in batch.column(0).to_pylist() if cell]
-        usual = (mark for mark in _PATH_MARKS if 2 * sum(mark in cell for cell in cells) > len(cells))
-        self.separator = separator or next(usual, ">>")
+        self._table, self.path, self._unknown = table, path, frozenset(unknown)
         self._levels_of = cache(self._split)
-        depths = np.array([len(self._levels_of(cell)) for cell in cells])
-        n_levels = sum((depths > level).mean() >= _MIN_LEVEL_SHARE for level in range(depths.max(initial=0)))
-        if n_levels < 2:
-            rule = f"paths have levels, but few cells of {path!r} hold {self.separator!r}"
-            raise DataError(f"{rule}: name what separates them")
+        self.separator = separator or ""
+        n_levels = n_levels or self._find_levels()
         super().__init__(table.name, [*table.columns, *(f"{path}_{level}" for level in range(1, n_levels + 1))])
         self.levels = self.columns[-n_levels:]
         self.encoding = getattr(table, "encoding", "")
 
+    def _find_levels(self) -> int:
+        """Find what separates levels, unless it is named, and return their number."""
+        path, batches = self.path, self._table.batches([self.path], _READ_ROWS)
+        cells = [cell for batch in batches for cell in batch.column(0).to_pylist() if cell]
+        usual = (mark for mark in _PATH_MARKS if 2 * sum(mark in cell for cell in cells) > len(cells))
+        self.separator = self.separator or next(usual, ">>")
+        depths = np.array([len(self._levels_of(cell)) for cell in cells], dtype=np.int64)
+        n_levels = sum((depths > level).mean() >= _MIN_LEVEL_SHARE for level in range(depths.max(initial=0)))
+        if n_levels < 2:
+            rule = f"paths have levels, but few cells of {path!r} hold {self.separator!r}"
+            raise DataError(f"{rule}: name what separates them")
+        return int(n_levels)
+
     def _split(self, cell: str) -> list[str]:
-        """Return the way to each level."""
-        entries: list[object] = [cell]
+        """Return the way to each level; the entries of a list are levels, but its only one is a path."""
+        entries: list[object] = [cell.strip()]
         with suppress(ValueError):
             entries = split_labels(cell) if is_list_cell(cell) else entries
+        if len(entries) == 1 and entries[0] not in self._unknown:
+            entries = list(str(entries[0]).split(self.separator))
+        names = ["" if entry is None or entry in self._unknown else str(entry).strip() for entry in entries]
         mark = self.separator.strip() or self.separator
-        names = [name.strip() for entry in entries if entry is not None for name in str(entry).split(mark)]
-        return [*accumulate(filter(None, names), lambda way, name: f"{way} {mark} {name}")]
+        levels = takewhile(bool, dropwhile(lambda name: not name, names))  # a path may begin with "/"
+        return [*accumulate(levels, lambda way, name: f"{way} {mark} {name}")]
 
     def holds_lists(self, column: str) -> bool:
         """Return whether the table holds lists there; a level is one label."""

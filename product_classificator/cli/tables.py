@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def open_catalog(
         id=id_,
         text=text,
         photo=photo,
-        na_values=UNKNOWN if options.na_values is None else names(options.na_values, ()) or (),
+        na_values=_unknown(options),
         max_photos=options.max_photos or (run.columns.max_photos if run else MAX_PHOTOS),
         **{"characteristics": (), **labels},
     )
@@ -100,11 +100,17 @@ def open_catalog(
     return catalog
 
 
+def _unknown(options: ProductOptions) -> Sequence[str]:
+    return UNKNOWN if options.na_values is None else names(options.na_values, ()) or ()
+
+
 def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
     """Open a table as the run's table was opened, with those characteristics of the run that it holds."""
     opened, columns = open_once(table, options.encoding)
     if run.columns.path in columns and isinstance(opened, Table):
-        opened = PathTable(opened, run.columns.path, run.columns.path_separator)
+        path, separator = run.columns.path or "", run.columns.path_separator
+        n_levels = sum(name.removeprefix(f"{path}_").isdecimal() for name in run.columns.characteristics)
+        opened = PathTable(opened, path, separator, _unknown(options), n_levels)
         columns.update(opened.levels)
     characteristics = [name for name in run.columns.characteristics if name in columns]
     labels: dict[str, Any] = {"characteristics": characteristics, "label_separator": run.columns.label_separator}

@@ -8,7 +8,9 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.catalog.catalog import read_frame
+from product_classificator.catalog.labels import PathTable
 from product_classificator.catalog.split import stratify
+from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError
 from product_classificator.text import join_labels, split_labels
 from product_classificator.types import as_text, is_multi_label, strings
@@ -230,6 +232,32 @@ def test_levels_of_a_path_are_characteristics(paths):
     assert truth == {"sex": ["w"] * 4, **dict(zip(("category_1", "category_2", "category_3"), ways, strict=True))}
     assert catalog.columns.path == "category"
     assert list(catalog.texts()) == ["a"] * 4
+
+
+def levels(paths, **options):
+    table = pd.DataFrame({"nm": range(len(paths)), "title": ["a"] * len(paths), "kind": paths})
+    return list(zip(*read_catalog(table, path="kind", **options).truth().values(), strict=True))
+
+
+def test_an_empty_or_unknown_level_ends_a_path_and_entries_of_lists_are_not_cut():
+    paths = ["/a/b", "a//b", "N/A", '["a/x", "b"]', '["a", null, "b"]', '["c/d"]', "a/nan", " "]
+    wanted = ["a/b", "a", None, "a/x/b", "a", "c/d", "a", None]
+    found = [deepest or top for top, deepest in levels(paths)]
+    assert [name and name.replace(" / ", "/") for name in found] == wanted
+    assert levels(["a-b - c", "a - d", "none so"], path_separator=" - ", na_values=["none so"]) == [
+        ("a-b", "a-b - c"),
+        ("a", "a - d"),
+        (None, None),
+    ]
+
+
+def test_a_column_of_empty_paths_has_no_levels_but_those_of_a_run():
+    frame = pd.DataFrame({"nm": [1, 2], "kind": [None, ""]})
+    with pytest.raises(DataError, match="few cells of 'kind' hold '>>': name what separates them"):
+        PathTable(open_table(frame), "kind")
+    frame["kind"] = ["a > b", "a"]
+    (batch,) = PathTable(open_table(frame.head(1)), "kind", ">", n_levels=3).batches(["kind_2", "kind_3"], 9)
+    assert batch.to_pydict() == {"kind_2": ["a > b"], "kind_3": [None]}
 
 
 def test_levels_that_few_products_reach_are_left_out_and_other_separators_are_named():

@@ -74,5 +74,10 @@ def test_levels_of_a_path_refine_one_another_and_are_evaluated(tmp_path):
     assert columns.characteristics == ("category_1", "category_2", "category_3")
     printed = call("evaluate", tmp_path / "run", tmp_path / "t.csv")
     assert "category_3" in printed
+    tops = [
+        (f"new{number}", f"a new {name}", path.split(" > ")[0]) for number, (name, path) in enumerate(goods.items())
+    ]
+    pd.DataFrame(tops, columns=["id", "title", "category"]).to_csv(tmp_path / "tops.csv", index=False)
+    assert "category_1" in call("evaluate", tmp_path / "run", tmp_path / "tops.csv")
     call("predict", tmp_path / "run", tmp_path / "t.csv", "--out", tmp_path / "p.csv")
     assert pd.read_csv(tmp_path / "p.csv").category_3[0] == "Clothing > Head > Hats"
