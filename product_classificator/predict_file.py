@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from product_classificator.catalog.catalog import Catalog
+from product_classificator.catalog.wildberries import is_wildberries
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, embed_chunks
 from product_classificator.embeddings.products import EmbeddedProducts
@@ -130,6 +131,8 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
     sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images and catalog.images.path else [])]
     if out.resolve() in [source.resolve() for source in sources]:
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
+    if sources[0].is_dir() and not is_wildberries(sources[0]) and sources[0].resolve() in out.resolve().parents:
+        raise DataError(f"the output must not be in the folder that is the table, where the next call reads it: {out}")
     classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
     if options.min_precision is not None:
         classificator.bundle.check_can_decide(options.min_precision)

@@ -256,6 +256,12 @@ def test_the_table_itself_is_never_overwritten(classificator, catalog):
         predict_to_file(classificator, catalog, catalog.table.name)
 
 
+def test_predictions_are_not_written_among_the_files_of_a_table(classificator, tmp_path):
+    pd.DataFrame({"nm": [1], "title": ["cup"]}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(DataError, match=r"must not be in the folder that is the table, where the next call reads it"):
+        predict_to_file(classificator, read_catalog(tmp_path), tmp_path / "p.csv")
+
+
 def test_an_empty_table_is_named(classificator, tmp_path):
     empty = pd.DataFrame({"nm": [], "title": []})
     with pytest.raises(DataError, match="there is nothing to predict: DataFrame has no rows"):
