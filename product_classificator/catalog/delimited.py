@@ -48,7 +48,7 @@ class TextFile:
     def blocks(self) -> Iterator[bytes]:
         """Yield the bytes of whole lines; the last block may end without one."""
         rest = b""
-        with pa.input_stream(self.path) as file:
+        with _opened(self.path) as file:
             while block := file.read(_BLOCK):
                 end = block.rfind(b"\n") + 1
                 yield rest + block[:end] if end else b""
@@ -57,13 +57,13 @@ class TextFile:
 
     def text(self) -> str:
         """Return the whole text, without NUL characters."""
-        with pa.input_stream(self.path) as file, TextIOWrapper(file, self.encoding, "replace") as text:
+        with _opened(self.path) as file, TextIOWrapper(file, self.encoding, "replace") as text:
             return text.read().replace("\0", "")
 
     def lines(self, issues: Counter[str]) -> Iterator[str]:
         """Yield the lines without their ends; wrong bytes become U+FFFD, and NUL characters are left out."""
         rest = ""
-        with pa.input_stream(self.path) as file, TextIOWrapper(file, self.encoding, "replace") as text:
+        with _opened(self.path) as file, TextIOWrapper(file, self.encoding, "replace") as text:
             while block := text.read(_BLOCK):
                 issues["wrong_characters"] += block.count("\ufffd")
                 issues["nul_characters"] += block.count("\0")
@@ -74,12 +74,21 @@ class TextFile:
         yield rest
 
 
+def _opened(path: Path) -> pa.NativeFile:
+    """Open a file that its first bytes show to be compressed, or not: names may be wrong."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    is_bz2 = re.match(rb"BZh[1-9]", head) and ".bz2" in path.name.lower()  # a text may begin so
+    marks = {"gzip": head[:2] == b"\x1f\x8b", "zstd": head == b"\x28\xb5\x2f\xfd", "bz2": is_bz2}
+    return pa.input_stream(path, compression=next((kind for kind, is_there in marks.items() if is_there), None))
+
+
 def _find_encoding(path: Path) -> str:
     """Return the encoding of a file: UTF-8 if most of what is not ASCII is valid, else what its letters suggest.
 
     UTF-16 where a byte order mark says so, or most line feeds have a NUL byte on the same side.
     """
-    with pa.input_stream(path) as file:
+    with _opened(path) as file:
         head = file.read(_BLOCK)
     if head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return "utf-16"
@@ -156,7 +165,7 @@ class CsvTable(Table):
             strings_can_be_null=True,
             null_values=[""],
         )
-        with pa.input_stream(self._file.path) as file:
+        with _opened(self._file.path) as file:
             for block in pa.csv.open_csv(file, read, pa.csv.ParseOptions(delimiter=self._delimiter), convert):
                 for start in range(0, block.num_rows, size):
                     yield block.slice(start, size).select(names)

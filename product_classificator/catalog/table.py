@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +30,7 @@ _FORMATS = {"parquet": "parquet", "pq": "parquet", "feather": "feather", "arrow"
 _FORMATS |= dict.fromkeys(("csv", "tsv"), "csv") | dict.fromkeys(("jsonl", "ndjson", "json"), "json")
 _FORMATS |= dict.fromkeys(("xlsx", "xlsm"), "excel") | {"txt": "text"}
 """Ending -> format; of a folder that holds several formats, the first one is read."""
-_HEADER_ROWS = 200
+_HEADER_ROWS, _HIVE_NULL = 200, "__HIVE_DEFAULT_PARTITION__"
 _COMPRESSED = ("gz", "gzip", "zst", "bz2")
 
 
@@ -104,7 +105,15 @@ def _files(path: Path) -> list[Path]:
         raise DataError(
             f"a table must end in one of {endings} (text also in .gz, .zst), got {path.name}: save it as CSV or parquet"
         )
-    found = path.rglob("[!._]*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    try:
+        found = [*(path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor))))]
+    except ValueError as error:
+        raise DataError(f"a table must be a file or a pattern like parts/*.csv, got {path}: {error}") from error
+    if path.is_dir():  # without what is hidden, unfinished, or a run, a store or parts of predictions
+        own = {file.parent for file in found if file.name in ("run.json", "store.json")}
+        hidden = re.compile(r"(^|/)([._]|[^/]*\.parts/)")
+        found = [file for file in found if not hidden.search(file.relative_to(path).as_posix())]
+        found = [file for file in found if own.isdisjoint(file.parents)]
     kinds = {file: _format(file) for file in found if not file.name.startswith("cache-")}  # of Hugging Face
     first = next((kind for kind in _FORMATS.values() if kind in kinds.values()), None)
     if first is None:
@@ -132,8 +141,9 @@ class _JoinedTable(Table):
     """Tables one after the other, with the columns of all, and those of folders like `kind=Mug`."""
 
     def __init__(self, name: str, parts: Sequence[Table]) -> None:
-        folders = [re.findall(r"(?<=/)([^/=]+)=([^/]*)(?=/)", Path(part.name).as_posix()) for part in parts]
-        self._parts = [(part, dict(pairs)) for part, pairs in zip(parts, folders, strict=True)]
+        folders = [re.findall(r"(?<![^/])([^/=]+)=([^/]*)(?=/)", Path(part.name).as_posix()) for part in parts]
+        values = [{key: None if cell == _HIVE_NULL else unquote(cell) for key, cell in pairs} for pairs in folders]
+        self._parts = [*zip(parts, values, strict=True)]
         super().__init__(name, dict.fromkeys(chain(*(chain(part.columns, pairs) for part, pairs in self._parts))))
         self.encoding = " ".join(getattr(part, "encoding", "") for part in parts)
 
@@ -238,7 +248,9 @@ class _ExcelTable(Table):
         except ImportError as error:
             raise MissingExtraError(f"reading {path.name}", "excel") from error
         try:
-            rows = [*load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)]
+            sheets = load_workbook(path, read_only=True, data_only=True).worksheets
+            sheets[0].reset_dimensions()  # some programs write wrong ones
+            rows = [*sheets[0].iter_rows(values_only=True)]
         except Exception as error:  # damaged workbooks raise many kinds
             raise DataError(f"{path} cannot be read as a workbook ({error!r}): save it again, or as CSV") from error
         rows = [row for row in rows if any(cell is not None for cell in row)]
@@ -246,7 +258,13 @@ class _ExcelTable(Table):
         if not rows:
             raise DataError(f"{path} is empty: the first sheet needs a header")
         header = header_row([*enumerate(texts)])
-        self._columns = [*zip_longest(*rows[header:])]
+        columns = zip_longest(*rows[header:])
+        self._columns = [column for column in columns if any(cell is not None for cell in column)]
+        if len(sheets) > 1:
+            logger.warning("%s has %d sheets: the first one, %r, is read", path, len(sheets), sheets[0].title)
+        if empty := [name for name, *cells in self._columns if cells and set(cells) == {None}]:
+            rule = "columns without a value are empty, or hold formulas that no program has computed: open and save it"
+            logger.warning("%s: %s: %s", path, rule, culprits(empty))
         super().__init__(str(path), ["" if name is None else name for name, *_ in self._columns])
 
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[Any]]:

@@ -1,6 +1,7 @@
 import json
 from datetime import datetime
 from uuid import UUID
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -232,6 +233,54 @@ def test_files_of_any_format_are_one_table(tmp_path, caplog):
         open_table(tmp_path / "empty")
 
 
+def test_what_is_hidden_or_written_by_this_package_is_no_part_of_a_folder(tmp_path):
+    names = ["a.csv", ".ipynb_checkpoints/a.csv", "_temporary/0/a.csv", "p.csv.parts/0.csv", "run/x/a.csv", "s/a.csv"]
+    for name in [*names, "run/run.json", "s/store.json"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("nm\n1\n")
+    (batch,) = open_table(tmp_path).batches(["nm"], 9)
+    assert len(batch) == 1
+    with pytest.raises(DataError, match="a table must be a file or a pattern like"):
+        open_table(tmp_path / "a**b.csv")
+
+
+def test_folders_of_hive_are_columns_of_relative_patterns(tmp_path, monkeypatch):
+    for name in ("kind=Hat%20red", "kind=__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").write_text("nm\n1\n")
+    monkeypatch.chdir(tmp_path)
+    for source in (tmp_path, "kind=*/*.csv"):
+        table = pa.Table.from_batches(open_table(source).batches(["kind"], 9))
+        assert table.to_pydict() == {"kind": ["Hat red", None]}
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "bz2"])
+def test_compressed_text_is_known_by_its_content(tmp_path, kind):
+    for name in ("a.csv", "a.csv.gzip", "a.csv.bz2") if kind != "bz2" else ("a.csv.BZ2",):
+        with pa.CompressedOutputStream(str(tmp_path / name), kind) as file:
+            file.write(b"nm,title\n1,cup\n")
+        (batch,) = open_table(tmp_path / name).batches(["nm", "title"], 9)
+        assert batch.to_pydict() == {"nm": ["1"], "title": ["cup"]}
+    (tmp_path / "a.csv.gz").write_text("nm,title\n1,cup\n")
+    assert open_table(tmp_path / "a.csv.gz").columns == ["nm", "title"]
+
+
+def test_a_workbook_with_wrong_dimensions_several_sheets_and_formulas(tmp_path, caplog):
+    openpyxl = pytest.importorskip("openpyxl")
+    workbook = openpyxl.Workbook()
+    for row in (["id", "title", "name"], [1, "cup", "=B2"], [2, "hat", "=B3"]):
+        workbook.active.append(row)
+    workbook.create_sheet("more")
+    workbook.save(tmp_path / "t.xlsx")
+    with ZipFile(tmp_path / "t.xlsx") as old, ZipFile(tmp_path / "u.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'<dimension ref="A1:C3"', b'<dimension ref="A1"'))
+    (batch,) = open_table(tmp_path / "u.xlsx").batches(["id", "title"], 9)
+    assert batch.to_pydict() == {"id": ["1", "2"], "title": ["cup", "hat"]}
+    assert "has 2 sheets: the first one, 'Sheet', is read" in caplog.text
+    assert "formulas that no program has computed: open and save it: name" in caplog.text
+
+
 class OfHuggingFace:
     """What of `datasets.Dataset` is used: rows may be a selection, which only Arrow tables of it show."""
 
@@ -265,7 +314,7 @@ def test_a_workbook_is_read(tmp_path):
         workbook.active.append(row)
     workbook.save(tmp_path / "t.xlsx")
     table = open_table(tmp_path / "t.xlsx")
-    assert table.columns == ["id", "title", "", "day"]
+    assert table.columns == ["id", "title", "day"]
     (batch,) = table.batches(["id", "title", "day"], 10)
     days = ["2024-01-31 00:00:00.000000", None]
     assert batch.to_pydict() == {"id": ["1", "b"], "title": ["чашка", None], "day": days}
