@@ -109,7 +109,7 @@ def fit_heads(
         if is_delivered:
             average.add(models)
     judged = _Judged.of(task, folds)
-    if settings.rare_labels and (dropped := judged.unpredictable(rare)).any():
+    if (dropped := judged.unpredictable(rare)).any():
         judged = judged.without(dropped)
         task = judged.task
         average.take(np.flatnonzero(~dropped), tuple(map(len, task.labels.values())))
@@ -139,8 +139,7 @@ def fit_heads(
 
 
 def _is_usable(products: LabelledProducts) -> Bools:
-    embeddings = products.embeddings
-    is_usable: Bools = (embeddings.has_image | embeddings.has_text) & (products.split.names != "")
+    is_usable: Bools = (products.embeddings.has_image | products.embeddings.has_text) & (products.split.names != "")
     return is_usable
 
 
@@ -155,9 +154,8 @@ def _open_task(
     is_usable = _is_usable(products)
     labels, rare = labels_to_learn(products.truth, is_learned, settings.min_products_per_label)
     if settings.rare_labels:
-        labels = with_rare_labels(
-            labels, rare, products, is_usable & np.isin(products.split.names, products.split.folds)
-        )
+        is_judged = is_usable & np.isin(products.split.names, products.split.folds)
+        labels = with_rare_labels(labels, rare, products, is_learned, is_judged)
     targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
     is_labelled = np.any([target.is_known for target in targets], axis=0)
     has_linear = int((is_usable & is_labelled).sum()) <= MAX_PRODUCTS
@@ -244,18 +242,21 @@ class _Judged:
 
         A product of a label that is not learned counts as wrong, too.
         """
-        everything, unpredictable = np.ones(len(self.rows), dtype=bool), []
+        labels = [(target.name, label) for target in self.task.targets for label in target.labels]
+        is_rare = np.array([label in rare.get(name, ()) for name, label in labels], dtype=bool)
+        if not is_rare.any():
+            return is_rare
+        everything, is_low = np.ones(len(self.rows), dtype=bool), []
         predictions = self.predict(everything, *self.calibrate(everything)[:2])
         groups = np.unique(self.task.products.group_ids[self.rows], return_inverse=True)[1]
         weights = 1 / np.bincount(groups)[groups]
         for target in (target.take(self.rows) for target in self.task.targets):
-            is_labelled = target.is_known | target.has_other
             predicted = Target.of(target.name, target.labels, predictions.best(target.name)).indicators
             correct = weights @ target.indicators.multiply(predicted).tocsr()
-            total = weights @ target.indicators + (weights * is_labelled) @ predicted
-            is_rare = np.array([label in rare.get(target.name, ()) for label in target.labels], dtype=bool)
-            unpredictable.append(is_rare & (2 * correct < _MIN_RARE_F1 * (total + 1)))
-        return np.concatenate(unpredictable)
+            total = weights @ target.indicators + (weights * (target.is_known | target.has_other)) @ predicted
+            is_low.append(2 * correct < _MIN_RARE_F1 * (total + 1))
+        is_dropped: Bools = is_rare & np.concatenate(is_low)
+        return is_dropped
 
     def without(self, is_dropped: Bools) -> "_Judged":
         """Return the same without the labels of a (labels,) mask, which are unknown from here on."""

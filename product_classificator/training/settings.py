@@ -43,7 +43,7 @@ class HeadSettings:
     Attributes:
         min_products_per_label: labels of fewer products are rare.
         rare_labels: whether rare labels of at least 3 products are learned, too, where out-of-fold predictions show
-            that they can be; all others are treated as unknown.
+            that they can be, if there are many of them; all others are treated as unknown.
         batch_size: products per step; fewer where an epoch would have less than 50 steps.
         dropout: share of hidden units that are dropped in training; of the text embedding's half as many are.
         modality_dropout: share of training products whose image is dropped, and share whose text is.

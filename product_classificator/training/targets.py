@@ -14,7 +14,7 @@ from product_classificator.heads.network import NetworkShape
 from product_classificator.training.inputs import FEW_PRODUCTS, BagOfWords
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
 
-_MIN_PRODUCTS, _MIN_GROUPS, _MAX_LABELS = 3, 2, 1000
+_MIN_PRODUCTS, _MIN_GROUPS, _MIN_SHARE, _MAX_LABELS = 3, 2, 0.05, 1000
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,26 @@ def with_rare_labels(
     labels: Mapping[str, Sequence[str]],
     rare: Mapping[str, Mapping[str, int]],
     products: LabelledProducts,
-    judged: Bools,
+    is_learned: Bools,
+    is_judged: Bools,
 ) -> dict[str, tuple[str, ...]]:
     """Return labels together with rare ones that may be learned: of 3 products, and of 2 groups among the judged ones.
 
-    Those of most products come first, up to 1,000 labels in all, so that no label takes words from others.
+    Where such labels have less than a twentieth of the products, they stay unknown: they would cost the common labels
+    more than they are worth. Those of most products come first, up to 1,000 labels in all: words x labels are limited.
     """
-    groups, found = products.group_ids[judged], []
+    groups, found = products.group_ids[is_judged], []
     for name in labels:
         counts = rare.get(name, {})
-        by_label = Target.of(name, tuple(counts), products.truth[name]).indicators[judged].tocsc()
-        for (label, n), (start, stop) in zip(counts.items(), pairwise(by_label.indptr), strict=True):
-            if n >= _MIN_PRODUCTS and len(np.unique(groups[by_label.indices[start:stop]])) >= _MIN_GROUPS:
-                found.append((-n, name, label))
+        by_label = Target.of(name, tuple(counts), products.truth[name]).indicators[is_judged].tocsc()
+        of_name = [
+            (-n, name, label)
+            for (label, n), (start, stop) in zip(counts.items(), pairwise(by_label.indptr), strict=True)
+            if n >= _MIN_PRODUCTS and len(np.unique(groups[by_label.indices[start:stop]])) >= _MIN_GROUPS
+        ]
+        n_labelled = sum(label is not None for label in products.truth[name][is_learned])
+        if -sum(n for n, *_ in of_name) >= _MIN_SHARE * n_labelled:
+            found += of_name
     chosen = sorted(found)[: max(_MAX_LABELS - sum(map(len, labels.values())), 0)]
     return {name: tuple(sorted([*labels[name], *(label for _, n, label in chosen if n == name)])) for name in labels}
 

@@ -88,7 +88,7 @@ def test_a_multi_label_characteristic_learns_rare_labels_too(products: LabelledP
     assert fit_heads(replace(vases, truth=truth), brief).bundle.labels["kind"] == ("mug", "shoe", RARE, "сумка")
 
 
-def test_candidates_have_three_products_in_two_groups_and_the_most_frequent_come_first(
+def test_candidates_have_three_products_in_two_groups_and_a_twentieth_of_all(
     products: LabelledProducts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, n = products.truth["kind"].copy(), len(products.texts)
@@ -98,7 +98,11 @@ def test_candidates_have_three_products_in_two_groups_and_the_most_frequent_come
     groups[:3] = 0
     rare = {"kind": {"series": 3, "three": 3, "pair": 2, "four": 4}}
     catalog, everything = replace(products, truth={"kind": kind}, groups=groups), np.ones(n, dtype=bool)
-    learned = with_rare_labels({"kind": KINDS}, rare, catalog, everything)
+    learned = with_rare_labels({"kind": KINDS}, rare, catalog, everything, everything)
+    assert learned == {"kind": KINDS}  # 7 of 240 products
+    monkeypatch.setattr("product_classificator.training.targets._MIN_SHARE", 7 / n)
+    learned = with_rare_labels({"kind": KINDS}, rare, catalog, everything, everything)
     assert learned == {"kind": ("four", "mug", "shoe", "three", "сумка")}
     monkeypatch.setattr("product_classificator.training.targets._MAX_LABELS", 4)
-    assert with_rare_labels({"kind": KINDS}, rare, catalog, everything) == {"kind": ("four", "mug", "shoe", "сумка")}
+    learned = with_rare_labels({"kind": KINDS}, rare, catalog, everything, everything)
+    assert learned == {"kind": ("four", "mug", "shoe", "сумка")}
