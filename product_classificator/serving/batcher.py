@@ -124,7 +124,10 @@ class Batcher:
             for job in jobs:
                 job.future.set_result(results[: len(job.items)])
                 results = results[len(job.items) :]
-            self._on_batch(len(items), [start - job.arrived for job in jobs])
+            try:
+                self._on_batch(len(items), [start - job.arrived for job in jobs])
+            except Exception as error:  # such as a full disk of the metrics
+                logger.error("a batch was not counted", exc_info=error)
 
     def _next_jobs(self) -> list[_Job]:
         """Wait for jobs and return those of the next batch; none: the batcher is closed."""

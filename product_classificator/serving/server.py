@@ -24,6 +24,9 @@ from product_classificator.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 30
+_TWICE_SECONDS = 1.0  # a service manager may signal workers, too, to which the supervisor passes the signal on
+_BACK_OFF_SECONDS = 60
+_MAX_CONNECTIONS = 900  # below the usual limit of 1,024 open files
 _MAX_HEADER_BYTES = 65_536
 _spawn = multiprocessing.get_context("spawn")  # threads of ONNX Runtime and BLAS do not survive a fork
 
@@ -35,6 +38,7 @@ def run(source: ModelSource, settings: ServeSettings) -> int:
         OSError: the address is in use, or is not this machine's.
         DataError, ArtifactError: as in `create_app`; with several workers, they are logged instead.
     """
+    _until_served()
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listener:
         # asyncio does it only for sockets made with their protocol; without it, answers wait 40 ms for an ACK.
@@ -50,17 +54,29 @@ def run(source: ModelSource, settings: ServeSettings) -> int:
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def _until_served() -> None:
+    """Take signals while the model is loaded; the server sets handlers of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 class _Server(uvicorn.Server):
     """Serves on for a while after SIGTERM, and then ends with exit code 0; sets `ready` when it listens."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Any = None) -> None:
         super().__init__(config)
         self._service, self._ready, self._drains_until = service, ready, float("inf")
+        self._drains_since = float("-inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain after the first SIGTERM, end after another signal."""
-        drains = sig == signal.SIGTERM and not self._service.is_draining
-        self._drains_until = time.monotonic() + (self._service.settings.drain_seconds if drains else 0)
+        """Drain after the first SIGTERM, end after another signal, unless it is the same one, sent twice."""
+        now, drains = time.monotonic(), sig == signal.SIGTERM and not self._service.is_draining
+        if sig == signal.SIGTERM and now - self._drains_since < _TWICE_SECONDS:
+            return
+        if drains:
+            self._drains_since = now
+        self._drains_until = now + (self._service.settings.drain_seconds if drains else 0)
         self._service.is_draining = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -95,6 +111,8 @@ def _serve(source: ModelSource, settings: ServeSettings, listener: socket.socket
         log_config=None,
         access_log=False,
         server_header=False,
+        http="h11",  # the only one that keeps h11_max_incomplete_event_size
+        limit_concurrency=_MAX_CONNECTIONS,
         ws="none",
         timeout_graceful_shutdown=_GRACE_SECONDS,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
@@ -107,6 +125,7 @@ def _serve(source: ModelSource, settings: ServeSettings, listener: socket.socket
 
 def _work(source: ModelSource, settings: ServeSettings, listener: socket.socket, ready: Any) -> None:
     """Serve in a process of a supervisor."""
+    _until_served()
     log_json()
     try:
         sys.exit(_serve(source, settings, listener, ready))
@@ -116,13 +135,14 @@ def _work(source: ModelSource, settings: ServeSettings, listener: socket.socket,
 
 
 class _Supervisor:
-    """Starts workers that share a socket, passes signals on, and starts those again that die."""
+    """Starts workers that share a socket, passes signals on, and restarts crashed workers."""
 
     def __init__(self, source: ModelSource, settings: ServeSettings, listener: socket.socket) -> None:
         self._arguments = source, settings, listener
         self._settings = settings
         self._workers: dict[Any, Any] = {}  # process -> the event that it is ready
         self._is_ending = False
+        self._start_at, self._failures = 0.0, 0  # no worker starts before, after so many that never were ready
 
     def run(self) -> int:
         """Supervise until a signal ends the workers; 1 if one could not start, or ended badly."""
@@ -131,33 +151,41 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
             signal.signal(number, self._pass_on)
         stop_metrics = metrics.serve(self._settings.metrics_port, self._settings.host)
-        code = 0
-        for _ in range(self._settings.workers):
-            self._start()
-        while self._workers:
+        code, was_any_ready = 0, False
+        while self._workers or not self._is_ending:
+            if not self._is_ending and time.monotonic() >= self._start_at:
+                self._start(self._settings.workers - len(self._workers))
             wait([process.sentinel for process in self._workers], timeout=1)
+            was_any_ready |= any(ready.is_set() for ready in self._workers.values())
             for process in [process for process in self._workers if not process.is_alive()]:
                 was_ready = self._workers.pop(process).is_set()
                 metrics.forget_worker(process.pid)
-                if self._is_ending:
-                    code = max(code, int(process.exitcode != 0))
-                elif was_ready:
-                    logger.error("worker %d died (exit code %s), another starts", process.pid, process.exitcode)
-                    self._start()
+                self._failures = 0 if was_ready else self._failures + 1
+                if self._is_ending:  # one that is still importing has no handler for SIGTERM yet
+                    code = max(code, int(process.exitcode not in ((0,) if was_ready else (0, -signal.SIGTERM))))
+                elif was_any_ready:
+                    pause_s = min(2**self._failures - 1, _BACK_OFF_SECONDS)
+                    self._start_at = time.monotonic() + pause_s
+                    rule = "worker %d died (exit code %s), another starts in %d s"
+                    logger.error(rule, process.pid, process.exitcode, pause_s)
                 else:
                     code = 1
                     self._pass_on(signal.SIGTERM, None)
         stop_metrics()
         return code
 
-    def _start(self) -> None:
-        ready = _spawn.Event()
-        process = _spawn.Process(target=_work, args=(*self._arguments, ready))
-        process.start()
-        self._workers[process] = ready
+    def _start(self, n: int) -> None:
+        for _ in range(n):
+            ready = _spawn.Event()
+            process = _spawn.Process(target=_work, args=(*self._arguments, ready))
+            process.start()
+            self._workers[process] = ready
+            if self._is_ending:  # since a moment ago
+                process.terminate()
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
-        self._is_ending |= number in (signal.SIGTERM, signal.SIGINT)
-        for process in self._workers:
-            if process.is_alive() and process.pid:
+        is_end = number in (signal.SIGTERM, signal.SIGINT)
+        self._is_ending |= is_end
+        for process, ready in self._workers.items():
+            if process.is_alive() and process.pid and (is_end or ready.is_set()):  # others load the newest model anyway
                 os.kill(process.pid, number)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -87,15 +87,16 @@ class Service:
             ClientDisconnect: the client has hung up; what was not started is dropped.
         """
         self._admit(n, deadline)
-        tasks: list[asyncio.Future[Any]] = []
+        tasks: list[asyncio.Task[Any]] = []
         try:
             self.charge(key, n)
-            tasks = [work, hung_up] = [asyncio.ensure_future(answer()), asyncio.ensure_future(gone())]
+            work, hung_up = asyncio.create_task(answer()), asyncio.create_task(gone())
+            tasks = [work, hung_up]
             await asyncio.wait(tasks, timeout=deadline - time.monotonic(), return_when="FIRST_COMPLETED")
             if hung_up.done() and not work.done():
                 raise ClientDisconnect
             if work.done():
-                return cast("Done", work.result())
+                return work.result()
             raise TimeoutError
         except TimeoutError:
             raise RefusedError(504, "the deadline passed before the products were computed") from None
@@ -119,7 +120,7 @@ class Service:
         return model, items, await asyncio.wrap_future(future)
 
     async def explain(self, result: ServedResult) -> Mapping[str, Explanation]:
-        """Return what moved the predictions of one product."""
+        """Return the reasons for the predictions of one product."""
         return await asyncio.get_running_loop().run_in_executor(self._explainer, result.explain)
 
     def _admit(self, n: int, deadline: float) -> None:

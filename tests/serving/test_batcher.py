@@ -181,3 +181,9 @@ def test_closing_computes_what_is_queued(make, compute):
     compute.gate.set()
     batcher.close()
     assert [future.result(0) for future in futures] == [[0], [2], [4]]
+
+
+def test_a_batch_that_cannot_be_counted_stops_nothing(compute):
+    batcher = Batcher(compute, BatchLimits(), lambda *_: 1 / 0)
+    assert [batcher.submit("a", items(n)).result(5) for n in (1, 2)] == [[2], [4]]
+    batcher.close()

@@ -13,12 +13,16 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2 as httpx
 import pytest
+import uvicorn
 
 from product_classificator.classificator import Classificator
 from product_classificator.client import Client
+from product_classificator.serving.server import _Server
+from product_classificator.serving.settings import ServeSettings
 from tests.broken_photos import png_that_claims, write_broken_zip
 from tests.command_line import call
 from tests.fakes import jpeg
@@ -149,6 +153,37 @@ def test_no_request_is_lost_or_wrong_while_the_model_changes_and_the_service_end
     assert {answer.predictions["kind"].labels[0] for answer in answers} == set(says)
 
 
+SIGNALLED = """
+import os, signal, sys, time
+from pathlib import Path
+from product_classificator.serving import model, server
+from product_classificator.serving.settings import ServeSettings
+
+def load(*_):
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    time.sleep(20)
+
+model.ServedModel.load = load
+server.run(model.ModelSource(Path(".")), ServeSettings(port=0, metrics_port=0))
+"""
+
+
+def test_signals_while_the_model_is_loaded_end_the_service_well():
+    assert subprocess.run([sys.executable, "-c", SIGNALLED], timeout=60).returncode == 0  # noqa: S603
+
+
+def test_a_sigterm_that_comes_twice_at_once_counts_once():
+    service = SimpleNamespace(is_draining=False, settings=ServeSettings(drain_seconds=9))
+    server = _Server(uvicorn.Config(None), service)
+    for _ in range(2):
+        server.handle_exit(signal.SIGTERM, None)
+    assert server._drains_until > time.monotonic() + 5
+    server._drains_since -= 2
+    server.handle_exit(signal.SIGTERM, None)
+    assert server._drains_until <= time.monotonic()
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_on(folder):
     with serving(folder, "--workers", 2, "--drain-seconds", 0.5) as (process, url), Client(url, retries=3) as client:
@@ -169,8 +204,17 @@ def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_on(folder):
             time.sleep(0.05)
         assert len(workers()) == 2
         assert len(workers() & before) == 1
+        (folder / "manifest.json").rename(folder / "moved.json")  # a new worker cannot start, the other answers on
+        os.kill(int(min(workers() & before)), signal.SIGKILL)
+        while not any("another starts in 1 s" in line for line in process.lines):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        assert client.classify([{"text": TEXT}]).products
+        (folder / "moved.json").rename(folder / "manifest.json")
+        while sum('"ready: ' in line for line in process.lines) < 4:
+            time.sleep(0.05)
         scraped = httpx.get(f"http://127.0.0.1:{process.metrics_port}/metrics").text
-        assert 'pc_requests_total{route="/v1/classify",status="200"} 50.0' in scraped
+        assert 'pc_requests_total{route="/v1/classify",status="200"} 51.0' in scraped
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
