@@ -21,12 +21,20 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from product_classificator.errors import ProductClassificatorError
-from product_classificator.serving.schemas import ClassifyAnswer, EmbedAnswer, ErrorAnswer, ModelFacts, ModelsAnswer
+from product_classificator.serving.schemas import (
+    MAX_TIMEOUT_MS,
+    ClassifyAnswer,
+    EmbedAnswer,
+    ErrorAnswer,
+    ModelFacts,
+    ModelsAnswer,
+)
 from product_classificator.types import Floats
 
 Answer = TypeVar("Answer", bound=BaseModel)
 _FOR_NOW = (429, 503)
 _PAUSE_SECONDS = 0.2
+_SENDING_SECONDS = 0.5  # longer than the deadline of the service, whose 504 says more than a broken connection
 
 
 class ServiceError(ProductClassificatorError):
@@ -119,8 +127,9 @@ class Client:
             left_s = deadline - time.monotonic()
             pause_s = _PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1)  # noqa: S311 - no secret
             try:
-                headers = {"X-Timeout-Ms": str(max(1, int(left_s * 1000)))}
-                response = self._http.request(method, path, json=body, headers=headers, timeout=max(left_s, 0.001))
+                headers = {"X-Timeout-Ms": str(min(max(1, int(left_s * 1000)), MAX_TIMEOUT_MS))}
+                longest_s = max(left_s, 0) + _SENDING_SECONDS
+                response = self._http.request(method, path, json=body, headers=headers, timeout=longest_s)
             except httpx.TransportError as error:
                 refusal = ServiceError(f"{self._http.base_url} does not answer: {type(error).__name__} {error}")
             else:

@@ -38,7 +38,8 @@ _PAGE = {
     "/page.css": ("page.css", "text/css"),
 }
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -50,7 +51,7 @@ _REFUSALS = {
     415: "Neither JSON nor a form.",
     422: "The request does not fit the schema or the model.",
     429: "The quota of the key is used up; see Retry-After.",
-    500: "A bug; the log knows more.",
+    500: "A bug; see the log.",
     503: "The queue is full; see Retry-After.",
     504: "The deadline has passed.",
 }
@@ -114,7 +115,7 @@ def json_answer(answer: BaseModel, status: int = 200) -> Response:
 
 
 def documented(body: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return what OpenAPI shall know about an endpoint that reads its body itself."""
+    """Return the OpenAPI description of an endpoint that reads its body itself."""
     statuses = _REFUSALS if body else {status: _REFUSALS[status] for status in (401, 500)}
     responses = {status: {"model": ErrorAnswer, "description": text} for status, text in statuses.items()}
     if body is None:
@@ -155,19 +156,19 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": State, "description": "It is not."}}
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": State, "description": "Not healthy, or not ready."}}
 
     @app.get("/healthz", response_model=State, responses=unready)
     @app.get("/v2/health/live", response_model=State, responses=unready)
     async def live() -> Response:
-        """Say whether the process works; if not, it must be restarted."""
+        """Report health; a process that is stuck must be restarted."""
         is_alive = service.is_alive()
         return json_answer(State(state="alive" if is_alive else "stuck"), 200 if is_alive else 503)
 
     @app.get("/readyz", response_model=State, responses=unready)
     @app.get("/v2/health/ready", response_model=State, responses=unready)
     async def ready() -> Response:
-        """Say whether requests are answered: a simple product has just gone through the batcher."""
+        """Report readiness: a simple product has just gone through the batcher."""
         reason = await service.check_ready()
         return json_answer(State(state="unready" if reason else "ready", reason=reason or None), 503 if reason else 200)
 

@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from product_classificator.errors import culprits
 from product_classificator.serving.keys import Key
 from product_classificator.serving.model import Upload
-from product_classificator.serving.schemas import MAX_PRODUCTS, EmbedRequest
+from product_classificator.serving.schemas import MAX_PRODUCTS, MAX_TIMEOUT_MS, EmbedRequest
 from product_classificator.serving.service import RefusedError, Service
 from product_classificator.serving.settings import MEGABYTE
 
@@ -25,7 +25,6 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 _PARTS = ("id", "text", "photo")
 _FORM_FIELD_BYTES = 500_000
-MAX_TIMEOUT_MS = 600_000
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,:]', re.DOTALL)
 _NO_TOKEN = bytes(set(range(256)) - set(b'"\\,:/bfnrtu'))  # the rest is in no token, but most of a photo
 _MAX_TOKENS = 4000  # 64 products and 1,000 characteristics have 3,000

@@ -9,6 +9,7 @@ from product_classificator.types import Explanation
 
 MAX_PRODUCTS = 64
 MAX_EXPLAINED = 4
+MAX_TIMEOUT_MS = 600_000
 
 Text = Annotated[str, Field(max_length=100_000)]
 Id = Annotated[str, Field(max_length=200)]
@@ -40,7 +41,7 @@ class ClassifyOptions(BaseModel, extra="forbid"):
         lt=1,
         description="Target precision: predictions expected to reach it are 'auto', others 'review'.",
     )
-    explain: bool = Field(default=False, description=f"What moved each prediction; of up to {MAX_EXPLAINED} products.")
+    explain: bool = Field(default=False, description=f"Why each was predicted; of up to {MAX_EXPLAINED} products.")
 
 
 class ClassifyRequest(ClassifyOptions, EmbedRequest):
@@ -108,7 +109,7 @@ class ModelFacts(BaseModel):
     fingerprint: str
     encoder: str
     encoder_fingerprint: str
-    can_decide: bool = Field(description="Whether `min_precision` can be promised.")
+    can_decide: bool = Field(description="Whether `min_precision` can be set.")
     loaded_at: str
     reload_error: str | None = Field(description="Why a newer model was refused, if one was.")
     characteristics: dict[str, list[str]] = Field(description="Labels by characteristic.")
@@ -121,7 +122,7 @@ class ModelsAnswer(BaseModel):
 
 
 class State(BaseModel):
-    """How the service is."""
+    """Health or readiness."""
 
     state: Literal["alive", "stuck", "ready", "unready"]
     reason: str | None = None

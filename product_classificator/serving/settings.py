@@ -7,6 +7,7 @@ from pathlib import Path
 from product_classificator.errors import DataError
 
 MEGABYTE = 2**20
+_MAX_PORT = 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,10 @@ class ServeSettings:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 0 if name in ("port", "metrics_port", "drain_seconds", "insecure", "reproducible") else 1e-6
-            if isinstance(value, int | float) and value < least:
+            if isinstance(value, int | float) and not least <= value < float("inf"):  # NaN is neither
                 raise DataError(f"{name} must be positive, got {value}")
+            if name in ("port", "metrics_port") and value > _MAX_PORT:
+                raise DataError(f"{name} is at most {_MAX_PORT}, got {value}")
         if self.keys is None and not self.insecure and not is_loopback(self.host):
             raise DataError(
                 f"a service that other machines reach needs API keys, and {self.host} is not the loopback: make a key "

@@ -131,6 +131,12 @@ def test_explanations_are_those_of_predict(serve, tiny_training, classificator):
     assert len(product["explanations"]["kind"]["nearest"]) == 3
 
 
+def test_a_data_uri_that_is_no_base64_is_said_to_be_none(client):
+    (product,) = classify(client, [{"text": "A nice cup", "photo": "data:image/svg+xml,abcd"}])["products"]
+    assert product["status"] == "image_unreadable"
+    assert "a data URI says so" in product["detail"]
+
+
 def test_vectors_are_exact(client, classificator):
     response = client.post("/v1/embed", json={"products": PRODUCTS})
     assert response.json()["encoder_fingerprint"] == "tiny-1"

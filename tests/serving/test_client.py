@@ -115,3 +115,12 @@ def test_it_fits_the_service(client):
         assert np.array_equal(vector(product.text), TinyEncoder().text.encode(["A nice cup"])[0])
         assert vector(product.image) is None
         assert "kind" in service.model().characteristics
+
+
+def test_a_long_timeout_is_sent_as_the_longest_deadline_and_outlasts_a_short_one():
+    scripted, client = client_of((200, ANSWER), (200, ANSWER), timeout_s=9000)
+    client.classify([{"text": "cup"}])
+    assert scripted.requests[0].headers["x-timeout-ms"] == "600000"
+    client._timeout_s = 2
+    client.classify([{"text": "cup"}])
+    assert scripted.requests[1].extensions["timeout"]["read"] > 2.3

@@ -249,5 +249,10 @@ def test_other_machines_need_a_key_or_a_word(tmp_path):
         ServeSettings(host="0.0.0.0", **options)  # noqa: S104
     for host in ("localhost", "127.0.0.1", "::1"):
         ServeSettings(host=host)
-    with pytest.raises(DataError, match="batch must be positive, got 0"):
-        ServeSettings(batch=0)
+    for options, message in (
+        ({"batch": 0}, "batch must be positive, got 0"),
+        ({"max_body_mb": float("nan")}, "max_body_mb must be positive, got nan"),
+        ({"port": 70_000}, "port is at most 65535, got 70000"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ServeSettings(**options)

@@ -3,14 +3,14 @@ const WORDS = {
   en: {
     title: "Try a product", docs: "API", drop: "Drop a photo here, or choose one", text: "Title and description",
     precision: "Promised precision", key: "API key", secret: "The key stays in this tab", send: "Classify", clear: "Clear",
-    working: "Working…", nothing: "Give a photo, a text, or both.", auto: "accepted", review: "for review", none: "(none)",
-    why: "What moved it", photo: "photo", textPart: "text", against: "against", nearest: "Nearest training products",
+    working: "Working…", nothing: "Add a photo, a text, or both.", auto: "accepted", review: "for review", none: "(none)",
+    why: "Why", photo: "photo", textPart: "text", against: "against", nearest: "Nearest training products",
     novel: "unlike the products of the training: a person should look at all of it", took: "ms", failed: "No answer",
   },
   ru: {
     title: "Проверьте товар", docs: "API", drop: "Перетащите фото сюда или выберите файл", text: "Название и описание",
     precision: "Обещанная точность", key: "Ключ API", secret: "Ключ остаётся в этой вкладке", send: "Определить", clear: "Очистить",
-    working: "Считаем…", nothing: "Дайте фото, текст или и то и другое.", auto: "принято", review: "на проверку", none: "(нет)",
+    working: "Считаем…", nothing: "Добавьте фото, текст или и то и другое.", auto: "принято", review: "на проверку", none: "(нет)",
     why: "Что повлияло", photo: "фото", textPart: "текст", against: "против", nearest: "Ближайшие товары обучения",
     novel: "не похож на товары обучения: пусть человек проверит всё", took: "мс", failed: "Ответа нет",
   },
