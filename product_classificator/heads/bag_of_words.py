@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import _lru_cache_wrapper, cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import NamedTuple, TypeAlias
 
@@ -27,7 +27,7 @@ LEADING = "^"
 PIECE = "*"
 """Marks a piece from within a word."""
 
-_PREFIX_LENGTHS, _PIECE_LENGTHS, _WORDS_WITH_PIECES = range(3, 7), range(3, 6), 8
+_PREFIX_LENGTHS, _PIECE_LENGTHS, _WORDS_WITH_PIECES, _MAX_KEPT = range(3, 7), range(3, 6), 8, 32
 
 
 class WeightedWords(NamedTuple):
@@ -56,7 +56,12 @@ def grams_of(text: str, *, has_leading_words: bool = False) -> list[str]:
     words = words_of(text)
     pairs = [f"{left} {right}" for left, right in pairwise(words)]
     leading = [f"{LEADING}{gram}" for gram in (*words[:1], *pairs[:1])] if has_leading_words else []
-    return [*words, *pairs, *chain.from_iterable(map(_prefixes, words)), *leading]
+    return [*words, *pairs, *_from_words(_prefixes, words), *leading]
+
+
+def _from_words(grams: "_lru_cache_wrapper[tuple[str, ...]]", words: Iterable[str]) -> Iterator[str]:
+    """Yield the grams of words; those of overlong words are not kept, or texts sent to a service fill its memory."""
+    return chain.from_iterable((grams if len(word) <= _MAX_KEPT else grams.__wrapped__)(word) for word in words)
 
 
 @lru_cache(maxsize=2**17)
@@ -72,7 +77,7 @@ def pieces_of(text: str) -> list[str]:
     >>> pieces_of("Чашка")
     ['*шка', '*ашка', '*ашк*']
     """
-    return list(chain.from_iterable(map(_pieces, words_of(text)[:_WORDS_WITH_PIECES])))
+    return list(_from_words(_pieces, words_of(text)[:_WORDS_WITH_PIECES]))
 
 
 @lru_cache(maxsize=2**15)

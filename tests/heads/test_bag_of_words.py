@@ -4,7 +4,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
-from product_classificator.heads.bag_of_words import Vocabulary, grams_of, pieces_of
+from product_classificator.heads.bag_of_words import Vocabulary, _pieces, _prefixes, grams_of, pieces_of
 from product_classificator.training.inputs import bag_of_words
 from tests.tiny_catalog import fit_vocabulary
 
@@ -107,3 +107,11 @@ def test_pieces_join_words_that_differ_in_how_they_begin() -> None:
     assert all(word.startswith("*") for word in vocabulary.words)
     assert bag_of_words(vocabulary, ["фотокресло"]).nnz > 3
     assert np.isclose(np.linalg.norm(bag_of_words(vocabulary, ["фотокресло"]).toarray()), 1)
+
+
+def test_overlong_words_are_not_kept_in_memory():
+    word = "щ" * 33
+    kept = _pieces.cache_info().currsize, _prefixes.cache_info().currsize
+    assert grams_of(word) == [word, "щщщ*", "щщщщ*", "щщщщщ*", "щщщщщщ*"]
+    assert len(pieces_of(word)) == len(_pieces.__wrapped__(word))
+    assert (_pieces.cache_info().currsize, _prefixes.cache_info().currsize) == kept
