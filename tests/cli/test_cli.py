@@ -265,7 +265,7 @@ def test_an_interrupted_process_ends_with_its_exit_code(long_work, tmp_path):
         (["train", "{table}", "--out", "x", "--folds", "1"], 1, "folds must be at least 2, got 1"),
         (["train", "{table}", "--out", "x", "--no-refit"], 1, "the heads must be judged on a holdout: set holdout"),
         (["evaluate", "{folder}", "{table}"], 1, "is not a finished run"),
-        (["predict", "{run}", "{table}", "--out", "p.xls"], 1, "predictions are written as .parquet, .csv, .jsonl, .xlsx"),
+        (["predict", "{run}", "{table}", "--out", "p.xls"], 1, "are written as .parquet, .csv, .jsonl, .xlsx"),
         (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
         (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
         (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must exist"),
