@@ -15,10 +15,10 @@ from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_enco
 from product_classificator.encoders.ruclip import delete_ruclip
 from product_classificator.errors import DataError
 from product_classificator.finetuning import Distributed, Finetuned, finetune
+from product_classificator.finetuning.trackers import tracking
 from product_classificator.published.clusters import ClusterSettings, cluster, write_clusters
 from product_classificator.published.params import published_finetuning, published_heads
 from product_classificator.runs import Run
-from product_classificator.trackers import tracking
 from product_classificator.training import Callbacks, Training, TrainSettings, train_heads
 from product_classificator.training.settings import with_changes
 from product_classificator.types import as_text

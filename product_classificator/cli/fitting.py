@@ -27,10 +27,10 @@ from product_classificator.evaluation.report import of_all
 from product_classificator.export import export_classificator
 from product_classificator.files import cache_home, write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
+from product_classificator.finetuning.trackers import tracking
 from product_classificator.heads import HeadBundle
 from product_classificator.published.heads import read_published_heads
 from product_classificator.runs import Run
-from product_classificator.trackers import tracking
 from product_classificator.training import Callbacks, EpochFacts, TrainSettings, read_settings, train_heads
 
 print_stage = partial(console.log.print, style="bold")

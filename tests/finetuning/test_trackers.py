@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from product_classificator.errors import DataError
-from product_classificator.trackers import tracking
+from product_classificator.finetuning.trackers import tracking
 from product_classificator.training import Callbacks, EpochFacts
 
 EPOCH = EpochFacts(1, None, 0.5, {"sex": 0.75}, valid_loss=2.5, recall_at_1=0.25)
@@ -36,7 +36,7 @@ def test_a_clearml_task_gets_the_curves_and_the_stages(tmp_path):
     script = f"""
 import os
 from clearml import Task
-from product_classificator.trackers import tracking
+from product_classificator.finetuning.trackers import tracking
 from product_classificator.training import Callbacks, EpochFacts
 from pathlib import Path
 Task.set_offline(True)
