@@ -134,7 +134,7 @@ def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str
     The last column holds all other labels, so each row holds all products of its label.
     """
     support = {scored.label: scored.support for scored in score.labels}
-    labels = [label for label in labels if label in support]  # rare labels, which are scored apart, are among the others
+    labels = [label for label in labels if label in support]  # rare labels are scored apart
     index = {label: i for i, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     for label in score.labels:
