@@ -60,6 +60,13 @@ def test_a_label_that_is_only_predicted_has_an_empty_row(judged):
     assert np.asarray(axes.collections[0].get_array())[1].tolist() == [0, 0]
 
 
+def test_a_rare_label_that_is_predicted_instead_is_drawn_among_the_others(judged):
+    predictions, truth = judged({"x": ("abr", "aaaab", "aaarb")})
+    score = evaluate(predictions, truth, rare_labels={"x": ["r"]}, resamples=0).characteristics["x"]
+    axes = plots.draw_confusion(score, ["a", "r", "b"], "x").axes[0]
+    np.testing.assert_allclose(np.asarray(axes.collections[0].get_array()), [[0.75, 0, 0.25], [0, 1, 0]])
+
+
 def test_the_overview_names_each_characteristic_and_says_what_has_no_score(judged):
     columns = {"пол": ("ab", "ab", "ab"), "$x_$": ("ab", [None, None], "ab")}
     figure = plots.draw_overview(evaluate(*judged(columns), resamples=5))
