@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial, reduce
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from product_classificator.errors import ArtifactError
 
 logger = logging.getLogger(__name__)
 
+_BLOCK_BYTES = 1 << 18
 LEFT_BY_DESKTOPS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 """Files that file managers put into any folder; they are no reason to refuse one."""
 
@@ -102,7 +104,7 @@ def cached_file(name: str, make: Callable[[], bytes]) -> Path | None:
     try:
         folder = cache_home() / "made"
         for path in folder.glob(f"{name}.{'?' * 8}"):
-            if path.suffix == f".{zlib.crc32(path.read_bytes()):08x}":
+            if path.suffix == f".{_crc32_of(path):08x}":
                 return path
             delete(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,11 @@ def cached_file(name: str, make: Callable[[], bytes]) -> Path | None:
         logger.info("%s cannot be cached (%s): it is made at every start", name, error)
         return None
     return path
+
+
+def _crc32_of(path: Path) -> int:
+    with path.open("rb") as file:
+        return reduce(lambda crc, block: zlib.crc32(block, crc), iter(partial(file.read, _BLOCK_BYTES), b""), 0)
 
 
 @contextmanager

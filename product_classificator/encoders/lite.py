@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -60,7 +60,8 @@ def load_lite(threads: int = 1) -> tuple[ImageTower, TextTower]:
     """Load the towers of `lite` on `threads` CPU threads; the fingerprint identifies weights and preparation."""
     digest = blake2b(_PREPARATION.encode(), digest_size=8)
     for path in (_image_weights(), *text_files().values()):
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            file_digest(file, lambda: digest)
     fingerprint = f"lite-{digest.hexdigest()}"
     return LiteImages(fingerprint, threads), LiteTexts(fingerprint, threads)
 
