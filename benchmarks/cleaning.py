@@ -29,7 +29,7 @@ from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
 from product_classificator.catalog.wildberries_values import labels_of, parse_characteristics
 from product_classificator.demo import draw_facts, write_text
 
-SIZE_OR_AMOUNT = re.compile(r"\d+[хx]\d+|\d+[кмглршт]+|\d+ [xх] \d+", re.IGNORECASE)
+SIZE_OR_AMOUNT = re.compile(r"\d+[хХxX]\d+|\d+[кмглршт]+|\d+ [xXхХ] \d+")
 TURN = 250
 FREE = ("Состав", "Комплектация", "Особенности модели", "Назначение", "Декоративные элементы", "Уход за вещами")
 PICKED = ("Цвет", "Страна производства", "Рисунок", "Вид застежки", "Тип посадки", "Фактура материала", "Покрой")

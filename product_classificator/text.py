@@ -5,15 +5,25 @@ Encoders take raw text and prepare it themselves.
 
 import json
 import re
+import string
 import unicodedata
 from collections.abc import Collection
 
 _HAN, _KANA = r"\u3400-\u9fff", r"\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff"
 _WORD = re.compile(rf"[{_HAN}]{{1,2}}|[{_KANA}]{{1,4}}|[^\W_{_HAN}{_KANA}]+(?:[.,]\d+)?")
 _SPACE = re.compile(r"\s+")
-# The first digit is outside the repetition so that `re` skips to digits; at most ten keep long runs linear.
-_SIZE_OR_AMOUNT = re.compile(r"[0-9][0-9]{0,9}+(?:штук|см\b|[кмглршт]++|(?: ?[xх] ?[0-9]++)++)")
-_PUBLISHED_WORD = re.compile(r"\w++(?:['’-]\w++)*+")
+_SIZE_OR_AMOUNT = re.compile(r"(?<!\d)\d++(?:[хХxX]\d++|[кмглршт]++| [xXхХ] \d++)")
+# The tokens of NLTK's `word_tokenize`: rules of the Penn Treebank (1995), in the sentences of Punkt (Kiss, Strunk 2006).
+# A full stop belongs to its word unless a sentence ends there: not after a number or one letter that a word follows.
+_MARK, _SUFFIX = r"""«»“”‘’„;@\#$%&?!*()\[\]{}<>`":,""", "'(?:s|m|d|ll|re|ve)?"
+_PUBLISHED_TOKEN = re.compile(
+    rf"""`+ | \.{{2,}} | -- | [:,](?!\d) | '' | (?![:,])[{_MARK}] | {_SUFFIX}(?![^\s{_MARK}'])
+    | (?<!\S)(?:-?[.,]?\d[\d,.-]*+(?<=\.) | [^\W\d_]\.)(?=\s+[^\W\d_])
+    | (?: [^\s{_MARK}.'-] | [:,](?=\d) | -(?!-) | \.(?![.\s?!)";}}\]*:@'({{\[]|$)
+        | (?!''|{_SUFFIX}(?![^\s{_MARK}']))' )++""",
+    re.VERBOSE,
+)
+_OPENING_QUOTE = re.compile(r"""(?:(?<=[ (\[{<])|^)(?:"|'')""")
 _MAX_WORD_LENGTH, _MAX_WORDS = 15, 100
 # The 151 Russian stop words of the Snowball project (snowballstem.org), as selected by NLTK.
 _STOP_WORDS = """
@@ -26,7 +36,7 @@ _STOP_WORDS = """
     что чтоб чтобы чуть эти этого этой этом этот эту я
 """
 _UNITS = "мг г гр кг мл л мм см м км шт штук"
-_IGNORED = {*_STOP_WORDS.split(), *_UNITS.split()} - {"не", "для"}
+_IGNORED = {*_STOP_WORDS.split(), *_UNITS.split(), *string.punctuation} - {"не", "для"}
 
 
 def clean(text: object) -> str:
@@ -60,16 +70,16 @@ def words_of(text: str) -> list[str]:
 def clean_published(text: str) -> str:
     """Return a text as the 2024 system cleaned it, for heads that were trained on such texts.
 
-    In lower case; without sizes (`10х20`, `5 x 7`), amounts (`500мл`, `100 см`), numbers, units, punctuation, words of
-    more than 15 letters and Russian stop words except "не" and "для"; the first 100 words. A hyphen or an apostrophe
-    inside a word belongs to it. As in that system, "80-90" is a word, and a unit's letters after digits are removed
-    even from a longer word: "5 лет" becomes "лет", but "5лет" "ет".
+    In lower case; without sizes (`10х20`, `5 x 7`), amounts (`500мл`), whole numbers, units, words of more than 15
+    letters, Russian stop words except "не" and "для", and ASCII punctuation; the first 100 tokens. Tokens are NLTK's: a
+    quote becomes `` or two apostrophes, a shortened "шт." keeps its full stop. As in that system, a unit's letters
+    after digits are removed even from a longer word: "5 лет" becomes "лет", but "5лет" "ет".
 
     >>> clean_published("Сумка-шоппер для НЕЁ, 30х40 см, не промокает; 2 шт")
     'сумка-шоппер для неё не промокает'
     """
-    # "_" is punctuation here, but a letter to `re`.
-    words = _PUBLISHED_WORD.findall(_SIZE_OR_AMOUNT.sub("", text.lower().replace("_", " ")))
+    text = _OPENING_QUOTE.sub(" `` ", _SIZE_OR_AMOUNT.sub("", text).lower())
+    words = ["''" if word == '"' else word for word in _PUBLISHED_TOKEN.findall(text)]
     kept = [word for word in words if word not in _IGNORED and len(word) <= _MAX_WORD_LENGTH and not word.isdigit()]
     return " ".join(kept[:_MAX_WORDS])
 

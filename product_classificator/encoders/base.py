@@ -164,7 +164,7 @@ class CleanedTexts:
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.inner.fingerprint}-clean"
+        return f"{self.inner.fingerprint}-cleaned"
 
     @property
     def dim(self) -> int:
