@@ -13,7 +13,7 @@ _HAN, _KANA = r"\u3400-\u9fff", r"\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff"
 _WORD = re.compile(rf"[{_HAN}]{{1,2}}|[{_KANA}]{{1,4}}|[^\W_{_HAN}{_KANA}]+(?:[.,]\d+)?")
 _SPACE = re.compile(r"\s+")
 _SIZE_OR_AMOUNT = re.compile(r"(?<!\d)\d++(?:[хХxX]\d++|[кмглршт]++| [xXхХ] \d++)")
-# The tokens of NLTK's `word_tokenize`: rules of the Penn Treebank (1995), in the sentences of Punkt (Kiss, Strunk 2006).
+# The tokens of NLTK's `word_tokenize`: rules of the Penn Treebank (1995), in sentences of Punkt (Kiss, Strunk 2006).
 # A full stop belongs to its word unless a sentence ends there: not after a number or one letter that a word follows.
 _MARK, _SUFFIX = r"""«»“”‘’„;@\#$%&?!*()\[\]{}<>`":,""", "'(?:s|m|d|ll|re|ve)?"
 _PUBLISHED_TOKEN = re.compile(

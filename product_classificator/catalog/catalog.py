@@ -23,7 +23,7 @@ from product_classificator.catalog.labels import PathTable, read_label_sets, rea
 from product_classificator.catalog.lookup import ImageRef, id_key, refs_of
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.catalog.table import TableSource, open_table
-from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries
+from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries, published_in
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.types import Strings, Truth, strings
 
@@ -191,10 +191,10 @@ def read_catalog(
 ) -> Catalog:
     """Open a table of products and their photos.
 
-    A folder with either table of the Wildberries set is opened as published: one product per nm of both tables, photos
-    `<nm>.jpg` with red and blue swapped. Raw characteristics become sex, season, age_restrictions and fragility; goods
-    for adults and for smoking are `isadult`; an empty description is replaced by the title, and the reverse; products
-    with neither are left out, and counted in the catalog's `issues`.
+    A folder, file or pattern of one or both tables of the Wildberries set is opened as published: one product per nm,
+    photos `<nm>.jpg` with red and blue swapped. Raw characteristics become sex, season, age_restrictions and fragility;
+    others may be named as they are called ("Цвет"); goods for adults and for smoking are `isadult`; an empty
+    description is replaced by the title, and the reverse; products with neither are left out, and counted in `issues`.
 
     Args:
         table: what `open_table` opens: a file, several files as one, a DataFrame, a `datasets.Dataset`, or Arrow
@@ -222,13 +222,12 @@ def read_catalog(
     if isinstance(table, str | Path) and is_wildberries(table):
         if id not in (None, ID) or photo:
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
-        if multi_label:
-            raise DataError(f"the Wildberries set has one label per characteristic: leave out {multi_label=}")
-        texts = ("description",) if text is None else _names(text)
-        labels = PUBLISHED_CHARACTERISTICS if characteristics is None else _names(characteristics)
+        texts, multi = ("description",) if text is None else _names(text), _names(multi_label)
+        labels = _names((*(published_in(table) if characteristics is None else _names(characteristics)), *multi))
         source = open_images(images, channels="bgr") if isinstance(images, str | Path) else images
-        columns = Columns(ID, texts, labels, max_photos=max_photos)
-        return Catalog(WildberriesTable(table, [*labels, *texts]), columns, source if source and source.path else None)
+        columns = Columns(ID, texts, labels, None, multi, max_photos, "|")
+        opened = WildberriesTable(table, [*labels, *texts], multi)
+        return Catalog(opened, columns, source if source and source.path else None)
     opened = open_table(table, encoding=encoding)
     levels: Sequence[str] = ()
     if path is not None:
@@ -307,8 +306,8 @@ def _first_cells(table: Table, names: Sequence[str]) -> dict[str, list[str | Non
 
 
 def read_frame(table: str | Path) -> Any:
-    """Return a whole table as a pandas DataFrame: values as strings, lists as lists; both Wildberries tables as one."""
-    opened = WildberriesTable(table, PUBLISHED_CHARACTERISTICS) if is_wildberries(table) else open_table(table)
+    """Return a whole table as a pandas DataFrame: values as strings, lists as lists."""
+    opened = open_table(table)
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
     frame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()
     for name in filter(opened.holds_lists, opened.columns):

@@ -1,13 +1,15 @@
 """Turns the two tables of the Wildberries set into one streamed table of products.
 
-`wb_school_train.parquet` has raw characteristics, `wb_school_test.parquet` has category, sub_category and isadult; both
-have nm, title and description. Rows with the same nm are one product: it has the texts of its first row with any text
-and, for each characteristic, its first known label. Opening reads both tables once and keeps ids and labels in memory.
+`wb_school_train` has raw characteristics, `wb_school_test` has category, sub_category and isadult; both have nm, title
+and description. Each is a parquet file, or shards (`wb_school_train-00000-of-00002.parquet`, or a folder). Rows with
+the same nm are one product: it has the texts of its first row with any text and, for each characteristic, its first
+known label. Opening reads the tables once and keeps ids and labels in memory.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,50 +29,79 @@ TEXTS = ("title", "description")
 ADULT_CATEGORIES = ("Товары для взрослых", "Товары для курения")
 
 _RAW = "characteristics"
+_OF_TEST = ("category", "sub_category", "isadult")
 _ROW, _HAS_TEXT = "#row", "#has_text"
 _READ_ROWS = 16_384
 
 
+def wildberries_files(path: str | Path) -> tuple[list[Path], list[Path]]:
+    """Return the files or folders of the train and of the test table: in a folder, of a pattern, or one file alone."""
+    path = Path(path)
+    found = [path] if path.is_file() else []
+    with suppress(ValueError, OSError):  # not a pattern
+        pattern = str(path.relative_to(path.anchor))
+        found = found or sorted(path.iterdir() if path.is_dir() else Path(path.anchor).glob(pattern))
+    names = [(file.name.rpartition(".parquet")[0] or file.name * file.is_dir(), file) for file in found]
+    train, test = ([f for name, f in names if name.startswith(Path(n).stem)] for n in (TRAIN_FILE, TEST_FILE))
+    return train, test
+
+
 def is_wildberries(path: str | Path) -> bool:
-    """Return whether a folder holds a table of the Wildberries set."""
-    return any((Path(path) / name).is_file() for name in (TRAIN_FILE, TEST_FILE))
+    """Return whether a path holds a table of the Wildberries set."""
+    return any(wildberries_files(path))
+
+
+def published_in(path: str | Path) -> tuple[str, ...]:
+    """Return the published characteristics that the tables of a path hold."""
+    train, test = wildberries_files(path)
+    return (*(_OF_TEST if test else ()), *(RAW_CHARACTERISTICS if train else ()))
 
 
 class WildberriesTable(Table):
-    """The products of both tables, one row each: nm, title, description, then the requested columns.
+    """The products of one or both tables, one row each: nm, title, description, then the requested columns.
 
     Its `issues` are title_and_description_empty (products, left out), characteristics_unreadable (rows), nm_missing
     (rows, left out) and nm_repeated (rows of one file).
     """
 
-    def __init__(self, folder: str | Path, columns: Sequence[str]) -> None:
-        """Read the ids and labels (`columns`: characteristics, other columns of the test table) of both tables."""
-        folder = Path(folder)
-        if missing := [name for name in (TRAIN_FILE, TEST_FILE) if not (folder / name).is_file()]:
-            raise DataError(
-                f"a folder of tables must hold {TRAIN_FILE} and {TEST_FILE}: "
-                f"{folder} has no {' and no '.join(missing)}; add it, or name a single table file"
-            )
-        raw_names = [name for name in RAW_CHARACTERISTICS if name in columns]
-        others = [name for name in dict.fromkeys(columns) if name not in (ID, *TEXTS, *raw_names)]
-        wanted = f" (for {', '.join(raw_names)})" if raw_names else ""
-        train = _open(folder / TRAIN_FILE, [_RAW] if raw_names else [], wanted)
-        test = _open(folder / TEST_FILE, others)
-        super().__init__(str(folder), dict.fromkeys((ID, *TEXTS, *columns)))
-        logger.info("reading %s and %s in %s", TRAIN_FILE, TEST_FILE, folder)
-        train_rows, unreadable = _read_rows(train, raw_names, [])
-        test_rows, _ = _read_rows(test, [], others)
-        rows = pa.concat_tables([train_rows, test_rows], promote_options="default")
+    def __init__(self, path: str | Path, columns: Sequence[str], multi_label: Sequence[str] = ()) -> None:
+        """Read the ids and labels of the tables.
+
+        Args:
+            path: what `wildberries_files` takes.
+            columns: published characteristics, columns of the test table, or names of raw characteristics ("Цвет"), of
+                which the first value counts, or all if `multi_label` names them.
+            multi_label: those of `columns` that have several labels.
+        """
+        train, test = (open_table(list(files)) if files else None for files in wildberries_files(path))
+        in_test = {*_OF_TEST, *(test.columns if test else ())} - set(RAW_CHARACTERISTICS)
+        names = [name for name in dict.fromkeys(columns) if name not in (ID, *TEXTS)]
+        raw_names, others = ([n for n in names if (n in in_test) is is_other] for is_other in (False, True))
+        if wrong := [name for name in multi_label if name not in raw_names or name in RAW_CHARACTERISTICS]:
+            raise DataError(f"the Wildberries set has one label per characteristic: leave out multi_label={wrong}")
+        for file, table, wanted in ((TRAIN_FILE, train, raw_names), (TEST_FILE, test, others)):
+            if wanted and table is None:
+                raise DataError(f"{path} has no {file}, which holds {', '.join(wanted)}: add it, or leave them out")
+            _check(table, [_RAW] if wanted is raw_names and wanted else wanted, wanted)
+        super().__init__(str(path), dict.fromkeys((ID, *TEXTS, *columns)))
+        logger.info("reading %s", path)
+        parts = [(train, *_read_rows(train, raw_names, [], multi_label))] if train else []
+        parts += [(test, *_read_rows(test, [], others))] if test else []
+        rows = pa.concat_tables([table_rows for _, table_rows, _ in parts], promote_options="default")
+        unknown = [name for name in raw_names if name not in RAW_CHARACTERISTICS and not rows[name].drop_null()]
+        if unknown and len(rows):
+            raise DataError(f"no product of {path} has a characteristic {unknown[0]!r}: name it as the table does")
         text_rows = pc.if_else(rows[_HAS_TEXT], pa.array(np.arange(len(rows))), None)
         rows = rows.drop([_HAS_TEXT]).append_column(_ROW, text_rows)
         self._products = _merge_rows(rows)
         is_kept = np.zeros(len(rows), dtype=bool)
         is_kept[self._products[_ROW].to_numpy()] = True
-        self._tables = ((train, is_kept[: len(train_rows)]), (test, is_kept[len(train_rows) :]))
-        has_id = [table[ID].drop_null() for table in (train_rows, test_rows)]
+        ends = np.cumsum([len(table_rows) for _, table_rows, _ in parts])
+        self._tables = [*zip((table for table, _, _ in parts), np.split(is_kept, ends[:-1]), strict=True)]
+        has_id = [table_rows[ID].drop_null() for _, table_rows, _ in parts]
         self.issues = +Counter(
             title_and_description_empty=pc.count_distinct(rows[ID]).as_py() - len(self._products),
-            characteristics_unreadable=unreadable,
+            characteristics_unreadable=sum(unreadable for _, _, unreadable in parts),
             nm_missing=rows[ID].null_count,
             nm_repeated=sum(len(ids) - pc.count_distinct(ids).as_py() for ids in has_id),
         )
@@ -93,18 +124,18 @@ class WildberriesTable(Table):
                     start += len(kept)
 
 
-def _open(path: Path, columns: Sequence[str], wanted: str = "") -> Table:
-    table = open_table(path)
+def _check(table: Table | None, columns: Sequence[str], wanted: Sequence[str]) -> None:
     needed = (ID, *TEXTS, *columns)
-    if missing := [name for name in needed if name not in table.columns]:
+    if table and (missing := [name for name in needed if name not in table.columns]):
         raise DataError(
-            f"{path} must have the columns {', '.join(needed)}{wanted}: there is no {missing[0]!r}; "
-            f"export it, or ask for other characteristics. {nearest(missing[0], table.columns)}"
+            f"{table.name} must have the columns {', '.join(needed)} (for {', '.join(wanted) or 'texts'}): there is no "
+            f"{missing[0]!r}; export it, or name other characteristics. {nearest(missing[0], table.columns)}"
         )
-    return table
 
 
-def _read_rows(table: Table, raw_names: Sequence[str], others: Sequence[str]) -> tuple[pa.Table, int]:
+def _read_rows(
+    table: Table, raw_names: Sequence[str], others: Sequence[str], multi_label: Sequence[str] = ()
+) -> tuple[pa.Table, int]:
     """Return the rows (id, text flag, labels), and how many have unreadable characteristics; set `isadult` for some."""
     schema = pa.schema([(ID, pa.string()), (_HAS_TEXT, pa.bool_()), *((n, pa.string()) for n in (*raw_names, *others))])
     reads_category = "isadult" in others and "category" in table.columns
@@ -113,7 +144,7 @@ def _read_rows(table: Table, raw_names: Sequence[str], others: Sequence[str]) ->
     for batch in table.batches(list(dict.fromkeys(needed)), _READ_ROWS):
         parsed = [parse_characteristics(raw) for raw in batch.column(_RAW).to_pylist()] if raw_names else []
         unreadable += parsed.count(None)
-        raw_labels = [labels_of(values or {}) for values in parsed]
+        raw_labels = [labels_of(values or {}, raw_names, multi_label) for values in parsed]
         labels = {name: pa.array([row.get(name) for row in raw_labels], pa.string()) for name in raw_names}
         labels |= {name: canonical(batch.column(name)) for name in others}
         if reads_category:

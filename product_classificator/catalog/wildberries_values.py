@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
-from product_classificator.text import clean
+from product_classificator.text import clean, join_labels
 
 _DEEPEST_WRAPPING = 4
 _WRAPPED = re.compile(r"""(?:\[\s*+)?+(b?["'].*["'])\s*\]?""", re.DOTALL)
@@ -113,13 +113,20 @@ def _literal(text: str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def labels_of(characteristics: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def labels_of(
+    characteristics: Mapping[str, Sequence[str]], names: Sequence[str] = (), multi_label: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the labels that raw characteristics imply; the others are absent.
 
-    >>> labels_of({"Пол": ["Женский"], "Возрастные ограничения": ["от 3 лет"], "Цвет": ["синий"]})
-    {'sex': 'для женщин', 'age_restrictions': 'для детей'}
+    Any other raw characteristic in `names` has its first value as label, or all, joined, if `multi_label` names it.
+
+    >>> labels_of({"Пол": ["Женский"], "Возрастные ограничения": ["от 3 лет"], "Цвет": ["синий", "белый"]}, ["Цвет"])
+    {'sex': 'для женщин', 'age_restrictions': 'для детей', 'Цвет': 'синий'}
     """
     labels = {name: _label(name, tuple(characteristics.get(raw, ()))) for name, (raw, _) in _RULES.items()}
+    for name in set(names) - set(_RULES):
+        if values := list(filter(None, (" ".join(value.split()) for value in characteristics.get(name, ())))):
+            labels[name] = join_labels(values) if name in multi_label else values[0]
     return {name: label for name, label in labels.items() if label}
 
 

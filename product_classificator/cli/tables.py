@@ -14,7 +14,7 @@ from product_classificator.catalog.columns import MAX_PHOTOS, UNKNOWN
 from product_classificator.catalog.labels import PathTable
 from product_classificator.catalog.photo import MAX_PIXELS
 from product_classificator.catalog.table import open_table
-from product_classificator.catalog.wildberries import TEST_FILE, TRAIN_FILE
+from product_classificator.catalog.wildberries import published_in, wildberries_files
 from product_classificator.cli import console
 from product_classificator.cli.options import ProductOptions
 from product_classificator.embeddings.products import EmbeddedProducts
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_once(table: Path, encoding: str | None) -> tuple[Path | Table, set[str]]:
-    """Return an opened table, whose text is not scanned again, or the folder of Wildberries tables; and its columns."""
+    """Return an opened table, whose text is not scanned again, or the path of Wildberries tables; and its columns."""
     if not is_wildberries(table):
         opened = open_table(table, encoding=encoding)
         return opened, set(opened.columns)
-    files = filter(Path.exists, (table / TRAIN_FILE, table / TEST_FILE))
-    return table, {*PUBLISHED_CHARACTERISTICS, *(name for file in files for name in open_table(file).columns)}
+    opened = [open_table([*files]) for files in wildberries_files(table) if files]
+    return table, {*published_in(table), *(name for part in opened for name in part.columns)}
 
 
 def names(joined: str | None, columns: Collection[str]) -> list[str] | None:
@@ -112,7 +112,9 @@ def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
         n_levels = sum(name.removeprefix(f"{path}_").isdecimal() for name in run.columns.characteristics)
         opened = PathTable(opened, path, separator, _unknown(options), n_levels)
         columns.update(opened.levels)
-    characteristics = [name for name in run.columns.characteristics if name in columns]
+    has_raw = isinstance(opened, Path) and "sex" in columns  # then other names may be those of raw characteristics
+    known = set(run.columns.characteristics) - set(PUBLISHED_CHARACTERISTICS) if has_raw else set()
+    characteristics = [name for name in run.columns.characteristics if name in columns or name in known]
     labels: dict[str, Any] = {"characteristics": characteristics, "label_separator": run.columns.label_separator}
     labels["multi_label"] = [name for name in run.columns.multi_label if name in characteristics]
     return open_catalog(opened, columns, options, run=run, **labels)

@@ -303,11 +303,51 @@ def test_only_the_columns_that_are_asked_for_must_be_there(tmp_path):
         read_catalog(tmp_path, characteristics=["sub_category"])
 
 
-def test_a_folder_with_one_of_the_tables_says_which_is_missing(tmp_path):
+def test_one_table_alone_is_read_and_the_other_named_where_it_is_needed(tmp_path):
     TRAIN.to_parquet(tmp_path / TRAIN_FILE)
-    assert is_wildberries(tmp_path)
-    with pytest.raises(DataError, match=r"must hold wb_school_train.parquet and .* has no wb_school_test.parquet; add"):
-        read_catalog(tmp_path)
+    for path in (tmp_path, tmp_path / TRAIN_FILE, tmp_path / "*train*"):
+        assert is_wildberries(path)
+        truth = read_catalog(path).truth()
+        assert list(truth) == list(RAW_CHARACTERISTICS)
+        assert truth["sex"].tolist() == ["для женщин", None, None]
+    with pytest.raises(DataError, match=r"has no wb_school_test.parquet, which holds category: add it, or leave them"):
+        read_catalog(tmp_path, characteristics="category")
+    (tmp_path / TRAIN_FILE).unlink()
+    TEST.to_parquet(tmp_path / TEST_FILE)
+    assert list(read_catalog(tmp_path).truth()) == ["category", "sub_category", "isadult"]
+    with pytest.raises(DataError, match=r"has no wb_school_train.parquet, which holds sex"):
+        read_catalog(tmp_path, characteristics=["category", "sex"])
+
+
+def test_shards_are_one_table(folder, tmp_path):
+    shards = tmp_path / "shards"
+    (shards / "wb_school_test").mkdir(parents=True)
+    for number, rows in enumerate((slice(0, 2), slice(2, 5))):
+        TRAIN[rows].to_parquet(shards / f"wb_school_train-{number:05}-of-00002.parquet")
+        TEST[rows].to_parquet(shards / "wb_school_test" / f"part-{number}.parquet")
+    whole = read_catalog(folder).truth()
+    for path in (shards, f"{shards}/wb_school_*"):
+        catalog = read_catalog(path)
+        assert {name: labels.tolist() for name, labels in catalog.truth().items()} == {
+            name: labels.tolist() for name, labels in whole.items()
+        }
+        assert catalog.texts() == read_catalog(folder).texts()
+    assert not is_wildberries(tmp_path / "nowhere" / "**x")
+
+
+def test_any_raw_characteristic_may_be_named(tmp_path):
+    colours = [["синий", " тёмно  синий"], ["белый"], [], None, ["синий"]]
+    raws = [json.dumps([entry("Цвет", values), entry("Пол", ["Женский"])]).encode() for values in colours]
+    folder = write(tmp_path, TRAIN.assign(characteristics=raws, title="шапка"))
+    truth = read_catalog(folder, characteristics=["Цвет", "sex", "category"]).truth()
+    assert truth["Цвет"].tolist() == ["синий", "белый", None, None, "синий", None, None, None]
+    assert set(truth["sex"]) == {"для женщин", None}
+    several = read_catalog(folder, multi_label="Цвет", characteristics=["sex"])
+    assert several.truth()["Цвет"][0] == {"синий", "тёмно синий"}
+    with pytest.raises(DataError, match=r"no product of .* has a characteristic 'Цввет': name it as the table does"):
+        read_catalog(folder, characteristics="Цввет")
+    with pytest.raises(DataError, match=r"one label per characteristic: leave out multi_label=\['sex'\]"):
+        read_catalog(folder, multi_label="sex")
 
 
 def test_a_damaged_table_is_reported(folder):
