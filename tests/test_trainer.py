@@ -46,9 +46,13 @@ def make_trainer(shop_files, tiny_ruclip, tmp_path):
             "ruclip_model": str(tiny_ruclip),
             "save_dir": tmp_path / "experiments",
             "settings": QUICKER,
+            "quiet": True,
             **changes,
         }
-        return kind(images, pd.read_parquet(table).head(90), **chosen)
+        trainer = kind(images, pd.read_parquet(table).head(90), **chosen)
+        if "clusterization_params" not in changes:
+            trainer.clusterization_params = None  # a map takes a second
+        return trainer
 
     return make
 
@@ -148,24 +152,124 @@ def test_a_folder_of_the_user_is_never_deleted(make_trainer, tiny_ruclip):
     assert (tiny_ruclip / "pytorch_model.bin").is_file()
 
 
-def test_clusters_are_made_when_asked_for(make_trainer):
+def test_clusters_are_made_unless_switched_off(make_trainer):
     trainer = make_trainer(clusterization_params={"n_clusters": 5})
     trainer.train_heads_only()
     scores = pd.read_csv(trainer.experiment_dir / "clusters/clusters.csv", index_col=0)
     assert set(scores.index) == {"kind", "colour"}
     assert (trainer.experiment_dir / "clusters/clusters.png").is_file()
+    trainer.clusterization_params = None
+    trainer.train_heads_only()
+    assert not (trainer.experiment_dir / "clusters").exists()
     with pytest.raises(DataError, match="no parameter of clusterization_params 'n_cluster': did you mean 'n_clusters'"):
         make_trainer(clusterization_params={"n_cluster": 5})
+
+
+def test_all_attributes_hold_their_defaults_and_are_read_when_a_training_begins(make_trainer, tmp_path):
+    fresh = Trainer("photos", "texts")
+    assert fresh.ruclip_train_params["epochs"] == 5
+    assert fresh.ruclip_train_params["optimizer_params"] == {
+        "lr": 5e-5,
+        "betas": (0.9, 0.98),
+        "eps": 1e-6,
+        "weight_decay": 0.2,
+    }
+    assert fresh.heads_train_params["classificator_params"]["hidden_channels"] == [512]
+    assert fresh.clusterization_params == {"n_clusters": 1000, "n_components": 50, "seed": 42}
+    assert (len(fresh.characteristics), fresh.min_products_in_sub_cat) == (7, 10)
+    assert fresh._all_settings()[0].heads == HeadSettings()
+
+    trainer = make_trainer(heads_train_params={"epochs": 9}, clusterization_params={})
+    trainer.heads_train_params["epochs"] = 2
+    trainer.heads_train_params["classificator_params"]["hidden_channels"] = [24]
+    trainer.ruclip_train_params["num_last_resblocks_to_train"] = 2
+    trainer.characteristics.remove("colour")
+    trainer.min_products_in_sub_cat, trainer.clean_text, trainer.save_dir = 4, True, str(tmp_path / "elsewhere")
+    trainer.clusterization_params["n_clusters"] = 3
+    training = trainer.train_heads_only(experiment_name="changed")
+    run = Run.load(tmp_path / "elsewhere/changed")
+    heads = run.settings["heads"]
+    assert (heads["epochs"], heads["hidden"], heads["min_products_per_label"]) == (2, 24, 4)
+    assert not heads["rare_labels"]
+    assert run.encoder.endswith("+clean")
+    assert list(training.evaluation.characteristics) == ["kind"]
+    clusters = pd.read_parquet(run.folder / "clusters/assignment.parquet")["cluster"]
+    assert clusters.nunique() == 3
+    assert trainer._all_settings()[1].last_blocks == 2
+    trainer.path_to_dfs = "another.parquet"
+    assert trainer.path_to_texts == trainer.path_to_dfs == "another.parquet"
+
+
+def test_a_training_shows_stages_and_bars_unless_quiet(make_trainer, capsys, monkeypatch):
+    trainer = make_trainer(clusterization_params={"n_clusters": 5}, quiet=False)
+    trainer.train_heads_only()
+    shown = capsys.readouterr().err
+    assert "Embedding 90 products with" in shown
+    assert "90/90" in shown
+    assert "Clustering the embeddings" in shown
+    with make_trainer()._progress(None, trainer._load_catalog()) as callbacks:
+        callbacks.on_stage("not shown")
+    assert capsys.readouterr().err == ""
+
+
+def test_subclasses_of_the_published_package_train(tiny_ruclip, tmp_path):
+    make_marketplace(tmp_path / "school", products=150, layout="wildberries")
+    seen = []
+
+    class OldTrainer(Trainer):
+        def _loading_texts(self):
+            products = super()._loading_texts()
+            seen.append(products)
+            return products[products["nm"] % 2 == 0]
+
+        def _preprocessing_texts(self, df, clean):
+            df = super()._preprocessing_texts(df, clean)
+            df["nm"] = df["nm"].apply(lambda nm: str(nm) + ".jpg")
+            return df
+
+    trainer = OldTrainer(tmp_path / "school/images.zip", tmp_path / "school", ruclip_model=str(tiny_ruclip), quiet=True)
+    assert list(trainer._loading_texts()) == [
+        "nm",
+        "title",
+        "description",
+        "characteristics",
+        "category",
+        "sub_category",
+        "isadult",
+    ]
+    assert isinstance(seen[0]["characteristics"].dropna().iloc[0], bytes)
+    catalog = trainer._load_catalog()
+    plain = Trainer(tmp_path / "school/images.zip", tmp_path / "school")._load_catalog()
+    whole = pd.DataFrame({**plain.truth(), "text": plain.texts()}, index=plain.ids)
+    truth = pd.DataFrame({**catalog.truth(), "text": catalog.texts()}, index=[id_[:-4] for id_ in catalog.ids])
+    pd.testing.assert_frame_equal(truth, whole[whole.index.astype(int) % 2 == 0].loc[truth.index])
+    assert catalog.ids[0].endswith(".jpg")
+    (products,) = catalog.batches(1000)
+    found = sum(catalog.locate(image) is not None for images in products.images for image in images)
+    assert found > 0.9 * len(catalog)
+
+
+def test_channels_and_the_column_of_photos_can_be_named(shop_files):
+    table = pd.read_parquet(shop_files[0]).assign(file=lambda rows: rows["nm"].astype(str) + ".jpg", nm="x")
+    catalog = Trainer(shop_files[1], table, ["kind"], photo="file", channels="bgr", text="description")._load_catalog()
+    assert catalog.images.channels == "bgr"
+    assert catalog.columns.photo == "file"
 
 
 class RecordingTask:
     """A ClearML task that writes down what it is told."""
 
     def __init__(self):
-        self.scalars, self.lines = [], []
+        self.scalars, self.lines, self.settings, self.artifacts = [], [], {}, {}
 
     def get_logger(self):
         return self
+
+    def connect(self, settings, name):
+        self.settings[name] = settings
+
+    def upload_artifact(self, name, content):
+        self.artifacts[name] = content
 
     def report_scalar(self, title, series, value, iteration):
         self.scalars.append((title, series, iteration))
@@ -180,6 +284,11 @@ def test_a_task_is_told_of_every_epoch(make_trainer):
     epochs = {iteration for title, _, iteration in task.scalars if title == "train loss"}
     assert epochs == set(range(1, len(training.fitted.history) + 1))
     assert "Fitting heads without fold 2 of 2, and predicting it" in task.lines
+    assert task.settings["settings"]["heads.epochs"] == len(training.fitted.history)
+    assert {series for title, series, _ in task.scalars if title == "macro-F1"} == {"kind", "colour", "mean"}
+    score = task.artifacts["scores"]["characteristics"]["kind"]["macro_f1"]
+    assert score == training.evaluation.characteristics["kind"].macro_f1
+    assert (task.artifacts["report"] / "report.md").is_file()
 
 
 def test_published_parameters_change_the_settings_of_the_heads(make_trainer):

@@ -28,7 +28,7 @@ ID = "nm"
 TEXTS = ("title", "description")
 ADULT_CATEGORIES = ("Товары для взрослых", "Товары для курения")
 
-_RAW = "characteristics"
+RAW = "characteristics"
 _OF_TEST = ("category", "sub_category", "isadult")
 _ROW, _HAS_TEXT = "#row", "#has_text"
 _READ_ROWS = 16_384
@@ -82,7 +82,7 @@ class WildberriesTable(Table):
         for file, table, wanted in ((TRAIN_FILE, train, raw_names), (TEST_FILE, test, others)):
             if wanted and table is None:
                 raise DataError(f"{path} has no {file}, which holds {', '.join(wanted)}: add it, or leave them out")
-            _check(table, [_RAW] if wanted is raw_names and wanted else wanted, wanted)
+            _check(table, [RAW] if wanted is raw_names and wanted else wanted, wanted)
         super().__init__(str(path), dict.fromkeys((ID, *TEXTS, *columns)))
         logger.info("reading %s", path)
         parts = [(train, *_read_rows(train, raw_names, [], multi_label))] if train else []
@@ -139,10 +139,10 @@ def _read_rows(
     """Return the rows (id, text flag, labels), and how many have unreadable characteristics; set `isadult` for some."""
     schema = pa.schema([(ID, pa.string()), (_HAS_TEXT, pa.bool_()), *((n, pa.string()) for n in (*raw_names, *others))])
     reads_category = "isadult" in others and "category" in table.columns
-    needed = [ID, *TEXTS, *others, *([_RAW] if raw_names else []), *(["category"] if reads_category else [])]
+    needed = [ID, *TEXTS, *others, *([RAW] if raw_names else []), *(["category"] if reads_category else [])]
     batches, unreadable = [], 0
     for batch in table.batches(list(dict.fromkeys(needed)), _READ_ROWS):
-        parsed = [parse_characteristics(raw) for raw in batch.column(_RAW).to_pylist()] if raw_names else []
+        parsed = [parse_characteristics(raw) for raw in batch.column(RAW).to_pylist()] if raw_names else []
         unreadable += parsed.count(None)
         raw_labels = [labels_of(values or {}, raw_names, multi_label) for values in parsed]
         labels = {name: pa.array([row.get(name) for row in raw_labels], pa.string()) for name in raw_names}

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from product_classificator.classificator import Classificator
 from product_classificator.cli import console
 from product_classificator.cli.options import Embed, Info, Predict
-from product_classificator.cli.tables import bars, open_catalog, open_once, product_bar
+from product_classificator.cli.tables import open_catalog, open_once
 from product_classificator.embeddings.embed import embed_chunks
+from product_classificator.embeddings.progress import bars, product_bar
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.encoders import ENCODERS, OPTIONS, load_encoder
 from product_classificator.errors import ArtifactError

@@ -1,4 +1,4 @@
-"""What the command line shows: bars, tables, sentences."""
+"""What the command line shows: tables, bars of probabilities, sentences."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from product_classificator.embeddings.progress import log
 from product_classificator.types import Explanation, Predictions
 
 out = Console(highlight=False, markup=False, emoji=False)
 """Results (stdout). Labels and paths are printed as they are, with "[bold]" and ":car:"."""
-
-log = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-"""Progress, sentences and errors (stderr)."""
 
 BAR_WIDTH = 20
 

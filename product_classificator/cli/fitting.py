@@ -2,10 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +14,9 @@ from product_classificator.classificator import Classificator
 from product_classificator.cli import console
 from product_classificator.cli import options as opt
 from product_classificator.cli.answering import predict
-from product_classificator.cli.tables import bars, names, open_catalog, open_labelled, open_once, product_bar
+from product_classificator.cli.tables import names, open_catalog, open_labelled, open_once
 from product_classificator.demo import make_marketplace
+from product_classificator.embeddings.progress import bars, product_bar
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
 from product_classificator.errors import DataError, nearest
 from product_classificator.evaluate_run import evaluate_run
@@ -27,13 +25,11 @@ from product_classificator.evaluation.report import of_all
 from product_classificator.export import export_classificator
 from product_classificator.files import cache_home, write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
-from product_classificator.finetuning.trackers import tracking
+from product_classificator.finetuning.trackers import tracking, training_progress
 from product_classificator.heads import HeadBundle
 from product_classificator.published.heads import read_published_heads
 from product_classificator.runs import Run
-from product_classificator.training import Callbacks, EpochFacts, TrainSettings, read_settings, train_heads
-
-print_stage = partial(console.log.print, style="bold")
+from product_classificator.training import TrainSettings, read_settings, train_heads
 
 
 def train(options: opt.Train) -> None:
@@ -202,26 +198,6 @@ def demo(options: opt.Demo) -> None:
         "      --characteristics category,sex,season --out my-run",
         soft_wrap=True,
     )
-
-
-@contextmanager
-def training_progress(total: int) -> Iterator[Callbacks]:
-    """Show the progress of a training: a line per stage and epoch, bars over products and the steps of an epoch."""
-
-    def on_step(epoch: int, step: int, of: int, loss: float) -> None:
-        progress.update(steps, completed=step, total=of, description=f"epoch {epoch}, loss {loss:.3f}", visible=True)
-
-    def on_epoch(facts: EpochFacts) -> None:
-        values = {"validation loss": facts.valid_loss, "recall@1": facts.recall_at_1, "loss": facts.train_loss}
-        values["macro-F1 of the heads"] = facts.valid_macro_f1
-        shown = [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
-        shown += [f"{facts.seconds:.1f} s"] if facts.seconds else []
-        console.log.print(f"   epoch {facts.epoch:>2}  {'  '.join(shown)}")
-
-    with bars() as progress:
-        on_chunk = product_bar(progress, total)
-        steps = progress.add_task("steps", total=None, visible=False, notes="")
-        yield Callbacks(print_stage, on_chunk, on_epoch, partial(progress.advance, progress.task_ids[0]), on_step)
 
 
 def print_scores(evaluation: Evaluation) -> None:

@@ -1,12 +1,9 @@
-"""Opens the tables that a command names, and shows the progress over their products on stderr."""
+"""Opens the tables that a command names."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from product_classificator.catalog import PUBLISHED_CHARACTERISTICS, Catalog, is_wildberries, open_images, read_catalog
 from product_classificator.catalog.cells import Table
@@ -17,7 +14,6 @@ from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import published_in, wildberries_files
 from product_classificator.cli import console
 from product_classificator.cli.options import ProductOptions
-from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -118,29 +114,3 @@ def open_labelled(run: Run, table: Path, options: ProductOptions) -> Catalog:
     labels: dict[str, Any] = {"characteristics": characteristics, "label_separator": run.columns.label_separator}
     labels["multi_label"] = [name for name in run.columns.multi_label if name in characteristics]
     return open_catalog(opened, columns, options, run=run, **labels)
-
-
-def bars() -> Progress:
-    """Return empty progress bars; a task has the field `notes`."""
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    counts = (TextColumn("  {task.description}"), BarColumn(2 * console.BAR_WIDTH), MofNCompleteColumn())
-    return Progress(*counts, *times, TextColumn("{task.fields[notes]}"), console=console.log)
-
-
-def product_bar(progress: Progress, total: int) -> Callable[[EmbeddedProducts], None]:
-    """Add a bar over products, and return what moves it on by a chunk."""
-    task, counts = progress.add_task("products", total=total, notes=""), Counter[str]()
-
-    def on_chunk(chunk: EmbeddedProducts) -> None:
-        n = len(chunk.embeddings)
-        counts.update(rows=n, encoded=chunk.encoded, warnings=int((chunk.status != "ok").sum()))
-        notes = [f"{counts['rows'] / max(progress.tasks[0].elapsed or 0.0, 1e-3):.0f}/s"]
-        if from_store := counts["rows"] - counts["encoded"]:
-            notes.append(f"{from_store} already embedded")
-        if counts["warnings"]:
-            notes.append(f"{counts['warnings']} with warnings")
-        if chunk.idle_share is not None:
-            notes.append(f"encoder idle {chunk.idle_share:.0%}")
-        progress.update(task, completed=chunk.first_row + n, notes=", ".join(notes))
-
-    return on_chunk

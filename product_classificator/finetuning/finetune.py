@@ -122,10 +122,10 @@ def finetune(
         split = replace(split, products=replace(split.products, embeddings=embeddings))
         replace(session, run=run).save(split, fitted, evaluation, best_epoch=state.best_epoch, **shown)
         delete(run.folder / CHECKPOINT)
+        callbacks.on_result(run.report, evaluation)
     distributed.wait()
     history = [EpochFacts(**row) for row in state.history]
-    best = state.best_epoch
-    return Finetuned(run, evaluation, fitted, embeddings, untuned=untuned, history=history, best_epoch=best)
+    return Finetuned(run, evaluation, fitted, embeddings, untuned=untuned, history=history, best_epoch=state.best_epoch)
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""Report training progress to a ClearML task, TensorBoard, MLflow, or any other tracker of accelerate."""
+"""Show the progress of a training on stderr, and log it to a ClearML task or a tracker of accelerate (TensorBoard)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pandas as pd
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from product_classificator.embeddings.progress import bars, log, product_bar
 from product_classificator.errors import DataError, nearest
+from product_classificator.evaluation import Evaluation, evaluation_json
 from product_classificator.training import Callbacks, EpochFacts
 
 PROJECT = "product_classificator"
@@ -18,11 +21,11 @@ PROJECT = "product_classificator"
 
 @contextmanager
 def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[str, Any]) -> Iterator[Callbacks]:
-    """Yield callbacks that also log stages, and losses, recall and macro-F1 per epoch.
+    """Yield callbacks that also log stages, losses, recall and macro-F1 per epoch, and in the end the scores.
 
-    The task is a ClearML task, which is left open; or the name of a tracker of accelerate ("tensorboard", "mlflow",
-    "wandb", ...), which gets the settings, may write to `<folder>/<name>`, and is closed at the end; `None`: nothing is
-    logged.
+    The task is a ClearML task, which also gets the settings, and scores and report as artefacts, and is left open; or
+    the name of a tracker of accelerate ("tensorboard", "mlflow", "wandb", ...), which gets the settings, may write to
+    `<folder>/<name>`, and is closed at the end; `None`: nothing is logged.
 
     Raises:
         DataError: there is no tracker of that name, or its package is not installed.
@@ -37,12 +40,45 @@ def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[st
             tracker.finish()
     else:
         logger = task.get_logger()
+        task.connect(_flat(settings), name="settings")
 
         def on_stage(sentence: str) -> None:
             logger.report_text(sentence)
             callbacks.on_stage(sentence)
 
-        yield _tracked(replace(callbacks, on_stage=on_stage), logger.report_scalar)
+        def on_result(report: Path, evaluation: Evaluation) -> None:
+            task.upload_artifact("scores", evaluation_json(evaluation))
+            task.upload_artifact("report", report)  # a folder, which ClearML zips
+            callbacks.on_result(report, evaluation)
+
+        yield _tracked(replace(callbacks, on_stage=on_stage, on_result=on_result), logger.report_scalar)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings as "heads.hidden" and the like, with plain values."""
+    (flat,) = pd.json_normalize(dict(settings)).to_dict("records")
+    return {key: value if isinstance(value, str | float | int | None) else str(value) for key, value in flat.items()}
+
+
+@contextmanager
+def training_progress(total: int) -> Iterator[Callbacks]:
+    """Show the progress of a training on stderr: a line per stage and epoch, bars over `total` products and steps."""
+
+    def on_step(epoch: int, step: int, of: int, loss: float) -> None:
+        progress.update(steps, completed=step, total=of, description=f"epoch {epoch}, loss {loss:.3f}", visible=True)
+
+    def on_epoch(facts: EpochFacts) -> None:
+        values = {"validation loss": facts.valid_loss, "recall@1": facts.recall_at_1, "loss": facts.train_loss}
+        values["macro-F1 of the heads"] = facts.valid_macro_f1
+        shown = [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
+        shown += [f"{facts.seconds:.1f} s"] if facts.seconds else []
+        log.print(f"   epoch {facts.epoch:>2}  {'  '.join(shown)}")
+
+    with bars() as progress:
+        on_chunk = product_bar(progress, total)
+        steps = progress.add_task("steps", total=None, visible=False, notes="")
+        on_products = partial(progress.advance, progress.task_ids[0])
+        yield Callbacks(partial(log.print, style="bold"), on_chunk, on_epoch, on_products, on_step)
 
 
 def _start_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
@@ -54,9 +90,7 @@ def _start_tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(PROJECT, **({"logging_dir": str(folder / name)} if kind.requires_logging_directory else {}))
     tracker.start()
-    (flat,) = pd.json_normalize(dict(settings)).to_dict("records")  # "heads.hidden" and the like
-    plain = {key: value if isinstance(value, str | float | int | None) else str(value) for key, value in flat.items()}
-    tracker.store_init_configuration(plain)
+    tracker.store_init_configuration(_flat(settings))
     return tracker
 
 
@@ -82,4 +116,15 @@ def _tracked(callbacks: Callbacks, log: Callable[[str, str, float, int], None]) 
         if callbacks.on_epoch:
             callbacks.on_epoch(facts)
 
-    return replace(callbacks, on_step=on_step, on_epoch=on_epoch)
+    def on_result(report: Path, evaluation: Evaluation) -> None:
+        for name, score in _macro_f1(evaluation).items():
+            log("macro-F1", name, score, 0)
+        callbacks.on_result(report, evaluation)
+
+    return replace(callbacks, on_step=on_step, on_epoch=on_epoch, on_result=on_result)
+
+
+def _macro_f1(evaluation: Evaluation) -> dict[str, float]:
+    scores = {name: score.macro_f1 for name, score in evaluation.characteristics.items()}
+    scores["mean"] = evaluation.mean_macro_f1
+    return {name: score for name, score in scores.items() if score is not None}

@@ -26,7 +26,7 @@ from product_classificator.errors import DataError
 from product_classificator.evaluation import plots
 from product_classificator.evaluation.plots import OTHERS
 from product_classificator.files import replacing, write_bytes
-from product_classificator.types import Floats, Rows, Strings, Truth
+from product_classificator.types import Embeddings, Floats, Rows, Strings, Truth, as_text
 
 UNKNOWN = "(unknown)"
 MAX_PANELS, MAX_COLORED_LABELS = 8, 10
@@ -89,6 +89,16 @@ def cluster(vectors: Floats, truth: Truth, settings: ClusterSettings) -> Cluster
         assignment: Rows = model.fit(_reduce(vectors, settings)).labels_.astype(np.int64)
     scores = [_score(labels, assignment) for labels in truth.values()]
     return Clusters(assignment, pd.DataFrame(scores, pd.Index(truth, name="characteristic"), _SCORES), settings)
+
+
+def cluster_products(folder: Path, embeddings: Embeddings, truth: Truth, settings: ClusterSettings) -> Clusters:
+    """Cluster the products that have an image or a text, and write the clusters into a folder; a set is one label."""
+    rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
+    embeddings, truth = embeddings.take(rows), {name: as_text(labels[rows]) for name, labels in truth.items()}
+    vectors = np.concatenate([embeddings.image, embeddings.text], 1)
+    clusters = cluster(vectors, truth, settings)
+    write_clusters(folder, clusters, vectors, truth, embeddings.ids)
+    return clusters
 
 
 def write_clusters(folder: Path, clusters: Clusters, vectors: Floats, truth: Truth, ids: Strings) -> None:

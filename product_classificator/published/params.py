@@ -22,7 +22,7 @@ _HEADS: Mapping[str, str | tuple[str, ...]] = {
     "classificator": ("MLP",),
     "classificator_params": ("a dictionary",),
     "classificator_params.activation": ("ReLU",),
-    "classificator_params.in_channels": "",  # follows from the encoder
+    "classificator_params.in_channels": "",  # ignored: it follows from the encoder
     "classificator_params.hidden_channels": "hidden",
     "classificator_params.dropout": "dropout",
     "epochs": "epochs",
@@ -36,6 +36,23 @@ _FINETUNING: Mapping[str, str | tuple[str, ...]] = {
     "optimizer_params.betas": "betas",
     "optimizer_params.eps": "eps",
 }
+
+
+def as_params(settings: HeadSettings | FinetuneSettings, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return settings as a dictionary of the published `Trainer`, changed; `published_heads` reads it back."""
+    params: dict[str, Any] = {}
+    for name, target in (_HEADS if isinstance(settings, HeadSettings) else _FINETUNING).items():
+        outer, _, key = name.rpartition(".")
+        if isinstance(target, str):
+            value = getattr(settings, target, None)
+            value = [value] if target == "hidden" else value
+        else:
+            value = {} if target == ("a dictionary",) else target[-1]
+        (params[outer] if outer else params)[key] = value
+    for name, value in (changes or {}).items():
+        are_dicts = isinstance(value, Mapping) and isinstance(params.get(name), dict)
+        params[name] = {**params[name], **value} if are_dicts else value
+    return params
 
 
 def published_heads(params: Mapping[str, Any], base: HeadSettings | None = None) -> HeadSettings:

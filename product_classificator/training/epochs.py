@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.errors import DataError
+from product_classificator.evaluation import Evaluation
 from product_classificator.heads.bag_of_words import WeightedWords
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
@@ -63,6 +65,7 @@ class Callbacks:
         on_epoch: called after each epoch of the heads, or of a fine-tuning.
         on_products: called with numbers of products whose activations are computed or found.
         on_step: called after each step of a fine-tuning with epoch, step, steps of the epoch and loss.
+        on_result: called in the end with the folder of the report and the scores.
     """
 
     on_stage: Callable[[str], None] = logger.info
@@ -70,6 +73,7 @@ class Callbacks:
     on_epoch: Callable[[EpochFacts], None] | None = None
     on_products: Callable[[int], None] | None = None
     on_step: Callable[[int, int, int, float], None] | None = None
+    on_result: Callable[[Path, Evaluation], None] = lambda report, scores: None
 
 
 def fit_network(

@@ -92,6 +92,7 @@ def train_heads(
     evaluation = session.evaluate(split.products, fitted)
     session.clear()
     session.save(split, fitted, evaluation)
+    callbacks.on_result(session.run.report, evaluation)
     return Training(session.run, evaluation, fitted, embedded.embeddings)
 
 

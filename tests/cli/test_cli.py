@@ -388,7 +388,7 @@ def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
     arguments = ["--encoder", encoder, "--characteristics", "Пол,brand", "--config", tmp_path / "few.toml"]
     call("train", school, *arguments, "--out", tmp_path / "brands")
     evaluated = call("evaluate", str(tmp_path / "brands"), school)
-    assert "brand" in evaluated and "Пол" in evaluated  # noqa: PT018
+    assert "brand" in evaluated and "Пол" in evaluated
 
 
 def test_imported_published_heads_are_found_by_name(tmp_path, monkeypatch):

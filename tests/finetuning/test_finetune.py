@@ -414,7 +414,7 @@ def test_a_tuned_run_keeps_its_encoder_when_the_fetched_model_is_deleted(shop_fi
         save_dir="experiments",
         settings=QUICK,
     )
-    trainer.end_of_train["del_loaded_ruclip_model"] = True
+    trainer.end_of_train["del_loaded_ruclip_model"], trainer.clusterization_params = True, None
     found = trainer.train_ruclip(experiment_name="first")
     assert found.best_epoch > 0
     assert Run.load("experiments/first").encoder == str(tmp_path / "experiments/first/encoder")
@@ -439,6 +439,9 @@ def test_the_trainer_tunes_as_published(shop_files, model, tmp_path):
     assert ("contrastive loss", "train", 1) in task.scalars
     assert ("valid macro-F1", "kind", 0) in task.scalars
     assert found.run.settings["finetuning"]["last_blocks"] == 2
+    assert set(task.artifacts) == {"scores", "report"}
+    clusters = pd.read_parquet(trainer.experiment_dir / "clusters/assignment.parquet")
+    assert set(clusters["id"]) == set(found.embeddings.ids[found.embeddings.has_image | found.embeddings.has_text])
     with pytest.raises(DataError, match="every experiment needs its own folder"):
         trainer.train_ruclip(experiment_name="first")
     assert published_finetuning({}) == FinetuneSettings()

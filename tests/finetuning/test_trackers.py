@@ -66,6 +66,9 @@ def test_heads_have_curves_of_their_own_names(tmp_path):
         def get_logger(self):
             return self
 
+        def connect(self, settings, name):
+            pass
+
         def report_text(self, text):
             pass
 

@@ -1,0 +1,52 @@
+"""Show the progress over products on stderr, for the command line and for Python."""
+
+from collections import Counter
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+from product_classificator.embeddings.products import EmbeddedProducts
+
+_BAR_WIDTH = 20
+_CAN_DRAW_WIDGETS = find_spec("ipywidgets") is not None  # notebooks show lines of text without it
+
+log = Console(
+    stderr=True,
+    highlight=False,
+    markup=False,
+    emoji=False,
+    soft_wrap=True,
+    force_jupyter=None if _CAN_DRAW_WIDGETS else False,
+)
+"""Progress, sentences and errors (stderr)."""
+
+
+def bars() -> Progress:
+    """Return empty progress bars; a task has the field `notes`, which gives way where the terminal is narrow."""
+    columns = [TextColumn("  {task.description}"), BarColumn(_BAR_WIDTH, table_column=Column(no_wrap=True))]
+    counts = (MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
+    columns += [column(table_column=Column(no_wrap=True)) for column in counts]
+    notes = TextColumn("{task.fields[notes]}", table_column=Column(overflow="ellipsis"))
+    return Progress(*columns[:4], TextColumn("left"), columns[4], notes, console=log)
+
+
+def product_bar(progress: Progress, total: int) -> Callable[[EmbeddedProducts], None]:
+    """Add a bar over products, and return what moves it on by a chunk."""
+    task, counts = progress.add_task("products", total=total, notes=""), Counter[str]()
+
+    def on_chunk(chunk: EmbeddedProducts) -> None:
+        n = len(chunk.embeddings)
+        counts.update(rows=n, encoded=chunk.encoded, warnings=int((chunk.status != "ok").sum()))
+        notes = [f"{counts['rows'] / max(progress.tasks[0].elapsed or 0.0, 1e-3):.0f}/s"]
+        if from_store := counts["rows"] - counts["encoded"]:
+            notes.append(f"{from_store} already embedded")
+        if counts["warnings"]:
+            notes.append(f"{counts['warnings']} with warnings")
+        if chunk.idle_share is not None:
+            notes.append(f"encoder idle {chunk.idle_share:.0%}")
+        progress.update(task, completed=chunk.first_row + n, notes=", ".join(notes))
+
+    return on_chunk
