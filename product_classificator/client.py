@@ -21,14 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from product_classificator.errors import ProductClassificatorError
-from product_classificator.serving.schemas import (
-    MAX_TIMEOUT_MS,
-    ClassifyAnswer,
-    EmbedAnswer,
-    ErrorAnswer,
-    ModelFacts,
-    ModelsAnswer,
-)
+from product_classificator.serving import schemas
 from product_classificator.types import Floats
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -46,11 +39,11 @@ class ServiceError(ProductClassificatorError):
 
 
 class ProductInput(TypedDict, total=False):
-    """A product to send; a photo is the bytes of a file, or its path."""
+    """A product to send; a photo is the bytes of a file, its path, or its URL, if the service fetches photos."""
 
     id: str | None
     text: str | None
-    photo: bytes | Path | None
+    photo: bytes | Path | str | None
 
 
 class Client:
@@ -97,47 +90,42 @@ class Client:
         top_k: int = 3,
         min_precision: float | None = None,
         explain: bool = False,
-    ) -> ClassifyAnswer:
+    ) -> schemas.ClassifyAnswer:
         """Classify 1 to 64 products; arguments as in `Classificator.predict`.
 
         Raises:
             ServiceError: the service was not reached, or refused the request as a whole.
             OSError: a photo cannot be read.
         """
-        body = {
-            "products": [_as_json(product) for product in products],
-            "characteristics": None if characteristics is None else list(characteristics),
-            "top_k": top_k,
-            "min_precision": min_precision,
-            "explain": explain,
-        }
-        return self._send(ClassifyAnswer, "POST", "/v1/classify", body)
+        names = None if characteristics is None else list(characteristics)
+        options = {"characteristics": names, "top_k": top_k, "min_precision": min_precision, "explain": explain}
+        return self._send(schemas.ClassifyAnswer, "/v1/classify", _body(products, **options))
 
-    def embed(self, products: Sequence[ProductInput]) -> EmbedAnswer:
+    def embed(self, products: Sequence[ProductInput]) -> schemas.EmbedAnswer:
         """Return the vectors of 1 to 64 products, for `vector`; errors as in `classify`."""
-        return self._send(EmbedAnswer, "POST", "/v1/embed", {"products": [_as_json(product) for product in products]})
+        return self._send(schemas.EmbedAnswer, "/v1/embed", _body(products))
 
-    def model(self) -> ModelFacts:
+    def model(self) -> schemas.ModelFacts:
         """Describe the model in service; errors as in `classify`."""
-        return self._send(ModelsAnswer, "GET", "/v1/models").models[0]
+        return self._send(schemas.ModelsAnswer, "/v1/models").models[0]
 
-    def _send(self, schema: type[Answer], method: str, path: str, body: Any = None) -> Answer:
-        deadline = time.monotonic() + self._timeout_s
+    def _send(self, schema: type[Answer], path: str, body: Any = None) -> Answer:
+        """Post a body, or get an answer without one."""
+        method, deadline = "GET" if body is None else "POST", time.monotonic() + self._timeout_s
         for attempt in range(self._retries + 1):
-            left_s = deadline - time.monotonic()
+            left_s = max(deadline - time.monotonic(), 0)
             pause_s = _PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1)  # noqa: S311 - no secret
+            headers = {"X-Timeout-Ms": str(min(max(1, int(left_s * 1000)), schemas.MAX_TIMEOUT_MS))}
             try:
-                headers = {"X-Timeout-Ms": str(min(max(1, int(left_s * 1000)), MAX_TIMEOUT_MS))}
-                longest_s = max(left_s, 0) + _SENDING_SECONDS
-                response = self._http.request(method, path, json=body, headers=headers, timeout=longest_s)
+                response = self._http.request(
+                    method, path, json=body, headers=headers, timeout=left_s + _SENDING_SECONDS
+                )
             except httpx.TransportError as error:
                 refusal = ServiceError(f"{self._http.base_url} does not answer: {type(error).__name__} {error}")
             else:
-                if response.status_code == 200:
-                    return _validated(schema, response)
+                if response.status_code not in _FOR_NOW:
+                    return _answer(schema, response)
                 refusal = _refusal(response)
-                if refusal.status not in _FOR_NOW:
-                    raise refusal
                 retry_after = response.headers.get("Retry-After", "")
                 pause_s = max(pause_s, float(retry_after) if retry_after.isdecimal() else 0.0)
             if attempt == self._retries or time.monotonic() + pause_s >= deadline:
@@ -151,26 +139,29 @@ def vector(encoded: str | None) -> Floats | None:
     return None if encoded is None else np.frombuffer(base64.b64decode(encoded), dtype="<f4").astype(np.float32)
 
 
-def _as_json(product: ProductInput) -> dict[str, str | None]:
-    photo = product.get("photo")
-    data = photo.read_bytes() if isinstance(photo, Path) else photo
-    encoded = None if data is None else base64.b64encode(data).decode()
-    return {"id": product.get("id"), "text": product.get("text"), "photo": encoded}
+def _body(products: Sequence[ProductInput], **options: Any) -> dict[str, Any]:
+    rows = [dict(product) for product in products]
+    for row in rows:
+        photo = row.get("photo")
+        data = photo.read_bytes() if isinstance(photo, Path) else photo
+        row["photo"] = base64.b64encode(data).decode() if isinstance(data, bytes) else data
+    return {"products": rows, **options}
 
 
-def _validated(schema: type[Answer], response: httpx.Response) -> Answer:
+def _answer(schema: type[Answer], response: httpx.Response) -> Answer:
+    if response.status_code != 200:
+        raise _refusal(response)
     try:
         return schema.model_validate_json(response.content)
     except ValidationError as error:
-        raise ServiceError(
-            f"{response.url} does not answer like this service: {error.errors()[0]['msg']}", 200
-        ) from error
+        rule = f"{response.url} does not answer like this service"
+        raise ServiceError(f"{rule}: {error.errors()[0]['msg']}", 200) from error
 
 
 def _refusal(response: httpx.Response) -> ServiceError:
-    request_id = response.headers.get("X-Request-Id", "")
     try:
-        message = ErrorAnswer.model_validate_json(response.content).error.message
+        message = schemas.ErrorAnswer.model_validate_json(response.content).error.message
     except ValidationError:
         message = response.reason_phrase
+    request_id = response.headers.get("X-Request-Id", "")
     return ServiceError(f"{response.status_code}: {message}", response.status_code, request_id)

@@ -63,7 +63,7 @@ _UPRIGHT = {  # by EXIF orientation
 class PhotoError(ProductClassificatorError):
     """A product has no usable image; `reason` says why in one word, `message` in a sentence."""
 
-    def __init__(self, reason: PhotoReason, message: str) -> None:
+    def __init__(self, reason: PhotoReason | str, message: str) -> None:
         super().__init__(reason, message)
         self.reason, self.message = reason, message
 

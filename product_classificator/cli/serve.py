@@ -12,7 +12,7 @@ from product_classificator.serving.keys import KeyFile, add_key, remove_key
 
 def serve(options: Serve) -> None:
     """Serve until a signal ends it."""
-    if not all(map(find_spec, ("fastapi", "uvicorn", "python_multipart", "prometheus_client"))):
+    if not all(map(find_spec, ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "httpcore2"))):
         raise MissingExtraError("the service", "serve")
     from product_classificator.serving import server  # these need the extra
     from product_classificator.serving.model import ModelSource

@@ -1,60 +1,58 @@
 """The HTTP interface of a service, as a FastAPI application."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from product_classificator.serving.answers import InferAnswer, InferRequest, classified, embedded, infer_answer
-from product_classificator.serving.body import Authorized, Incoming, uploads_of
+from product_classificator.serving import schemas
+from product_classificator.serving.answers import InferAnswer, InferRequest, classified, embedded, inferred
+from product_classificator.serving.call import Call, RefusedError
+from product_classificator.serving.keys import Key
 from product_classificator.serving.model import ModelSource, ServedModel
 from product_classificator.serving.observe import Observed, problem
-from product_classificator.serving.schemas import (
-    ClassifyAnswer,
-    ClassifyRequest,
-    EmbedAnswer,
-    EmbedRequest,
-    ErrorAnswer,
-    ModelsAnswer,
-    State,
-)
-from product_classificator.serving.service import Load, RefusedError, Service
-from product_classificator.serving.settings import ServeSettings
+from product_classificator.serving.service import Load, Service
+from product_classificator.serving.settings import MEGABYTE, ServeSettings
 
-_PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
-}
+Schema = TypeVar("Schema", bound=BaseModel)
+
+_PAGE = {"/": ("page.html", "html"), "/page.js": ("page.js", "javascript"), "/page.css": ("page.css", "css")}
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_REFUSALS = {
-    401: "No valid API key.",
-    404: "There is no such model.",
-    408: "The body did not arrive within the deadline.",
-    413: "The body is too large.",
-    415: "Neither JSON nor a form.",
-    422: "The request does not fit the schema or the model.",
-    429: "The quota of the key is used up; see Retry-After.",
-    500: "A bug; see the log.",
-    503: "The queue is full; see Retry-After.",
-    504: "The deadline has passed.",
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": schemas.ErrorAnswer, "description": "No valid API key."},
+    404: {"model": schemas.ErrorAnswer, "description": "There is no such model."},
+    408: {"model": schemas.ErrorAnswer, "description": "The body did not arrive within the deadline."},
+    413: {"model": schemas.ErrorAnswer, "description": "The body is too large."},
+    415: {"model": schemas.ErrorAnswer, "description": "Neither JSON nor a form."},
+    422: {"model": schemas.ErrorAnswer, "description": "The request does not fit the schema or the model."},
+    429: {"model": schemas.ErrorAnswer, "description": "The quota of the key is used up; see Retry-After."},
+    500: {"model": schemas.ErrorAnswer, "description": "A bug; see the log."},
+    503: {"model": schemas.ErrorAnswer, "description": "The queue is full; see Retry-After."},
+    504: {"model": schemas.ErrorAnswer, "description": "The deadline has passed."},
 }
+_UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": schemas.State, "description": "Not healthy, or not ready."}}
+_BODIES = {
+    "/v1/classify": schemas.ClassifyRequest,
+    "/v1/embed": schemas.EmbedRequest,
+    "/v2/models/{name}/infer": InferRequest,
+}
+_REF = "#/components/schemas/{model}"
 _FORM = {
     "type": "object",
     "description": "The n-th text, photo and id belong to the n-th product; the other fields are those of the JSON.",
@@ -86,7 +84,7 @@ def create_app(source: ModelSource, settings: ServeSettings, load: Load = Served
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
-            service.close()
+            await service.close()
 
     about = "Predicts product characteristics from photos and text."
     name, number = "product_classificator", version("product_classificator")
@@ -97,7 +95,7 @@ def create_app(source: ModelSource, settings: ServeSettings, load: Load = Served
     _add_answers(app, service)
     _add_operation(app, service)
     _add_pages(app)
-    app.add_middleware(Observed, service=service)
+    app.add_middleware(Observed, closes=lambda: service.is_draining)
     return app
 
 
@@ -109,95 +107,112 @@ def _refused(request: Request, error: Exception) -> Response:
     return problem(request.state.request_id, error)
 
 
-def json_answer(answer: BaseModel, status: int = 200) -> Response:
-    """Return a model as JSON."""
+async def authorize(
+    request: Request,
+    authorization: Annotated[str | None, Header(description="Bearer KEY, if the service has keys.")] = None,
+    x_api_key: Annotated[str | None, Header(description="The key, as an alternative.")] = None,
+) -> Key | None:
+    """Return the key of a request; 401 without a valid one, unless the service has no keys."""
+    service: Service = request.app.state.service
+    if service.keys is None:
+        return None
+    scheme, _, secret = (authorization or "").partition(" ")
+    key = service.keys.find(x_api_key or (secret.strip() if scheme.lower() == "bearer" else ""))
+    if key is None:
+        raise RefusedError(401, "a request needs a valid API key: Authorization: Bearer KEY")
+    request.state.log["key"] = key.name
+    return key
+
+
+async def call_of(
+    request: Request,
+    key: Annotated[Key | None, Depends(authorize)],
+    x_timeout_ms: Annotated[
+        int | None, Header(ge=1, le=schemas.MAX_TIMEOUT_MS, description="Deadline; else 504.")
+    ] = None,
+) -> Call:
+    """Return an authorized request, with its deadline and the limits of its body."""
+    service: Service = request.app.state.service
+    deadline = time.monotonic() + (x_timeout_ms or service.settings.timeout_ms) / 1000
+    return Call(request, key, deadline, int(service.settings.max_body_mb * MEGABYTE), service.hold_bytes)
+
+
+Incoming = Annotated[Call, Depends(call_of)]
+
+
+def _json(answer: BaseModel, status: int = 200) -> Response:
     return Response(answer.model_dump_json(), status, media_type="application/json")
 
 
-def documented(body: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return the OpenAPI description of an endpoint that reads its body itself."""
-    statuses = _REFUSALS if body else {status: _REFUSALS[status] for status in (401, 500)}
-    responses = {status: {"model": ErrorAnswer, "description": text} for status, text in statuses.items()}
-    if body is None:
-        return {"responses": responses}
-    json_body = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
-    content = {"application/json": json_body, "multipart/form-data": {"schema": _FORM}}
-    return {"responses": responses, "openapi_extra": {"requestBody": {"required": True, "content": content}}}
-
-
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/classify", response_model=ClassifyAnswer, **documented(ClassifyRequest))
-    async def classify(incoming: Incoming) -> Response:
+    async def answered(
+        call: Call, schema: type[Schema], answer: Callable[[Service, Call, Schema], Awaitable[BaseModel]]
+    ) -> Response:
+        try:
+            return _json(await answer(service, call, await call.read(schema)))
+        finally:
+            call.release()
+
+    @app.post("/v1/classify", response_model=schemas.ClassifyAnswer, responses=_REFUSALS)
+    async def classify(call: Incoming) -> Response:
         """Classify 1 to 64 products; each answers with its own status."""
-        with incoming.held() as body:
-            return json_answer(await classified(body, *await body.read_products(ClassifyRequest)))
+        return await answered(call, schemas.ClassifyRequest, classified)
 
-    @app.post("/v1/embed", response_model=EmbedAnswer, **documented(EmbedRequest))
-    async def embed(incoming: Incoming) -> Response:
+    @app.post("/v1/embed", response_model=schemas.EmbedAnswer, responses=_REFUSALS)
+    async def embed(call: Incoming) -> Response:
         """Return the vectors of 1 to 64 products."""
-        with incoming.held() as body:
-            _, uploads = await body.read_products(EmbedRequest)
-            return json_answer(await embedded(body, uploads))
+        return await answered(call, schemas.EmbedRequest, embedded)
 
-    @app.get("/v1/models", response_model=ModelsAnswer, **documented())
-    async def models(_: Authorized) -> Response:
-        """Describe the model in service."""
-        return json_answer(ModelsAnswer(models=[service.model.facts(service.reload_error)]))
-
-    @app.post("/v2/models/{name}/infer", response_model=InferAnswer, **documented(InferRequest))
-    async def infer(name: str, incoming: Incoming) -> Response:
+    @app.post("/v2/models/{name}/infer", response_model=InferAnswer, responses=_REFUSALS)
+    async def infer(name: str, call: Incoming) -> Response:
         """Classify products that come as columns."""
         if name != service.model.name:
             raise RefusedError(404, f"there is no model {name[:100]!r}, only {service.model.name!r}")
-        with incoming.held() as body:
-            columns = await body.read_json(InferRequest)
-            wanted = columns.products()
-            return json_answer(infer_answer(await classified(body, wanted, uploads_of(wanted)), columns.id))
+        return await answered(call, InferRequest, inferred)
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": State, "description": "Not healthy, or not ready."}}
+    @app.get("/v1/models", responses={status: _REFUSALS[status] for status in (401, 500)})
+    async def models(_: Annotated[Key | None, Depends(authorize)]) -> schemas.ModelsAnswer:
+        """Describe the model in service."""
+        return schemas.ModelsAnswer(models=[service.model.facts(service.reload_error)])
 
-    @app.get("/healthz", response_model=State, responses=unready)
-    @app.get("/v2/health/live", response_model=State, responses=unready)
+    @app.get("/healthz", response_model=schemas.State, responses=_UNREADY)
+    @app.get("/v2/health/live", response_model=schemas.State, responses=_UNREADY)
     async def live() -> Response:
         """Report health; a process that is stuck must be restarted."""
         is_alive = service.is_alive()
-        return json_answer(State(state="alive" if is_alive else "stuck"), 200 if is_alive else 503)
+        return _json(schemas.State(state="alive" if is_alive else "stuck"), 200 if is_alive else 503)
 
-    @app.get("/readyz", response_model=State, responses=unready)
-    @app.get("/v2/health/ready", response_model=State, responses=unready)
+    @app.get("/readyz", response_model=schemas.State, responses=_UNREADY)
+    @app.get("/v2/health/ready", response_model=schemas.State, responses=_UNREADY)
     async def ready() -> Response:
         """Report readiness: a simple product has just gone through the batcher."""
         reason = await service.check_ready()
-        return json_answer(State(state="unready" if reason else "ready", reason=reason or None), 503 if reason else 200)
+        return _json(
+            schemas.State(state="unready" if reason else "ready", reason=reason or None), 503 if reason else 200
+        )
 
 
 def _add_pages(app: FastAPI) -> None:
     folder = files("product_classificator.serving") / "page"
-    for path, (name, media_type) in _PAGE.items():
-        page = Response((folder / name).read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+    for path, (name, kind) in _PAGE.items():
+        page = Response((folder / name).read_bytes(), media_type=f"text/{kind}", headers=_PAGE_HEADERS)
         app.add_api_route(path, lambda page=page: page, include_in_schema=False)
-
-    @app.get("/docs", include_in_schema=False)
-    def docs() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="API",
-            swagger_js_url="docs/swagger-ui-bundle.js",
-            swagger_css_url="docs/swagger-ui.css",
-            swagger_favicon_url="data:,",
-        )
-
+    docs = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="API",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
+    app.add_api_route("/docs", lambda: docs, include_in_schema=False)
     app.mount("/docs", StaticFiles(packages=[("fastapi_standalone_docs", "static/swagger")]))
-
-    def openapi() -> dict[str, Any]:
-        if not app.openapi_schema:
-            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            bodies: Any = [(body, "validation") for body in (ClassifyRequest, EmbedRequest, InferRequest)]
-            _, models = models_json_schema(bodies, ref_template="#/components/schemas/{model}")
-            schema["components"]["schemas"].update(models["$defs"])
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    bodies: Any = [(body, "validation") for body in _BODIES.values()]
+    _, models = models_json_schema(bodies, ref_template=_REF)
+    schema = app.openapi()  # endpoints that read their bodies themselves are described here
+    schema["components"]["schemas"].update(models["$defs"])
+    for path, body in _BODIES.items():
+        json_schema = {"$ref": _REF.format(model=body.__name__)}
+        content = {"application/json": {"schema": json_schema}, "multipart/form-data": {"schema": _FORM}}
+        schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}

@@ -1,6 +1,6 @@
 """Gathers the items of many requests into batches, which one thread computes; nothing an item does can stop it.
 
-A batch that fails is halved until the items that make it fail are alone; they come back as `Failed`, the others are
+A batch that fails is halved until the items that make it fail are alone; they come back as errors, the others are
 answered. An idle batcher starts at once. Requests that come while it computes wait for the next batch, and a busy
 batcher waits a few milliseconds for a fuller one. Jobs that are cancelled or too late are dropped uncomputed.
 """
@@ -11,44 +11,31 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
 
-class Item(Protocol):
-    """What is computed: `size` is its pixels and characters."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Pixels of the image, characters of the text."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The result of an item that cannot be computed."""
-
-    error: BaseException
-
-
-@dataclass(frozen=True)
-class BatchLimits:
-    """Most items, pixels and characters of a batch, which one job may exceed; most jobs; and the longest wait."""
+class BatchLimits(NamedTuple):
+    """Most items, pixels, characters and jobs of a batch; a single job may exceed them."""
 
     items: int = 64
     pixels: int = 16_000_000
     chars: int = 64_000
     jobs: int = 64
-    wait_s: float = 0.005
 
 
 @dataclass(eq=False)
 class _Job:
     lane: Hashable
-    items: Sequence[Item]
+    items: Sequence[Any]
     deadline: float
     future: "Future[list[Any]]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        sizes = [item.size for item in self.items]
+        self.cost = BatchLimits(len(sizes), sum(pixels for pixels, _ in sizes), sum(chars for _, chars in sizes), 1)
 
     def start(self) -> bool:
         """Return whether the job is still wanted; it cannot be cancelled from then on."""
@@ -64,9 +51,11 @@ class Batcher:
     """A queue of jobs, and the thread that computes them.
 
     Args:
-        compute: lane, n items -> n results; a batch holds jobs of one lane.
+        compute: lane, n items -> n results; a batch holds jobs of one lane. The `size` of an item is its pixels and its
+            characters; tokens, of which there are no more, are known only to the towers.
         limits: of a batch.
         on_batch: called in the thread after every batch, with the number of items and the seconds that each job waited.
+        wait_s: longest wait of a busy batcher for a fuller batch.
     """
 
     def __init__(
@@ -74,8 +63,9 @@ class Batcher:
         compute: Callable[[Any, Sequence[Any]], Sequence[Any]],
         limits: BatchLimits,
         on_batch: Callable[[int, Sequence[float]], None] = lambda *_: None,
+        wait_s: float = 0.005,
     ) -> None:
-        self._compute, self._limits, self._on_batch = compute, limits, on_batch
+        self._compute, self._limits, self._on_batch, self._wait_s = compute, limits, on_batch, wait_s
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
         self._is_closed = False
@@ -86,9 +76,9 @@ class Batcher:
         self._thread.start()
 
     def submit(
-        self, lane: Hashable, items: Sequence[Item], deadline: float = float("inf"), *, first: bool = False
+        self, lane: Hashable, items: Sequence[Any], deadline: float = float("inf"), *, first: bool = False
     ) -> "Future[list[Any]]":
-        """Queue items, `first` ahead of all others; the future gives a result or `Failed` for each, in their order.
+        """Queue items, `first` ahead of all others; the future gives a result or an error for each, in their order.
 
         A job that is not started by `deadline`, a time of `time.monotonic`, fails with `TimeoutError`. Cancelling the
         future drops a job that is not started.
@@ -116,16 +106,15 @@ class Batcher:
     def _work(self) -> None:
         while jobs := self._next_jobs():
             self._computing_since = start = time.monotonic()
-            items = [item for job in jobs for item in job.items]
-            results = self._results(jobs[0].lane, items)
-            self._last_end, self._computing_since = time.monotonic(), None
-            now_s = (self._last_end - start) / len(items)
-            self.seconds_per_item += (now_s - self.seconds_per_item) * (0.2 if self.seconds_per_item else 1)
+            results = self._results(jobs[0].lane, [item for job in jobs for item in job.items])
+            self._last_end, self._computing_since, n = time.monotonic(), None, len(results)
+            change = (self._last_end - start) / n - self.seconds_per_item
+            self.seconds_per_item += change * (0.2 if self.seconds_per_item else 1)
             for job in jobs:
                 job.future.set_result(results[: len(job.items)])
                 results = results[len(job.items) :]
             try:
-                self._on_batch(len(items), [start - job.arrived for job in jobs])
+                self._on_batch(n, [start - job.arrived for job in jobs])
             except Exception as error:  # such as a full disk of the metrics
                 logger.error("a batch was not counted", exc_info=error)
 
@@ -134,7 +123,7 @@ class Batcher:
         while True:
             with self._changed:
                 while not self._is_closed and self._waits():
-                    self._changed.wait(self._limits.wait_s if self._jobs else None)
+                    self._changed.wait(self._wait_s if self._jobs else None)
                 jobs = self._fitting()
                 self._jobs = [job for job in self._jobs if job not in jobs]
             if not jobs or (jobs := [job for job in jobs if job.start()]):
@@ -145,22 +134,19 @@ class Batcher:
         if not self._jobs:
             return True
         now, jobs = time.monotonic(), self._fitting()
-        is_busy = now - self._last_end < self._limits.wait_s
+        is_busy = now - self._last_end < self._wait_s
         is_full = len(jobs) < len(self._jobs) or sum(len(job.items) for job in jobs) >= self._limits.items
-        return is_busy and not is_full and now - self._jobs[0].arrived < self._limits.wait_s
+        return is_busy and not is_full and now - self._jobs[0].arrived < self._wait_s
 
     def _fitting(self) -> list[_Job]:
         """Return the first job, and those of its lane that fit into one batch with it."""
         jobs: list[_Job] = []
-        n_items = pixels = chars = 0
+        cost: tuple[int, ...] = (0,) * len(self._limits)
         for job in self._jobs:
             if jobs and job.lane != jobs[0].lane:
                 continue
-            n_items += len(job.items)
-            pixels += sum(item.size[0] for item in job.items)
-            chars += sum(item.size[1] for item in job.items)
-            fits = n_items <= self._limits.items and pixels <= self._limits.pixels and chars <= self._limits.chars
-            if jobs and not (fits and len(jobs) < self._limits.jobs):
+            cost = tuple(map(sum, zip(cost, job.cost, strict=True)))
+            if jobs and any(value > limit for value, limit in zip(cost, self._limits, strict=True)):
                 break
             jobs.append(job)
         return jobs
@@ -175,6 +161,6 @@ class Batcher:
         except BaseException as error:  # whatever an item raises, the thread goes on
             if len(items) == 1:
                 logger.warning("a product cannot be computed", exc_info=error)
-                return [Failed(error)]
+                return [error]
         middle = len(items) // 2
         return self._results(lane, items[:middle]) + self._results(lane, items[middle:])

@@ -5,13 +5,13 @@ A key is 256 random bits, so its plain SHA-256 cannot be reversed by guessing, a
 
 import hashlib
 import hmac
+import logging
 import math
 import os
 import re
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing
 
+logger = logging.getLogger(__name__)
 _PREFIX = "pc_"
 
 
@@ -69,8 +70,7 @@ def add_key(path: Path, name: str, products_per_minute: int | None = None) -> st
         raise DataError(f"every key has a name of its own, {name!r} is taken: remove that one, or take another name")
     if products_per_minute is not None and products_per_minute < 1:
         raise DataError(f"a quota is at least one product a minute, got {products_per_minute}: leave it out for none")
-    secret = _PREFIX + secrets.token_urlsafe(32)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    secret, created = _PREFIX + secrets.token_urlsafe(32), datetime.now(UTC).isoformat(timespec="seconds")
     key = Key(name=name, sha256=_hash(secret), created=created, products_per_minute=products_per_minute)
     KeyFile(keys=[*file.keys, key]).write(path)
     return secret
@@ -88,43 +88,37 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-@dataclass
-class _Bucket:
-    """Products that a key may still have answered; a large request may take it below zero, the next one waits."""
-
-    left: float
-    at: float = field(default_factory=time.monotonic)
-
-
 class KeyRing:
-    """Finds keys, and keeps the quotas of this process, a share of `1 / workers` each."""
+    """Finds the keys of a file, and keeps the quotas of this process, a share of `1 / workers` each."""
 
-    def __init__(self, keys: list[Key], workers: int = 1) -> None:
-        self._keys, self._workers = keys, workers
-        self._buckets: dict[str, _Bucket] = {}
+    def __init__(self, path: Path, workers: int = 1) -> None:
+        self._path, self._workers = path, workers
+        self._keys = KeyFile.read(path).keys
+        self._left: dict[str, tuple[float, float]] = {}  # key -> products that it may still have answered, when
 
-    def replace(self, keys: list[Key]) -> None:
-        """Take other keys; what is left of quotas stays."""
-        self._keys = keys
+    def reload(self) -> None:
+        """Read the file again; from a damaged one nothing is taken, and what is left of quotas stays."""
+        try:
+            self._keys = KeyFile.read(self._path).keys
+        except ArtifactError as error:
+            logger.error("the keys cannot be read, the old ones stay: %s", error)
 
     def find(self, secret: str) -> Key | None:
         """Return the key of a secret; takes as long for a wrong one as for a right one."""
-        digest, match = _hash(secret), None
-        for key in self._keys:
-            if hmac.compare_digest(digest, key.sha256):
-                match = key
-        return match
+        digest = _hash(secret)
+        matches = [key for key in self._keys if hmac.compare_digest(digest, key.sha256)]
+        return matches[-1] if matches else None
 
     def take(self, key: Key, n: int) -> int:
-        """Take n products from the quota and return 0, or the seconds after which it allows any."""
+        """Take n products from the quota and return 0, or the seconds after which it allows any.
+
+        A large request may take it below zero, then the next one waits.
+        """
         if key.products_per_minute is None:
             return 0
-        quota = key.products_per_minute / self._workers
-        bucket = self._buckets.setdefault(key.name, _Bucket(quota))
-        now = time.monotonic()  # not before that of a new bucket
-        bucket.left = min(quota, bucket.left + (now - bucket.at) * quota / 60)
-        bucket.at = now
-        if (lacking := min(1, quota) - bucket.left) > 0:
-            return math.ceil(lacking * 60 / quota)
-        bucket.left -= n
-        return 0
+        quota, now = key.products_per_minute / self._workers, time.monotonic()
+        left, before = self._left.get(key.name, (quota, now))
+        left = min(quota, left + (now - before) * quota / 60)
+        lacking = min(1, quota) - left
+        self._left[key.name] = left if lacking > 0 else left - n, now
+        return math.ceil(lacking * 60 / quota) if lacking > 0 else 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -18,13 +18,13 @@ from product_classificator.classificator import Classificator
 from product_classificator.embeddings.products import encode_products, prepare_image
 from product_classificator.encoders.base import Dtype
 from product_classificator.errors import ArtifactError
-from product_classificator.serving import metrics
-from product_classificator.serving.schemas import ModelFacts, Prediction, Scored
+from product_classificator.serving import observe
+from product_classificator.serving.schemas import ClassifiedProduct, ModelFacts, Prediction, Scored
 from product_classificator.serving.settings import MEGABYTE, ServeSettings
 from product_classificator.types import Explanation, Floats, Predictions
 
 Wanted = tuple[int, float | None]
-"""Number of labels in `top`, target precision."""
+"""Number of labels in `top`, target precision (`None`: no decisions)."""
 
 logger = logging.getLogger(__name__)
 _WRITTEN_LAST = ("run.json", "export.json", "manifest.json")
@@ -39,14 +39,10 @@ class ModelSource:
     device: str = "cpu"
     dtype: Dtype = "auto"
 
-
-@dataclass(frozen=True)
-class Upload:
-    """A product as it was sent; a photo is the bytes of a file, or base64."""
-
-    id: str | None
-    text: str
-    photo: bytes | str | None
+    @property
+    def last_files(self) -> list[Path]:
+        """Those files of which a complete folder holds one, which was written last."""
+        return [self.path / name for name in _WRITTEN_LAST]
 
 
 @dataclass(frozen=True)
@@ -63,16 +59,13 @@ class ServedItem:
         return 0 if isinstance(self.image, str) else self.image.width * self.image.height, len(self.text)
 
 
-@dataclass(frozen=True)
-class ServedResult:
-    """The answer for one product: status, predictions, and vectors, `None` without a usable image or text."""
+class ServedResult(NamedTuple):
+    """The answer for one product, its vectors, `None` without a usable image or text, and what explains it."""
 
-    status: str
-    predictions: Mapping[str, Prediction]
-    is_out_of_distribution: bool | None
-    image: Floats | None
-    text: Floats | None
-    explain: Callable[[], Mapping[str, Explanation]]
+    product: ClassifiedProduct
+    image: Floats | None = None
+    text: Floats | None = None
+    explain: Callable[[], Mapping[str, Explanation]] = dict
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +89,7 @@ class ServedModel:
         classificator.max_pixels = settings.max_pixels
         max_photo_bytes = int(settings.max_photo_mb * MEGABYTE)
         model = cls(source.path.absolute().name, classificator, max_photo_bytes, datetime.now(UTC))
-        model.check_canary(model.run((1, None), [model.canary()]))
+        model.check_canary(*model.run((1, None), [model.canary()]))
         logger.info("loaded %s", model.fingerprint)
         return model
 
@@ -119,62 +112,60 @@ class ServedModel:
             characteristics={name: list(labels) for name, labels in bundle.labels.items()},
         )
 
-    def decode(self, upload: Upload) -> ServedItem:
-        """Decode and shrink the photo of a product; what cannot be used becomes a reason."""
-        if not upload.photo or not self.classificator.bundle.image_dim:
-            return ServedItem(upload.text, "missing")
+    def decode(self, text: str, photo: bytes | str | None) -> ServedItem:
+        """Decode and shrink a photo, a file or one in base64; what cannot be used becomes a reason."""
+        if not photo or not self.classificator.bundle.image_dim:
+            return ServedItem(text, "missing")
         limits = self.classificator.channels, self.classificator.max_pixels
         try:
-            with metrics.DECODE_SECONDS.time():
-                data = file_of(upload.photo, self.max_photo_bytes)
-                return ServedItem(upload.text, prepare_image(self.classificator.encoder, data, *limits))
+            with observe.DECODE_SECONDS.time():
+                data = file_of(photo, self.max_photo_bytes)
+                return ServedItem(text, prepare_image(self.classificator.encoder, data, *limits))
         except PhotoError as error:
-            return ServedItem(upload.text, error.reason, error.message)
+            return ServedItem(text, error.reason, error.message)
 
     def canary(self) -> ServedItem:
         """Return a product that any model can answer."""
         image = self.classificator.encoder.image.prepare(Image.new("RGB", (64, 64), "tomato"))
         return ServedItem("Футболка женская, cotton T-shirt", image)
 
-    def check_canary(self, results: Sequence[object]) -> None:
+    def check_canary(self, result: object) -> None:
         """Raise `ArtifactError` unless the canary was answered with probabilities."""
-        for result in results:
-            predictions = result.predictions.values() if isinstance(result, ServedResult) else []
-            if not predictions or not all(0 <= prediction.confidence <= 1 for prediction in predictions):
-                raise ArtifactError(f"{self.name} cannot answer a simple product: {result}")
+        predictions = result.product.predictions.values() if isinstance(result, ServedResult) else []
+        if not predictions or not all(0 <= prediction.confidence <= 1 for prediction in predictions):
+            raise ArtifactError(f"{self.name} cannot answer a simple product: {result}")
 
     def run(self, wanted: Wanted, items: Sequence[ServedItem]) -> list[ServedResult]:
-        """Answer n products with so many labels, and decisions at a target precision (`None`: none)."""
+        """Answer n products."""
         (top_k, min_precision), bundle, texts = wanted, self.classificator.bundle, [item.text for item in items]
         ids, used_texts = [*map(str, range(len(items)))], texts if bundle.text_dim else None
         images = [item.image if isinstance(item.image, str) else [item.image] for item in items]
         used_images = images if bundle.image_dim else None
-        with metrics.ENCODE_SECONDS.time():
+        with observe.ENCODE_SECONDS.time():
             products = encode_products(self.classificator.encoder, ids, used_texts, used_images)
-        with metrics.HEADS_SECONDS.time():
+        with observe.HEADS_SECONDS.time():
             judged = self.classificator.judge(products, texts, min_precision=min_precision)
             predictions = _predictions(judged, top_k)
-        vectors, decisions = products.embeddings, judged.decisions
         statuses = products.status if judged.status is None else judged.status
-        return [
-            ServedResult(
-                status=statuses[row],
-                predictions=predictions[row] if judged.is_known[row] else {},
-                is_out_of_distribution=bool(decisions.is_out_of_distribution[row]) if decisions else None,
-                image=vectors.image[row] if vectors.has_image[row] else None,
-                text=vectors.text[row] if vectors.has_text[row] else None,
-                explain=partial(judged.explain, row),
-            )
-            for row in range(len(items))
-        ]
+        is_novel = judged.decisions.is_out_of_distribution.tolist() if judged.decisions else [None] * len(items)
+        vectors = products.embeddings
+        parts = (vectors.image, vectors.has_image), (vectors.text, vectors.has_text)
+        results = []
+        for row, item in enumerate(items):
+            image, text = (vectors[row] if has[row] else None for vectors, has in parts)
+            product = ClassifiedProduct(id=None, status=statuses[row], detail=item.detail)
+            product.is_out_of_distribution = is_novel[row]
+            product.predictions = predictions[row] if judged.is_known[row] else {}
+            results.append(ServedResult(product, image, text, partial(judged.explain, row)))
+        return results
 
 
-def signature(path: Path) -> tuple[object, ...]:
-    """Identify the state of a file, or of a run, bundle or export by what is written last; empty: there is none."""
-    for candidate in [path / name for name in _WRITTEN_LAST] if path.is_dir() else [path]:
+def signature(*paths: Path) -> tuple[object, ...]:
+    """Identify the state of the first file that exists; empty: there is none."""
+    for path in paths:
         with suppress(OSError):
-            status = candidate.stat()
-            return candidate.name, status.st_mtime_ns, status.st_size, status.st_ino
+            status = path.stat()
+            return path.name, status.st_mtime_ns, status.st_size, status.st_ino
     return ()
 
 
@@ -187,8 +178,6 @@ def file_of(photo: bytes | str, max_bytes: int) -> bytes:
             head, _, photo = photo.partition(",")
             if not head.endswith(";base64"):
                 raise PhotoError("unreadable", "a photo is a file in base64, a data URI says so: ';base64,'")
-        if len(photo) * 3 // 4 > max_bytes + 3:
-            raise PhotoError("too_large", f"the file has more than {max_bytes} bytes")
         try:
             photo = base64.b64decode("".join(photo.split()), validate=True)
         except (binascii.Error, ValueError) as error:

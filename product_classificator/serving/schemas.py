@@ -21,7 +21,9 @@ class Product(BaseModel, extra="forbid"):
 
     id: Id | None = Field(default=None, description="Returned as it is.")
     text: Text | None = Field(default=None, description="Title, then description on the next lines.")
-    photo: str | None = Field(default=None, description="Image file in base64, or as a data URI.")
+    photo: str | None = Field(
+        default=None, description="Image file in base64, or as a data URI, or, if the service fetches photos, its URL."
+    )
 
 
 class EmbedRequest(BaseModel, extra="forbid"):
@@ -64,25 +66,27 @@ class Prediction(BaseModel):
     top: list[Scored] = Field(description="The most probable labels, the predicted one first.")
 
 
-class EmbeddedProduct(BaseModel):
-    """The vectors of one product: float32, little-endian, in base64; null without a usable photo or text."""
+class AnsweredProduct(BaseModel):
+    """What every answer says of a product."""
 
     id: str | None
     status: str = Field(description="'ok', or what is wrong, such as 'image_truncated' or 'set_aside:text_empty'.")
     detail: str | None = Field(default=None, description="What is wrong with the photo, in words.")
+
+
+class EmbeddedProduct(AnsweredProduct):
+    """The vectors of one product: float32, little-endian, in base64; null without a usable photo or text."""
+
     image: str | None = None
     text: str | None = None
 
 
-class ClassifiedProduct(BaseModel):
-    """The answer for one product; `status` and `detail` as in `EmbeddedProduct`."""
+class ClassifiedProduct(AnsweredProduct):
+    """The answer for one product."""
 
-    id: str | None
-    status: str
-    detail: str | None = None
     is_out_of_distribution: bool | None = Field(default=None, description="Null without `min_precision`.")
     predictions: Mapping[str, Prediction] = Field(default={}, description="By characteristic; empty if it is unusable.")
-    explanations: dict[str, Explanation] | None = None
+    explanations: Mapping[str, Explanation] | None = None
 
 
 class ClassifyAnswer(BaseModel):

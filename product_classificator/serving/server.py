@@ -4,28 +4,29 @@ import asyncio
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from multiprocessing.connection import wait
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from product_classificator.errors import ProductClassificatorError
+from product_classificator.serving.app import create_app
 from product_classificator.serving.model import ModelSource
-from product_classificator.serving.observe import log_json
+from product_classificator.serving.observe import log_json, serve_metrics
 from product_classificator.serving.service import Service
 from product_classificator.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 30
 _TWICE_SECONDS = 1.0  # a service manager may signal workers, too, to which the supervisor passes the signal on
-_BACK_OFF_SECONDS = 60
+_AGAIN_SECONDS = 5  # after a worker could not start
 _MAX_CONNECTIONS = 900  # below the usual limit of 1,024 open files
 _MAX_HEADER_BYTES = 65_536
 _spawn = multiprocessing.get_context("spawn")  # threads of ONNX Runtime and BLAS do not survive a fork
@@ -46,12 +47,9 @@ def run(source: ModelSource, settings: ServeSettings) -> int:
         if settings.workers == 1:
             return _serve(source, settings, listener)
         log_json()
-        directory = tempfile.mkdtemp(prefix="product-classificator-metrics-")
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-        try:
+        with TemporaryDirectory(prefix="product-classificator-metrics-", ignore_cleanup_errors=True) as folder:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # workers read it, see `observe`
             return _Supervisor(source, settings, listener).run()
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _until_served() -> None:
@@ -66,17 +64,16 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Any = None) -> None:
         super().__init__(config)
-        self._service, self._ready, self._drains_until = service, ready, float("inf")
-        self._drains_since = float("-inf")
+        self._service, self._ready = service, ready
+        self._drains_since, self._drains_until = float("-inf"), float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain after the first SIGTERM, end after another signal, unless it is the same one, sent twice."""
         now, drains = time.monotonic(), sig == signal.SIGTERM and not self._service.is_draining
-        if sig == signal.SIGTERM and now - self._drains_since < _TWICE_SECONDS:
-            return
         if drains:
-            self._drains_since = now
-        self._drains_until = now + (self._service.settings.drain_seconds if drains else 0)
+            self._drains_since, self._drains_until = now, now + self._service.settings.drain_seconds
+        elif sig != signal.SIGTERM or now - self._drains_since >= _TWICE_SECONDS:
+            self._drains_until = now
         self._service.is_draining = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -100,12 +97,9 @@ class _Server(uvicorn.Server):
 
 def _serve(source: ModelSource, settings: ServeSettings, listener: socket.socket, ready: Any = None) -> int:
     """Serve in this process."""
-    from product_classificator.serving import metrics  # the supervisor imports neither, or later
-    from product_classificator.serving.app import create_app
-
     app = create_app(source, settings)
     log_json()
-    stop_metrics = metrics.serve(settings.metrics_port, settings.host) if ready is None else None
+    stop_metrics = serve_metrics(settings.metrics_port, settings.host) if ready is None else lambda: None
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -118,8 +112,7 @@ def _serve(source: ModelSource, settings: ServeSettings, listener: socket.socket
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
     _Server(config, app.state.service, ready).run([listener])
-    if stop_metrics:
-        stop_metrics()
+    stop_metrics()
     return 0
 
 
@@ -135,55 +128,44 @@ def _work(source: ModelSource, settings: ServeSettings, listener: socket.socket,
 
 
 class _Supervisor:
-    """Starts workers that share a socket, passes signals on, and restarts crashed workers."""
+    """Starts workers that share a socket, passes signals on, and replaces workers that died."""
 
     def __init__(self, source: ModelSource, settings: ServeSettings, listener: socket.socket) -> None:
-        self._arguments = source, settings, listener
-        self._settings = settings
+        self._arguments, self._settings = (source, settings, listener), settings
         self._workers: dict[Any, Any] = {}  # process -> the event that it is ready
         self._is_ending = False
-        self._start_at, self._failures = 0.0, 0  # no worker starts before, after so many that never were ready
 
     def run(self) -> int:
-        """Supervise until a signal ends the workers; 1 if one could not start, or ended badly."""
-        from product_classificator.serving import metrics  # after its environment variable is set
-
+        """Supervise until a signal ends the workers; 1 if none could start, or one ended badly."""
         for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
             signal.signal(number, self._pass_on)
-        stop_metrics = metrics.serve(self._settings.metrics_port, self._settings.host)
-        code, was_any_ready = 0, False
+        stop_metrics = serve_metrics(self._settings.metrics_port, self._settings.host)
+        start_at, code, was_any_ready = 0.0, 0, False
         while self._workers or not self._is_ending:
-            if not self._is_ending and time.monotonic() >= self._start_at:
-                self._start(self._settings.workers - len(self._workers))
+            while not self._is_ending and len(self._workers) < self._settings.workers and time.monotonic() >= start_at:
+                ready = _spawn.Event()
+                process = _spawn.Process(target=_work, args=(*self._arguments, ready))
+                process.start()
+                self._workers[process] = ready
+                if self._is_ending:  # since a moment ago
+                    process.terminate()
             wait([process.sentinel for process in self._workers], timeout=1)
             was_any_ready |= any(ready.is_set() for ready in self._workers.values())
             for process in [process for process in self._workers if not process.is_alive()]:
                 was_ready = self._workers.pop(process).is_set()
-                metrics.forget_worker(process.pid)
-                self._failures = 0 if was_ready else self._failures + 1
+                mark_process_dead(process.pid)  # type: ignore[no-untyped-call]  # its gauges go, its counters stay in the sums
                 if self._is_ending:  # one that is still importing has no handler for SIGTERM yet
-                    code = max(code, int(process.exitcode not in ((0,) if was_ready else (0, -signal.SIGTERM))))
+                    code |= int(process.exitcode not in (0, -signal.SIGTERM))
                 elif was_any_ready:
-                    pause_s = min(2**self._failures - 1, _BACK_OFF_SECONDS)
-                    self._start_at = time.monotonic() + pause_s
-                    rule = "worker %d died (exit code %s), another starts in %d s"
-                    logger.error(rule, process.pid, process.exitcode, pause_s)
+                    start_at = time.monotonic() + (0 if was_ready else _AGAIN_SECONDS)
+                    logger.error("worker %d died (exit code %s), another starts", process.pid, process.exitcode)
                 else:
                     code = 1
-                    self._pass_on(signal.SIGTERM, None)
+                    self._pass_on(signal.SIGTERM)
         stop_metrics()
         return code
 
-    def _start(self, n: int) -> None:
-        for _ in range(n):
-            ready = _spawn.Event()
-            process = _spawn.Process(target=_work, args=(*self._arguments, ready))
-            process.start()
-            self._workers[process] = ready
-            if self._is_ending:  # since a moment ago
-                process.terminate()
-
-    def _pass_on(self, number: int, _: FrameType | None) -> None:
+    def _pass_on(self, number: int, _: FrameType | None = None) -> None:
         is_end = number in (signal.SIGTERM, signal.SIGINT)
         self._is_ending |= is_end
         for process, ready in self._workers.items():

@@ -2,52 +2,34 @@
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
 
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-
+from product_classificator.catalog.photo import PhotoError
 from product_classificator.encoders import cores
-from product_classificator.errors import ArtifactError
-from product_classificator.serving import metrics
-from product_classificator.serving.batcher import Batcher, BatchLimits, Failed
-from product_classificator.serving.keys import Key, KeyFile, KeyRing
-from product_classificator.serving.model import (
-    ModelSource,
-    ServedItem,
-    ServedModel,
-    ServedResult,
-    Upload,
-    Wanted,
-    signature,
-)
+from product_classificator.remote.photo_urls import PhotoFetcher
+from product_classificator.serving import observe
+from product_classificator.serving.batcher import Batcher, BatchLimits
+from product_classificator.serving.call import Call, RefusedError
+from product_classificator.serving.keys import Key, KeyRing
+from product_classificator.serving.model import ModelSource, ServedItem, ServedModel, ServedResult, Wanted, signature
+from product_classificator.serving.schemas import ClassifiedProduct, Product
 from product_classificator.serving.settings import MEGABYTE, ServeSettings
-from product_classificator.types import Explanation
 
 logger = logging.getLogger(__name__)
+
+FAILED = "failed"
+"""Status of a product that made the computation fail."""
 
 _CANARY_SECONDS, _CANARY_FRESH_SECONDS = 5.0, 1.0
 _STUCK_SECONDS, _WATCH_SECONDS = 120.0, 2.0
 _COMPUTING_SHARE = 0.8  # of the time that is left; the rest goes into decoding and sending
+_FETCHING_SHARE, _MAX_FETCHES = 0.5, 16
 
 Load = Callable[[ModelSource, ServeSettings], ServedModel]
-Done = TypeVar("Done")
-Step = Callable[[], Coroutine[Any, Any, Done]]
-Answer = tuple[ServedModel, Sequence[ServedItem], Sequence["ServedResult | Failed"]]
-"""The model that answered, decoded products, and the result of each."""
-
-
-class RefusedError(HTTPException):
-    """A request that gets no answer: HTTP status, a sentence, and seconds after which it may be sent again."""
-
-    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
-        seconds = None if retry_after_s is None else min(max(1, math.ceil(retry_after_s)), 60)
-        super().__init__(status, message, None if seconds is None else {"Retry-After": str(seconds)})
 
 
 class Service:
@@ -65,13 +47,14 @@ class Service:
 
     def __init__(self, source: ModelSource, settings: ServeSettings, load: Load = ServedModel.load) -> None:
         self.source, self.settings, self._load = source, settings, partial(load, source, settings)
-        self.keys = KeyRing(KeyFile.read(settings.keys).keys, settings.workers) if settings.keys else None
-        self._key_signature = signature(settings.keys) if settings.keys else ()
-        self._signature = signature(source.path)
+        self.keys = KeyRing(settings.keys, settings.workers) if settings.keys else None
+        self._signatures = self._current_signatures()
         self.model = self._load()
-        metrics.MODEL.labels(self.model.name, self.model.fingerprint).set(1)
+        observe.MODEL.labels(self.model.name, self.model.fingerprint).set(1)
         limits = BatchLimits(items=settings.batch, jobs=1 if settings.reproducible else settings.batch)
-        self._batcher = Batcher(_run, limits, metrics.count_batch)
+        self._batcher = Batcher(lambda lane, items: lane[0].run(lane[1], items), limits, observe.count_batch)
+        self._fetcher = PhotoFetcher(self.model.max_photo_bytes) if settings.photo_urls else None
+        self._fetching = asyncio.Semaphore(_MAX_FETCHES)
         self._decoders = ThreadPoolExecutor(min(settings.threads or cores(), 4), "decode")
         self._explainer = ThreadPoolExecutor(1, "explain")  # nearest products take long: they never block decoding
         self.is_draining, self._held_bytes, self._held_products = False, 0, 0
@@ -79,64 +62,37 @@ class Service:
         self._reloading = asyncio.Lock()
         self._canary_at, self._canary_error = float("-inf"), ""
 
-    async def admitted(self, key: Key | None, n: int, deadline: float, gone: Step[None], answer: Step[Done]) -> Done:
-        """Do the work of n products until `deadline` (of `time.monotonic`), or until `gone()`: the client hung up.
+    async def answer(
+        self, call: Call, products: Sequence[Product], wanted: Wanted, *, explain: bool = False
+    ) -> tuple[ServedModel, list[ServedResult]]:
+        """Answer the products of a call; the model is the one that computed.
 
         Raises:
             RefusedError: the queue is full (503), the quota used up (429), or the deadline has passed (504).
             ClientDisconnect: the client has hung up; what was not started is dropped.
         """
-        self._admit(n, deadline)
-        tasks: list[asyncio.Task[Any]] = []
-        try:
-            self.charge(key, n)
-            work, hung_up = asyncio.create_task(answer()), asyncio.create_task(gone())
-            tasks = [work, hung_up]
-            await asyncio.wait(tasks, timeout=deadline - time.monotonic(), return_when="FIRST_COMPLETED")
-            if hung_up.done() and not work.done():
-                raise ClientDisconnect
-            if work.done():
-                return work.result()
-            raise TimeoutError
-        except TimeoutError:
-            raise RefusedError(504, "the deadline passed before the products were computed") from None
-        finally:
-            for task in tasks:
-                task.cancel()
-            self._hold(-n)
+        with self._admitted(call, len(products)):
+            return await call.unless_gone(self._computed(call, products, wanted, explain))
 
-    async def answer(self, uploads: Sequence[Upload], wanted: Wanted, deadline: float) -> Answer:
-        """Decode and compute admitted products."""
-        model, loop = self.model, asyncio.get_running_loop()
-
-        async def decoded(upload: Upload) -> ServedItem:
-            if not upload.photo:  # texts do not queue behind photos
-                return model.decode(upload)
-            return await loop.run_in_executor(self._decoders, model.decode, upload)
-
-        items = await asyncio.gather(*map(decoded, uploads))
-        # What was prepared for an older model is computed by it.
-        future = self._batcher.submit((model, wanted), items, deadline)
-        return model, items, await asyncio.wrap_future(future)
-
-    async def explain(self, result: ServedResult) -> Mapping[str, Explanation]:
-        """Return the reasons for the predictions of one product."""
-        return await asyncio.get_running_loop().run_in_executor(self._explainer, result.explain)
-
-    def _admit(self, n: int, deadline: float) -> None:
+    @contextmanager
+    def _admitted(self, call: Call, n: int) -> Iterator[None]:
         """Let n products in, or refuse at once what would wait in vain."""
         held, per_item_s = self._held_products, self._batcher.seconds_per_item
-        if held and held + n > self.settings.max_queue:
+        is_late = (held + n) * per_item_s > _COMPUTING_SHARE * (call.deadline - time.monotonic())
+        if held and (is_late or held + n > self.settings.max_queue):
             rule = f"at most {self.settings.max_queue} products are in work at a time, {held} are"
-            raise RefusedError(503, f"{rule}: ask again later", held * per_item_s)
-        if held and (held + n) * per_item_s > _COMPUTING_SHARE * (deadline - time.monotonic()):
-            rule = f"{held} products are in work, longer than the deadline allows"
+            rule = f"{held} products are in work, longer than the deadline allows" if is_late else rule
             raise RefusedError(503, f"{rule}: ask again later", held * per_item_s)
         self._hold(n)
+        try:
+            self.charge(call.key, n)
+            yield
+        finally:
+            self._hold(-n)
 
     def _hold(self, n: int) -> None:
         self._held_products += n
-        metrics.QUEUE_PRODUCTS.set(self._held_products)
+        observe.QUEUE_PRODUCTS.set(self._held_products)
 
     def hold_bytes(self, n: int) -> None:
         """Count n bytes of a body (negative: given back); 503 if there are too many."""
@@ -150,6 +106,36 @@ class Service:
             rule = f"the key {key.name!r} has {key.products_per_minute} products a minute, and they are used up"
             raise RefusedError(429, f"{rule}: ask again later", wait_s)
 
+    async def _computed(
+        self, call: Call, products: Sequence[Product], wanted: Wanted, explain: bool
+    ) -> tuple[ServedModel, list[ServedResult]]:
+        model, loop = self.model, asyncio.get_running_loop()
+        items = await asyncio.gather(*[self._decoded(call, model, product) for product in products])
+        # What was prepared for an older model is computed by it.
+        computed = await asyncio.wrap_future(self._batcher.submit((model, wanted), items, call.deadline))
+        results = []
+        for item, result in zip(items, computed, strict=True):
+            if not isinstance(result, ServedResult):
+                result = ServedResult(ClassifiedProduct(id=None, status=FAILED, detail=item.detail))
+            if explain and result.product.predictions:
+                result.product.explanations = await loop.run_in_executor(self._explainer, result.explain)
+            results.append(result)
+        return model, results
+
+    async def _decoded(self, call: Call, model: ServedModel, product: Product) -> ServedItem:
+        text, photo = product.text or "", product.photo
+        if not photo:  # texts do not queue behind photos
+            return model.decode(text, None)
+        decode = partial(asyncio.get_running_loop().run_in_executor, self._decoders, partial(model.decode, text))
+        if not (self._fetcher and photo.startswith(("http://", "https://"))):
+            return await decode(photo)
+        async with self._fetching:  # so many photos are in memory beside the bodies
+            try:
+                limit_s = _FETCHING_SHARE * (call.deadline - time.monotonic())
+                return await decode(await self._fetcher.fetch(photo, limit_s))
+            except PhotoError as error:
+                return ServedItem(text, error.reason, error.message)
+
     async def check_ready(self) -> str:
         """Return why the service is not ready, "" if it is: a simple product goes through the batcher."""
         if self.is_draining:
@@ -159,8 +145,7 @@ class Service:
         model, self._canary_error = self.model, ""
         try:
             future = self._batcher.submit((model, (1, None)), [model.canary()], first=True)
-            results = await asyncio.wait_for(asyncio.wrap_future(future), _CANARY_SECONDS)
-            model.check_canary(results)
+            model.check_canary(*await asyncio.wait_for(asyncio.wrap_future(future), _CANARY_SECONDS))
         except TimeoutError:
             self._canary_error = f"a simple product was not answered within {_CANARY_SECONDS:.0f} s"
         except Exception as error:
@@ -173,48 +158,43 @@ class Service:
         """Return whether the batcher works."""
         return self._batcher.stuck_s() < _STUCK_SECONDS
 
+    def _current_signatures(self) -> list[tuple[object, ...]]:
+        return [signature(*self.source.last_files), signature(*[self.settings.keys] if self.settings.keys else [])]
+
     async def watch(self) -> None:
         """Look for newer models and keys, for ever."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if signature(self.source.path) not in ((), self._signature):
+            current, old = self._current_signatures(), self._signatures
+            if current[0] not in ((), old[0]):
                 await self.reload()
-            elif self.settings.keys and signature(self.settings.keys) not in ((), self._key_signature):
-                self._reload_keys()
+            elif self.keys and current[1] not in ((), old[1]):
+                self._signatures = current
+                self.keys.reload()
 
     async def reload(self) -> None:
         """Load the model and the keys again; what cannot be loaded is refused, the old one stays in service."""
         async with self._reloading:
-            self._reload_keys()
-            self._signature = signature(self.source.path)
+            self._signatures = self._current_signatures()
+            if self.keys:
+                self.keys.reload()
             try:
                 model = await asyncio.to_thread(self._load)  # explanations go on
             except Exception as error:  # whatever is wrong with the new model, the old one works
                 self.reload_error = f"{type(error).__name__}: see the log"  # a message may name folders of the server
-                metrics.RELOADS.labels("refused").inc()
+                observe.RELOADS.labels("refused").inc()
                 logger.error("a newer model was refused, the old one stays: %s", error)
                 return
-            metrics.MODEL.labels(self.model.name, self.model.fingerprint).set(0)
-            metrics.MODEL.labels(model.name, model.fingerprint).set(1)
-            metrics.RELOADS.labels("loaded").inc()
+            observe.MODEL.labels(self.model.name, self.model.fingerprint).set(0)
+            observe.MODEL.labels(model.name, model.fingerprint).set(1)
+            observe.RELOADS.labels("loaded").inc()
             self.model, self.reload_error = model, None
             logger.info("a newer model is in service: %s", model.fingerprint)
 
-    def _reload_keys(self) -> None:
-        if self.keys and self.settings.keys:
-            self._key_signature = signature(self.settings.keys)
-            try:
-                self.keys.replace(KeyFile.read(self.settings.keys).keys)
-            except ArtifactError as error:
-                logger.error("the keys cannot be read, the old ones stay: %s", error)
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Finish what is queued and end the threads."""
         self._batcher.close()
         for pool in (self._decoders, self._explainer):
             pool.shutdown(cancel_futures=True)
-
-
-def _run(lane: tuple[ServedModel, Wanted], items: Sequence[ServedItem]) -> list[ServedResult]:
-    model, wanted = lane
-    return model.run(wanted, items)
+        if self._fetcher:
+            await self._fetcher.close()

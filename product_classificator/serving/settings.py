@@ -1,4 +1,4 @@
-"""What a service serves, where, and within which limits."""
+"""What a service may use and where it listens; the options of `serve`."""
 
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -8,6 +8,7 @@ from product_classificator.errors import DataError
 
 MEGABYTE = 2**20
 _MAX_PORT = 65_535
+_MAY_BE_ZERO = ("port", "metrics_port", "drain_seconds", "insecure", "reproducible", "photo_urls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class ServeSettings:
         max_buffer_mb: Bodies in memory at a time; others get 503.
         batch: Products computed at once.
         reproducible: Compute each request alone, so that no digit of an answer depends on other requests.
+        photo_urls: Fetch photos that are given as https URLs, from public addresses only.
     """
 
     host: str = "127.0.0.1"
@@ -49,10 +51,11 @@ class ServeSettings:
     max_buffer_mb: float = 256.0
     batch: int = 64
     reproducible: bool = False
+    photo_urls: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("port", "metrics_port", "drain_seconds", "insecure", "reproducible") else 1e-6
+            least = 0 if name in _MAY_BE_ZERO else 1e-6
             if isinstance(value, int | float) and not least <= value < float("inf"):  # NaN is neither
                 raise DataError(f"{name} must be positive, got {value}")
             if name in ("port", "metrics_port") and value > _MAX_PORT:

@@ -1,6 +1,8 @@
 import base64
 import json
 import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
@@ -8,9 +10,10 @@ from fastapi.testclient import TestClient
 
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings.products import encode_products, prepare_image
+from product_classificator.remote.photo_urls import PhotoFetcher
 from product_classificator.runs import Run
 from product_classificator.serving.app import create_app
-from product_classificator.serving.model import ModelSource, ServedModel, Upload
+from product_classificator.serving.model import ModelSource, ServedModel
 from product_classificator.serving.settings import ServeSettings
 from tests.broken_photos import png_that_claims
 from tests.fakes import TinyEncoder, TinyTexts, jpeg, truncated_jpeg
@@ -60,8 +63,7 @@ def test_answers_are_those_of_predict(client, classificator):
 
 def test_what_is_judged_is_what_predict_returns_to_the_last_bit(classificator):
     model = ServedModel("tiny", classificator, 10**6, datetime.now(UTC))
-    uploads = [Upload(None, "A nice cup", PHOTO), Upload(None, "A nice hat", None), Upload(None, "", jpeg("red"))]
-    items = [model.decode(upload) for upload in uploads]
+    items = [model.decode("A nice cup", PHOTO), model.decode("A nice hat", None), model.decode("", jpeg("red"))]
     texts, images = (
         [item.text for item in items],
         [item.image if isinstance(item.image, str) else [item.image] for item in items],
@@ -99,6 +101,28 @@ def test_a_broken_product_costs_only_itself(client):
     assert details[3] == "photos are not fetched from URLs: send the file"
     assert answer["products"][4]["predictions"] == {}
     assert answer["products"][5] == classify(client, PRODUCTS[:1])["products"][0]
+
+
+def test_photos_by_url_are_fetched_if_the_service_may(serve):
+    client, listener = serve(photo_urls=True), socket.create_server(("127.0.0.1", 0))
+    client.app.state.service._fetcher = PhotoFetcher(10**6, 0.5, allow_http=True, is_allowed=lambda _: True)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/1.jpg"
+
+    def answer_once():
+        with listener, listener.accept()[0] as connection:
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + jpeg("red"))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(answer_once)
+        products = classify(client, [{"text": "A nice cup", "photo": photo} for photo in (url, "file:///1.jpg", PHOTO)])
+    statuses = [product["status"] for product in products["products"]]
+    assert statuses == ["ok", "image_unreadable", "ok"]
+    assert products["products"][0]["predictions"] == products["products"][2]["predictions"]
+    client.app.state.service._fetcher = PhotoFetcher(10**6)
+    (refused,) = classify(client, [{"text": "A nice cup", "photo": "https://127.0.0.1/1.jpg"}])["products"]
+    assert (refused["status"], refused["detail"]) == ("image_url_refused", "127.0.0.1 is not a public server")
+    assert refused["predictions"]
 
 
 class Poisoned(TinyTexts):

@@ -216,7 +216,7 @@ def test_keys_are_stored_as_hashes_that_only_their_owner_reads(tmp_path):
     assert len(secret) > 40
     assert secret not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
-    assert KeyRing(KeyFile.read(file).keys).find(secret).name == "shop"
+    assert KeyRing(file).find(secret).name == "shop"
     with pytest.raises(DataError, match="every key has a name of its own, 'shop' is taken"):
         add_key(file, "shop")
     with pytest.raises(DataError, match="the name of a key has 1 to 64 letters"):
@@ -224,7 +224,7 @@ def test_keys_are_stored_as_hashes_that_only_their_owner_reads(tmp_path):
     with pytest.raises(DataError, match="there is no key 'shp': did you mean 'shop'"):
         remove_key(file, "shp")
     remove_key(file, "shop")
-    assert KeyRing(KeyFile.read(file).keys).find(secret) is None
+    assert KeyRing(file).find(secret) is None
     file.write_text("{")
     with pytest.raises(
         ArtifactError, match=r"is not a file of API keys \(Invalid JSON: EOF .*\): make one \(.*keys add"
@@ -235,9 +235,9 @@ def test_keys_are_stored_as_hashes_that_only_their_owner_reads(tmp_path):
 def test_workers_share_a_quota(tmp_path):
     add_key(tmp_path / "keys.json", "shop", products_per_minute=4)
     (key,) = KeyFile.read(tmp_path / "keys.json").keys
-    ring = KeyRing([key], workers=2)
+    ring = KeyRing(tmp_path / "keys.json", workers=2)
     assert [ring.take(key, 1) for _ in range(3)] == [0, 0, 30]
-    assert KeyRing([key], workers=8).take(key, 1) == 0
+    assert KeyRing(tmp_path / "keys.json", workers=8).take(key, 1) == 0
 
 
 def test_other_machines_need_a_key_or_a_word(tmp_path):

@@ -116,7 +116,7 @@ def test_a_model_that_is_missing_or_cannot_answer_is_not_served(bundle, tmp_path
     with pytest.raises(ArtifactError, match="is none of them"):
         create_app(ModelSource(tmp_path), ServeSettings())
     with pytest.raises(ArtifactError, match="tiny cannot answer a simple product: failed"):
-        tiny_model(bundle).check_canary(["failed"])
+        tiny_model(bundle).check_canary("failed")
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""Fetches photos by URL and trusts neither the URL nor the server: public addresses only, within bytes and seconds.
+
+Every address that a name resolves to must be public, and the connection goes to the address that was checked, so a name
+that resolves differently a moment later (DNS rebinding) gains nothing. A redirect is checked like a URL. See OWASP,
+"Server-Side Request Forgery Prevention Cheat Sheet".
+"""
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any, TypeAlias
+
+import httpcore2 as httpcore
+import httpx2 as httpx
+
+from product_classificator.catalog.photo import PhotoError
+
+Address: TypeAlias = IPv4Address | IPv6Address
+
+_MAX_REDIRECTS = 3
+_CONNECT_SECONDS = 3.0  # to one of several addresses
+_REDIRECTS = (301, 302, 303, 307, 308)
+_HEADERS = [("User-Agent", "product_classificator"), ("Accept", "image/*"), ("Accept-Encoding", "identity")]
+_IMAGE = re.compile(
+    rb"(?s)[\xef\xbb\xbf\r\n\t ]*"  # scripts write some before a photo
+    rb"(\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftyp(avi|hei|hev|mif|msf))"
+)
+_SNIFFED_BYTES = 64
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address is one of the public internet, itself and what it embeds.
+
+    >>> [is_public(ip_address(a)) for a in ("93.184.215.14", "10.0.0.1", "169.254.169.254", "127.0.0.1", "224.0.0.1")]
+    [True, False, False, False, False]
+    >>> [is_public(ip_address(a)) for a in ("2606:4700::1111", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fd00::1", "::1")]
+    [True, False, False, False, False]
+    """
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped:
+            return is_public(address.ipv4_mapped)
+        if address.sixtofour or address.teredo or address in _NAT64:
+            return False
+    return address.is_global and not address.is_multicast
+
+
+class PhotoFetcher:
+    """Fetches photos, many at once; must be used from one event loop.
+
+    Args:
+        max_bytes: of a photo file.
+        timeout_s: of a photo in all: resolving, connecting, redirects and reading.
+        max_connections: at a time.
+        allow_http: also fetch without TLS, which anybody on the way can change.
+        is_allowed: which addresses to connect to.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        timeout_s: float = 10.0,
+        *,
+        max_connections: int = 64,
+        allow_http: bool = False,
+        is_allowed: Callable[[Address], bool] = is_public,
+    ) -> None:
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._schemes = ("https", "http") if allow_http else ("https",)
+        self._pool = httpcore.AsyncConnectionPool(
+            max_connections=max_connections, keepalive_expiry=5.0, network_backend=_CheckedBackend(is_allowed)
+        )
+
+    async def fetch(self, url: str, timeout_s: float | None = None) -> bytes:
+        """Return the file at a URL, which begins like an image.
+
+        Raises:
+            PhotoError: "url_refused" (scheme, address, redirects), "url_timeout", "url_too_large", "url_unreachable",
+                "url_http_404" and the like, or "url_not_image".
+        """
+        limit_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._followed(url)
+        except (TimeoutError, httpcore.TimeoutException) as error:
+            raise PhotoError("url_timeout", f"the photo was not there within {limit_s:.1f} s") from error
+        except (OSError, UnicodeError, httpx.InvalidURL, *_BROKEN) as error:
+            raise PhotoError("url_unreachable", f"the photo cannot be fetched: {type(error).__name__}") from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.aclose()
+
+    async def _followed(self, address: str) -> bytes:
+        url = httpx.URL(address)
+        for _ in range(_MAX_REDIRECTS + 1):
+            if url.scheme not in self._schemes or not url.host or url.userinfo:
+                rule = f"photos are fetched by {' or '.join(self._schemes)}, without a password"
+                raise PhotoError("url_refused", f"{rule}, got {url.scheme!r}")
+            target = httpcore.URL(scheme=url.scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+            async with self._pool.stream("GET", target, headers=_HEADERS) as response:
+                if response.status not in _REDIRECTS:
+                    return await self._image(response)
+                headers = {name.lower(): value for name, value in response.headers}
+                url = url.join(headers.get(b"location", b"").decode("ascii"))
+        raise PhotoError("url_refused", f"more than {_MAX_REDIRECTS} redirects")
+
+    async def _image(self, response: httpcore.Response) -> bytes:
+        if response.status != 200:
+            raise PhotoError(f"url_http_{response.status}", f"the server of the photo answered {response.status}")
+        data, is_image = bytearray(), False
+        async for chunk in response.aiter_stream():
+            data += chunk
+            if len(data) > self._max_bytes:
+                raise PhotoError("url_too_large", f"the photo has more than {self._max_bytes} bytes")
+            if not is_image and len(data) >= _SNIFFED_BYTES:
+                is_image = _begins_like_image(data)
+        _begins_like_image(data)
+        return bytes(data)
+
+
+def _begins_like_image(data: bytearray) -> bool:
+    if not _IMAGE.match(data):
+        raise PhotoError("url_not_image", "the URL leads to something else than an image")
+    return True
+
+
+_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, httpcore.UnsupportedProtocol)
+
+
+class _CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Resolves a name, checks all its addresses, and connects to one of those."""
+
+    def __init__(self, is_allowed: Callable[[Address], bool]) -> None:
+        self._backend, self._is_allowed = httpcore.AnyIOBackend(), is_allowed
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect; `PhotoError` if one of the addresses is not allowed."""
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(info[4][0]) for info in infos))
+        if not all(self._is_allowed(ip_address(address)) for address in addresses):
+            raise PhotoError("url_refused", f"{host} is not a public server")
+        failure: Exception = OSError(f"{host} has no address")
+        for address in addresses:
+            try:
+                return await self._backend.connect_tcp(address, port, _CONNECT_SECONDS)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
