@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import chain
@@ -21,12 +22,12 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.wildberries import is_wildberries
 from product_classificator.classificator import Classificator
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, embed_chunks
 from product_classificator.embeddings.products import EmbeddedProducts
@@ -48,7 +49,9 @@ _OWN_FILE = re.compile(r"\d{12}-\d{12}\.parquet|state\.json|\..*\.tmp")
 class OutputOptions:
     """Columns to write: `top_k` labels, decisions at a target precision between 0 and 1 (exclusive; `None`: none).
 
-    CSV begins with a byte order mark if `bom`: Excel reads it as UTF-8 only then.
+    CSV is for Excel if `bom`: it begins with a byte order mark, without which Excel does not read UTF-8, and an
+    apostrophe is put before what Excel would compute: cells that begin with `=`, `+`, `-`, `@`, a tab or a line break
+    (OWASP, CSV injection). `read_catalog` takes it away from ids, labels and names of columns.
     """
 
     top_k: int = 1
@@ -128,11 +131,9 @@ def _check(classificator: Classificator, catalog: Catalog, out: Path, options: O
         raise DataError(f"top_k must be 1 or more, got {options.top_k}")
     if not out.parent.is_dir() or out.is_dir():
         raise DataError(f"the output must be a file in an existing folder, got {out}")
-    sources = [Path(catalog.table.name), *([catalog.images.path] if catalog.images and catalog.images.path else [])]
-    if out.resolve() in [source.resolve() for source in sources]:
+    catalog.check_output(out)
+    if catalog.images and catalog.images.path == out.resolve():
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
-    if sources[0].is_dir() and not is_wildberries(sources[0]) and sources[0].resolve() in out.resolve().parents:
-        raise DataError(f"the output must not be in the folder that is the table, where the next call reads it: {out}")
     classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
     if options.min_precision is not None:
         classificator.bundle.check_can_decide(options.min_precision)
@@ -267,7 +268,11 @@ def _join(parts: Path, out: Path, decided: Sequence[str], *, bom: bool) -> tuple
     """Write the parts as one file; return the rows of each status, and the accepted values of each `decided` name."""
     statuses, accepted, kind = Counter[str](), Counter[str](), out.suffix.lower()
     files = sorted(parts.glob("*-*.parquet"))
-    plain = _flat if kind in (".csv", ".xlsx") else lambda table: table
+
+    def plain(table: pa.Table) -> pa.Table:
+        table = _flat(table) if kind in (".csv", ".xlsx") else table
+        return _without_formulas(table) if bom and kind == ".csv" else table
+
     schema = plain(pq.read_schema(files[0]).empty_table()).schema
     with replacing(out) as new, new.open("wb") as file, _appending(file, kind, schema, bom=bom) as append:
         for table in map(pq.read_table, files):
@@ -305,6 +310,12 @@ def _appending(file: IO[bytes], kind: str, schema: pa.Schema, *, bom: bool) -> I
     else:
         with pq.ParquetWriter(file, schema) as writer:
             yield writer.write_table
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    mark = partial(pc.replace_substring_regex, pattern=r"^[=+\-@\t\r\n]", replacement=r"'\0")
+    columns = [mark(column) if pa.types.is_string(column.type) else column for column in table.columns]
+    return pa.table(columns, mark(pa.array(table.column_names)).to_pylist())
 
 
 def _flat(table: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 
@@ -20,6 +20,7 @@ from product_classificator.catalog import (
     read_frame,
 )
 from product_classificator.catalog.photo import Channels
+from product_classificator.catalog.table import TableSource
 from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_encoder
 from product_classificator.encoders.ruclip import delete_ruclip
 from product_classificator.errors import DataError
@@ -31,8 +32,6 @@ from product_classificator.published.texts import read_raw, with_labels
 from product_classificator.runs import Run
 from product_classificator.training import Callbacks, Training, TrainSettings, train_heads
 from product_classificator.training.settings import with_changes
-
-TableSource: TypeAlias = str | Path | pd.DataFrame
 
 
 class Trainer:
@@ -157,7 +156,7 @@ class Trainer:
         table = self.path_to_texts
         if isinstance(table, pd.DataFrame):
             return table
-        return read_raw(table) if is_wildberries(table) else pd.DataFrame(read_frame(table))
+        return _read_raw_or_frame(table)
 
     def _preprocessing_texts(self, products: pd.DataFrame, clean: bool = False) -> pd.DataFrame:
         """Return the products to learn from, here with labels for raw characteristics of Wildberries.
@@ -173,16 +172,13 @@ class Trainer:
         if not loads and not changes:
             return self.path_to_texts
         products = self._loading_texts()
-        if changes and isinstance(products, str | Path):
-            products = read_raw(products) if is_wildberries(products) else read_frame(products)
+        if changes and not isinstance(products, pd.DataFrame | None):
+            products = _read_raw_or_frame(products)
         if isinstance(products, pd.DataFrame):
             takes_clean = len(signature(self._preprocessing_texts).parameters) > 1
             products = self._preprocessing_texts(products, *[self.clean_text] * takes_clean)
-        if not isinstance(products, str | Path | pd.DataFrame):
-            raise DataError(
-                "_loading_texts and _preprocessing_texts must return the products (a DataFrame or a path), got "
-                f"{type(products).__name__}"
-            )
+        if products is None:
+            raise DataError("_loading_texts and _preprocessing_texts must return the products, got None")
         return products
 
     def _load_catalog(self) -> Catalog:
@@ -285,3 +281,8 @@ class Trainer:
             delete_ruclip(model, self._models_dir)
             if run.encoder != self._encoder_name and not run.has_own_encoder:
                 replace(run, encoder=self._encoder_name).save()  # the name downloads the deleted model again
+
+
+def _read_raw_or_frame(table: TableSource) -> pd.DataFrame:
+    is_raw = isinstance(table, str | Path) and is_wildberries(table)
+    return read_raw(table) if is_raw else pd.DataFrame(read_frame(table))

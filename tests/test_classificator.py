@@ -187,6 +187,25 @@ def test_one_broken_product_costs_only_itself_if_statuses_are_asked_for(classifi
         classificator.predict("hat", errors="ignore")
 
 
+def test_a_product_may_have_several_photos(classificator, tmp_path, caplog):
+    red, blue = jpeg("red"), jpeg("blue")
+    (tmp_path / "a.jpg").write_bytes(red)
+    vectors = classificator.get_products_embeddings(images=[[tmp_path / "a.jpg", blue], red, (blue,), [None, blue], []])
+    mean = (vectors[1] + vectors[2]) / (vectors[1] + vectors[2]).norm()
+    assert np.allclose(vectors[0], mean, atol=1e-6)
+    assert (vectors[2] == vectors[3]).all() and not vectors[4].any()
+    predictions = classificator.predict("A nice hat", [[red, b"broken", blue]], errors="status")
+    assert predictions.status.tolist() == ["ok"]
+    assert classificator.predict(images=[[b"broken", b""]], errors="status").status == ["set_aside:image_unreadable"]
+    assert classificator.predict("A nice hat", [[red, b"broken"]]).status.tolist() == ["ok"]
+    assert classificator.predict("A nice hat", b"broken").status.tolist() == ["image_unreadable"]
+    assert caplog.text.count("photos that cannot be read, of products used without them: unreadable: this is not") == 2
+    with pytest.raises(DataError, match=r"photo number 0 .counted from 0. cannot be read"):
+        classificator.get_products_embeddings("A nice hat", [[red, b"broken"]])
+    with pytest.raises(DataError, match=r"got 1 and 2; several photos of one product are a list among the photos"):
+        classificator.predict("A nice hat", [red, blue])
+
+
 def test_more_images_than_are_prepared_at_once_are_classified(classificator, monkeypatch):
     monkeypatch.setattr("product_classificator.embeddings.products._IMAGES_AT_ONCE", 4)
     images = [jpeg(("red", "green", "blue")[number % 3]) if number % 7 else None for number in range(10)]

@@ -11,6 +11,8 @@ import pytest
 from product_classificator.audit import audit_run
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
+from product_classificator.cli.options import ProductOptions
+from product_classificator.cli.tables import open_labelled
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.heads import HeadBundle
@@ -49,6 +51,18 @@ def training(tmp_path_factory):
 @pytest.fixture
 def classificator(training):
     return Classificator.from_parts(TinyEncoder(), training.fitted.bundle)
+
+
+def test_a_run_keeps_how_its_labels_were_separated(tmp_path):
+    table = frame()
+    table["materials"] = [None if cell is None else ", ".join([*cell, "new"]) for cell in table.materials]
+    catalog = read_catalog(table, text="title", characteristics=["kind"], multi_label="materials")
+    train_heads(catalog, tmp_path / "run", QUICKER, encoder=TinyEncoder())
+    run = Run.load(tmp_path / "run")
+    assert run.columns.label_separator == {"materials": ","}
+    few = table.assign(materials=["wool, silk", *["wool"] * (len(table) - 1)])  # by these alone it would not be found
+    few.to_csv(tmp_path / "few.csv", index=False)
+    assert open_labelled(run, tmp_path / "few.csv", ProductOptions()).truth()["materials"][0] == {"wool", "silk"}
 
 
 def test_the_labels_of_a_list_are_learned_and_scored(training):

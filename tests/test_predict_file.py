@@ -17,6 +17,7 @@ from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.predict_file import OutputOptions, PredictSummary, _state, predict_to_file
 from product_classificator.training import train_heads
+from tests.command_line import call
 from tests.fakes import TinyEncoder, jpeg
 from tests.fixtures import QUICKER
 from tests.slow_prediction import predict_slowly
@@ -62,6 +63,18 @@ def test_excel_shows_every_letter_and_computes_nothing(classificator, tmp_path):
     assert (tmp_path / "p.csv").read_bytes().startswith('\ufeff"код","kind"'.encode())
     cells = next(iter(openpyxl.load_workbook(tmp_path / "p.xlsx").active.columns))
     assert [(cell.value, cell.data_type) for cell in cells] == [("код", "s"), ("=1+1", "s"), ("б", "s")]
+
+
+def test_excel_computes_nothing_of_a_csv_and_it_reads_back(classificator, tmp_path):
+    ids = ["=1+1", "+7", "-3", "@SUM(1)", "a=1", '=HYPERLINK("https://x.example","y")']
+    catalog = read_catalog(pd.DataFrame({"-код": ids, "title": "a cup"}), id="-код")
+    predict_to_file(classificator, catalog, tmp_path / "p.csv", OutputOptions(bom=True))
+    cells = pd.read_csv(tmp_path / "p.csv", dtype=str)
+    assert cells["'-код"].tolist() == ["'=1+1", "'+7", "'-3", "'@SUM(1)", "a=1", f"'{ids[-1]}"]
+    again = read_catalog(tmp_path / "p.csv", id="-код", text="kind")
+    assert (again.ids.tolist(), again.texts()) == (ids, ["cup"] * 6)
+    predict_to_file(classificator, catalog, tmp_path / "plain.csv")
+    assert pd.read_csv(tmp_path / "plain.csv", dtype=str)["-код"].tolist() == ids
 
 
 def test_more_rows_than_excel_holds_are_refused(classificator, catalog, tmp_path, monkeypatch):
@@ -260,6 +273,26 @@ def test_predictions_are_not_written_among_the_files_of_a_table(classificator, t
     pd.DataFrame({"nm": [1], "title": ["cup"]}).to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(DataError, match=r"must not be in the folder that is the table, where the next call reads it"):
         predict_to_file(classificator, read_catalog(tmp_path), tmp_path / "p.csv")
+
+
+def test_nothing_is_written_where_the_next_call_reads_it_as_the_table(tmp_path):
+    frame = pd.DataFrame({"nm": range(4), "title": "cup", "kind": list("abab")})
+    (tmp_path / "shop/deep").mkdir(parents=True)
+    frame.to_parquet(tmp_path / "shop/a.parquet")
+    for table in (tmp_path / "shop", [tmp_path / "shop"], tmp_path / "shop/**/*.parquet"):
+        catalog = read_catalog(table, characteristics="kind")
+        for folders in ({"out": "shop/run"}, {"out": "run", "store": "shop/deep/store"}):
+            paths = {name: tmp_path / folder for name, folder in folders.items()}
+            with pytest.raises(
+                DataError, match=r"output must not be in the folder that is the table.* name a path out"
+            ):
+                train_heads(catalog, settings=QUICKER, encoder=TinyEncoder(), **paths)
+    for table, out in (("shop/*.parquet", "shop/p.parquet"), ("shop/a.parquet", "shop/a.parquet")):
+        with pytest.raises(DataError, match="the output must not be the table or the photos themselves"):
+            read_catalog(tmp_path / table).check_output(tmp_path / out)
+        read_catalog(tmp_path / table).check_output(tmp_path / "shop/run")
+    assert "must not be in the folder" in call("embed", tmp_path / "shop", "--out", tmp_path / "shop/s", code=1)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.parquet", "deep", "shop"]
 
 
 def test_an_empty_table_is_named(classificator, tmp_path):

@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
 from product_classificator import Classificator, make_marketplace
+from product_classificator.catalog.table import open_table
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.published.params import published_heads
 from product_classificator.runs import Run
@@ -103,8 +105,22 @@ def test_a_subclass_brings_and_changes_the_products(make_trainer, shop_files):
         def _loading_texts(self):
             return None
 
-    with pytest.raises(DataError, match=r"must return the products .* got NoneType"):
+    with pytest.raises(DataError, match=r"must return the products, got None"):
         Forgetful(None, shop_files[0])._load_catalog()
+
+
+def test_products_may_come_as_files_arrow_tables_and_datasets(shop_files):
+    table, photos = shop_files
+    frame = pa.Table.from_pandas(pd.read_parquet(table), preserve_index=False)
+
+    class Sockless(Trainer):
+        def _preprocessing_texts(self, products):
+            return products[products.kind != "sock"]
+
+    for products in ([table], frame, open_table(frame)):
+        for kind, n in ((Trainer, 3), (Sockless, 2)):
+            catalog = kind(photos, products, ["kind"], text="description")._load_catalog()
+            assert len(set(catalog.truth()["kind"]) - {None}) == n
 
 
 def test_a_model_fetched_to_the_cache_is_deleted_when_asked_for(make_trainer, tmp_path):

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.columns import MAX_PHOTOS, ROW_NUMBER, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, open_images
-from product_classificator.catalog.labels import PathTable, read_label_sets, read_labels
+from product_classificator.catalog.labels import PathTable, find_separator, read_label_sets, read_labels
 from product_classificator.catalog.lookup import ImageRef, id_key, refs_of
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.catalog.table import TableSource, open_table
@@ -59,6 +59,7 @@ class Catalog:
         self.table, self.columns, self.images = table, columns, images
         self._unknown = frozenset(("", *unknown, *canonical(pa.array(unknown, pa.string())).to_pylist()))
         self._truth: Truth | None = None
+        self.label_separators: dict[str, str] = {}  # of the characteristics that were read
 
     @property
     def issues(self) -> Mapping[str, int]:
@@ -125,6 +126,17 @@ class Catalog:
         """Find an image without reading it, errors as in `image_bytes`."""
         return image.data or (self.images and self.images.locate(image.name, is_id=image.is_id))
 
+    def check_output(self, path: Path) -> None:
+        """Raise `DataError` if an output is the table, or in its folder, where the next call reads it."""
+        path = path.resolve()
+        for source in self.table.sources:
+            folder = Path(str(source).partition("**")[0]).resolve()
+            if path == folder or path.match(str(source.absolute())):
+                raise DataError(f"the output must not be the table or the photos themselves, got {path}")
+            if folder.is_dir() and folder in path.parents:
+                rule = "the output must not be in the folder that is the table, where the next call reads it"
+                raise DataError(f"{rule}: name a path outside of {folder}, got {path}")
+
     def texts(self) -> list[str]:
         """Return the joined raw texts of all products."""
         batches = self.table.batches(self.columns.text or (self.columns.id,), _READ_ROWS)
@@ -165,8 +177,11 @@ class Catalog:
         cells = pa.chunked_array([batch.column(name) for batch in batches], pa.string())
         if name not in self.columns.multi_label:
             return read_labels(cells, name, self._unknown)
-        has_lists, separator = self.table.holds_lists(name), self.columns.label_separator
-        return read_label_sets(cells, name, self._unknown, has_lists=has_lists, separator=separator)
+        separator = self.columns.label_separator
+        separator = separator.get(name) if isinstance(separator, dict) else separator
+        separator = None if self.table.holds_lists(name) else separator or find_separator(cells, name)
+        self.label_separators |= {name: separator} if separator else {}
+        return read_label_sets(cells, name, self._unknown, separator)
 
 
 def _ids(column: pa.Array) -> list[str]:
@@ -185,7 +200,7 @@ def read_catalog(
     encoding: str | None = None,
     na_values: str | Sequence[str] = UNKNOWN,
     max_photos: int = MAX_PHOTOS,
-    label_separator: str | None = None,
+    label_separator: str | dict[str, str] | None = None,
     path: str | None = None,
     path_separator: str | None = None,
 ) -> Catalog:
@@ -211,7 +226,8 @@ def read_catalog(
         encoding: of a text file; `None`: found from all of its bytes.
         na_values: cells that mean an unknown label or an empty text, besides blank ones.
         max_photos: the first so many photos of a product are used: the mean of their vectors.
-        label_separator: what separates labels in multi-label cells; `None`: "|" or, if most cells have it, ";" or ",".
+        label_separator: what separates labels in multi-label cells, or that of each characteristic; `None`: "|" or, if
+            most cells have it, ";" or ",".
         path: a column like `Clothing >> Women >> Dresses`; its levels `<path>_1`, `<path>_2`, ... are characteristics.
         path_separator: what separates the levels, like ">>"; `None`: what most cells have.
 
@@ -305,7 +321,7 @@ def _first_cells(table: Table, names: Sequence[str]) -> dict[str, list[str | Non
         return _first_cells(table, names[:half]) | _first_cells(table, names[half:]) if half else {}
 
 
-def read_frame(table: str | Path) -> Any:
+def read_frame(table: TableSource) -> Any:
     """Return a whole table as a pandas DataFrame: values as strings, lists as lists."""
     opened = open_table(table)
     schema = pa.schema([(name, pa.string()) for name in opened.columns])

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from product_classificator.catalog.columns import ROW_NUMBER, unique_names
-from product_classificator.errors import DataError, culprits
+from product_classificator.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Table(ABC):
     def __init__(self, name: str, names: Iterable[object]) -> None:
         self.name, self.columns = name, unique_names(names, name)
         self.issues: Counter[str] = Counter()
+        self.sources: Sequence[Path] = ()  # files, folders and patterns that it was opened as
 
     def holds_lists(self, column: str) -> bool:
         """Return whether a column holds lists: by its type or, without types, by its values."""
@@ -92,10 +94,10 @@ def _from_python(values: Any, issues: Counter[str]) -> pa.Array:
     with suppress(pa.ArrowException, UnicodeEncodeError, OverflowError):
         array = _from_pandas(values)
         kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-        if not (isinstance(kind, pa.BaseExtensionType) or pa.types.is_duration(kind)):
+        if not (isinstance(kind, pa.BaseExtensionType) or pa.types.is_duration(kind) or _is_nested(kind)):
             return as_strings(array, issues)
     is_known = values.notna() if hasattr(values, "notna") else (value is not None for value in values)
-    cells = [_cell(value) if known else None for value, known in zip(values, is_known, strict=True)]
+    cells = [_cell(value, issues) if known else None for value, known in zip(values, is_known, strict=True)]
     return pa.array(cells, pa.string())
 
 
@@ -108,6 +110,10 @@ def is_image_type(kind: pa.DataType) -> bool:
     """Return whether values of a type may be images: bytes, structs with bytes, or lists of them."""
     kind = kind.value_type if isinstance(kind, LIST_TYPES) else kind
     return kind in _BINARY_TYPES or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return isinstance(kind, LIST_TYPES) and pa.types.is_nested(kind.value_type)
 
 
 def has_bytes(images: pa.Array) -> bool:
@@ -131,8 +137,10 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
         except pa.ArrowInvalid:
             array = array.cast(pa.large_list(pa.large_binary()) if is_list else pa.large_binary())
     kind = array.type
+    if _is_nested(kind):
+        raise DataError(f"lists must hold plain values, found {kind}: flatten them first")
     if is_list or kind in _BINARY_TYPES or isinstance(kind, pa.UuidType):
-        cells = [None if value is None else _cell(value) for value in array.to_pylist()]
+        cells = [None if value is None else _cell(value, issues) for value in array.to_pylist()]
         issues["cells_with_wrong_bytes"] += sum("\ufffd" in cell for cell in cells if cell)
         return pa.array(cells, pa.string())
     if pa.types.is_nested(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.BaseExtensionType):
@@ -147,20 +155,22 @@ def as_strings(array: pa.Array, issues: Counter[str] | None = None) -> pa.Array:
     return pc.cast(array, pa.string())
 
 
-def _cell(value: Any) -> str:
-    """Return a value as text, a list as a JSON array of strings in which nulls stay."""
+def _cell(value: Any, issues: Counter[str]) -> str | None:
+    """Return a value as text, a list as a JSON array of strings in which nulls stay; nothing of nested lists."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if not isinstance(value, LISTS):
         return str(value).encode("utf-8", "replace").decode()  # UTF-8 holds no lone surrogates
-    if nested := [type(entry).__name__ for entry in value if isinstance(entry, (*LISTS, dict))]:
-        raise DataError(f"lists must hold plain values, found {culprits(nested)}: flatten them first")
-    return json.dumps([None if entry is None else _cell(entry) for entry in value], ensure_ascii=False)
+    if any(isinstance(entry, (*LISTS, dict)) for entry in value):
+        issues["cells_left_out_for_nested_lists"] += 1
+        return None
+    return json.dumps([None if entry is None else _cell(entry, issues) for entry in value], ensure_ascii=False)
 
 
 _DATE, _TIME = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d:\d\d"
 _CANONICAL_FORMS = (
     (r'^="(.*)"$', r"\1"),  # keeps zeros before a number in spreadsheets
+    (r"^'([=+\-@])", r"\1"),  # keeps spreadsheets from computing
     (r"^(-?\d+)\.0+$", r"\1"),
     (rf"^({_DATE})[ T]00:00:00(\.0+)?$", r"\1"),
     (rf"^((?:{_DATE} )?{_TIME})\.0+$", r"\1"),

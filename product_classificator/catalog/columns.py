@@ -32,7 +32,10 @@ UNKNOWN: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Columns:
-    """The role of each column, as in `read_catalog`; an empty `text` is for photos only; photos per product."""
+    """The role of each column, as in `read_catalog`; an empty `text` is for photos only; photos per product.
+
+    A run has a dictionary of the separators that were found, by characteristic.
+    """
 
     id: str
     text: tuple[str, ...] = ()
@@ -40,7 +43,7 @@ class Columns:
     photo: str | None = None
     multi_label: tuple[str, ...] = ()
     max_photos: int = MAX_PHOTOS
-    label_separator: str | None = None
+    label_separator: str | dict[str, str] | None = None
     path: str | None = None
     path_separator: str | None = None
 
@@ -67,7 +70,7 @@ def unique_names(names: Iterable[object], table: str) -> list[str]:
     unique: dict[str, None] = {}
     repeats: Counter[str] = Counter()
     for name in names:
-        plain = trimmed = visible(str(name)).strip()
+        plain = trimmed = re.sub(r"^'(?=[=+\-@])", "", visible(str(name)).strip())  # as in `canonical`
         while plain in unique:
             repeats[trimmed] += 1
             plain = f"{trimmed}.{repeats[trimmed]}"

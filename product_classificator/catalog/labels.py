@@ -60,33 +60,33 @@ def _look(label: str) -> str:
     return re.sub(r"[\s_\-\u2010-\u201f\"'`«»]+", "", plain).rstrip(".,;:!") or label
 
 
-def read_label_sets(
-    array: pa.ChunkedArray, name: str, unknown: Collection[str], *, has_lists: bool, separator: str | None = None
-) -> Strings:
+def read_label_sets(array: pa.ChunkedArray, name: str, unknown: Collection[str], separator: str | None) -> Strings:
     """Return a column of strings as sets of labels, `None` where they are unknown.
 
-    Cells are as `split_labels` reads them; if the table holds lists there (`has_lists`), a plain one is one label.
-    A `separator` of `None` is found in the cells.
+    Cells are as `split_labels` reads them; without a `separator`, in a column of lists, a plain one is one label.
     """
     encoded = _encoded(pc.utf8_trim_whitespace(array))
     texts = encoded.dictionary.to_pylist()
-    separator = "|" if has_lists else separator or _separator(texts, name)
     cells, malformed, plain = [], [], []
     for cell in texts:
-        is_plain = has_lists and not is_list_cell(cell)
+        is_plain = separator is None and not is_list_cell(cell)
         if is_plain and cell and cell not in unknown:
             plain.append(cell)
         try:
-            entries = [cell] if is_plain or cell in unknown else split_labels(cell, separator)
+            entries = [cell] if is_plain or cell in unknown else split_labels(cell, separator or "|")
             # Half of an emoji, as an escape, cannot be encoded.
             cells.append(["" if e is None else str(e).encode("utf-8", "replace").decode() for e in entries])
         except ValueError:
             malformed.append(cell)
+            cells.append([""])
     if malformed:
-        raise DataError(
+        sentence = (
             f'a cell of the multi-label column {name!r} is a list of labels or labels joined by "|", found '
             f'{culprits(malformed)}; write lists like ["a", "b"], or save the table as parquet'
         )
+        if len(malformed) * 2 > len(texts):
+            raise DataError(sentence)
+        logger.warning("%s: these are unknown", sentence)
     if plain:
         rule = "holds lists, so it is multi-label; plain cells are one label each"
         logger.warning("%s %s: %s", name, rule, culprits(plain))
@@ -97,8 +97,9 @@ def read_label_sets(
     return _decoded([labels if labels or not cell else None for labels, cell in zip(sets, cells, strict=True)], encoded)
 
 
-def _separator(cells: Sequence[str], name: str) -> str:
+def find_separator(array: pa.ChunkedArray, name: str) -> str:
     """Return "|", or with a warning what else is in most different cells of a column without "|" and lists."""
+    cells = [cell for cell in pc.unique(array).to_pylist() if cell is not None]
     if not any("|" in cell or is_list_cell(cell) for cell in cells):
         for mark in ";,":
             if sum(mark in cell for cell in cells) * 2 > len(cells):
@@ -145,7 +146,7 @@ class PathTable(Table):
         n_levels = n_levels or self._find_levels()
         super().__init__(table.name, [*table.columns, *(f"{path}_{level}" for level in range(1, n_levels + 1))])
         self.levels = self.columns[-n_levels:]
-        self.encoding = getattr(table, "encoding", "")
+        self.encoding, self.sources = getattr(table, "encoding", ""), table.sources
 
     def _find_levels(self) -> int:
         """Find what separates levels, unless it is named, and return their number."""

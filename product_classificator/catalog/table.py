@@ -81,7 +81,9 @@ def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
     files = [file for path in paths for file in _files(Path(path))]
     parts = [_open_file(file, encoding) for file in files]
     name = culprits(paths) if len(paths) > 1 else str(paths[0])
-    return parts[0] if files == [Path(paths[0])] else _JoinedTable(name, parts)
+    table = parts[0] if files == [Path(paths[0])] else _JoinedTable(name, parts)
+    table.sources = [*map(Path, paths)]
+    return table
 
 
 def _open_file(path: Path, encoding: str | None) -> Table:

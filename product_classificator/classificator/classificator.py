@@ -3,6 +3,7 @@
 It keeps the interface of product_classificator 0.0.6; CHANGELOG.md lists what it does not keep.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,11 +20,13 @@ from product_classificator.embeddings.products import ImageInput, ImagesInput, T
 from product_classificator.encoders import Encoder, embed_labels, load_encoder
 from product_classificator.encoders.base import Dtype, is_exported
 from product_classificator.encoders.clip import clip_towers, dtype_of
-from product_classificator.errors import ArtifactError, DataError, nearest
+from product_classificator.errors import ArtifactError, DataError, culprits, nearest
 from product_classificator.files import cache_home
 from product_classificator.heads import HeadBundle, zero_shot_heads
 from product_classificator.runs import Run
 from product_classificator.types import Embeddings, Explanation, Predictions, strings
+
+logger = logging.getLogger(__name__)
 
 Errors = Literal["raise", "status"]
 
@@ -182,12 +185,14 @@ class Classificator:
 
         Args:
             texts: one text, n texts, or `None`; `None` in a sequence is a product without text.
-            images: one image, n images, or `None`; `None` in a sequence is a product without image.
+            images: one image, n images, or `None`; in a sequence, `None` is a product without image, and a list several
+                images of one product, whose vectors are averaged.
             characteristics: one or several to predict; `None`: `heads`.
             min_precision: target precision between 0 and 1 (exclusive): predictions expected to reach it are "auto",
                 the others "review" (`Predictions.decisions`). `None`: no decisions.
-            errors: what a product with an unreadable image, or with neither image nor text, leads to: "raise" raises
-                for the whole call, "status" gives the reason in `Predictions.status`, as bulk prediction does.
+            errors: what a product with nothing usable, because its images cannot be read or there are none and no text,
+                leads to: "raise" raises for the whole call, "status" gives the reason in `Predictions.status`, as bulk
+                prediction does. Other products with unreadable images have a status, too, and are a warning.
 
         Raises:
             DataError: texts and images differ in length or have the wrong type, the heads use none of them, a
@@ -199,13 +204,17 @@ class Classificator:
         text_list, image_list = inputs.align(texts, images)
         self.check_inputs(has_images=images is not None, has_texts=texts is not None)
         used_texts = text_list if texts is not None and self.bundle.text_dim else None
-        prepared = self._prepared(image_list, errors) if images is not None and self.bundle.image_dim else None
+        broken: dict[int, PhotoError] = {}
+        prepared = self._prepared(image_list, broken) if images is not None and self.bundle.image_dim else None
         products = inputs.encode_products(self.encoder, [*map(str, range(len(text_list)))], used_texts, prepared)
         names = [characteristics] if isinstance(characteristics, str) else characteristics
         predictions = self.judge(products, text_list, names, min_precision)
         unusable = np.flatnonzero(~predictions.is_known)
         if errors == "raise" and len(unusable):
+            _raise_first({row: broken[row] for row in unusable.tolist() if row in broken})
             raise DataError(f"a product needs {self._needs}: number {unusable[0]} (counted from 0) has none")
+        if errors == "raise" and broken:
+            logger.warning("photos that cannot be read, of products used without them: %s", culprits(broken.values()))
         return predictions
 
     def judge(
@@ -235,16 +244,18 @@ class Classificator:
         if not (has_images and self.bundle.image_dim) and not (has_texts and self.bundle.text_dim):
             raise DataError(f"for these heads a product needs {self._needs}, none was given")
 
-    def _prepared(self, images: Sequence[ImageInput | None], errors: Errors) -> Iterator[list[Image.Image] | str]:
-        """Yield each image, prepared, or the reason why there is none."""
-        for row, image in enumerate(images):
-            try:
-                limits = self.channels, self.max_pixels
-                yield "missing" if image is None else [inputs.prepare_image(self.encoder, image, *limits)]
-            except PhotoError as error:
-                if errors == "raise":
-                    raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error
-                yield error.reason
+    def _prepared(
+        self, products: Sequence[Sequence[ImageInput]], broken: dict[int, PhotoError]
+    ) -> Iterator[list[Image.Image] | str]:
+        """Yield the images of each product, prepared, or why there is none; add the first error of each to `broken`."""
+        for row, images in enumerate(products):
+            prepared = list[Image.Image]()
+            for image in images:
+                try:
+                    prepared.append(inputs.prepare_image(self.encoder, image, self.channels, self.max_pixels))
+                except PhotoError as error:
+                    broken.setdefault(row, error)
+            yield prepared or (broken[row].reason if row in broken else "missing")
 
     def _explain(self, run: Run, predictions: Predictions, embeddings: Embeddings, row: int) -> dict[str, Explanation]:
         from product_classificator.classificator.neighbors import with_nearest  # imports pyarrow
@@ -259,8 +270,10 @@ class Classificator:
         import torch  # most answers need none
 
         text_list, image_list = inputs.align(texts, images)
-        rows, prepared = [*map(str, range(len(text_list)))], self._prepared(image_list, "raise")
-        embeddings = inputs.encode_products(self.encoder, rows, text_list, prepared).embeddings
+        rows, broken = [*map(str, range(len(text_list)))], dict[int, PhotoError]()
+        products = inputs.encode_products(self.encoder, rows, text_list, self._prepared(image_list, broken))
+        _raise_first(broken)
+        embeddings = products.embeddings
         return torch.from_numpy(np.concatenate([embeddings.image, embeddings.text], 1))
 
     def export_model_to_onnx(self, text: str, image: ImageInput) -> None:
@@ -320,3 +333,8 @@ class Classificator:
             if was_onnx:
                 self.to_onnx_clip()
         return self
+
+
+def _raise_first(broken: Mapping[int, PhotoError]) -> None:
+    for row, error in broken.items():
+        raise DataError(f"photo number {row} (counted from 0) cannot be read: {error}") from error

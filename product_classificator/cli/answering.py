@@ -45,6 +45,7 @@ def predict(options: Predict) -> None:
 def embed(options: Embed) -> None:
     """Embed a table into a store and print what was encoded."""
     catalog = open_catalog(*open_once(options.table, options.products.encoding), options.products)
+    catalog.check_output(options.out)
     chosen = options.encoder
     encoder = load_encoder(chosen.encoder or "lite", device=chosen.device, dtype=chosen.dtype)
     store = EmbeddingStore(options.out, encoder)

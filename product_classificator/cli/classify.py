@@ -11,13 +11,14 @@ from product_classificator.cli.options import Classify
 
 def classify(options: Classify) -> None:
     """Classify one product and print its predictions."""
-    if options.image is None and not options.text:
+    if not options.image and not options.text:
         console.log.print("error: a product needs a photo or a text: give --image, --text or both", style="red")
         sys.exit(2)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     classificator.channels = options.channels or classificator.channels
     classificator.max_pixels = options.max_pixels or classificator.max_pixels
-    predictions = classificator.predict(options.text, options.image, min_precision=options.min_precision)
+    images = [options.image] if options.image else None
+    predictions = classificator.predict(options.text, images, min_precision=options.min_precision)
     explanations = predictions.explain(0) if options.explain else {}
     if options.json:
         values = console.predictions_json(predictions, options.top_k)

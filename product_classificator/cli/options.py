@@ -160,7 +160,7 @@ class Classify:
 
     run: Run
     _: KW_ONLY
-    image: Annotated[Path | None, doc("Photo file.")] = None
+    image: Annotated[tuple[Path, ...], doc("Photo file; several may be given.")] = ()
     text: Annotated[str | None, doc("Text of the product.")] = None
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's.")] = None
     max_pixels: Annotated[PositiveInt | None, doc("Refuse a larger photo. Default: 50 million.")] = None

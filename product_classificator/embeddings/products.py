@@ -23,7 +23,7 @@ ImageInput: TypeAlias = Image.Image | np.ndarray | bytes | bytearray | memoryvie
 """A Pillow image, an (h, w, 3) uint8 RGB array, or an image file: bytes, path, open, base64 data URI."""
 
 TextsInput: TypeAlias = str | Sequence[str | None] | None
-ImagesInput: TypeAlias = ImageInput | Sequence[ImageInput | None] | None
+ImagesInput: TypeAlias = ImageInput | Sequence[ImageInput | Sequence[ImageInput] | None] | None
 
 Vectors: TypeAlias = npt.NDArray[np.floating[Any]]
 Thumbnails: TypeAlias = npt.NDArray[np.uint8]
@@ -202,17 +202,21 @@ def _file_bytes(image: Any) -> bytes | None:
     return bytes(image) if isinstance(image, bytes | bytearray | memoryview) else None
 
 
-def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[ImageInput | None]]:
-    """Return texts ("" where there is none) and images (`None` where there is none) of n products."""
+def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[list[ImageInput]]]:
+    """Return the text ("" if there is none) and the images of each of n products."""
     text_list, image_list = _as_list(texts), _as_list(images)
     if text_list is None and image_list is None:
         raise DataError("a product needs a photo or a text: give texts, images, or both")
     if text_list is not None and image_list is not None and len(text_list) != len(image_list):
-        raise DataError(f"texts and images must have the same length, got {len(text_list)} and {len(image_list)}")
+        hint = "; several photos of one product are a list among the photos"
+        raise DataError(f"texts and images must have the same length, got {len(text_list)} and {len(image_list)}{hint}")
     n = len(text_list if text_list is not None else image_list or [])
     if wrong := {type(text).__name__ for text in text_list or [] if text is not None and not isinstance(text, str)}:
         raise DataError(f"a text must be a string or None, got {sorted(wrong)}")
-    return [str(text or "") for text in text_list or [""] * n], list(image_list or [None] * n)  # type: ignore[arg-type]
+    images_of = [item if isinstance(item, list | tuple) else [item] for item in image_list or [None] * n]
+    return [str(text or "") for text in text_list or [""] * n], [
+        [i for i in item if i is not None] for item in images_of
+    ]
 
 
 def _as_list(value: object) -> list[object] | None:

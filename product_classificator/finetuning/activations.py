@@ -4,7 +4,7 @@
 forward pass, so masks, pooling and projections stay its business: in the tail a placeholder returns the cached states.
 This works for any model of transformers whose towers keep their blocks in one list.
 
-`image.npy` has a row per product and `text.npy` the tokens of all texts, in catalog order. Both are allocated first;
+`image.npy` has a row per image and `text.npy` the tokens of all texts, in catalog order. Both are allocated first;
 `<first row>.json` then marks each chunk of products as complete, so an interrupted computation continues there and
 several processes share the work.
 """
@@ -73,17 +73,20 @@ class Activations:
         self._preparation: dict[Side, Any] = {"image": image.preparation, "text": text.preparation}
         max_pixels = catalog.images and catalog.images.max_pixels  # decides which images are too large
         digest, self.digests = blake2b(str(max_pixels).encode(), digest_size=16), list[bytes]()
-        n_tokens, self._chunks, self._n_images = [0], [0], 0
+        n_tokens, n_images, self._chunks, self._n_found = [0], [0], [0], 0
         for products in catalog.batches(CHUNK_PRODUCTS):
             loaded = self._load(products, _All())
             self.digests += [item.digest for item in loaded]
             _, lengths, owners = self._windows(products.texts)
             tokens = np.bincount(owners, lengths, len(products)).astype(int)
             n_tokens += [int(n) if clean(text) else 0 for n, text in zip(tokens, products.texts, strict=True)]
-            self._n_images += sum(item.image_status == "ok" for item in loaded)
+            n_images += map(len, products.images)
+            images = zip(products.images, loaded, strict=True)
+            self._n_found += sum(len(refs) - len(i.errors) for refs, i in images if i.image_status == "ok")
             self._chunks.append(products.first_row + len(products))
-        digest.update(b"".join(self.digests))
-        self.digest, self._text_start = digest.hexdigest(), np.cumsum(n_tokens)  # tokens before each product
+        self._text_start, self._image_start = np.cumsum(n_tokens), np.cumsum(n_images)  # before each product
+        digest.update(b"".join(self.digests) + self._image_start.tobytes())
+        self.digest = digest.hexdigest()
         self.has_text = np.array(n_tokens[1:]) > 0
 
     def cache(
@@ -110,21 +113,25 @@ class Activations:
             if products.first_row in missing:
                 loaded = self._compute(products)
                 pixels = (thumbnail(i.images[0]).tobytes() if i.images else bytes(THUMBNAIL_BYTES) for i in loaded)
-                images = [(data.hex(), i.image_status) for data, i in zip(pixels, loaded, strict=True)]
+                images = [(data.hex(), i.image_status, len(i.images)) for data, i in zip(pixels, loaded, strict=True)]
                 write_text(missing[products.first_row], json.dumps(images))
                 on_products(len(products))
         distributed.wait()
         images = [image for path in markers.values() for image in json.loads(path.read_text(encoding="utf-8"))]
-        image_status = strings([status for _, status in images])
+        image_status = strings([status for _, status, _ in images])
+        self._n_images = np.array([n for _, _, n in images])
         no_text = "empty" if self._catalog.columns.text else "unused"
         self.has_image = image_status == "ok"
         self.status = row_status(image_status, strings(np.where(self.has_text, "ok", no_text).tolist()))
-        thumbnails = b"".join(bytes.fromhex(pixels) for pixels, _ in images)
+        thumbnails = b"".join(bytes.fromhex(pixels) for pixels, *_ in images)
         self.thumbnails = np.frombuffer(thumbnails, np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
-    def images(self, rows: Rows) -> Tensor:
-        """Return the (n, tokens, width) float32 states of the images of `rows`, which all have one."""
-        return torch.from_numpy(self._image[rows].astype(np.float32))
+    def images(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the (images, tokens, width) float32 states of the images of `rows`, and their positions in `rows`."""
+        counts = self._n_images[rows]
+        owners = np.repeat(np.arange(len(rows)), counts)
+        places = np.arange(len(owners)) + (self._image_start[rows] - np.cumsum(counts) + counts)[owners]
+        return torch.from_numpy(self._image[places].astype(np.float32)), torch.from_numpy(owners)
 
     def texts(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the token windows of the texts of `rows`, which all have one.
@@ -144,11 +151,11 @@ class Activations:
         n = len(self._catalog)
         image_shape = next(self._states("image", [Image.new("RGB", (64, 64))])).shape
         text_shape = int(self._text_start[-1]), next(self._states("text", self._windows(["a"])[0])).shape[1]
-        size_gb = (self._n_images * math.prod(image_shape) + math.prod(text_shape)) * 2 / 1e9
+        size_gb = (self._n_found * math.prod(image_shape) + math.prod(text_shape)) * 2 / 1e9
         on_stage(f"Computing the activations of {n} products once: {size_gb:.2g} GB in {folder.parent}")
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        shapes = {folder / "image.npy": (n, *image_shape), folder / "text.npy": text_shape}
+        shapes = {folder / "image.npy": (int(self._image_start[-1]), *image_shape), folder / "text.npy": text_shape}
         missing = {path: shape for path, shape in shapes.items() if not path.exists()}
         free_gb = shutil.disk_usage(folder).free / 1e9
         if missing and size_gb > free_gb:
@@ -164,7 +171,10 @@ class Activations:
         """Write the states of a chunk, and return its images."""
         loaded = self._load(products)
         rows = products.first_row + np.arange(len(products))
-        images = {row: item.images[0] for row, item in zip(rows.tolist(), loaded, strict=True) if item.images}
+        starts = self._image_start[rows].tolist()
+        images = {
+            start + k: image for start, item in zip(starts, loaded, strict=True) for k, image in enumerate(item.images)
+        }
         _write(self._image, images, self._states("image", [*images.values()]))
         windows, lengths, starts, _ = self._windows_of(rows[self.has_text[rows]])
         order = sorted(range(len(windows)), key=lengths.__getitem__)  # similar lengths need little padding

@@ -31,7 +31,7 @@ class FinetuneSettings:
     """How the last blocks of each tower are trained; all defaults but the schedule are those of the published system.
 
     Attributes:
-        batch_size: pairs compared with one another, computed `micro_batch` at once.
+        batch_size: pairs compared with one another, computed `micro_batch` at once, with all photos of a product.
         warmup_share: share of all steps in which the learning rate rises; then it falls along a cosine to 0.
         cache_dir: folder of the cached activations; `None`: `activations` in the folder of the run.
     """
@@ -119,16 +119,17 @@ class Pairs:
     def encode(self, side: Side, rows: Rows) -> Tensor:
         """Return the (n, dim) float32 unit vectors of the images or texts of `rows`, which all have one."""
         device = self.distributed.device
+        inputs: dict[str, Tensor] = {}
         if side == "image":
-            with self.distributed.autocast():
-                return self.tail.encode(side, self.activations.images(rows).to(device))
-        states, inputs, owners = self.activations.texts(rows)
+            states, owners = self.activations.images(rows)
+        else:
+            states, inputs, owners = self.activations.texts(rows)
         with self.distributed.autocast():
             inputs = {name: array.to(device) for name, array in inputs.items()}
-            windows = self.tail.encode(side, states.to(device), inputs)
-        if len(windows) == len(rows):
-            return windows
-        sums = windows.new_zeros((len(rows), windows.shape[1])).index_add(0, owners.to(device), windows)
+            vectors = self.tail.encode(side, states.to(device), inputs)
+        if len(vectors) == len(rows):
+            return vectors
+        sums = vectors.new_zeros((len(rows), vectors.shape[1])).index_add(0, owners.to(device), vectors)
         return functional.normalize(sums, dim=-1)
 
     @torch.inference_mode()

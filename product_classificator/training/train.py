@@ -177,6 +177,8 @@ class Session:
             catalog.column(name)
         truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
         hierarchy = None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
+        for path in filter(None, (folder, store)):
+            catalog.check_output(Path(path))
         encoder = encoder or load_encoder(settings.encoder)
         check_images(catalog, allow_missing=settings.allow_missing_photos)
         check_target(folder / "bundle")
@@ -189,7 +191,8 @@ class Session:
         facts = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
         channels = "rgb" if catalog.images is None else catalog.images.channels
         store = Path(store or own_store(folder, encoder)).resolve()
-        run = Run(folder, encoder.name, catalog.columns, channels, store, asdict(settings), facts)
+        columns = replace(catalog.columns, label_separator=catalog.label_separators)
+        run = Run(folder, encoder.name, columns, channels, store, asdict(settings), facts)
         return cls(run, encoder, settings, hierarchy, began_s)
 
     def fit(

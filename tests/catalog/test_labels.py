@@ -79,13 +79,34 @@ def test_csv_holds_lists_as_json_or_joined_if_they_are_named(tmp_path):
 
 def test_a_cell_that_only_looks_like_a_list_is_refused():
     for cell in ("['a', ['b']]", "['a' 'b']", "[a b]", '[["a"]]', '[{"a": 1}]', "[" * 40_000 + "]" * 40_000):
-        catalog = read_catalog(frame([cell, "wool"]), text="title", multi_label="materials")
+        catalog = read_catalog(frame([cell, "wool", "[b c]"]), text="title", multi_label="materials")
         with pytest.raises(DataError, match=r"a cell of the multi-label column 'materials' is a list of labels or"):
             catalog.truth()
 
 
-def test_lists_of_lists_are_refused():
-    catalog = read_catalog(frame([[["a"]], [["b"]]]), text="title", characteristics="materials")
+def test_a_cell_that_is_no_list_among_others_costs_only_itself(caplog):
+    assert truth(frame(["wool|silk", "silk", "[a b]"]), multi_label="materials") == [{"wool", "silk"}, {"silk"}, None]
+    assert 'found [a b] (1 in all); write lists like ["a", "b"], or save the table as parquet: these are unknown' in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("nested", [[["a"]], [{"a": 1}, "b"]])
+def test_a_list_in_a_list_costs_only_its_row(tmp_path, nested, caplog):
+    rows = [{"nm": i, "title": "a", "materials": value} for i, value in enumerate([["wool"], nested, ["silk", "wool"]])]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for source in (tmp_path / "t.jsonl", pd.DataFrame(rows)):
+        assert truth(source) == [{"wool"}, None, {"silk", "wool"}]
+        catalog = read_catalog(source, text="materials")
+        assert catalog.texts() == ["wool", "", "silk wool"]
+        assert [list(products.ids) for products in catalog.batches(1)] == [["0"], ["1"], ["2"]]
+        assert catalog.issues == {"cells_left_out_for_nested_lists": 1}
+    assert "1 cells left out for nested lists" in caplog.text
+
+
+def test_lists_of_lists_are_refused(tmp_path):
+    frame([[["a"]], [["b"]]]).to_parquet(tmp_path / "t.parquet")
+    catalog = read_catalog(tmp_path / "t.parquet", text="title", characteristics="materials")
     with pytest.raises(DataError, match=r"column 'materials' cannot be used: lists must hold plain values, found list"):
         catalog.truth()
 
@@ -93,12 +114,6 @@ def test_lists_of_lists_are_refused():
 def test_lists_are_refused_as_ids():
     with pytest.raises(DataError, match="ids are plain values, but 'materials' holds lists: join them to text"):
         read_catalog(frame(LISTS), text="title", id="materials")
-
-
-def test_the_wildberries_set_has_no_lists(tmp_path):
-    (tmp_path / "wb_school_train.parquet").touch()
-    with pytest.raises(DataError, match="the Wildberries set has one label per characteristic: leave out multi_label"):
-        read_catalog(tmp_path, multi_label="materials")
 
 
 def test_a_table_read_into_memory_keeps_its_lists(tmp_path):
@@ -205,6 +220,9 @@ def test_the_separator_of_labels_can_be_named():
     cells = pd.DataFrame({"nm": [1, 2], "title": ["a", "b"], "marks": ["new/sale", "1|2"]})
     catalog = read_catalog(cells, characteristics=[], multi_label="marks", label_separator="/")
     assert catalog.truth()["marks"].tolist() == [{"new", "sale"}, {"1|2"}]
+    catalog = read_catalog(cells, characteristics=[], multi_label=["marks"], label_separator={"marks": "|", "x": "/"})
+    assert catalog.truth()["marks"].tolist() == [{"new/sale"}, {"1", "2"}]
+    assert catalog.label_separators == {"marks": "|"}
 
 
 PATHS = [

@@ -132,6 +132,9 @@ def test_classify_shows_bars_or_json(trained, files):
     predictions = json.loads(call("classify", trained[0], *product, "--json", "--top-k", 1))
     assert set(predictions) == {"kind", "colour"}
     assert set(predictions["kind"][0]) == {"label", "probability"}
+    (folder / "red.jpg").write_bytes(jpeg("red"))
+    both = ["--image", folder / "red.jpg", *product]
+    assert json.loads(call("classify", trained[0], *both, "--json", "--top-k", 1)) != predictions
 
 
 def test_with_a_target_precision_predictions_are_marked_auto_or_review(trained, files):
@@ -269,7 +272,7 @@ def test_an_interrupted_process_ends_with_its_exit_code(long_work, tmp_path):
         (["evaluate", "{folder}", "{table}"], 1, "is not a finished run"),
         (["predict", "{run}", "{table}", "--out", "p.xls"], 1, "are written as .parquet, .csv, .jsonl, .xlsx"),
         (["embed", "{table}", "--text", "description", "--out", "x", "--encoder", "light"], 1, "there is no encoder"),
-        (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "a file or folder cannot be used"),
+        (["embed", "{table}", "--text", "description", "--out", "{table}"], 1, "output must not be the table"),
         (["evaluate", "{run}", "{table}", "--json", "nowhere/x.json"], 1, "the folder of --json must exist"),
         (["classify", "{run}", "--text", "a cup", "--min-precision", "95"], 1, "min_precision must be between 0 and 1"),
         (["audit", "{folder}", "{table}", "--out", "x"], 1, "is not a finished run"),

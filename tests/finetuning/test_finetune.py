@@ -36,6 +36,7 @@ from product_classificator.trainer import Trainer
 from product_classificator.training import Callbacks, train_heads
 from product_classificator.training.settings import SplitSettings
 from tests.encoders.tiny_ruclip import write_checkpoint
+from tests.fakes import jpeg
 from tests.fixtures import QUICKER
 from tests.test_trainer import RecordingTask
 
@@ -174,7 +175,7 @@ def test_activations_are_found_again(catalog, encoder, cache, activations):
     again = cached(catalog, encoder, cache)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == files
     rows = np.flatnonzero(again.has_image)[:5]
-    assert torch.equal(again.images(rows), activations.images(rows))
+    assert all(map(torch.equal, again.images(rows), activations.images(rows)))
     cached(catalog, encoder, cache, last_blocks=2)
     assert len(list(cache.rglob("image.npy"))) == 2 * len([path for path in files if path.name == "image.npy"])
 
@@ -309,7 +310,22 @@ def test_a_computation_continues_with_the_chunk_that_is_missing(catalog, encoder
     assert list(tmp_path.rglob("image.npy")) and not list(tmp_path.rglob("*.json"))
     again = cached(catalog, encoder, tmp_path)
     rows = np.flatnonzero(again.has_image)
-    assert torch.equal(again.images(rows), activations.images(rows))
+    assert all(map(torch.equal, again.images(rows), activations.images(rows)))
+
+
+def test_a_product_has_the_mean_of_its_photos(encoder, tmp_path):
+    photos = {"a_1": "red", "a_2": "blue", "b": "green", "c_1": "red", "c_2": None, "c_3": "green"}
+    (tmp_path / "photos").mkdir()
+    for name, colour in photos.items():
+        (tmp_path / f"photos/{name}.jpg").write_bytes(jpeg(colour) if colour else b"broken")
+    table = pd.DataFrame({"nm": ["a", "b", "c", "d"], "title": "a cup"})
+    catalog = read_catalog(table, tmp_path / "photos")
+    activations = cached(catalog, encoder, tmp_path / "cache")
+    states, owners = activations.images(np.array([2, 0, 1]))
+    assert (len(states), owners.tolist()) == (5, [0, 0, 1, 1, 2])
+    image, _ = pairs_of(encoder, activations).embed_all(encoder.image.dim)
+    assert (image * embed(catalog, encoder).embeddings.image).sum(1)[:3] == pytest.approx(1, abs=1e-3)
+    assert not image[3].any()
 
 
 def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encoder, cache, tmp_path, fast):
