@@ -90,25 +90,31 @@ def join_labels(labels: Collection[str]) -> str:
     >>> join_labels(["cotton", "wool"]), join_labels([])
     ('cotton|wool', '[]')
     """
-    is_plain = len(labels) > 0 and not any("|" in label or label.startswith("[") for label in labels)
-    return "|".join(labels) if is_plain else json.dumps(list(labels), ensure_ascii=False)
+    joined = "|".join(labels)
+    is_plain = len(labels) > 0 and not any("|" in label for label in labels) and not is_list_cell(joined)
+    return joined if is_plain else json.dumps(list(labels), ensure_ascii=False)
+
+
+_LIST = re.compile(r"""\s*+(?:\[.*\]|\(['"].*['"],?\)|\{['"].*['"]\})\s*+""", re.DOTALL)
 
 
 def is_list_cell(cell: str) -> bool:
-    """Return whether a cell is in brackets, like a JSON array."""
-    return cell.strip().startswith("[") and cell.strip().endswith("]")
+    """Return whether a cell is in brackets, like a JSON array; other brackets of Python hold quotes at both ends."""
+    return _LIST.fullmatch(cell) is not None
 
 
-_LIST_ENTRY = re.compile(r"""\s*+(?:'((?:[^'\\]|\\.)*+)'|"((?:[^"\\]|\\.)*+)"|([\w.+-]++))\s*+(?:,|$)""", re.DOTALL)
+_LIST_ENTRY = re.compile(
+    r"""\s*+(?:'((?:[^'\\]|\\.)*+)'|"((?:[^"\\]|\\.)*+)"|([\w.+-]++))(?:\s*+(?:,|$)|\s++(?=['"]))""", re.DOTALL
+)
 
 
 def split_labels(cell: str, separator: str = "|") -> list[object]:
-    """Return the entries of a cell with labels: of a list as JSON or Python writes it, or the parts between separators.
+    """Return the labels of a cell: of a list as JSON, Python or NumPy writes it, or the parts between separators.
 
     A cell in brackets that is not a list of plain values is a `ValueError`.
 
-    >>> split_labels("cotton|wool"), split_labels('["1|2", 3]'), split_labels("['a', 'b c']")
-    (['cotton', 'wool'], ['1|2', 3], ['a', 'b c'])
+    >>> split_labels("cotton|wool"), split_labels('["1|2", 3]'), split_labels("['a' 'b c']"), split_labels("('a',)")
+    (['cotton', 'wool'], ['1|2', 3], ['a', 'b c'], ['a'])
     """
     cell = cell.strip()
     if not is_list_cell(cell):
@@ -125,6 +131,6 @@ def split_labels(cell: str, separator: str = "|") -> list[object]:
             end = entry.end()
         if end < len(inner):
             raise
-    if any(isinstance(entry, list | dict) for entry in entries):
+    if isinstance(entries, dict) or any(isinstance(entry, list | dict) for entry in entries):
         raise ValueError("it is nested")
     return entries

@@ -76,8 +76,9 @@ class Table(ABC):
 
 def _column(values: Any, name: str, issues: Counter[str], *, is_image: bool) -> pa.Array:
     try:
-        if is_image and is_image_type((images := _from_pandas(values)).type):
-            return images
+        with suppress(pa.ArrowException):  # names alone and in lists are mixed
+            if is_image and is_image_type((images := _from_pandas(values)).type):
+                return images
         column = as_strings(values, issues) if isinstance(values, pa.Array) else _from_python(values, issues)
     except (DataError, pa.ArrowException) as error:
         raise DataError(f"column {name!r} cannot be used: {error}") from error

@@ -133,7 +133,7 @@ class ImageIndex:
 
 def parts_of(name: str) -> list[str]:
     """Return the parts of a path, a Windows path or a URL without those that lead out of a folder."""
-    name = unquote(re.split("[?#]", name)[0]) if "://" in name else name
+    name = unquote(re.split("[?#]", name)[0]) if re.match(r"(\w+:)?//", name) else name
     name = posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
     return [part for part in name.split("/") if part not in ("", ".", "..")]
 

@@ -31,7 +31,12 @@ _FORMATS |= dict.fromkeys(("csv", "tsv"), "csv") | dict.fromkeys(("jsonl", "ndjs
 _FORMATS |= dict.fromkeys(("xlsx", "xlsm"), "excel") | {"txt": "text"}
 """Ending -> format; of a folder that holds several formats, the first one is read."""
 _HEADER_ROWS, _HIVE_NULL = 200, "__HIVE_DEFAULT_PARTITION__"
-_COMPRESSED = ("gz", "gzip", "zst", "bz2")
+_COMPRESSED = ("gz", "gzip", "zst", "bz2", "snappy")
+_NO_TEXTS = {
+    b"PAR1": "a parquet file",
+    b"PK\3\4": "a workbook or a zip",
+    b"\xd0\xcf\x11\xe0": "a workbook of old Excel",
+}
 
 
 @runtime_checkable
@@ -88,6 +93,10 @@ def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
 
 def _open_file(path: Path, encoding: str | None) -> Table:
     kind = _format(path)
+    with path.open("rb") as file:
+        content = _NO_TEXTS.get(file.read(4))
+    if content and kind in ("csv", "text", "json"):
+        raise DataError(f"{path} cannot be read as a table: it is {content}, rename it or save it as CSV")
     try:
         if kind == "excel":
             return _ExcelTable(path)

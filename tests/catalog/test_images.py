@@ -300,7 +300,13 @@ class TestNames:
                 "elsewhere/3.jpg",
                 "shop\\deep\\down\\3.jpg",
             ),
-            *("https://cdn.shop.ru/c/1.jpg?v=2", "https://shop.ru/%31.jpg#top", "PHOTO.PNG", "deep/3"),
+            *(
+                "https://cdn.shop.ru/c/1.jpg?v=2",
+                "//cdn.shop.ru/c/1.jpg?v=2",
+                "https://shop.ru/%31.jpg#top",
+                "PHOTO.PNG",
+                "deep/3",
+            ),
         ],
     )
     def test_the_closest_file_is_read_whatever_leads_to_the_folder(self, shop: ImageSource, name: str) -> None:

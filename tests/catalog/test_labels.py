@@ -77,8 +77,25 @@ def test_csv_holds_lists_as_json_or_joined_if_they_are_named(tmp_path):
     assert truth(frame(cells), **named) == wanted
 
 
+@pytest.mark.parametrize("cell", ["['a' 'b']", "['a'\n 'b']", "('a', 'b',)", "{'a', 'b'}", " ['a', \"b\"] "])
+def test_lists_are_read_as_programs_print_them(cell):
+    assert truth(frame([cell, "(new)", "{x}"]), characteristics=[], multi_label="materials") == [
+        {"a", "b"},
+        {"(new)"},
+        {"{x}"},
+    ]
+
+
 def test_a_cell_that_only_looks_like_a_list_is_refused():
-    for cell in ("['a', ['b']]", "['a' 'b']", "[a b]", '[["a"]]', '[{"a": 1}]', "[" * 40_000 + "]" * 40_000):
+    for cell in (
+        "['a', ['b']]",
+        "['a' b]",
+        '{"a": "b"}',
+        "[a b]",
+        '[["a"]]',
+        '[{"a": 1}]',
+        "[" * 40_000 + "]" * 40_000,
+    ):
         catalog = read_catalog(frame([cell, "wool", "[b c]"]), text="title", multi_label="materials")
         with pytest.raises(DataError, match=r"a cell of the multi-label column 'materials' is a list of labels or"):
             catalog.truth()
@@ -132,7 +149,7 @@ def test_a_table_without_rows_is_read_into_memory(tmp_path):
 
 
 def test_what_is_joined_can_be_split():
-    for labels in (["a"], ["a", "b c"], ["a|b", "c"], ["[x]"], ['"'], []):
+    for labels in (["a"], ["a", "b c"], ["a|b", "c"], ["[x]"], ["('x')"], ["{'x", "y'}"], ["[x", "y"], ['"'], []):
         assert split_labels(join_labels(labels)) == labels
 
 

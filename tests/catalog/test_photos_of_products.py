@@ -137,6 +137,16 @@ def test_several_names_in_a_cell_are_several_photos(tmp_path, cell):
     assert brightest(catalog) == [0]
 
 
+def test_names_alone_in_lists_and_in_nested_lists_may_mix(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    cells = ["1.jpg", ["1.jpg", "1.jpg"], [["1.jpg"]]]
+    rows = [{"nm": number, "title": "a", "image": cell} for number, cell in enumerate(cells)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for source in (tmp_path / "t.jsonl", pd.DataFrame(rows)):
+        (products,) = read_catalog(source, tmp_path, photo="image").batches(9)
+        assert [[ref.name for ref in refs] for refs in products.images] == [["1.jpg"], ["1.jpg"] * 2, []]
+
+
 def test_names_are_read_from_any_kind_of_list():
     names = ["1.jpg", "2.jpg"]
     for cell in (names, json.dumps(names), str(names), "1.jpg\n2.jpg", " 1.jpg,2.jpg"):

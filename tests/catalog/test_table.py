@@ -121,6 +121,17 @@ def test_a_table_that_is_not_what_its_name_says_is_refused(tmp_path, name):
         open_table(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(b"PAR1", "a parquet file"), (b"PK\3\4", "a workbook or a zip"), (b"\xd0\xcf\x11\xe0", "old Excel")],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path, head, kind):
+    for name in ("t.csv", "t.json", "t.txt"):
+        (tmp_path / name).write_bytes(head + b"\n1,2")
+        with pytest.raises(DataError, match=f"cannot be read as a table: it is .*{kind}, rename it or save it as CSV"):
+            open_table(tmp_path / name)
+
+
 def test_a_parquet_file_damaged_in_the_middle_is_a_clear_error(tmp_path):
     path = tmp_path / "t.parquet"
     pd.DataFrame({"nm": range(5000), "title": [f"title {i * 7919}" for i in range(5000)]}).to_parquet(path)
