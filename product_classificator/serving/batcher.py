@@ -1,15 +1,15 @@
-"""Gathers the items of many requests into batches, which one thread computes; nothing an item does can stop it.
+"""Gathers the items of many requests into batches, which a thread computes one by one; no item can stop it.
 
 A batch that fails is halved until the items that make it fail are alone; they come back as errors, the others are
 answered. An idle batcher starts at once. Requests that come while it computes wait for the next batch, and a busy
 batcher waits a few milliseconds for a fuller one. Jobs that are cancelled or too late are dropped uncomputed.
 """
 
+import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,31 +30,27 @@ class _Job:
     lane: Hashable
     items: Sequence[Any]
     deadline: float
-    future: "Future[list[Any]]" = field(default_factory=Future)
+    future: "asyncio.Future[list[Any]]"
     arrived: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         sizes = [item.size for item in self.items]
         self.cost = BatchLimits(len(sizes), sum(pixels for pixels, _ in sizes), sum(chars for _, chars in sizes), 1)
 
-    def start(self) -> bool:
-        """Return whether the job is still wanted; it cannot be cancelled from then on."""
-        if not self.future.set_running_or_notify_cancel():
-            return False
-        if time.monotonic() >= self.deadline:
+    def is_wanted(self) -> bool:
+        if not self.future.done() and time.monotonic() >= self.deadline:
             self.future.set_exception(TimeoutError("the deadline passed before the products were computed"))
-            return False
-        return True
+        return not self.future.done()
 
 
 class Batcher:
-    """A queue of jobs, and the thread that computes them.
+    """A queue of jobs of one event loop, and the thread that computes them.
 
     Args:
         compute: lane, n items -> n results; a batch holds jobs of one lane. The `size` of an item is its pixels and its
             characters; tokens, of which there are no more, are known only to the towers.
         limits: of a batch.
-        on_batch: called in the thread after every batch, with the number of items and the seconds that each job waited.
+        on_batch: called after every batch, with the number of items and the seconds that each job waited.
         wait_s: longest wait of a busy batcher for a fuller batch.
     """
 
@@ -67,76 +63,64 @@ class Batcher:
     ) -> None:
         self._compute, self._limits, self._on_batch, self._wait_s = compute, limits, on_batch, wait_s
         self._jobs: list[_Job] = []
-        self._changed = threading.Condition()
-        self._is_closed = False
+        self._thread = ThreadPoolExecutor(1, "batcher")
+        self._worker: asyncio.Task[None] | None = None  # while there are jobs
         self._computing_since: float | None = None
         self._last_end = float("-inf")
         self.seconds_per_item = 0.0  # a moving average
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
 
-    def submit(
+    async def submit(
         self, lane: Hashable, items: Sequence[Any], deadline: float = float("inf"), *, first: bool = False
-    ) -> "Future[list[Any]]":
-        """Queue items, `first` ahead of all others; the future gives a result or an error for each, in their order.
+    ) -> list[Any]:
+        """Queue items, `first` ahead of all others; returns a result or an error for each, in their order.
 
-        A job that is not started by `deadline`, a time of `time.monotonic`, fails with `TimeoutError`. Cancelling the
-        future drops a job that is not started.
+        A job that is not started by `deadline`, a time of `time.monotonic`, fails with `TimeoutError`. Cancelling
+        drops a job that is not started.
         """
-        job = _Job(lane, items, deadline)
-        with self._changed:
-            if self._is_closed:
-                raise RuntimeError("the batcher is closed")
-            self._jobs.insert(0 if first else len(self._jobs), job)
-            self._changed.notify()
-        return job.future
+        job = _Job(lane, items, deadline, asyncio.get_running_loop().create_future())
+        self._jobs.insert(0 if first else len(self._jobs), job)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await job.future
 
     def stuck_s(self) -> float:
-        """Return for how many seconds the current batch has been computed, infinite if the thread is dead."""
-        since = self._computing_since
-        return float("inf") if not self._thread.is_alive() else 0.0 if since is None else time.monotonic() - since
+        """Return for how many seconds the current batch has been computed."""
+        return 0.0 if self._computing_since is None else time.monotonic() - self._computing_since
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Compute what is queued, and end the thread."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-        self._thread.join()
+        if self._worker:
+            await self._worker
+        self._thread.shutdown()
 
-    def _work(self) -> None:
-        while jobs := self._next_jobs():
-            self._computing_since = start = time.monotonic()
-            results = self._results(jobs[0].lane, [item for job in jobs for item in job.items])
-            self._last_end, self._computing_since, n = time.monotonic(), None, len(results)
-            change = (self._last_end - start) / n - self.seconds_per_item
-            self.seconds_per_item += change * (0.2 if self.seconds_per_item else 1)
-            for job in jobs:
-                job.future.set_result(results[: len(job.items)])
-                results = results[len(job.items) :]
-            try:
-                self._on_batch(n, [start - job.arrived for job in jobs])
-            except Exception as error:  # such as a full disk of the metrics
-                logger.error("a batch was not counted", exc_info=error)
-
-    def _next_jobs(self) -> list[_Job]:
-        """Wait for jobs and return those of the next batch; none: the batcher is closed."""
-        while True:
-            with self._changed:
-                while not self._is_closed and self._waits():
-                    self._changed.wait(self._wait_s if self._jobs else None)
-                jobs = self._fitting()
+    async def _work(self) -> None:
+        while self._jobs:
+            if time.monotonic() - self._last_end < self._wait_s and not self._is_full():
+                await asyncio.sleep(self._jobs[0].arrived + self._wait_s - time.monotonic())
+            self._jobs = [job for job in self._jobs if job.is_wanted()]
+            if jobs := self._fitting():
                 self._jobs = [job for job in self._jobs if job not in jobs]
-            if not jobs or (jobs := [job for job in jobs if job.start()]):
-                return jobs
+                await self._answer(jobs)
 
-    def _waits(self) -> bool:
-        """Whether there is nothing to compute, or a busy batcher may get a fuller batch in a moment."""
-        if not self._jobs:
-            return True
-        now, jobs = time.monotonic(), self._fitting()
-        is_busy = now - self._last_end < self._wait_s
-        is_full = len(jobs) < len(self._jobs) or sum(len(job.items) for job in jobs) >= self._limits.items
-        return is_busy and not is_full and now - self._jobs[0].arrived < self._wait_s
+    async def _answer(self, jobs: Sequence[_Job]) -> None:
+        self._computing_since = start = time.monotonic()
+        items, loop = [item for job in jobs for item in job.items], asyncio.get_running_loop()
+        results = await loop.run_in_executor(self._thread, self._results, jobs[0].lane, items)
+        self._last_end, self._computing_since = time.monotonic(), None
+        change = (self._last_end - start) / len(items) - self.seconds_per_item
+        self.seconds_per_item += change * (0.2 if self.seconds_per_item else 1)
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_result(results[: len(job.items)])
+            results = results[len(job.items) :]
+        try:
+            self._on_batch(len(items), [start - job.arrived for job in jobs])
+        except Exception as error:  # such as a full disk of the metrics
+            logger.error("a batch was not counted", exc_info=error)
+
+    def _is_full(self) -> bool:
+        jobs = self._fitting()
+        return len(jobs) < len(self._jobs) or sum(len(job.items) for job in jobs) >= self._limits.items
 
     def _fitting(self) -> list[_Job]:
         """Return the first job, and those of its lane that fit into one batch with it."""

@@ -112,7 +112,7 @@ class Service:
         model, loop = self.model, asyncio.get_running_loop()
         items = await asyncio.gather(*[self._decoded(call, model, product) for product in products])
         # What was prepared for an older model is computed by it.
-        computed = await asyncio.wrap_future(self._batcher.submit((model, wanted), items, call.deadline))
+        computed = await self._batcher.submit((model, wanted), items, call.deadline)
         results = []
         for item, result in zip(items, computed, strict=True):
             if not isinstance(result, ServedResult):
@@ -144,8 +144,8 @@ class Service:
             return self._canary_error
         model, self._canary_error = self.model, ""
         try:
-            future = self._batcher.submit((model, (1, None)), [model.canary()], first=True)
-            model.check_canary(*await asyncio.wait_for(asyncio.wrap_future(future), _CANARY_SECONDS))
+            answer = self._batcher.submit((model, (1, None)), [model.canary()], first=True)
+            model.check_canary(*await asyncio.wait_for(answer, _CANARY_SECONDS))
         except TimeoutError:
             self._canary_error = f"a simple product was not answered within {_CANARY_SECONDS:.0f} s"
         except Exception as error:
@@ -193,7 +193,7 @@ class Service:
 
     async def close(self) -> None:
         """Finish what is queued and end the threads."""
-        self._batcher.close()
+        await self._batcher.close()
         for pool in (self._decoders, self._explainer):
             pool.shutdown(cancel_futures=True)
         if self._fetcher:
