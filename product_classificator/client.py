@@ -12,9 +12,9 @@ import base64
 import random
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import httpx2 as httpx
 import numpy as np
@@ -46,7 +46,7 @@ class ProductInput(TypedDict, total=False):
     photo: bytes | Path | str | None
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """Sends products to a service; safe to use from many threads.
 
     Args:
@@ -70,12 +70,7 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers, transport=transport)
         self._timeout_s, self._retries = timeout_s, retries
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -53,22 +53,14 @@ def count_batch(n_items: int, waited_s: Sequence[float]) -> None:
         QUEUE_SECONDS.observe(seconds)
 
 
-def serve_metrics(port: int, host: str) -> Callable[[], None]:
-    """Serve the metrics of this process, or of all workers, from a thread (port 0: not); returns what stops it."""
-    if port == 0:
-        return lambda: None
+def serve_metrics(port: int, host: str) -> None:
+    """Serve the metrics of this process, or of all workers, from a thread until the process ends (port 0: not)."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    server, thread = start_http_server(port, host, registry)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop
+    if port:
+        start_http_server(port, host, registry)
 
 
 class Observed:

@@ -99,7 +99,8 @@ def _serve(source: ModelSource, settings: ServeSettings, listener: socket.socket
     """Serve in this process."""
     app = create_app(source, settings)
     log_json()
-    stop_metrics = serve_metrics(settings.metrics_port, settings.host) if ready is None else lambda: None
+    if ready is None:  # else the supervisor serves the metrics of all workers
+        serve_metrics(settings.metrics_port, settings.host)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -112,7 +113,6 @@ def _serve(source: ModelSource, settings: ServeSettings, listener: socket.socket
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
     _Server(config, app.state.service, ready).run([listener])
-    stop_metrics()
     return 0
 
 
@@ -139,7 +139,7 @@ class _Supervisor:
         """Supervise until a signal ends the workers; 1 if none could start, or one ended badly."""
         for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
             signal.signal(number, self._pass_on)
-        stop_metrics = serve_metrics(self._settings.metrics_port, self._settings.host)
+        serve_metrics(self._settings.metrics_port, self._settings.host)
         start_at, code, was_any_ready = 0.0, 0, False
         while self._workers or not self._is_ending:
             while not self._is_ending and len(self._workers) < self._settings.workers and time.monotonic() >= start_at:
@@ -162,7 +162,6 @@ class _Supervisor:
                 else:
                     code = 1
                     self._pass_on(signal.SIGTERM)
-        stop_metrics()
         return code
 
     def _pass_on(self, number: int, _: FrameType | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The page in real Chromium; skipped without it (`pip install playwright axe-playwright-python`, Debian's chromium)."""
+"""The page in Debian's chromium, as people see and use it; skipped without it."""
 
 import shutil
 import socket

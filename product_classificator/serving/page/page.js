@@ -2,17 +2,17 @@
 const WORDS = {
   en: {
     title: "Try a product", docs: "API", drop: "Drop a photo here, or choose one", text: "Title and description",
-    precision: "Promised precision", key: "API key", secret: "The key stays in this tab", send: "Classify", clear: "Clear",
+    precision: "Target precision", key: "API key", secret: "The key stays in this tab", send: "Classify", clear: "Clear",
     working: "Working…", nothing: "Add a photo, a text, or both.", auto: "accepted", review: "for review", none: "(none)",
     why: "Why", photo: "photo", textPart: "text", against: "against", nearest: "Nearest training products",
-    novel: "unlike the products of the training: a person should look at all of it", took: "ms", failed: "No answer",
+    novel: "unlike the training products: a person should check everything", took: "ms", failed: "No answer",
   },
   ru: {
     title: "Проверьте товар", docs: "API", drop: "Перетащите фото сюда или выберите файл", text: "Название и описание",
-    precision: "Обещанная точность", key: "Ключ API", secret: "Ключ остаётся в этой вкладке", send: "Определить", clear: "Очистить",
+    precision: "Целевая точность", key: "Ключ API", secret: "Ключ остаётся в этой вкладке", send: "Определить", clear: "Очистить",
     working: "Считаем…", nothing: "Добавьте фото, текст или и то и другое.", auto: "принято", review: "на проверку", none: "(нет)",
-    why: "Что повлияло", photo: "фото", textPart: "текст", against: "против", nearest: "Ближайшие товары обучения",
-    novel: "не похож на товары обучения: пусть человек проверит всё", took: "мс", failed: "Ответа нет",
+    why: "Что повлияло", photo: "фото", textPart: "текст", against: "против", nearest: "Ближайшие товары обучающей выборки",
+    novel: "не похож на товары, на которых училась модель: проверьте всё вручную", took: "мс", failed: "Ответа нет",
   },
 };
 const get = (id) => document.getElementById(id);
