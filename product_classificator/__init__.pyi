@@ -7,10 +7,13 @@ from .embeddings.embed import embed as embed
 from .embeddings.store import EmbeddingStore as EmbeddingStore
 from .encoders import RUCLIP_MODELS as RUCLIP_MODELS
 from .encoders import load_encoder as load_encoder
+from .encoders.ruclip import RUCLIP_FILES as RUCLIP_FILES
 from .encoders.ruclip import load as load
 from .evaluation import evaluate as evaluate
 from .export import export_classificator as export_classificator
+from .finetuning.trackers import training_progress as training_progress
 from .heads import HeadBundle as HeadBundle
+from .published.speed import SpeedTest as SpeedTest
 from .trainer import Trainer as Trainer
 from .training import HeadSettings as HeadSettings
 from .training import fit_heads as fit_heads

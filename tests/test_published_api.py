@@ -177,7 +177,7 @@ def test_another_model_than_the_heads_were_trained_on_is_refused(run, models):
 def test_without_heads_the_way_to_them_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(tmp_path))
     assert pretrained_heads() == []
-    with pytest.raises(ArtifactError, match=r"'wb-6_cats-pca' is none of them.*import-heads.* Imported: none"):
+    with pytest.raises(ArtifactError, match=r"is none of them.*import-heads.*heads/wb-6_cats-pca of the 2024 .*: none"):
         Classificator()
 
 

@@ -116,6 +116,10 @@ class ImageSource(AbstractContextManager["ImageSource"]):
         """Return the names of a product's images, in order, if it has several, as `ImageIndex.several` finds them."""
         return self._listed().several(product_id, other_ids)
 
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return [*self._listed().paths]
+
     def nearest(self, name: str) -> str:
         """Return words about the file whose path, of the first 10,000, is most similar to a missing name."""
         paths = list(islice(self._listed().paths, 10_000))

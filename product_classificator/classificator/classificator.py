@@ -54,6 +54,8 @@ class Classificator:
         ArtifactError: heads or weights are missing or damaged, or the heads were trained on another encoder.
     """
 
+    base_head_version = opening.PUBLISHED_HEADS
+
     def __init__(
         self,
         device: str = "cpu",

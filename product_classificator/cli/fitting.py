@@ -27,9 +27,10 @@ from product_classificator.files import cache_home, write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
 from product_classificator.finetuning.trackers import tracking, training_progress
 from product_classificator.heads import HeadBundle
+from product_classificator.published.clusters import ClusterSettings, cluster_products
 from product_classificator.published.heads import read_published_heads
 from product_classificator.runs import Run
-from product_classificator.training import TrainSettings, read_settings, train_heads
+from product_classificator.training import Training, TrainSettings, read_settings, train_heads
 
 
 def train(options: opt.Train) -> None:
@@ -49,6 +50,7 @@ def train(options: opt.Train) -> None:
         console.log.print(f"{pair.child} refines {pair.parent}: predictions do not contradict it")
     left_out = {name: len(labels) for name, labels in trained.fitted.left_out.items()}
     console.print_counts("labels with too few products to learn (listed in the report)", left_out)
+    _cluster(options, trained, catalog)
     print_next(trained.run.report / "report.md", options)
     print_warnings(trained.evaluation)
 
@@ -71,8 +73,18 @@ def tune(options: opt.Tune) -> None:
     kept = f"epoch {tuned.best_epoch}" if tuned.best_epoch else "the untuned encoder, since no epoch was better"
     console.out.print(f"\nTest split of {options.table.name}; kept by validation: {kept}", soft_wrap=True)
     print_scores(tuned.evaluation)
+    _cluster(options, tuned, catalog)
     print_next(tuned.run.report / "tuning.md", options)
     print_warnings(tuned.evaluation)
+
+
+def _cluster(options: opt.Train | opt.Tune, training: Training, catalog: Catalog) -> None:
+    if options.training.clusters:
+        settings, folder = ClusterSettings(options.training.clusters), options.out / "clusters"
+        with console.log.status("clustering the embeddings"):
+            scores = cluster_products(folder, training.embeddings, catalog.truth(), settings).scores
+        shown = (f"{name} {ami:.3f}" for name, ami in scores["ami"].items())
+        console.log.print(f"clusters: {folder}; agreement with the labels (AMI): {', '.join(shown)}")
 
 
 def _open(options: opt.Train | opt.Tune, encoder: str | None) -> tuple[TrainSettings, Catalog]:

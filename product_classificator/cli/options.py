@@ -72,6 +72,7 @@ class TrainingOptions:
     seed: Annotated[int | None, doc("Random seed. Default: 0.")] = None
     allow_missing_photos: Annotated[bool, doc("Train even if more than half of the photos are missing.")] = False
     tracker: Annotated[str | None, doc("Experiment tracker: tensorboard, mlflow, wandb, ...")] = None
+    clusters: Annotated[PositiveInt | None, doc("Also make so many clusters of the embeddings and score them.")] = None
 
 
 @Parameter(name="*", group=_TRAINING)
@@ -199,10 +200,26 @@ class Export:
 class ImportHeads:
     """Convert heads of the 2024 package into a bundle; nothing in them is executed."""
 
-    folder: Annotated[Path, doc("Folder with <characteristic>.pt, label_to_char.pkl, pca_all.pkl.")]
+    folder: Annotated[Path, doc("product_classificator/heads/wb-6_cats-pca of that package, or its like.")]
     _: KW_ONLY
     encoder: Annotated[str, doc("Encoder of the heads, or its folder.")] = "ruclip-vit-base-patch16-384"
     out: Annotated[Path | None, doc("Folder of the bundle. Default: cached under the name of FOLDER.")] = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure how many products a second a run predicts, and how long each stage takes."""
+
+    run: Annotated[Path, doc("Folder of a training run, a bundle or an export.")]
+    table: Annotated[Path | None, doc("Table of products to predict. Default: generated ones.")] = None
+    _: KW_ONLY
+    batch_sizes: Annotated[
+        tuple[PositiveInt, ...], Parameter(consume_multiple=True), doc("Products per call, like 1 32 64.")
+    ] = (1, 32, 64)
+    sample: Annotated[PositiveInt, doc("Number of products.")] = 128
+    json: Annotated[Path | None, doc("File for the figures.")] = None
+    products: ProductOptions = ProductOptions()
+    encoder: EncoderOptions = EncoderOptions()
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _load_clip(
 ) -> tuple[EncoderSpec, ImageTower, TextTower]:
     """Load the towers of a CLIP-like encoder; the spec that comes back names folders by their absolute path."""
     from product_classificator.encoders.huggingface import fetch_model, load_hub_clip
-    from product_classificator.encoders.ruclip import FILES, fetch_ruclip, is_ruclip, load_ruclip
+    from product_classificator.encoders.ruclip import RUCLIP_FILES, fetch_ruclip, is_ruclip, load_ruclip
     from product_classificator.encoders.torch_clip import Compute
 
     compute = Compute(device, dtype, threads)
@@ -132,6 +132,6 @@ def _load_clip(
         return spec, *load_ruclip(folder, spec, compute)
     if not (folder / "config.json").is_file():
         raise ArtifactError(
-            f"an encoder's folder holds {', '.join(FILES)}, or a model of transformers: {folder} holds neither"
+            f"an encoder's folder holds {', '.join(RUCLIP_FILES)}, or a model of transformers: {folder} holds neither"
         )
     return spec, *load_hub_clip(folder, spec, compute)

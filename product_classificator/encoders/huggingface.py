@@ -80,7 +80,7 @@ def fetch_files(
         reason = str(error).split("\n", 1)[0]
         raise ArtifactError(
             f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
-            "name a folder that holds its files instead, or use the encoder 'lite', which needs no network"
+            "name a folder that holds its files instead"
         ) from error
     return fetched
 

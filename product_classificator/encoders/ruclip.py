@@ -41,7 +41,7 @@ from product_classificator.errors import ArtifactError, DataError, culprits, nea
 
 PAD, UNKNOWN, BEGIN, END = "<PAD>", "<UNK>", "<BOS>", "<EOS>"
 PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
-FILES = ("bpe.model", "config.json", "pytorch_model.bin")
+RUCLIP_FILES = ("bpe.model", "config.json", "pytorch_model.bin")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _WORD_MARK = "▁"
 _MAX_TOKEN_CHARS = 1_000  # each rule may double the longest, so a few dozen could fill the memory
@@ -94,7 +94,7 @@ def is_ruclip(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> tuple[Path, Path, Path]:
-    bpe, config, weights = (folder / name for name in FILES)
+    bpe, config, weights = (folder / name for name in RUCLIP_FILES)
     return bpe, config, weights if weights.is_file() else folder / "model.safetensors"
 
 
@@ -121,7 +121,7 @@ def fetch_ruclip(name: str = "ruclip-vit-base-patch16-384", cache_dir: str | Pat
     folder = None if cache_dir is None else Path(cache_dir) / name
     if folder is not None and is_ruclip(folder):
         return folder
-    return fetch_files(f"ai-forever/{name}", FILES, folder, required=FILES)
+    return fetch_files(f"ai-forever/{name}", RUCLIP_FILES, folder, required=RUCLIP_FILES)
 
 
 def delete_ruclip(name: str, cache_dir: str | Path | None = None) -> None:

@@ -13,6 +13,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
+from product_classificator.classificator.opening import PLACE_OF_PUBLISHED
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.heads import Characteristic, HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
@@ -107,7 +108,8 @@ def _joint_network(
 
 def _read(path: Path, convert: Callable[[bytes], Result]) -> Result:
     if not path.is_file():
-        raise ArtifactError(f"published heads need {path.name}, and {path} is missing: get all files of one version")
+        where = f"name {PLACE_OF_PUBLISHED}, or another folder with all files of one version"
+        raise ArtifactError(f"published heads need {path.name}, and {path} is missing: {where}")
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"it has {size} bytes, the limit is {MAX_BYTES}")

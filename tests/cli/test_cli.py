@@ -418,7 +418,9 @@ def test_imported_published_heads_are_found_by_name(tmp_path, monkeypatch):
     assert Classificator(heads_ver=tmp_path / "tied").classify_products("кружка") == classificator.classify_products(
         "кружка"
     )
-    assert "label_to_char.pkl" in call("import-heads", tmp_path, code=1)
+    printed = call("import-heads", tmp_path, code=1)
+    assert "label_to_char.pkl" in printed
+    assert "name the folder product_classificator/heads/wb-6_cats-pca of the 2024 package" in printed
     printed = call("import-heads", published_folder, "--encoder", "lite", code=1)
     assert "published heads need a ruCLIP model or its folder" in printed
 

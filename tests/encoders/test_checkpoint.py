@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPModel
 
 from product_classificator.encoders import RUCLIP_MODELS, load_encoder
-from product_classificator.encoders.ruclip import FILES, delete_ruclip, fetch_ruclip, load
+from product_classificator.encoders.ruclip import RUCLIP_FILES, delete_ruclip, fetch_ruclip, load
 from product_classificator.encoders.torch_clip import torch_network_of
 from product_classificator.errors import ArtifactError, DataError
 from tests.encoders.tiny_ruclip import CONFIG, weights, write_checkpoint
@@ -29,7 +29,7 @@ def offline(monkeypatch, tmp_path):
 
 def test_nothing_is_written_beside_a_checkpoint_and_its_fingerprint_names_its_files(folder):
     first = load_encoder(str(folder)).fingerprint
-    assert {path.name for path in folder.iterdir()} == set(FILES)
+    assert {path.name for path in folder.iterdir()} == set(RUCLIP_FILES)
     torch.save(weights(seed=1), folder / "pytorch_model.bin")
     assert load_encoder(str(folder)).fingerprint != first
 
