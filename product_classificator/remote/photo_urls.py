@@ -73,14 +73,14 @@ class PhotoFetcher:
             max_connections=max_connections, keepalive_expiry=5.0, network_backend=_CheckedBackend(is_allowed)
         )
 
-    async def fetch(self, url: str, timeout_s: float | None = None) -> bytes:
-        """Return the file at a URL, which begins like an image.
+    async def fetch(self, url: str, timeout_s: float = float("inf")) -> bytes:
+        """Return the file at a URL, which begins like an image; `timeout_s` may only shorten that of the fetcher.
 
         Raises:
             PhotoError: "url_refused" (scheme, address, redirects), "url_timeout", "url_too_large", "url_unreachable",
                 "url_http_404" and the like, or "url_not_image".
         """
-        limit_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        limit_s = min(timeout_s, self._timeout_s)
         try:
             async with asyncio.timeout(limit_s):
                 return await self._followed(url)

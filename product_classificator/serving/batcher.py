@@ -48,7 +48,7 @@ class Batcher:
 
     Args:
         compute: lane, n items -> n results; a batch holds jobs of one lane. The `size` of an item is its pixels and its
-            characters; tokens, of which there are no more, are known only to the towers.
+            characters; tokens are known only to the towers.
         limits: of a batch.
         on_batch: called after every batch, with the number of items and the seconds that each job waited.
         wait_s: longest wait of a busy batcher for a fuller batch.
