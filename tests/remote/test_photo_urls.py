@@ -1,6 +1,9 @@
 """Photos by URL, from servers of this process on the loopback, which is allowed here and nowhere else."""
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 import time
 from contextlib import asynccontextmanager, closing, suppress
 
@@ -20,7 +23,7 @@ def good(body):
 
 
 @asynccontextmanager
-async def serving(*parts, pause_s=0.0):
+async def serving(*parts, pause_s=0.0, ssl=None):
     """A server that answers every request with some parts, one after the other; yields its URL."""
 
     async def handle(reader, writer):
@@ -31,7 +34,7 @@ async def serving(*parts, pause_s=0.0):
                 await writer.drain()
                 await asyncio.sleep(pause_s)
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=ssl)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/1.jpg"
 
@@ -118,6 +121,33 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
 
     assert asyncio.run(fetch()) == jpeg()
     assert looks == ["shop.test"]
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes the certificate")
+def test_the_certificate_must_be_that_of_the_name(tmp_path, monkeypatch):
+    names = ["-x509", "-nodes", "-days", "2", "-subj", "/CN=shop.test", "-addext", "subjectAltName=DNS:shop.test"]
+    command = ["openssl", "req", *names, "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-keyout", "key.pem"]
+    subprocess.run([*command, "-out", "shop.pem"], cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "shop.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "shop.pem", tmp_path / "key.pem")
+
+    async def resolve(host, port, *_, **__):
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    async def fetch(name):
+        fetcher = PhotoFetcher(10**6, is_allowed=lambda address: address.is_loopback)
+        async with serving(good(jpeg()), ssl=context) as url:
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+            try:
+                return await fetcher.fetch(url.replace("http://127.0.0.1", f"https://{name}"))
+            except PhotoError as error:
+                return error.reason
+            finally:
+                await fetcher.close()
+
+    assert asyncio.run(fetch("shop.test")) == jpeg()
+    assert asyncio.run(fetch("other.test")) == "url_unreachable"
 
 
 def test_one_private_address_among_public_ones_is_refused(monkeypatch):
