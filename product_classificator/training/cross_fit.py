@@ -3,7 +3,7 @@
 Products are dealt into folds. For each, a joint network and a linear model (`fit`) learn from all other products and
 predict the fold. From these out-of-fold predictions follow the blend of the two, temperatures, thresholds and limits of
 novelty (`thresholds`); those that judge a fold, from the other folds alone. What is delivered is the average of the
-models of all folds; where there are fewer than four folds, models are fitted to all products in the end instead.
+networks of all folds, and a linear model of all products; of fewer than four folds, both are fitted to all products.
 Models of folds learn rare labels, too; those that they cannot predict leave all models before anything else follows.
 """
 
@@ -20,7 +20,7 @@ from product_classificator.heads.calibration import Characteristic
 from product_classificator.heads.hierarchy import Hierarchy
 from product_classificator.heads.network import columns_of
 from product_classificator.training.epochs import Callbacks, EpochFacts
-from product_classificator.training.fit import Average, FittedModels, Task, dims_to_read, labels_to_learn
+from product_classificator.training.fit import Average, FittedModels, Task, dims_to_read, labels_to_learn, with_linear
 from product_classificator.training.inputs import CountedTexts
 from product_classificator.training.linear import MAX_PRODUCTS
 from product_classificator.training.settings import HeadSettings
@@ -39,7 +39,7 @@ from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Pr
 
 _DEFAULTS = HeadSettings()
 _MIN_AVERAGED = 4
-"""Models of fewer folds know too little of the catalog each: they are fitted once more, to all of it."""
+"""Networks of fewer folds know too little of the catalog each: one is fitted once more, to all of it."""
 _MIN_RARE_F1 = 0.65
 """With one wrong group added, so 2 of 3 groups are enough if no other is predicted: `docs/design/decisions.md`."""
 
@@ -116,12 +116,15 @@ def fit_heads(
     if not is_delivered:
         callbacks.on_stage("Fitting the heads to all products")
         models = task.fit(np.flatnonzero(is_usable), callbacks.on_epoch)
+        average, inputs = Average(models.inputs), models.inputs
         average.add(models)
     everything = np.ones(len(judged.rows), dtype=bool)
     blends, characteristics, limits = judged.calibrate(everything)
+    network = average.network(blends)
+    linear = task.fit_linear(network, inputs) if is_delivered else models.linear
     bundle = HeadBundle(
         characteristics=characteristics,
-        network=average.network(blends),
+        network=with_linear(network, linear, blends),
         vocabulary=inputs.vocabulary,
         encoder_name=encoder.name if encoder else "",
         encoder_fingerprint=embeddings.fingerprint,
@@ -169,12 +172,12 @@ def describe_judging(split: Split, n_judged: int, *, refit: bool) -> str:
     """Return a sentence on how the judged products of a split were judged, and what the delivered heads learn from."""
     n_folds, delivered = len(split.folds), "learn from " + ("all products" if refit else "the others")
     if n_folds >= _MIN_AVERAGED:
-        delivered = "are the average of these"
+        delivered = "average their networks and know all products"
     if n_folds > 1:
         judged = f"Each of the {n_judged:,} products was judged by heads fitted without its fold ({n_folds} folds)"
     else:
-        share = n_judged / (split.names != "").sum()
-        judged = f"{n_judged:,} products, a holdout of {100 * share:.0f} %, were judged by heads fitted without them"
+        percent = 100 * n_judged / (split.names != "").sum()
+        judged = f"{n_judged:,} products, a holdout of {percent:.0f} %, were judged by heads fitted without them"
     return f"{judged}; the delivered heads {delivered}."
 
 
@@ -299,13 +302,11 @@ class _Judged:
             start += len(fold.rows)
         ids = self.task.products.embeddings.ids[self.rows[is_wanted]]
         thresholds = {item.name: item.decision_thresholds for item in characteristics if item.decision_thresholds}
-        joined = {name: np.concatenate(matrices) for name, matrices in probabilities.items()}
-        is_known = np.ones(len(ids), dtype=bool)
         return Predictions(
             ids,
             self.task.labels,
-            joined,
-            is_known,
+            {name: np.concatenate(matrices) for name, matrices in probabilities.items()},
+            np.ones(len(ids), dtype=bool),
             decision_thresholds=thresholds,
             decision_weights={item.name: item.decision_weights for item in characteristics},
         )
@@ -329,9 +330,7 @@ class _Judged:
                 promised = promises_of(item, predictions.confidence(item.name))
                 promises[item.name][is_part] = promised * predictions.is_predicted(item.name)
                 probabilities[item.name][is_part] = _moved(predictions.probabilities[item.name], item, delivered)
-        order = np.argsort(self.rows)
-        judged = OutOfFold(self.rows, probabilities, promises, self.distance, is_novel)
-        return judged.take(order)
+        return OutOfFold(self.rows, probabilities, promises, self.distance, is_novel).take(np.argsort(self.rows))
 
     def _targets(self) -> list[tuple[Target, slice]]:
         """Return each target with its columns of logits."""

@@ -115,11 +115,16 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             network, history = fit_network(_training_data(self, inputs), self.settings, on_epoch)
-        linear = None
-        if self.has_linear:
-            read = linear_inputs(network, self.products.embeddings.take(train), inputs.bags[train])
-            linear = fit_linear(*read, [target.take(train) for target in self.targets])
+        linear = self.fit_linear(network, inputs)
         return FittedModels(network, linear, inputs, self.hierarchy_of(train), tuple(history))
+
+    def fit_linear(self, network: Network, inputs: Inputs) -> LinearModel | None:
+        """Fit a linear model to the products of `inputs`, standardised as a network does it."""
+        if not self.has_linear:
+            return None
+        train = inputs.train
+        read = linear_inputs(network, self.products.embeddings.take(train), inputs.bags[train])
+        return fit_linear(*read, [target.take(train) for target in self.targets])
 
     def hierarchy_of(self, train: Rows) -> Hierarchy:
         """Return the hierarchy of the labels that are learned, as products of `train` rows show it."""
@@ -128,12 +133,11 @@ class Task:
 
 
 class Average:
-    """The mean of models that were fitted to parts of a catalog, as one network that reads `inputs`.
+    """The mean of networks that were fitted to parts of a catalog, as one network that reads `inputs`.
 
-    Hidden layers are put side by side, everything else is linear and added up. Each model standardises a little
-    differently, which its weights make up for (but for linear weights of a part that is missing), and does not know
-    some words, which make bags of words longer than its own: its weights of words are raised by as much as its bags are
-    shorter on average.
+    Hidden layers are put side by side, everything else is linear and added up. Each network standardises a little
+    differently, which its weights make up for, and does not know some words, which make bags of words longer than its
+    own: its weights of words are raised by as much as its bags are shorter on average.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -144,8 +148,8 @@ class Average:
         self._shape: NetworkShape | None = None
 
     def add(self, models: FittedModels) -> None:
-        """Add models of the same labels and widths."""
-        network, linear, own, mine = models.network, models.linear, models.inputs, self._inputs
+        """Add a network of the same labels and widths."""
+        network, own, mine = models.network, models.inputs, self._inputs
         weights, shape = network.weights, network.shape
         stretch, shift = mine.scale / own.scale, (mine.mean - own.mean) / own.scale
         shifts = np.split(weights["hidden.weight"] * shift, [shape.image_dim], axis=1)
@@ -158,18 +162,12 @@ class Average:
                 "labels.weight": weights["labels.weight"],
             }
         )
-        columns, factors = self._translation(own)
         self._add("labels.bias", weights["labels.bias"])
-        self._add_words("word_weights", weights["word_weights"], columns, factors)
+        self._add_words(weights["word_weights"], own)
         if shape.label_dim:
             self._add("label_embeddings", weights["label_embeddings"])
         if self._shape is None or shape.label_dim:
             self._shape = shape
-        if linear is not None:
-            inputs = linear.inputs * input_scales(shape)[:, None]
-            self._add("linear.bias", linear.bias + shift @ inputs)
-            self._add("linear.weight", (inputs * stretch[:, None]).T)
-            self._add_words("linear.words", linear.words, columns, factors)
 
     def take(self, columns: Rows, n_labels: tuple[int, ...]) -> None:
         """Keep some labels, `n_labels` of each characteristic, by their columns of logits."""
@@ -178,59 +176,59 @@ class Average:
         for weights in self._hidden:
             weights["labels.weight"] = weights["labels.weight"][columns]
         for name, weights_of_all in self._sums.items():
-            of_words = name in ("word_weights", "linear.words")
-            self._sums[name] = np.ascontiguousarray(weights_of_all[:, columns] if of_words else weights_of_all[columns])
+            taken = weights_of_all[:, columns] if name == "word_weights" else weights_of_all[columns]
+            self._sums[name] = np.ascontiguousarray(taken)
 
     def network(self, blends: Sequence[Blend]) -> Network:
-        """Return the network whose logits are the blended mean logits of both kinds of models; it ends the average."""
+        """Return the network whose logits are the share of a blend of the mean logits; it ends the average."""
         if self._shape is None:
-            raise ValueError("an average needs a model")
-        n_labels = self._shape.n_labels
-        joint, linear = (
-            np.repeat(np.array(shares, dtype=np.float32) / len(self._hidden), n_labels)
-            for shares in ([blend.joint for blend in blends], [blend.linear for blend in blends])
-        )
+            raise ValueError("an average needs a network")
+        shares = _of_labels([blend.joint / len(self._hidden) for blend in blends], self._shape)
         sums, axes = self._sums, {"missing": 1, "labels.weight": 1}
         weights = {name: np.concatenate([w[name] for w in self._hidden], axes.get(name, 0)) for name in self._hidden[0]}
         weights |= {"mean": self._inputs.mean, "scale": self._inputs.scale}
-        weights["labels.weight"] *= joint[:, None]
-        weights["labels.bias"] = sums["labels.bias"] * joint + np.concatenate([blend.offsets for blend in blends])
+        weights["labels.weight"] *= shares[:, None]
+        weights["labels.bias"] = sums["labels.bias"] * shares + np.concatenate([blend.offsets for blend in blends])
         weights["word_weights"] = sums["word_weights"]
-        weights["word_weights"] *= joint
+        weights["word_weights"] *= shares
         if "label_embeddings" in sums:
-            weights["label_embeddings"] = sums["label_embeddings"] * joint[:, None]
-        if "linear.weight" in sums:
-            weights["linear.weight"] = np.ascontiguousarray(sums["linear.weight"] * linear[:, None])
-            weights["labels.bias"] += sums["linear.bias"] * linear
-            sums["linear.words"] *= linear
-            weights["word_weights"] += sums["linear.words"]
+            weights["label_embeddings"] = sums["label_embeddings"] * shares[:, None]
         hidden, n_words = len(weights["hidden.bias"]), len(self._inputs.vocabulary)
-        shape = replace(self._shape, hidden=hidden, n_words=n_words, has_linear="linear.weight" in sums)
-        return Network(shape, weights)
+        return Network(replace(self._shape, hidden=hidden, n_words=n_words), weights)
 
     def _add(self, name: str, weights: Floats) -> None:
         self._sums[name] = self._sums.get(name, np.float32(0)) + weights
 
-    def _add_words(self, name: str, weights: Floats, columns: Rows, factors: Floats) -> None:
+    def _add_words(self, weights: Floats, own: Inputs) -> None:
         """Add the weights of words, block by block in place: those of all words take the most memory."""
-        if name not in self._sums:
-            self._sums[name] = np.zeros((len(self._inputs.vocabulary), weights.shape[1]), dtype=np.float32)
-        known = np.flatnonzero(columns[: len(weights)] >= 0)
-        for rows in np.array_split(known, len(known) // _WORDS_PER_BLOCK + 1):
-            self._sums[name][columns[rows]] += weights[rows] * factors[rows, None]
+        mine = self._inputs
+        columns = np.array([self._columns.get(word, -1) for word in own.vocabulary.words[: len(weights)]], np.int64)
+        known = np.flatnonzero(columns >= 0)
+        factors = own.vocabulary.idf[known] / mine.vocabulary.idf[columns[known]]
+        squares = mine.bags[own.train][:, columns[known]].power(2) @ factors**2
+        if squares.any():
+            factors /= np.sqrt(squares[squares > 0]).mean()
+        total = self._sums.setdefault("word_weights", np.zeros((len(mine.vocabulary), weights.shape[1]), np.float32))
+        for positions in np.array_split(np.arange(len(known)), len(known) // _WORDS_PER_BLOCK + 1):
+            rows = known[positions]
+            total[columns[rows]] += weights[rows] * factors[positions, None]
 
-    def _translation(self, own: Inputs) -> tuple[Rows, Floats]:
-        """Return the column of each word of a model, -1 if there is none, and what its weights are multiplied by."""
-        vocabulary, n_whole = own.vocabulary, own.vocabulary.n_whole
-        columns = np.array([self._columns.get(word, -1) for word in vocabulary.words], dtype=np.int64)
-        bags, known = self._inputs.bags[own.train], np.flatnonzero(columns >= 0)
-        factors = np.ones(len(columns), dtype=np.float32)
-        factors[known] = vocabulary.idf[known] / self._inputs.vocabulary.idf[columns[known]]
-        for of_kind in (known[known < n_whole], known[known >= n_whole]):
-            squares = bags[:, columns[of_kind]].power(2) @ factors[of_kind] ** 2
-            if squares.any():
-                factors[of_kind] /= np.sqrt(squares[squares > 0]).mean()
-        return columns, factors
+
+def with_linear(network: Network, linear: LinearModel | None, blends: Sequence[Blend]) -> Network:
+    """Return a network whose logits have the share of a linear model, too; it takes over the weights of words."""
+    if linear is None:
+        return network
+    shape, weights = network.shape, dict(network.weights)
+    shares = _of_labels([blend.linear for blend in blends], shape)
+    weights["labels.bias"] = weights["labels.bias"] + linear.bias * shares
+    weights["linear.weight"] = np.ascontiguousarray((linear.inputs * input_scales(shape)[:, None] * shares).T)
+    for rows in np.array_split(np.arange(len(linear.words)), len(linear.words) // _WORDS_PER_BLOCK + 1):
+        weights["word_weights"][rows] += linear.words[rows] * shares
+    return Network(replace(shape, has_linear=True), weights)
+
+
+def _of_labels(shares: Sequence[float], shape: NetworkShape) -> Floats:
+    return np.repeat(np.array(shares, dtype=np.float32), shape.n_labels)
 
 
 def linear_inputs(network: Network, embeddings: Embeddings, bags: BagOfWords) -> tuple[BagOfWords, Floats]:

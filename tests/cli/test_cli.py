@@ -58,7 +58,7 @@ def stored(trained):
 def test_train_prints_the_scores_and_what_to_do_next(trained):
     run, printed = trained
     assert "150 products; id nm; text description; photos by nm" in printed.replace("\n", " ")
-    assert "was judged by heads fitted without its fold (5 folds); the delivered heads are the average of" in printed
+    assert "was judged by heads fitted without its fold (5 folds); the delivered heads average their" in printed
     assert re.search(r"\nmean +0\.\d{3} *\n", printed)  # sums over characteristics would be no numbers of products
     assert "next:   product-classificator predict" in printed
     assert (run / "report/report.md").is_file()
