@@ -151,7 +151,7 @@ class Trainer:
     def _models_dir(self) -> Path | None:
         return None if self.cache_dir == self._own_cache else Path(self.cache_dir)
 
-    def _loading_texts(self) -> TableSource:
+    def _loading_texts(self) -> Any:
         """Return the products, a DataFrame or a path: here a DataFrame, of Wildberries with raw `characteristics`."""
         table = self.path_to_texts
         if isinstance(table, pd.DataFrame):
@@ -165,7 +165,7 @@ class Trainer:
         """
         return with_labels(products, self.characteristics)
 
-    def _own_products(self) -> TableSource:
+    def _own_products(self) -> Any:
         """Return what a subclass makes of the products; a base class does without DataFrames."""
         names = ("_loading_texts", "_preprocessing_texts")
         loads, changes = (getattr(type(self), name) is not getattr(Trainer, name) for name in names)
@@ -284,5 +284,6 @@ class Trainer:
 
 
 def _read_raw_or_frame(table: TableSource) -> pd.DataFrame:
-    is_raw = isinstance(table, str | Path) and is_wildberries(table)
-    return read_raw(table) if is_raw else pd.DataFrame(read_frame(table))
+    if isinstance(table, str | Path) and is_wildberries(table):
+        return read_raw(table)
+    return pd.DataFrame(read_frame(table))

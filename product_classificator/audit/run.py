@@ -84,8 +84,7 @@ def audit_run(
         raise DataError(f"an audit needs labels: the run predicts {', '.join(run.columns.characteristics)}")
     settings = TypeAdapter(HeadSettings).validate_python(run.settings["heads"])
     out, callbacks, encoder = Path(out), callbacks or Callbacks(), encoder or load_encoder(run.encoder)
-    for path in filter(None, (out, store)):
-        catalog.check_output(Path(path))
+    catalog.check_output(out, store)
     out.mkdir(parents=True, exist_ok=True)
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,10 @@ class Catalog:
         """Find an image without reading it, errors as in `image_bytes`."""
         return image.data or (self.images and self.images.locate(image.name, is_id=image.is_id))
 
-    def check_output(self, path: Path) -> None:
+    def check_output(self, *paths: str | Path | None) -> None:
         """Raise `DataError` if an output is the table, or in its folder, where the next call reads it."""
-        path = path.resolve()
-        for source in self.table.sources:
+        outputs = [Path(path).resolve() for path in paths if path]
+        for path, source in product(outputs, self.table.sources):
             folder = Path(str(source).partition("**")[0]).resolve()
             if path == folder or path.match(str(source.absolute())):
                 raise DataError(f"the output must not be the table or the photos themselves, got {path}")
@@ -242,8 +243,8 @@ def read_catalog(
         labels = _names((*(published_in(table) if characteristics is None else _names(characteristics)), *multi))
         source = open_images(images, channels="bgr") if isinstance(images, str | Path) else images
         columns = Columns(ID, texts, labels, None, multi, max_photos, "|")
-        opened = WildberriesTable(table, [*labels, *texts], multi)
-        return Catalog(opened, columns, source if source and source.path else None)
+        published = WildberriesTable(table, [*labels, *texts], multi)
+        return Catalog(published, columns, source if source and source.path else None)
     opened = open_table(table, encoding=encoding)
     levels: Sequence[str] = ()
     if path is not None:

@@ -129,6 +129,19 @@ def _decode(data: bytes, max_pixels: int, min_decode_size: Callable[[Size], Size
         raise PhotoError("truncated" if is_early_end else "unreadable", message) from error
 
 
+def is_plain_jpeg(data: bytes, max_pixels: int) -> bool:
+    """Return whether any decoder makes of a file what `decode_image` does: a whole, upright JPEG within the limits."""
+    if not data.startswith(_JPEG) or not data.endswith(_JPEG_END):
+        return False
+    try:
+        with _without_warnings(), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            _check_size(data, image, max_pixels)
+            is_ycc = image.mode == "L" or (image.mode == "RGB" and image.info.get("adobe_transform", 1) == 1)
+            return is_ycc and _orientation(image) not in _UPRIGHT
+    except Exception:  # `decode_image` says what is wrong
+        return False
+
+
 def _check_size(data: bytes, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:

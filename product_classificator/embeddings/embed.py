@@ -11,19 +11,21 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
-from PIL import Image
 
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.catalog.lookup import ImageRef
 from product_classificator.catalog.photo import PhotoError
+from product_classificator.embeddings.feeding import Decode, Feeding, feeding, on_cpu
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, EmbeddedProducts, encode_products
 from product_classificator.embeddings.store import EmbeddingStore, to_products, to_table
-from product_classificator.encoders import Encoder, cores
+from product_classificator.encoders import Encoder
+from product_classificator.encoders.base import PreparedImage
 from product_classificator.errors import DataError
 from product_classificator.types import Embeddings, Strings, strings
 
@@ -75,7 +77,7 @@ def embed_chunks(
     """
     problems = ImageProblems(catalog)
     waited_s = took_s = 0.0
-    with closing(_load_ahead(catalog, encoder, store, first_row)) as chunks:
+    with feeding(encoder, catalog) as feed, closing(_load_ahead(catalog, encoder, store, first_row, feed)) as chunks:
         for products, futures in chunks:
             start = time.perf_counter()
             loaded = [future.result() for future in futures]
@@ -91,16 +93,17 @@ def embed_chunks(
 
 
 def _load_ahead(
-    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, first_row: int
+    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, first_row: int, feed: Feeding
 ) -> Generator[tuple[Products, list[Future["LoadedProduct"]]]]:
     """Yield products whose images are being loaded, after those of the next chunk have been queued."""
-    with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
+    load = partial(load_product, catalog, encoder, store, decode=feed.decode)
+    with ThreadPoolExecutor(feed.threads, thread_name_prefix="images") as pool:
         ahead: deque[tuple[Products, list[Future[LoadedProduct]]]] = deque()
         try:
             for products in catalog.batches(CHUNK_PRODUCTS, first_row):
                 rows = zip(products.images, products.texts, strict=True)
-                ahead.append((products, [pool.submit(load_product, catalog, encoder, store, *row) for row in rows]))
-                if len(ahead) > 1:
+                ahead.append((products, [pool.submit(load, *row) for row in rows]))
+                if len(ahead) > feed.chunks_ahead:
                     yield ahead.popleft()
             yield from ahead
         finally:
@@ -167,15 +170,20 @@ class LoadedProduct:
     """
 
     digest: bytes
-    images: Sequence[Image.Image] = ()
+    images: Sequence[PreparedImage] = ()
     image_status: str = "ok"
     errors: Errors = ()
 
 
 def load_product(
-    catalog: Catalog, encoder: Encoder, stored: Container[bytes] | None, images: Sequence[ImageRef], text: str
+    catalog: Catalog,
+    encoder: Encoder,
+    stored: Container[bytes] | None,
+    images: Sequence[ImageRef],
+    text: str,
+    decode: Decode | None = None,
 ) -> LoadedProduct:
-    """Read a product's images; decode and shrink them unless the product's digest is in `stored`."""
+    """Read a product's images; unless its digest is in `stored`, decode and shrink them, or have `decode` do it."""
     content = text.encode("utf-8", "surrogatepass") if catalog.columns.text else b"\0unused"
     source = catalog.images
     if source is None:
@@ -191,8 +199,8 @@ def load_product(
 
     if stored is not None and files and digest() in stored:
         return LoadedProduct(digest(), errors=errors)
-    least = encoder.image.min_decode_size
-    prepared, damaged = _attempt(files, lambda file: encoder.image.prepare(source.decode(file[1], least)))
+    decode = decode or on_cpu(encoder)
+    prepared, damaged = _attempt(files, lambda file: decode(file[1], source))
     errors = [*errors, *damaged]
     status = "ok" if prepared else errors[0][1].reason
     return LoadedProduct(digest(), [image for _, image in prepared], status, errors)

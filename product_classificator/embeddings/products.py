@@ -1,7 +1,7 @@
 """Turn texts and images of products into embeddings; what cannot be used becomes a status, never an exception."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, decode_image, to_rgb
 from product_classificator.encoders import Encoder, PairTower
-from product_classificator.encoders.base import unit_rows
+from product_classificator.encoders.base import DeviceImage, PreparedImage, unit_rows
 from product_classificator.encoders.preprocessing import as_rgb
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.text import clean
@@ -84,7 +84,7 @@ def encode_products(
     encoder: Encoder,
     ids: Sequence[str],
     texts: Sequence[str] | None,
-    images: Iterable[Sequence[Image.Image] | str] | None,
+    images: Iterable[Sequence[PreparedImage] | str] | None,
 ) -> EmbeddedProducts:
     """Encode n products; images are consumed a few hundred at a time.
 
@@ -107,7 +107,8 @@ def encode_products(
         rows = np.flatnonzero(text_status == "ok")
         if len(rows):
             text[rows] = _finite(encoder, encoder.text.encode([texts[row] for row in rows.tolist()]), ids, rows)
-    remaining, start = iter(images or ()), 0
+    remaining: Iterator[Any] = iter(images or ())
+    start = 0
     while batch := list(islice(remaining, _IMAGES_AT_ONCE)):
         statuses = strings([item if isinstance(item, str) else "ok" for item in batch])
         image_status[start : start + len(batch)] = statuses
@@ -145,8 +146,10 @@ def _finite(encoder: Encoder, vectors: Vectors, ids: Sequence[str], rows: Rows) 
     return vectors
 
 
-def thumbnail(image: Image.Image) -> Thumbnails:
+def thumbnail(image: PreparedImage) -> Thumbnails:
     """Return (192,) uint8, an RGB image shrunk to 8 x 8 pixels; at least 1, since 0 means that there is no image."""
+    if isinstance(image, DeviceImage):
+        return np.maximum(image.thumbnail, 1)
     size = (_THUMBNAIL_PX, _THUMBNAIL_PX)
     small = as_rgb(image).resize(size, Image.Resampling.BOX)
     return np.asarray(np.maximum(np.asarray(small).ravel(), 1))
@@ -219,7 +222,7 @@ def align(texts: TextsInput, images: ImagesInput) -> tuple[list[str], list[list[
     ]
 
 
-def _as_list(value: object) -> list[object] | None:
+def _as_list(value: object) -> list[Any] | None:
     if value is None:
         return None
     is_array = isinstance(value, np.ndarray) and value.ndim in (2, 3)

@@ -81,6 +81,10 @@ def load_encoder(
         image, text = load_lite(threads)
     else:
         spec, image, text = _load_clip(spec, cache_dir, device, dtype, threads)
+        if device != "cpu":
+            from product_classificator.encoders.gpu import on_gpu
+
+            image = on_gpu(image)
     shares_space = spec.base != "lite"
     if spec.e5 or spec.text_encoder:
         shares_space, (spec, text) = False, _load_texts(spec, device, dtype, threads)

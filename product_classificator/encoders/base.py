@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from product_classificator.errors import DataError, culprits
@@ -92,6 +93,16 @@ class EncoderSpec:
     def __str__(self) -> str:
         options = [option for option in _SWITCHES if getattr(self, option.removeprefix("+"))]
         return "".join([self.base, *options, *([f"+st:{self.text_encoder}"] if self.text_encoder else [])])
+
+
+class DeviceImage(NamedTuple):
+    """A prepared image on a device: (3, height, width) uint8 `pixels`, a tensor, and its (192,) uint8 `thumbnail`."""
+
+    pixels: Any
+    thumbnail: npt.NDArray[np.uint8]
+
+
+PreparedImage: TypeAlias = Image.Image | DeviceImage
 
 
 class Tower(Protocol):

@@ -121,7 +121,10 @@ class TorchNetwork:
 
     def tensors(self, inputs: Inputs, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return inputs as tensors on the device, fractions in `dtype` (`None`: that of the model)."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        tensors = {
+            name: array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+            for name, array in inputs.items()
+        }
         kinds = {name: dtype or self.model.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
         return {name: tensor.to(self.device, kinds.get(name)) for name, tensor in tensors.items()}
 

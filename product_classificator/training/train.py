@@ -177,8 +177,7 @@ class Session:
             catalog.column(name)
         truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
         hierarchy = None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
-        for path in filter(None, (folder, store)):
-            catalog.check_output(Path(path))
+        catalog.check_output(folder, store)
         encoder = encoder or load_encoder(settings.encoder)
         check_images(catalog, allow_missing=settings.allow_missing_photos)
         check_target(folder / "bundle")
