@@ -4,16 +4,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from product_classificator.catalog.photo import PhotoError
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.products import ImageInput, align, encode_products, prepare_image
+from product_classificator.embeddings.products import ImageInput, align, encode_products
 from product_classificator.errors import DataError
 
 STAGES = ("decode", "image tower", "text tower", "heads")
@@ -69,10 +68,10 @@ class SpeedTest:
         )
         return log
 
-    def _time(self, texts: Sequence[str], images: Iterable[ImageInput | None]) -> list[float]:
+    def _time(self, texts: Sequence[str], images: Sequence[Sequence[ImageInput]]) -> list[float]:
         """Answer a batch, and return the seconds of each of `STAGES`; parts that the heads do not use take none."""
         clf, ids, times = self.clf, [*map(str, range(len(texts)))], [time.perf_counter()]
-        prepared = [self._prepare(image) for image in images] if clf.bundle.image_dim else None
+        prepared = [*clf._prepared(images, {})] if clf.bundle.image_dim else None
         times.append(time.perf_counter())
         products = encode_products(clf.encoder, ids, None, prepared)
         times.append(time.perf_counter())
@@ -82,13 +81,6 @@ class SpeedTest:
         clf.judge(replace(products, embeddings=embeddings), texts)
         times.append(time.perf_counter())
         return np.diff(times).tolist()
-
-    def _prepare(self, image: ImageInput | None) -> Any:
-        try:
-            limits = self.clf.channels, self.clf.max_pixels
-            return "missing" if image is None else [prepare_image(self.clf.encoder, image, *limits)]
-        except PhotoError as error:
-            return error.reason
 
 
 def machine_info() -> Mapping[str, Any]:
