@@ -154,9 +154,8 @@ class Trainer:
     def _loading_texts(self) -> Any:
         """Return the products, a DataFrame or a path: here a DataFrame, of Wildberries with raw `characteristics`."""
         table = self.path_to_texts
-        if isinstance(table, pd.DataFrame):
-            return table
-        return _read_raw_or_frame(table)
+        products: TableSource = table if isinstance(table, pd.DataFrame) else _read_raw_or_frame(table)
+        return products
 
     def _preprocessing_texts(self, products: pd.DataFrame, clean: bool = False) -> pd.DataFrame:
         """Return the products to learn from, here with labels for raw characteristics of Wildberries.

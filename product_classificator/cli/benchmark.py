@@ -1,6 +1,7 @@
 """`benchmark`: the speed of a run on this machine; with `lite` and exports it imports nothing of torch."""
 
 import json
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,6 @@ from product_classificator.errors import DataError
 from product_classificator.files import write_text
 from product_classificator.published.speed import STAGES, SpeedTest
 
-_COLUMNS = ("batch", "products/s", "ms", *STAGES)
 _LEAST_PRODUCTS = 50  # of a marketplace
 
 
@@ -28,7 +28,8 @@ def benchmark(options: Benchmark) -> None:
     classificator = Classificator(chosen.device, model_name=chosen.encoder, heads_ver=options.run, dtype=chosen.dtype)
     with TemporaryDirectory() as folder:
         texts, photos = _sample(options, classificator, Path(folder))
-    test, table = SpeedTest(classificator), console.result_table("batch", "products/s", "ms", *STAGES, right=_COLUMNS)
+    columns = ("batch", "products/s", "ms", *STAGES)
+    test, table = SpeedTest(classificator), console.result_table(*columns, right=columns)
     sizes = [size for size in options.batch_sizes if size <= len(texts)]
     if not sizes:
         raise DataError(f"a batch must hold no more than the {len(texts)} products: name smaller --batch-sizes")
@@ -39,7 +40,7 @@ def benchmark(options: Benchmark) -> None:
         table.add_row(str(size), f"{speed:.1f}", *(f"{ms:.1f}" for ms in (1000 / speed, *stages)))
     encoder = {"encoder": classificator.model_name, "dtype": dtype_of(classificator.encoder), "device": chosen.device}
     made = "" if options.table else " (texts, and photos without --images, are generated)"
-    n_photos = sum(photo is not None for photo in photos)
+    n_photos = sum(map(len, photos))
     console.log.print(f"{len(texts)} products, {n_photos} photos{made}; {' '.join(filter(None, encoder.values()))}")
     console.log.print(", ".join(f"{name} {value}" for name, value in test.machine_info.items() if value))
     console.out.print(table)
@@ -50,7 +51,7 @@ def benchmark(options: Benchmark) -> None:
         write_text(options.json, json.dumps(content, ensure_ascii=False, indent=2))
 
 
-def _sample(options: Benchmark, classificator: Classificator, folder: Path) -> tuple[list[str], list[bytes | None]]:
+def _sample(options: Benchmark, classificator: Classificator, folder: Path) -> tuple[list[str], list[list[bytes]]]:
     """Return texts and photo files: of a table, or generated, with the photos of `--images` if they are given."""
     products, n = options.products, options.sample
     if options.table is not None:
@@ -61,17 +62,17 @@ def _sample(options: Benchmark, classificator: Classificator, folder: Path) -> t
     if products.images is not None:
         with open_images(products.images) as source:
             names = [name for name in source.names() if name.lower().endswith(EXTENSIONS)][:n]
-            photos = [source.read(name) for name in names]
+            photos = [[source.read(name)] for name in names]
         if not photos:
             raise DataError(f"{products.images} holds no photos: name another folder or zip (--images)")
     return [*islice(cycle(texts), len(photos))], photos
 
 
-def _read(catalog: Catalog, n: int) -> tuple[list[str], list[bytes | None]]:
-    batch, photos = next(catalog.batches(n)), list[bytes | None]()
+def _read(catalog: Catalog, n: int) -> tuple[list[str], list[list[bytes]]]:
+    batch, photos = next(catalog.batches(n)), list[list[bytes]]()
     for images in batch.images:
-        try:
-            photos.append(catalog.image_bytes(images[0]) if images else None)
-        except PhotoError:
-            photos.append(None)
+        photos.append([])
+        for image in images:
+            with suppress(PhotoError):
+                photos[-1].append(catalog.image_bytes(image))
     return batch.texts, photos

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from product_classificator.embeddings.progress import log
+from product_classificator.embeddings.progress import log as log
 from product_classificator.types import Explanation, Predictions
 
 out = Console(highlight=False, markup=False, emoji=False)

@@ -24,8 +24,8 @@ def open_once(table: Path, encoding: str | None) -> tuple[Path | Table, set[str]
     if not is_wildberries(table):
         opened = open_table(table, encoding=encoding)
         return opened, set(opened.columns)
-    opened = [open_table([*files]) for files in wildberries_files(table) if files]
-    return table, {*published_in(table), *(name for part in opened for name in part.columns)}
+    parts = [open_table([*files]) for files in wildberries_files(table) if files]
+    return table, {*published_in(table), *(name for part in parts for name in part.columns)}
 
 
 def names(joined: str | None, columns: Collection[str]) -> list[str] | None:

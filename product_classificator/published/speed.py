@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from product_classificator.classificator import Classificator
-from product_classificator.embeddings.products import ImageInput, align, encode_products
+from product_classificator.embeddings.products import ImageInput, ImagesInput, TextsInput, align, encode_products
 from product_classificator.errors import DataError
 
 STAGES = ("decode", "image tower", "text tower", "heads")
@@ -37,8 +37,8 @@ class SpeedTest:
 
     def test_inference(
         self,
-        texts: str | Sequence[str | None],
-        images: Sequence[ImageInput | None] | None,
+        texts: TextsInput,
+        images: ImagesInput,
         batch_size: int,
         iterations_num: int = 1,
         warm_iterations: int = 1,
@@ -80,7 +80,7 @@ class SpeedTest:
         embeddings = replace(products.embeddings, text=read.text, has_text=read.has_text)
         clf.judge(replace(products, embeddings=embeddings), texts)
         times.append(time.perf_counter())
-        return np.diff(times).tolist()
+        return [float(seconds) for seconds in np.diff(times)]
 
 
 def machine_info() -> Mapping[str, Any]:
