@@ -1,5 +1,6 @@
 """Show the progress over products on stderr, for the command line and for Python."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from rich.table import Column
 from product_classificator.embeddings.products import EmbeddedProducts
 
 _BAR_WIDTH = 20
-_CAN_DRAW_WIDGETS = find_spec("ipywidgets") is not None  # notebooks show lines of text without it
+_IS_PLAIN_NOTEBOOK = "ipykernel" in sys.modules and not find_spec("ipywidgets")  # without widgets: lines of text
 
 log = Console(
     stderr=True,
@@ -19,7 +20,7 @@ log = Console(
     markup=False,
     emoji=False,
     soft_wrap=True,
-    force_jupyter=None if _CAN_DRAW_WIDGETS else False,
+    **({"force_jupyter": False, "force_terminal": False} if _IS_PLAIN_NOTEBOOK else {}),
 )
 """Progress, sentences and errors (stderr)."""
 
