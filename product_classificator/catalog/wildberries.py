@@ -7,6 +7,7 @@ known label. Opening reads the tables once and keeps ids and labels in memory.
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -41,8 +42,8 @@ def wildberries_files(path: str | Path) -> tuple[list[Path], list[Path]]:
     with suppress(ValueError, OSError):  # not a pattern
         pattern = str(path.relative_to(path.anchor))
         found = found or sorted(path.iterdir() if path.is_dir() else Path(path.anchor).glob(pattern))
-    names = [(file.name.rpartition(".parquet")[0] or file.name * file.is_dir(), file) for file in found]
-    train, test = ([f for name, f in names if name.startswith(Path(n).stem)] for n in (TRAIN_FILE, TEST_FILE))
+    names = (rf"{Path(name).stem}([-_.]?\d[\w-]*)?(\.parquet)?" for name in (TRAIN_FILE, TEST_FILE))  # no other tables
+    train, test = ([file for file in found if re.fullmatch(name, file.name)] for name in names)
     return train, test
 
 
@@ -84,6 +85,7 @@ class WildberriesTable(Table):
                 raise DataError(f"{path} has no {file}, which holds {', '.join(wanted)}: add it, or leave them out")
             _check(table, [RAW] if wanted is raw_names and wanted else wanted, wanted)
         super().__init__(str(path), dict.fromkeys((ID, *TEXTS, *columns)))
+        self.sources = [file for files in wildberries_files(path) for file in files]
         logger.info("reading %s", path)
         parts = [(train, *_read_rows(train, raw_names, [], multi_label))] if train else []
         parts += [(test, *_read_rows(test, [], others))] if test else []

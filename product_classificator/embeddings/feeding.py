@@ -5,11 +5,12 @@ Threads do or, where these would keep a GPU waiting, the GPU itself (nvJPEG), el
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.synchronize import Barrier
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
@@ -68,7 +69,8 @@ def _processes(preparation: Any, exact: Decode) -> Iterator[Decode]:
         free.put(slice(start, start + n_bytes))
     memory = SharedMemory(create=True, size=n_slots * n_bytes)
     pixels: Any = memory.buf
-    pool = ProcessPoolExecutor(cores(), get_context("spawn"), _open, (memory.name, preparation))
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(cores(), context, _open, (memory.name, preparation, context.Barrier(cores())))
 
     def decode(data: bytes, source: ImageSource) -> PreparedImage:
         limits = {name: getattr(source, name) for name in ("channels", "max_pixels", "allow_truncated")}
@@ -83,7 +85,7 @@ def _processes(preparation: Any, exact: Decode) -> Iterator[Decode]:
 
     main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:  # each process would import the script that called this, and run it again
-        pool.submit(int).result()
+        wait([pool.submit(int) for _ in range(cores())])  # a task starts a process unless one is idle
         sys.modules["__main__"] = main
         yield decode
     finally:
@@ -97,7 +99,8 @@ def _processes(preparation: Any, exact: Decode) -> Iterator[Decode]:
 _OPENED: dict[str, Any] = {}  # in a process that decodes
 
 
-def _open(name: str, preparation: Any) -> None:
+def _open(name: str, preparation: Any, all_started: Barrier) -> None:
+    all_started.wait()
     _OPENED.update(memory=SharedMemory(name), preparation=preparation)
 
 

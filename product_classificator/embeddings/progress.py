@@ -12,7 +12,7 @@ from rich.table import Column
 from product_classificator.embeddings.products import EmbeddedProducts
 
 _BAR_WIDTH = 20
-_IS_PLAIN_NOTEBOOK = "ipykernel" in sys.modules and not find_spec("ipywidgets")  # without widgets: lines of text
+_IS_RICH = False if "ipykernel" in sys.modules and not find_spec("ipywidgets") else None  # without widgets: lines
 
 log = Console(
     stderr=True,
@@ -20,7 +20,8 @@ log = Console(
     markup=False,
     emoji=False,
     soft_wrap=True,
-    **({"force_jupyter": False, "force_terminal": False} if _IS_PLAIN_NOTEBOOK else {}),
+    force_jupyter=_IS_RICH,
+    force_terminal=_IS_RICH,
 )
 """Progress, sentences and errors (stderr)."""
 

@@ -335,6 +335,19 @@ def test_shards_are_one_table(folder, tmp_path):
     assert not is_wildberries(tmp_path / "nowhere" / "**x")
 
 
+def test_outputs_may_be_next_to_the_tables_but_not_replace_them(folder):
+    out, copy = folder / "wb_school_test_predicted.parquet", folder / f"{TRAIN_FILE}.bak"
+    TEST.to_parquet(out)
+    copy.write_bytes((folder / TRAIN_FILE).read_bytes())
+    for path in (folder, folder / "*", folder / TEST_FILE):
+        catalog = read_catalog(path)
+        catalog.check_output(out)
+        with pytest.raises(DataError, match="must not be the table or the photos themselves"):
+            catalog.check_output(folder / TEST_FILE)
+        assert catalog.issues["nm_repeated"] == read_catalog(folder / TEST_FILE).issues["nm_repeated"]
+    assert not is_wildberries(out)
+
+
 def test_any_raw_characteristic_may_be_named(tmp_path):
     colours = [["синий", " тёмно  синий"], ["белый"], [], None, ["синий"]]
     raws = [json.dumps([entry("Цвет", values), entry("Пол", ["Женский"])]).encode() for values in colours]

@@ -1,7 +1,9 @@
 """What a GPU does with photos, on the CPU: torch in the place of CUDA, Pillow in that of nvJPEG."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import active_children
 from zipfile import ZipFile
 
 import numpy as np
@@ -124,6 +126,17 @@ def test_without_nvjpeg_processes_decode_what_threads_do(encoder, catalog, monke
     assert fed.status.tolist() == exact.status.tolist()
     assert np.allclose(exact.embeddings.image, fed.embeddings.image, atol=1e-3)
     assert (fed.thumbnails == exact.thumbnails).all()
+
+
+def test_all_processes_start_while_the_script_is_hidden_from_them(encoder, catalog, monkeypatch):
+    monkeypatch.setattr(feeding, "_MIN_PRODUCTS", 1)
+    monkeypatch.setattr(feeding, "cores", lambda: 2)
+    with feeding.feeding(fed_by(encoder), catalog) as feed, ThreadPoolExecutor(4) as threads:
+        started = {process.pid for process in active_children()}
+        images = [*threads.map(lambda name: feed.decode(FILES[name], catalog.images), PLAIN)]
+        assert len(started) == 2
+        assert {process.pid for process in active_children()} == started
+    assert len(images) == len(PLAIN)
 
 
 def test_images_of_callers_and_of_the_cpu_are_encoded_too(encoder):
