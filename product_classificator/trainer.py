@@ -1,8 +1,8 @@
 """`Trainer`, the published façade of training: photos and texts in, an experiment folder out."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from inspect import signature
@@ -104,14 +104,12 @@ class Trainer:
         heads = self._settings.heads
         self.path_to_images, self.path_to_texts = path_to_images, path_to_texts
         names = [characteristics] if isinstance(characteristics, str) else characteristics
-        self.characteristics = list(PUBLISHED_CHARACTERISTICS if names is None else names)
+        self.characteristics: Any = list(PUBLISHED_CHARACTERISTICS if names is None else names)
         self.ruclip_train_params = as_params(FinetuneSettings(), ruclip_train_params)
         self.heads_train_params = as_params(heads, heads_train_params)
-        self.clusterization_params: dict[str, int] | None = asdict(ClusterSettings()) | dict(
-            clusterization_params or {}
-        )
+        self.clusterization_params: Any = asdict(ClusterSettings()) | dict(clusterization_params or {})
         least = heads.min_products_per_label if min_products_in_sub_cat is None else min_products_in_sub_cat
-        self.min_products_in_sub_cat = least
+        self.min_products_in_sub_cat: int | None = least
         self.ruclip_model, self.clean_text, self.save_dir = ruclip_model, False, save_dir
         self._own_cache = Path(save_dir) / "cache"
         self.cache_dir = self._own_cache if cache_dir is None else Path(cache_dir)
@@ -132,9 +130,9 @@ class Trainer:
             published_heads(self.heads_train_params or {}, self._settings.heads),
             self.min_products_in_sub_cat,
         )
-        if least <= 1:
+        if least is not None and least <= 1:
             raise DataError(f"min_products_in_sub_cat must be > 1, got {least}")
-        if least != heads.min_products_per_label:
+        if least not in (None, heads.min_products_per_label):
             heads = replace(heads, min_products_per_label=least, rare_labels=False)
         taxonomy = None if self.taxonomy is None else str(self.taxonomy)
         settings = replace(self._settings, encoder=self._encoder_name, heads=heads, taxonomy=taxonomy)
@@ -153,16 +151,14 @@ class Trainer:
 
     def _loading_texts(self) -> Any:
         """Return the products, a DataFrame or a path: here a DataFrame, of Wildberries with raw `characteristics`."""
-        table = self.path_to_texts
-        products: TableSource = table if isinstance(table, pd.DataFrame) else _read_raw_or_frame(table)
-        return products
+        return _read_raw_or_frame(self.path_to_texts)
 
     def _preprocessing_texts(self, products: pd.DataFrame, clean: bool = False) -> pd.DataFrame:
         """Return the products to learn from, here with labels for raw characteristics of Wildberries.
 
         `clean` is that of the published method; texts are cleaned by the encoder, see `clean_text`.
         """
-        return with_labels(products, self.characteristics)
+        return with_labels(products, self.characteristics or ())
 
     def _own_products(self) -> Any:
         """Return what a subclass makes of the products; a base class does without DataFrames."""
@@ -171,8 +167,7 @@ class Trainer:
         if not loads and not changes:
             return self.path_to_texts
         products = self._loading_texts()
-        if changes and not isinstance(products, pd.DataFrame | None):
-            products = _read_raw_or_frame(products)
+        products = _read_raw_or_frame(products) if changes and products is not None else products
         if isinstance(products, pd.DataFrame):
             takes_clean = len(signature(self._preprocessing_texts).parameters) > 1
             products = self._preprocessing_texts(products, *[self.clean_text] * takes_clean)
@@ -186,7 +181,7 @@ class Trainer:
         is_of_wildberries = isinstance(table, str | Path) and is_wildberries(table)
         channels = self.channels or ("bgr" if is_of_wildberries else "rgb")
         text = ("description",) if self.text is None and is_of_wildberries and products is not table else self.text
-        is_default = list(self.characteristics) == list(PUBLISHED_CHARACTERISTICS)
+        is_default = self.characteristics is None or [*self.characteristics] == [*PUBLISHED_CHARACTERISTICS]
         return read_catalog(
             products,
             None if images is None else open_images(images, channels=channels),
@@ -197,13 +192,11 @@ class Trainer:
             multi_label=self.multi_label,
         )
 
-    @contextmanager
-    def _progress(self, callbacks: Callbacks | None, catalog: Catalog, *, is_main: bool = True) -> Iterator[Callbacks]:
-        if callbacks is not None or self.quiet or not is_main:
-            yield callbacks or Callbacks()
-        else:
-            with training_progress(len(catalog)) as shown:
-                yield shown
+    def _progress(
+        self, callbacks: Callbacks | None, catalog: Catalog, *, is_main: bool = True
+    ) -> AbstractContextManager[Callbacks]:
+        is_shown = callbacks is None and not self.quiet and is_main
+        return training_progress(len(catalog)) if is_shown else nullcontext(callbacks or Callbacks())
 
     def train_heads_only(
         self, task: Any = None, experiment_name: str | None = None, *, callbacks: Callbacks | None = None
@@ -251,8 +244,7 @@ class Trainer:
             tracking(progress, task, folder, shown) as tracked,
         ):
             finetuned = finetune(catalog, folder, settings, finetune_settings, encoder=encoder, callbacks=tracked)
-            if distributed.is_main:
-                self._cluster(finetuned, catalog, cluster_settings, tracked)
+            self._cluster(finetuned, catalog, cluster_settings if distributed.is_main else None, tracked)
         if distributed.is_main:
             self._clean_up(cache, finetuned.run)
         return finetuned
@@ -283,6 +275,8 @@ class Trainer:
 
 
 def _read_raw_or_frame(table: TableSource) -> pd.DataFrame:
+    if isinstance(table, pd.DataFrame):
+        return table
     if isinstance(table, str | Path) and is_wildberries(table):
         return read_raw(table)
     return pd.DataFrame(read_frame(table))

@@ -212,6 +212,9 @@ def test_all_attributes_hold_their_defaults_and_are_read_when_a_training_begins(
     clusters = pd.read_parquet(run.folder / "clusters/assignment.parquet")["cluster"]
     assert clusters.nunique() == 3
     assert trainer._all_settings()[1].last_blocks == 2
+    trainer.characteristics = trainer.min_products_in_sub_cat = trainer.heads_train_params = None  # as if never named
+    assert trainer._load_catalog().columns.characteristics == ()
+    assert trainer._all_settings()[0].heads == make_trainer()._all_settings()[0].heads
     trainer.path_to_dfs = "another.parquet"
     assert trainer.path_to_texts == trainer.path_to_dfs == "another.parquet"
 

@@ -162,10 +162,7 @@ class Classificator:
             self.heads.append(name)
 
     def classify_products(
-        self,
-        texts: TextsInput = None,
-        images: ImagesInput = None,
-        characteristics: str | Sequence[str] | None = None,
+        self, texts: TextsInput = None, images: ImagesInput = None, characteristics: str | Sequence[str] | None = None
     ) -> dict[str, list[Any]]:
         """Return characteristic -> the most probable label of each product; arguments as in `predict`.
 

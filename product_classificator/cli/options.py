@@ -152,7 +152,7 @@ class Predict(OnRun):
     out: Annotated[Path, doc("File to write: .parquet, .csv, .jsonl or .xlsx.")]
     top_k: Annotated[PositiveInt, doc("Labels per characteristic.")] = 1
     min_precision: MinPrecision = None
-    bom: Annotated[bool, doc("Begin CSV with a byte order mark, for Excel.")] = False
+    bom: Annotated[bool, doc("CSV for Excel: with a byte order mark, and formulas as text.")] = False
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,7 @@ def names(joined: str | None, columns: Collection[str]) -> list[str] | None:
 
 
 def open_catalog(
-    table: Path | Table,
-    columns: Collection[str],
-    options: ProductOptions,
-    *,
-    run: Run | None = None,
-    **labels: Any,
+    table: Path | Table, columns: Collection[str], options: ProductOptions, *, run: Run | None = None, **labels: Any
 ) -> Catalog:
     """Read what `open_once` returned, as the table of `run` unless an option differs; print how columns are used.
 

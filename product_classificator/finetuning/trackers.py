@@ -117,14 +117,10 @@ def _tracked(callbacks: Callbacks, log: Callable[[str, str, float, int], None]) 
             callbacks.on_epoch(facts)
 
     def on_result(report: Path, evaluation: Evaluation) -> None:
-        for name, score in _macro_f1(evaluation).items():
-            log("macro-F1", name, score, 0)
+        scores = {name: score.macro_f1 for name, score in evaluation.characteristics.items()}
+        for name, macro_f1 in (scores | {"mean": evaluation.mean_macro_f1}).items():
+            if macro_f1 is not None:
+                log("macro-F1", name, macro_f1, 0)
         callbacks.on_result(report, evaluation)
 
     return replace(callbacks, on_step=on_step, on_epoch=on_epoch, on_result=on_result)
-
-
-def _macro_f1(evaluation: Evaluation) -> dict[str, float]:
-    scores = {name: score.macro_f1 for name, score in evaluation.characteristics.items()}
-    scores["mean"] = evaluation.mean_macro_f1
-    return {name: score for name, score in scores.items() if score is not None}

@@ -36,12 +36,7 @@ class SpeedTest:
         self.machine_info = machine_info()
 
     def test_inference(
-        self,
-        texts: TextsInput,
-        images: ImagesInput,
-        batch_size: int,
-        iterations_num: int = 1,
-        warm_iterations: int = 1,
+        self, texts: TextsInput, images: ImagesInput, batch_size: int, iterations_num: int = 1, warm_iterations: int = 1
     ) -> pd.DataFrame:
         """Time all whole batches, and return the seconds of each (row) in each iteration (column `iter_<i>`).
 

@@ -72,12 +72,7 @@ class CountedTexts:
         return cls(counts, counter.get_feature_names_out().astype(object), segments)
 
     def fit_vocabulary(
-        self,
-        train: Rows,
-        *,
-        max_words: int = 100_000,
-        min_texts: int = 2,
-        has_leading_words: bool = False,
+        self, train: Rows, *, max_words: int = 100_000, min_texts: int = 2, has_leading_words: bool = False
     ) -> tuple[Vocabulary, BagOfWords]:
         """Learn the words of `train` rows, and return the bags of words of all texts.
 

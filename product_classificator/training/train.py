@@ -108,10 +108,7 @@ class SplitCatalog:
 
 
 def split_catalog(
-    catalog: Catalog,
-    embedded: EmbeddedProducts,
-    settings: TrainSettings,
-    shares: Mapping[str, float] | None = None,
+    catalog: Catalog, embedded: EmbeddedProducts, settings: TrainSettings, shares: Mapping[str, float] | None = None
 ) -> SplitCatalog:
     """Split the products of a catalog as its column of splits does, or by `shares`, or into folds.
 
