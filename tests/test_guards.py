@@ -49,12 +49,10 @@ FLOORS = {
     "__main__": 10,
 }
 MAX_LINES, MAX_FILES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 12, 50, 6
-MAX_PACKAGE_LINES, NOT_COUNTED = 16_420, {"client", "cluster", "remote", "serving", "review"}
+MAX_PACKAGE_LINES, NOT_COUNTED = 16_371, {"client", "cluster", "remote", "serving", "review"}
 """Why so many, see docs/design/decisions.md, "the house": from now on a feature pays for itself."""
 PUBLISHED = {"Classificator.__init__", "Trainer.__init__", "read_catalog"}
 """Functions whose parameters are those of product_classificator 0.0.6, or each a documented column of the table."""
-UNDECIDED = {"pooled.py"}
-"""Goes, or follows the rules, when it has been measured whether it pays 10 % end to end."""
 FITTING = ("torch", "sklearn", "scipy", "pandas")
 SLOW = (
     *FITTING,
@@ -129,17 +127,13 @@ def test_imports_have_no_cycle():
 
 
 def test_no_import_is_for_typing_only():
-    assert [
-        str(path)
-        for path in MODULES
-        if path.name not in UNDECIDED and "TYPE_CHECKING" in path.read_text(encoding="utf-8")
-    ] == []
+    assert [str(path) for path in MODULES if "TYPE_CHECKING" in path.read_text(encoding="utf-8")] == []
 
 
 def test_files_rooms_functions_and_signatures_are_small():
     lengths = {names_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
-    files = Counter(path.parent.name for path in MODULES if path.name not in {"__init__.py", *UNDECIDED})
+    files = Counter(path.parent.name for path in MODULES if path.name != "__init__.py")
     assert {room: n for room, n in files.items() if n > MAX_FILES} == {}
     long, wide = {}, {}
     for path in MODULES:
