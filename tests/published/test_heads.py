@@ -198,7 +198,7 @@ def test_a_network_that_is_a_bare_pickle_is_not_run(folder: Path) -> None:
 
 def test_a_missing_file_of_labels_is_named(folder: Path) -> None:
     (folder / "label_to_char.pkl").unlink()
-    with pytest.raises(ArtifactError, match=r"need label_to_char\.pkl, and .* is missing: get all files"):
+    with pytest.raises(ArtifactError, match=r"need label_to_char\.pkl, and .* is missing: name the folder"):
         read(folder)
 
 
