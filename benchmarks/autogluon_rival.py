@@ -1,7 +1,7 @@
 """AutoGluon's tabular predictor on a set of `quality.py`, in an environment of its own: it needs pandas below 3.
 
-    python benchmarks/autogluon_rival.py export flipkart 0 task.npz      # in the environment of the package
-    python benchmarks/autogluon_rival.py fit task.npz flipkart_0.json    # in one with autogluon.tabular[lightgbm,catboost]
+    python benchmarks/autogluon_rival.py export flipkart 0 task.npz   # in the environment of the package
+    python benchmarks/autogluon_rival.py fit task.npz out.json    # in one with autogluon.tabular[lightgbm,catboost]
 
 It gets the text, of which it makes features of words and pairs of words, and 128 principal components each of the image
 and the text embeddings; macro-F1 is its measure, `TIME_LIMIT_S` its time for a characteristic, on one core.
