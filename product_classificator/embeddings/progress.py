@@ -11,7 +11,7 @@ from rich.table import Column
 
 from product_classificator.embeddings.products import EmbeddedProducts
 
-_BAR_WIDTH = 20
+_BAR_WIDTH, _WIDTH_OF_LOGS = 20, 160  # what is no terminal has room for all notes
 _IS_RICH = False if "ipykernel" in sys.modules and not find_spec("ipywidgets") else None  # without widgets: lines
 
 log = Console(
@@ -20,6 +20,7 @@ log = Console(
     markup=False,
     emoji=False,
     soft_wrap=True,
+    width=None if sys.stderr.isatty() else _WIDTH_OF_LOGS,
     force_jupyter=_IS_RICH,
     force_terminal=_IS_RICH,
 )
@@ -40,8 +41,7 @@ def product_bar(progress: Progress, total: int) -> Callable[[EmbeddedProducts], 
     task, counts = progress.add_task("products", total=total, notes=""), Counter[str]()
 
     def on_chunk(chunk: EmbeddedProducts) -> None:
-        n = len(chunk.embeddings)
-        counts.update(rows=n, encoded=chunk.encoded, warnings=int((chunk.status != "ok").sum()))
+        counts.update(rows=len(chunk.embeddings), encoded=chunk.encoded, warnings=int((chunk.status != "ok").sum()))
         notes = [f"{counts['rows'] / max(progress.tasks[0].elapsed or 0.0, 1e-3):.0f}/s"]
         if from_store := counts["rows"] - counts["encoded"]:
             notes.append(f"{from_store} already embedded")
@@ -49,6 +49,6 @@ def product_bar(progress: Progress, total: int) -> Callable[[EmbeddedProducts], 
             notes.append(f"{counts['warnings']} with warnings")
         if chunk.idle_share is not None:
             notes.append(f"encoder idle {chunk.idle_share:.0%}")
-        progress.update(task, completed=chunk.first_row + n, notes=", ".join(notes))
+        progress.update(task, completed=chunk.first_row + len(chunk.embeddings), notes=", ".join(notes))
 
     return on_chunk

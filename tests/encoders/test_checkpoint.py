@@ -146,8 +146,8 @@ def test_a_model_in_the_cache_folder_is_used_as_it_is(folder):
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_a_network_one_sentence_tells_the_two_ways_out(tmp_path):
-    sentence = r"cannot be fetched from the hub .*: name a folder that holds its files instead, or use .* 'lite'"
+def test_without_a_network_one_sentence_names_the_way_out(tmp_path):
+    sentence = r"cannot be fetched from the hub .*: name a folder that holds its files instead$"
     for cache_dir in (None, tmp_path / "models"):
         with pytest.raises(ArtifactError, match=sentence):
             load_encoder("ruclip-vit-base-patch32-224", cache_dir=cache_dir)
