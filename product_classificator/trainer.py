@@ -126,10 +126,8 @@ class Trainer:
 
     def _all_settings(self) -> tuple[TrainSettings, FinetuneSettings, ClusterSettings | None]:
         """Return the settings of a training, as the attributes are now; a wrong one is a `DataError`."""
-        heads, least = (
-            published_heads(self.heads_train_params or {}, self._settings.heads),
-            self.min_products_in_sub_cat,
-        )
+        heads, least = self._settings.heads, self.min_products_in_sub_cat
+        heads = published_heads(self.heads_train_params or {}, heads)
         if least is not None and least <= 1:
             raise DataError(f"min_products_in_sub_cat must be > 1, got {least}")
         if least not in (None, heads.min_products_per_label):

@@ -20,11 +20,12 @@ log = Console(
     markup=False,
     emoji=False,
     soft_wrap=True,
-    width=None if sys.stderr.isatty() else _WIDTH_OF_LOGS,
     force_jupyter=_IS_RICH,
     force_terminal=_IS_RICH,
 )
 """Progress, sentences and errors (stderr)."""
+if not (log.is_terminal or log.is_jupyter):
+    log.width = _WIDTH_OF_LOGS
 
 
 def bars() -> Progress:
