@@ -26,7 +26,7 @@ FAILED = "failed"
 
 _CANARY_SECONDS, _CANARY_FRESH_SECONDS = 5.0, 1.0
 _STUCK_SECONDS, _WATCH_SECONDS = 120.0, 2.0
-_COMPUTING_SHARE = 0.8  # of the time that is left; the rest goes into decoding and sending
+_COMPUTING_SHARE = 0.65  # of the time that is left; the rest goes into decoding and sending
 _FETCHING_SHARE, _MAX_FETCHES = 0.5, 16
 
 Load = Callable[[ModelSource, ServeSettings], ServedModel]
