@@ -20,6 +20,17 @@ class ArtifactError(ProductClassificatorError):
     """A store, run, bundle or checkpoint is missing, damaged, or not what is expected."""
 
 
+class PhotoError(ProductClassificatorError):
+    """A product has no usable image; `reason` says why in one word, `message` in a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason, self.message = reason, message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
 class MissingExtraError(ProductClassificatorError, ImportError):
     """An optional dependency is not installed."""
 

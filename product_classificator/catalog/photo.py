@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from product_classificator.errors import ProductClassificatorError
+from product_classificator.errors import PhotoError as PhotoError
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +58,6 @@ _UPRIGHT = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class PhotoError(ProductClassificatorError):
-    """A product has no usable image; `reason` says why in one word, `message` in a sentence."""
-
-    def __init__(self, reason: PhotoReason | str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason, self.message = reason, message
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.message}"
 
 
 def decode_image(

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import httpcore2 as httpcore
 import httpx2 as httpx
 
-from product_classificator.catalog.photo import PhotoError
+from product_classificator.errors import PhotoError
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
