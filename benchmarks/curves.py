@@ -4,17 +4,19 @@
 
 Fashion goods with description and photo, with titles too, and with descriptions alone: 250 to 4,000 products drawn at
 random. Ozon titles of 120 labels, drawn at random among those with enough: 5, 10 and 35 titles each; a label of 5 is
-learned. Draws differ in the products that are learned, in folds and in seeds. Results are kept as `quality.py` does.
+learned. Draws differ in the products that are learned, in folds and in seeds. Results are kept as `quality.py` does,
+and the table shows every point that was ever measured, with as many draws as it has.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from common import fill_table, parse, save
+from common import RESULTS, fill_table, parse, save
 from quality import METHODS, Result, known_or_measured, mean
 from sets import Task, open_task
 
@@ -58,13 +60,16 @@ def draw(task: Task, name: str, size: int, seed: int) -> Task:
 def table(runs: Runs, methods: Sequence[str]) -> list[str]:
     """Return a Markdown table of means over the draws, with the lead of ours over the best rival and its least lead.
 
+    Draws that lack a method are left out.
+
     A characteristic that a draw has too few products of is not learned there, by any method.
     """
     lines = [
-        f"| mean macro-F1 | {' | '.join(methods)} | lead of ours | least lead |",
-        "|---|" + "---:|" * len(methods) + "---:|---|",
+        f"| mean macro-F1 | draws | {' | '.join(methods)} | lead of ours | least lead |",
+        "|---|---:|" + "---:|" * len(methods) + "---:|---|",
     ]
-    for point, draws in runs.items():
+    for point, every_draw in runs.items():
+        draws = {number: run for number, run in every_draw.items() if set(methods) <= set(run)}
         names = sorted({name for run in draws.values() for name in run[methods[0]]["test"]})
         tests = {method: [run[method]["test"] for run in draws.values()] for method in methods}
         means = {method: mean(mean(test.values()) for test in tests[method]) for method in methods}
@@ -76,8 +81,14 @@ def table(runs: Runs, methods: Sequence[str]) -> list[str]:
             worst = min(leads, key=leads.__getitem__)
             lead = means["ours"] - max(means[rival] for rival in rivals)
             cells[-2:] = f"{lead:+.3f}", f"{leads[worst]:+.3f} {worst}"
-        lines.append(f"| {point} | {' | '.join(cells)} |")
+        lines.append(f"| {point} | {len(draws)} | {' | '.join(cells)} |")
     return lines
+
+
+def order(point: str) -> tuple[int, int]:
+    """Return what sorts points by set and size."""
+    name, size = point.split(", ")
+    return list(SIZES).index(name), int(size.split()[0].replace(",", ""))
 
 
 def main() -> None:
@@ -89,18 +100,20 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["ours", *RIVALS], choices=METHODS)
     parser.add_argument("--fresh", nargs="+", default=[], choices=METHODS, help="fitted again though they are known")
     arguments = parse(parser)
-    runs, lines = {}, []
+    saved = RESULTS / "curves.json"
+    runs = json.loads(saved.read_text(encoding="utf-8"))["runs"] if saved.is_file() else {}
     for name in arguments.sets:
         for size in (size for size in SIZES[name] if size in (arguments.sizes or SIZES[name])):
             point = f"{name}, {size:,}" + (" a label" if name == "ozon" else "")
-            runs[point] = {}
+            runs[point] = runs.get(point, {})
             for number in arguments.draws:
                 folder = arguments.cache / "curves" / name / str(size) / str(number)
                 task = draw(whole(name, arguments.cache), name, size, number)
                 runs[point][str(number)] = known_or_measured(task, arguments.methods, arguments.fresh, folder)
-            lines = table(runs, arguments.methods)
-            print(lines[0], lines[-1], sep="\n", flush=True)
-    print(*lines, save("curves", {"draws": arguments.draws, "runs": runs, "table": lines}), sep="\n")
+            print(*table({point: runs[point]}, arguments.methods), sep="\n", flush=True)
+    runs = {point: runs[point] for point in sorted(runs, key=order)}
+    lines = table(runs, arguments.methods)
+    print(*lines, save("curves", {"runs": runs, "table": lines}), sep="\n")
     fill_table("curves", lines)
 
 
