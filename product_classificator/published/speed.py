@@ -46,6 +46,8 @@ class SpeedTest:
         starts = range(0, len(text_list) - batch_size + 1, batch_size) if batch_size > 0 else ()
         if not starts:
             raise DataError(f"batch_size must lie between 1 and the {len(text_list)} products, got {batch_size}")
+        if iterations_num < 1:
+            raise DataError(f"iterations_num must be 1 or more, got {iterations_num}")
         batches = [(text_list[i : i + batch_size], image_list[i : i + batch_size]) for i in starts]
         for _ in range(warm_iterations):
             self._time(*batches[0])

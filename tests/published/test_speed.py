@@ -32,6 +32,8 @@ def test_whole_batches_are_timed_stage_by_stage(classificator):
     for size in (0, 6):
         with pytest.raises(DataError, match=f"batch_size must lie between 1 and the 5 products, got {size}"):
             test.test_inference(TEXTS, None, size)
+    with pytest.raises(DataError, match="iterations_num must be 1 or more, got 0"):
+        test.test_inference(TEXTS, None, 2, iterations_num=0)
 
 
 def test_the_command_prints_a_table_and_writes_json(shop_files, tmp_path):
