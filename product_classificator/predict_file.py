@@ -34,6 +34,7 @@ from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import DataError, MissingExtraError, culprits
 from product_classificator.files import replacing, write_text
+from product_classificator.remote.paths import open_file_system
 from product_classificator.text import join_labels
 from product_classificator.types import Predictions
 
@@ -171,8 +172,8 @@ def _single_writer(parts: Path) -> Iterator[None]:
 
 def _state(classificator: Classificator, catalog: Catalog, options: OutputOptions) -> str:
     """Return everything that determines the output, except the bytes of the images."""
-    table, images = Path(catalog.table.name), catalog.images
-    is_file = table.suffix != "" and table.is_file()  # a frame is named DataFrame, and so may be a file
+    sources, images = catalog.table.sources, catalog.images
+    is_file = len(sources) == 1 and sources[0].is_file()
     digest = blake2b(digest_size=16)
     if not is_file:
         for products in catalog.batches(CHUNK_PRODUCTS):
@@ -183,7 +184,7 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
                 digest.update(data or b"")
     photos = images.path and _identity(images.path) if images else None
     facts = {
-        "table": _identity(table) if is_file else digest.hexdigest(),
+        "table": _identity(sources[0]) if is_file else digest.hexdigest(),
         "images": images and [photos, *astuple(images)[1:]],
         "columns": asdict(catalog.columns),
         "read_as": catalog.read_as,
@@ -195,8 +196,9 @@ def _state(classificator: Classificator, catalog: Catalog, options: OutputOption
 
 
 def _identity(path: Path) -> str:
-    stat = path.stat()
-    return str(path.resolve()) if path.is_dir() else f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    system, location = open_file_system(path)
+    info = system.get_file_info(location)
+    return f"{path.resolve()} {info.size} {info.mtime_ns}" if info.is_file else str(path.resolve())
 
 
 def _resume(parts: Path, state: str) -> int:

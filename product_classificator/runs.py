@@ -18,6 +18,7 @@ from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import read_checked_format, replacing, write_bytes, write_text
+from product_classificator.remote.paths import UrlPath, as_path, copied
 from product_classificator.types import OutOfFold, Split, Truth
 
 _FORMAT = 1
@@ -133,8 +134,12 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
-        """Open a finished run; raises `ArtifactError` if there is none, or it is damaged or of another format."""
-        folder = Path(folder)
+        """Open a finished run; raises `ArtifactError` if there is none, or it is damaged or of another format.
+
+        Of a run at a URL a copy is opened, but its store, if that is in it, stays there.
+        """
+        place = as_path(folder)
+        folder = copied(place, without="embeddings") if (place / "run.json").is_file() else place
         path, root = folder / "run.json", folder.resolve()
         if not path.is_file():
             reason = "its training did not finish: run it again" if folder.is_dir() else "there is no such folder"
@@ -146,9 +151,11 @@ class Run:
             run = _FIELDS.validate_python({**json.loads(content), "folder": folder})
         except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
             raise ArtifactError(f"{path} is damaged ({error}): train again") from error
-        store = root / run.store
-        if run.store.is_absolute() and not store.exists():  # the run has moved, its store has not
-            store = root / "embeddings"
+        store = as_path(run.store)
+        if not store.is_absolute():
+            store = place.resolve() / store
+        elif not isinstance(store, UrlPath) and not store.exists():  # the run has moved, its store has not
+            store = place.resolve() / "embeddings"
         return replace(run, store=store, encoder=run.encoder.replace(_RUN_FOLDER, str(root), 1))
 
 

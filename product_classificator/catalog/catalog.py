@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 
 from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.columns import MAX_PHOTOS, ROW_NUMBER, UNKNOWN, Columns, guess, visible
-from product_classificator.catalog.images import ImageSource, open_images
+from product_classificator.catalog.images import ImageSource, UrlImages, open_images
 from product_classificator.catalog.labels import PathTable, find_separator, read_label_sets, read_labels
 from product_classificator.catalog.lookup import ImageRef, id_key, refs_of
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.catalog.table import TableSource, open_table
 from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries, published_in
 from product_classificator.errors import DataError, culprits, nearest
+from product_classificator.remote.paths import as_path
 from product_classificator.types import Strings, Truth, strings
 
 logger = logging.getLogger(__name__)
@@ -129,9 +130,9 @@ class Catalog:
 
     def check_output(self, *paths: str | Path | None) -> None:
         """Raise `DataError` if an output is the table, or in its folder, where the next call reads it."""
-        outputs = [Path(path).resolve() for path in paths if path]
+        outputs = [as_path(path).resolve() for path in paths if path]
         for path, source in product(outputs, self.table.sources):
-            folder = Path(str(source).partition("**")[0]).resolve()
+            folder = as_path(str(source).partition("**")[0]).resolve()
             if path == folder or path.match(str(source.absolute())):
                 raise DataError(f"the output must not be the table or the photos themselves, got {path}")
             if folder.is_dir() and folder in path.parents:
@@ -201,6 +202,7 @@ def read_catalog(
     encoding: str | None = None,
     na_values: str | Sequence[str] = UNKNOWN,
     max_photos: int = MAX_PHOTOS,
+    photo_urls: bool = False,
     label_separator: str | dict[str, str] | None = None,
     path: str | None = None,
     path_separator: str | None = None,
@@ -227,6 +229,7 @@ def read_catalog(
         encoding: of a text file; `None`: found from all of its bytes.
         na_values: cells that mean an unknown label or an empty text, besides blank ones.
         max_photos: the first so many photos of a product are used: the mean of their vectors.
+        photo_urls: whether `photo` holds https URLs, whose photos are fetched, from public addresses only.
         label_separator: what separates labels in multi-label cells, or that of each characteristic; `None`: "|" or, if
             most cells have it, ";" or ",".
         path: a column like `Clothing >> Women >> Dresses`; its levels `<path>_1`, `<path>_2`, ... are characteristics.
@@ -237,7 +240,7 @@ def read_catalog(
             lists where an id or a photo is needed.
     """
     if isinstance(table, str | Path) and is_wildberries(table):
-        if id not in (None, ID) or photo:
+        if id not in (None, ID) or photo or photo_urls:
             raise DataError(f"products and photos of the Wildberries set are found by {ID}: leave out id and photo")
         texts, multi = ("description",) if text is None else _names(text), _names(multi_label)
         labels = _names((*(published_in(table) if characteristics is None else _names(characteristics)), *multi))
@@ -251,9 +254,14 @@ def read_catalog(
         opened = PathTable(opened, path, path_separator, _names(na_values))
         levels, path_separator = opened.levels, opened.separator
     source = images if isinstance(images, ImageSource) else open_images(images)
-    if photo is None and source.path is None:
-        photo = next(filter(opened.holds_images, guess(opened.columns, "image")), None)
-    source = source if source.path or (photo in opened.columns and opened.holds_images(photo)) else None
+    if photo is None and (source.path is None or photo_urls):
+        photo = next((name for name in guess(opened.columns, "image") if photo_urls or opened.holds_images(name)), None)
+    if photo_urls:
+        if not photo or source.path:
+            raise DataError("photos by URL need the column of URLs (photo), and no folder (images)")
+        source = UrlImages(*astuple(source))
+    elif source.path is None and not (photo in opened.columns and opened.holds_images(photo)):
+        source = None
     if characteristics is None:
         characteristics = [name for name in PUBLISHED_CHARACTERISTICS if name in opened.columns and name != path]
     labels = _names((*_names(characteristics), *levels, *_names(multi_label)))
@@ -292,7 +300,7 @@ def _checked(table: Table, columns: Columns, images: ImageSource | None, multi_l
     if id_ in table.columns and table.holds_lists(id_):
         raise DataError(f"ids are plain values, but {id_!r} holds lists: join them to text")
     if images is None and photo is not None:
-        raise DataError(f"a column of photo names ({photo!r}) needs photos: say where (images); URLs are not fetched")
+        raise DataError(f"a column of photo names ({photo!r}) needs photos: say where (images), or name photo_urls")
     if columns.max_photos < 1:
         raise DataError(f"max_photos must be 1 or more, got {columns.max_photos}")
     if len(labels) > MAX_CHARACTERISTICS:

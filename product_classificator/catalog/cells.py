@@ -193,3 +193,17 @@ def canonical(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     for pattern, replacement in _CANONICAL_FORMS:
         array = pc.replace_substring_regex(array, pattern, replacement)
     return array
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return an object without objects inside: the key of `{"title": {"en": "mug"}}` is "title.en"; in lists, too."""
+    fields: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            fields |= {f"{key}.{inner}": entry for inner, entry in flat(value).items()}
+        elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            for inner, cell in (pair for entry in value for pair in flat(entry).items()):
+                fields.setdefault(f"{key}.{inner}", []).append(cell)
+        else:
+            fields[key] = value
+    return fields

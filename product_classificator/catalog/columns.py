@@ -18,7 +18,8 @@ _NAMES = {
     "prod_name designation название название_товара наименование наименование_товара заголовок "
     "description product_description item_description detail_desc long_description short_description "
     "описание описание_товара текст",
-    "image": "image images photo photos picture pictures img фото изображение",
+    "image": "image images photo photos picture pictures img фото изображение "
+    "image_url image_urls photo_url photo_urls img_url picture_url image_link ссылка_на_фото",
 }
 """The usual names of columns by their role, the most usual first and titles before descriptions."""
 MAX_PHOTOS = 5

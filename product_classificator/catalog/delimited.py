@@ -24,6 +24,7 @@ from charset_normalizer import from_bytes
 from product_classificator.catalog.cells import Table
 from product_classificator.catalog.columns import guess, spelling
 from product_classificator.errors import DataError
+from product_classificator.remote.paths import copied
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class TextFile:
 
 def _opened(path: Path) -> pa.NativeFile:
     """Open a file that its first bytes show to be compressed, or not: names may be wrong."""
+    path = copied(path)  # text is read several times
     with path.open("rb") as file:
         head = file.read(4)
     is_bz2 = re.match(rb"BZh[1-9]", head) and ".bz2" in path.name.lower()  # a text may begin so

@@ -1,10 +1,10 @@
-"""Turns a folder or a zip into the bytes of images, found by product id or file name, or takes those of a table.
+"""Turns a folder, zip or tars, also at a URL, or a table, into the bytes of images, found by product id or file name.
 
 - A name is never opened as the table has it: it is looked up among the files of the source (`lookup`), so nothing
   outside is read. Links that lead out are refused unless `follow_links`.
 - Where ids find images, the whole tree is listed once (200,000 files: 1.5 s), as a product may have several; names have
   it listed when the first is not where its path says. Files added later are found only at their path, or the top.
-- A zip's directory is read once and kept (200,000 entries: 3 s); after a fork, open the source again.
+- A zip's directory is read once and kept (200,000 entries: 3 s), and each image by a range: so also on an object store.
 """
 
 import logging
@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -26,12 +27,15 @@ from PIL import Image
 
 from product_classificator.catalog.lookup import EXTENSIONS, ImageIndex, parts_of
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image
-from product_classificator.errors import DataError, nearest
+from product_classificator.errors import DataError, MissingExtraError, nearest
+from product_classificator.remote.archives import files_of, read_file, read_member, shards_of
+from product_classificator.remote.paths import UrlPath, as_path, open_file_system
 
 logger = logging.getLogger(__name__)
 
 _IS_WINDOWS = os.name == "nt"
 _ENCRYPTED, _UTF8 = 0x1, 0x800
+_REMOTE_READERS = 32  # most of the time they wait
 _CODE_PAGES = ("big5", "cp949", "cp932", "gbk", "cp1252", "cp437", "cp1251", "cp866", "utf-8")  # the last one wins
 
 
@@ -47,7 +51,7 @@ def open_images(
     """Open the images of a folder, a zip, or a table.
 
     Args:
-        path: a folder, or a zip archive with any name; `None` for images that are in the table.
+        path: a folder, a zip with any name, tars (`shards/*.tar`), or a URL; `None` for images that are in the table.
         channels: "bgr" if the images were saved with red and blue swapped.
         max_pixels: images with more pixels (width times height) are too_large.
         max_bytes: larger files are too_large.
@@ -63,10 +67,11 @@ def open_images(
         raise DataError(f"max_pixels and max_bytes must be positive, got {max_pixels} and {max_bytes}")
     if path is None:
         return ImageSource(None, channels, max_pixels, max_bytes, follow_links, allow_truncated)
-    path = Path(path)
-    if path.is_dir() or path.is_file():
-        kind = _Folder if path.is_dir() else _Zip
+    path, kind = as_path(path), _kind_of(as_path(path))
+    if kind:
         return kind(path.resolve(), channels, max_pixels, max_bytes, follow_links, allow_truncated)
+    if isinstance(path, UrlPath):
+        raise DataError(f"photos must be in a folder, a zip or tars: there is no {path}")
     if path.exists():
         raise DataError(f"photos must be in a folder or a zip: {path} is neither")
     siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
@@ -87,6 +92,8 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     max_bytes: int
     follow_links: bool
     allow_truncated: bool
+
+    readers = 1  # threads that should read at once
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -202,13 +209,40 @@ class _Folder(ImageSource):
             raise PhotoError("unreadable", str(error)) from error
 
 
+class _Listed(ImageSource):
+    """A folder at a URL, or tar shards."""
+
+    path: Path
+    readers = _REMOTE_READERS
+
+    def read(self, name: str, *, is_id: bool = False, data: bytes | None = None) -> bytes:
+        """Read a file as the others do; that of a name at its path, so that a large folder need not be listed."""
+        if data is None and not is_id and self._index is None and self.path.suffix != ".tar" and parts_of(name):
+            with suppress(PhotoError):
+                data = self._read(partial(read_file, self.path.joinpath(*parts_of(name))))
+        return super().read(name, is_id=is_id, data=data)
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        yield from (("/".join(parts_of(name)), read) for name, read in files_of(self.path))
+
+    def _read(self, location: Callable[[int], bytes]) -> bytes:
+        try:
+            return location(self.max_bytes + 1)
+        except FileNotFoundError as error:
+            raise PhotoError("missing", str(error)) from error
+        except Exception as error:  # every file system has its own kinds
+            raise PhotoError("unreadable", str(error)) from error
+
+
 class _Zip(ImageSource):
     path: Path
 
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            self._zip = zipfile.ZipFile(self.path)
+            system, location = open_file_system(self.path)
+            self._file = system.open_input_file(location)
+            self._zip, self.readers = zipfile.ZipFile(self._file), _REMOTE_READERS * isinstance(self.path, UrlPath)
         except Exception as error:  # damaged directories raise many kinds
             hint = f"is neither, or its directory is damaged ({error}): unpack it with another program, name the folder"
             raise DataError(f"photos must be in a folder or a zip: {self.path} {hint}") from error
@@ -225,7 +259,7 @@ class _Zip(ImageSource):
 
     def close(self) -> None:
         super().close()
-        self._zip.close()
+        self._file.close()
 
     def _entries(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         """Yield entries by name, those of unknown encoding in every code page; of equal names the last one counts.
@@ -251,16 +285,38 @@ class _Zip(ImageSource):
             message = "in the zip is neither stored nor deflated: pack it anew"
             raise PhotoError("unreadable", f"{location.filename!r} {message}")
         try:
-            # ZipFile counts its open entries without a lock; reading from an open entry is safe among threads.
-            with self._lock:
-                entry = self._zip.open(location)
-            try:
-                return entry.read(self.max_bytes + 1)
-            finally:
-                with self._lock:
-                    entry.close()
+            return read_member(self._file, location, self.max_bytes + 1)
         except Exception as error:  # damaged
             raise PhotoError("unreadable", f"{location.filename!r} in the zip: {error}") from error
+
+
+class UrlImages(ImageSource):
+    """Images at https URLs that the table holds, fetched as `remote.photo_urls` does when they are read."""
+
+    readers = _REMOTE_READERS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            from product_classificator.remote.photo_urls import PhotoCache  # an extra
+        except ImportError as error:
+            raise MissingExtraError("fetching photos by URL", "remote") from error
+        self._photos = PhotoCache(self.max_bytes)
+
+    def locate(self, name: str, *, is_id: bool = False) -> str:
+        """Return the URL: whether there is an image shows when it is read."""
+        return name or str(super().locate(name))  # which has none
+
+    def _read(self, location: str) -> bytes:
+        return self._photos.fetch(location)
+
+
+def _kind_of(path: Path) -> type[ImageSource] | None:
+    if shards_of(path):
+        return _Listed
+    if path.is_dir():
+        return _Listed if isinstance(path, UrlPath) else _Folder
+    return _Zip if path.is_file() else None
 
 
 def _name_in_zip(info: zipfile.ZipInfo) -> str | None:

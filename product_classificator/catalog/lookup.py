@@ -124,7 +124,7 @@ class ImageIndex:
         closeness = {path: rank for path, rank in closeness.items() if rank[0] >= n_folders}
         closest = [path for path, rank in closeness.items() if rank == max(closeness.values())]
         if not closest:
-            hint = "; URLs are not fetched, only their file names are looked up" if "://" in name else ""
+            hint = "; URLs are not fetched (but see --photo-urls), only looked up" if "://" in name else ""
             raise PhotoError("missing", f"no photo {name!r}{hint}")
         if len(candidates) > _MAX_CANDIDATES or len({_split(path)[0] for path in closest}) > 1:
             raise PhotoError("missing", f"several photos match {name!r}: {culprits(closest)}")

@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from product_classificator.catalog.cells import LIST_TYPES, LISTS, Table, has_bytes, is_image_type
+from product_classificator.catalog.cells import LIST_TYPES, LISTS, Table, flat, has_bytes, is_image_type
 from product_classificator.catalog.columns import unique_names
 from product_classificator.catalog.delimited import CsvTable, TextFile, header_row
 from product_classificator.errors import DataError, MissingExtraError, culprits
+from product_classificator.remote.paths import as_path, copied, open_file_system
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
     Args:
         source: parquet, feather, CSV or other separated text, JSON lines, a JSON array, or a workbook of Excel; text
             may be compressed. Several files: a list, a pattern like `parts/*.csv`, or a folder, also one that
-            `Dataset.save_to_disk` wrote; folders like `kind=Mug` are columns.
+            `Dataset.save_to_disk` wrote; folders like `kind=Mug` are columns. All of them may be URLs.
         encoding: of text; `None`: found from the whole file.
 
     Raises:
@@ -83,11 +84,12 @@ def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
     paths = [source] if isinstance(source, str | Path) else source
     if not isinstance(paths, list | tuple) or not paths or not all(isinstance(path, str | Path) for path in paths):
         raise DataError(f"a table must be a file, a DataFrame or an Arrow table, got {type(source).__name__}")
-    files = [file for path in paths for file in _files(Path(path))]
+    places = [*map(as_path, paths)]
+    files = [file for path in places for file in _files(path)]
     parts = [_open_file(file, encoding) for file in files]
-    name = culprits(paths) if len(paths) > 1 else str(paths[0])
-    table = parts[0] if files == [Path(paths[0])] else _JoinedTable(name, parts)
-    table.sources = [*map(Path, paths)]
+    name = culprits(places) if len(places) > 1 else str(places[0])
+    table = parts[0] if files == places[:1] else _JoinedTable(name, parts)
+    table.sources = places
     return table
 
 
@@ -117,7 +119,8 @@ def _files(path: Path) -> list[Path]:
             f"a table must end in one of {endings} (text also in .gz, .zst), got {path.name}: save it as CSV or parquet"
         )
     try:
-        found = [*(path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor))))]
+        root = as_path(path.anchor)
+        found = [*(path.rglob("*") if path.is_dir() else root.glob(str(path.relative_to(root))))]
     except ValueError as error:
         raise DataError(f"a table must be a file or a pattern like parts/*.csv, got {path}: {error}") from error
     if path.is_dir():  # without what is hidden, unfinished, or a run, a store or parts of predictions
@@ -140,12 +143,13 @@ def _format(path: Path) -> str:
 
 
 def _dataset(path: Path, kind: str) -> Any:
+    system, location = open_file_system(path)
     try:
-        return ds.dataset(str(path), format=kind)
+        return ds.dataset(location, format=kind, filesystem=system)
     except (pa.ArrowException, OSError):
         if kind != "feather":
             raise
-        return ds.dataset(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())  # as `datasets` writes it
+        return ds.dataset(pa.ipc.open_stream(pa.memory_map(str(copied(path)))).read_all())  # as `datasets` writes it
 
 
 class _JoinedTable(Table):
@@ -225,7 +229,8 @@ class _ArrowTable(Table):
         if is_parquet and any(is_image_type(self._types[index]) for index in indices):
             # A data set reads row groups whole, with all of their images: 1.8 GB for 600 MB; this way 0.5 GB.
             paths = [self._paths[index] for index in indices]
-            with pq.ParquetFile(self._data.files[0], pre_buffer=False, buffer_size=1 << 20) as file:
+            source = self._data.filesystem.open_input_file(self._data.files[0])
+            with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
                 tops = list(dict.fromkeys(path[0] for path in paths))
                 for batch in file.iter_batches(min(size, 256), columns=tops, use_threads=False):
                     columns = [(batch.column(top), inner) for top, *inner in paths]
@@ -259,7 +264,7 @@ class _ExcelTable(Table):
         except ImportError as error:
             raise MissingExtraError(f"reading {path.name}", "excel") from error
         try:
-            sheets = load_workbook(path, read_only=True, data_only=True).worksheets
+            sheets = load_workbook(copied(path), read_only=True, data_only=True).worksheets
             sheets[0].reset_dimensions()  # some programs write wrong ones
             rows = [*sheets[0].iter_rows(values_only=True)]
         except Exception as error:  # damaged workbooks raise many kinds
@@ -323,7 +328,7 @@ class _JsonTable(Table):
                 with suppress(ValueError, RecursionError):
                     record = json.loads(item) if (item := item.strip(" \t,\ufeff")) else None
             if isinstance(record, dict):
-                yield _flat(record)
+                yield flat(record)
             elif record is not None:
                 wrong.append(number)
         if wrong and not self.issues:
@@ -334,17 +339,3 @@ class _JsonTable(Table):
         records = self._records(issues)
         while rows := list(islice(records, size)):
             yield [[row.get(self._keys[index]) for row in rows] for index in indices]
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Return an object without objects inside: the key of `{"title": {"en": "mug"}}` is "title.en"; in lists, too."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": entry for inner, entry in _flat(value).items()}
-        elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-            for inner, cell in (pair for entry in value for pair in _flat(entry).items()):
-                flat.setdefault(f"{key}.{inner}", []).append(cell)
-        else:
-            flat[key] = value
-    return flat

@@ -21,6 +21,7 @@ from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries_values import RAW_CHARACTERISTICS, labels_of, parse_characteristics
 from product_classificator.errors import DataError, nearest
+from product_classificator.remote.paths import as_path
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,11 @@ _READ_ROWS = 16_384
 
 def wildberries_files(path: str | Path) -> tuple[list[Path], list[Path]]:
     """Return the files or folders of the train and of the test table: in a folder, of a pattern, or one file alone."""
-    path = Path(path)
+    path = as_path(path)
     found = [path] if path.is_file() else []
     with suppress(ValueError, OSError):  # not a pattern
-        pattern = str(path.relative_to(path.anchor))
-        found = found or sorted(path.iterdir() if path.is_dir() else Path(path.anchor).glob(pattern))
+        root = as_path(path.anchor)
+        found = found or sorted(path.iterdir() if path.is_dir() else root.glob(str(path.relative_to(root))))
     names = (rf"{Path(name).stem}([-_.]?\d[\w-]*)?(\.parquet)?" for name in (TRAIN_FILE, TEST_FILE))  # no other tables
     train, test = ([file for file in found if re.fullmatch(name, file.name)] for name in names)
     return train, test

@@ -12,6 +12,7 @@ from product_classificator.encoders.base import is_exported
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.files import LEFT_BY_DESKTOPS, cache_home, read_checked_format, sha256_of
 from product_classificator.heads import HeadBundle
+from product_classificator.remote.paths import as_path, copied
 from product_classificator.runs import Run
 
 PUBLISHED_HEADS = "wb-6_cats-pca"
@@ -47,11 +48,12 @@ def pretrained_heads() -> list[str]:
 
 
 def open_heads(heads_ver: str | Path) -> OpenedHeads:
-    """Open a run, a bundle, an export, or imported heads; missing or damaged ones are an `ArtifactError`."""
-    path = Path(heads_ver)
+    """Open a run, a bundle, an export (also at a URL), or imported heads; damaged ones are an `ArtifactError`."""
+    path = as_path(heads_ver)
     if (path / "run.json").is_file():
         run = Run.load(path)
         return OpenedHeads(HeadBundle.load(run.bundle), run.encoder, run.channels, run)
+    path = copied(path)
     if (path / EXPORT).is_file():
         facts = _read_export(path)
         return OpenedHeads(HeadBundle.load(path), str(path.resolve() / ENCODER), facts.channels)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -17,6 +16,7 @@ from product_classificator.encoders import ENCODERS, OPTIONS, load_encoder
 from product_classificator.errors import ArtifactError
 from product_classificator.heads import HeadBundle
 from product_classificator.predict_file import OutputOptions, predict_to_file
+from product_classificator.remote.paths import as_path
 from product_classificator.runs import Run
 
 
@@ -64,14 +64,14 @@ def embed(options: Embed) -> None:
 
 def info(options: Info) -> None:
     """Describe a run, a store, or the encoders."""
-    folder = Path(options.subject)
+    folder = as_path(options.subject)
     if options.subject == "encoders":
         lines = [f"{name}  {description}" for name, description in {**ENCODERS, **OPTIONS}.items()]
     elif (folder / "run.json").is_file():
         lines = _describe_run(Run.load(folder))
     elif (folder / "store.json").is_file():
         facts, shards = read_store_facts(folder), list((folder / "parts").glob("*.parquet"))
-        products = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        products = sum(pq.read_metadata(shard.open("rb")).num_rows for shard in shards)
         lines = [
             f"Store {folder}: {products} products in {len(shards)} parts, encoder {facts['encoder']}",
             f"image {facts['image_dim']}-d, text {facts['text_dim']}-d, fingerprint {facts['fingerprint']}",

@@ -51,7 +51,7 @@ def train(options: opt.Train) -> None:
     left_out = {name: len(labels) for name, labels in trained.fitted.left_out.items()}
     console.print_counts("labels with too few products to learn (listed in the report)", left_out)
     _cluster(options, trained, catalog)
-    print_next(trained.run.report / "report.md", options)
+    print_next(options.out / "report" / "report.md", options)
     print_warnings(trained.evaluation)
 
 

@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
+from product_classificator.remote.paths import as_path
 from product_classificator.serving.settings import ServeSettings
 
 
@@ -16,11 +17,16 @@ def doc(text: str) -> Parameter:
     return Parameter(help=text)
 
 
+def place(text: str) -> Parameter:
+    """Return the help text of a path or URL."""
+    return Parameter(help=text, converter=lambda _, tokens: as_path(tokens[0].value))
+
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Channels = Literal["rgb", "bgr"]
-Run = Annotated[Path, doc("Folder of a training run.")]
-Table = Annotated[Path, doc("Parquet, CSV, JSON, ... file, or a folder or pattern (in quotes) of such files.")]
-Store = Annotated[Path | None, doc("Folder of embeddings to reuse and add to.")]
+Run = Annotated[Path, place("Folder or URL of a training run.")]
+Table = Annotated[Path, place("Parquet, CSV, JSON, ... file, a folder or pattern (in quotes) of them, or a URL.")]
+Store = Annotated[Path | None, place("Folder or URL of embeddings to reuse and add to.")]
 MinPrecision = Annotated[
     float | None, doc("Target precision: predictions expected to reach it are marked 'auto', the rest 'review'.")
 ]
@@ -32,12 +38,13 @@ _PRODUCTS, _ENCODER, _TRAINING = (Group(name, sort_key=i) for i, name in enumera
 class ProductOptions:
     """How to read a table of products and their photos; what is not given is as in the run, if there is one."""
 
-    images: Annotated[Path | None, doc("Folder or zip of photos. Default: those in the table, or text only.")] = None
+    images: Annotated[Path | None, place("Folder, zip or tars of photos, or a URL. Default: the table's.")] = None
     text: Annotated[str | None, doc("Text columns joined by commas, title first. Default: the run's or guessed.")] = (
         None
     )
     id: Annotated[str | None, doc("Column of product ids. Default: the run's or guessed.")] = None
     photo: Annotated[str | None, doc("Column of photos or their names; '' for ids. Default: the run's or ids.")] = None
+    photo_urls: Annotated[bool, doc("Fetch the photos that the column names by https URLs, public ones only.")] = False
     channels: Annotated[Channels | None, doc("bgr: red and blue are swapped. Default: the run's or rgb.")] = None
     max_photos: Annotated[PositiveInt | None, doc("Photos per product. Default: the run's or 5.")] = None
     max_pixels: Annotated[PositiveInt | None, doc("Skip larger photos. Default: 50 million.")] = None
@@ -94,7 +101,7 @@ class OnProducts:
 
     table: Table
     _: KW_ONLY
-    out: Annotated[Path, doc("Folder to write; an interrupted command is resumed there.")]
+    out: Annotated[Path, place("Folder or URL to write; an interrupted command is resumed there.")]
     products: ProductOptions = ProductOptions()
 
 
@@ -149,7 +156,7 @@ class Evaluate(OnRun):
 class Predict(OnRun):
     """Predict the characteristics of every product of a table; an interrupted call is resumed."""
 
-    out: Annotated[Path, doc("File to write: .parquet, .csv, .jsonl or .xlsx.")]
+    out: Annotated[Path, place("File to write: .parquet, .csv, .jsonl or .xlsx.")]
     top_k: Annotated[PositiveInt, doc("Labels per characteristic.")] = 1
     min_precision: MinPrecision = None
     bom: Annotated[bool, doc("CSV for Excel: with a byte order mark, and formulas as text.")] = False

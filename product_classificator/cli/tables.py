@@ -62,7 +62,7 @@ def open_catalog(
         id_ = id_ or (run.columns.id if run.columns.id in columns else None)  # None: guessed, or rows are numbered
         of_run = run.columns.photo
         in_table = of_run is not None and of_run in columns and table.holds_images(of_run)
-        photo = of_run if photo is None and (options.images or in_table) else photo
+        photo = of_run if photo is None and (options.images or in_table or options.photo_urls) else photo
         if run.columns.has_title and text and text[0] != run.columns.text[0]:
             logger.warning(
                 "the run takes the first line of a text for the title (%s), but --text starts with %s: name it first",
@@ -78,6 +78,7 @@ def open_catalog(
         text=text,
         photo=photo,
         na_values=_unknown(options),
+        photo_urls=options.photo_urls,
         max_photos=options.max_photos or (run.columns.max_photos if run else MAX_PHOTOS),
         **{"characteristics": (), **labels},
     )

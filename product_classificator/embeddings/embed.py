@@ -27,6 +27,7 @@ from product_classificator.embeddings.store import EmbeddingStore, to_products, 
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.base import PreparedImage
 from product_classificator.errors import DataError
+from product_classificator.remote.paths import without_secrets
 from product_classificator.types import Embeddings, Strings, strings
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class ImageProblems:
         for reason, n in self.counts.most_common():
             name, message = self._first[reason]
             nearest = f", {source.nearest(name)}" if source and reason == "missing" else ""
-            parts.append(f"image_{reason} {n} (first {name!r}: {message}{nearest})")
+            parts.append(f"image_{reason} {n} (first {without_secrets(name)!r}: {message}{nearest})")
         where = source.path if source and source.path else self._catalog.table.name
         return f"{self.counts.total()} of {self.total} photos of {where} cannot be used: {'; '.join(parts)}"
 

@@ -51,7 +51,7 @@ def feeding(encoder: Encoder, catalog: Catalog) -> Iterator[Feeding]:
         with _processes(preparation, exact) as decode:
             yield Feeding(decode, threads=2 * cores(), chunks_ahead=4)
     else:
-        yield Feeding(exact, cores(), chunks_ahead=1)
+        yield Feeding(exact, max(cores(), catalog.images.readers if catalog.images else 0), chunks_ahead=1)
 
 
 def on_cpu(encoder: Encoder) -> Decode:

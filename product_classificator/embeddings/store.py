@@ -8,9 +8,12 @@ writers may share a folder, and what is damaged is never read. Vectors are float
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,23 +23,25 @@ from filelock import FileLock
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.encoders import Encoder
 from product_classificator.errors import ArtifactError
-from product_classificator.files import read_checked_format, write_bytes, write_text
+from product_classificator.files import read_checked_format
+from product_classificator.remote.paths import UrlPath, as_path, write_bytes
 from product_classificator.types import Embeddings, strings
 
 logger = logging.getLogger(__name__)
 
 _STORE_FORMAT = 2
 _FINGERPRINT = b"fingerprint"
+_READERS = 16
 
 
 class EmbeddingStore:
-    """A folder of the embeddings of one encoder, created if missing; resumable and safe against crashes.
+    """A folder or URL of the embeddings of one encoder, created if missing; resumable and safe against crashes.
 
     A folder with vectors of another encoder, or other files, is an `ArtifactError`.
     """
 
     def __init__(self, folder: str | Path, encoder: Encoder) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self._fingerprint = encoder.fingerprint
         self._locations: dict[bytes, tuple[int, int]] = {}  # digest -> shard and row; 190 bytes per product
         self._shards: list[Path] = []
@@ -48,13 +53,18 @@ class EmbeddingStore:
                 f"a store holds the vectors of one encoder: {self.folder} has those of {fingerprint}, "
                 f"got {encoder.fingerprint}; use another folder"
             )
-        for path in sorted((self.folder / "parts").glob("*.parquet")):
-            try:
-                digests = self._load(path, ["digest"])["digest"].to_pylist()
-            except ArtifactError as error:
-                logger.warning("%s; its products are encoded again", error)
-            else:
+        paths = sorted((self.folder / "parts").glob("*.parquet"))
+        with ThreadPoolExecutor(_READERS) as pool:
+            for path, digests in zip(paths, pool.map(self._digests_in, paths), strict=True):
                 self._add(path, digests)
+
+    def _digests_in(self, path: Path) -> list[bytes]:
+        try:
+            digests: list[bytes] = self._load(path, ["digest"])["digest"].to_pylist()
+        except ArtifactError as error:
+            logger.warning("%s; its products are encoded again", error)
+            return []
+        return digests
 
     def _create(self, encoder: Encoder) -> None:
         own = ("parts", "store.json", ".lock")
@@ -70,9 +80,10 @@ class EmbeddingStore:
             "image_dim": encoder.image.dim,
             "text_dim": encoder.text.dim,
         }
-        with FileLock(self.folder / ".lock"):
+        lock: Any = nullcontext() if isinstance(self.folder, UrlPath) else FileLock(self.folder / ".lock")
+        with lock:
             if not (self.folder / "store.json").exists():  # of a process with another encoder, at the same time
-                write_text(self.folder / "store.json", json.dumps(facts, indent=2))
+                write_bytes(self.folder / "store.json", json.dumps(facts, indent=2).encode())
 
     def __len__(self) -> int:
         return len(self._locations)
@@ -83,7 +94,7 @@ class EmbeddingStore:
     def _add(self, path: Path, digests: Sequence[bytes]) -> None:
         for row, digest in enumerate(digests):
             self._locations.setdefault(digest, (len(self._shards), row))
-        self._shards.append(path)
+        self._shards += [path] * bool(digests)
 
     def append(self, digests: Sequence[bytes], products: EmbeddedProducts) -> None:
         """Write n products as a new shard, with their 16-byte digests; they survive a crash once this returns."""
@@ -117,13 +128,17 @@ class EmbeddingStore:
             yield to_products(self._load(path))
 
     def _load(self, path: Path, columns: list[str] | None = None) -> pa.Table:
+        by_range = columns is not None and isinstance(path, UrlPath)  # an object is never half
         try:
-            data = path.read_bytes()
+            source: Any = path.open("rb") if by_range else pa.BufferReader(path.read_bytes())
         except OSError as error:
             raise ArtifactError(f"{path} was there and cannot be read now ({error}): run again") from error
-        if _name(data) != path.stem:
+        if not by_range and _name(source.read_buffer()) != path.stem:
             raise ArtifactError(f"{path} is damaged: run again, it will be ignored")
-        table = pq.read_table(pa.BufferReader(data), columns=columns)
+        try:
+            table = pq.read_table(source, columns=columns)
+        except pa.ArrowException as error:
+            raise ArtifactError(f"{path} is damaged: run again, it will be ignored") from error
         if table.schema.metadata.get(_FINGERPRINT) != self._fingerprint.encode():
             raise ArtifactError(f"{path} is of another encoder")
         for index, column in enumerate(table.columns):
@@ -133,7 +148,7 @@ class EmbeddingStore:
         return table
 
 
-def _name(data: bytes) -> str:
+def _name(data: Any) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 

@@ -8,71 +8,70 @@ pyarrow opens S3, Google and disks; obstore opens Azure, where pyarrow would sho
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from glob import escape
+from hashlib import blake2b
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
-from urllib.request import url2pathname
+from urllib.parse import unquote
 
 from product_classificator import files
 from product_classificator.errors import DataError, MissingExtraError, ProductClassificatorError
 
 _URL = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}((?P<user>[^/@]*)@)?(?P<path>.*?)(\?(?P<query>\w+=.*))?", re.DOTALL | re.I
+    r"(?is)(?P<scheme>[a-z][a-z0-9+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?"
 )
-_OF_ARROW, _OF_AZURE = ("s3", "gs"), ("az", "abfs", "abfss")
-_MAGIC = re.compile(r"[*?\[]")
-_FILE_SYSTEMS: dict[tuple[str, str], Any] = {}  # by scheme and bucket
+_FILE_SYSTEMS: dict[tuple[str, ...], Any] = {}  # by scheme and bucket
 
 
 class UrlPath(type(Path())):  # type: ignore[misc] # Python 3.11 has no other way
-    """A file or folder at a URL; what is not overridden works on its parts alone, as that of `PurePath`."""
+    """A file or folder at a URL; each method does what that of `Path` does, or works on the parts alone.
+
+    `glob` and its like yield files only. `anchor` is the folder from which a pattern is listed.
+    """
+
+    @property
+    def anchor(self) -> str:
+        return str(UrlPath(*takewhile(lambda part: not re.search(r"[*?\[]", part), self.parts[:-1])))
 
     def __str__(self) -> str:
-        return super().__str__().replace("\\", "/").replace(":/", "://", 1)
+        return str(super().__str__()).replace("\\", "/").replace(":/", "://", 1)
+
+    def is_absolute(self) -> bool:
+        return True
+
+    def resolve(self, strict: bool = False) -> "UrlPath":
+        return self
+
+    absolute = resolve
 
     def is_file(self) -> bool:
-        """Return whether it is a file."""
         return bool(self._info().is_file)
 
     def is_dir(self) -> bool:
-        """Return whether there are files in it."""
         return bool(self._info().type.name == "Directory")
 
     def exists(self) -> bool:
-        """Return whether there is a file, or there are files in it."""
         return bool(self._info().type.name != "NotFound")
 
-    def resolve(self, strict: bool = False) -> "UrlPath":
-        """Return the path itself."""
-        return self
+    def mkdir(self, *_: Any, **__: Any) -> None:
+        """Do nothing: a folder is there when a file is in it."""
 
-    def absolute(self) -> "UrlPath":
-        """Return the path itself."""
-        return self
-
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        """Open the file to be read; each read is a request for a range, of which several may go on at once."""
+    def open(self, mode: str = "rb", *_: Any, **__: Any) -> IO[bytes]:
         system, location = open_file_system(self)
         with _explained(self):
             file: IO[bytes] = system.open_input_file(location)
         return file
 
-    def read_bytes(self) -> bytes:
-        """Return the whole file."""
-        with _explained(self), self.open() as file:
-            return file.read()
-
     def iterdir(self) -> Iterator["UrlPath"]:
-        """Yield the files and folders in it."""
         return self.glob("*")
 
     def rglob(self, pattern: str) -> Iterator["UrlPath"]:
-        """Yield the files and folders in it and its folders that match a pattern."""
         return self.glob(f"**/{pattern}")
 
     def glob(self, pattern: str) -> Iterator["UrlPath"]:
-        """Yield the files and folders that match a pattern; of a folder that does not exist, none."""
         from fsspec.utils import glob_translate
         from pyarrow import fs
 
@@ -81,7 +80,7 @@ class UrlPath(type(Path())):  # type: ignore[misc] # Python 3.11 has no other wa
         matches = re.compile(glob_translate(f"{escape(location)}/{pattern}")).match
         with _explained(self):
             infos = system.get_file_info(selector)
-        found = (info.path.strip("/") for info in infos)
+        found = (info.path.strip("/") for info in infos if info.is_file)
         return (UrlPath(self.parts[0], path) for path in found if matches(path))
 
     def _info(self) -> Any:
@@ -96,30 +95,24 @@ def as_path(path: str | Path) -> Path:
     if not url:
         return path if isinstance(path, Path) else Path(path)
     scheme = url["scheme"].lower()
-    if scheme in ("file", "local"):
-        return Path(url2pathname("/" + url["path"].lstrip("/")))
-    found = UrlPath(f"{scheme}://{url['path']}")
+    if scheme == "file":
+        return Path(re.sub("^/(?=[A-Za-z]:)", "", "/" + unquote(url["path"])))
+    plain = UrlPath(f"{scheme}://{url['path']}")
     if url["user"] or url["query"]:
-        _FILE_SYSTEMS[_key(found)] = _connect(*_key(found), url["user"] or "", url["query"] or "")
-    return found
+        _FILE_SYSTEMS[plain.parts[:2]] = _connect(plain, url["user"] or "", url["query"] or "")
+    return plain
 
 
 def open_file_system(path: str | Path) -> tuple[Any, str]:
-    """Return the `pyarrow.fs.FileSystem` of a path or URL, and the path in it.
-
-    Raises:
-        DataError: the scheme of the URL is unknown, or its credentials cannot be used.
-        MissingExtraError: it needs a package that is not installed.
-    """
+    """Return the `pyarrow.fs.FileSystem` of a path or URL, and the path in it; a `DataError` says what is wrong."""
     path = as_path(path)
     if not isinstance(path, UrlPath):
         from pyarrow import fs  # classifying one product must not import it
 
         return fs.LocalFileSystem(), str(path.absolute())
-    key = _key(path)
-    if key not in _FILE_SYSTEMS:
-        _FILE_SYSTEMS[key] = _connect(*key)
-    return _FILE_SYSTEMS[key], "/".join(path.parts[1:])
+    if path.parts[:2] not in _FILE_SYSTEMS:
+        _FILE_SYSTEMS[path.parts[:2]] = _connect(path)
+    return _FILE_SYSTEMS[path.parts[:2]], "/".join(path.parts[1:])
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -132,65 +125,105 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     with _explained(path):
         if hasattr(system, "handler"):  # of fsspec
             system.handler.fs.pipe_file(location, data)
-        else:
-            stream = system.open_output_stream(location)
-            stream.write(data)  # in one call: an upload is completed when a stream is closed, whatever it holds
-            stream.close()
+            return
+        stream = system.open_output_stream(location)
+        stream.write(data)  # in one call: an upload is completed when a stream is closed, whatever it holds
+        stream.close()
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a local temporary path; when the block ends without an error, its file is at `path`, whole."""
     path = as_path(path)
+    local = on_disk(path)
+    with files.replacing(local) as temporary:
+        yield temporary
+    if isinstance(path, UrlPath):
+        write_bytes(path, local.read_bytes())
+        local.unlink()
+
+
+def on_disk(path: Path) -> Path:
+    """Return a local path itself, or a temporary one for what will be written to a URL."""
+    return Path(tempfile.mkdtemp(dir=_temporary().name), path.name) if isinstance(path, UrlPath) else path
+
+
+def copied(path: Path, without: str = "//") -> Path:
+    """Return a local path itself, or that of a copy of the file or folder at a URL, kept as long as this process.
+
+    Files of a folder whose path in it begins with `without` are left out.
+    """
     if not isinstance(path, UrlPath):
-        with files.replacing(path) as temporary:
-            yield temporary
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder, path.name)
-        write_bytes(path, Path(folder, path.name).read_bytes())
-
-
-def _key(path: UrlPath) -> tuple[str, str]:
-    scheme, *rest = path.parts
-    if not rest:
-        raise DataError(f"a URL names a bucket and what is in it, like s3://shop/products.parquet: got {path}")
-    return scheme[:-1], rest[0]
-
-
-def _connect(scheme: str, bucket: str, user: str = "", query: str = "") -> Any:
+        return path
     from pyarrow import fs  # as above
 
-    try:
-        if scheme in _OF_ARROW:
+    system, location = open_file_system(path)
+    with _explained(path):
+        info = system.get_file_info(location)
+        infos = [info] if info.is_file else system.get_file_info(fs.FileSelector(location, True, recursive=True))
+        content = repr([(info.path, info.size, info.mtime_ns) for info in infos])
+        folder = Path(_temporary().name, blake2b(content.encode(), digest_size=16).hexdigest())
+        if not folder.exists():
+            with files.replacing_folder(folder) as new:
+                for info in infos:
+                    inside = info.path.strip("/")[len(location) :].lstrip("/")
+                    if info.is_file and not inside.startswith(without):
+                        target = new / path.name / inside
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        fs.copy_files(info.path, str(target), system, fs.LocalFileSystem())
+    return Path(folder, path.name)
+
+
+def send(folder: Path, path: Path, *, last: str) -> None:
+    """Copy a local folder to a URL, at the end the file `last`, without which it is unfinished; else do nothing."""
+    if not isinstance(path, UrlPath):
+        return
+    system, location = open_file_system(path / last)
+    with _explained(path), suppress(FileNotFoundError):
+        system.delete_file(location)
+    for file in sorted(folder.rglob("[!.]*"), key=lambda file: file == folder / last):
+        if file.is_file():
+            write_bytes(path.joinpath(*file.relative_to(folder).parts), file.read_bytes())
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="product_classificator-")
+
+
+def _connect(path: UrlPath, user: str = "", query: str = "") -> Any:
+    from pyarrow import fs  # as above
+
+    scheme, bucket = path.parts[0][:-1], path.parts[1]
+    with _explained(f"{scheme}://{bucket}"):
+        if scheme in ("s3", "gs"):
             query = "&".join(filter(None, (query, "allow_delayed_open=true" * (scheme == "s3"))))
-            return fs.FileSystem.from_uri(f"{scheme}://{user}{'@' * bool(user)}{bucket}/?{query}")[0]
+            user = user.replace("/", "%2F") + "@" * bool(user)
+            return fs.FileSystem.from_uri(f"{scheme}://{user}{bucket}/?{query}")[0]
         if user or query:
-            raise DataError(f"credentials for {scheme}:// belong in the environment, not in the URL: take them out")
-        if scheme in _OF_AZURE:
-            from obstore.fsspec import FsspecStore  # an extra
+            raise DataError(f"credentials of {scheme}:// belong in the environment, not in the URL: take them out")
+        from fsspec import filesystem
 
-            return fs.PyFileSystem(fs.FSSpecHandler(FsspecStore(scheme)))
-        import fsspec
+        if scheme in ("az", "abfs", "abfss"):
+            from obstore.fsspec import register  # an extra
 
-        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
-    except ImportError as error:
-        raise MissingExtraError(f"opening {scheme}:// ({error})", "remote") from error
-    except (ValueError, OSError) as error:
-        known = "s3, gs, az, hf and file"
-        raise DataError(f"URLs are those of {known}: {scheme}://{bucket} cannot be opened: {_shown(error)}") from error
+            register(scheme)
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem(scheme)))
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, ProductClassificatorError):
         raise
+    except ImportError as error:
+        raise MissingExtraError(f"opening {path} ({error})", "remote") from error
     except Exception as error:  # every file system has its own kinds
-        hint = "check its name, the network and the credentials, then run again"
-        raise DataError(f"{path} cannot be used: {_shown(error)}: {hint}") from error
+        rule = "URLs are s3://, gs://, az://, hf:// or file://, of what is there and may be used"
+        raise DataError(f"{rule}: {path} cannot be used: {without_secrets(str(error))}") from error
 
 
-def _shown(error: Exception) -> str:
-    return re.sub(r"\?\S+", "?...", str(error))  # signed URLs
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have neither passwords nor queries, which may be signatures."""
+    return re.sub(r"(?<=://)[^/@\s]*@|(?<=\S)\?\w+=\S+", "", text)

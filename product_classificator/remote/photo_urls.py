@@ -8,14 +8,22 @@ that resolves differently a moment later (DNS rebinding) gains nothing. A redire
 import asyncio
 import re
 import socket
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from itertools import count
+from pathlib import Path
+from threading import Thread
 from typing import Any, TypeAlias
 
 import httpcore2 as httpcore
 import httpx2 as httpx
 
 from product_classificator.errors import PhotoError
+from product_classificator.files import cache_home, delete, write_bytes
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
@@ -29,6 +37,8 @@ _IMAGE = re.compile(
 )
 _SNIFFED_BYTES = 64
 _NAT64 = IPv6Network("64:ff9b::/96")
+_PASSING = re.compile(r"url_(unreachable|http_(429|5\d\d))")
+_KEPT_S, _CLEARED_EVERY = 7 * 86_400, 1000
 
 
 def is_public(address: Address) -> bool:
@@ -110,21 +120,21 @@ class PhotoFetcher:
     async def _image(self, response: httpcore.Response) -> bytes:
         if response.status != 200:
             raise PhotoError(f"url_http_{response.status}", f"the server of the photo answered {response.status}")
-        data, is_image = bytearray(), False
+        data = bytearray()
         async for chunk in response.aiter_stream():
+            n_before, n_bytes = len(data), len(data) + len(chunk)
             data += chunk
-            if len(data) > self._max_bytes:
+            if n_bytes > self._max_bytes:
                 raise PhotoError("url_too_large", f"the photo has more than {self._max_bytes} bytes")
-            if not is_image and len(data) >= _SNIFFED_BYTES:
-                is_image = _begins_like_image(data)
-        _begins_like_image(data)
+            if n_before < _SNIFFED_BYTES <= n_bytes:
+                _check_begin(data)
+        _check_begin(data)
         return bytes(data)
 
 
-def _begins_like_image(data: bytearray) -> bool:
+def _check_begin(data: bytearray) -> None:
     if not _IMAGE.match(data):
         raise PhotoError("url_not_image", "the URL leads to something else than an image")
-    return True
 
 
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, httpcore.UnsupportedProtocol)
@@ -136,14 +146,7 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
     def __init__(self, is_allowed: Callable[[Address], bool]) -> None:
         self._backend, self._is_allowed = httpcore.AnyIOBackend(), is_allowed
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
         """Connect; `PhotoError` if one of the addresses is not allowed."""
         infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(info[4][0]) for info in infos))
@@ -156,3 +159,52 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
+
+
+class PhotoCache:
+    """Fetches photos for threads, again where failures may pass, and keeps them in a folder for a week.
+
+    Above `kept_bytes` the oldest are deleted; `options` and `max_bytes` are those of `PhotoFetcher`.
+    """
+
+    def __init__(self, max_bytes: int, folder: Path | None = None, kept_bytes: int = 10 << 30, **options: Any) -> None:
+        self._folder, self._kept_bytes, self._n_new = folder or cache_home() / "photos", kept_bytes, count()
+        self._fetcher = PhotoFetcher(max_bytes, **options)
+
+    def fetch(self, url: str) -> bytes:
+        """Return the photo at a URL; errors are those of `PhotoFetcher.fetch`."""
+        path = self._folder / blake2b(url.encode(), digest_size=20).hexdigest()
+        with suppress(OSError):
+            if path.stat().st_mtime > time.time() - _KEPT_S:
+                return path.read_bytes()
+        data = self._fetch(url)
+        with suppress(OSError):  # a full disk costs time, and no photo
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, data)
+            if next(self._n_new) % _CLEARED_EVERY == 0:
+                self._clear()
+        return data
+
+    def _fetch(self, url: str, pauses_s: Sequence[float] = (0.5, 2.0)) -> bytes:
+        try:
+            return asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), _loop()).result()
+        except PhotoError as error:
+            if not pauses_s or not _PASSING.fullmatch(error.reason):
+                raise
+        time.sleep(pauses_s[0])
+        return self._fetch(url, pauses_s[1:])
+
+    def _clear(self) -> None:
+        n_bytes = 0
+        for _, size, path in sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self._folder.iterdir())[::-1]:
+            n_bytes += size
+            if n_bytes > self._kept_bytes:
+                delete(path)
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop that runs as long as this process."""
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="photos by URL", daemon=True).start()
+    return loop

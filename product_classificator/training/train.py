@@ -27,6 +27,7 @@ from product_classificator.evaluation import Evaluation, RunFacts, evaluate, wri
 from product_classificator.files import delete
 from product_classificator.heads import Hierarchy
 from product_classificator.heads.manifest import check_target
+from product_classificator.remote.paths import as_path, on_disk, send
 from product_classificator.runs import Run
 from product_classificator.training.cross_fit import FittedHeads, fit_heads
 from product_classificator.training.epochs import Callbacks
@@ -65,7 +66,7 @@ def train_heads(
 
     Args:
         catalog: products with at least one characteristic.
-        out: folder of the run; created if it does not exist.
+        out: folder of the run; created if it does not exist. At a URL all is written at the end, but the store at once.
         settings: `None`: the defaults.
         encoder: `None`: the one that `settings` names.
         store: folder of embeddings to use and fill; `None`: `<out>/embeddings`, or `<out>/embeddings-<fingerprint>` if
@@ -78,7 +79,7 @@ def train_heads(
         ArtifactError: the store holds vectors of another encoder, or the folder of the bundle holds other files.
     """
     callbacks = callbacks or Callbacks()
-    session = Session.open(catalog, Path(out), settings or TrainSettings(), encoder, store=store)
+    session = Session.open(catalog, as_path(out), settings or TrainSettings(), encoder, store=store)
     encoder, run = session.encoder, session.run
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=callbacks.on_chunk)
@@ -92,6 +93,7 @@ def train_heads(
     evaluation = session.evaluate(split.products, fitted)
     session.clear()
     session.save(split, fitted, evaluation)
+    send(session.run.folder, as_path(out), last="run.json")
     callbacks.on_result(session.run.report, evaluation)
     return Training(session.run, evaluation, fitted, embedded.embeddings)
 
@@ -178,17 +180,18 @@ class Session:
         encoder = encoder or load_encoder(settings.encoder)
         check_images(catalog, allow_missing=settings.allow_missing_photos)
         check_target(folder / "bundle")
+        local = on_disk(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            local.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise DataError(f"a run is a folder, but {error.filename} is a file: name another folder") from error
         settings = replace(settings, heads=replace(settings.heads, seed=settings.seed))
         versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}}
         facts = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
         channels = "rgb" if catalog.images is None else catalog.images.channels
-        store = Path(store or own_store(folder, encoder)).resolve()
+        store = as_path(store or own_store(folder, encoder)).resolve()
         columns = replace(catalog.columns, label_separator=catalog.label_separators)
-        run = Run(folder, encoder.name, columns, channels, store, asdict(settings), facts)
+        run = Run(local, encoder.name, columns, channels, store, asdict(settings), facts)
         return cls(run, encoder, settings, hierarchy, began_s)
 
     def fit(
