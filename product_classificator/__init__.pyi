@@ -13,6 +13,8 @@ from .evaluation import evaluate as evaluate
 from .export import export_classificator as export_classificator
 from .finetuning.trackers import training_progress as training_progress
 from .heads import HeadBundle as HeadBundle
+from .integrations.hub import push_to_hub as push_to_hub
+from .integrations.sklearn import ProductClassifier as ProductClassifier
 from .published.speed import SpeedTest as SpeedTest
 from .trainer import Trainer as Trainer
 from .training import HeadSettings as HeadSettings

@@ -11,13 +11,13 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from pathlib import Path
 from uuid import uuid4
 
-from product_classificator.errors import ArtifactError
+from product_classificator.errors import ArtifactError, culprits
 
 logger = logging.getLogger(__name__)
 
@@ -143,3 +143,28 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         finally:
             if folder.exists():
                 delete(old)
+
+
+def fetch_files(
+    repository: str, patterns: Iterable[str], folder: Path | None = None, required: Iterable[str] = ()
+) -> Path:
+    """Fetch files of "user/name" or "user/name@revision" of the Hugging Face hub that are not here yet.
+
+    They go to `folder` or the hub's cache. Raises `ArtifactError` if they are not here and cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download  # most programs fetch nothing
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        name, _, revision = repository.partition("@")
+        of_hub = snapshot_download(name, revision=revision or None, allow_patterns=list(patterns), local_dir=folder)
+        fetched = Path(of_hub)
+        if missing := [name for name in required if not (fetched / name).is_file()]:  # fetched in part, and offline now
+            raise FileNotFoundError(f"of its files are missing: {culprits(missing)}")
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ArtifactError(
+            f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
+            "name a folder that holds its files instead"
+        ) from error
+    return fetched

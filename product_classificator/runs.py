@@ -4,9 +4,10 @@
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,30 @@ from safetensors.numpy import load, save
 from product_classificator.catalog.columns import Columns
 from product_classificator.catalog.photo import Channels
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.files import read_checked_format, replacing, write_bytes, write_text
+from product_classificator.files import fetch_files, read_checked_format, replacing, write_bytes, write_text
 from product_classificator.remote.paths import UrlPath, as_path, copied
 from product_classificator.types import OutOfFold, Split, Truth
 
 _FORMAT = 1
 _RUN_FOLDER = "<run>"
 _ID, _DIGEST = "<id>", "<digest>"  # a characteristic may be called "id"
+_BUNDLE = ("manifest.json", "weights.safetensors", "words.json")
+SHARED = (
+    *("run.json", "export.json", "requirements.txt", *_BUNDLE, *(f"bundle/{name}" for name in _BUNDLE)),
+    *(f"encoder/*{suffix}" for suffix in (".json", ".safetensors", ".onnx", ".model", ".txt")),
+)
+"""Patterns of the files that a run, a bundle or an export is shared as: no pickle, and nothing of its products."""
+OF_PRODUCTS = ("split.parquet", "labels.parquet", "out_of_fold.safetensors", "embeddings/*")
+"""Patterns of the files of a run that hold ids, labels, signatures and embeddings of its products."""
+
+
+def fetched(folder: str | Path) -> Path:
+    """Return the path of a folder or URL; what is shared at `hf://<user>/<name>[@<revision>]` is fetched to a cache.
+
+    Raises `ArtifactError` if it is not there and cannot be fetched.
+    """
+    of_hub = re.fullmatch(r"hf:/+([\w.-]+/[\w.-]+(?:@[\w./-]+)?)/?", PurePath(folder).as_posix())
+    return fetch_files(of_hub[1], (*SHARED, *OF_PRODUCTS)) if of_hub else as_path(folder)
 
 
 class _PathOf:
@@ -138,7 +156,7 @@ class Run:
 
         Of a run at a URL a copy is opened, but its store, if that is in it, stays there.
         """
-        place = as_path(folder)
+        place = fetched(folder)
         folder = copied(place, without="embeddings") if (place / "run.json").is_file() else place
         path, root = folder / "run.json", folder.resolve()
         if not path.is_file():

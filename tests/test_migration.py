@@ -8,12 +8,12 @@ from pathlib import Path
 from types import ModuleType
 from zipfile import ZipFile
 
+import huggingface_hub
 import pytest
 import torch
 
 import product_classificator
 from product_classificator import Classificator, SpeedTest, Trainer, make_marketplace, read_catalog, trainer
-from product_classificator.encoders import huggingface
 from product_classificator.runs import Run
 from tests.command_line import call
 from tests.encoders.tiny_models import tiny_hub
@@ -89,7 +89,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODUCT_CLASSIFICATOR_CACHE", str(tmp_path / "cache"))
     make_marketplace("school", products=200, layout="wildberries")
     model = write_checkpoint(tmp_path / "hub", vision_layers=1, transformer_layers=1)
-    monkeypatch.setattr(huggingface, "snapshot_download", tiny_hub(model, tmp_path / "hub_cache"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", tiny_hub(model, tmp_path / "hub_cache"))
     task = RecordingTask()
     clearml = ModuleType("clearml")
     clearml.Task = type("Task", (), {"init": staticmethod(lambda **_: task)})

@@ -39,7 +39,8 @@ class Classificator:
         heads: the characteristics to predict; `None`: all that the heads know.
         model_name: the encoder; `None`: the one that the heads were trained on. A name without options takes the
             options of that one.
-        heads_ver: a run, a bundle, an export, or the name of imported heads (`pretrained_heads`).
+        heads_ver: a run, a bundle, an export, one of these at a URL (`hf://<user>/<name>[@<revision>]`, ...), or the
+            name of imported heads (`pretrained_heads`).
         cache_dir: folder of ruCLIP models and exported towers; `None`: the caches of the hub and of this package.
         dtype, threads: number format that the encoder computes in, and CPU threads, see `load_encoder`.
 
@@ -101,6 +102,11 @@ class Classificator:
         """Load a finished run (else `ArtifactError`); `encoder` is the new place of its encoder, if that has moved."""
         Run.load(path)
         return cls(device, model_name=encoder, heads_ver=path, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(cls, repository: str, **loading: Any) -> "Classificator":
+        """Load what `push_to_hub` wrote, "user/name" or "user/name@revision"; `loading` as for `Classificator`."""
+        return cls(heads_ver=f"hf://{repository}", **loading)
 
     @classmethod
     def zero_shot(

@@ -12,8 +12,8 @@ from product_classificator.encoders.base import is_exported
 from product_classificator.errors import ArtifactError, culprits
 from product_classificator.files import LEFT_BY_DESKTOPS, cache_home, read_checked_format, sha256_of
 from product_classificator.heads import HeadBundle
-from product_classificator.remote.paths import as_path, copied
-from product_classificator.runs import Run
+from product_classificator.remote.paths import copied
+from product_classificator.runs import Run, fetched
 
 PUBLISHED_HEADS = "wb-6_cats-pca"
 PLACE_OF_PUBLISHED = f"the folder product_classificator/heads/{PUBLISHED_HEADS} of the 2024 package or its repository"
@@ -49,7 +49,7 @@ def pretrained_heads() -> list[str]:
 
 def open_heads(heads_ver: str | Path) -> OpenedHeads:
     """Open a run, a bundle, an export (also at a URL), or imported heads; damaged ones are an `ArtifactError`."""
-    path = as_path(heads_ver)
+    path = fetched(heads_ver)
     if (path / "run.json").is_file():
         run = Run.load(path)
         return OpenedHeads(HeadBundle.load(run.bundle), run.encoder, run.channels, run)

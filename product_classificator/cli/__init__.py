@@ -28,6 +28,7 @@ _IMPLEMENTATIONS = {
     options.ImportHeads: "fitting.import_heads",
     options.Info: "answering.info",
     options.Benchmark: "benchmark.benchmark",
+    options.Doctor: "doctor.doctor",
     options.Demo: "fitting.demo",
     options.Serve: "serve.serve",
     options.Keys: "serve.keys",
@@ -53,6 +54,7 @@ app = App(
 )
 for command, implementation in _IMPLEMENTATIONS.items():
     app.command(command, name=implementation.split(".")[1].replace("_", "-"), sort_key=len(list(app)))
+app.register_install_completion_command(sort_key=len(list(app)))
 
 
 def main() -> None:

@@ -16,8 +16,7 @@ from product_classificator.encoders import ENCODERS, OPTIONS, load_encoder
 from product_classificator.errors import ArtifactError
 from product_classificator.heads import HeadBundle
 from product_classificator.predict_file import OutputOptions, predict_to_file
-from product_classificator.remote.paths import as_path
-from product_classificator.runs import Run
+from product_classificator.runs import Run, fetched
 
 
 def predict(options: Predict) -> None:
@@ -64,7 +63,7 @@ def embed(options: Embed) -> None:
 
 def info(options: Info) -> None:
     """Describe a run, a store, or the encoders."""
-    folder = as_path(options.subject)
+    folder = fetched(options.subject)
     if options.subject == "encoders":
         lines = [f"{name}  {description}" for name, description in {**ENCODERS, **OPTIONS}.items()]
     elif (folder / "run.json").is_file():

@@ -237,6 +237,13 @@ class Info:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Show machine, versions, caches, device, and which optional packages are missing."""
+
+    json: Annotated[bool, doc("Print JSON instead of lines.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Generate a synthetic shop, train on it, and show predictions of three products."""
 

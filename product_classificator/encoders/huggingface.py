@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,7 +35,7 @@ from product_classificator.encoders.clip import ClipImages, ClipTexts
 from product_classificator.encoders.preprocessing import MAX_WINDOWS, Inputs, ProcessedImages, TextPreparation
 from product_classificator.encoders.torch_clip import Compute, PairNetwork, TorchNetwork, computing, torch_network_of
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError, culprits
-from product_classificator.files import replacing_folder, sha256_of
+from product_classificator.files import fetch_files, replacing_folder, sha256_of
 from product_classificator.types import Floats
 
 logger = logging.getLogger(__name__)
@@ -66,23 +64,6 @@ def fetch_model(repository: str, *more: str) -> Path:
     folder = fetch_files(repository, (*_CONFIGS, *more, *_SAFETENSORS))
     has_weights = bool(_matching(folder, _SAFETENSORS))  # not those of parts, in folders
     return folder if has_weights else fetch_files(repository, (*_CONFIGS, *more, *_UNSAFE_TENSORS))
-
-
-def fetch_files(
-    repository: str, patterns: Iterable[str], folder: Path | None = None, required: Iterable[str] = ()
-) -> Path:
-    """Fetch files of a repository that are not here yet, to `folder` or the hub's cache; errors as `fetch_model`."""
-    try:
-        fetched = Path(snapshot_download(repository, allow_patterns=list(patterns), local_dir=folder))
-        if missing := [name for name in required if not (fetched / name).is_file()]:  # fetched in part, and offline now
-            raise FileNotFoundError(f"of its files are missing: {culprits(missing)}")
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ArtifactError(
-            f"{repository} is not on this machine and cannot be fetched from the hub ({reason}): "
-            "name a folder that holds its files instead"
-        ) from error
-    return fetched
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:

@@ -34,10 +34,11 @@ from transformers import CLIPConfig, CLIPModel
 
 from product_classificator.encoders.base import RUCLIP_MODELS, EncoderSpec
 from product_classificator.encoders.clip import ClipImages, ClipTexts
-from product_classificator.encoders.huggingface import fetch_files, fingerprint_of
+from product_classificator.encoders.huggingface import fingerprint_of
 from product_classificator.encoders.preprocessing import MAX_WINDOWS, SquarePreparation, TextPreparation
 from product_classificator.encoders.torch_clip import Compute, TorchNetwork
 from product_classificator.errors import ArtifactError, DataError, culprits, nearest
+from product_classificator.files import fetch_files
 
 PAD, UNKNOWN, BEGIN, END = "<PAD>", "<UNK>", "<BOS>", "<EOS>"
 PAD_ID, BEGIN_ID, END_ID = 0, 2, 3

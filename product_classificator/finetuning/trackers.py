@@ -24,8 +24,8 @@ def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[st
     """Yield callbacks that also log stages, losses, recall and macro-F1 per epoch, and in the end the scores.
 
     The task is a ClearML task, which also gets the settings, and scores and report as artefacts, and is left open; or
-    the name of a tracker of accelerate ("tensorboard", "mlflow", "wandb", ...), which gets the settings, may write to
-    `<folder>/<name>`, and is closed at the end; `None`: nothing is logged.
+    the name of a tracker of accelerate ("tensorboard", "mlflow", "wandb", ...), which gets the settings, and the report
+    if it can show one, may write to `<folder>/<name>`, and is closed at the end; `None`: nothing is logged.
 
     Raises:
         DataError: there is no tracker of that name, or its package is not installed.
@@ -34,8 +34,17 @@ def tracking(callbacks: Callbacks, task: Any, folder: Path, settings: Mapping[st
         yield callbacks
     elif isinstance(task, str):
         tracker = _start_tracker(task, folder, settings)
+
+        def on_result(report: Path, evaluation: Evaluation) -> None:
+            if hasattr(tracker, "log_artifacts"):  # that of MLflow
+                tracker.log_artifacts(str(report), "report")
+            elif hasattr(tracker.tracker, "add_text"):  # that of TensorBoard, which shows Markdown
+                tracker.tracker.add_text("report", (report / "report.md").read_text("utf-8"))
+            callbacks.on_result(report, evaluation)
+
+        logged = replace(callbacks, on_result=on_result)
         try:
-            yield _tracked(callbacks, lambda title, name, value, step: tracker.log({f"{title}/{name}": value}, step))
+            yield _tracked(logged, lambda title, name, value, step: tracker.log({f"{title}/{name}": value}, step))
         finally:
             tracker.finish()
     else:

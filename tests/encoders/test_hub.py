@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, ByT5Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from product_classificator.encoders import huggingface, load_encoder
+from product_classificator.encoders import load_encoder
 from product_classificator.errors import ArtifactError, DataError
 from tests.encoders.tiny_models import FAMILIES, save_bert, save_siglip, tiny_hub
 
@@ -258,7 +258,7 @@ def test_what_is_fetched_suffices_and_is_not_more(family, saved, loaded, monkeyp
     source = Path(shutil.copytree(saved[family], tmp_path / "source"))
     for name in ("README.md", "pytorch_model.bin", "model.onnx", "code.py"):
         (source / name).write_text("not needed")
-    monkeypatch.setattr(huggingface, "snapshot_download", tiny_hub(source, tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", tiny_hub(source, tmp_path / "cache"))
     assert load_encoder("hf:shop/model").fingerprint == loaded[family].fingerprint
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {path.name for path in saved[family].iterdir()}
 
@@ -266,7 +266,7 @@ def test_what_is_fetched_suffices_and_is_not_more(family, saved, loaded, monkeyp
 def test_weights_in_the_older_format_are_fetched_where_there_are_no_others(folder, loaded, monkeypatch, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    monkeypatch.setattr(huggingface, "snapshot_download", tiny_hub(folder, tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", tiny_hub(folder, tmp_path / "cache"))
     encoder = load_encoder("hf:shop/model")
     assert np.allclose(encoder.text.encode(TEXTS), loaded["clip"].text.encode(TEXTS), atol=1e-6)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from product_classificator.encoders import huggingface
 from product_classificator.encoders.huggingface import load_sentence_texts
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
 from tests.encoders.tiny_models import save_bert, save_clip, tiny_hub
@@ -128,7 +127,7 @@ def test_a_damaged_or_foreign_folder_is_refused(folder, damage):
 def test_what_is_fetched_suffices_and_is_not_more(folder, encoder, monkeypatch, tmp_path):
     for name in ("README.md", "pytorch_model.bin", "model.onnx", "code.py"):
         (folder / name).write_text("not needed")
-    monkeypatch.setattr(huggingface, "snapshot_download", tiny_hub(folder, tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", tiny_hub(folder, tmp_path / "cache"))
     assert load_sentence_texts("shop/model").fingerprint == encoder.fingerprint
     assert not {"README.md", "pytorch_model.bin", "model.onnx", "code.py"} & {
         path.name for path in (tmp_path / "cache").iterdir()
@@ -145,7 +144,7 @@ def test_a_root_in_the_older_format_is_fetched_beside_a_part_in_the_newer(folder
     torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()
     assert (source / "2_Dense/model.safetensors").is_file()
-    monkeypatch.setattr(huggingface, "snapshot_download", tiny_hub(source, tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", tiny_hub(source, tmp_path / "cache"))
     fetched = load_sentence_texts("shop/model")
     assert fetched.dim == 8
     assert fetched.fingerprint == load_sentence_texts(str(source)).fingerprint

@@ -167,7 +167,7 @@ def save_embedding_gemma2(folder: Path) -> Path:
 def tiny_hub(source: Path, cache: Path) -> Callable[..., str]:
     """Returns what stands for `snapshot_download` of a hub that holds one repository."""
 
-    def snapshot_download(repository: str, allow_patterns: list[str], local_dir: Path | None = None) -> str:
+    def snapshot_download(repository: str, allow_patterns: list[str], **_: object) -> str:
         names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
         for name in filter_repo_objects(names, allow_patterns=allow_patterns):
             (cache / name).parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,37 @@ def test_tensorboard_shows_the_curves_and_the_settings(tmp_path):
     assert "contrastive loss/train" not in events.Tags()["scalars"]
     (hparams,) = tmp_path.rglob("hparams.yml")
     assert "heads.hidden: 512" in hparams.read_text()
+
+
+@pytest.fixture
+def result(tmp_path):
+    """The folder of a report, and scores."""
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/report.md").write_text("# Кружки", encoding="utf-8")
+    return tmp_path / "report", SimpleNamespace(characteristics={}, mean_macro_f1=0.5)
+
+
+def test_tensorboard_shows_the_report(tmp_path, result):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with tracking(Callbacks(), "tensorboard", tmp_path, {}) as callbacks:
+        callbacks.on_result(*result)
+    events = EventAccumulator(str(tmp_path / "tensorboard/product_classificator")).Reload()
+    (shown,) = events.Tensors("report/text_summary")
+    assert "# Кружки" in shown.tensor_proto.string_val[0].decode()
+
+
+def test_mlflow_gets_settings_scores_and_the_report(tmp_path, result, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    with tracking(Callbacks(), "mlflow", tmp_path, {"heads": {"hidden": 8}}) as callbacks:
+        callbacks.on_result(*result)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("product_classificator").experiment_id])
+    assert run.data.params["heads.hidden"] == "8"
+    assert run.data.metrics == {"macro-F1/mean": 0.5}
+    assert next(tmp_path.rglob("artifacts/report/report.md")).is_file()
 
 
 @pytest.mark.slow

@@ -1,0 +1,32 @@
+import json
+from importlib.metadata import PathDistribution, version
+
+from product_classificator.cli import app, doctor
+from tests.command_line import call
+
+
+def test_doctor_shows_machine_versions_caches_and_device():
+    printed = call("doctor")
+    for part in ("machine: ", f"torch {version('torch')}", "device: ", "OMP_NUM_THREADS", "caches in MB: "):
+        assert part in printed
+
+
+def test_doctor_prints_json():
+    facts = json.loads(call("doctor", "--json"))
+    assert list(facts) == ["machine", "versions", "device", "threads", "caches in MB", "missing"]
+
+
+def test_what_is_missing_is_shown_with_the_line_that_installs_it(tmp_path, monkeypatch):
+    lines = ["Name: product_classificator", "Version: 1", "Provides-Extra: odd", "Provides-Extra: test"]
+    needed = ["numpy>=999", "pytest", "nosuchpackage>=2; extra == 'odd'", "another-missing; extra == 'test'"]
+    (tmp_path / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {need}" for need in needed)]))
+    monkeypatch.setattr(doctor, "metadata", lambda _: PathDistribution(tmp_path).metadata)
+    missing = {"product_classificator": "numpy>=999", "product_classificator[odd]": "nosuchpackage>=2"}
+    assert doctor.missing_packages() == missing
+    assert "pip install 'product_classificator[odd]' nosuchpackage>=2" in call("doctor")
+
+
+def test_shells_complete_commands_and_options():
+    script = app.generate_completion(shell="bash")  # noqa: S604
+    assert "import-heads" in script
+    assert "min-precision" in script
