@@ -8,13 +8,15 @@ import logging
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cyclopts import App, Parameter
 
 from product_classificator import __version__
 from product_classificator.cli import options
-from product_classificator.errors import ProductClassificatorError
+from product_classificator.errors import DataError, ProductClassificatorError
+from product_classificator.remote.paths import as_path
 
 _IMPLEMENTATIONS = {
     options.Train: "fitting.train",
@@ -38,6 +40,9 @@ _IMPLEMENTATIONS = {
 
 def _run(values: Any) -> None:
     if type(values) in _IMPLEMENTATIONS:  # not after --help and --version
+        for value in vars(values).values():
+            if isinstance(value, Path) and as_path(value) is not value:
+                raise DataError(f"this command reads and writes here on a disk, got the URL {as_path(value)}: copy it")
         module, function = _IMPLEMENTATIONS[type(values)].split(".")
         getattr(import_module(f"{__name__}.{module}"), function)(values)
 

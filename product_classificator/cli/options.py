@@ -138,6 +138,7 @@ class Tune(OnProducts):
     To use several GPUs: accelerate launch -m product_classificator tune ...
     """
 
+    out: Annotated[Path, doc("Folder to write; an interrupted command is resumed there.")]
     encoder: Annotated[str, doc("A CLIP-like encoder; see `info encoders`.")]
     device: Annotated[str, doc("auto, cpu, cuda or mps.")] = "auto"
     training: TrainingOptions = TrainingOptions()

@@ -186,3 +186,11 @@ def test_a_run_at_a_url_predicts_and_keeps_its_store_there(lite_run, memory):
     with pytest.raises(ArtifactError, match=r"memory://shop/no is not a finished run \(no run.json\)"):
         Run.load(f"{memory}/no")
     assert "lite" in call("info", f"{memory}/run")
+
+
+@pytest.mark.parametrize(
+    "command", [("export", "run", "--out", "s3://shop/e"), ("audit", "run", "t.csv", "--out", "s3://x/a")]
+)
+def test_a_command_that_needs_a_disk_refuses_a_url(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "this command reads and writes here on a disk, got the URL s3://" in call(*command, code=1)
