@@ -198,7 +198,7 @@ class Embed(OnProducts):
 class Export:
     """Export a run for use with ONNX Runtime and NumPy, without PyTorch."""
 
-    run: Annotated[Path, doc("Folder of a training run or of a bundle of heads.")]
+    run: Annotated[Path, place("Folder of a training run or of a bundle of heads.")]
     _: KW_ONLY
     out: Annotated[Path, doc("Folder to write; an export there is replaced.")]
     encoder: Annotated[str | None, doc("New location of the run's encoder, if it has moved.")] = None
@@ -218,8 +218,8 @@ class ImportHeads:
 class Benchmark:
     """Measure how many products a second a run predicts, and how long each stage takes."""
 
-    run: Annotated[Path, doc("Folder of a training run, a bundle or an export.")]
-    table: Annotated[Path | None, doc("Table of products to predict. Default: generated ones.")] = None
+    run: Annotated[Path, place("Folder of a training run, a bundle or an export.")]
+    table: Annotated[Path | None, place("Table of products to predict. Default: generated ones.")] = None
     _: KW_ONLY
     batch_sizes: Annotated[
         tuple[PositiveInt, ...], Parameter(consume_multiple=True), doc("Products per call, like 1 32 64.")
@@ -257,7 +257,7 @@ class Demo:
 class Serve:
     """Answer over HTTP; the API is described at /docs, and / is a page to try it."""
 
-    run: Annotated[Path, doc("Folder of a training run, a bundle or an export.")]
+    run: Annotated[Path, place("Folder of a training run, a bundle or an export.")]
     _: KW_ONLY
     settings: Annotated[ServeSettings, Parameter(name="*", group=Group("Service"))] = field(
         default_factory=ServeSettings
