@@ -42,6 +42,7 @@ FLOORS = {
     "serving": 7,
     "utils": 8,
     "audit": 8,
+    "review": 8,
     "client": 8,
     "integrations": 8,
     "trainer": 8,
@@ -207,7 +208,7 @@ def test_answering_needs_nothing_of_fitting(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("nm,title\n1,Чашка\n2,Ваза\n", encoding="utf-8")
     answering = ["catalog", "embeddings", "encoders", "heads", "runs", "classificator", "client"]
-    answering += ["serving"] * (find_spec("fastapi") is not None)
+    answering += ["serving", "review"] * (find_spec("fastapi") is not None)
     modules = [module for module in PATHS if room_of(module) in answering and not needs_torch(module)]
     modules.append("product_classificator.cli.answering")  # predict, embed and info start in a second
     code = f"""

@@ -27,7 +27,7 @@ from product_classificator.catalog.table import TableSource, open_table
 from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries, published_in
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.remote.paths import as_path
-from product_classificator.types import Strings, Truth, strings
+from product_classificator.types import Bools, Strings, Truth, strings
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Products:
     images: list[list[ImageRef]]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) if self.table.n_rows is None else self.table.n_rows
 
 
 class Catalog:
@@ -61,6 +61,7 @@ class Catalog:
         self.table, self.columns, self.images = table, columns, images
         self._unknown = frozenset(("", *unknown, *canonical(pa.array(unknown, pa.string())).to_pylist()))
         self._truth: Truth | None = None
+        self.is_corrected: Bools | None = None  # (n,) products of which `correct_labels` has set a label
         self.label_separators: dict[str, str] = {}  # of the characteristics that were read
 
     @property
@@ -77,7 +78,7 @@ class Catalog:
     def ids(self) -> Strings:
         """(n,) product ids, "" where the table has none."""
         batches = self.table.batches([self.columns.id], _READ_ROWS)
-        ids = strings([id_ for batch in batches for id_ in _ids(batch.column(0))])
+        ids = strings([id_ for batch in batches for id_ in ids_of(batch.column(0))])
         if rounded := [id_ for id_ in ids if "+" in id_ and re.fullmatch(r"-?\d+([.,]\d+)?[eE]\+\d+", id_)]:
             sentence = "%s: ids are numbers that a spreadsheet has rounded, several products may share one: %s"
             logger.warning(sentence, self.table.name, culprits(rounded))
@@ -94,11 +95,11 @@ class Catalog:
             rows = batch.slice(min(max(first_row - row, 0), len(batch)))
             row += len(batch)
             if len(rows):
-                ids = _ids(rows.column(columns.id))
+                ids = ids_of(rows.column(columns.id))
                 cells = rows.column(columns.photo).to_pylist() if columns.photo else ids
-                yield Products(row - len(rows), ids, self._texts(rows), [*map(self._images_of, cells)])
+                yield Products(row - len(rows), ids, self.texts_of(rows), [*map(self.images_of, cells)])
 
-    def _images_of(self, cell: Any) -> list[ImageRef]:
+    def images_of(self, cell: Any) -> list[ImageRef]:
         """Return the images of a product, by its id or what its cell names or holds."""
         if self.images is None:
             return []
@@ -142,9 +143,9 @@ class Catalog:
     def texts(self) -> list[str]:
         """Return the joined raw texts of all products."""
         batches = self.table.batches(self.columns.text or (self.columns.id,), _READ_ROWS)
-        return [text for batch in batches for text in self._texts(batch)]
+        return [text for batch in batches for text in self.texts_of(batch)]
 
-    def _texts(self, batch: pa.RecordBatch) -> list[str]:
+    def texts_of(self, batch: pa.RecordBatch) -> list[str]:
         """Join text columns by line breaks, skipping empty ones; the first of several is always the first line."""
         # Not pyarrow's binary_join_element_wise: it loses rows whose values are all null (seen in 26.0.1).
         cells = {name: batch.column(name).to_pylist() for name in self.columns.text}
@@ -186,7 +187,8 @@ class Catalog:
         return read_label_sets(cells, name, self._unknown, separator)
 
 
-def _ids(column: pa.Array) -> list[str]:
+def ids_of(column: pa.Array) -> list[str]:
+    """Return a column of ids in one spelling, "" for none."""
     return list(pc.fill_null(canonical(column), "").to_pylist())
 
 

@@ -35,6 +35,8 @@ _TEXT_TYPES, _BINARY_TYPES = (
 class Table(ABC):
     """A table that can be streamed any number of times; `issues` counts each problem of the last whole pass."""
 
+    n_rows: int | None = None  # where it is known without a pass
+
     def __init__(self, name: str, names: Iterable[object]) -> None:
         self.name, self.columns = name, unique_names(names, name)
         self.issues: Counter[str] = Counter()

@@ -3,14 +3,17 @@
 Null and blank are unknown, and so is a list of blanks (`"".split(",")` is one); an empty list means none of the labels.
 """
 
+import json
 import logging
 import re
+import sqlite3
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cache
 from itertools import accumulate, dropwhile, takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from product_classificator.catalog.cells import Table, canonical
 from product_classificator.catalog.columns import UNKNOWN
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.text import is_list_cell, split_labels
-from product_classificator.types import Strings, strings
+from product_classificator.types import Bools, Strings, Truth, strings
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +98,24 @@ def read_label_sets(array: pa.ChunkedArray, name: str, unknown: Collection[str],
     label_of = dict(zip(unique, labels, strict=True))
     sets = [frozenset(label_of[entry] for entry in cell) - {None} for cell in cells]
     return _decoded([labels if labels or not cell else None for labels, cell in zip(sets, cells, strict=True)], encoded)
+
+
+def correct_labels(truth: Truth, ids: Strings, path: str | Path) -> Bools:
+    """Let what people agreed on in a review win over the (n,) labels of a table; return (n,) of which products.
+
+    What is none of the labels becomes unknown. A file that is not the history of a review is a `DataError`.
+    """
+    is_corrected, row_of = np.zeros(len(ids), dtype=bool), {id_: row for row, id_ in enumerate(ids)}
+    try:
+        with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as history:
+            for product, name, label in history.execute("SELECT product, characteristic, label FROM corrections"):
+                if product in row_of and name in truth:
+                    value = json.loads(label)
+                    truth[name][row_of[product]] = frozenset(value) if isinstance(value, list) else value
+                    is_corrected[row_of[product]] = True
+    except (sqlite3.Error, ValueError) as error:
+        raise DataError(f"corrections are the review.sqlite of a review, {path} cannot be read: {error}") from error
+    return is_corrected
 
 
 def find_separator(array: pa.ChunkedArray, name: str) -> str:

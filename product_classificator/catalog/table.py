@@ -200,7 +200,7 @@ class _ArrowTable(Table):
     """A parquet or feather file, or Arrow memory; label ids of `datasets` become their names."""
 
     def __init__(self, name: str, data: Any) -> None:
-        self._data, self._labels = data, dict[str, pa.Array]()
+        self._data, self.n_rows, self._labels = data, data.count_rows(), dict[str, pa.Array]()
         self._paths, self._types = zip(*_plain_fields(data.schema), strict=True)
         super().__init__(name, map(".".join, self._paths))
         facts = json.loads((data.schema.metadata or {}).get(b"huggingface", "{}"))

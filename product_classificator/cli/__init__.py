@@ -34,6 +34,7 @@ _IMPLEMENTATIONS = {
     options.Demo: "fitting.demo",
     options.Serve: "serve.serve",
     options.Keys: "serve.keys",
+    options.Review: "review.review",
 }
 """Options of a command -> module and function, imported when the command runs: help imports neither torch nor NumPy."""
 

@@ -9,6 +9,7 @@ from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
 from product_classificator.remote.paths import as_path
+from product_classificator.review.settings import ReviewSettings
 from product_classificator.serving.settings import ServeSettings
 
 
@@ -78,6 +79,9 @@ class TrainingOptions:
     config: Annotated[Path | None, doc("TOML file of settings; options override it.")] = None
     seed: Annotated[int | None, doc("Random seed. Default: 0.")] = None
     allow_missing_photos: Annotated[bool, doc("Train even if more than half of the photos are missing.")] = False
+    corrections: Annotated[Path | None, doc("What people decided (review.sqlite); wins over the table.")] = None
+    correction_weight: Annotated[PositiveInt | None, doc("How often a corrected product counts. Default: 1.")] = None
+    judge_corrections: Annotated[bool, doc("Judge heads by corrected products, too.")] = False
     tracker: Annotated[str | None, doc("Experiment tracker: tensorboard, mlflow, wandb, ...")] = None
     clusters: Annotated[PositiveInt | None, doc("Also make so many clusters of the embeddings and score them.")] = None
 
@@ -263,6 +267,19 @@ class Serve:
         default_factory=ServeSettings
     )
     encoder: EncoderOptions = EncoderOptions(device="cpu")
+
+
+@dataclass(frozen=True)
+class Review:
+    """Open the page where people decide what the heads doubt; the next training learns from it."""
+
+    run: Run
+    table: Table
+    _: KW_ONLY
+    products: ProductOptions = ProductOptions()
+    settings: Annotated[ReviewSettings, Parameter(name="*", group=Group("Review"))] = field(
+        default_factory=ReviewSettings
+    )
 
 
 @dataclass(frozen=True)

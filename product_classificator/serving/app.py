@@ -28,12 +28,13 @@ from product_classificator.serving.settings import MEGABYTE, ServeSettings
 Schema = TypeVar("Schema", bound=BaseModel)
 
 _PAGE = {"/": ("page.html", "html"), "/page.js": ("page.js", "javascript"), "/page.css": ("page.css", "css")}
-_PAGE_HEADERS = {
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+"""Of every page: nothing from elsewhere, and no inline script or style."""
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": schemas.ErrorAnswer, "description": "No valid API key."},
     404: {"model": schemas.ErrorAnswer, "description": "There is no such model."},
@@ -197,7 +198,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 def _add_pages(app: FastAPI) -> None:
     folder = files("product_classificator.serving") / "page"
     for path, (name, kind) in _PAGE.items():
-        page = Response((folder / name).read_bytes(), media_type=f"text/{kind}", headers=_PAGE_HEADERS)
+        page = Response((folder / name).read_bytes(), media_type=f"text/{kind}", headers=PAGE_HEADERS)
         app.add_api_route(path, lambda page=page: page, include_in_schema=False)
     docs = get_swagger_ui_html(
         openapi_url="openapi.json",

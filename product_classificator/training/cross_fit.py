@@ -161,7 +161,7 @@ def _open_task(
         labels = with_rare_labels(labels, rare, products, is_learned, is_judged)
     targets = tuple(Target.of(name, labels_of, products.truth[name]) for name, labels_of in labels.items())
     is_labelled = np.any([target.is_known for target in targets], axis=0)
-    has_linear = int((is_usable & is_labelled).sum()) <= MAX_PRODUCTS
+    has_linear = len(products.weighted(np.flatnonzero(is_usable & is_labelled))) <= MAX_PRODUCTS
     texts = products.texts if settings.max_words else [""] * len(is_usable)
     counts = CountedTexts.of(texts, has_title=products.has_title, has_pieces=has_linear)
     dims = dims_to_read(products.embeddings, np.flatnonzero(is_learned & is_labelled))

@@ -105,7 +105,7 @@ class Task:
         mean, scale = standardization(parts, samples)
         train = train[np.any(has_parts, axis=0)[train]]
         vocabulary, bags = _learn_words(self, train[has_parts[1][train]])
-        return Inputs(vocabulary, bags, mean, scale, train)
+        return Inputs(vocabulary, bags, mean, scale, self.products.weighted(train))
 
     def fit(self, rows: Rows, on_epoch: Callable[[EpochFacts], None] | None = None) -> FittedModels:
         """Fit both models to the labelled products of `rows`."""

@@ -120,18 +120,26 @@ class TrainSettings:
         seed: of the split and of the heads; that of `heads` itself is ignored.
         taxonomy: path of a table for `read_taxonomy`; `None`: the hierarchy is learned.
         allow_missing_photos: whether more than half of the photos may be missing.
+        corrections: path of a review's decisions; they win over the table. Corrected products
+            are learned from `correction_weight` times, and judged only if `judge_corrections`: being the doubtful ones,
+            they would lower every score.
     """
 
     encoder: str = "lite"
     seed: int = 0
     taxonomy: str | None = None
     allow_missing_photos: bool = False
+    corrections: str | None = None
+    correction_weight: int = 1
+    judge_corrections: bool = False
     split: SplitSettings = field(default_factory=SplitSettings)
     heads: HeadSettings = field(default_factory=HeadSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise DataError(f"seed must be between 0 and 2^63 - 1, got {self.seed}")
+        if self.correction_weight < 1:
+            raise DataError(f"correction_weight must be at least 1, got {self.correction_weight}")
 
 
 def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> TrainSettings:

@@ -26,6 +26,7 @@ class LabelledProducts:
         truth: characteristic -> (n,) labels, sets of labels for a multi-label characteristic.
         has_title: whether the first line of each text is a title: it weighs as much as everything after it.
         groups: (n,) group of near-identical products that each belongs to; `None`: no two are near-identical.
+        weights: (n,) how often each is learned from; `None`: once.
     """
 
     embeddings: Embeddings
@@ -34,6 +35,11 @@ class LabelledProducts:
     split: Split
     has_title: bool = False
     groups: Rows | None = None
+    weights: Rows | None = None
+
+    def weighted(self, rows: Rows) -> Rows:
+        """Return rows to learn from, each as often as it counts."""
+        return rows if self.weights is None else np.repeat(rows, self.weights[rows])
 
     @property
     def group_ids(self) -> Rows:

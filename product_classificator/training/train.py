@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from product_classificator.catalog.catalog import Catalog
+from product_classificator.catalog.labels import correct_labels
 from product_classificator.catalog.split import read_split, save_split, split_products
 from product_classificator.embeddings.embed import check_images, count_statuses, embed
 from product_classificator.embeddings.products import EmbeddedProducts
@@ -139,7 +141,11 @@ def split_catalog(
         split = split_products(catalog.ids, groups, truth, is_usable, shares, seed=settings.seed)
     else:
         split = read_split(catalog.ids, names, is_usable, groups)
-    products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title, groups)
+    if catalog.is_corrected is not None and not settings.judge_corrections:
+        with_corrected = np.isin(groups, groups[catalog.is_corrected])  # near-duplicates would leak into the folds
+        split.names[with_corrected & is_usable] = "train"
+    weights = None if catalog.is_corrected is None else 1 + (settings.correction_weight - 1) * catalog.is_corrected
+    products = LabelledProducts(embedded.embeddings, texts, truth, split, catalog.columns.has_title, groups, weights)
     row_warnings = {**count_statuses(embedded.status[is_usable]), **catalog.issues}
     return SplitCatalog(products, signatures, embedded.digests, set_aside, row_warnings)
 
@@ -174,6 +180,8 @@ class Session:
             )
         for name in filter(None, (settings.split.column, settings.split.groups)):
             catalog.column(name)
+        if settings.corrections is not None:
+            catalog.is_corrected = correct_labels(catalog.truth(), catalog.ids, settings.corrections)
         truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
         hierarchy = None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
         catalog.check_output(folder, store)
@@ -242,7 +250,8 @@ class Session:
     def save(self, split: SplitCatalog, fitted: FittedHeads, evaluation: Evaluation, **facts: Any) -> None:
         """Write everything a training leaves, `run.json` last; `facts` replace those of the report."""
         run, products = self.run, split.products
-        save_split(products.split, split.signatures.columns(), run.split)
+        groups = pa.array(products.group_ids)
+        save_split(products.split, {**split.signatures.columns(), "group": groups}, run.split)
         run.save_labels(products.split, products.truth, split.digests)
         run.save_out_of_fold(fitted.out_of_fold)
         fitted.bundle.save(run.bundle)

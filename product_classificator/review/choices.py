@@ -1,0 +1,104 @@
+"""What may be chosen: labels of a hierarchy narrow one another, and a contradiction cannot be saved."""
+
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+
+from product_classificator.errors import DataError
+from product_classificator.heads import HeadBundle
+from product_classificator.heads.hierarchy import Refinement
+from product_classificator.review.products import Labels
+from product_classificator.review.suggestions import TOP
+from product_classificator.text import words_of
+
+Values = dict[str, Labels]
+"""Characteristic -> chosen label or labels, `None` for none of them."""
+Top = Sequence[tuple[str, float | None]]
+_MIN_SIMILARITY = 0.6
+
+
+class Choices:
+    """The labels of a bundle, and which suit each other."""
+
+    def __init__(self, bundle: HeadBundle) -> None:
+        self._bundle = bundle
+        self._above: Mapping[str, Refinement] = {refinement.child: refinement for refinement in bundle.hierarchy}
+
+    def allowed(self, name: str, values: Values) -> list[str]:
+        """Return the labels of a characteristic that suit the chosen label of its parent."""
+        labels, above = [*self._bundle[name].labels], self._above.get(name)
+        parent = values.get(above.parent) if above else None
+        if above is None or parent is None:
+            return labels
+        return [label for label in labels if above.parents.get(label, parent) == parent]
+
+    def problems(self, values: Values) -> list[str]:
+        """Return the characteristics whose chosen label contradicts that of the parent."""
+        return [
+            name
+            for name, above in self._above.items()
+            if isinstance(label := values.get(name), str)
+            and (parent := values.get(above.parent)) is not None
+            and above.parents.get(label, parent) != parent
+        ]
+
+    def pick(self, values: Values, name: str, label: str | None, tops: Mapping[str, Top]) -> Values:
+        """Return the values after a choice: parents follow it, children that contradict it become their best label."""
+        self.check(name, label)
+        values = dict(values)
+        if self._bundle[name].is_multi_label:
+            old = values.get(name)
+            chosen = {*old} if isinstance(old, list) else set()
+            values[name] = sorted(chosen ^ {label}) if label is not None else []
+            return values
+        values[name] = label
+        child = name
+        while (above := self._above.get(child)) and label in above.parents:
+            child, label = above.parent, above.parents[label]
+            values[child] = label
+        while wrong := self.problems(values):
+            allowed = {*self.allowed(wrong[0], values)}
+            values[wrong[0]] = next((label for label, _ in tops.get(wrong[0], ()) if label in allowed), None)
+        return values
+
+    def check(self, name: str, label: Labels) -> None:
+        """Raise `DataError` for a characteristic or label that the heads do not know, or a set of single labels."""
+        known = self._bundle[name].labels
+        is_set = isinstance(label, list)
+        if is_set and not self._bundle[name].is_multi_label:
+            raise DataError(f"{name} has one label, got {label!r}")
+        for one in label if isinstance(label, list) else [label]:
+            if one is not None and one not in known:
+                raise DataError(f"{name} has no label {one!r}: search the labels that the heads know")
+
+    def suggestions(self, name: str, values: Values, top: Top) -> list[tuple[str, float | None]]:
+        """Return the labels to pick from: the most probable that suit the parent, then others that suit it."""
+        allowed = self.allowed(name, values)
+        kept = {label: share for label, share in top if label in {*allowed}}
+        if len(allowed) < len(self._bundle[name].labels):  # narrowed
+            kept |= {label: None for label in allowed[: TOP + len(kept)] if label not in kept}
+        return [*kept.items()][:TOP]
+
+    def search(self, name: str, query: str, values: Values, limit: int = 12) -> list[str]:
+        """Return the labels that a query may mean, the best first; letters may be left out or wrong."""
+        allowed = self.allowed(name, values)
+        if not query.strip():
+            return allowed[:limit]
+        scores = {label: _similarity(query, label) for label in allowed}
+        return sorted((x for x in allowed if scores[x] >= _MIN_SIMILARITY), key=lambda x: (-scores[x], len(x)))[:limit]
+
+
+def _similarity(query: str, label: str) -> float:
+    """Return how well a label suits a query: 3 at its start, 2 at the start of a word, 1 within, or 0 to 1.
+
+    >>> [round(_similarity("sho", label), 1) for label in ("Shoes", "Sports shoes", "Watches")]
+    [3.0, 2.0, 0.2]
+    """
+    asked, plain = " ".join(words_of(query)), " ".join(words_of(label))
+    if plain.startswith(asked):
+        return 3.0
+    if f" {asked}" in plain:
+        return 2.0
+    letters = iter(plain)
+    if asked in plain or all(letter in letters for letter in asked.replace(" ", "")):
+        return 1.0
+    return max(SequenceMatcher(None, asked, word).ratio() for word in [plain, *plain.split()]) * 0.99

@@ -1,0 +1,162 @@
+"""Decisions out and in: parquet, CSV and JSON lines; tasks for Label Studio, and its annotations."""
+
+import io
+import json
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from product_classificator.catalog.table import open_table
+from product_classificator.errors import DataError, culprits
+from product_classificator.review.choices import Choices
+from product_classificator.review.history import Decision, History
+from product_classificator.review.products import Labels, Products
+from product_classificator.text import join_labels, split_labels
+
+FORMATS = ("parquet", "csv", "jsonl")
+NONE_OF_THESE = "(none of these)"
+MAX_TASKS = 1_000
+"""Tasks hold their photos, about 15 kB each."""
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "characteristic", "label", "suggested", "status", "people")]
+    + [("decided_at", pa.timestamp("ms", tz="UTC"))]
+)
+"""Status: "decided", "disagreement", "bad_photo"; several labels are joined by "|", no label is `NONE_OF_THESE`."""
+
+
+def export(history: History, kind: str) -> bytes:
+    """Return all decisions as a file of a kind in `FORMATS`; CSV has nothing that a spreadsheet would compute."""
+    rows = history.rows(
+        "SELECT a.product, a.characteristic, COALESCE(c.label, a.label) AS label, a.suggested, a.persons, a.at, "
+        "c.label IS NULL AS is_open FROM answers a LEFT JOIN corrections c "
+        "ON c.product = a.product AND c.characteristic = a.characteristic ORDER BY a.product, a.characteristic"
+    )
+    values = [
+        (
+            *(row["product"], row["characteristic"], "" if row["is_open"] else _cell(row["label"])),
+            *(_cell(row["suggested"]), "disagreement" if row["is_open"] else "decided", row["persons"]),
+            int(row["at"] * 1000),
+        )
+        for row in rows
+    ]
+    bad = history.rows("SELECT product, person, MAX(at) AS at FROM live WHERE kind = 'bad_photo' GROUP BY product")
+    values += [(row["product"], "", "", "", "bad_photo", row["person"], int(row["at"] * 1000)) for row in bad]
+    columns = zip(*values, strict=True) if values else [()] * len(_SCHEMA)
+    table = pa.table([pa.array(column, of.type) for column, of in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    buffer = io.BytesIO()
+    if kind == "parquet":
+        pq.write_table(table, buffer)
+    elif kind == "csv":
+        texts = [pc.cast(column, pa.string()) for column in table.columns]
+        safe = [pc.replace_substring_regex(column, r"^[=+\-@\t\r\n]", r"'\0") for column in texts]
+        pa.csv.write_csv(pa.table(safe, _SCHEMA.names), buffer)
+    else:
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
+        buffer.writelines(line.encode() for line in lines)
+    return buffer.getvalue()
+
+
+def _cell(label: str) -> str:
+    value: Labels = json.loads(label)
+    return join_labels(value) if isinstance(value, list) else NONE_OF_THESE if value is None else value
+
+
+def label_studio_tasks(products: Products, rows: Sequence[int], photo: Callable[[int], bytes | None]) -> bytes:
+    """Return products as tasks of Label Studio, with text, small photo and suggestions; `label_studio_config` fits."""
+    tasks = []
+    for row in rows[:MAX_TASKS]:
+        facts = products.facts(row)
+        results = [
+            {"from_name": f"c{i}", "to_name": "text", "type": "choices", "value": {"choices": _as_list(label)}}
+            for i, name in enumerate(products.names)
+            if (label := products.predicted(name, row)) is not None
+        ]
+        image = "data:image/jpeg;base64," + b64encode(photo(row) or b"").decode()
+        data = {"id": facts["id"], "text": facts["text"], "image": image}
+        tasks.append({"data": data, "predictions": [{"result": results}]})
+    return json.dumps(tasks, ensure_ascii=False, indent=1).encode()
+
+
+def label_studio_config(products: Products) -> str:
+    """Return the labelling configuration that belongs to the tasks."""
+    parts = ['<View>\n<Image name="image" value="$image"/>\n<Text name="text" value="$text"/>']
+    for i, name in enumerate(products.names):
+        kind = "multiple" if products.bundle[name].is_multi_label else "single"
+        parts.append(f'<Header value={quoteattr(name)}/>\n<Choices name="c{i}" toName="text" choice="{kind}">')
+        parts += [f"<Choice value={quoteattr(label)}/>" for label in products.labels[name]]
+        parts.append("</Choices>")
+    return "\n".join([*parts, "</View>\n"])
+
+
+def _as_list(label: Labels) -> list[str]:
+    return [] if label is None else [label] if isinstance(label, str) else label
+
+
+def read_decisions(content: bytes, file_name: str, products: Products) -> dict[str, list[Decision]]:
+    """Return person -> decisions of a file that `export` wrote, or of annotations of Label Studio.
+
+    Raises:
+        DataError: the file is neither, or names products, characteristics or labels that the review does not know.
+    """
+    found = [*(_annotations(content, products) if file_name.endswith(".json") else _rows(content, file_name, products))]
+    ids = [*dict.fromkeys(decision.product for _, decision in found)]
+    unknown = [id_ for id_, row in zip(ids, products.rows_of(ids).tolist() if ids else [], strict=True) if row < 0]
+    if unknown or not found:
+        what = f"it names products that the table lacks: {culprits(unknown)}" if unknown else "it holds none"
+        raise DataError(f"{file_name} is read for decisions of this table: {what}")
+    choices, by_person = Choices(products.bundle), dict[str, list[Decision]]()
+    for person, decision in found:
+        if decision.characteristic not in products.names:
+            known = ", ".join(products.names)
+            raise DataError(f"there is no characteristic {decision.characteristic!r}: {file_name} may name {known}")
+        choices.check(decision.characteristic, decision.label)
+        by_person.setdefault(person, []).append(decision)
+    return by_person
+
+
+def _rows(content: bytes, file_name: str, products: Products) -> Iterator[tuple[str, Decision]]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "decisions" + Path(file_name).suffix)
+        path.write_bytes(content)
+        table = open_table(path)
+        if missing := {"id", "characteristic", "label"} - {*table.columns}:
+            raise DataError(f"decisions have the columns id, characteristic and label: {file_name} lacks {missing}")
+        names = [name for name in _SCHEMA.names[:-1] if name in table.columns]
+        for batch in table.batches(names, 16_384):
+            for row in batch.to_pylist():
+                if row.get("status", "decided") in ("decided", None) and row["label"]:
+                    row = {name: cell and cell.removeprefix("'") for name, cell in row.items()}
+                    label = _label_of(row["label"], row["characteristic"], products)
+                    yield row.get("people") or "import", Decision(row["id"], row["characteristic"], label)
+
+
+def _label_of(cell: str, name: str, products: Products) -> Labels:
+    if name in products.names and products.bundle[name].is_multi_label:
+        return sorted(map(str, split_labels(cell)))
+    return None if cell == NONE_OF_THESE else cell
+
+
+def _annotations(content: bytes, products: Products) -> Iterator[tuple[str, Decision]]:
+    try:
+        tasks = json.loads(content)
+        for task in tasks:
+            for annotation in task["annotations"]:
+                by: Any = annotation.get("completed_by") or "label-studio"
+                person = str(by.get("email") or by.get("id")) if isinstance(by, Mapping) else str(by)
+                for name, results in groupby(annotation["result"], key=lambda result: result["from_name"]):
+                    characteristic = products.names[int(name.removeprefix("c"))]
+                    labels = sorted(label for result in results for label in result["value"]["choices"])
+                    is_set = products.bundle[characteristic].is_multi_label
+                    label: Labels = labels if is_set else labels[0] if labels else None
+                    yield person, Decision(str(task["data"]["id"]), characteristic, label)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise DataError(f"annotations are what Label Studio exports as JSON of tasks from here: {error!r}") from error

@@ -1,0 +1,244 @@
+"""Turn a table and its predictions into two files beside the run, so that any of a million products opens at once.
+
+`products.arrow` holds what is shown (id, text, names or bytes of photos) and is memory-mapped; `columns.npz` holds what
+is sorted and filtered. Both are made at the first opening, and again when table, predictions or run have changed.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from product_classificator.catalog import Catalog
+from product_classificator.catalog.catalog import ids_of
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.files import replacing, write_text
+from product_classificator.heads import HeadBundle
+from product_classificator.review.suggestions import Suggested, from_file, from_run
+from product_classificator.runs import Run
+from product_classificator.types import Bools, Floats, Rows
+
+_READ_ROWS, _MAX_SAME_TEXT, _MIN_WORDS = 16_384, 20, 8
+Labels: TypeAlias = str | list[str] | None
+"""One label, the sorted labels of a multi-label characteristic, or none that is known."""
+
+
+@dataclass(frozen=True)
+class ReviewSource:
+    """Products with the out-of-fold predictions of a run, or those of a file; the rest is as in `ReviewSettings`."""
+
+    run: Run
+    catalog: Catalog
+    predictions: Path | None = None
+    findings: Path | None = None
+    value: str | None = None
+    min_precision: float = 0.95
+
+    @property
+    def key(self) -> str:
+        """Identify everything that decides the files."""
+        paths = [self.run.folder / "run.json", *self.catalog.table.sources, self.predictions, self.findings]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]
+        return json.dumps([stats, str(self.catalog.columns), self.catalog.read_as, self.value, self.min_precision])
+
+
+class Products:
+    """The products of a review, row by row as in the table.
+
+    Attributes:
+        names: the characteristics that are reviewed.
+        labels: characteristic -> labels of the heads.
+        suggested: characteristic -> first labels.
+        table: characteristic -> (n,) numbers of the labels in the table, -1 where it has none.
+        agrees: characteristic -> (n,) whether the table has the predicted label.
+        doubt: characteristic -> (n,) how doubtful the label is, 0..1.
+        group, value: (n,) group of near-duplicates, and how much a product matters.
+        findings: kind of finding -> rows, the worst first.
+    """
+
+    def __init__(self, folder: Path, bundle: HeadBundle) -> None:
+        facts = json.loads((folder / "products.json").read_text(encoding="utf-8"))
+        self.shown = pa.ipc.open_file(pa.memory_map(str(folder / "products.arrow"))).read_all()
+        with np.load(folder / "columns.npz") as arrays:
+            columns = dict(arrays)
+        self.names: tuple[str, ...] = tuple(facts["names"])
+        self.bundle, self.labels = bundle, {name: bundle[name].labels for name in self.names}
+        self._table_labels: dict[str, list[Labels]] = facts["table_labels"]
+        per_name = {kind: {n: columns[f"{kind}.{i}"] for i, n in enumerate(self.names)} for kind in _PER_NAME}
+        self.table, self.agrees, self.doubt = (per_name[kind] for kind in ("table", "agrees", "doubt"))
+        self.suggested = {n: Suggested(*(per_name[field.name][n] for field in fields(Suggested))) for n in self.names}
+        self.is_novel: Bools = columns["novel"]
+        self.group: Rows = columns["group"]
+        self.value: Floats = columns["value"]
+        self.findings = {kind: columns[f"finding.{kind}"] for kind in facts["findings"]}
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    @cached_property
+    def group_size(self) -> Rows:
+        """(n,) number of products of each group."""
+        return np.bincount(self.group)[self.group]
+
+    def rows_of_group(self, row: int) -> list[int]:
+        """Return the near-duplicates of a product, itself first."""
+        others = np.flatnonzero(self.group == self.group[row]).tolist() if self.group_size[row] > 1 else []
+        return [row, *(other for other in others if other != row)]
+
+    def rows_of(self, ids: list[str]) -> Rows:
+        """Return (m,) rows of products by their ids, -1 where unknown."""
+        if len(ids) <= 3:  # without a hash table of all ids
+            return np.array([pc.index(self.shown["id"], id_).as_py() for id_ in ids], np.int64)
+        found = pc.index_in(pa.array(ids, pa.string()), value_set=self.shown["id"].combine_chunks())
+        return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+
+    def facts(self, row: int) -> dict[str, Any]:
+        """Return id, text and photo (as the table names or holds it) of a product."""
+        values: dict[str, Any] = self.shown.slice(row, 1).to_pylist()[0]
+        return values
+
+    def id(self, row: int) -> str:
+        """Return the id of a product."""
+        return str(self.shown["id"][row].as_py())
+
+    def table_label(self, name: str, row: int) -> Labels:
+        """Return what the table says."""
+        return None if self.table[name][row] < 0 else self._table_labels[name][self.table[name][row]]
+
+    def top(self, name: str, row: int) -> list[tuple[str, float]]:
+        """Return the first labels of a product with their probabilities."""
+        of_name, labels = self.suggested[name], self.labels[name]
+        pairs = zip(of_name.top[row].tolist(), of_name.share[row].tolist(), strict=True)
+        return [(labels[index], share) for index, share in pairs if index >= 0]
+
+    def predicted(self, name: str, row: int) -> Labels:
+        """Return the predicted label or labels of a product, `None` where nothing is predicted."""
+        labels = [label for label, _ in self.top(name, row)[: self.suggested[name].n_predicted[row]]]
+        if self.bundle[name].is_multi_label:
+            return sorted(labels) if self.suggested[name].top[row, 0] >= 0 else None
+        return labels[0] if labels else None
+
+
+_PER_NAME = (*(field.name for field in fields(Suggested)), "table", "agrees", "doubt")
+
+
+def open_products(source: ReviewSource, folder: Path) -> Products:
+    """Open the products of a review, whose files are in a folder, and made there if they are not those of the source.
+
+    Raises:
+        DataError: the predictions are not those of the table, or no product has any.
+        ArtifactError: the run is damaged.
+    """
+    path, bundle = folder / "products.json", HeadBundle.load(source.run.bundle)
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["key"] != source.key:
+        path.unlink(missing_ok=True)
+        _make(source, bundle, folder)
+    return Products(folder, bundle)
+
+
+def _make(source: ReviewSource, bundle: HeadBundle, folder: Path) -> None:
+    catalog, run = source.catalog, source.run
+    ids, text_groups = _write_shown(catalog, folder / "products.arrow")
+    if source.predictions is None:
+        suggested, is_novel = from_run(run, bundle, ids, source.min_precision)
+    else:
+        suggested, is_novel = from_file(source.predictions, bundle, catalog.columns.id, ids)
+    if not any(of_name.n_predicted.any() for of_name in suggested.values()):
+        rule = "a review needs predictions: the run has none of these products"
+        raise DataError(f"{rule} (is {catalog.table.name} another table?): predict it, and give --predictions FILE")
+    is_first = np.zeros(len(ids), dtype=bool)
+    is_first[np.unique(ids.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
+    for of_name in suggested.values():  # a repeated id means no product of its own
+        of_name.top[~is_first], of_name.n_predicted[~is_first], of_name.auto[~is_first] = -1, 0, False
+    columns: dict[str, Any] = {"novel": is_novel, "group": _groups(run, ids, text_groups), "value": np.ones(len(ids))}
+    if source.value is not None:
+        cells = pc.cast(pa.array(catalog.column(source.value), pa.string()), pa.float32(), safe=False)
+        columns["value"] = np.nan_to_num(cells.to_numpy(zero_copy_only=False)).clip(0)
+    table_labels = {}
+    for i, (name, of_name) in enumerate(suggested.items()):
+        labels = catalog.truth().get(name, [None] * len(ids))
+        codes = {label: code for code, label in enumerate(dict.fromkeys(x for x in labels if x is not None))}
+        table = np.fromiter((codes.get(label, -1) for label in labels), np.int32, len(ids))
+        table_labels[name] = [sorted(label) if isinstance(label, frozenset) else label for label in codes]
+        compared = _compare(of_name, bundle[name].labels, [*codes], table)
+        values = [*vars(of_name).values(), table, *compared]
+        columns |= {f"{kind}.{i}": array for kind, array in zip(_PER_NAME, values, strict=True)}
+    findings = _findings(source.findings, ids) if source.findings else {}
+    columns |= {f"finding.{kind}": rows for kind, rows in findings.items()}
+    with replacing(folder / "columns.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **columns)
+    facts = {"key": source.key, "names": [*suggested], "table_labels": table_labels, "findings": [*findings]}
+    write_text(folder / "products.json", json.dumps(facts, ensure_ascii=False))
+
+
+def _write_shown(catalog: Catalog, path: Path) -> tuple[pa.Array, Rows]:
+    """Write id, text and photo of every product; return the ids, and numbers that are equal for equal long texts."""
+    columns, ids, keys, writer = catalog.columns, [], list[int](), None
+    names = [*dict.fromkeys(filter(None, (columns.id, *columns.text, columns.photo)))]
+    with replacing(path) as temporary:
+        for batch in catalog.table.batches(names, _READ_ROWS, images=columns.photo):
+            texts = catalog.texts_of(batch)
+            photo = batch.column(columns.photo) if columns.photo else pa.nulls(len(batch), pa.string())
+            ids.append(pa.array(ids_of(batch.column(columns.id)), pa.string()))
+            keys += [hash(tuple(words)) if len(words := text.split()) >= _MIN_WORDS else 0 for text in texts]
+            part = pa.record_batch({"id": ids[-1], "text": pa.array(texts, pa.string()), "photo": photo})
+            writer = writer or pa.ipc.new_file(str(temporary), part.schema)
+            writer.write_batch(part)
+        if writer is None:
+            raise DataError(f"there is nothing to review: {catalog.table.name} has no rows")
+        writer.close()
+    counts = Counter(keys)
+    same = np.array([key if counts[key] <= _MAX_SAME_TEXT else 0 for key in keys], np.int64)
+    same[same == 0] = np.arange(1, (same == 0).sum() + 1)  # a group of its own
+    return pa.concat_arrays(ids), np.unique(same, return_inverse=True)[1].astype(np.int32)
+
+
+def _groups(run: Run, ids: pa.Array, text_groups: Rows) -> Rows:
+    """Return the groups that the run found, if these are its products, or else those of equal texts."""
+    try:
+        of_run = pq.read_table(run.split, columns=["id", "group"])
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{run.split} cannot be read ({error}): train again") from error
+    if not of_run["id"].combine_chunks().equals(ids):
+        return text_groups
+    return np.unique(of_run["group"].to_numpy(), return_inverse=True)[1].astype(np.int32)
+
+
+def _compare(of_name: Suggested, labels: tuple[str, ...], codes: list[Any], table: Rows) -> tuple[Bools, Floats]:
+    """Return (n,) whether the predicted labels are those of the table, and how doubtful a label is.
+
+    With a label in the table: how probable it is that this is wrong, else 1 - the lead of the first label.
+    """
+    ids, share = {label: i for i, label in enumerate(labels)}, of_name.share.astype(np.float32)
+    if any(isinstance(code, frozenset) for code in codes):
+        sets = [frozenset(ids.get(label, -1) for label in code) for code in codes]
+        rows = zip(table.tolist(), of_name.top.tolist(), of_name.n_predicted.tolist(), strict=True)
+        agrees = np.array([code >= 0 and sets[code] == frozenset(top[:k]) for code, top, k in rows], dtype=bool)
+        confidence = np.where(np.arange(share.shape[1]) < of_name.n_predicted[:, None], share, 1 - share).prod(1)
+        of_table, lead = np.where(agrees, confidence, 0), confidence
+    else:
+        of_code = np.array([*(ids.get(code, -1) for code in codes), -1])[table]
+        is_same = (of_name.top == of_code[:, None]) & (of_code >= 0)[:, None]
+        agrees, of_table, lead = is_same[:, 0], np.where(is_same, share, 0).sum(1), share[:, 0] - share[:, 1]
+    doubt = np.where(table >= 0, 1 - of_table, 1 - lead) * (of_name.top[:, 0] >= 0)
+    return agrees, doubt.astype(np.float32)
+
+
+def _findings(path: Path, ids: pa.Array) -> dict[str, Rows]:
+    try:
+        table = pq.read_table(path, columns=["id", "kind", "characteristic"])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"findings are the audit.parquet of an audit, {path} cannot be read: {error}") from error
+    of_kind: dict[str, list[int]] = {}
+    rows = pc.index_in(table["id"].combine_chunks(), value_set=ids).fill_null(-1).to_pylist()
+    for row, kind, name in zip(rows, table["kind"].to_pylist(), table["characteristic"].to_pylist(), strict=True):
+        if row >= 0:
+            of_kind.setdefault(f"{kind}: {name}" if name else kind, []).append(row)
+    return {kind: np.array([*dict.fromkeys(rows)], np.int32) for kind, rows in of_kind.items()}

@@ -1,0 +1,136 @@
+"""A review: the products, what was decided of them, and the run that is made better by it."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from product_classificator.catalog import Catalog
+from product_classificator.errors import ArtifactError
+from product_classificator.review import exchange
+from product_classificator.review.access import Access
+from product_classificator.review.choices import Choices, Values
+from product_classificator.review.history import Decision, History
+from product_classificator.review.loop import Retraining
+from product_classificator.review.pages import Showing
+from product_classificator.review.products import ReviewSource, open_products
+from product_classificator.review.queue import Queue, View
+from product_classificator.review.settings import ReviewSettings
+from product_classificator.runs import Run
+
+
+def folder_of(run: Path) -> Path:
+    """Return the folder of a review, beside the run."""
+    return run.resolve().with_name(f"{run.resolve().name}.review")
+
+
+def newest_run(run: Path) -> Run:
+    """Return a run, or the newest of those that its review has trained since."""
+    runs = [Run.load(run)]
+    for path in folder_of(run).glob("run-*/run.json"):
+        try:
+            runs.append(Run.load(path.parent))
+        except ArtifactError:  # of another version: the first one is used
+            continue
+    return max(runs, key=lambda run: str(run.facts.get("created", "")))
+
+
+class Review:
+    """Everything that the pages need; `command` are the arguments of `train` for the table and its photos.
+
+    Raises:
+        DataError, ArtifactError: as in `open_products` and `History`.
+    """
+
+    def __init__(
+        self, run: Run, catalog: Catalog, folder: Path, settings: ReviewSettings, command: Sequence[str] = ()
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.settings = folder, settings
+        of_settings = settings.predictions, settings.findings, settings.value, settings.min_precision
+        self.source = ReviewSource(run, catalog, *of_settings)
+        self.history = History(folder / "review.sqlite")
+        self.access = Access(folder, settings.keys)
+        command = [*command, "--store", str(run.store), "--corrections", str(self.history.path)]
+        self.retraining = Retraining(folder, command, catalog, self._reopen)
+        self._open()
+
+    def _open(self) -> None:
+        self.products = open_products(self.source, self.folder)
+        self.choices = Choices(self.products.bundle)
+        self.queue = Queue(self.products, self.history, self.settings.second_share)
+        self.showing = Showing(self.products, self.source.catalog, self.source.run.folder)
+
+    def _reopen(self, run: Run) -> None:
+        """Go on with a newer run; its out-of-fold predictions replace those of a file."""
+        old, self.source = self.showing, replace(self.source, run=run, predictions=None)
+        self._open()
+        old.close()
+
+    def shown(self, row: int, view: View) -> dict[str, Any]:
+        """Return what the template shows of a product."""
+        facts, group, names = self.products.facts(row), self.products.rows_of_group(row), self.products.names
+        title, _, text = facts["text"].partition("\n")
+        questions = self.queue.questions(view, row)
+        values: Values = {name: self.products.predicted(name, row) for name in names}
+        values |= dict.fromkeys(self.choices.problems(values))
+        return {
+            "id": facts["id"],
+            "title": title or facts["id"],
+            "text": text,
+            "n_photos": len(self.showing.images(row)) if self.source.catalog.images else 0,
+            "group": group[1:13],
+            "group_size": len(group),
+            "is_novel": bool(self.products.is_novel[row]),
+            "given": self.history.rows(
+                "SELECT characteristic, person, label FROM latest WHERE product = ?", facts["id"]
+            ),
+            **self.answers(row, values, questions, (), [*questions, *names][0]),
+        }
+
+    def answers(
+        self, row: int, values: Values, questions: Collection[str], touched: Collection[str], active: str
+    ) -> dict[str, Any]:
+        """Return what is shown of the characteristics, those to be confirmed first; a choice activates the next one."""
+        entries, products = [], self.products
+        for index, name in enumerate(products.names):
+            table, value = products.table_label(name, row), values.get(name)
+            chosen, in_table = (label if isinstance(label, list) else [label] for label in (value, table))
+            offered = dict(self.choices.suggestions(name, values, products.top(name, row)))
+            allowed = {*self.choices.allowed(name, values)}
+            offered |= {label: None for label in [*in_table, *chosen] if label in allowed and label not in offered}
+            entry = {"index": index, "name": name, "value": value, "table": table, "is_question": name in questions}
+            entry |= {"is_touched": name in touched, "is_auto": bool(products.suggested[name].auto[row])}
+            entry["offered"] = [(label, share, label in chosen) for label, share in [*offered.items()][:9]]
+            entries.append(entry)
+        entries.sort(key=lambda entry: not entry["is_question"])
+        if active in touched and not products.bundle[active].is_multi_label:
+            order = (str(entry["name"]) for entry in entries)
+            active = next((name for name in order if name in questions and name not in touched), active)
+        return {"entries": entries, "active": products.names.index(active)}
+
+    def decisions(self, rows: Sequence[int], values: Values) -> list[Decision]:
+        """Return the decisions of one or several products with the same labels."""
+        pairs = [(row, name) for row in rows for name in sorted(values)]
+        id_, predicted = self.products.id, self.products.predicted
+        return [Decision(id_(row), name, values[name], predicted(name, row)) for row, name in pairs]
+
+    def tasks(self, person: str) -> bytes:
+        """Return the next open products as tasks of Label Studio; they stay open, and are held for ten minutes."""
+        rows = self.queue.take(View(), person, exchange.MAX_TASKS)
+        return exchange.label_studio_tasks(self.products, rows, lambda row: self.showing.photo(row, 0, "small"))
+
+    def take_in(self, content: bytes, file_name: str) -> int:
+        """Take in decisions of a file, each file once; return how many. Errors as in `read_decisions`."""
+        by_person, n = exchange.read_decisions(content, file_name, self.products), 0
+        for person, decisions in by_person.items():
+            if self.queue.act("import", f"{sha256(content).hexdigest()} {person}", person, decisions):
+                n += len(decisions)
+        return n
+
+    def close(self) -> None:
+        """End everything."""
+        self.retraining.close()
+        self.showing.close()
+        self.history.close()
