@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from product_classificator.catalog.cells import Table, canonical
+from product_classificator.catalog.cells import Table, canonical, ids_of
 from product_classificator.catalog.columns import MAX_PHOTOS, ROW_NUMBER, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, UrlImages, open_images
 from product_classificator.catalog.labels import PathTable, find_separator, read_label_sets, read_labels
@@ -185,11 +184,6 @@ class Catalog:
         separator = None if self.table.holds_lists(name) else separator or find_separator(cells, name)
         self.label_separators |= {name: separator} if separator else {}
         return read_label_sets(cells, name, self._unknown, separator)
-
-
-def ids_of(column: pa.Array) -> list[str]:
-    """Return a column of ids in one spelling, "" for none."""
-    return list(pc.fill_null(canonical(column), "").to_pylist())
 
 
 def read_catalog(

@@ -209,3 +209,8 @@ def flat(record: dict[str, Any]) -> dict[str, Any]:
         else:
             fields[key] = value
     return fields
+
+
+def ids_of(column: pa.Array) -> list[str]:
+    """Return a column of ids in one spelling, "" for none."""
+    return list(pc.fill_null(canonical(column), "").to_pylist())

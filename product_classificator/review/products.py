@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from product_classificator.catalog import Catalog
-from product_classificator.catalog.catalog import ids_of
+from product_classificator.catalog.cells import ids_of
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
