@@ -1,10 +1,14 @@
-"""What the benchmarks share: where results go, and what they say of the machine."""
+"""What the benchmarks share: where results go, and what they say of the machine.
+
+`python benchmarks/common.py` fills the tables of README and docs/ from the results again.
+"""
 
 import argparse
 import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +17,15 @@ from tempfile import gettempdir
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 RESULTS = Path(__file__).parent / "results"
-DOCUMENTS = [Path(__file__).parents[1] / name for name in ("README.md", "docs/results.md")]
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.ru.md", *sorted(ROOT.glob("docs/**/*.md"))]
+SHOWN_SETS = {
+    "fashion": "fashion, photos and descriptions",
+    "fashion_title": "fashion, with titles, too",
+    "flipkart": "general shop of 1,050 products",
+    "ozon": "60,000 Russian titles, 560 labels",
+}
+"""Results of `quality.py` -> how README calls the set."""
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 VIT_B = {
@@ -77,12 +89,39 @@ def save(name: str, results: dict[str, object]) -> Path:
 
 
 def fill_table(name: str, table: list[str]) -> None:
-    """Put a table between its marks in the document that has them."""
-    mark = f"<!-- {name} -->\n"
-    for path in DOCUMENTS:
-        before, has_mark, rest = path.read_text(encoding="utf-8").partition(mark)
-        if has_mark:
-            after = rest[rest.index("<!-- end -->") :]
-            path.write_text("\n".join([before + mark.rstrip(), *table, after]), encoding="utf-8")
-            return
-    raise KeyError(f"no document has a table {name}")
+    """Put a table between its marks in the documents that have them, and what README shows of all sets."""
+    for known, lines in {name: table, "quality": means()}.items():
+        mark, is_marked = f"<!-- {known} -->\n", False
+        for path in DOCUMENTS:
+            before, has_mark, rest = path.read_text(encoding="utf-8").partition(mark)
+            if has_mark:
+                after, is_marked = rest[rest.index("<!-- end -->") :], True
+                path.write_text("\n".join([before + mark.rstrip(), *lines, after]), encoding="utf-8")
+        if not is_marked:
+            raise KeyError(f"no document has a table {known}")
+
+
+def tables() -> dict[str, list[str]]:
+    """Return the tables that results hold, by the name of their marks."""
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    filled = {name: result["table"] for name, result in results.items() if "table" in result}
+    return {**filled, "review": results["review"]["fashion"]["table"], "quality": means()}
+
+
+def means() -> list[str]:
+    """Return a Markdown table of the mean macro-F1 of every method on the sets that README names."""
+    rows = {}
+    for name, title in SHOWN_SETS.items():
+        table = json.loads((RESULTS / f"quality_{name}.json").read_text(encoding="utf-8"))["table"]
+        cells = [[cell.strip(" *") for cell in line.split("|")[2:-1]] for line in table]
+        means_of_all = cells[next(i for i, line in enumerate(table) if line.startswith("| **mean**"))]
+        rows[title] = dict(zip(cells[0], means_of_all, strict=True))
+    methods = list(next(iter(rows.values())))
+    lines = [f"| mean macro-F1 | {' | '.join(methods)} |", "|---|" + "---:|" * len(methods)]
+    return lines + [f"| {t} | {' | '.join(row.get(method, '') for method in methods)} |" for t, row in rows.items()]
+
+
+if __name__ == "__main__":
+    for name, table in tables().items():
+        with suppress(KeyError):  # not every table is shown
+            fill_table(name, table)

@@ -5,9 +5,7 @@ out-of-fold predictions of the run, or of new folds where products of the table 
 from the table: the template of the page escapes every value.
 """
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,33 +13,28 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import TypeAdapter
 
 from product_classificator.audit import findings
 from product_classificator.audit.findings import KIND_TITLES, count_findings
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.lookup import ImageRef
-from product_classificator.catalog.photo import PhotoError
 from product_classificator.embeddings.embed import embed
+from product_classificator.embeddings.previews import read_previews
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.errors import DataError
 from product_classificator.evaluate_run import column_of_groups, judge_products
+from product_classificator.evaluation.page import render_page
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.text import clean
 from product_classificator.training import Callbacks, HeadSettings, SplitSettings, TrainSettings, fit_heads
 from product_classificator.training.near_duplicates import Signatures, near_duplicate_groups
 from product_classificator.training.train import split_catalog
 from product_classificator.types import as_text
 
 SHOWN = 300
-_THUMBNAIL_PX = 176
-_TEXT_CHARACTERS = 180
-_READ_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -146,20 +139,14 @@ def _findings(
 def draw_page(catalog: Catalog, table: pa.Table, facts: Mapping[str, Any]) -> str:
     """Return the HTML page of the worst findings, which have the columns of `findings.SCHEMA` and `id`."""
     counts, shown = count_findings(table), worst(table).to_pylist()
-    products = _products(catalog, {finding["row"] for finding in shown})
-    environment = Environment(
-        loader=PackageLoader("product_classificator.audit", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("audit.html.jinja").render(
+    previews = read_previews(catalog, {finding["row"] for finding in shown})
+    return render_page(
+        "audit/audit.html.jinja",
         facts=facts,
         counts=counts,
         titles=KIND_TITLES,
         characteristics=[name for name in catalog.columns.characteristics if any(name in n for n in counts.values())],
-        cards=[(finding, *products[finding["row"]]) for finding in shown],
+        cards=[(finding, *previews[finding["row"]]) for finding in shown],
         total=len(table),
         has_images=catalog.images is not None,
     )
@@ -171,29 +158,3 @@ def worst(table: pa.Table, limit: int = SHOWN) -> pa.Table:
     turn = frame.groupby(["kind", "characteristic"], dropna=False).cumcount()
     rows = turn.sort_values(kind="stable").index[:limit].sort_values()
     return table.take(pa.array(rows, pa.int64()))
-
-
-def _products(catalog: Catalog, rows: set[int]) -> dict[int, tuple[str, str]]:
-    """Return row -> shortened text and thumbnail, a data URI or "" without an image."""
-    shown = {}
-    for products in catalog.batches(_READ_ROWS):
-        for row in rows & set(range(products.first_row, products.first_row + len(products.ids))):
-            i = row - products.first_row
-            text = clean(products.texts[i])
-            if len(text) > _TEXT_CHARACTERS:
-                text = text[:_TEXT_CHARACTERS].rstrip() + "…"
-            shown[row] = (text, _thumbnail(catalog, products.images[i]))
-    return shown
-
-
-def _thumbnail(catalog: Catalog, images: Sequence[ImageRef]) -> str:
-    if catalog.images is None or not images:
-        return ""
-    try:
-        image = catalog.images.decode(catalog.image_bytes(images[0]))
-    except PhotoError:
-        return ""
-    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=70, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

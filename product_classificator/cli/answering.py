@@ -70,7 +70,10 @@ def info(options: Info) -> None:
         lines = _describe_run(Run.load(folder))
     elif (folder / "store.json").is_file():
         facts, shards = read_store_facts(folder), list((folder / "parts").glob("*.parquet"))
-        products = sum(pq.read_metadata(shard.open("rb")).num_rows for shard in shards)
+        products = 0
+        for shard in shards:
+            with shard.open("rb") as file:
+                products += pq.read_metadata(file).num_rows
         lines = [
             f"Store {folder}: {products} products in {len(shards)} parts, encoder {facts['encoder']}",
             f"image {facts['image_dim']}-d, text {facts['text_dim']}-d, fingerprint {facts['fingerprint']}",

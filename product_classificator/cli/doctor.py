@@ -18,7 +18,7 @@ from product_classificator.files import cache_home
 
 _PACKAGE = "product_classificator"
 _SHOWN = (_PACKAGE, "torch", "transformers", "onnxruntime", "numpy", "pyarrow", "pandas", "scikit-learn", "pillow")
-_OF_DEVELOPERS = {"bench", "check", "test"}
+_OF_DEVELOPERS = {"bench", "check", "dist", "docs", "test"}
 
 
 def doctor(options: Doctor) -> None:

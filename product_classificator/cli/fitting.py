@@ -21,7 +21,7 @@ from product_classificator.encoders import RUCLIP_MODELS, EncoderSpec, load_enco
 from product_classificator.errors import DataError, nearest
 from product_classificator.evaluate_run import evaluate_run
 from product_classificator.evaluation import Evaluation, evaluation_json
-from product_classificator.evaluation.report import of_all
+from product_classificator.evaluation.page import of_all
 from product_classificator.export import export_classificator
 from product_classificator.files import cache_home, write_text
 from product_classificator.finetuning import Distributed, FinetuneSettings, finetune
@@ -51,7 +51,7 @@ def train(options: opt.Train) -> None:
     left_out = {name: len(labels) for name, labels in trained.fitted.left_out.items()}
     console.print_counts("labels with too few products to learn (listed in the report)", left_out)
     _cluster(options, trained, catalog)
-    print_next(options.out / "report" / "report.md", options)
+    print_next(options.out / "report" / "report.html", options)
     print_warnings(trained.evaluation)
 
 
@@ -206,6 +206,7 @@ def demo(options: opt.Demo) -> None:
     texts = catalog.texts()
     titles = [texts[row].split("\n")[0] for row in shown.rows.tolist()]
     console.print_products(HeadBundle.load(run.bundle).judged(shown, catalog.ids[shown.rows]), titles, top_k=1)
+    console.log.print(f"The report, for a browser: {run.report / 'report.html'}\n")
     console.out.print(
         "Your own products:\n"
         "  product-classificator train TABLE.parquet --images PHOTOS.zip --id nm --text title,description \\\n"

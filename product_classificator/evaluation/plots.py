@@ -18,7 +18,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.stats import binom
 
 from product_classificator.evaluation.metrics import CharacteristicScore, Evaluation
 from product_classificator.text import clean
@@ -43,7 +42,11 @@ def shorten(name: str) -> str:
     >>> shorten("Кроссовки для бега по пересечённой местности")
     'Кроссовки для…местности'
     """
-    name = "".join(char if ord(char) in _drawable() else "?" for char in clean(name)) or "?"
+    return cut("".join(char if ord(char) in _drawable() else "?" for char in clean(name)) or "?")
+
+
+def cut(name: str) -> str:
+    """Return a name of at most 24 characters, which keeps both its ends."""
     if len(name) <= MAX_NAME_CHARS:
         return name
     return f"{name[: MAX_NAME_CHARS - _TAIL_CHARS - 1].rstrip()}…{name[-_TAIL_CHARS:].lstrip()}"
@@ -134,17 +137,7 @@ def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str
     The last column holds all other labels, so each row holds all products of its label.
     """
     support = {scored.label: scored.support for scored in score.labels}
-    labels = [label for label in labels if label in support]  # rare labels are scored apart
-    index = {label: i for i, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
-    for label in score.labels:
-        if label.label in index:
-            counts[index[label.label], index[label.label]] = label.correct
-    for pair in score.confusions:
-        if pair.true in index:
-            counts[index[pair.true], index.get(pair.predicted, -1)] += pair.count
-    if not counts[:, -1].any():
-        counts = counts[:, :-1]
+    labels, counts = count_confusions(score, labels)
     rows, columns = counts.shape
     names = [shorten(label) for label in labels]
     figure, axes = _figure(2.9 + 0.44 * columns, 2.9 + 0.36 * rows)
@@ -164,6 +157,23 @@ def draw_confusion(score: CharacteristicScore, labels: Sequence[str], title: str
     axes.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def count_confusions(score: CharacteristicScore, labels: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return those of `labels` that are scored, r of them, and (r, r) numbers of products, true by predicted.
+
+    A last column, if any product needs it, counts those predicted as other labels.
+    """
+    scored = {label.label: label.correct for label in score.labels}
+    labels = [label for label in labels if label in scored]  # rare labels are scored apart
+    index = {label: i for i, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
+    for label, i in index.items():
+        counts[i, i] = scored[label]
+    for pair in score.confusions:
+        if pair.true in index:
+            counts[index[pair.true], index.get(pair.predicted, -1)] += pair.count
+    return labels, counts if counts[:, -1].any() else counts[:, :-1]
 
 
 def draw_labels(score: CharacteristicScore, labels: Sequence[str], title: str) -> Figure:
@@ -190,9 +200,9 @@ def draw_reliability(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(0.4 + 2.7 * columns, 0.4 + 2.9 * rows), dpi=DPI, layout="constrained")
     for i, (name, reliability) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, i)
-        confidence, accuracy, n = np.array([(b.confidence, b.accuracy, b.n) for b in reliability.bins]).T
+        confidence, accuracy = np.array([(b.confidence, b.accuracy) for b in reliability.bins]).T
         axes.plot((0, 1), (0, 1), **_DASHED)
-        low, high = (binom.ppf(level, n, confidence) / n for level in (0.05, 0.95))
+        low, high = reliability.chance()
         axes.vlines(confidence, low, high, color=_COLORS(0.3), linewidth=4)
         axes.plot(confidence, accuracy, color=_DARK, linewidth=1.2, marker="o", markersize=3.5)
         axes.set_title(f"{shorten(name)}: ECE {reliability.error:.3f}", fontsize=9, parse_math=False)

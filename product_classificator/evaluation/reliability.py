@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binom
 
 from product_classificator.types import Bools, Floats, Predictions, Truth, strings
 
@@ -67,6 +68,12 @@ class Reliability:
     error: float
     error_by_chance: float
     bins: tuple[ReliabilityBin, ...]
+
+    def chance(self) -> npt.NDArray[np.float64]:
+        """Return (2, bins) accuracies between which 9 in 10 bins lie if probabilities are perfect."""
+        n, confidence = np.array([(one.n, one.confidence) for one in self.bins]).T
+        bounds: npt.NDArray[np.float64] = binom.ppf([[0.05], [0.95]], n, confidence) / n
+        return bounds
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Write an evaluation as a folder: report.json (complete), report.md (what a person asks first) and plots/*.png.
+"""Write an evaluation as a folder: report.html (for people), report.json (complete), report.md and plots/*.png.
 
 JSON holds `null` where there is no number, never NaN. Each file is written whole or not at all, the plots first, so a
 report that exists is complete. Names and labels come from the user's table: the template escapes every value unless it
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,12 @@ from matplotlib.figure import Figure
 
 from product_classificator.evaluation import plots
 from product_classificator.evaluation.metrics import Evaluation
+from product_classificator.evaluation.page import CURVES, FILTERS, ProductError, draw_report, of_all
 from product_classificator.files import write_bytes, write_text
 from product_classificator.text import clean
 
 FORMAT = 1
-_NO_NUMBER = "—"
 _MARKDOWN_SIGNS = re.compile(r"([\\`*{}\[\]<>|$~#&!]|(?<![^\W_])_|_(?![^\W_]))")
-_CURVE_COLUMNS = ("epoch", "train_loss", "valid_loss", "recall_at_1", "valid_macro_f1")
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,16 @@ class _Markdown(str):
     __slots__ = ()
 
 
-def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
-    """Write report.json, report.md and plots/*.png into `folder`, created if needed; old files are replaced."""
+def write_report(
+    folder: Path,
+    evaluation: Evaluation,
+    facts: RunFacts,
+    errors: Mapping[str, Sequence[ProductError]] = MappingProxyType({}),
+) -> None:
+    """Write report.html, report.json, report.md and plots/*.png into `folder`, created if needed; old files go.
+
+    `errors` are shown by report.html alone, see `page.worst_errors`.
+    """
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     captions: dict[str | int, list[tuple[str, str]]] = {}
     for section, path, caption, figure in _figures(evaluation, facts):
@@ -80,6 +88,7 @@ def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> None:
     values = {"evaluation": evaluation, "rare": rare, "facts": facts, "captions": captions, "of_all": of_all}
     markdown = _render("report.md.jinja", **values)
     write_bytes(folder / "report.md", markdown.encode("utf-8", "replace"))
+    write_bytes(folder / "report.html", draw_report(evaluation, facts, errors).encode("utf-8", "replace"))
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -89,15 +98,6 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     for score in document["characteristics"].values():
         score["macro_f1_low"], score["macro_f1_high"] = score.pop("interval") or (None, None)
     return document
-
-
-def of_all(n: int, all_: int) -> str:
-    """Return how many of all there are.
-
-    >>> of_all(12, 642), of_all(1000, 1000)
-    ('12 of 642', '1,000')
-    """
-    return f"{n:,}" if n == all_ else f"{n:,} of {all_:,}"
 
 
 def escape_markdown(value: object) -> str:
@@ -111,7 +111,7 @@ def escape_markdown(value: object) -> str:
 
 def write_learning_curves(folder: Path, history: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
     """Write curves.csv and curves.png of the epochs of a fine-tuning so far, see `plots.draw_learning_curves`."""
-    rows = [{**{name: row[name] for name in _CURVE_COLUMNS}, **row["characteristics"]} for row in history]
+    rows = [{**{name: row[name] for name in CURVES}, **row["characteristics"]} for row in history]
     table = pd.DataFrame(rows)
     write_text(folder / "curves.csv", table.to_csv(index=False, lineterminator="\n"))
     write_bytes(folder / "curves.png", plots.to_png(plots.draw_learning_curves(history, best_epoch)))
@@ -155,27 +155,8 @@ def _render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {
-        "score": lambda value: _NO_NUMBER if value is None else f"{value:.3f}",
-        "interval": lambda interval: "{:.3f}–{:.3f}".format(*interval) if interval else _NO_NUMBER,
-        "percent": lambda share: f"{100 * share:.1f} %",
-        "thousands": "{:,}".format,
-        "duration": _duration,
-        "markdown": _Markdown,
-    }
+    environment.filters |= {**FILTERS, "markdown": _Markdown}
     return environment.get_template(template).render(values)
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds in readable units.
-
-    >>> _duration(3725), _duration(4.2)
-    ('1 h 2 min', '4.2 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _plain(value: object) -> Any:

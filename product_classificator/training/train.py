@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,12 +21,14 @@ from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.labels import correct_labels
 from product_classificator.catalog.split import read_split, save_split, split_products
 from product_classificator.embeddings.embed import check_images, count_statuses, embed
+from product_classificator.embeddings.previews import read_previews
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore, own_store
 from product_classificator.encoders import Encoder, load_encoder
 from product_classificator.encoders.clip import dtype_of
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation, RunFacts, evaluate, write_report
+from product_classificator.evaluation.page import ProductError, worst_errors
 from product_classificator.files import delete
 from product_classificator.heads import Hierarchy
 from product_classificator.heads.manifest import check_target
@@ -155,6 +158,7 @@ class Session:
     """What training and fine-tuning share; the run is not saved yet, the hierarchy `None` if it is learned."""
 
     run: Run
+    catalog: Catalog
     encoder: Encoder
     settings: TrainSettings
     hierarchy: Hierarchy | None
@@ -200,7 +204,7 @@ class Session:
         store = as_path(store or own_store(folder, encoder)).resolve()
         columns = replace(catalog.columns, label_separator=catalog.label_separators)
         run = Run(local, encoder.name, columns, channels, store, asdict(settings), facts)
-        return cls(run, encoder, settings, hierarchy, began_s)
+        return cls(run, catalog, encoder, settings, hierarchy, began_s)
 
     def fit(
         self, products: LabelledProducts, callbacks: Callbacks | None = None, *, refit: bool | None = None
@@ -227,6 +231,19 @@ class Session:
             seed=self.settings.seed,
             resamples=1000 if positions is None else 0,
         )
+
+    def errors(self, products: LabelledProducts, fitted: FittedHeads) -> dict[str, list[ProductError]]:
+        """Return the most confident errors out of fold with their texts and thumbnails, by characteristic."""
+        rows = fitted.out_of_fold.rows
+        predictions = fitted.bundle.judged(fitted.out_of_fold, products.embeddings.ids[rows])
+        errors = worst_errors(predictions, {name: labels[rows] for name, labels in products.truth.items()}, rows)
+        previews: dict[int, tuple[str, str]] = {}
+        with suppress(OSError, DataError):  # the table may be gone by now: the run is worth more than its pictures
+            previews = read_previews(self.catalog, {error.row for of_one in errors.values() for error in of_one})
+        return {
+            name: [replace(error, preview=previews.get(error.row, error.preview)) for error in of_one]
+            for name, of_one in errors.items()
+        }
 
     def scores_of(
         self, products: LabelledProducts, fitted: FittedHeads, parts: Mapping[str, Rows], score: str
@@ -275,7 +292,7 @@ class Session:
             versions=run.facts["versions"],
             created=run.facts["created"],
         )
-        write_report(run.report, evaluation, replace(shown, **facts))
+        write_report(run.report, evaluation, replace(shown, **facts), self.errors(products, fitted))
         run.save()
 
 

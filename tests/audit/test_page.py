@@ -42,7 +42,8 @@ def test_values_of_the_table_are_shown_and_not_executed(catalog):
 def test_the_page_needs_nothing_but_itself(catalog):
     page = draw_page(catalog, findings_of({"row": 0}), FACTS)
     assert "data:image/jpeg;base64," in page
-    assert "http" not in page
+    assert "http:" not in page and "https:" not in page
+    assert "default-src 'none'" in page
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page) == []
     assert 'name="viewport"' in page
 

@@ -61,7 +61,9 @@ def test_train_prints_the_scores_and_what_to_do_next(trained):
     assert "was judged by heads fitted without its fold (5 folds); the delivered heads average their" in printed
     assert re.search(r"\nmean +0\.\d{3} *\n", printed)  # sums over characteristics would be no numbers of products
     assert "next:   product-classificator predict" in printed
-    assert (run / "report/report.md").is_file()
+    assert f"report: {run / 'report/report.html'}" in printed.replace("\n", "")
+    page = (run / "report/report.html").read_text("utf-8")
+    assert "data:image/jpeg;base64," in page and "Worst errors" in page
 
 
 @pytest.mark.parametrize(
@@ -310,6 +312,7 @@ def test_demo_prints_scores_three_products_and_the_next_step(tmp_path):
     assert printed.count("category") > 3
     assert "Three products, predicted by heads that never saw them" in printed
     assert (tmp_path / "demo/predictions.parquet").is_file()
+    assert f"The report, for a browser: {tmp_path / 'demo/synthetic-run/report/report.html'}" in printed
     assert "Your own products:" in printed
 
 

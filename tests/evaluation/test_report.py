@@ -65,7 +65,7 @@ def folder(evaluation, tmp_path_factory):
     return folder
 
 
-def test_the_report_is_json_markdown_and_pictures(folder):
+def test_the_report_is_a_page_json_markdown_and_pictures(folder):
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
         "plots/01-largest.png",
         "plots/02-a-b-c-x-1-d-i-e-f-g-amp-h-largest.png",
@@ -75,6 +75,7 @@ def test_the_report_is_json_markdown_and_pictures(folder):
         "plots/overview.png",
         "plots/precision-by-coverage.png",
         "plots/reliability.png",
+        "report.html",
         "report.json",
         "report.md",
     ]
