@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SITE := $(VENV)/.docs-installed
 WHEEL := build/wheel
 
-.PHONY: demo test test-slow check docs dist format bench clean youtokentome
+.PHONY: demo test test-slow test-cluster check docs dist format bench clean youtokentome
 
 demo: $(INSTALLED)
 	$(BIN)/product-classificator demo --out demo
@@ -16,6 +16,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+test-cluster: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/pytest -m cluster -n0
 
 check: $(INSTALLED) docs
 	$(BIN)/ruff check .

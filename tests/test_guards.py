@@ -35,6 +35,7 @@ FLOORS = {
     "training": 5,
     "classificator": 5,
     "finetuning": 6,
+    "cluster": 6,
     "evaluate_run": 7,
     "export": 7,
     "predict_file": 7,
@@ -51,7 +52,7 @@ FLOORS = {
     "__main__": 11,
 }
 MAX_LINES, MAX_FILES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 12, 50, 6
-MAX_PACKAGE_LINES, NOT_COUNTED = 17_189, {"client", "cluster", "remote", "serving", "review"}
+MAX_PACKAGE_LINES, NOT_COUNTED = 17_381, {"client", "cluster", "remote", "serving", "review"}
 """Why so many, see docs/design/decisions.md, "the house": from now on a feature pays for itself."""
 PUBLISHED = {"Classificator.__init__", "Trainer.__init__", "read_catalog"}
 """Functions whose parameters are those of product_classificator 0.0.6, or each a documented column of the table."""
@@ -207,7 +208,7 @@ def test_answering_needs_nothing_of_fitting(tmp_path):
     """The wall: modules that answer with lite or an export, and bulk prediction, without FITTING installed."""
     table = tmp_path / "table.csv"
     table.write_text("nm,title\n1,Чашка\n2,Ваза\n", encoding="utf-8")
-    answering = ["catalog", "embeddings", "encoders", "heads", "runs", "classificator", "client"]
+    answering = ["catalog", "embeddings", "encoders", "heads", "runs", "classificator", "client", "cluster"]
     answering += ["serving", "review"] * (find_spec("fastapi") is not None)
     modules = [module for module in PATHS if room_of(module) in answering and not needs_torch(module)]
     modules.append("product_classificator.cli.answering")  # predict, embed and info start in a second

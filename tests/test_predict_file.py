@@ -11,11 +11,12 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
+from product_classificator.cluster.work import predicting
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.evaluate_run import evaluate_run
-from product_classificator.predict_file import OutputOptions, PredictSummary, _state, predict_to_file
+from product_classificator.predict_file import OutputOptions, PredictSummary, predict_to_file
 from product_classificator.training import train_heads
 from tests.command_line import call
 from tests.fakes import TinyEncoder, jpeg
@@ -28,6 +29,10 @@ WARNINGS = {"set_aside:image_missing,text_empty": 6, "image_truncated": 6, "text
 @pytest.fixture
 def classificator(tiny_training):
     return Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
+
+
+def parts(out):
+    return sorted(out.with_name(f"{out.name}.parts").glob("parts/*/[!.]*.parquet"))
 
 
 def read(path):
@@ -123,7 +128,7 @@ def test_a_killed_call_is_resumed_and_ends_like_an_undisturbed_one(tiny_training
         target=predict_slowly, args=(tiny_training.run.bundle, tmp_path / "t.parquet", out)
     )
     process.start()
-    while len(list(tmp_path.glob("killed.csv.parts/*.parquet"))) < 3:
+    while len(parts(tmp_path / "killed.csv")) < 3:
         assert process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -187,14 +192,14 @@ def test_parts_of_a_changed_frame_are_not_mixed_in(classificator, tmp_path):
 
 def test_parts_after_a_gap_are_predicted_again(classificator, catalog, tmp_path):
     interrupted(classificator, catalog, tmp_path / "p.csv")
-    (part,) = (tmp_path / "p.csv.parts").glob("*.parquet")
-    part.rename(part.with_name("000000000300-000000000400.parquet"))
+    (part,) = parts(tmp_path / "p.csv")
+    part.rename(part.with_name(part.name.replace("000000000000", "000000000300")))
     assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == PredictSummary(240, 0, WARNINGS)
 
 
 def test_a_damaged_part_is_predicted_again(classificator, catalog, tmp_path, caplog):
     interrupted(classificator, catalog, tmp_path / "p.csv")
-    (part,) = (tmp_path / "p.csv.parts").glob("*.parquet")
+    (part,) = parts(tmp_path / "p.csv")
     part.write_bytes(part.read_bytes()[:100])
     assert predict_to_file(classificator, catalog, tmp_path / "p.csv") == PredictSummary(240, 0, WARNINGS)
     assert "is damaged, its products are predicted again" in caplog.text
@@ -206,7 +211,7 @@ def test_a_file_named_like_a_frame_is_not_taken_for_it(classificator, tmp_path, 
     for titles in (list("abcde"), list("fghij")):
         catalog = read_catalog(pd.DataFrame({"nm": range(5), "title": titles}))
         interrupted(classificator, catalog, tmp_path / "p.csv")
-        state = (tmp_path / "p.csv.parts/state.json").read_text()
+        state = (tmp_path / "p.csv.parts/_plan.json").read_text()
         assert str(tmp_path) not in state
     assert predict_to_file(classificator, catalog, tmp_path / "p.csv").resumed == 5
 
@@ -313,14 +318,11 @@ def test_other_photos_of_a_frame_are_another_input(tmp_path, tiny_training):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(jpeg())
     classificator = Classificator.from_parts(TinyEncoder(), tiny_training.fitted.bundle)
-    states = {
-        _state(
-            classificator,
-            read_catalog(frame.assign(image=names), tmp_path, id="nm", text="description", photo="image"),
-            OutputOptions(),
-        )
+    catalogs = [
+        read_catalog(frame.assign(image=names), tmp_path, id="nm", text="description", photo="image")
         for names in (["a.jpg", "b.jpg"], ["b.jpg", "a.jpg"], ["a.jpg", "b.jpg"])
-    }
+    ]
+    states = {json.dumps(predicting(classificator, catalog, OutputOptions()).facts) for catalog in catalogs}
     assert len(states) == 2
 
 

@@ -22,7 +22,7 @@ from product_classificator.catalog.images import ImageSource, UrlImages, open_im
 from product_classificator.catalog.labels import PathTable, find_separator, read_label_sets, read_labels
 from product_classificator.catalog.lookup import ImageRef, id_key, refs_of
 from product_classificator.catalog.photo import PhotoError
-from product_classificator.catalog.table import TableSource, open_table
+from product_classificator.catalog.table import TableSource, first_cells, open_table
 from product_classificator.catalog.wildberries import ID, WildberriesTable, is_wildberries, published_in
 from product_classificator.errors import DataError, culprits, nearest
 from product_classificator.remote.paths import as_path
@@ -45,7 +45,7 @@ class Products:
     images: list[list[ImageRef]]
 
     def __len__(self) -> int:
-        return len(self.ids) if self.table.n_rows is None else self.table.n_rows
+        return len(self.ids)
 
 
 class Catalog:
@@ -84,19 +84,26 @@ class Catalog:
         return ids
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) if self.table.n_rows is None else self.table.n_rows
 
     def batches(self, size: int, first_row: int = 0) -> Iterator[Products]:
         """Yield the products from `first_row` on, at most `size` at a time, in the order of the table."""
-        columns, row = self.columns, 0
+        for batch in self.rows(size, first_row):
+            if len(batch):
+                yield self.products(first_row, batch)
+                first_row += len(batch)
+
+    def rows(self, size: int, first_row: int = 0) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that `products` takes, from `first_row` on, at most `size` at a time."""
+        columns = self.columns
         names = dict.fromkeys([columns.id, *columns.text, *([columns.photo] if columns.photo else [])])
-        for batch in self.table.batches(list(names), size, images=columns.photo):
-            rows = batch.slice(min(max(first_row - row, 0), len(batch)))
-            row += len(batch)
-            if len(rows):
-                ids = ids_of(rows.column(columns.id))
-                cells = rows.column(columns.photo).to_pylist() if columns.photo else ids
-                yield Products(row - len(rows), ids, self.texts_of(rows), [*map(self.images_of, cells)])
+        return self.table.batches([*names], size, columns.photo, first_row)
+
+    def products(self, first_row: int, batch: pa.RecordBatch) -> Products:
+        """Return the products of rows, of which the first has this number."""
+        ids = ids_of(batch.column(self.columns.id))
+        cells = batch.column(self.columns.photo).to_pylist() if self.columns.photo else ids
+        return Products(first_row, ids, self.texts_of(batch), [*map(self.images_of, cells)])
 
     def images_of(self, cell: Any) -> list[ImageRef]:
         """Return the images of a product, by its id or what its cell names or holds."""
@@ -309,21 +316,11 @@ def _text_like(table: Table, columns: Columns) -> str:
     """Return the columns without a role of which most cells have three words, joined."""
     used = {columns.id, columns.photo, columns.path, *columns.text, *columns.characteristics}
     names = []
-    for name, values in _first_cells(table, [name for name in table.columns if name not in used]).items():
+    for name, values in first_cells(table, [name for name in table.columns if name not in used]).items():
         cells = list(filter(None, values))
         if sum(len(cell.split()) > 2 for cell in cells) * 2 > len(cells):
             names.append(name)
     return ", ".join(sorted(names))
-
-
-def _first_cells(table: Table, names: Sequence[str]) -> dict[str, list[str | None]]:
-    """Return the first cells of columns, those that can be read, in few passes: of a text, each costs one."""
-    try:
-        batch = next(table.batches(names, 200), None) if names else None
-        return batch.to_pydict() if batch else {}
-    except DataError:  # structs cannot be read
-        half = len(names) // 2
-        return _first_cells(table, names[:half]) | _first_cells(table, names[half:]) if half else {}
 
 
 def read_frame(table: TableSource) -> Any:

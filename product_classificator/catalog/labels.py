@@ -202,16 +202,18 @@ class PathTable(Table):
         """Return whether the table holds images there."""
         return column not in self.levels and self._table.holds_images(column)
 
-    def batches(self, columns: Sequence[str], size: int, images: str | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: Sequence[str], size: int, images: str | None = None, first_row: int = 0
+    ) -> Iterator[pa.RecordBatch]:
         """Yield batches as the table does."""
         plain = dict.fromkeys(self.path if name in self.levels else name for name in columns)
-        for batch in self._table.batches(list(plain), size, images):
+        for batch in self._table.batches(list(plain), size, images, first_row):
             cells = batch.column(self.path).to_pylist() if self.path in plain else []
             ways = [self._levels_of(cell or "") for cell in cells]
             levels = {name: [way[k] if k < len(way) else None for way in ways] for k, name in enumerate(self.levels)}
             arrays = [pa.array(levels[n], pa.string()) if n in levels else batch.column(n) for n in columns]
             yield pa.record_batch(arrays, names=list(columns))
-        self.issues = self._table.issues
+        self.issues, self.n_rows = self._table.issues, self._table.n_rows
 
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[Sequence[Any]]:
         return self._table._read(indices, size, issues)

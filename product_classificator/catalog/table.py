@@ -7,19 +7,18 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from product_classificator.catalog.cells import LIST_TYPES, LISTS, Table, flat, has_bytes, is_image_type
+from product_classificator.catalog.cells import LISTS, StoredTable, Table, flat
 from product_classificator.catalog.columns import unique_names
 from product_classificator.catalog.delimited import CsvTable, TextFile, header_row
 from product_classificator.errors import DataError, MissingExtraError, culprits
@@ -80,7 +79,7 @@ def open_table(source: TableSource, *, encoding: str | None = None) -> Table:
     if isinstance(source, HuggingFaceDataset):
         source = source.with_format("arrow")[:]
     if isinstance(source, ArrowTable):
-        return _ArrowTable("Arrow table", ds.dataset(pa.table(source)))
+        return StoredTable("Arrow table", ds.dataset(pa.table(source)))
     paths = [source] if isinstance(source, str | Path) else source
     if not isinstance(paths, list | tuple) or not paths or not all(isinstance(path, str | Path) for path in paths):
         raise DataError(f"a table must be a file, a DataFrame or an Arrow table, got {type(source).__name__}")
@@ -104,7 +103,7 @@ def _open_file(path: Path, encoding: str | None) -> Table:
             return _ExcelTable(path)
         if kind == "json":
             return _JsonTable(path, encoding)
-        return CsvTable(path, encoding) if kind in ("csv", "text") else _ArrowTable(str(path), _dataset(path, kind))
+        return CsvTable(path, encoding) if kind in ("csv", "text") else StoredTable(str(path), _dataset(path, kind))
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
@@ -152,6 +151,16 @@ def _dataset(path: Path, kind: str) -> Any:
         return ds.dataset(pa.ipc.open_stream(pa.memory_map(str(copied(path)))).read_all())  # as `datasets` writes it
 
 
+def first_cells(table: Table, names: Sequence[str]) -> dict[str, list[str | None]]:
+    """Return the first cells of columns, those that can be read, in few passes: of a text, each costs one."""
+    try:
+        batch = next(table.batches(names, 200), None) if names else None
+        return batch.to_pydict() if batch else {}
+    except DataError:  # structs cannot be read
+        half = len(names) // 2
+        return first_cells(table, names[:half]) | first_cells(table, names[half:]) if half else {}
+
+
 class _JoinedTable(Table):
     """Tables one after the other, with the columns of all, and those of folders like `kind=Mug`."""
 
@@ -171,11 +180,26 @@ class _JoinedTable(Table):
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[Any]]:
         names = [self.columns[index] for index in indices]
         for part, folders in self._parts:
-            own = [name for name in names if name in part.columns] or part.columns[:1]
+            own, n_rows = [name for name in names if name in part.columns] or part.columns[:1], 0
             for values in part._read([part.columns.index(name) for name in own], size, issues):
                 columns, n = dict(zip(own, values, strict=True)), len(values[0])
                 yield [columns[name] if name in columns else [folders.get(name)] * n for name in names]
+                n_rows += n
+            part.n_rows = n_rows if part.n_rows is None else part.n_rows
             part.issues = Counter(issues)  # what was logged is not logged again
+
+    def files(self) -> Sequence[Table]:
+        return [part for part, _ in self._parts]
+
+    def after(self, first_row: int) -> tuple[Table, int]:
+        before, rest = 0, copy(self)
+        for number, (part, folders) in enumerate(self._parts):
+            if part.n_rows is None or first_row < before + part.n_rows:
+                part, skipped = part.after(first_row - before)
+                rest._parts = [(part, folders), *self._parts[number + 1 :]]
+                return rest, before + skipped
+            before += part.n_rows
+        return self, 0
 
 
 class _FrameTable(Table):
@@ -194,65 +218,6 @@ class _FrameTable(Table):
     def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[Any]]:
         for start in range(0, len(self._frame), size):
             yield [self._frame.iloc[start : start + size, index] for index in indices]
-
-
-class _ArrowTable(Table):
-    """A parquet or feather file, or Arrow memory; label ids of `datasets` become their names."""
-
-    def __init__(self, name: str, data: Any) -> None:
-        self._data, self.n_rows, self._labels = data, data.count_rows(), dict[str, pa.Array]()
-        self._paths, self._types = zip(*_plain_fields(data.schema), strict=True)
-        super().__init__(name, map(".".join, self._paths))
-        facts = json.loads((data.schema.metadata or {}).get(b"huggingface", "{}"))
-        for column, feature in facts.get("info", {}).get("features", {}).items():
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-                self._labels[column] = pa.array(feature["names"])
-
-    def holds_lists(self, column: str) -> bool:
-        return isinstance(self._types[self.columns.index(column)], LIST_TYPES)
-
-    def holds_images(self, column: str) -> bool:
-        index = self.columns.index(column)
-        return is_image_type(self._types[index]) and any(has_bytes(*a) for a in self._read([index], 16, Counter()))
-
-    def _read(self, indices: Sequence[int], size: int, issues: Counter[str]) -> Iterator[list[pa.Array]]:
-        names = [self.columns[index] for index in indices]
-        try:
-            for arrays in self._arrays(indices, size):
-                if len(arrays[0]):
-                    yield [self._plain(array, name) for array, name in zip(arrays, names, strict=True)]
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.name} is damaged: {error}") from error
-
-    def _arrays(self, indices: Sequence[int], size: int) -> Iterator[list[pa.Array]]:
-        is_parquet = isinstance(getattr(self._data, "format", None), ds.ParquetFileFormat)
-        if is_parquet and any(is_image_type(self._types[index]) for index in indices):
-            # A data set reads row groups whole, with all of their images: 1.8 GB for 600 MB; this way 0.5 GB.
-            paths = [self._paths[index] for index in indices]
-            source = self._data.filesystem.open_input_file(self._data.files[0])
-            with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
-                tops = list(dict.fromkeys(path[0] for path in paths))
-                for batch in file.iter_batches(min(size, 256), columns=tops, use_threads=False):
-                    columns = [(batch.column(top), inner) for top, *inner in paths]
-                    yield [pc.struct_field(column, inner) if inner else column for column, inner in columns]
-            return
-        fields = {str(index): pc.field(*self._paths[index]) for index in indices}
-        for batch in self._data.to_batches(columns=fields, batch_size=size, batch_readahead=1, use_threads=False):
-            yield batch.columns
-
-    def _plain(self, array: pa.Array, name: str) -> pa.Array:
-        if name not in self._labels:
-            return array
-        return self._labels[name].take(pc.if_else(pc.less(array, 0), None, array))  # -1: unknown
-
-
-def _plain_fields(fields: Iterable[pa.Field], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield paths and types of the columns; a struct `title` with the field `en` is the column `title.en`."""
-    for field in fields:
-        if pa.types.is_struct(field.type) and not is_image_type(field.type):
-            yield from _plain_fields(field.type, (*above, field.name))
-        else:
-            yield (*above, field.name), field.type
 
 
 class _ExcelTable(Table):

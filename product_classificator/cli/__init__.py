@@ -23,6 +23,8 @@ _IMPLEMENTATIONS = {
     options.Tune: "fitting.tune",
     options.Evaluate: "fitting.evaluate",
     options.Predict: "answering.predict",
+    options.Status: "bulk.status",
+    options.Join: "bulk.join",
     options.Classify: "classify.classify",
     options.Audit: "fitting.audit",
     options.Embed: "answering.embed",

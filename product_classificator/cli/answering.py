@@ -1,40 +1,54 @@
 """`predict`, `embed` and `info`: with `lite` they import nothing of torch."""
 
+import sys
 from collections import Counter
 from dataclasses import asdict
 
 import pyarrow.parquet as pq
 
 from product_classificator.classificator import Classificator
+from product_classificator.classificator.rows import OutputOptions
 from product_classificator.cli import console
+from product_classificator.cli.bulk import embed_in_units, predict_in_units, runner_of
 from product_classificator.cli.options import Embed, Info, Predict
 from product_classificator.cli.tables import open_catalog, open_once
+from product_classificator.cluster.plan import Plan
+from product_classificator.cluster.runners import run_one
+from product_classificator.cluster.storage import Storage
 from product_classificator.embeddings.embed import embed_chunks
 from product_classificator.embeddings.progress import bars, product_bar
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.encoders import ENCODERS, OPTIONS, load_encoder
 from product_classificator.errors import ArtifactError
 from product_classificator.heads import HeadBundle
-from product_classificator.predict_file import OutputOptions, predict_to_file
+from product_classificator.predict_file import predict_to_file
 from product_classificator.runs import Run, fetched
 
 
 def predict(options: Predict) -> None:
-    """Predict a table and print what was written."""
+    """Predict a table, or one unit of a plan, and print what was written."""
+    if options.plan is not None:
+        console.log.print(f"{run_one(Plan.open(Storage(options.plan)), options.unit)} is done")
+        return
+    if options.run is None or options.table is None or options.out is None:
+        console.log.print("error: `predict` needs RUN, TABLE and --out, or --plan and --unit", style="red")
+        sys.exit(2)
+    runner = runner_of(options.by)
     run, (table, columns) = Run.load(options.run), open_once(options.table, options.products.encoding)
     catalog = open_catalog(table, columns, options.products, run=run)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
     if catalog.images is None and classificator.bundle.image_dim:
         console.log.print("the run was trained with photos, but none are given (--images)", style="yellow")
-    with bars() as progress:
-        summary = predict_to_file(
-            classificator,
-            catalog,
-            options.out,
-            OutputOptions(options.top_k, options.min_precision, options.bom),
-            store=EmbeddingStore(options.store, classificator.encoder) if options.store else None,
-            on_chunk=product_bar(progress, len(catalog)),
-        )
+    store = EmbeddingStore(options.store, classificator.encoder) if options.store else None
+    if runner or options.plan_only:
+        summary = predict_in_units(runner, options, catalog, classificator, store)
+    else:
+        written = OutputOptions(options.top_k, options.min_precision, options.bom)
+        with bars() as progress:
+            bar = product_bar(progress, len(catalog))
+            summary = predict_to_file(classificator, catalog, options.out, written, store=store, on_chunk=bar)
+    if summary is None:
+        return
     resumed = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
     console.log.print(f"{summary.rows} rows in {options.out}{resumed}")
     console.print_counts("rows with warnings", summary.warnings)
@@ -43,10 +57,16 @@ def predict(options: Predict) -> None:
 
 def embed(options: Embed) -> None:
     """Embed a table into a store and print what was encoded."""
+    runner = runner_of(options.by)
     catalog = open_catalog(*open_once(options.table, options.products.encoding), options.products)
     catalog.check_output(options.out)
     chosen = options.encoder
     encoder = load_encoder(chosen.encoder or "lite", device=chosen.device, dtype=chosen.dtype)
+    if runner:
+        totals = embed_in_units(runner, options, catalog, encoder)
+        console.log.print(f"{totals.rows} products embedded; store: {options.out}")
+        console.print_counts("rows with warnings", totals.warnings)
+        return
     store = EmbeddingStore(options.out, encoder)
     status: Counter[str] = Counter()
     n_encoded = 0

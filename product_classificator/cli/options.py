@@ -31,7 +31,9 @@ Store = Annotated[Path | None, place("Folder or URL of embeddings to reuse and a
 MinPrecision = Annotated[
     float | None, doc("Target precision: predictions expected to reach it are marked 'auto', the rest 'review'.")
 ]
-_PRODUCTS, _ENCODER, _TRAINING = (Group(name, sort_key=i) for i, name in enumerate(("Products", "Encoder", "Training")))
+_PRODUCTS, _ENCODER, _TRAINING, _CLUSTER = (
+    Group(name, sort_key=i) for i, name in enumerate(("Products", "Encoder", "Training", "Cluster"))
+)
 
 
 @Parameter(name="*", group=_PRODUCTS)
@@ -157,11 +159,30 @@ class Evaluate(OnRun):
     min_precision: MinPrecision = None
 
 
+@Parameter(name="*", group=_CLUSTER)
 @dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Who does the work, in units."""
+
+    cluster: Annotated[str | None, doc("local, auto (Ray) or ray://host:10001. Default: this process.")] = None
+    workers: Annotated[PositiveInt | None, doc("Number of workers. Default: as many as there is room for.")] = None
+    cpus_per_worker: Annotated[float, doc("Cores of each.")] = 1.0
+    gpus_per_worker: Annotated[float, doc("GPUs of each; with 0.5 two share one.")] = 0.0
+    unit_rows: Annotated[PositiveInt, doc("Rows of a unit.")] = 4096
+
+
+@dataclass(frozen=True)
 class Predict(OnRun):
     """Predict the characteristics of every product of a table; an interrupted call is resumed."""
 
-    out: Annotated[Path, place("File to write: .parquet, .csv, .jsonl or .xlsx.")]
+    run: Annotated[Path | None, place("Folder or URL of a training run.")] = None  # type: ignore[assignment]
+    table: Annotated[Path | None, place("Table, as for `evaluate`.")] = None  # type: ignore[assignment]
+    _: KW_ONLY
+    out: Annotated[Path | None, place("File to write: .parquet, .csv, .jsonl or .xlsx; or a folder of parts.")] = None
+    plan: Annotated[Path | None, place("Do one unit of the plan in this folder, without RUN and TABLE.")] = None
+    unit: Annotated[int, doc("Its number, from 0.")] = 0
+    plan_only: Annotated[bool, doc("Only write the plan, into the folder OUT.")] = False
+    by: ClusterOptions = ClusterOptions()
     top_k: Annotated[PositiveInt, doc("Labels per characteristic.")] = 1
     min_precision: MinPrecision = None
     bom: Annotated[bool, doc("CSV for Excel: with a byte order mark, and formulas as text.")] = False
@@ -196,6 +217,24 @@ class Embed(OnProducts):
     """Compute embeddings for training and prediction; an interrupted call is resumed."""
 
     encoder: EncoderOptions = EncoderOptions()
+    by: ClusterOptions = ClusterOptions()
+
+
+@dataclass(frozen=True)
+class Status:
+    """Show how far work in units is."""
+
+    folder: Annotated[Path, place("What it writes.")]
+
+
+@dataclass(frozen=True)
+class Join:
+    """Check the parts of predictions made in units, and join them."""
+
+    folder: Annotated[Path, place("Folder of the parts.")]
+    _: KW_ONLY
+    out: Annotated[Path | None, place("File to write: .parquet, .csv, .jsonl or .xlsx. Default: none.")] = None
+    bom: Annotated[bool, doc("CSV for Excel, as with `predict`.")] = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -70,16 +70,25 @@ def embed(
 
 
 def embed_chunks(
-    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None = None, *, first_row: int = 0
+    catalog: Catalog,
+    encoder: Encoder,
+    store: EmbeddingStore | None = None,
+    *,
+    chunks: Iterable[Products] | None = None,
+    feed: Feeding | None = None,
 ) -> Iterator[EmbeddedProducts]:
-    """Yield the embeddings of a catalog, starting at `first_row`, `CHUNK_PRODUCTS` at a time, in flat memory.
+    """Yield the embeddings of a catalog, or of `chunks` of its products, `CHUNK_PRODUCTS` at a time, in flat memory.
 
-    At the end a warning counts the images that cannot be used, with an example of each reason.
+    At the end a warning counts the images that cannot be used, with an example of each reason. `feed` is what decodes,
+    if it serves several calls.
     """
+    chunks = catalog.batches(CHUNK_PRODUCTS) if chunks is None else chunks
     problems = ImageProblems(catalog)
     waited_s = took_s = 0.0
-    with feeding(encoder, catalog) as feed, closing(_load_ahead(catalog, encoder, store, first_row, feed)) as chunks:
-        for products, futures in chunks:
+    with ExitStack() as stack:
+        feed = feed or stack.enter_context(feeding(encoder, catalog))
+        load = partial(load_product, catalog, encoder, store, decode=feed.decode)
+        for products, futures in stack.enter_context(closing(_load_ahead(chunks, load, feed))):
             start = time.perf_counter()
             loaded = [future.result() for future in futures]
             loaded_at = time.perf_counter()
@@ -94,14 +103,13 @@ def embed_chunks(
 
 
 def _load_ahead(
-    catalog: Catalog, encoder: Encoder, store: EmbeddingStore | None, first_row: int, feed: Feeding
+    chunks: Iterable[Products], load: Callable[..., "LoadedProduct"], feed: Feeding
 ) -> Generator[tuple[Products, list[Future["LoadedProduct"]]]]:
     """Yield products whose images are being loaded, after those of the next chunk have been queued."""
-    load = partial(load_product, catalog, encoder, store, decode=feed.decode)
     with ThreadPoolExecutor(feed.threads, thread_name_prefix="images") as pool:
         ahead: deque[tuple[Products, list[Future[LoadedProduct]]]] = deque()
         try:
-            for products in catalog.batches(CHUNK_PRODUCTS, first_row):
+            for products in chunks:
                 rows = zip(products.images, products.texts, strict=True)
                 ahead.append((products, [pool.submit(load, *row) for row in rows]))
                 if len(ahead) > feed.chunks_ahead:

@@ -37,10 +37,11 @@ _READERS = 16
 class EmbeddingStore:
     """A folder or URL of the embeddings of one encoder, created if missing; resumable and safe against crashes.
 
-    A folder with vectors of another encoder, or other files, is an `ArtifactError`.
+    A folder with vectors of another encoder, or other files, is an `ArtifactError`. Without `reads`, what others have
+    written is not known: for one of many writers, which has no memory for the digests of all.
     """
 
-    def __init__(self, folder: str | Path, encoder: Encoder) -> None:
+    def __init__(self, folder: str | Path, encoder: Encoder, *, reads: bool = True) -> None:
         self.folder = as_path(folder)
         self._fingerprint = encoder.fingerprint
         self._locations: dict[bytes, tuple[int, int]] = {}  # digest -> shard and row; 190 bytes per product
@@ -53,7 +54,7 @@ class EmbeddingStore:
                 f"a store holds the vectors of one encoder: {self.folder} has those of {fingerprint}, "
                 f"got {encoder.fingerprint}; use another folder"
             )
-        paths = sorted((self.folder / "parts").glob("*.parquet"))
+        paths = sorted((self.folder / "parts").glob("*.parquet")) if reads else []
         with ThreadPoolExecutor(_READERS) as pool:
             for path, digests in zip(paths, pool.map(self._digests_in, paths), strict=True):
                 self._add(path, digests)

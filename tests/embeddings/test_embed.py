@@ -182,7 +182,7 @@ def test_missing_photos_are_looked_for_before_the_work(two_of_five):
 
 def test_chunks_begin_where_asked(catalog):
     whole = list(embed_chunks(catalog, TinyEncoder()))
-    rest = list(embed_chunks(catalog, TinyEncoder(), first_row=100))
+    rest = list(embed_chunks(catalog, TinyEncoder(), chunks=catalog.batches(CHUNK_PRODUCTS, 100)))
     assert rest[0].first_row == 100
     assert list(rest[0].embeddings.ids) == list(whole[0].embeddings.ids[100:])
     assert len(whole[0].embeddings) <= CHUNK_PRODUCTS

@@ -1,0 +1,186 @@
+"""Who runs the units of a plan: this process, some on this machine, or the actors of a Ray cluster."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from product_classificator.cluster.drive import Driver, Failure, OnUnit, Units, Worker
+from product_classificator.cluster.plan import UNIT_ROWS, Plan, Unit, check_complete, make_plan
+from product_classificator.cluster.storage import Beat, Storage, single_driver
+from product_classificator.cluster.work import OnChunk, Reader, Recipe, Work, run_units
+from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+
+_DEADLINE_S, _RETRY_S = 3_600.0, 1.0
+
+
+@dataclass(frozen=True)
+class LocalRunner:
+    """Runs units in this process, or in `processes` of this machine, each on its share of the cores.
+
+    Here an error is raised as it is, for the person who waits for it; elsewhere, see `Driver`.
+    """
+
+    processes: int = 0
+    gpus_per_worker: float = 0
+    on_chunk: OnChunk | None = None
+    deadline_s: float = _DEADLINE_S
+    retry_s: float = _RETRY_S
+
+    def run(self, plan: Plan, work: Work, recipe: Recipe | None, beat: Beat, on_unit: OnUnit) -> None:
+        """Run all units that have no part yet; `on_unit` is called after each."""
+        if self.processes and recipe:
+            driver = Driver(plan, partial(_in_process, plan, recipe, self), self.deadline_s, self.retry_s)
+            driver.run(self.processes, beat, on_unit)
+            return
+        reader = Reader(work.catalog)
+
+        def units() -> Iterator[Unit]:
+            yield from plan.todo()
+            reader.finish()
+
+        for unit in run_units(plan, work, reader, units(), on_chunk=self.on_chunk):
+            beat(running=1)
+            on_unit(unit)
+
+
+def _in_process(plan: Plan, recipe: Recipe, runner: LocalRunner, number: int) -> Worker:
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:  # what is spawned would import the script of whoever calls this
+        pid = pool.submit(os.getpid)
+    finally:
+        sys.modules["__main__"] = main
+
+    def kill() -> None:
+        with suppress(Exception):  # it is dead already
+            os.kill(pid.result(timeout=10), signal.SIGKILL)
+        pool.shutdown(wait=False, cancel_futures=True)
+
+    return Worker(lambda: pool.submit(_open, plan, recipe, runner, number), lambda unit: pool.submit(_run, unit), kill)
+
+
+_of_this_process: list[Units] = []
+
+
+def _open(plan: Plan, recipe: Recipe, runner: LocalRunner, number: int) -> Failure | None:
+    Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "sched_setaffinity"):
+        mine = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, mine[number :: runner.processes] or [mine[number % len(mine)]])
+    if share := runner.gpus_per_worker:
+        gpus = range(int(number * share), int(number * share) + max(int(share), 1))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    _of_this_process[:] = [Units(plan, recipe)]
+    return _of_this_process[0].open()
+
+
+def _run(unit: Unit) -> Failure | None:
+    return _of_this_process[0].run(unit)
+
+
+def _end_with_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class RayRunner:
+    """Runs units in actors of the Ray cluster at "auto" or "ray://host:10001", or that which is connected already.
+
+    There are as many `workers` as there is room for at the start, unless their number is given.
+    """
+
+    address: str = "auto"
+    workers: int | None = None
+    gpus_per_worker: float = 0
+    cpus_per_worker: float = 1
+    deadline_s: float = _DEADLINE_S
+    retry_s: float = _RETRY_S
+
+    def run(self, plan: Plan, work: Work, recipe: Recipe | None, beat: Beat, on_unit: OnUnit) -> None:
+        """Run all units that have no part yet; `on_unit` is called after each."""
+        ray = import_ray()
+        if not ray.is_initialized():
+            try:
+                ray.init(self.address, log_to_driver=False)
+            except (ConnectionError, RuntimeError) as error:
+                raise DataError(f"no Ray cluster answers at {self.address} ({error}): start it (ray start)") from error
+        needs, there = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}, ray.cluster_resources()
+        room = min(int(there.get(kind, 0) / need) for kind, need in needs.items() if need)
+        make_actor = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Units).remote
+        threads = max(int(self.cpus_per_worker), 1)
+
+        def make_worker(_: int) -> Worker:
+            actor = make_actor(plan, recipe, threads)
+            open_, run = (lambda *unit, call=call: call.remote(*unit).future() for call in (actor.open, actor.run))
+            return Worker(open_, run, partial(ray.kill, actor))
+
+        driver = Driver(plan, make_worker, self.deadline_s, self.retry_s)
+        driver.run(self.workers or max(room, 1), beat, on_unit)
+
+
+Runner: TypeAlias = LocalRunner | RayRunner
+
+
+def import_ray() -> Any:
+    """Return the module, which is an extra."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("work on a Ray cluster", "ray") from error
+    return ray
+
+
+@contextmanager
+def running(
+    storage: Storage,
+    work: Work,
+    runner: Runner,
+    *,
+    recipe: Recipe | None = None,
+    rows: int = UNIT_ROWS,
+    on_rows: Callable[[int], object] = lambda rows: None,
+) -> Iterator[tuple[Plan, int]]:
+    """Run the plan of a work until every unit has its part; yield it, and how many rows had one before.
+
+    No other driver may write there until the block ends. `on_rows` gets the number of rows that are done. Errors as of
+    `make_plan`; an `ArtifactError` lists units in quarantine.
+    """
+    with single_driver(storage) as beat:
+        plan = make_plan(storage, work.catalog.table, work.facts, rows, asdict(recipe) if recipe else None)
+        parts = (unit for unit, part in plan.parts() if part)  # those of an object store are not read until the end
+        n_done = resumed = sum(unit.rows for unit in parts if not storage.is_local or plan.read(unit)[0])
+
+        def on_unit(unit: Unit) -> None:
+            nonlocal n_done
+            n_done += unit.rows
+            on_rows(n_done)
+
+        runner.run(plan, work, recipe, beat, on_unit)
+        check_complete(plan)
+        yield plan, resumed
+
+
+def run_one(plan: Plan, number: int) -> Unit:
+    """Do a unit of a plan with nothing but what the plan says; an `ArtifactError` says why it failed."""
+    unit = plan.unit(number)
+    if not plan.recipe:
+        raise ArtifactError(f"{plan.storage} can be gone on with only by the call that began it")
+    units = Units(plan, Recipe(**plan.recipe))
+    if failure := units.open():
+        raise ArtifactError(failure.message)
+    failure = units.run(unit)
+    plan.quarantine(unit, failure and failure.message)
+    if failure:
+        raise ArtifactError(f"{unit} failed: {failure.message}")
+    return unit

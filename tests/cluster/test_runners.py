@@ -1,0 +1,142 @@
+"""Processes of this machine that do units: equal parts, failures, quarantine."""
+
+import json
+import sys
+from concurrent.futures import Future
+
+import pandas as pd
+import pytest
+
+from product_classificator.catalog import read_catalog
+from product_classificator.cluster.drive import Driver, Failure, Worker
+from product_classificator.cluster.plan import finish, make_plan
+from product_classificator.cluster.runners import LocalRunner, RayRunner, import_ray, run_one, running
+from product_classificator.cluster.storage import Storage
+from product_classificator.cluster.work import Recipe
+from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+from tests.cluster.tiny_units import tiny_work, write_table
+
+
+@pytest.fixture
+def notes(tmp_path):
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+def bundle(tiny_training):
+    return tiny_training.run.bundle
+
+
+def run(work, out, runner):
+    with running(Storage(out), work[0], runner, recipe=work[1], rows=256) as (plan, resumed):
+        return plan, resumed, finish(plan)
+
+
+def parts_of(out):
+    return {path.name: path.read_bytes() for path in out.glob("parts/*/*.parquet")}
+
+
+def test_parts_are_byte_equal_for_any_number_of_workers(bundle, notes, tmp_path):
+    work = tiny_work(bundle, write_table(tmp_path / "t.parquet", 1_500), notes)
+    run(work, tmp_path / "here", LocalRunner())
+    done = []
+    with running(Storage(tmp_path / "two"), work[0], LocalRunner(2), recipe=work[1], rows=256, on_rows=done.append) as (
+        plan,
+        _,
+    ):
+        finish(plan)
+    assert parts_of(tmp_path / "here") == parts_of(tmp_path / "two")
+    assert (len(done), done[-1]) == (plan.n_units, 1_500)
+    assert len({line.split()[1] for line in (notes / "encoded.txt").read_text().splitlines()}) == 3
+    assert not list(tmp_path.glob("*.lock"))
+    assert not (tmp_path / "two/_driver.json").exists()
+
+
+def test_a_unit_that_always_fails_ends_in_quarantine_and_the_others_are_done(bundle, notes, tmp_path):
+    work = tiny_work(bundle, write_table(tmp_path / "t.parquet", 800, _450="fail", _790="kill"), notes)
+    for n in range(9):
+        (notes / f"kill-{n}").touch()
+    with pytest.raises(
+        ArtifactError, match=r"2 of 4 units have no part in .*unit 2 .*t\.parquet, rows 400 to 599\): Value"
+    ):
+        run(work, tmp_path / "out", LocalRunner(1, retry_s=0.01))
+    assert len(parts_of(tmp_path / "out")) == 2
+    assert len(list(notes.glob("kill-*"))) == 6
+    entries = [json.loads(path.read_text()) for path in sorted((tmp_path / "out/quarantine").iterdir())]
+    assert [entry["error"].partition(" ")[0] for entry in entries] == ["ValueError:", "its"]
+    assert not (tmp_path / "out/_SUCCESS.json").exists()
+
+
+def drive(plan, run, **options):
+    """Drives a plan with a worker of this process, for which `run` does units."""
+
+    def outcome(make):
+        future = Future()
+        try:
+            future.set_result(make())
+        except RuntimeError as error:
+            future.set_exception(error)
+        return future
+
+    def make_worker(number):
+        return Worker(lambda: outcome(options.get("open", lambda: None)), lambda unit: outcome(lambda: run(unit)), int)
+
+    Driver(plan, make_worker, 60.0, 0.0).run(options.get("n_workers", 1), lambda **_: None, lambda unit: None)
+
+
+@pytest.fixture
+def plan(bundle, notes, tmp_path):
+    work = tiny_work(bundle, write_table(tmp_path / "t.parquet", 1_500, group=100), notes)
+
+    return make_plan(Storage(tmp_path / "out"), work[0].catalog.table, work[0].facts, 100)
+
+
+def test_ten_units_that_fail_in_a_row_end_the_job(plan):
+    with pytest.raises(ArtifactError, match="10 units in a row failed, the last one: no network"):
+        drive(plan, lambda unit: Failure("no network"))
+
+
+def test_a_full_disk_ends_the_job_at_once(plan):
+    calls = []
+    with pytest.raises(DataError, match="cannot be written: no room: make room and run the same command again"):
+        drive(plan, lambda unit: calls.append(unit) or Failure("no room", is_final=True))
+    assert len(calls) == 1
+
+
+def test_workers_that_cannot_start_are_named(plan):
+    with pytest.raises(ArtifactError, match="no worker can start: no such model"):
+        drive(plan, lambda unit: None, open=lambda: Failure("no such model"))
+
+    def die():
+        raise RuntimeError("killed\nwith a long trace")
+
+    with pytest.raises(ArtifactError, match=r"no worker can start: its worker ended \(RuntimeError: killed\)"):
+        drive(plan, lambda unit: None, open=die, n_workers=2)
+
+
+def test_workers_refuse_what_has_changed_since_the_plan(bundle, notes, tmp_path):
+    table = write_table(tmp_path / "t.parquet", 300)
+    work = tiny_work(bundle, table, notes)
+    write_table(table, 400)
+    with pytest.raises(ArtifactError, match=r"no worker can start: .*must stay as they were when the plan was made"):
+        run(work, tmp_path / "out", LocalRunner(1))
+
+
+def test_a_table_in_memory_cannot_be_opened_by_others(bundle, notes, tmp_path):
+    catalog = read_catalog(pd.DataFrame({"nm": [1], "title": ["cup"]}))
+    with pytest.raises(DataError, match=r"workers open the table themselves.*got DataFrame: save it as parquet"):
+        Recipe.of(catalog, {}, None, None)
+
+
+def test_a_plan_without_a_recipe_is_gone_on_with_by_who_made_it(plan):
+    with pytest.raises(ArtifactError, match="can be gone on with only by the call that began it"):
+        run_one(plan, 0)
+
+
+def test_without_ray_it_is_said_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"work on a Ray cluster needs an extra .*product_classificator\[ray\]"):
+        import_ray()
+    with pytest.raises(MissingExtraError):
+        RayRunner().run(None, None, None, None, None)
