@@ -170,10 +170,8 @@ class Run:
         except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
             raise ArtifactError(f"{path} is damaged ({error}): train again") from error
         store = as_path(run.store)
-        if not store.is_absolute():
-            store = place.resolve() / store
-        elif not isinstance(store, UrlPath) and not store.exists():  # the run has moved, its store has not
-            store = place.resolve() / "embeddings"
+        if not isinstance(store, UrlPath) and not (store.is_absolute() and store.exists()):
+            store = place.resolve() / ("embeddings" if store.is_absolute() else store)  # that of a run that has moved
         return replace(run, store=store, encoder=run.encoder.replace(_RUN_FOLDER, str(root), 1))
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from product_classificator.errors import DataError
 from product_classificator.remote.paths import as_path, open_file_system
 
-_SCANNED_BYTES = 1 << 20  # at a time: a request costs as much as some megabytes
 _ZIP_HEADER_BYTES, _ZIP_EXTRA_BYTES = 30, 128  # the extra field may be longer before a member than in the directory
 
 
@@ -29,7 +28,7 @@ def files_of(path: Path) -> Iterator[tuple[str, Callable[[int], bytes]]]:
     for shard in shards_of(path):
         system, location = open_file_system(shard)
         file = system.open_input_file(location)
-        headers = BufferedReader(file, _SCANNED_BYTES)
+        headers = BufferedReader(file, 1 << 20)
         try:
             with tarfile.open(fileobj=headers, mode="r:") as tar:
                 for member in tar:

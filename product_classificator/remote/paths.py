@@ -14,14 +14,14 @@ from glob import escape
 from hashlib import blake2b
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote
 
 from product_classificator import files
 from product_classificator.errors import DataError, MissingExtraError, ProductClassificatorError
 
 _URL = re.compile(
-    r"(?is)(?P<scheme>[a-z][a-z0-9+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?"
+    r"(?is)(?P<scheme>[a-z][\w+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?"
 )
 _FILE_SYSTEMS: dict[tuple[str, ...], Any] = {}  # by scheme and bucket
 
@@ -38,9 +38,6 @@ class UrlPath(type(Path())):  # type: ignore[misc] # Python 3.11 has no other wa
 
     def __str__(self) -> str:
         return str(super().__str__()).replace("\\", "/").replace(":/", "://", 1)
-
-    def is_absolute(self) -> bool:
-        return True
 
     def resolve(self, strict: bool = False) -> "UrlPath":
         return self
@@ -59,11 +56,10 @@ class UrlPath(type(Path())):  # type: ignore[misc] # Python 3.11 has no other wa
     def mkdir(self, *_: Any, **__: Any) -> None:
         """Do nothing: a folder is there when a file is in it."""
 
-    def open(self, mode: str = "rb", *_: Any, **__: Any) -> IO[bytes]:
+    def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
         system, location = open_file_system(self)
         with _explained(self):
-            file: IO[bytes] = system.open_input_file(location)
-        return file
+            return system.open_input_file(location)
 
     def iterdir(self) -> Iterator["UrlPath"]:
         return self.glob("*")
@@ -198,8 +194,9 @@ def _connect(path: UrlPath, user: str = "", query: str = "") -> Any:
     with _explained(f"{scheme}://{bucket}"):
         if scheme in ("s3", "gs"):
             query = "&".join(filter(None, (query, "allow_delayed_open=true" * (scheme == "s3"))))
-            user = user.replace("/", "%2F") + "@" * bool(user)
-            return fs.FileSystem.from_uri(f"{scheme}://{user}{bucket}/?{query}")[0]
+            return fs.FileSystem.from_uri(f"{scheme}://{user.replace('/', '%2F')}{'@' * bool(user)}{bucket}/?{query}")[
+                0
+            ]
         if user or query:
             raise DataError(f"credentials of {scheme}:// belong in the environment, not in the URL: take them out")
         from fsspec import filesystem

@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from itertools import count
@@ -122,11 +121,10 @@ class PhotoFetcher:
             raise PhotoError(f"url_http_{response.status}", f"the server of the photo answered {response.status}")
         data = bytearray()
         async for chunk in response.aiter_stream():
-            n_before, n_bytes = len(data), len(data) + len(chunk)
             data += chunk
-            if n_bytes > self._max_bytes:
+            if len(data) > self._max_bytes:
                 raise PhotoError("url_too_large", f"the photo has more than {self._max_bytes} bytes")
-            if n_before < _SNIFFED_BYTES <= n_bytes:
+            if len(data) - len(chunk) < _SNIFFED_BYTES <= len(data):
                 _check_begin(data)
         _check_begin(data)
         return bytes(data)
@@ -169,7 +167,8 @@ class PhotoCache:
 
     def __init__(self, max_bytes: int, folder: Path | None = None, kept_bytes: int = 10 << 30, **options: Any) -> None:
         self._folder, self._kept_bytes, self._n_new = folder or cache_home() / "photos", kept_bytes, count()
-        self._fetcher = PhotoFetcher(max_bytes, **options)
+        self._fetcher, self._loop = PhotoFetcher(max_bytes, **options), asyncio.new_event_loop()
+        Thread(target=self._loop.run_forever, name="photos by URL", daemon=True).start()
 
     def fetch(self, url: str) -> bytes:
         """Return the photo at a URL; errors are those of `PhotoFetcher.fetch`."""
@@ -187,7 +186,7 @@ class PhotoCache:
 
     def _fetch(self, url: str, pauses_s: Sequence[float] = (0.5, 2.0)) -> bytes:
         try:
-            return asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), _loop()).result()
+            return asyncio.run_coroutine_threadsafe(self._fetcher.fetch(url), self._loop).result()
         except PhotoError as error:
             if not pauses_s or not _PASSING.fullmatch(error.reason):
                 raise
@@ -200,11 +199,3 @@ class PhotoCache:
             n_bytes += size
             if n_bytes > self._kept_bytes:
                 delete(path)
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop that runs as long as this process."""
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="photos by URL", daemon=True).start()
-    return loop

@@ -2,9 +2,12 @@
 
 import io
 import zipfile
+from threading import Thread
 
 import pandas as pd
 import pytest
+from pyarrow import fs
+from werkzeug.serving import make_server
 
 from product_classificator.catalog import open_images, read_catalog
 from product_classificator.classificator import Classificator
@@ -12,21 +15,40 @@ from product_classificator.embeddings.embed import embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.remote import paths
-from product_classificator.remote.paths import as_path, write_bytes
+from product_classificator.remote.paths import as_path, copied, send, write_bytes
 from tests.command_line import QUICKEST_TOML, call
 from tests.fakes import TinyEncoder, jpeg, shop
 
 pytestmark = pytest.mark.cluster
 
 
+class Store:
+    """S3 as moto simulates it, which fails every `fails_every`th request."""
+
+    def __init__(self):
+        moto = pytest.importorskip("moto.server")
+        self.app, self.requests, self.fails_every = moto.DomainDispatcherApplication(moto.create_backend_app), 0, 0
+
+    def __call__(self, environ, start_response):
+        self.requests += 1
+        if self.fails_every and self.requests % self.fails_every == 0:
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        return self.app(environ, start_response)
+
+
 @pytest.fixture(scope="module")
-def server():
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def store():
+    return Store()
+
+
+@pytest.fixture(scope="module")
+def server(store):
+    server = make_server("127.0.0.1", 0, store, threaded=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -84,6 +106,19 @@ def test_many_photos_of_a_zip_or_folder_are_read_at_once(bucket):
         assert embedded.status.tolist() == ["ok"] * 300
 
 
+def test_a_store_that_fails_at_times_costs_no_photo_and_no_part(bucket, store):
+    frame = pd.DataFrame({"nm": [*map(str, range(60))], "title": "cup"})
+    for nm in frame.nm:
+        write_bytes(bucket / f"folder/{nm}.jpg", jpeg())
+    store.fails_every = 5
+    try:
+        embeddings = EmbeddingStore(bucket / "store", TinyEncoder())
+        assert embed(read_catalog(frame, bucket / "folder"), TinyEncoder(), embeddings).status.tolist() == ["ok"] * 60
+        assert len(EmbeddingStore(bucket / "store", TinyEncoder())) == 1  # all are alike
+    finally:
+        store.fails_every = 0
+
+
 def test_a_large_file_is_there_when_all_of_it_is(bucket):
     data = bytes(range(256)) * (1 << 16)  # 16 MB: an upload in parts
     write_bytes(bucket / "large", data)
@@ -103,3 +138,21 @@ def test_what_is_missing_forbidden_or_unreachable_is_said(bucket, monkeypatch):
         open_images("s3://shop/no.zip")
     with pytest.raises(DataError, match="s3://shop"):
         EmbeddingStore("s3://shop/store", TinyEncoder())
+
+
+def test_obstore_which_opens_azure_does_what_paths_need(bucket, server):
+    """There is no simulated Azure here: the same library on S3, under a name of Azure."""
+    from obstore.fsspec import FsspecStore
+
+    store = FsspecStore("s3", endpoint=server, client_options={"allow_http": True})
+    box = as_path("az://shop")
+    paths._FILE_SYSTEMS[box.parts[:2]] = fs.PyFileSystem(fs.FSSpecHandler(store))
+    for name in ("a/1.csv", "a/b/2.csv", "a/3.txt"):
+        write_bytes(box / name, name.encode())
+    assert sorted(map(str, (box / "a").rglob("*.csv"))) == ["az://shop/a/1.csv", "az://shop/a/b/2.csv"]
+    assert [path.name for path in (box / "a").glob("*.csv")] == ["1.csv"]
+    assert (box / "a").is_dir() and (box / "a/1.csv").is_file() and not (box / "b").exists()
+    assert (box / "a/b/2.csv").read_bytes() == b"a/b/2.csv" == copied(box / "a/b/2.csv").read_bytes()
+    assert {path.name for path in copied(box / "a").rglob("*.*")} == {"1.csv", "2.csv", "3.txt"}
+    send(copied(box / "a"), box / "c", last="3.txt")
+    assert len([*(box / "c").rglob("*")]) == 3
