@@ -21,7 +21,7 @@ from product_classificator import files
 from product_classificator.errors import DataError, MissingExtraError, ProductClassificatorError
 
 _URL = re.compile(
-    r"(?is)(?P<scheme>[a-z][\w+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?"
+    r"(?s)(?P<scheme>\w[\w+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?"
 )
 _FILE_SYSTEMS: dict[tuple[str, ...], Any] = {}  # by scheme and bucket
 
@@ -193,10 +193,9 @@ def _connect(path: UrlPath, user: str = "", query: str = "") -> Any:
     scheme, bucket = path.parts[0][:-1], path.parts[1]
     with _explained(f"{scheme}://{bucket}"):
         if scheme in ("s3", "gs"):
-            query = "&".join(filter(None, (query, "allow_delayed_open=true" * (scheme == "s3"))))
-            return fs.FileSystem.from_uri(f"{scheme}://{user.replace('/', '%2F')}{'@' * bool(user)}{bucket}/?{query}")[
-                0
-            ]
+            query += "&allow_delayed_open=true" * (scheme == "s3")
+            who = user.replace("/", "%2F") + "@" * bool(user)
+            return fs.FileSystem.from_uri(f"{scheme}://{who}{bucket}/?{query.lstrip('&')}")[0]
         if user or query:
             raise DataError(f"credentials of {scheme}:// belong in the environment, not in the URL: take them out")
         from fsspec import filesystem

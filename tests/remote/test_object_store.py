@@ -89,13 +89,11 @@ def test_a_shop_on_s3_is_trained_on_and_predicted(bucket, tmp_path):
     assert (bucket / "run/run.json").is_file() and (bucket / "run/embeddings/store.json").is_file()
     call("predict", out, table, *photos, "--out", tmp_path / "p.parquet", "--store", f"{bucket}/run/embeddings")
     assert len(pd.read_parquet(tmp_path / "p.parquet")) == 60
-    printed = call("train", table, *photos, *labels, "--out", out)
-    assert "already holds a run" in printed
     assert Classificator.from_run(out).predict("A nice cup").probabilities["kind"].shape == (1, 3)
 
 
 def test_many_photos_of_a_zip_or_folder_are_read_at_once(bucket):
-    buffer, frame = io.BytesIO(), pd.DataFrame({"nm": [*map(str, range(300))], "title": "cup"})
+    buffer, frame = io.BytesIO(), pd.DataFrame({"nm": [*map(str, range(90))], "title": "cup"})
     with zipfile.ZipFile(buffer, "w") as archive:
         for nm in frame.nm:
             archive.writestr(f"{nm}.jpg", jpeg((int(nm) % 250, 20, 30)))
@@ -103,7 +101,7 @@ def test_many_photos_of_a_zip_or_folder_are_read_at_once(bucket):
     write_bytes(bucket / "photos.zip", buffer.getvalue())
     for images in ("photos.zip", "folder"):
         embedded = embed(read_catalog(frame, bucket / images, text="title"), TinyEncoder())
-        assert embedded.status.tolist() == ["ok"] * 300
+        assert embedded.status.tolist() == ["ok"] * 90
 
 
 def test_a_store_that_fails_at_times_costs_no_photo_and_no_part(bucket, store):
