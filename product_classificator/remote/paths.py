@@ -20,9 +20,7 @@ from urllib.parse import unquote
 from product_classificator import files
 from product_classificator.errors import DataError, MissingExtraError, ProductClassificatorError
 
-_URL = re.compile(
-    r"(?s)(?P<scheme>\w[\w+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?"
-)
+_URL = re.compile(r"(?s)(?P<kind>\w[\w+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?")
 _FILE_SYSTEMS: dict[tuple[str, ...], Any] = {}  # by scheme and bucket
 
 
@@ -90,7 +88,7 @@ def as_path(path: str | Path) -> Path:
     url = None if isinstance(path, UrlPath) else _URL.fullmatch(str(path))
     if not url:
         return path if isinstance(path, Path) else Path(path)
-    scheme = url["scheme"].lower()
+    scheme = url["kind"].lower()
     if scheme == "file":
         return Path(re.sub("^/(?=[A-Za-z]:)", "", "/" + unquote(url["path"])))
     plain = UrlPath(f"{scheme}://{url['path']}")
@@ -177,9 +175,8 @@ def send(folder: Path, path: Path, *, last: str) -> None:
     system, location = open_file_system(path / last)
     with _explained(path), suppress(FileNotFoundError):
         system.delete_file(location)
-    for file in sorted(folder.rglob("[!.]*"), key=lambda file: file == folder / last):
-        if file.is_file():
-            write_bytes(path.joinpath(*file.relative_to(folder).parts), file.read_bytes())
+    for file in sorted(filter(Path.is_file, folder.rglob("[!.]*")), key=lambda file: file == folder / last):
+        write_bytes(path.joinpath(*file.relative_to(folder).parts), file.read_bytes())
 
 
 @cache
