@@ -91,8 +91,8 @@ def _open(options: opt.Train | opt.Tune, encoder: str | None) -> tuple[TrainSett
     training, (table, columns) = options.training, open_once(options.table, options.products.encoding)
     changes = {"encoder": encoder, "seed": training.seed, "taxonomy": training.taxonomy}
     changes |= {name: getattr(training, name) or None for name in ("allow_missing_photos", "judge_corrections")}
-    changes |= {"corrections": training.corrections and str(training.corrections)}
-    changes |= {"correction_weight": training.correction_weight}
+    corrections = None if training.corrections is None else str(training.corrections)
+    changes |= {"corrections": corrections, "correction_weight": training.correction_weight}
     if isinstance(options, opt.Train):
         changes |= {f"split.{name}": getattr(options, name) for name in ("folds", "holdout", "groups")}
         changes |= {"split.column": options.split_column, "split.refit": False if options.no_refit else None}

@@ -312,7 +312,7 @@ class Serve:
 class Review:
     """Open the page where people decide what the heads doubt; the next training learns from it."""
 
-    run: Run
+    run: Annotated[Path, doc("Folder of a training run; decisions are kept beside it.")]
     table: Table
     _: KW_ONLY
     products: ProductOptions = ProductOptions()

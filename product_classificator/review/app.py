@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from markupsafe import Markup
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -186,13 +187,13 @@ def _add_products(app: FastAPI, review: Review) -> None:
             "labels": queue.counts(view.characteristic) if view.characteristic else {},
             "findings": {finding: queue.count(View(finding=finding)) for finding in review.products.findings},
         }
-        shown = pages.Markup(bytes(part).decode())
+        shown = Markup(bytes(part).decode())  # noqa: S704 - escaped
         left = queue.count(view)
         return _page(request, "work.html", part=shown, view=view, filters=counts, states=_STATES, left=left)
 
     @app.get("/why/{row}")
     def why(request: Request, row: int, _: Person) -> Response:
-        reasons = review.showing.reasons(_row(review, row))
+        reasons = review.showing.why(_row(review, row))
         nearest = next((reason.nearest for reason in reasons.values()), ())
         rows = review.products.rows_of([item.id for item in nearest]).tolist()
         return _page(request, "why.html", reasons=reasons, nearest=[*zip(nearest, rows, strict=True)])

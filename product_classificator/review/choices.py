@@ -52,7 +52,7 @@ class Choices:
             return values
         values[name] = label
         child = name
-        while (above := self._above.get(child)) and label in above.parents:
+        while label is not None and (above := self._above.get(child)) and label in above.parents:
             child, label = above.parent, above.parents[label]
             values[child] = label
         while wrong := self.problems(values):

@@ -78,6 +78,10 @@ class Showing:
             return predictions.explain(0) if predictions.is_known[0] else {}
         return {}
 
+    def why(self, row: int) -> Mapping[str, Explanation]:
+        """Return the reasons of a product, found in the one thread that finds them."""
+        return self._thread.submit(self.reasons, row).result()
+
     def prepare(self, row: int) -> None:
         """Decode the photo of a product that comes next, and find its reasons, in the background."""
         self._thread.submit(self.photo, row, 0, "large")
@@ -115,13 +119,18 @@ def shown(label: Labels) -> str:
     return (", ".join(label) if isinstance(label, list) else label) or "–"
 
 
+def percent(share: float | None, digits: int = 0) -> str:
+    """Return a share as percent, a dash if it is unknown."""
+    return "–" if share is None else f"{100 * share:.{digits}f}\u202f%"
+
+
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("product_classificator.review", "page")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "number": lambda value: f"{value:,}".replace(",", "\u202f"),
-        "percent": lambda share, digits=0: "–" if share is None else f"{100 * share:.{digits}f}\u202f%",
+        "percent": percent,
         "duration": duration,
         "labels": shown,
         "json": lambda value: json.dumps(value, ensure_ascii=False),

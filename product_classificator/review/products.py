@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from product_classificator.runs import Run
 from product_classificator.types import Bools, Floats, Rows
 
 _READ_ROWS, _MAX_SAME_TEXT, _MIN_WORDS = 16_384, 20, 8
+Int32: TypeAlias = npt.NDArray[np.int32]
 Labels: TypeAlias = str | list[str] | None
 """One label, the sorted labels of a multi-label characteristic, or none that is known."""
 
@@ -58,7 +60,7 @@ class Products:
         suggested: characteristic -> first labels.
         table: characteristic -> (n,) numbers of the labels in the table, -1 where it has none.
         agrees: characteristic -> (n,) whether the table has the predicted label.
-        doubt: characteristic -> (n,) how doubtful the label is, 0..1.
+        doubt: characteristic -> (n,) how much is gained by a decision, about 0..1.
         group, value: (n,) group of near-duplicates, and how much a product matters.
         findings: kind of finding -> rows, the worst first.
     """
@@ -211,10 +213,13 @@ def _groups(run: Run, ids: pa.Array, text_groups: Rows) -> Rows:
     return np.unique(of_run["group"].to_numpy(), return_inverse=True)[1].astype(np.int32)
 
 
-def _compare(of_name: Suggested, labels: tuple[str, ...], codes: list[Any], table: Rows) -> tuple[Bools, Floats]:
+def _compare(
+    of_name: Suggested, labels: tuple[str, ...], codes: list[Any], table: npt.NDArray[np.int32]
+) -> tuple[Bools, Floats]:
     """Return (n,) whether the predicted labels are those of the table, and how doubtful a label is.
 
-    With a label in the table: how probable it is that this is wrong, else 1 - the lead of the first label.
+    With a label in the table: how probable it is that this is wrong. Else how probable it is that the first label is
+    wrong, times how rare the labels are that it may have: `benchmarks/active_learning.py`, docs/design/decisions.md.
     """
     ids, share = {label: i for i, label in enumerate(labels)}, of_name.share.astype(np.float32)
     if any(isinstance(code, frozenset) for code in codes):
@@ -222,12 +227,15 @@ def _compare(of_name: Suggested, labels: tuple[str, ...], codes: list[Any], tabl
         rows = zip(table.tolist(), of_name.top.tolist(), of_name.n_predicted.tolist(), strict=True)
         agrees = np.array([code >= 0 and sets[code] == frozenset(top[:k]) for code, top, k in rows], dtype=bool)
         confidence = np.where(np.arange(share.shape[1]) < of_name.n_predicted[:, None], share, 1 - share).prod(1)
-        of_table, lead = np.where(agrees, confidence, 0), confidence
+        of_table, of_first = np.where(agrees, confidence, 0), 1 - confidence
     else:
         of_code = np.array([*(ids.get(code, -1) for code in codes), -1])[table]
         is_same = (of_name.top == of_code[:, None]) & (of_code >= 0)[:, None]
-        agrees, of_table, lead = is_same[:, 0], np.where(is_same, share, 0).sum(1), share[:, 0] - share[:, 1]
-    doubt = np.where(table >= 0, 1 - of_table, 1 - lead) * (of_name.top[:, 0] >= 0)
+        agrees, of_table = is_same[:, 0], np.where(is_same, share, 0).sum(1)
+        known = of_code[of_code >= 0] if (of_code >= 0).any() else of_name.top[:, 0][of_name.top[:, 0] >= 0]
+        rarity = 1 / np.sqrt(np.bincount(known, minlength=len(labels)) + 1)
+        of_first = (1 - share[:, 0]) * (share * rarity[of_name.top]).sum(1) / rarity.mean()
+    doubt = np.where(table >= 0, 1 - of_table, of_first) * (of_name.top[:, 0] >= 0)
     return agrees, doubt.astype(np.float32)
 
 

@@ -184,10 +184,12 @@ class Queue:
         names = self._names_of(view)
         if view.state == ACCEPTED:
             accepted = [self.products.suggested[name].auto & (self._n_answers[name] == 0) for name in names]
-            return np.any(accepted, axis=0) & ~self._set_aside
-        if view.finding:
-            return ~self._set_aside & np.all([self._n_answers[name] == 0 for name in names], axis=0)
-        return self._is_open[view.characteristic]
+            is_open: Bools = np.any(accepted, axis=0) & ~self._set_aside
+        elif view.finding:
+            is_open = ~self._set_aside & np.all([self._n_answers[name] == 0 for name in names], axis=0)
+        else:
+            is_open = self._is_open[view.characteristic]
+        return is_open
 
     def count(self, view: View) -> int:
         """Return how many products of a view are open."""
@@ -221,7 +223,7 @@ class Queue:
         if view.finding:
             return products.findings[view.finding]
         if view.state == ACCEPTED:  # at random: what people say of it estimates the precision of all
-            return np.random.default_rng(0).permutation(len(products)).astype(np.int32)
+            return np.random.default_rng(0).permutation(len(products))
         names = [view.characteristic] if view.characteristic else self.names
         scores = np.zeros(len(products), np.float32)
         for name in names:
@@ -230,4 +232,5 @@ class Queue:
         order = np.argsort(-scores, kind="stable").astype(np.int32)
         is_first = np.zeros(len(order), dtype=bool)  # of its near-duplicates
         is_first[np.unique(products.group[order], return_index=True)[1]] = True
-        return np.concatenate([order[is_first], order[~is_first]])
+        ordered: Rows = np.concatenate([order[is_first], order[~is_first]])
+        return ordered
