@@ -46,7 +46,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def commands() -> str:
     """Return the page of all commands with their options, as the command line itself describes them."""
     text = app.generate_docs().replace("(#product-classificator-", "(#")
-    first, *others = re.split(r"^## product-classificator ", text, flags=re.MULTILINE)
+    first, *others = re.split(r"^## product-classificator (?:--)?", text, flags=re.MULTILINE)
     summary = first[first.index("**Commands**") :]
     return "\n## ".join([f"# Commands\n\n{summary.rstrip()}\n", *others])
 
