@@ -85,10 +85,11 @@ def test_a_shop_on_s3_is_trained_on_and_predicted(bucket, tmp_path):
     table, out = f"{bucket}/in/products.parquet", f"{bucket}/run"
     labels = ("--text", "description", "--characteristics", "kind", "--config", tmp_path / "quick.toml")
     printed = call("train", table, *photos, *labels, "--out", out)
-    assert "report: s3://shop/run/report/report.md" in printed
+    assert "report: s3://shop/run/report/report." in printed
     assert (bucket / "run/run.json").is_file() and (bucket / "run/embeddings/store.json").is_file()
-    call("predict", out, table, *photos, "--out", tmp_path / "p.parquet", "--store", f"{bucket}/run/embeddings")
-    assert len(pd.read_parquet(tmp_path / "p.parquet")) == 60
+    call("predict", out, table, *photos, "--out", f"{bucket}/p.parquet", "--store", f"{bucket}/run/embeddings")
+    assert len(pd.read_parquet(io.BytesIO((bucket / "p.parquet").read_bytes()))) == 60
+    assert [*(bucket / "p.parquet.parts").rglob("*")] == []
     assert Classificator.from_run(out).predict("A nice cup").probabilities["kind"].shape == (1, 3)
 
 
