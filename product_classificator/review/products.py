@@ -79,7 +79,7 @@ class Products:
         self.is_novel: Bools = columns["novel"]
         self.group: Rows = columns["group"]
         self.value: Floats = columns["value"]
-        self.findings = {kind: columns[f"finding.{kind}"] for kind in facts["findings"]}
+        self.findings: dict[str, Rows] = {kind: columns[f"finding.{kind}"] for kind in facts["findings"]}
 
     def __len__(self) -> int:
         return len(self.shown)
