@@ -206,7 +206,7 @@ def demo(options: opt.Demo) -> None:
     texts = catalog.texts()
     titles = [texts[row].split("\n")[0] for row in shown.rows.tolist()]
     console.print_products(HeadBundle.load(run.bundle).judged(shown, catalog.ids[shown.rows]), titles, top_k=1)
-    console.log.print(f"The report, for a browser: {run.report / 'report.html'}\n")
+    console.log.print(f"The report, for a browser: {run.report / 'report.html'}\n", soft_wrap=True)
     console.out.print(
         "Your own products:\n"
         "  product-classificator train TABLE.parquet --images PHOTOS.zip --id nm --text title,description \\\n"
