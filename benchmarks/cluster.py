@@ -1,6 +1,6 @@
 """Bulk work in units: are parts equal whoever makes them, what do workers and Ray cost, how much memory has the driver?
 
-    python benchmarks/cluster.py [--cache FOLDER] [--before CHECKOUT] [--only parts memory predict]
+    python benchmarks/cluster.py [--cache FOLDER] [--before CHECKOUT] [--only parts memory predict] [--share 1]
 
 Heads for `lite` are trained on a sample in seconds: their quality does not matter here. 20,000 titles and 3,000
 products with photos are predicted in this process, by two processes, and by two actors of a Ray cluster of this machine
@@ -48,14 +48,14 @@ SETS = {
 }
 
 
-def prepare(cache: Path, name: str) -> tuple[Path, Path, list[str]]:
+def prepare(cache: Path, name: str, share: float) -> tuple[Path, Path, list[str]]:
     """Return a run and a table to predict, and the options of both; made once."""
     source, images, n, text, characteristics = SETS[name]
     table, run, config = cache / f"cluster-{name}.parquet", cache / f"cluster-{name}", cache / "cluster.toml"
     options = ["--images", str(images)] if images else []
+    frame = pd.read_parquet(source)
+    frame.head(int(n * share)).to_parquet(table, row_group_size=1_024)
     if not (run / "run.json").exists():
-        frame = pd.read_parquet(source)
-        frame.head(n).to_parquet(table, row_group_size=1_024)
         frame.tail(1_500).to_parquet(cache / "cluster-train.parquet")
         config.write_text(QUICK)
         command(
@@ -85,11 +85,11 @@ def command(*arguments: object, checkout: Path | None = None) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure_parts(cache: Path, name: str) -> dict[str, object]:
+def measure_parts(cache: Path, name: str, share: float) -> dict[str, object]:
     """Predict with each runner and compare the parts."""
     import ray
 
-    run, table, _ = prepare(cache, name)
+    run, table, _ = prepare(cache, name, share)
     images, text = SETS[name][1], SETS[name][3].split(",")
     classificator = Classificator.from_run(run)
     catalog = read_catalog(table, images, id="nm", text=text, characteristics=())
@@ -151,11 +151,11 @@ def measure_memory() -> list[object]:
     return results
 
 
-def measure_predict(cache: Path, before: Path, rounds: int) -> dict[str, object]:
+def measure_predict(cache: Path, before: Path, rounds: int, share: float) -> dict[str, object]:
     """Compare `predict` of two checkouts in turns."""
     results: dict[str, object] = {}
     for name in SETS:
-        run, table, options = prepare(cache, name)
+        run, table, options = prepare(cache, name, share)
         seconds: dict[str, list[float]] = {"before": [], "after": []}
         for _ in range(rounds):
             for which, checkout in (("before", before), ("after", None)):
@@ -164,7 +164,12 @@ def measure_predict(cache: Path, before: Path, rounds: int) -> dict[str, object]
         equal = (cache / "cluster-before.csv").read_bytes() == (cache / "cluster-after.csv").read_bytes()
         ratios = [after / first for first, after in zip(*seconds.values(), strict=True)]
         rounded = {which: [round(value, 2) for value in values] for which, values in seconds.items()}
-        results[name] = {"cpu_s": rounded, "median_ratio": round(statistics.median(ratios), 3), "equal_files": equal}
+        results[name] = {
+            "products": len(pd.read_parquet(table)),
+            "cpu_s": rounded,
+            "median_ratio": round(statistics.median(ratios), 3),
+            "equal_files": equal,
+        }
         print(name, json.dumps(results[name]))
     return results
 
@@ -174,16 +179,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--before", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0, help="of the products")
     parser.add_argument("--only", nargs="+", default=["parts", "memory", "predict"])
     arguments = parse(parser)
     path = RESULTS / "cluster.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if "parts" in arguments.only:
-        results["parts"] = {name: measure_parts(arguments.cache, name) for name in SETS}
+        results["parts"] = {name: measure_parts(arguments.cache, name, arguments.share) for name in SETS}
     if "memory" in arguments.only:
         results["driver_memory"] = measure_memory()
     if "predict" in arguments.only and arguments.before:
-        results["predict"] = measure_predict(arguments.cache, arguments.before.resolve(), arguments.rounds)
+        results["predict"] = measure_predict(
+            arguments.cache, arguments.before.resolve(), arguments.rounds, arguments.share
+        )
     save("cluster", {name: results[name] for name in ("parts", "driver_memory", "predict") if name in results})
 
 
