@@ -7,17 +7,26 @@ artefacts (show the message) from a bug (show the traceback).
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+DOCS = "https://github.com/nma2207/product_classificator/blob/main/docs/"
+"""Where the documentation is read."""
+
 
 class ProductClassificatorError(Exception):
-    """Base of all errors that the package raises deliberately."""
+    """Base of all errors that the package raises deliberately; `page` is where the documentation helps, if it does."""
+
+    page = ""
 
 
 class DataError(ProductClassificatorError, ValueError):
     """The user's table, photos or arguments break a rule."""
 
+    page = "guides/tables-and-photos.md"
+
 
 class ArtifactError(ProductClassificatorError):
     """A store, run, bundle or checkpoint is missing, damaged, or not what is expected."""
+
+    page = "reference/formats.md"
 
 
 class PhotoError(ProductClassificatorError):

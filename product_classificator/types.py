@@ -67,8 +67,8 @@ class Embeddings:
 
     Attributes:
         ids, has_image, has_text: (n,); an image that cannot be read does not count.
-        image: (n, image_dim) unit rows; zeros where `has_image` is false.
-        text: (n, text_dim) unit rows; zeros where `has_text` is false.
+        image: (n, image_dim) unit rows, float32, or float16 as a store keeps them; zeros where `has_image` is false.
+        text: (n, text_dim) unit rows of the same kind; zeros where `has_text` is false.
         fingerprint: the encoder's; embeddings of different fingerprints must not be mixed.
     """
 
@@ -88,9 +88,9 @@ class Embeddings:
         return len(self.ids)
 
     def take(self, rows: Rows) -> "Embeddings":
-        """Return the products of `rows`, in that order (a copy)."""
-        has_image, has_text = self.has_image[rows], self.has_text[rows]
-        return Embeddings(self.ids[rows], self.image[rows], self.text[rows], has_image, has_text, self.fingerprint)
+        """Return the products of `rows`, in that order (a copy), in float32."""
+        image, text = (part[rows].astype(np.float32, copy=False) for part in (self.image, self.text))
+        return Embeddings(self.ids[rows], image, text, self.has_image[rows], self.has_text[rows], self.fingerprint)
 
 
 @dataclass(frozen=True)

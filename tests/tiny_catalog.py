@@ -1,6 +1,7 @@
 """A tiny catalog: only the text says the colour, both embeddings the kind, the image the mostly unknown size."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,10 +27,10 @@ def unit(matrix: np.ndarray) -> np.ndarray:
 
 
 def fit_vocabulary(
-    texts: Sequence[str], train: Rows | None = None, *, has_title: bool = False, **options: int
+    texts: Sequence[str], train: Rows | None = None, *, has_title: bool = False, min_texts: int = 2, **options: int
 ) -> tuple[Vocabulary, BagOfWords]:
     """Learn the words of texts, by default of all of them."""
-    counts = CountedTexts.of(texts, has_title=has_title)
+    counts = replace(CountedTexts.of(texts, has_title=has_title), min_texts=min_texts)
     return counts.fit_vocabulary(np.arange(len(texts)) if train is None else train, **options)
 
 

@@ -122,11 +122,11 @@ def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:
     sample = np.random.default_rng(seed).permutation(rows)[:_SAMPLE]
     if len(sample) <= _RANK:
         return scores
-    model = NearestNeighbors(n_neighbors=_RANK + 1, algorithm="brute").fit(vectors[sample])
+    model = NearestNeighbors(n_neighbors=_RANK + 1, algorithm="brute").fit(vectors[sample].astype(np.float32))
     rank = _RANK - 1 + np.isin(rows, sample)  # a product of the sample is its own nearest
     for start in range(0, len(rows), _ROWS_PER_STEP):
         step = slice(start, start + _ROWS_PER_STEP)
-        distances = model.kneighbors(vectors[rows[step]])[0]
+        distances = model.kneighbors(vectors[rows[step]].astype(np.float32))[0]
         scores[rows[step]] = distances[np.arange(len(distances)), rank[step]]
     low, high = np.quantile(scores[rows], [0.25, 0.75])
     fenced: Floats = (scores - high) / max(high - low, _MIN_SPREAD)

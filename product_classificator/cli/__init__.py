@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from product_classificator import __version__
 from product_classificator.cli import options
-from product_classificator.errors import DataError, ProductClassificatorError
+from product_classificator.errors import DOCS, DataError, ProductClassificatorError
 from product_classificator.remote.paths import as_path
 
 _IMPLEMENTATIONS = {
@@ -76,8 +76,8 @@ def main() -> None:
     try:
         app(sys.argv[1:])
     except (ProductClassificatorError, OSError) as error:
-        problem = "a file or folder cannot be used: " * isinstance(error, OSError)
-        _fail(1, f"error: {problem}{error}")
+        problem, page = "a file or folder cannot be used: " * isinstance(error, OSError), getattr(error, "page", "")
+        _fail(1, f"error: {problem}{error}" + f"\nhelp: {DOCS}{page}" * bool(page))
     except KeyboardInterrupt:
         _fail(130, "interrupted; finished work is kept, run the same command again to resume")
 

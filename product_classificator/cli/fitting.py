@@ -96,6 +96,7 @@ def _open(options: opt.Train | opt.Tune, encoder: str | None) -> tuple[TrainSett
     if isinstance(options, opt.Train):
         changes |= {f"split.{name}": getattr(options, name) for name in ("folds", "holdout", "groups")}
         changes |= {"split.column": options.split_column, "split.refit": False if options.no_refit else None}
+        changes["max_train_products"] = options.max_train_products
     settings = read_settings(training.config, changes)
     labels = {
         "characteristics": names(training.characteristics, columns),

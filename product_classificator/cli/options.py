@@ -132,6 +132,7 @@ class Train(OnProducts):
     holdout: Annotated[float | None, doc("Judge this share of the products instead of all folds, like 0.15.")] = None
     split_column: Annotated[str | None, doc("Column that names the splits instead: train, test, or folds.")] = None
     groups: Annotated[str | None, doc("Column of what stays in one fold, like the seller or the series.")] = None
+    max_train_products: Annotated[PositiveInt | None, doc("Learn from so many, drawn at random. Default: all.")] = None
     no_refit: Annotated[bool, doc("Do not learn from the holdout in the end.")] = False
     encoder: EncoderOptions = EncoderOptions()
     training: TrainingOptions = TrainingOptions()

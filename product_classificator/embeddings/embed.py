@@ -13,9 +13,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 
 from product_classificator.catalog.catalog import Catalog, Products
@@ -27,12 +30,13 @@ from product_classificator.embeddings.store import EmbeddingStore, to_products, 
 from product_classificator.encoders import Encoder
 from product_classificator.encoders.base import PreparedImage
 from product_classificator.errors import DataError
-from product_classificator.remote.paths import without_secrets
+from product_classificator.remote.paths import UrlPath, without_secrets
 from product_classificator.types import Embeddings, Strings, strings
 
 logger = logging.getLogger(__name__)
 
 CHUNK_PRODUCTS = 256
+_MAX_IN_MEMORY_BYTES = 1 << 30
 
 
 def embed(
@@ -42,12 +46,13 @@ def embed(
     *,
     on_chunk: Callable[[EmbeddedProducts], None] | None = None,
 ) -> EmbeddedProducts:
-    """Embed all products of a catalog, in its order, and return them in memory (float32).
+    """Embed all products of a catalog, in its order, and return them in float16.
 
     Vectors in `store` are not computed again, new ones are added; `on_chunk` is called after each chunk, for progress.
+    More than fit in memory with ease are mapped from an unnamed file in the folder of the store.
     """
-    n = len(catalog)
-    image, text = np.zeros((n, encoder.image.dim), np.float32), np.zeros((n, encoder.text.dim), np.float32)
+    n, folder = len(catalog), store.folder if store else None
+    image, text = (_zeros(n, tower.dim, folder) for tower in (encoder.image, encoder.text))
     has_image, has_text, digests = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), list[bytes]()
     embedded = EmbeddedProducts(
         embeddings=Embeddings(catalog.ids, image, text, has_image, has_text, encoder.fingerprint),
@@ -67,6 +72,13 @@ def embed(
         if on_chunk:
             on_chunk(chunk)
     return embedded
+
+
+def _zeros(n: int, dim: int, folder: Path | None) -> npt.NDArray[np.float16]:
+    if folder is None or 2 * n * dim <= _MAX_IN_MEMORY_BYTES:
+        return np.zeros((n, dim), np.float16)
+    with TemporaryFile(dir=None if isinstance(folder, UrlPath) else folder) as file:  # the mapping outlives it
+        return np.memmap(file, np.float16, "w+", shape=(n, dim)).view(np.ndarray)
 
 
 def embed_chunks(

@@ -39,7 +39,7 @@ class EmbeddedProducts:
     """Embeddings of n products: of a catalog, of a chunk of it, or of what a caller gave.
 
     Attributes:
-        embeddings: n products; vectors as a store keeps them, float32 rounded to float16, if they are of a catalog.
+        embeddings: n products; vectors as a store keeps them, rounded to float16, if they are of a catalog.
         thumbnails: (n, 192) uint8.
         status: (n,) "ok", or what is wrong with the product, e.g. "image_missing,text_empty".
         digests: of the content of n products, as a store names it, if they are of a catalog.

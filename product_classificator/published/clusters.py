@@ -95,7 +95,7 @@ def cluster_products(folder: Path, embeddings: Embeddings, truth: Truth, setting
     """Cluster the products that have an image or a text, and write the clusters into a folder; a set is one label."""
     rows = np.flatnonzero(embeddings.has_image | embeddings.has_text)
     embeddings, truth = embeddings.take(rows), {name: as_text(labels[rows]) for name, labels in truth.items()}
-    vectors = np.concatenate([embeddings.image, embeddings.text], 1)
+    vectors = np.concatenate([embeddings.image, embeddings.text], 1, dtype=np.float32)
     clusters = cluster(vectors, truth, settings)
     write_clusters(folder, clusters, vectors, truth, embeddings.ids)
     return clusters

@@ -21,7 +21,7 @@ from product_classificator.heads.hierarchy import Hierarchy
 from product_classificator.heads.network import columns_of
 from product_classificator.training.epochs import Callbacks, EpochFacts
 from product_classificator.training.fit import Average, FittedModels, Task, dims_to_read, labels_to_learn, with_linear
-from product_classificator.training.inputs import CountedTexts
+from product_classificator.training.inputs import CountedTexts, blocks_of
 from product_classificator.training.linear import MAX_PRODUCTS
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import LabelledProducts, Target, with_rare_labels
@@ -97,30 +97,31 @@ def fit_heads(
         raise DataError(f"without refit, one fold must be held out, found {culprits(names_of_folds)}: join them")
     is_learned = is_usable if refit else is_usable & ~np.isin(names, products.split.folds)
     task, rare = _open_task(products, settings, is_learned, hierarchy, encoder)
-    inputs, n_folds = task.inputs(np.flatnonzero(is_learned)), len(names_of_folds)
-    is_delivered, folds = n_folds >= _MIN_AVERAGED or not refit, []
-    average = Average(inputs)
+    n_folds, folds = len(names_of_folds), []
+    is_delivered = n_folds >= _MIN_AVERAGED or not refit
+    average = Average(task.inputs(np.flatnonzero(is_learned))) if is_delivered else None
     for number, name in enumerate(names_of_folds, 1):
         part = f"fold {number} of {n_folds}" if n_folds > 1 else "the holdout"
         callbacks.on_stage(f"Fitting heads without {part}, and predicting it")
         is_last = number == n_folds and is_delivered
         models = task.fit(np.flatnonzero(is_usable & (names != name)), callbacks.on_epoch if is_last else None)
         folds.append(_Fold.of(task, models, np.flatnonzero(is_usable & (names == name))))
-        if is_delivered:
+        if average:
             average.add(models)
     judged = _Judged.of(task, folds)
     if (dropped := judged.unpredictable(rare)).any():
         judged = judged.without(dropped)
         task = judged.task
-        average.take(np.flatnonzero(~dropped), tuple(map(len, task.labels.values())))
-    if not is_delivered:
+        if average:
+            average.take(np.flatnonzero(~dropped), tuple(map(len, task.labels.values())))
+    if average is None:
         callbacks.on_stage("Fitting the heads to all products")
         models = task.fit(np.flatnonzero(is_usable), callbacks.on_epoch)
-        average, inputs = Average(models.inputs), models.inputs
+        average = Average(models.inputs)
         average.add(models)
     everything = np.ones(len(judged.rows), dtype=bool)
     blends, characteristics, limits = judged.calibrate(everything)
-    network = average.network(blends)
+    network, inputs = average.network(blends), average.inputs
     linear = task.fit_linear(network, inputs) if is_delivered else models.linear
     bundle = HeadBundle(
         characteristics=characteristics,
@@ -207,8 +208,8 @@ class _Fold:
         embeddings = _used(task.products.embeddings, task.dims)
         rows = rows[(embeddings.has_image | embeddings.has_text)[rows]]
         detector = fit_centres(embeddings, models.inputs.train, task.settings.seed)
-        texts = [task.products.texts[row] for row in rows.tolist()]
-        novelty = detector.scores(embeddings.take(rows), texts, models.inputs.vocabulary)
+        blocks = ((embeddings.take(b), [task.products.texts[row] for row in b.tolist()]) for b in blocks_of(rows))
+        novelty = np.concatenate([detector.scores(*block, models.inputs.vocabulary) for block in blocks])
         distance = nearest_distance(embeddings, models.inputs.train, rows)
         return cls(rows, models.inputs.train, *models.logits(task.products, rows), novelty, distance, models.hierarchy)
 

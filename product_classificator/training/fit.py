@@ -17,16 +17,19 @@ from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
 from product_classificator.heads.bag_of_words import Vocabulary
 from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
-from product_classificator.heads.network import Network, NetworkShape
+from product_classificator.heads.network import ROWS_PER_STEP, Network, NetworkShape
 from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
 from product_classificator.training.inputs import (
     FEW_PRODUCTS,
+    WEIGHT_SAMPLE,
     BagOfWords,
     CountedTexts,
     Inputs,
+    blocks_of,
     has_enough,
     standardization,
     start_with_their_kind,
+    thinned,
     varied_rows,
     words_of_labels,
 )
@@ -61,11 +64,15 @@ class FittedModels:
 
     def logits(self, products: LabelledProducts, rows: Rows) -> tuple[Floats, Floats]:
         """Return the (m, labels) logits of the network and of the linear model, of products in `rows`."""
-        embeddings, bags = products.embeddings.take(rows), self.inputs.bags[rows]
-        joint = logits_of(self.network, embeddings, bags[:, : self.network.shape.n_words])
+        joint = np.empty((len(rows), sum(self.network.shape.n_labels)), dtype=np.float32)
+        for start in range(0, len(rows), ROWS_PER_STEP):
+            step = rows[start : start + ROWS_PER_STEP]
+            bags = self.inputs.bags[step, : self.network.shape.n_words]
+            joint[start : start + len(step)] = logits_of(self.network, products.embeddings.take(step), bags)
         if self.linear is None:
-            return joint, np.zeros_like(joint)
-        return joint, self.linear.logits(*linear_inputs(self.network, embeddings, bags))
+            return joint, np.zeros(joint.shape, dtype=np.float32)
+        inputs = linear_inputs(self.network, products.embeddings.take(rows), self.inputs.bags[rows])
+        return joint, self.linear.logits(*inputs)
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Average:
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
+        self.inputs = inputs
         self._columns = {word: column for column, word in enumerate(inputs.vocabulary.words)}
         self._hidden: list[dict[str, Floats]] = []
         self._sums: dict[str, Floats] = {}
@@ -149,7 +156,7 @@ class Average:
 
     def add(self, models: FittedModels) -> None:
         """Add a network of the same labels and widths."""
-        network, own, mine = models.network, models.inputs, self._inputs
+        network, own, mine = models.network, models.inputs, self.inputs
         weights, shape = network.weights, network.shape
         stretch, shift = mine.scale / own.scale, (mine.mean - own.mean) / own.scale
         shifts = np.split(weights["hidden.weight"] * shift, [shape.image_dim], axis=1)
@@ -186,14 +193,14 @@ class Average:
         shares = _of_labels([blend.joint / len(self._hidden) for blend in blends], self._shape)
         sums, axes = self._sums, {"missing": 1, "labels.weight": 1}
         weights = {name: np.concatenate([w[name] for w in self._hidden], axes.get(name, 0)) for name in self._hidden[0]}
-        weights |= {"mean": self._inputs.mean, "scale": self._inputs.scale}
+        weights |= {"mean": self.inputs.mean, "scale": self.inputs.scale}
         weights["labels.weight"] *= shares[:, None]
         weights["labels.bias"] = sums["labels.bias"] * shares + np.concatenate([blend.offsets for blend in blends])
         weights["word_weights"] = sums["word_weights"]
         weights["word_weights"] *= shares
         if "label_embeddings" in sums:
             weights["label_embeddings"] = sums["label_embeddings"] * shares[:, None]
-        hidden, n_words = len(weights["hidden.bias"]), len(self._inputs.vocabulary)
+        hidden, n_words = len(weights["hidden.bias"]), len(self.inputs.vocabulary)
         return Network(replace(self._shape, hidden=hidden, n_words=n_words), weights)
 
     def _add(self, name: str, weights: Floats) -> None:
@@ -201,11 +208,12 @@ class Average:
 
     def _add_words(self, weights: Floats, own: Inputs) -> None:
         """Add the weights of words, block by block in place: those of all words take the most memory."""
-        mine = self._inputs
+        mine = self.inputs
         columns = np.array([self._columns.get(word, -1) for word in own.vocabulary.words[: len(weights)]], np.int64)
         known = np.flatnonzero(columns >= 0)
         factors = own.vocabulary.idf[known] / mine.vocabulary.idf[columns[known]]
-        squares = mine.bags[own.train][:, columns[known]].power(2) @ factors**2
+        blocks = (mine.bags[rows][:, columns[known]].power(2) @ factors**2 for rows in blocks_of(own.train))
+        squares = np.concatenate([*blocks])
         if squares.any():
             factors /= np.sqrt(squares[squares > 0]).mean()
         total = self._sums.setdefault("word_weights", np.zeros((len(mine.vocabulary), weights.shape[1]), np.float32))
@@ -274,7 +282,9 @@ def _training_data(task: Task, inputs: Inputs) -> TrainingData:
     """Return what the network is fitted to."""
     targets, embeddings, encoder, train = task.targets, task.products.embeddings, task.encoder, inputs.train
     image_dim, text_dim = task.dims
-    words, vocabulary = inputs.bags[:, : inputs.vocabulary.n_whole], inputs.vocabulary
+    words, vocabulary = inputs.bags, inputs.vocabulary
+    if words.shape[1] > vocabulary.n_whole:
+        words = words[:, : vocabulary.n_whole]
     shares_space = encoder is not None and encoder.shares_space
     starts = label_embeddings(targets, train, encoder if text_dim or (image_dim and shares_space) else None)
     shape = NetworkShape(
@@ -286,10 +296,11 @@ def _training_data(task: Task, inputs: Inputs) -> TrainingData:
         label_dim=starts.shape[1],
         shares_space=shares_space and starts.shape[1] > 0,
     )
-    train_words = words[train]
-    competing = [None if target.is_multi_label else target.label_ids[train] for target in targets]
-    pairs = zip(targets, competing, strict=True)
-    rows = [words_of_labels(vocabulary, target.labels, train_words, label_ids) for target, label_ids in pairs]
+    rows = []
+    for target in targets:
+        known = None if target.is_multi_label else thinned(train[target.label_ids[train] >= 0], WEIGHT_SAMPLE)
+        read = (words, None) if known is None else (words[known], target.label_ids[known])
+        rows.append(words_of_labels(vocabulary, target.labels, *read))
     label_words = vstack(rows, format="csr")
     return TrainingData(embeddings, words, targets, train, inputs.mean, inputs.scale, starts, label_words, shape)
 

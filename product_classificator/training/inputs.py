@@ -1,15 +1,18 @@
 """Learn what models read of products: standardised embeddings, and a vocabulary with the bags of words of all texts."""
 
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_matrix, vstack
 from scipy.special import logsumexp
-from sklearn.feature_extraction.text import CountVectorizer
 
 from product_classificator.heads.bag_of_words import LEADING, PIECE, Vocabulary
 from product_classificator.text import words_of
@@ -18,8 +21,9 @@ from product_classificator.types import Floats, Rows, Strings, strings
 BagOfWords: TypeAlias = csr_matrix
 """(n, words) float32 sparse rows of unit length; a row without known words is empty."""
 
-_LABEL_WEIGHT, _FULL_WEIGHT_LABELS, _WEIGHT_SAMPLE = 30.0, 100, 5_000
+_LABEL_WEIGHT, _FULL_WEIGHT_LABELS, WEIGHT_SAMPLE = 30.0, 100, 5_000
 _TEXTS_PER_BLOCK, _MAX_PIECE_SHARE = 4096, 0.2
+_ROWS_PER_BLOCK, _MANY_TEXTS, _BUCKETS = 16_384, 100_000, 1 << 26
 _MIN_TITLES, _MAX_TITLES, _MIN_GAIN = 500, 20_000, 0.05
 _STANDARDIZE_SAMPLE, _CONSTANT = 50_000, 1e-6
 
@@ -48,45 +52,57 @@ class Inputs:
 
 @dataclass(frozen=True)
 class CountedTexts:
-    """How often each gram occurs in each segment of n texts: texts are read once, however many vocabularies are fitted.
+    """How often each gram occurs in each segment of n texts, however many vocabularies are fitted.
 
     Attributes:
         counts: (n x segments, grams) int32.
-        grams: the columns of `counts`.
+        grams: the columns of `counts`; of many texts without most that occur in fewer than `min_texts`.
         segments: the vocabulary without words that made the segments.
+        min_texts: grams of fewer texts are not learned: 2, and above 200,000 texts one in 100,000.
     """
 
     counts: csr_matrix
     grams: Strings
     segments: Vocabulary
+    min_texts: int
 
     @classmethod
     def of(cls, texts: Sequence[str], *, has_title: bool = False, has_pieces: bool = True) -> "CountedTexts":
         """Count the grams of texts, with the pieces of their words or without."""
-        segments = Vocabulary(has_title=has_title, has_leading_words=True)
-        counter = CountVectorizer(analyzer=list, dtype=np.int32)
-        try:
-            counts = counter.fit_transform(segments.grams_of_segments(texts, has_pieces=has_pieces))
-        except ValueError:  # no text has a word
-            return cls(csr_matrix((len(texts) * segments.n_segments, 0), dtype=np.int32), strings([]), segments)
-        return cls(counts, counter.get_feature_names_out().astype(object), segments)
+        segments, min_texts = Vocabulary(has_title=has_title, has_leading_words=True), max(2, len(texts) // 100_000)
+        columns, counts, starts, column_of = array("i"), array("i"), array("i", [0]), dict[str, int]()
+        grams_of_segments = partial(segments.grams_of_segments, texts, has_pieces=has_pieces)
+        # Most grams of many texts are rare, and would fill the memory: a first pass counts them by their hashes.
+        buckets = _count_hashes(grams_of_segments()) if len(texts) > _MANY_TEXTS else None
+        for grams in grams_of_segments():
+            kept = grams if buckets is None else [g for g in grams if buckets[hash(g) % _BUCKETS] >= min_texts]
+            counter = Counter(kept)
+            columns.extend(column_of.setdefault(gram, len(column_of)) for gram in counter)
+            counts.extend(counter.values())
+            starts.append(len(columns))
+        names, places = strings(sorted(column_of)), np.empty(len(column_of), dtype=np.int32)
+        places[[column_of[name] for name in names]] = np.arange(len(names))
+        arrays = np.asarray(counts), places[np.asarray(columns)], np.asarray(starts)
+        matrix = csr_matrix(arrays, shape=(len(starts) - 1, len(names)))
+        matrix.sort_indices()
+        return cls(matrix, names, segments, min_texts)
 
     def fit_vocabulary(
-        self, train: Rows, *, max_words: int = 100_000, min_texts: int = 2, has_leading_words: bool = False
+        self, train: Rows, *, max_words: int = 100_000, has_leading_words: bool = False
     ) -> tuple[Vocabulary, BagOfWords]:
         """Learn the words of `train` rows, and return the bags of words of all texts.
 
         Kept are the `max_words` words, and half as many pieces, of most texts, which bounds the memory of heads, if
         `min_texts` have them: a word of one text cannot distinguish products. Nor can a piece of every fifth text.
         """
-        n_segments = self.segments.n_segments
-        per_text = csr_matrix(self.counts[train * n_segments])
-        for segment in range(1, n_segments):
-            per_text += self.counts[train * n_segments + segment]
-        n_texts = np.bincount(per_text.indices, minlength=len(self.grams))
+        n_segments, n_texts = self.segments.n_segments, np.zeros(len(self.grams), dtype=np.int64)
+        for start in range(0, len(train), _TEXTS_PER_BLOCK):  # blocks bound the memory
+            begins = train[start : start + _TEXTS_PER_BLOCK] * n_segments
+            per_text = sum((self.counts[begins + segment] for segment in range(1, n_segments)), self.counts[begins])
+            n_texts += np.bincount(per_text.indices, minlength=len(self.grams))
         first = np.array([gram[0] for gram in self.grams], dtype=object)
         is_piece, is_leading = first == PIECE, first == LEADING
-        is_common = n_texts >= min_texts
+        is_common = n_texts >= self.min_texts
         words = np.flatnonzero(is_common & ~is_piece & (has_leading_words | ~is_leading))
         pieces = np.flatnonzero(is_common & is_piece & (n_texts <= _MAX_PIECE_SHARE * len(train)))
         pairs = ((words, max_words), (pieces, max_words // 2))
@@ -98,13 +114,20 @@ class CountedTexts:
             idf=idf.astype(np.float32),
             has_leading_words=has_leading_words,
         )
-        kept_counts, weighted, n = self.counts[:, kept].sorted_indices(), [], self.counts.shape[0]
-        step = _TEXTS_PER_BLOCK * n_segments
-        for start in range(0, n, step):  # blocks bound the memory
-            block = kept_counts[start : start + step]
+        weighted, step = [], _TEXTS_PER_BLOCK * n_segments
+        for start in range(0, self.counts.shape[0], step):
+            block = self.counts[start : start + step][:, kept].sorted_indices()
             rows = vocabulary.weigh_counts(block.data, block.indices, block.indptr)
             weighted.append(csr_matrix(rows, shape=(len(rows.starts) - 1, len(vocabulary))))
         return vocabulary, vstack(weighted, format="csr")
+
+
+def _count_hashes(segments: Iterable[Sequence[str]]) -> npt.NDArray[np.int32]:
+    """Return how often grams with the same hash occur, which no gram exceeds."""
+    buckets, remaining = np.zeros(_BUCKETS, dtype=np.int32), chain.from_iterable(segments)
+    while len(hashes := np.fromiter(map(hash, islice(remaining, 1 << 20)), np.int64)):
+        np.add.at(buckets, hashes % _BUCKETS, 1)
+    return buckets
 
 
 def varied_rows(vectors: Floats, rows: Rows) -> Rows:
@@ -125,6 +148,11 @@ def thinned(rows: Rows, limit: int = _STANDARDIZE_SAMPLE) -> Rows:
     return rows[:: -(-len(rows) // limit) or 1]
 
 
+def blocks_of(rows: Rows) -> list[Rows]:
+    """Return (m,) rows in blocks whose vectors fit in memory with ease, one if there are none."""
+    return [rows[start : start + _ROWS_PER_BLOCK] for start in range(0, max(len(rows), 1), _ROWS_PER_BLOCK)]
+
+
 def has_enough(samples: Sequence[Rows]) -> list[bool]:
     """Return which parts enough rows show how they vary, all if there is none."""
     enough = [len(rows) >= FEW_PRODUCTS for rows in samples]
@@ -139,7 +167,7 @@ def standardization(parts: Sequence[Floats], samples: Sequence[Rows]) -> tuple[F
     """
     means, scales = [], []
     for part, rows, is_read in zip(parts, samples, has_enough(samples), strict=True):
-        present = part[rows] if len(rows) else np.zeros((1, part.shape[1]), np.float32)
+        present = part[rows].astype(np.float32) if len(rows) else np.zeros((1, part.shape[1]), np.float32)
         deviations = present.std(0)
         typical = deviations.mean() if len(deviations) else 0.0
         scale = np.maximum(deviations, 0.01 * typical) if typical > _CONSTANT else np.ones_like(deviations)
@@ -167,7 +195,7 @@ def words_of_labels(
     if label_ids is None:
         label_words.data *= np.float32(2 * weight)
         return label_words
-    rows = thinned(np.flatnonzero(label_ids >= 0), _WEIGHT_SAMPLE)
+    rows = thinned(np.flatnonzero(label_ids >= 0), WEIGHT_SAMPLE)
     if len(rows) and label_words.nnz:
         cosines, true = (words[rows] @ label_words.T).toarray(), label_ids[rows]
         cosines -= cosines.mean(0)

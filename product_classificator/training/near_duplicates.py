@@ -11,6 +11,7 @@
 What this finds in real catalogs: `docs/design/decisions.md`.
 """
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -57,10 +58,11 @@ class Signatures:
     @classmethod
     def of(cls, texts: Iterable[str], thumbnails: Thumbnails) -> "Signatures":
         """Return the signatures of n products with these raw texts."""
-        words = [words_of(text) for text in texts]
-        digests = (blake2b(" ".join(w).encode(), digest_size=8).digest() if w else bytes(8) for w in words)
-        text = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-        return cls(text, np.array([len(w) for w in words], dtype=np.int64), thumbnails)
+        digests, n_words = bytearray(), array("q")
+        for words in map(words_of, texts):
+            digests += blake2b(" ".join(words).encode(), digest_size=8).digest() if words else bytes(8)
+            n_words.append(len(words))
+        return cls(np.frombuffer(digests, "<u8").astype(np.uint64), np.array(n_words, dtype=np.int64), thumbnails)
 
     def __add__(self, other: "Signatures") -> "Signatures":
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
@@ -145,7 +147,8 @@ def photo_keys(thumbnails: Thumbnails) -> Keys:
     rows = np.flatnonzero(thumbnails.any(1))
     different, inverse = np.unique(thumbnails[rows], axis=0, return_inverse=True)
     coarse = different.reshape(-1, 4, 2, 4, 2, 3).mean((2, 4), dtype=np.float32).reshape(-1, 48)
-    contrast = different.reshape(-1, 64, 3).std(1).max(1)
+    blocks = np.array_split(different.reshape(-1, 64, 3), len(different) // 8192 + 1)
+    contrast = np.concatenate([block.std(1).max(1) for block in blocks])
     limit = np.minimum(MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE * contrast)
     links = [np.empty((2, 0), dtype=np.int64)]
     tree = KDTree(coarse.reshape(-1, 48))

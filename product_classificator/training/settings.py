@@ -123,6 +123,7 @@ class TrainSettings:
         corrections: path of a review's decisions; they win over the table. Corrected products
             are learned from `correction_weight` times, and judged only if `judge_corrections`: being the doubtful ones,
             they would lower every score.
+        max_train_products: of more usable products so many are drawn, and the others are set aside; `None`: no limit.
     """
 
     encoder: str = "lite"
@@ -132,6 +133,7 @@ class TrainSettings:
     corrections: str | None = None
     correction_weight: int = 1
     judge_corrections: bool = False
+    max_train_products: int | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     heads: HeadSettings = field(default_factory=HeadSettings)
 
@@ -140,6 +142,8 @@ class TrainSettings:
             raise DataError(f"seed must be between 0 and 2^63 - 1, got {self.seed}")
         if self.correction_weight < 1:
             raise DataError(f"correction_weight must be at least 1, got {self.correction_weight}")
+        if self.max_train_products is not None and self.max_train_products < 1:
+            raise DataError(f"max_train_products must be at least 1, got {self.max_train_products}")
 
 
 def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> TrainSettings:

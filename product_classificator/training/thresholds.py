@@ -23,7 +23,7 @@ from sklearn.random_projection import GaussianRandomProjection
 
 from product_classificator.heads.calibration import Characteristic, Thresholds, sigmoid, spreads
 from product_classificator.heads.novelty import MAX_DISTANCE, NoveltyDetector
-from product_classificator.training.inputs import thinned
+from product_classificator.training.inputs import blocks_of, thinned
 from product_classificator.training.targets import Target
 from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows, Truth
 
@@ -263,10 +263,13 @@ def nearest_distance(embeddings: Embeddings, learned: Rows, rows: Rows) -> Float
         if len(present) and len(known):
             known = thinned(known, _CENTRES_SAMPLE)
             if vectors.shape[1] > _PROJECTED:
-                projection = GaussianRandomProjection(_PROJECTED, random_state=0).fit(vectors[:1])
-                of_known, of_present = (projection.transform(vectors[which]) for which in (known, rows[present]))
+                projection = GaussianRandomProjection(_PROJECTED, random_state=0).fit(vectors[:1].astype(np.float32))
+                of_known, of_present = (
+                    np.concatenate([projection.transform(vectors[b].astype(np.float32)) for b in blocks_of(which)])
+                    for which in (known, rows[present])
+                )
             else:
-                of_known, of_present = vectors[known], vectors[rows[present]]
+                of_known, of_present = (vectors[which].astype(np.float32) for which in (known, rows[present]))
             nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(of_known).kneighbors(of_present)[0]
             distances[present] = nearest[:, 0] ** 2 / 2
     return distances
@@ -286,10 +289,11 @@ def fit_limits(scores: Floats) -> tuple[float, float, float]:
 def _centres(vectors: Floats, rows: Rows, seed: int) -> Floats:
     if len(rows) > _CENTRES_SAMPLE:
         rows = np.random.default_rng(seed).choice(rows, _CENTRES_SAMPLE, replace=False)
+    taken: Floats = vectors[rows].astype(np.float32)
     if len(rows) <= _CENTRES:
-        return vectors[rows]
+        return taken
     # Random products are as good a start as k-means++, which took a quarter of the time of fitting heads, and five
     # passes as good as all.
     kmeans = MiniBatchKMeans(_CENTRES, init="random", batch_size=2048, n_init=1, max_iter=5, random_state=seed)
-    centres: Floats = normalize(kmeans.fit(vectors[rows]).cluster_centers_)
+    centres: Floats = normalize(kmeans.fit(taken).cluster_centers_)
     return centres

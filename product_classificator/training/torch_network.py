@@ -31,8 +31,8 @@ class Batch:
     def of(cls, embeddings: Embeddings, words: BagOfWords, rows: Rows, shape: NetworkShape) -> "Batch":
         """Return the products of `rows`, without the parts that the network does not use."""
         return cls(
-            torch.from_numpy(embeddings.image[rows, : shape.image_dim]),
-            torch.from_numpy(embeddings.text[rows, : shape.text_dim]),
+            torch.from_numpy(embeddings.image[rows, : shape.image_dim]).float(),
+            torch.from_numpy(embeddings.text[rows, : shape.text_dim]).float(),
             torch.from_numpy(embeddings.has_image[rows][:, None]),
             torch.from_numpy(embeddings.has_text[rows][:, None]),
             words[rows],

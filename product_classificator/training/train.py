@@ -129,6 +129,10 @@ def split_catalog(
     if is_usable.sum() < _FEW_USABLE * len(catalog):
         shown = ", ".join(f"{reason} {count}" for reason, count in set_aside.items())
         logger.warning("%d of %d products are set aside: %s", (~is_usable).sum(), len(catalog), shown)
+    rows, limit = np.flatnonzero(is_usable), settings.max_train_products
+    if limit and len(rows) > limit:
+        is_usable[np.random.default_rng(settings.seed).permutation(rows)[limit:]] = False
+        set_aside = {**set_aside, "beyond max_train_products": len(rows) - limit}
     n_usable, of_split = int(is_usable.sum()), settings.split
     names = catalog.column(of_split.column) if of_split.column else None
     shares = shares or of_split.shares(n_usable)

@@ -1,7 +1,11 @@
 import json
 from importlib.metadata import PathDistribution, version
+from pathlib import Path
+
+import pytest
 
 from product_classificator.cli import app, doctor
+from product_classificator.errors import DOCS, ArtifactError, DataError
 from tests.command_line import call
 
 
@@ -30,3 +34,16 @@ def test_shells_complete_commands_and_options():
     script = app.generate_completion(shell="bash")  # noqa: S604
     assert "import-heads" in script
     assert "min-precision" in script
+
+
+def test_the_last_line_of_an_error_links_to_the_page_that_helps(tmp_path):
+    (tmp_path / "table.csv").write_text("nm,title\n1,Cup\n")
+    *_, last = call("train", tmp_path / "table.csv", "--out", tmp_path / "run", code=1).splitlines()
+    assert last == f"help: {DOCS}{DataError.page}"
+    *_, last = call("info", tmp_path, code=1).splitlines()
+    assert last == f"help: {DOCS}{ArtifactError.page}"
+
+
+@pytest.mark.parametrize("error", [DataError, ArtifactError])
+def test_the_pages_that_help_are_there(error):
+    assert (Path(__file__).parents[2] / "docs" / error.page).is_file()

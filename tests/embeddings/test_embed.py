@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from product_classificator.catalog import open_images, read_catalog
+from product_classificator.embeddings import embed as embedding
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, check_images, count_statuses, embed, embed_chunks
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError
@@ -34,6 +35,18 @@ def test_a_store_gives_the_same_numbers_as_no_store(catalog, tmp_path):
     assert np.array_equal(plain.image, stored.image)
     assert np.array_equal(plain.text, stored.text)
     assert np.array_equal(plain.has_image, stored.has_image)
+
+
+def test_vectors_that_do_not_fit_in_memory_with_ease_are_mapped_from_a_file(catalog, tmp_path, monkeypatch):
+    store = EmbeddingStore(tmp_path, TinyEncoder())
+    in_memory = embed(catalog, TinyEncoder(), store).embeddings
+    monkeypatch.setattr(embedding, "_MAX_IN_MEMORY_BYTES", 0)
+    mapped = embed(catalog, TinyEncoder(), store).embeddings
+    assert isinstance(mapped.image.base, np.memmap)
+    assert mapped.image.dtype == in_memory.image.dtype == np.float16
+    assert (mapped.image == in_memory.image).all() and (mapped.text == in_memory.text).all()
+    assert mapped.take(np.arange(3)).text.dtype == np.float32
+    assert {path.name for path in tmp_path.iterdir()} == {"store.json", "parts", ".lock"}
 
 
 def test_what_is_in_the_store_is_not_encoded_again(catalog, tmp_path):

@@ -19,6 +19,7 @@ QUICKLY = {
 }
 
 
+@pytest.mark.slow
 def test_every_example_of_the_guide_to_other_places_runs(lite_run, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)

@@ -101,6 +101,15 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(products: Labelled
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
+def test_vectors_as_a_store_keeps_them_give_the_heads_of_the_same_vectors_in_float32(products, quick) -> None:
+    image, text = (part.astype(np.float16) for part in (products.embeddings.image, products.embeddings.text))
+    stored = replace(products, embeddings=replace(products.embeddings, image=image, text=text))
+    rounded = replace(stored.embeddings, image=image.astype(np.float32), text=text.astype(np.float32))
+    fitted, expected = (fit_heads(each, quick) for each in (stored, replace(products, embeddings=rounded)))
+    assert fitted.bundle.digest == expected.bundle.digest
+    assert (fitted.out_of_fold.distance == expected.out_of_fold.distance).all()
+
+
 def test_fitting_leaves_the_global_random_state_as_it_was(products: LabelledProducts, quick: HeadSettings) -> None:
     before = torch.get_rng_state()
     fit(products, replace(quick, epochs=1))

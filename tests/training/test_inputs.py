@@ -6,7 +6,7 @@ import pytest
 
 from product_classificator.heads import HeadBundle
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.training import HeadSettings, LabelledProducts, fit_heads
+from product_classificator.training import HeadSettings, LabelledProducts, fit_heads, inputs
 from product_classificator.training.inputs import (
     CountedTexts,
     bag_of_words,
@@ -165,3 +165,20 @@ def test_pieces_that_every_fifth_text_has_are_dropped_and_those_of_one_text() ->
     assert "*мпа" not in pieces  # of 7 texts in 20
     plain, _ = CountedTexts.of(texts, has_pieces=False).fit_vocabulary(np.arange(20))
     assert plain.words == fit(texts).words[: plain.n_whole]
+
+
+def test_many_texts_are_counted_in_two_passes_with_the_same_result(monkeypatch):
+    texts = [*titles(300, kind_first=True)[0], "once", ""]
+    vocabulary, bags = fit_vocabulary(texts)
+    all_grams = CountedTexts.of(texts).grams
+    monkeypatch.setattr(inputs, "_MANY_TEXTS", 0)
+    again, same_bags = fit_vocabulary(texts)
+    assert again.words == vocabulary.words
+    assert (again.idf == vocabulary.idf).all()
+    assert (bags != same_bags).nnz == 0
+    assert "once" in all_grams and "once" not in CountedTexts.of(texts).grams
+
+
+def test_of_half_a_million_texts_words_of_five_are_learned(monkeypatch):
+    few, many = CountedTexts.of(["a"] * 10), CountedTexts.of(["a"] * 500_000, has_pieces=False)
+    assert (few.min_texts, many.min_texts) == (2, 5)

@@ -251,6 +251,16 @@ def with_series(shop_files, path):
     return read_catalog(path, text="description", characteristics=["kind"])
 
 
+def test_of_more_products_than_the_limit_some_are_drawn_and_the_report_counts_the_others(catalog, tmp_path):
+    settings = replace(QUICKER, max_train_products=60)
+    embedded = embed(catalog, TinyEncoder(), EmbeddingStore(tmp_path, TinyEncoder()))
+    split = split_catalog(catalog, embedded, settings)
+    assert (split.products.split.names != "").sum() == 60
+    assert split.set_aside["beyond max_train_products"] == (embedded.set_aside() == "ok").sum() - 60
+    with pytest.raises(DataError, match="max_train_products must be at least 1, got 0"):
+        replace(settings, max_train_products=0)
+
+
 def test_products_of_a_series_are_in_one_fold(shop_files, tmp_path):
     catalog = with_series(shop_files, tmp_path / "t.parquet")
     settings = replace(QUICKER, split=SplitSettings(folds=3, groups="series"))
