@@ -37,7 +37,7 @@ def doctor(options: Doctor) -> None:
         out.print(json.dumps(facts, ensure_ascii=False, indent=1), soft_wrap=True)
         return
     for name, value in facts.items():
-        parts = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else [value]
+        parts = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else [str(value)]
         out.print(f"{name}: {', '.join(parts) or 'nothing'}", soft_wrap=True)
 
 

@@ -74,7 +74,7 @@ def embed(
     return embedded
 
 
-def _zeros(n: int, dim: int, folder: Path | None) -> npt.NDArray[np.float16]:
+def _zeros(n: int, dim: int, folder: Path | None) -> npt.NDArray[Any]:
     if folder is None or 2 * n * dim <= _MAX_IN_MEMORY_BYTES:
         return np.zeros((n, dim), np.float16)
     with TemporaryFile(dir=None if isinstance(folder, UrlPath) else folder) as file:  # the mapping outlives it

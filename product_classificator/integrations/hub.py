@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined] # public all the same
 
 from product_classificator.classificator.opening import EXPORT, open_heads
 from product_classificator.encoders import EncoderSpec
@@ -47,7 +47,7 @@ def push_to_hub(
             repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
             new = {name: CommitOperationAdd(name, path) for name, path in _files(Path(temporary)).items()}
             old = filter_repo_objects(api.list_repo_files(repository), allow_patterns=[*SHARED, *OF_PRODUCTS])
-            operations = [*new.values(), *(CommitOperationDelete(name) for name in old if name not in new)]
+            operations: list[Any] = [*new.values(), *(CommitOperationDelete(name) for name in old if name not in new)]
             # Not upload_folder, which commits in several steps: others could fetch a half.
             return str(api.create_commit(repository, operations, commit_message="Upload product heads").commit_url)
         except Exception as error:  # those of the client, and of the HTTP library that it happens to use
@@ -97,4 +97,4 @@ def model_card(folder: Path, repository: str, **facts: Any) -> ModelCard:
     facts = {"library_name": "product_classificator", "tags": ["product-classification", "e-commerce"], **facts}
     data = ModelCardData(model_name=repository, eval_results=results or None, **facts)
     template, shown = Path(__file__).with_suffix(".md.jinja"), {"bundle": bundle, "escape": escape_markdown, **report}
-    return ModelCard.from_template(data, template_path=str(template), repository=repository, **shown)
+    return ModelCard.from_template(data, template_path=str(template), repository=repository, **shown)  # type: ignore[no-any-return]
