@@ -25,7 +25,7 @@ _LABEL_WEIGHT, _FULL_WEIGHT_LABELS, WEIGHT_SAMPLE = 30.0, 100, 5_000
 _TEXTS_PER_BLOCK, _MAX_PIECE_SHARE = 4096, 0.2
 _ROWS_PER_BLOCK, _MANY_TEXTS, _BUCKETS = 16_384, 100_000, 1 << 26
 _MIN_TITLES, _MAX_TITLES, _MIN_GAIN = 500, 20_000, 0.05
-_STANDARDIZE_SAMPLE, _CONSTANT = 50_000, 1e-6
+_STANDARDIZE_SAMPLE, _COLUMNS_PER_BLOCK, _CONSTANT = 50_000, 256, 1e-6
 
 FEW_PRODUCTS = 10
 """Fewer show too little of a part, or of a label."""
@@ -167,11 +167,13 @@ def standardization(parts: Sequence[Floats], samples: Sequence[Rows]) -> tuple[F
     """
     means, scales = [], []
     for part, rows, is_read in zip(parts, samples, has_enough(samples), strict=True):
-        present = part[rows].astype(np.float32) if len(rows) else np.zeros((1, part.shape[1]), np.float32)
-        deviations = present.std(0)
+        present = part[rows] if len(rows) else np.zeros((1, part.shape[1]), np.float32)
+        blocks = np.array_split(present, max(part.shape[1] // _COLUMNS_PER_BLOCK, 1), axis=1)  # which bound the memory
+        read = ((block.mean(0), block.std(0)) for block in (block.astype(np.float32) for block in blocks))
+        mean, deviations = map(np.concatenate, zip(*read, strict=True))
         typical = deviations.mean() if len(deviations) else 0.0
         scale = np.maximum(deviations, 0.01 * typical) if typical > _CONSTANT else np.ones_like(deviations)
-        means.append(present.mean(0))
+        means.append(mean)
         scales.append(scale if is_read else np.full_like(scale, np.inf))
     return np.concatenate(means), np.concatenate(scales)
 
