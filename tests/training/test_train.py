@@ -28,7 +28,7 @@ def test_a_training_leaves_a_whole_run(tiny_training):
     assert list((run.report / "plots").glob("*.png"))
     assert set(HeadBundle.load(run.bundle).labels) == {"kind", "colour"}
     split, table = load_split(run.split)
-    assert table.column_names == ["id", "part", "split", "text_key", "n_words", "thumbnail"]
+    assert table.column_names == ["id", "part", "split", "text_key", "n_words", "thumbnail", "group"]
     assert split.folds == list("12345")
     assert sum(len(split.rows(fold)) for fold in split.folds) == tiny_training.evaluation.products == 234
     assert len(run.load_out_of_fold()) == 234
