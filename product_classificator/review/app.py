@@ -46,7 +46,7 @@ def create_app(review: Review) -> FastAPI:
 
     app = FastAPI(title="review", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.review = review
-    for error in (HTTPException, ValueError, KeyError):
+    for error in (HTTPException, DataError):  # anything else is logged, and answered as 500
         app.add_exception_handler(error, _refused)
     for add in (_add_sessions, _add_products, _add_changes, _add_grid, _add_overview, _add_files):
         add(app, review)
@@ -88,20 +88,20 @@ async def _change(request: Request, session: Person) -> Session:
 
 
 Changer = Annotated[Session, Depends(_change)]
+"""Goes before the form, so that no body of a stranger is read."""
 
 
 def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == 401:
         is_part = "hx-request" in request.headers
         return Response(None, 401, {"HX-Redirect": "/login"}) if is_part else RedirectResponse("/login", 303)
-    status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (422, "forged")
-    message = str(error) if isinstance(error, DataError) else message
+    status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (422, str(error))
     return PlainTextResponse(pages.translate(language_of(request), message), status)
 
 
 def _page(request: Request, template: str, **values: Any) -> HTMLResponse:
     values["session"] = request.app.state.review.access.session(request)
-    values["version"] = version("product_classificator")
+    values |= {"version": version("product_classificator"), "products": request.app.state.review.products.key}
     return HTMLResponse(pages.render(template, language_of(request), **values))
 
 
@@ -139,6 +139,14 @@ def _view(review: Review, values: Mapping[str, Any]) -> View:
     return View.of({name: str(value) for name, value in values.items()}, review.products)
 
 
+def _field(form: FormData, name: str, read: Callable[[str], Any] = str) -> Any:
+    """Return a field as `read` reads it; 422 for what our page does not send."""
+    try:
+        return read(str(form[name]))
+    except (KeyError, ValueError):
+        raise RefusedError(422, "forged") from None
+
+
 def _row(review: Review, value: object) -> int:
     if not (text := str(value)).isdigit() or int(text) >= len(review.products):
         raise RefusedError(404, "there is no such product")
@@ -154,7 +162,11 @@ def _product(
     rows = rows if row is None else [row, *(other for other in rows if other != row)]
     values: dict[str, Any] = {"view": view, "said": said, "left": review.queue.count(view), "kind": kind, "row": None}
     if rows:
-        values |= {"row": rows[0], "ahead": rows[1] if len(rows) > 1 else None, **review.shown(rows[0], view)}
+        values |= {
+            "row": rows[0],
+            "ahead": rows[1] if len(rows) > 1 else None,
+            **review.shown(rows[0], view, session.person, kind),
+        }
         for number in rows:
             review.showing.prepare(number)
     return _page(request, "product.html", **values)
@@ -162,18 +174,20 @@ def _product(
 
 def _values(review: Review, form: FormData) -> tuple[Values, list[str], list[str]]:
     """Return the chosen labels of a form, the characteristics to be confirmed, and those that were touched."""
-    names = dict(enumerate(review.products.names))
-    values: Values = {name: json.loads(str(form[f"v{i}"])) for i, name in names.items() if f"v{i}" in form}
+    names = review.products.names
+    values: Values = {name: _field(form, f"v:{name}", json.loads) for name in names if f"v:{name}" in form}
     for name, label in values.items():
         review.choices.check(name, label)
-    questions, touched = ([name for i, name in names.items() if form.get(f"{kind}{i}")] for kind in "qt")
+    questions, touched = ([name for name in names if form.get(f"{kind}:{name}")] for kind in "qt")
     return values, questions, touched
 
 
-def _sent(form: FormData) -> tuple[str, float]:
-    """Return the token of a form, and for how many seconds it was shown."""
-    seconds = time.time() - float(str(form["shown"]))
-    return str(form["token"])[:64].replace(":", ""), min(max(seconds, 0.0), _MAX_SECONDS)
+def _sent(review: Review, form: FormData) -> tuple[str, float]:
+    """Return the token of a form of these products, and for how many seconds it was shown."""
+    if form.get("products") != review.products.key:
+        raise RefusedError(409, "stale")
+    seconds = time.time() - _field(form, "shown", float)
+    return _field(form, "token")[:64].replace(":", ""), min(max(seconds, 0.0), _MAX_SECONDS)
 
 
 def _add_products(app: FastAPI, review: Review) -> None:
@@ -207,38 +221,45 @@ def _add_products(app: FastAPI, review: Review) -> None:
 
 
 def _add_changes(app: FastAPI, review: Review) -> None:
+    def _name(value: object) -> str:
+        if value not in review.products.names:
+            raise RefusedError(422, "forged")
+        return str(value)
+
     @app.post("/labels")
-    def labels(request: Request, form: Form, _: Changer) -> Response:
-        index = int(str(form["active"]))
-        name = review.products.names[index]
+    def labels(request: Request, _: Changer, form: Form) -> Response:
+        name = _name(form["active"])
         found = review.choices.search(name, str(form.get("query", ""))[:100], _values(review, form)[0])
-        return _page(request, "labels.html", found=found, index=index, name=name)
+        return _page(request, "labels.html", found=found, name=name)
 
     @app.post("/pick")
-    def pick(request: Request, form: Form, _: Changer) -> Response:
+    def pick(request: Request, _: Changer, form: Form) -> Response:
         values, questions, touched = _values(review, form)
-        row, chosen = _row(review, form["row"]), json.loads(str(form["pick"]))
-        name = review.products.names[int(chosen["index"])]
+        row, chosen = _row(review, _field(form, "row")), _field(form, "pick", json.loads)
+        name = _name(chosen["name"])
         tops = {one: review.products.top(one, row) for one in review.products.names}
         picked = review.choices.pick(values, name, chosen["label"], tops)
-        touched += [name, *(one for one in picked if picked[one] != values.get(one))]
+        changed = [one for one in picked if picked[one] != values.get(one) and one != name]
+        cleared = [one for one in changed if picked[one] is None]  # the new parent has no label that was offered
+        touched = [one for one in [*touched, name, *changed] if one not in cleared]
+        questions += cleared
         return _page(request, "answers.html", **review.answers(row, picked, questions, touched, name))
 
     @app.post("/decide")
-    def decide(request: Request, form: Form, session: Changer) -> Response:
-        view, row, (token, seconds) = _view(review, form), _row(review, form["row"]), _sent(form)
-        if form["do"] == "undo":
+    def decide(request: Request, session: Changer, form: Form) -> Response:
+        view, row, (token, seconds) = _view(review, form), _row(review, _field(form, "row")), _sent(review, form)
+        if (do := _field(form, "do")) == "undo":
             rows = review.queue.undo(token, session.person)
             said = "undone" if rows else "nothing_to_undo"
             return _product(request, view, session, said, rows[0] if rows else None)
-        said, rows = _DONE[str(form["do"])], [row]
+        if do not in _DONE:
+            raise RefusedError(422, "forged")
+        said, rows = _DONE[do], [row]
         kind: Kind = "skip" if said == "skipped" else "bad_photo"
         decisions = [Decision(review.products.id(row))]
         if said == "saved":
             rows = review.products.rows_of_group(row) if form.get("group") else rows
             values, questions, touched = _values(review, form)
-            if problems := review.choices.problems(values):
-                raise DataError(f"{', '.join(problems)}: a label must suit that of its parent")
             if missing := [name for name in questions if values.get(name) is None and name not in touched]:
                 raise DataError(f"{pages.translate(language_of(request), 'choose_first')} {', '.join(missing)}")
             decisions = review.decisions(rows, {name: values.get(name) for name in {*questions, *touched}})
@@ -260,9 +281,9 @@ def _add_grid(app: FastAPI, review: Review) -> None:
         return _page(request, "grid.html", **shown(_view(review, request.query_params), session))
 
     @app.post("/grid")
-    def decide(request: Request, form: Form, session: Changer) -> Response:
-        view, (token, seconds) = _view(review, form), _sent(form)
-        if form["do"] == "undo":
+    def decide(request: Request, session: Changer, form: Form) -> Response:
+        view, (token, seconds) = _view(review, form), _sent(review, form)
+        if _field(form, "do") == "undo":
             said = "undone" if review.queue.undo(token, session.person) else "nothing_to_undo"
             return _page(request, "tiles.html", **shown(view, session, said))
         rows, wrong = ([_row(review, row) for row in form.getlist(name)] for name in ("rows", "wrong"))
@@ -315,7 +336,7 @@ def _add_files(app: FastAPI, review: Review) -> None:
         return Response(makers[name](), 200, headers, "application/octet-stream")
 
     @app.post("/import")
-    def take_in(request: Request, form: Form, _: Changer) -> Response:
+    def take_in(request: Request, _: Changer, form: Form) -> Response:
         if not isinstance(file := form.get("file"), UploadFile):
             raise DataError("choose a file first")
         n = review.take_in(file.file.read(), file.filename or "")

@@ -17,15 +17,21 @@ _MIN_SIMILARITY = 0.6
 
 
 class Choices:
-    """The labels of a bundle, and which suit each other."""
+    """The labels of a bundle and of the table, where those are too rare to be learned, and which suit each other."""
 
-    def __init__(self, bundle: HeadBundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: HeadBundle, of_table: Mapping[str, Sequence[Labels]] | None = None) -> None:
+        self._bundle, self._of_table = bundle, of_table or {}
         self._above: Mapping[str, Refinement] = {refinement.child: refinement for refinement in bundle.hierarchy}
+
+    def labels(self, name: str) -> list[str]:
+        """Return the labels of a characteristic, those that the heads know first."""
+        of_table = (label if isinstance(label, list) else [label] for label in self._of_table.get(name, ()))
+        rare = (label for labels in of_table for label in labels if label is not None)
+        return [*dict.fromkeys([*self._bundle[name].labels, *rare])]
 
     def allowed(self, name: str, values: Values) -> list[str]:
         """Return the labels of a characteristic that suit the chosen label of its parent."""
-        labels, above = [*self._bundle[name].labels], self._above.get(name)
+        labels, above = self.labels(name), self._above.get(name)
         parent = values.get(above.parent) if above else None
         if above is None or parent is None:
             return labels
@@ -61,20 +67,20 @@ class Choices:
         return values
 
     def check(self, name: str, label: Labels) -> None:
-        """Raise `DataError` for a characteristic or label that the heads do not know, or a set of single labels."""
-        known = self._bundle[name].labels
+        """Raise `DataError` for a label that neither heads nor table know, or a set of single labels."""
+        known = self.labels(name)
         is_set = isinstance(label, list)
         if is_set and not self._bundle[name].is_multi_label:
             raise DataError(f"{name} has one label, got {label!r}")
         for one in label if isinstance(label, list) else [label]:
             if one is not None and one not in known:
-                raise DataError(f"{name} has no label {one!r}: search the labels that the heads know")
+                raise DataError(f"{name} has no label {one!r}: search the labels of heads and table")
 
     def suggestions(self, name: str, values: Values, top: Top) -> list[tuple[str, float | None]]:
         """Return the labels to pick from: the most probable that suit the parent, then others that suit it."""
         allowed = self.allowed(name, values)
         kept = {label: share for label, share in top if label in {*allowed}}
-        if len(allowed) < len(self._bundle[name].labels):  # narrowed
+        if len(allowed) < len(self.labels(name)):  # narrowed
             kept |= {label: None for label in allowed[: TOP + len(kept)] if label not in kept}
         return [*kept.items()][:TOP]
 

@@ -76,8 +76,8 @@ def label_studio_tasks(products: Products, rows: Sequence[int], photo: Callable[
     for row in rows[:MAX_TASKS]:
         facts = products.facts(row)
         results = [
-            {"from_name": f"c{i}", "to_name": "text", "type": "choices", "value": {"choices": _as_list(label)}}
-            for i, name in enumerate(products.names)
+            {"from_name": f"c_{name}", "to_name": "text", "type": "choices", "value": {"choices": _as_list(label)}}
+            for name in products.names
             if (label := products.predicted(name, row)) is not None
         ]
         image = "data:image/jpeg;base64," + b64encode(photo(row) or b"").decode()
@@ -89,9 +89,11 @@ def label_studio_tasks(products: Products, rows: Sequence[int], photo: Callable[
 def label_studio_config(products: Products) -> str:
     """Return the labelling configuration that belongs to the tasks."""
     parts = ['<View>\n<Image name="image" value="$image"/>\n<Text name="text" value="$text"/>']
-    for i, name in enumerate(products.names):
+    for name in products.names:
         kind = "multiple" if products.bundle[name].is_multi_label else "single"
-        parts.append(f'<Header value={quoteattr(name)}/>\n<Choices name="c{i}" toName="text" choice="{kind}">')
+        parts.append(
+            f'<Header value={quoteattr(name)}/>\n<Choices name={quoteattr(f"c_{name}")} toName="text" choice="{kind}">'
+        )
         parts += [f"<Choice value={quoteattr(label)}/>" for label in products.labels[name]]
         parts.append("</Choices>")
     return "\n".join([*parts, "</View>\n"])
@@ -153,7 +155,7 @@ def _annotations(content: bytes, products: Products) -> Iterator[tuple[str, Deci
                 by: Any = annotation.get("completed_by") or "label-studio"
                 person = str(by.get("email") or by.get("id")) if isinstance(by, Mapping) else str(by)
                 for name, results in groupby(annotation["result"], key=lambda result: result["from_name"]):
-                    characteristic = products.names[int(name.removeprefix("c"))]
+                    characteristic = str(name).removeprefix("c_")
                     labels = sorted(label for result in results for label in result["value"]["choices"])
                     is_set = products.bundle[characteristic].is_multi_label
                     label: Labels = labels if is_set else labels[0] if labels else None

@@ -17,6 +17,7 @@ from product_classificator.errors import ArtifactError
 from product_classificator.review.products import Labels
 
 Kind = Literal["accept", "grid", "check", "resolve", "import", "wrong", "skip", "bad_photo", "undo"]
+ANSWERS = ("accept", "grid", "check", "resolve", "import")
 LEASE_S = 600.0
 
 
@@ -120,6 +121,14 @@ class History:
             return self.rows(f"{sql} ORDER BY id")
         sql += " WHERE product IN (SELECT value FROM json_each(?)) ORDER BY id"
         return self.rows(sql, json.dumps(products))
+
+    def decided_of(self, products: Sequence[str], person: str) -> list[Any]:
+        """Return what counts of some products: what was agreed on, then what a person answered."""
+        sql = " UNION ALL ".join(
+            f"SELECT product, characteristic, label FROM {view} WHERE product IN (SELECT value FROM json_each(?)) {of}"  # noqa: S608
+            for view, of in (("corrections", ""), ("latest", "AND person = ?"))
+        )
+        return self.rows(sql, json.dumps(products), json.dumps(products), person)
 
     def close(self) -> None:
         """Close the file."""

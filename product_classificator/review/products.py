@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,7 +59,7 @@ class Products:
         names: the characteristics that are reviewed.
         labels: characteristic -> labels of the heads.
         suggested: characteristic -> first labels.
-        table: characteristic -> (n,) numbers of the labels in the table, -1 where it has none.
+        table: characteristic -> (n,) numbers of the labels in the table (`table_labels`), -1 where it has none.
         agrees: characteristic -> (n,) whether the table has the predicted label.
         doubt: characteristic -> (n,) how much is gained by a decision, about 0..1.
         group, value: (n,) group of near-duplicates, and how much a product matters.
@@ -72,7 +73,7 @@ class Products:
             columns = dict(arrays)
         self.names: tuple[str, ...] = tuple(facts["names"])
         self.bundle, self.labels = bundle, {name: bundle[name].labels for name in self.names}
-        self._table_labels: dict[str, list[Labels]] = facts["table_labels"]
+        self.table_labels: dict[str, list[Labels]] = facts["table_labels"]
         per_name = {kind: {n: columns[f"{kind}.{i}"] for i, n in enumerate(self.names)} for kind in _PER_NAME}
         self.table, self.agrees, self.doubt = (per_name[kind] for kind in ("table", "agrees", "doubt"))
         self.suggested = {n: Suggested(*(per_name[field.name][n] for field in fields(Suggested))) for n in self.names}
@@ -83,6 +84,14 @@ class Products:
 
     def __len__(self) -> int:
         return len(self.shown)
+
+    @cached_property
+    def key(self) -> str:
+        """Identifies which product is in which row, so that a page of another order of the table saves nothing."""
+        digest = sha256()
+        for buffer in (buffer for chunk in self.shown["id"].chunks for buffer in chunk.buffers() if buffer):
+            digest.update(buffer)
+        return digest.hexdigest()[:16]
 
     @cached_property
     def group_size(self) -> Rows:
@@ -112,7 +121,7 @@ class Products:
 
     def table_label(self, name: str, row: int) -> Labels:
         """Return what the table says."""
-        return None if self.table[name][row] < 0 else self._table_labels[name][self.table[name][row]]
+        return None if self.table[name][row] < 0 else self.table_labels[name][self.table[name][row]]
 
     def top(self, name: str, row: int) -> list[tuple[str, float]]:
         """Return the first labels of a product with their probabilities."""

@@ -4,6 +4,7 @@ How products are ordered is computed once per view; which are open is kept up to
 a million is found in a millisecond.
 """
 
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from urllib.parse import urlencode
 import numpy as np
 import pyarrow.compute as pc
 
-from product_classificator.review.history import Decision, History, Kind
+from product_classificator.errors import DataError
+from product_classificator.review.choices import Choices, Values
+from product_classificator.review.history import ANSWERS, Decision, History, Kind
 from product_classificator.review.products import Products
 from product_classificator.types import Bools, Rows
 
@@ -69,7 +72,7 @@ class Queue:
     def __init__(self, products: Products, history: History, second_share: float = 0.0) -> None:
         self.products, self.history, self._lock = products, history, RLock()
         n, self._second = len(products), int(second_share * 1000)
-        self.names = products.names
+        self.names, self.choices = products.names, Choices(products.bundle, products.table_labels)
         self._is_asked = {name: self._asked(name) for name in self.names}
         self._wrong, self._set_aside = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
         self._answered: dict[int, dict[str, set[str]]] = {}  # row -> characteristic -> people with an answer
@@ -89,11 +92,33 @@ class Queue:
     def act(
         self, kind: Kind, token: str, person: str, decisions: Sequence[Decision], seconds: float | None = None
     ) -> bool:
-        """Write an action, see `History.act`; nobody is given its products in between."""
+        """Write an action, see `History.act`; nobody is given its products in between.
+
+        Raises:
+            DataError: a product would have labels that contradict each other.
+        """
         with self._lock:
+            if kind in ANSWERS:
+                self._check(person, decisions)
             is_new = self.history.act(kind, token, person, decisions, seconds)
             self._refresh([decision.product for decision in decisions])
             return is_new
+
+    def _check(self, person: str, decisions: Sequence[Decision]) -> None:
+        if not self.products.bundle.hierarchy:
+            return
+        merged: dict[str, Values] = {decision.product: {} for decision in decisions}
+        for entry in self.history.decided_of([*merged], person):
+            merged[entry["product"]][entry["characteristic"]] = json.loads(entry["label"])
+        for decision in decisions:
+            merged[decision.product][decision.characteristic] = decision.label
+        for product, values in merged.items():
+            if problems := self.choices.problems(values):
+                raise DataError(f"{product}: {', '.join(problems)}: a label must suit that of its parent")
+
+    def is_open(self, name: str, row: int) -> bool:
+        """Return whether people are asked for a label."""
+        return bool(self._is_open[name][row])
 
     def undo(self, token: str, person: str) -> list[int]:
         """Undo the last action of a person, see `History.undo`, and return the rows of its products."""

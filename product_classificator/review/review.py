@@ -1,16 +1,18 @@
 """A review: the products, what was decided of them, and the run that is made better by it."""
 
+import json
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from product_classificator.catalog import Catalog
-from product_classificator.errors import ArtifactError
+from product_classificator.errors import ArtifactError, DataError
 from product_classificator.review import exchange
 from product_classificator.review.access import Access
-from product_classificator.review.choices import Choices, Values
+from product_classificator.review.choices import Values
 from product_classificator.review.history import Decision, History
 from product_classificator.review.loop import Retraining
 from product_classificator.review.pages import Showing
@@ -58,8 +60,8 @@ class Review:
 
     def _open(self) -> None:
         self.products = open_products(self.source, self.folder)
-        self.choices = Choices(self.products.bundle)
         self.queue = Queue(self.products, self.history, self.settings.second_share)
+        self.choices = self.queue.choices
         self.showing = Showing(self.products, self.source.catalog, self.source.run.folder)
 
     def _reopen(self, run: Run) -> None:
@@ -68,13 +70,15 @@ class Review:
         self._open()
         old.close()
 
-    def shown(self, row: int, view: View) -> dict[str, Any]:
-        """Return what the template shows of a product."""
+    def shown(self, row: int, view: View, person: str, kind: str = "") -> dict[str, Any]:
+        """Return what the template shows of a product; the answers of others only to who resolves a disagreement."""
         facts, group, names = self.products.facts(row), self.products.rows_of_group(row), self.products.names
         title, _, text = facts["text"].partition("\n")
         questions = self.queue.questions(view, row)
         values: Values = {name: self.products.predicted(name, row) for name in names}
+        values |= self._decided(row, facts["id"], person)
         values |= dict.fromkeys(self.choices.problems(values))
+        given = "SELECT characteristic, person, label FROM latest WHERE product = ?"
         return {
             "id": facts["id"],
             "title": title or facts["id"],
@@ -83,24 +87,40 @@ class Review:
             "group": group[1:13],
             "group_size": len(group),
             "is_novel": bool(self.products.is_novel[row]),
-            "given": self.history.rows(
-                "SELECT characteristic, person, label FROM latest WHERE product = ?", facts["id"]
-            ),
+            "given": [
+                {**entry, "label": json.loads(entry["label"])}
+                for entry in (self.history.rows(given, facts["id"]) if kind == "resolve" else ())
+            ],
             **self.answers(row, values, questions, (), [*questions, *names][0]),
         }
+
+    def _decided(self, row: int, id_: str, person: str) -> Values:
+        """Return what a person answered before, or what was agreed on where nobody is asked any more."""
+        agreed = self.history.rows("SELECT characteristic, label FROM corrections WHERE product = ?", id_)
+        of_person = "SELECT characteristic, label FROM latest WHERE product = ? AND person = ?"
+        own = self.history.rows(of_person, id_, person)
+        closed = [entry for entry in agreed if not self.queue.is_open(entry["characteristic"], row)]
+        decided: Values = {}
+        for entry in [*closed, *own]:
+            if (name := entry["characteristic"]) in self.products.names:
+                with suppress(DataError):  # heads that were trained since may not know the label
+                    self.choices.check(name, label := json.loads(entry["label"]))
+                    decided[name] = label
+        return decided
 
     def answers(
         self, row: int, values: Values, questions: Collection[str], touched: Collection[str], active: str
     ) -> dict[str, Any]:
         """Return what is shown of the characteristics, those to be confirmed first; a choice activates the next one."""
         entries, products = [], self.products
-        for index, name in enumerate(products.names):
+        for name in products.names:
             table, value = products.table_label(name, row), values.get(name)
             chosen, in_table = (label if isinstance(label, list) else [label] for label in (value, table))
             offered = dict(self.choices.suggestions(name, values, products.top(name, row)))
             allowed = {*self.choices.allowed(name, values)}
-            offered |= {label: None for label in [*in_table, *chosen] if label in allowed and label not in offered}
-            entry = {"index": index, "name": name, "value": value, "table": table, "is_question": name in questions}
+            others = [*in_table, *(label for label in chosen if label in allowed)]
+            offered |= {label: None for label in others if label is not None and label not in offered}
+            entry = {"name": name, "value": value, "table": table, "is_question": name in questions}
             entry |= {"is_touched": name in touched, "is_auto": bool(products.suggested[name].auto[row])}
             entry["offered"] = [(label, share, label in chosen) for label, share in [*offered.items()][:9]]
             entries.append(entry)
@@ -108,7 +128,7 @@ class Review:
         if active in touched and not products.bundle[active].is_multi_label:
             order = (str(entry["name"]) for entry in entries)
             active = next((name for name in order if name in questions and name not in touched), active)
-        return {"entries": entries, "active": products.names.index(active)}
+        return {"entries": entries, "active": active}
 
     def decisions(self, rows: Sequence[int], values: Values) -> list[Decision]:
         """Return the decisions of one or several products with the same labels."""

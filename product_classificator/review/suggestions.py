@@ -55,7 +55,8 @@ def from_run(run: Run, bundle: HeadBundle, ids: pa.Array, min_precision: float) 
     positions = pc.index_in(ids, value_set=of_run.combine_chunks())
     rows, judged = np.flatnonzero(positions.is_valid()), out_of_fold.take(positions.drop_null().to_numpy())
     decided, suggested = bundle.judged(judged, np.empty(len(rows), object), min_precision), {}
-    for name, matrix in judged.probabilities.items():
+    for name in bundle.labels:  # the order of the settings; that of the probabilities differs by process
+        matrix = judged.probabilities[name]
         weighted, n_predicted = matrix * decided.decision_weights.get(name, np.float32(1)), np.ones(len(rows), np.int64)
         if (thresholds := bundle[name].decision_thresholds) is not None:
             is_assigned = matrix >= np.array(thresholds, np.float32)

@@ -56,7 +56,7 @@ class Browser(TestClient):
 
 def fields_of(page):
     """The hidden fields of a page."""
-    found = re.findall(r'<input type="hidden" name="(\w+)"(?: id="\w+")? value="([^"]*)"', page)
+    found = re.findall(r'<input type="hidden" name="([^"]+)"(?: id="\w+")? value="([^"]*)"', page)
     return {name: value.replace("&#34;", '"') for name, value in found}
 
 

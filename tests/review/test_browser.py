@@ -223,7 +223,7 @@ def test_kill_9_loses_no_confirmed_decision(lite_run, tmp_path):
             page = client.get("/").text
             client.headers["X-CSRF-Token"] = re.search(r'"X-CSRF-Token": "(\w+)"', page)[1]
             while True:
-                fields = dict(re.findall(r'<input type="hidden" name="(\w+)"(?: id="\w+")? value="([^"]*)"', page))
+                fields = dict(re.findall(r'<input type="hidden" name="([^"]+)"(?: id="\w+")? value="([^"]*)"', page))
                 fields = {key: value.replace("&#34;", '"') for key, value in fields.items()}
                 try:
                     page = client.post("/decide", data={**fields, "do": "accept"}).text

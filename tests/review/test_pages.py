@@ -109,18 +109,40 @@ def test_a_form_that_is_sent_twice_counts_once(browser, review):
 
 
 def test_a_picked_label_is_saved(browser, review):
-    row, index = int(browser.fields["row"]), review.products.names.index("kind")
+    row = int(browser.fields["row"])
     other = next(label for label in review.products.labels["kind"] if label != review.products.predicted("kind", row))
-    part = browser.submit("/pick", pick=json.dumps({"index": index, "label": other})).text
+    part = browser.submit("/pick", pick=json.dumps({"name": "kind", "label": other})).text
     browser.fields |= fields_of(part)
     assert 'aria-pressed="true"' in part
     browser.submit(do="accept")
     assert (review.products.id(row), "kind", json.dumps(other)) in {tuple(entry)[:3] for entry in decided(review)}
 
 
+def test_a_product_that_is_opened_again_shows_ones_own_answer_and_to_others_nothing(browser, review):
+    row = browser.fields["row"]
+    other = next(x for x in review.products.labels["kind"] if x != review.products.predicted("kind", int(row)))
+    browser.fields |= fields_of(browser.submit("/pick", pick=json.dumps({"name": "kind", "label": other})).text)
+    browser.submit(do="accept")
+    assert fields_of(browser.get(f"/?row={row}").text)["v:kind"] == json.dumps(other)
+    assert "Anna says" not in Browser(review, "Boris").get(f"/?row={row}").text
+
+
+def test_a_label_that_only_the_table_has_can_be_picked(browser, review):
+    review.products.table_labels["kind"] = ["scarf"]
+    review.products.table["kind"][int(browser.fields["row"])] = 0
+    part = browser.submit("/pick", pick=json.dumps({"name": "kind", "label": "scarf"})).text
+    assert fields_of(part)["v:kind"] == '"scarf"'
+    assert "data-table" in part
+
+
+def test_a_page_of_another_table_saves_nothing(browser, review):
+    response = browser.post("/decide", data={**browser.fields, "products": "x", "do": "accept"})
+    assert (response.status_code, "reload it" in response.text) == (409, True)
+    assert decided(review) == []
+
+
 def test_none_of_these_is_saved_as_such(browser, review):
-    index = review.products.names.index("kind")
-    browser.fields |= fields_of(browser.submit("/pick", pick=json.dumps({"index": index, "label": None})).text)
+    browser.fields |= fields_of(browser.submit("/pick", pick=json.dumps({"name": "kind", "label": None})).text)
     browser.submit(do="accept")
     assert {entry["characteristic"]: entry["label"] for entry in decided(review)}["kind"] == "null"
 
@@ -161,14 +183,13 @@ def test_unknown_products_and_labels_are_refused(browser):
     assert browser.get("/?row=99999").status_code == 404
     assert browser.get("/photo/0/9/small").status_code == 404
     assert browser.get("/photo/0/0/huge").status_code == 404
-    response = browser.submit("/pick", pick=json.dumps({"index": 0, "label": "car"}))
+    response = browser.submit("/pick", pick=json.dumps({"name": "kind", "label": "car"}))
     assert response.status_code == 422
     assert "search the labels" in response.text
 
 
 def test_labels_are_searched(browser, review):
-    index = review.products.names.index("kind")
-    found = browser.submit("/labels", query="so", active=str(index)).text
+    found = browser.submit("/labels", query="so", active="kind").text
     assert "sock" in found
     assert "cup" not in found
 
@@ -193,12 +214,12 @@ def test_photos_are_decoded_small_and_cached(browser):
 
 
 def test_disagreements_are_listed_and_resolved(browser, review):
-    index, row = review.products.names.index("kind"), int(browser.fields["row"])
+    row = int(browser.fields["row"])
     browser.submit(do="accept")
     boris = Browser(review, "Boris")
     boris.fields = fields_of(boris.get(f"/?row={row}").text)
     label = next(label for label in review.products.labels["kind"] if label != review.products.predicted("kind", row))
-    boris.fields |= fields_of(boris.submit("/pick", pick=json.dumps({"index": index, "label": label})).text)
+    boris.fields |= fields_of(boris.submit("/pick", pick=json.dumps({"name": "kind", "label": label})).text)
     boris.submit(do="accept")
     assert "Anna, Boris" in browser.get("/progress").text
     clara = Browser(review, "Clara")

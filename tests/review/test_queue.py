@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from product_classificator.errors import DataError
+from product_classificator.heads.hierarchy import Refinement
 from product_classificator.review.history import Decision
-from product_classificator.review.queue import View
+from product_classificator.review.queue import Queue, View
 
 
 def decide(review, row, *names, person="Anna", kind="accept"):
@@ -67,6 +70,17 @@ def test_a_product_for_two_people_comes_to_another(open_review):
     assert row in review.queue.take(View(), "Boris", 240)
     decide(review, row, person="Boris")
     assert row not in review.queue.take(View(), "Clara", 240)
+
+
+def test_no_action_may_contradict_what_was_decided(review):
+    products = review.products
+    below = Refinement("kind", "colour", dict.fromkeys(products.labels["kind"], products.labels["colour"][0]))
+    products.bundle = replace(products.bundle, hierarchy=(below,))
+    queue = Queue(products, review.history)
+    queue.act("accept", "a", "Anna", review.decisions([0], {"colour": products.labels["colour"][1]}))
+    for kind in ("grid", "import"):
+        with pytest.raises(DataError, match="must suit that of its parent"):
+            queue.act(kind, kind, "Boris", review.decisions([0], {"kind": products.labels["kind"][0]}))
 
 
 def test_undone_decisions_open_a_product_again(review):

@@ -1,6 +1,6 @@
 "use strict";
 // Keys press buttons: whatever a key does, a click does too. Everything else is decided by the server.
-const CODES = { KeyN: "n", KeyS: "s", KeyB: "b", KeyU: "u", KeyG: "g", KeyP: "p", Enter: "Enter", NumpadEnter: "Enter" };
+const CODES = { KeyN: "n", KeyS: "s", KeyB: "b", KeyU: "u", KeyG: "g", KeyP: "p", KeyT: "t", Enter: "Enter", NumpadEnter: "Enter" };
 const one = (selector) => document.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
@@ -15,7 +15,7 @@ function activate(fieldset) {
   if (!fieldset) return;
   for (const other of all(".answer.active")) other.classList.remove("active");
   fieldset.classList.add("active");
-  one("#active").value = fieldset.dataset.index;
+  one("#active").value = fieldset.dataset.name;
   fieldset.scrollIntoView({ block: "nearest" });
 }
 
@@ -61,7 +61,17 @@ document.addEventListener("keydown", (event) => {
   if (one("#palette")?.open) return paletteKey(event);
   if (one("dialog[open]")) return;
   const key = keyOf(event), target = event.target, isBox = target.type === "checkbox";
-  if ((target.matches("input, select, textarea") && !isBox) || (key === "Enter" && target.matches("a, summary"))) return;
+  if (target.matches("input, select, textarea") && !isBox) return;
+  if (key === "Enter" && target.matches("a, summary, button:not(.main)")) return;
+  if (busy && !"/?".includes(key)) {
+    event.preventDefault();
+    if (!event.repeat) ahead.push(event);
+    return;
+  }
+  press(event, key);
+});
+
+function press(event, key) {
   if (one(".tiles") && gridKey(event, key)) return;
   const active = one(".answer.active");
   if (active && (key === "ArrowDown" || key === "ArrowUp")) {
@@ -70,11 +80,24 @@ document.addEventListener("keydown", (event) => {
     return activate(fieldsets[fieldsets.indexOf(active) + (key === "ArrowDown" ? 1 : -1)]);
   }
   const button = /^[1-9]$/.test(key) ? all(".offer:not(.nothing)", active ?? document.body)[key - 1]
-    : key === "n" ? active?.querySelector(".nothing") : all("[data-key]").find((item) => item.dataset.key === key);
+    : key === "t" ? active?.querySelector("[data-table]") : key === "n" ? active?.querySelector(".nothing") : all("[data-key]").find((item) => item.dataset.key === key);
   if (!button) return;
   event.preventDefault();
   if (!event.repeat) button.click();
+}
+
+// What is typed while an answer is on its way is for the page that it brings.
+let busy = null, ahead = [];
+function settled(event) {
+  if (event.detail.xhr !== busy) return;
+  busy = null;
+  while (!busy && ahead.length) press(ahead[0], keyOf(ahead.shift()));
+}
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (["work", "tiles", "answers"].includes(event.detail.target.id)) busy = event.detail.xhr;
 });
+document.addEventListener("htmx:afterSettle", settled);
+for (const name of ["htmx:responseError", "htmx:sendError"]) document.addEventListener(name, (event) => { ahead = []; settled(event); });
 
 document.addEventListener("click", (event) => {
   const opener = event.target.closest("[data-opens]"), fieldset = event.target.closest(".answer");
@@ -82,7 +105,7 @@ document.addEventListener("click", (event) => {
   if (fieldset) activate(fieldset);
   if (event.target.closest("#more")) {
     const photo = one("#photo"), next = (Number(one("#shown-photo").textContent) % photo.dataset.photos) + 1;
-    photo.src = `${photo.dataset.base}${next - 1}/large`;
+    photo.src = photo.src.replace(/\d+\/large/, `${next - 1}/large`);
     one("#shown-photo").textContent = next;
   }
 });
