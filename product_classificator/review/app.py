@@ -21,7 +21,7 @@ from product_classificator.review.access import HEADERS, Session, check_origin, 
 from product_classificator.review.choices import Values
 from product_classificator.review.history import Decision, Kind
 from product_classificator.review.loop import progress_of
-from product_classificator.review.queue import ACCEPTED, SKIPPED, View
+from product_classificator.review.queue import ACCEPTED, SKIPPED, UNMARKED, View
 from product_classificator.review.review import Review
 from product_classificator.serving.call import RefusedError
 from product_classificator.serving.settings import MEGABYTE, is_loopback
@@ -220,15 +220,31 @@ def _add_products(app: FastAPI, review: Review) -> None:
         return Response(data, 200, {"Cache-Control": "private, max-age=3600"}, "image/jpeg")
 
 
-def _add_changes(app: FastAPI, review: Review) -> None:
-    def _name(value: object) -> str:
-        if value not in review.products.names:
-            raise RefusedError(422, "forged")
-        return str(value)
+def _name(review: Review, value: object) -> str:
+    if value not in review.products.names:
+        raise RefusedError(422, "forged")
+    return str(value)
 
+
+def _answer(request: Request, form: FormData, view: View, row: int) -> tuple[Kind, list[Decision], list[Decision]]:
+    """Return the kind of an answer, what it decides, and what was decided besides a random sample."""
+    review: Review = request.app.state.review
+    rows = review.products.rows_of_group(row) if form.get("group") else [row]
+    values, questions, touched = _values(review, form)
+    if missing := [name for name in questions if values.get(name) is None and name not in touched]:
+        raise DataError(f"{pages.translate(language_of(request), 'choose_first')} {', '.join(missing)}")
+    kind: Kind = "resolve" if form.get("kind") == "resolve" else "accept"
+    if kind == "accept" and not form.get("group") and view == View(view.characteristic, state=ACCEPTED):
+        more = {name: values.get(name) for name in {*touched} - {*questions}}
+        sample = {name: values.get(name) for name in questions}  # estimates the precision of all that is accepted
+        return "check", review.decisions(rows, sample), review.decisions(rows, more)
+    return kind, review.decisions(rows, {name: values.get(name) for name in {*questions, *touched}}), []
+
+
+def _add_changes(app: FastAPI, review: Review) -> None:
     @app.post("/labels")
     def labels(request: Request, _: Changer, form: Form) -> Response:
-        name = _name(form["active"])
+        name = _name(review, form.get("active"))
         found = review.choices.search(name, str(form.get("query", ""))[:100], _values(review, form)[0])
         return _page(request, "labels.html", found=found, name=name)
 
@@ -236,7 +252,7 @@ def _add_changes(app: FastAPI, review: Review) -> None:
     def pick(request: Request, _: Changer, form: Form) -> Response:
         values, questions, touched = _values(review, form)
         row, chosen = _row(review, _field(form, "row")), _field(form, "pick", json.loads)
-        name = _name(chosen["name"])
+        name = _name(review, chosen["name"])
         tops = {one: review.products.top(one, row) for one in review.products.names}
         picked = review.choices.pick(values, name, chosen["label"], tops)
         changed = [one for one in picked if picked[one] != values.get(one) and one != name]
@@ -254,24 +270,21 @@ def _add_changes(app: FastAPI, review: Review) -> None:
             return _product(request, view, session, said, rows[0] if rows else None)
         if do not in _DONE:
             raise RefusedError(422, "forged")
-        said, rows = _DONE[do], [row]
+        said = _DONE[do]
         kind: Kind = "skip" if said == "skipped" else "bad_photo"
         decisions = [Decision(review.products.id(row))]
         if said == "saved":
-            rows = review.products.rows_of_group(row) if form.get("group") else rows
-            values, questions, touched = _values(review, form)
-            if missing := [name for name in questions if values.get(name) is None and name not in touched]:
-                raise DataError(f"{pages.translate(language_of(request), 'choose_first')} {', '.join(missing)}")
-            decisions = review.decisions(rows, {name: values.get(name) for name in {*questions, *touched}})
-            kind = "resolve" if form.get("kind") == "resolve" else "check" if view.state == ACCEPTED else "accept"
+            kind, decisions, more = _answer(request, form, view, row)
+            if more:
+                review.queue.act("accept", f"{token}:more", session.person, more)
         review.queue.act(kind, token, session.person, decisions, seconds)
         return _product(request, view, session, said)
 
 
 def _add_grid(app: FastAPI, review: Review) -> None:
     def shown(view: View, session: Session, said: str = "") -> dict[str, Any]:
-        labels = review.queue.counts(name := view.characteristic or review.products.names[0])
-        view = View(characteristic=name, label=view.label or next(iter(labels), ""))
+        labels = review.queue.counts(name := view.characteristic or review.products.names[0], UNMARKED)
+        view = View(characteristic=name, label=view.label or next(iter(labels), ""), state=UNMARKED)
         rows = review.queue.take(view, session.person, _GRID) if view.label else []
         texts = {row: review.products.facts(row)["text"].partition("\n")[0][:80] for row in rows}
         return {"view": view, "labels": labels, "texts": texts, "said": said, "names": review.products.names}
@@ -336,8 +349,8 @@ def _add_files(app: FastAPI, review: Review) -> None:
         return Response(makers[name](), 200, headers, "application/octet-stream")
 
     @app.post("/import")
-    def take_in(request: Request, _: Changer, form: Form) -> Response:
+    def take_in(request: Request, session: Changer, form: Form) -> Response:
         if not isinstance(file := form.get("file"), UploadFile):
             raise DataError("choose a file first")
-        n = review.take_in(file.file.read(), file.filename or "")
+        n = review.take_in(file.file.read(), file.filename or "", session.person)
         return PlainTextResponse(pages.translate(language_of(request), "imported", n=n))

@@ -3,11 +3,11 @@
 import io
 import json
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import pyarrow as pa
@@ -35,18 +35,13 @@ _SCHEMA = pa.schema(
 
 def export(history: History, kind: str) -> bytes:
     """Return all decisions as a file of a kind in `FORMATS`; CSV has nothing that a spreadsheet would compute."""
-    rows = history.rows(
-        "SELECT a.product, a.characteristic, COALESCE(c.label, a.label) AS label, a.suggested, a.persons, a.at, "
-        "c.label IS NULL AS is_open FROM answers a LEFT JOIN corrections c "
-        "ON c.product = a.product AND c.characteristic = a.characteristic ORDER BY a.product, a.characteristic"
-    )
     values = [
         (
-            *(row["product"], row["characteristic"], "" if row["is_open"] else _cell(row["label"])),
-            *(_cell(row["suggested"]), "disagreement" if row["is_open"] else "decided", row["persons"]),
+            *(row["product"], row["characteristic"], _cell(row["label"]) if row["label"] else ""),
+            *(_cell(row["suggested"]), "decided" if row["label"] else "disagreement", row["persons"]),
             int(row["at"] * 1000),
         )
-        for row in rows
+        for row in history.answers()
     ]
     bad = history.rows("SELECT product, person, MAX(at) AS at FROM live WHERE kind = 'bad_photo' GROUP BY product")
     values += [(row["product"], "", "", "", "bad_photo", row["person"], int(row["at"] * 1000)) for row in bad]
@@ -103,29 +98,32 @@ def _as_list(label: Labels) -> list[str]:
     return [] if label is None else [label] if isinstance(label, str) else label
 
 
-def read_decisions(content: bytes, file_name: str, products: Products) -> dict[str, list[Decision]]:
-    """Return person -> decisions of a file that `export` wrote, or of annotations of Label Studio.
+def read_decisions(content: bytes, file_name: str, products: Products) -> list[Decision]:
+    """Return the decisions of a file that `export` wrote, or of annotations of Label Studio.
+
+    Where people of a file disagree on a product, it decides nothing.
 
     Raises:
         DataError: the file is neither, or names products, characteristics or labels that the review does not know.
     """
     found = [*(_annotations(content, products) if file_name.endswith(".json") else _rows(content, file_name, products))]
-    ids = [*dict.fromkeys(decision.product for _, decision in found)]
+    ids = [*dict.fromkeys(decision.product for decision in found)]
     unknown = [id_ for id_, row in zip(ids, products.rows_of(ids).tolist() if ids else [], strict=True) if row < 0]
     if unknown or not found:
         what = f"it names products that the table lacks: {culprits(unknown)}" if unknown else "it holds none"
         raise DataError(f"{file_name} is read for decisions of this table: {what}")
-    choices, by_person = Choices(products.bundle), dict[str, list[Decision]]()
-    for person, decision in found:
+    choices = Choices(products.bundle, products.table_labels)
+    by_cell = defaultdict[tuple[str, str], list[Decision]](list)
+    for decision in found:
         if decision.characteristic not in products.names:
             known = ", ".join(products.names)
             raise DataError(f"there is no characteristic {decision.characteristic!r}: {file_name} may name {known}")
         choices.check(decision.characteristic, decision.label)
-        by_person.setdefault(person, []).append(decision)
-    return by_person
+        by_cell[decision[:2]].append(decision)
+    return [same[0] for same in by_cell.values() if all(decision == same[0] for decision in same)]
 
 
-def _rows(content: bytes, file_name: str, products: Products) -> Iterator[tuple[str, Decision]]:
+def _rows(content: bytes, file_name: str, products: Products) -> Iterator[Decision]:
     with TemporaryDirectory() as folder:
         path = Path(folder, "decisions" + Path(file_name).suffix)
         path.write_bytes(content)
@@ -138,7 +136,7 @@ def _rows(content: bytes, file_name: str, products: Products) -> Iterator[tuple[
                 if row.get("status", "decided") in ("decided", None) and row["label"]:
                     row = {name: cell and cell.removeprefix("'") for name, cell in row.items()}
                     label = _label_of(row["label"], row["characteristic"], products)
-                    yield row.get("people") or "import", Decision(row["id"], row["characteristic"], label)
+                    yield Decision(row["id"], row["characteristic"], label)
 
 
 def _label_of(cell: str, name: str, products: Products) -> Labels:
@@ -147,18 +145,16 @@ def _label_of(cell: str, name: str, products: Products) -> Labels:
     return None if cell == NONE_OF_THESE else cell
 
 
-def _annotations(content: bytes, products: Products) -> Iterator[tuple[str, Decision]]:
+def _annotations(content: bytes, products: Products) -> Iterator[Decision]:
     try:
         tasks = json.loads(content)
         for task in tasks:
             for annotation in task["annotations"]:
-                by: Any = annotation.get("completed_by") or "label-studio"
-                person = str(by.get("email") or by.get("id")) if isinstance(by, Mapping) else str(by)
                 for name, results in groupby(annotation["result"], key=lambda result: result["from_name"]):
                     characteristic = str(name).removeprefix("c_")
                     labels = sorted(label for result in results for label in result["value"]["choices"])
                     is_set = products.bundle[characteristic].is_multi_label
                     label: Labels = labels if is_set else labels[0] if labels else None
-                    yield person, Decision(str(task["data"]["id"]), characteristic, label)
+                    yield Decision(str(task["data"]["id"]), characteristic, label)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DataError(f"annotations are what Label Studio exports as JSON of tasks from here: {error!r}") from error

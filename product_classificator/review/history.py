@@ -18,7 +18,6 @@ from product_classificator.review.products import Labels
 
 Kind = Literal["accept", "grid", "check", "resolve", "import", "wrong", "skip", "bad_photo", "undo"]
 ANSWERS = ("accept", "grid", "check", "resolve", "import")
-LEASE_S = 600.0
 
 
 class Decision(NamedTuple):
@@ -60,8 +59,6 @@ class History:
                     "INSERT INTO decisions(action, product, characteristic, label, suggested) VALUES (?, ?, ?, ?, ?)",
                     rows,
                 )
-                released = [(row[1], person) for row in rows]
-                self._db.executemany("DELETE FROM leases WHERE product = ? AND person = ?", released)
                 self._db.execute("COMMIT")
             except sqlite3.IntegrityError:
                 self._db.execute("ROLLBACK")
@@ -78,7 +75,7 @@ class History:
         """
         of_person = "person = ? AND undoes IS NULL AND NOT EXISTS (SELECT 1 FROM actions u WHERE u.undoes = a.id)"
         with self.lock, suppress(sqlite3.IntegrityError):  # the same undo again
-            sql = f"SELECT token FROM actions a WHERE {of_person} AND kind <> 'import' ORDER BY id DESC LIMIT 1"  # noqa: S608
+            sql = f"SELECT token FROM actions a WHERE {of_person} ORDER BY id DESC LIMIT 1"  # noqa: S608
             base = [row["token"].partition(":")[0] for row in self.rows(sql, person)]
             if not base or self.rows("SELECT 1 FROM actions WHERE token LIKE ? || ':%'", token):
                 return []
@@ -92,23 +89,6 @@ class History:
             return [*dict.fromkeys(row["product"] for of_action in rows for row in of_action)]
         return []
 
-    def lease(self, products: Sequence[str], person: str) -> None:
-        """Keep products for a person for ten minutes."""
-        until = time.time() + LEASE_S
-        with self.lock:
-            self._db.execute("BEGIN")
-            self._db.executemany(
-                "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT(product) DO UPDATE SET person = excluded.person, "
-                "until = excluded.until WHERE person = excluded.person OR until < ?",
-                [(product, person, until, time.time()) for product in products],
-            )
-            self._db.execute("COMMIT")
-
-    def held(self, person: str) -> list[str]:
-        """Return the products that others hold."""
-        sql = "SELECT product FROM leases WHERE person <> ? AND until > ?"
-        return [row["product"] for row in self.rows(sql, person, time.time())]
-
     def rows(self, sql: str, *values: object) -> list[Any]:
         """Return the rows of a query."""
         with self.lock:
@@ -121,6 +101,16 @@ class History:
             return self.rows(f"{sql} ORDER BY id")
         sql += " WHERE product IN (SELECT value FROM json_each(?)) ORDER BY id"
         return self.rows(sql, json.dumps(products))
+
+    def answers(self) -> list[Any]:
+        """Return the answers of all people to each characteristic of each product; no label where they disagree."""
+        return self.rows(
+            "WITH r AS MATERIALIZED (SELECT product, characteristic, label FROM resolved), "
+            "a AS MATERIALIZED (SELECT * FROM answers) "  # joining the views themselves takes quadratic time
+            "SELECT a.product, a.characteristic, COALESCE(r.label, IIF(a.labels = 1, a.label, NULL)) AS label, "
+            "a.suggested, a.persons, a.at, a.people, a.labels, a.kind FROM a "
+            "LEFT JOIN r USING (product, characteristic) ORDER BY a.product, a.characteristic"
+        )
 
     def decided_of(self, products: Sequence[str], person: str) -> list[Any]:
         """Return what counts of some products: what was agreed on, then what a person answered."""

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +42,11 @@ def progress_of(products: Products, queue: Queue, history: History, target: floa
     )
     paces = [row["seconds"] / max(row["n"], 1) for row in recent]
     people = {row["person"] for row in recent if row["at"] > recent[0]["at"] - _ACTIVE_S}
-    left, items = queue.count(View()), [_of(products, queue, history, name, target) for name in products.names]
-    twice, same = history.rows("SELECT COUNT(*), SUM(labels = 1) FROM answers WHERE people > 1")[0]
+    answers = defaultdict[str, list[Any]](list)
+    for answer in history.answers():
+        answers[answer["characteristic"]].append(answer)
+    left, items = queue.count(View()), [_of(products, queue, answers[name], name, target) for name in products.names]
+    twice = [answer["labels"] == 1 for of_name in answers.values() for answer in of_name if answer["people"] > 1]
     accepting = [item["is_kept"] for item in items if item["accepted"]]
     return {
         "rows": items,
@@ -51,29 +55,25 @@ def progress_of(products: Products, queue: Queue, history: History, target: floa
         "left": left,
         "seconds_left": left * median(paces) / max(len(people), 1) if paces else None,
         "people": len(people),
-        "seen_twice": twice,
-        "agreement": same / twice if twice else None,
-        "disagreements": history.rows("SELECT COUNT(*) FROM disagreements")[0][0],
+        "seen_twice": len(twice),
+        "agreement": sum(twice) / len(twice) if twice else None,
+        "disagreements": sum(answer["label"] is None for of_name in answers.values() for answer in of_name),
     }
 
 
-def _of(products: Products, queue: Queue, history: History, name: str, target: float) -> dict[str, Any]:
+def _of(products: Products, queue: Queue, answers: Sequence[Any], name: str, target: float) -> dict[str, Any]:
     """Return the progress of one characteristic.
 
     What is accepted is known to be right or wrong where the table has a label, or people saw a random sample of it;
     other decisions were sought for being doubtful.
     """
-    corrections = history.rows(
-        "SELECT c.product, c.label = a.suggested, a.kind FROM corrections c JOIN answers a "
-        "ON a.product = c.product AND a.characteristic = c.characteristic WHERE c.characteristic = ?",
-        name,
-    )
+    corrections = [answer for answer in answers if answer["label"] is not None]
     auto, has_label, is_right = products.suggested[name].auto, products.table[name] >= 0, products.agrees[name].copy()
     is_known = auto & has_label
-    rows = products.rows_of([product for product, *_ in corrections]).tolist()
-    for row, (_, is_same, kind) in zip(rows, corrections, strict=True):
-        if row >= 0 and (has_label[row] or kind == "check"):
-            is_known[row], is_right[row] = auto[row], is_same
+    rows = products.rows_of([answer["product"] for answer in corrections]).tolist()
+    for row, answer in zip(rows, corrections, strict=True):
+        if row >= 0 and (has_label[row] or answer["kind"] == "check"):
+            is_known[row], is_right[row] = auto[row], answer["label"] == answer["suggested"]
     n, right = int(is_known.sum()), int((is_right & is_known).sum())
     lowest = lower_bound(right, n)
     sizes = np.unique(np.geomspace(max(n, 1), max(_MAX_SAMPLE, n), 200).astype(int)).tolist()
@@ -113,6 +113,7 @@ class Retraining:
         on_done: takes the new run.
         stage: what it is doing, or why it failed.
         scores: characteristic -> macro-F1 before and after, see `compare`.
+        is_possible: whether the table has labels to train on.
     """
 
     folder: Path
@@ -123,11 +124,12 @@ class Retraining:
     stage: str = ""
     scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     run: Path | None = None
+    is_possible: bool = True
     _process: Any = None
 
     def start(self, before: Run) -> None:
         """Begin, unless one is running."""
-        if self.state != "running":
+        if self.is_possible and self.state != "running":
             self.state, self.stage, self.scores = "running", "", {}
             threading.Thread(target=self._train, args=(before,), daemon=True).start()
 

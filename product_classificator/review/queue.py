@@ -5,6 +5,7 @@ a million is found in a millisecond.
 """
 
 import json
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ from product_classificator.review.history import ANSWERS, Decision, History, Kin
 from product_classificator.review.products import Products
 from product_classificator.types import Bools, Rows
 
-_BLOCK = 4096
-ACCEPTED, SKIPPED = "accepted", "skipped"
+_BLOCK, LEASE_S = 4096, 600.0
+ACCEPTED, SKIPPED, UNMARKED = "accepted", "skipped", "unmarked"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class View:
         characteristic: "": all.
         label: predicted label; needs a characteristic.
         finding: kind of finding of an audit.
-        state: "": what is open; "accepted": a random sample of what is accepted; "skipped": by the person.
+        state: "": what is open; "unmarked": without what was marked as wrong; "accepted": a random sample of what is
+            accepted; "skipped": by the person.
         text: part of the text or the id.
     """
 
@@ -74,7 +76,9 @@ class Queue:
         n, self._second = len(products), int(second_share * 1000)
         self.names, self.choices = products.names, Choices(products.bundle, products.table_labels)
         self._is_asked = {name: self._asked(name) for name in self.names}
-        self._wrong, self._set_aside = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        self._wrong = {name: np.zeros(n, dtype=bool) for name in self.names}
+        self._set_aside = np.zeros(n, dtype=bool)
+        self.leases: dict[int, tuple[str, float]] = {}  # row -> who has it, and until when
         self._answered: dict[int, dict[str, set[str]]] = {}  # row -> characteristic -> people with an answer
         self._skipped: defaultdict[str, set[int]] = defaultdict(set)
         self._is_open = {name: asked.copy() for name, asked in self._is_asked.items()}
@@ -101,7 +105,9 @@ class Queue:
             if kind in ANSWERS:
                 self._check(person, decisions)
             is_new = self.history.act(kind, token, person, decisions, seconds)
-            self._refresh([decision.product for decision in decisions])
+            for row in self._refresh([decision.product for decision in decisions]):
+                if self.leases.get(row, ("", 0))[0] == person:
+                    del self.leases[row]
             return is_new
 
     def _check(self, person: str, decisions: Sequence[Decision]) -> None:
@@ -131,7 +137,9 @@ class Queue:
         rows = [row for row in self.products.rows_of(ids).tolist() if row >= 0]
         for row in rows:
             self._answered.pop(row, None)
-            self._set_aside[row] = self._wrong[row] = False
+            self._set_aside[row] = False
+            for wrong in self._wrong.values():
+                wrong[row] = False
             for skipped in self._skipped.values():
                 skipped.discard(row)
         self._apply(self.history.current(ids))
@@ -147,8 +155,10 @@ class Queue:
             row, kind, person = row_of[entry["product"]], entry["kind"], entry["person"]
             if kind == "skip":
                 self._skipped[person].add(row)
-            elif kind in ("bad_photo", "wrong"):
-                (self._set_aside if kind == "bad_photo" else self._wrong)[row] = True
+            elif kind == "bad_photo":
+                self._set_aside[row] = True
+            elif kind == "wrong":
+                self._wrong[entry["characteristic"]][row] = True
             else:
                 persons = self._answered.setdefault(row, {}).setdefault(entry["characteristic"], set())
                 persons |= {person, ""} if kind == "resolve" else {person}  # "": counts for another
@@ -158,7 +168,7 @@ class Queue:
         is_seen_twice = self._second > 0 and zlib.crc32(self.products.id(row).encode()) % 1000 < self._second
         for name in self.names:
             self._n_answers[name][row] = min(len(self._answered.get(row, {}).get(name, ())), 100)
-            is_asked = (self._is_asked[name][row] or self._wrong[row]) and not self._set_aside[row]
+            is_asked = (self._is_asked[name][row] or self._wrong[name][row]) and not self._set_aside[row]
             self._is_open[name][row] = is_asked and self._n_answers[name][row] < 1 + is_seen_twice
         self._is_open[""][row] = any(self._is_open[name][row] for name in self.names)
 
@@ -170,23 +180,29 @@ class Queue:
         asked = [name for name in names if self._is_open[name][row]]
         return asked or [name for name in names if self.products.suggested[name].top[row, 0] >= 0]
 
-    def take(self, view: View, person: str, n: int = 1) -> list[int]:
-        """Return the next n rows of a view and keep them for a person; those that the person has come first."""
+    def take(self, view: View, person: str, n: int = 1, lease_s: float = LEASE_S) -> list[int]:
+        """Return the next n rows of a view, none that others have, and keep them for a person."""
         with self._lock:
-            held = {*self.products.rows_of(ids).tolist()} if (ids := self.history.held(person)) else set()
+            now = time.time()
+            self.leases = {row: lease for row, lease in self.leases.items() if lease[1] > now}
             rows: list[int] = []
             for row in self._candidates(view, person):
-                if row not in held and self._is_for(person, row, view):
+                if self.leases.get(row, (person, 0))[0] == person and self._is_for(person, row, view):
                     rows.append(row)
                 if len(rows) == n:
                     break
-            self.history.lease([self.products.id(row) for row in rows], person)
+            if lease_s:
+                self.leases |= dict.fromkeys(rows, (person, now + lease_s))
             return rows
 
     def _is_for(self, person: str, row: int, view: View) -> bool:
         """Return whether a person has not answered yet what is open in a view."""
         answered = self._answered.get(row, {})
-        names = [name for name in self._names_of(view) if view.finding or view.state or self._is_open[name][row]]
+        names = [
+            name
+            for name in self._names_of(view)
+            if view.finding or view.state in (ACCEPTED, SKIPPED) or self._is_open[name][row]
+        ]
         return not answered or any(person not in answered.get(name, ()) for name in names)
 
     def _names_of(self, view: View) -> Sequence[str]:
@@ -214,6 +230,8 @@ class Queue:
             is_open = ~self._set_aside & np.all([self._n_answers[name] == 0 for name in names], axis=0)
         else:
             is_open = self._is_open[view.characteristic]
+            if view.state == UNMARKED:
+                is_open = is_open & ~self._wrong[view.characteristic]
         return is_open
 
     def count(self, view: View) -> int:
@@ -223,9 +241,9 @@ class Queue:
             return int((self._open_in(view) & self._matching(view))[rows].sum())
         return int((self._open_in(view) & self._matching(view)).sum())
 
-    def counts(self, name: str) -> dict[str, int]:
-        """Return predicted label -> number of open products, the most first."""
-        first = self.products.suggested[name].top[:, 0][self._is_open[name]]
+    def counts(self, name: str, state: str = "") -> dict[str, int]:
+        """Return predicted label -> number of products that are open in a state of a view, the most first."""
+        first = self.products.suggested[name].top[:, 0][self._open_in(View(characteristic=name, state=state))]
         numbers = np.bincount(first[first >= 0], minlength=len(self.products.labels[name]))
         order = np.argsort(-numbers, kind="stable").tolist()
         return {self.products.labels[name][index]: int(numbers[index]) for index in order if numbers[index]}

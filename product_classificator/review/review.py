@@ -60,13 +60,14 @@ class Review:
 
     def _open(self) -> None:
         self.products = open_products(self.source, self.folder)
+        self.retraining.is_possible = any((table >= 0).any() for table in self.products.table.values())
         self.queue = Queue(self.products, self.history, self.settings.second_share)
         self.choices = self.queue.choices
         self.showing = Showing(self.products, self.source.catalog, self.source.run.folder)
 
     def _reopen(self, run: Run) -> None:
-        """Go on with a newer run; its out-of-fold predictions replace those of a file."""
-        old, self.source = self.showing, replace(self.source, run=run, predictions=None)
+        """Go on with a newer run; predictions of a file stay, since a run has none of products without labels."""
+        old, self.source = self.showing, replace(self.source, run=run)
         self._open()
         old.close()
 
@@ -137,17 +138,16 @@ class Review:
         return [Decision(id_(row), name, values[name], predicted(name, row)) for row, name in pairs]
 
     def tasks(self, person: str) -> bytes:
-        """Return the next open products as tasks of Label Studio; they stay open, and are held for ten minutes."""
-        rows = self.queue.take(View(), person, exchange.MAX_TASKS)
+        """Return the next open products as tasks of Label Studio; they stay open to everybody."""
+        rows = self.queue.take(View(), person, exchange.MAX_TASKS, lease_s=0)
         return exchange.label_studio_tasks(self.products, rows, lambda row: self.showing.photo(row, 0, "small"))
 
-    def take_in(self, content: bytes, file_name: str) -> int:
-        """Take in decisions of a file, each file once; return how many. Errors as in `read_decisions`."""
-        by_person, n = exchange.read_decisions(content, file_name, self.products), 0
-        for person, decisions in by_person.items():
-            if self.queue.act("import", f"{sha256(content).hexdigest()} {person}", person, decisions):
-                n += len(decisions)
-        return n
+    def take_in(self, content: bytes, file_name: str, person: str) -> int:
+        """Take in decisions of a file for a person, each file once; return how many. Errors as in `read_decisions`."""
+        decisions, token = exchange.read_decisions(content, file_name, self.products), sha256(content).hexdigest()
+        undone = "SELECT COUNT(*) FROM actions a JOIN actions u ON u.undoes = a.id WHERE a.token LIKE ? || '%'"
+        token += f" {self.history.rows(undone, token)[0][0]}"  # once more after an undo
+        return len(decisions) * self.queue.act("import", token, person, decisions)
 
     def close(self) -> None:
         """End everything."""

@@ -3,7 +3,6 @@ CREATE TABLE IF NOT EXISTS actions(id INTEGER PRIMARY KEY, token TEXT NOT NULL U
     at REAL NOT NULL, kind TEXT NOT NULL, seconds REAL, undoes INTEGER UNIQUE REFERENCES actions);
 CREATE TABLE IF NOT EXISTS decisions(id INTEGER PRIMARY KEY, action INTEGER NOT NULL REFERENCES actions,
     product TEXT NOT NULL, characteristic TEXT NOT NULL, label TEXT NOT NULL, suggested TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS leases(product TEXT PRIMARY KEY, person TEXT NOT NULL, until REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS decisions_of ON decisions(product, characteristic);
 CREATE INDEX IF NOT EXISTS decisions_by ON decisions(action);
 CREATE INDEX IF NOT EXISTS actions_by ON actions(person, id);

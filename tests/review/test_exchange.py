@@ -46,11 +46,13 @@ def test_decisions_go_out(decided, kind):
 def test_what_went_out_comes_in_once(decided, open_review, kind):
     content = exchange.export(decided[0].history, kind)
     other = open_review(folder="other")
-    assert other.take_in(content, f"decisions.{kind}") == 1
-    assert other.take_in(content, f"decisions.{kind}") == 0
+    assert other.take_in(content, f"decisions.{kind}", "Olga") == 1
+    assert other.take_in(content, f"decisions.{kind}", "Olga") == 0
     (row,) = other.history.rows("SELECT * FROM corrections")
     assert tuple(row) == (decided[1][0], "kind", '"cup"')
-    assert other.history.rows("SELECT person FROM actions")[0][0] == "Anna"
+    assert other.history.rows("SELECT person FROM actions")[0][0] == "Olga"
+    assert len(other.queue.undo("undo", "Olga")) == 1
+    assert other.take_in(content, f"decisions.{kind}", "Olga") == 1
 
 
 def test_csv_holds_no_formulas(review):
@@ -60,14 +62,15 @@ def test_csv_holds_no_formulas(review):
 
 def test_tasks_for_label_studio_and_its_annotations(review):
     tasks = json.loads(review.tasks("Anna"))
+    assert review.queue.leases == {}
     assert set(tasks[0]["data"]) == {"id", "text", "image"}
     assert tasks[0]["data"]["image"].startswith("data:image/jpeg;base64,")
     assert '<Choices name="c_kind" toName="text" choice="single">' in exchange.label_studio_config(review.products)
     result = [{"from_name": "c_kind", "type": "choices", "value": {"choices": ["sock"]}}]
     annotated = [{**tasks[0], "annotations": [{"completed_by": {"email": "olga@shop.ru"}, "result": result}]}]
-    assert review.take_in(json.dumps(annotated).encode(), "project.json") == 1
+    assert review.take_in(json.dumps(annotated).encode(), "project.json", "Anna") == 1
     (row,) = review.history.rows("SELECT product, label, person FROM live")
-    assert tuple(row) == (tasks[0]["data"]["id"], '"sock"', "olga@shop.ru")
+    assert tuple(row) == (tasks[0]["data"]["id"], '"sock"', "Anna")
 
 
 @pytest.mark.parametrize(
@@ -84,4 +87,4 @@ def test_tasks_for_label_studio_and_its_annotations(review):
 )
 def test_files_that_are_not_understood_are_refused(review, content, name, rule):
     with pytest.raises(DataError, match=rule):
-        review.take_in(content.encode(), name)
+        review.take_in(content.encode(), name, "Anna")

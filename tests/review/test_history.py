@@ -82,18 +82,6 @@ def test_sets_of_labels_are_equal_in_any_order(history):
     assert corrections(history) == {("1", "material"): ["cotton", "wool"]}
 
 
-def test_a_lease_keeps_a_product_for_ten_minutes(history, monkeypatch):
-    history.lease(["1", "2"], "Anna")
-    history.lease(["2", "3"], "Boris")
-    assert history.held("Boris") == ["1", "2"]
-    assert history.held("Anna") == ["3"]
-    history.act("accept", "a", "Anna", [SHIRT])
-    assert history.held("Boris") == ["2"]
-    monkeypatch.setattr("product_classificator.review.history.LEASE_S", -1)
-    history.lease(["2"], "Anna")
-    assert history.held("Boris") == []
-
-
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "review.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(ArtifactError, match="is not the history of a review"):

@@ -207,6 +207,14 @@ def test_the_grid_saves_all_but_the_marked(browser, review):
     assert decided(review) == []
 
 
+def test_only_a_random_sample_estimates_the_precision(open_review):
+    browser = Browser(review := open_review(min_precision=0.5))
+    for query in ("", "&text=a"):
+        browser.fields = fields_of(browser.get(f"/?state=accepted&characteristic=kind{query}").text)
+        browser.submit(do="accept")
+    assert [entry["kind"] for entry in decided(review)] == ["check", "accept"]
+
+
 def test_photos_are_decoded_small_and_cached(browser):
     response = browser.get("/photo/0/0/small")
     assert response.headers["content-type"] == "image/jpeg"

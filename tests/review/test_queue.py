@@ -6,7 +6,7 @@ import pytest
 from product_classificator.errors import DataError
 from product_classificator.heads.hierarchy import Refinement
 from product_classificator.review.history import Decision
-from product_classificator.review.queue import Queue, View
+from product_classificator.review.queue import UNMARKED, Queue, View
 
 
 def decide(review, row, *names, person="Anna", kind="accept"):
@@ -45,6 +45,23 @@ def test_nobody_is_given_what_another_holds(review):
     assert review.queue.take(View(), "Anna", 5) == first
 
 
+def test_a_lease_ends(review):
+    first = review.queue.take(View(), "Anna", 5, lease_s=-1)
+    assert review.queue.take(View(), "Boris", 5) == first
+
+
+def test_what_is_marked_as_wrong_leaves_the_grid_and_opens_one_characteristic(open_review):
+    review = open_review(min_precision=0.5)
+    grid = View(characteristic="kind", label=next(iter(review.queue.counts("kind"))), state=UNMARKED)
+    row = review.queue.take(grid, "Anna")[0]
+    review.queue.act("wrong", "a", "Anna", [Decision(review.products.id(row), "kind")])
+    before = review.queue.is_open("colour", row)
+    assert row not in review.queue.take(grid, "Anna", 240)
+    assert row in review.queue.take(replace(grid, state=""), "Anna", 240)
+    assert (review.queue.is_open("kind", row), review.queue.is_open("colour", row)) == (True, before)
+    assert sum(review.queue.counts("kind", UNMARKED).values()) == sum(review.queue.counts("kind").values()) - 1
+
+
 def test_what_is_decided_does_not_come_again(review):
     row = review.queue.take(View(), "Anna")[0]
     before = review.queue.count(View())
@@ -66,7 +83,7 @@ def test_a_product_for_two_people_comes_to_another(open_review):
     row = review.queue.take(View(), "Anna")[0]
     decide(review, row)
     assert row not in review.queue.take(View(), "Anna", 240)
-    review.history.rows("DELETE FROM leases")
+    review.queue.leases.clear()
     assert row in review.queue.take(View(), "Boris", 240)
     decide(review, row, person="Boris")
     assert row not in review.queue.take(View(), "Clara", 240)
@@ -95,7 +112,7 @@ def test_skipped_products_come_to_others_only(review):
     review.queue.act("skip", "a", "Anna", [Decision(review.products.id(row))])
     assert row not in review.queue.take(View(), "Anna", 240)
     assert review.queue.take(View(state="skipped"), "Anna") == [row]
-    review.history.rows("DELETE FROM leases")
+    review.queue.leases.clear()
     assert review.queue.take(View(), "Boris")[0] == row
 
 
