@@ -38,7 +38,8 @@ def doctor(options: Doctor) -> None:
         return
     for name, value in facts.items():
         parts = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else [str(value)]
-        out.print(f"{name}: {', '.join(parts) or 'nothing'}", soft_wrap=True)
+        between = "\n  " if name == "missing" else ", "
+        out.print(f"{name}: {between.join(parts) or 'nothing'}", soft_wrap=True)
 
 
 def missing_packages() -> dict[str, str]:

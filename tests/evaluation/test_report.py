@@ -141,7 +141,7 @@ def test_the_report_lists_set_aside_rows_left_out_labels_and_the_method(folder):
     cells = plain_texts((folder / "report.md").read_text("utf-8"))
     assert {"Rows set aside", "no | text", "4", "photo truncated", "1,200"} <= set(cells)
     assert {"rare 29 (29)", "... and 10 more, in report.json"} <= set(cells)
-    assert {"Products by split: train 1,000, test 75.", "Seed of the run: 7.", "The run took 1 min."} <= set(cells)
+    assert {"Products by split: train: 1,000, test: 75.", "Seed of the run: 7.", "The run took 1 min."} <= set(cells)
 
 
 def test_a_report_needs_no_more_than_a_title(judged, tmp_path):
@@ -218,7 +218,7 @@ def test_a_score_that_covers_little_says_so_in_headline_table_and_json(judged, t
     text = (tmp_path / "report.md").read_text("utf-8")
     assert text.startswith("# x\n\nMean macro-F1: **1.000** on 2 of 362 labels and 12 of 50 labelled products.\n")
     assert "the macro-F1 of path, 1.000, covers only 2 of 62 labels and 12 of 50 labelled products" in text
-    assert "brand is not part of any score: of its 300 labels too few" in text
+    assert "brand is not part of any score: of its 300 label(s) fewer than two" in text
     assert "| 12 of 50 | 2 of 62 |" in text
     document = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]
     assert document["coverage"] == {"labels": 2, "all_labels": 362, "products": 12, "all_products": 50}
