@@ -28,11 +28,13 @@ from common import DATA, RESULTS, parse, save
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.rows import OutputOptions
+from product_classificator.classificator.work import predicting
 from product_classificator.cluster.drive import Driver, Worker
-from product_classificator.cluster.plan import Plan, cut, finish, write_plan
+from product_classificator.cluster.plan import Plan, cut, write_plan
 from product_classificator.cluster.runners import LocalRunner, RayRunner, running
 from product_classificator.cluster.storage import Storage
-from product_classificator.cluster.work import Recipe, predicting
+from product_classificator.cluster.work import Recipe
+from product_classificator.predict_file import finish
 
 COMMAND = "from product_classificator.cli import main; main()"
 QUICK = "[split]\nfolds = 2\n[heads]\nepochs = 3\nhidden = 32\n"

@@ -3,12 +3,15 @@
 The file is joined from the parts of a plan, which lie in `<file>.parts/` until then.
 """
 
+import hashlib
 import json
 import re
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -23,13 +26,15 @@ import pyarrow.parquet as pq
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.rows import OutputOptions as OutputOptions
-from product_classificator.cluster.plan import UNIT_ROWS, Plan, Totals, finish
+from product_classificator.classificator.work import Work, predicting
+from product_classificator.cluster.plan import SUCCESS, UNIT_ROWS, Plan, check_complete
 from product_classificator.cluster.runners import LocalRunner, Runner, running
 from product_classificator.cluster.storage import Storage
-from product_classificator.cluster.work import OnChunk, Recipe, Work, predicting
+from product_classificator.cluster.work import OnChunk, Recipe
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 from product_classificator.embeddings.store import EmbeddingStore
-from product_classificator.errors import DataError, MissingExtraError
+from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+from product_classificator.files import remove_leftovers
 from product_classificator.remote.paths import UrlPath, as_path, replacing
 from product_classificator.text import join_labels
 
@@ -51,6 +56,56 @@ class PredictSummary:
     resumed: int
     warnings: Mapping[str, int]
     accepted: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Totals:
+    """What parts hold: rows, those of each status, accepted values of each characteristic, and a sha256.
+
+    The sha256 is that of all parts, one after the other: `cat parts/*/*.parquet | sha256sum`.
+    """
+
+    rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    sha256: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def warnings(self) -> dict[str, int]:
+        """Rows of each status but "ok", the most frequent first."""
+        return {status: n for status, n in self.statuses.most_common() if status != "ok"}
+
+    def read(self, plan: Plan) -> Iterator[pa.Table]:
+        """Yield the rows of all parts, checked, in the order of the table, and count them.
+
+        Raises `ArtifactError` if one is missing or damaged.
+        """
+        check_complete(plan)
+        for unit, _ in plan.parts():
+            rows, data = plan.read(unit)
+            if rows is None:
+                raise ArtifactError(f"{unit} had a damaged part, which was deleted: run the same command again")
+            self.rows += len(rows)
+            self.sha256.update(data)
+            self.statuses.update(rows["status"].to_pylist())
+            for name in rows.column_names:
+                if {f"{name}_decision", f"{name}_probability"} <= {*rows.column_names}:
+                    self.accepted[name] += rows[f"{name}_decision"].to_pylist().count("auto")
+            yield rows
+
+
+def finish(plan: Plan) -> Totals:
+    """Check all parts and write `_SUCCESS.json`, the last file of a plan."""
+    totals = Totals()
+    for _ in totals.read(plan):
+        pass
+    if plan.storage.is_local:
+        for folder in (plan.storage.path / "parts").glob("*"):
+            remove_leftovers(folder)
+    counts = {"units": plan.n_units, "rows": totals.rows, "statuses": totals.statuses, "accepted": totals.accepted}
+    ended = {"sha256": totals.sha256.hexdigest(), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    plan.storage.write_json(SUCCESS, {"fingerprint": plan.fingerprint, **counts, **ended})
+    return totals
 
 
 _DEFAULTS = OutputOptions()
@@ -100,8 +155,8 @@ def predict_with(
     """
     out, catalog = as_path(out), work.catalog
     is_file = out.suffix.lower() in FORMATS
-    _check(catalog, out, is_file=is_file)
-    storage = Storage(out.with_name(out.name + ".parts") if is_file else out)
+    check_output(catalog, out, is_file=is_file)
+    storage = Storage(parts_folder(out))
     with running(storage, work, runner, recipe=recipe, rows=rows, on_rows=on_rows) as (plan, resumed):
         if is_file:
             totals = join_parts(plan, out, bom=work.options.bom)
@@ -111,14 +166,26 @@ def predict_with(
     return PredictSummary(totals.rows, resumed, totals.warnings | dict(catalog.issues), dict(totals.accepted))
 
 
-def _check(catalog: Catalog, out: Path, *, is_file: bool) -> None:
-    if out.suffix.lower() == ".xlsx":
-        _check_excel(len(catalog))
-    if is_file and (out.is_dir() or not (out.parent.is_dir() or isinstance(out, UrlPath))):
-        raise DataError(f"the output must be a file in an existing folder, got {out}")
+def parts_folder(out: Path) -> Path:
+    """Return the folder of the parts of an output."""
+    return out.with_name(out.name + ".parts") if out.suffix.lower() in FORMATS else out
+
+
+def check_output(catalog: Catalog, out: Path, *, is_file: bool) -> None:
+    """Raise `DataError` if predictions of a catalog cannot be written there."""
+    if is_file:
+        check_file(out, len(catalog))
     catalog.check_output(out)
     if catalog.images and catalog.images.path == out.resolve():
         raise DataError(f"the output must not be the table or the photos themselves, got {out}")
+
+
+def check_file(out: Path, n_rows: int) -> None:
+    """Raise `DataError` if so many rows cannot be written to a file."""
+    if out.suffix.lower() == ".xlsx":
+        _check_excel(n_rows)
+    if out.is_dir() or not (out.parent.is_dir() or isinstance(out, UrlPath)):
+        raise DataError(f"the output must be a file in an existing folder, got {out}")
 
 
 def _check_excel(n_rows: int) -> None:

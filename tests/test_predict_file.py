@@ -11,7 +11,7 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
-from product_classificator.cluster.work import predicting
+from product_classificator.classificator.work import predicting
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError

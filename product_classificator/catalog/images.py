@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +30,7 @@ from product_classificator.catalog.lookup import EXTENSIONS, ImageIndex, parts_o
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image
 from product_classificator.errors import DataError, MissingExtraError, nearest
 from product_classificator.remote.archives import files_of, read_file, read_member, shards_of
-from product_classificator.remote.paths import UrlPath, as_path, open_file_system
+from product_classificator.remote.paths import UrlPath, as_path, file_infos, identity, open_file_system
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,18 @@ class ImageSource(AbstractContextManager["ImageSource"]):
     def several(self, product_id: str, other_ids: Collection[str] = ()) -> list[str]:
         """Return the names of a product's images, in order, if it has several, as `ImageIndex.several` finds them."""
         return self._listed().several(product_id, other_ids)
+
+    def identity(self, *, ids: bool) -> list[str]:
+        """Return what changes with zip and tars, and with a folder if `ids` find the images: it is listed anyway."""
+        files = self.path and (shards_of(self.path) or ([] if self.path.is_dir() else [self.path]))
+        if files or not self.path:
+            return [*map(identity, files or ())]
+        total = 0  # in whatever order they are listed
+        for info in file_infos(self.path) if ids else ():
+            if info.path.lower().endswith(EXTENSIONS):
+                file = f"{info.path} {info.size} {info.mtime_ns}"
+                total += int.from_bytes(blake2b(file.encode(), digest_size=16).digest(), "big")
+        return [str(self.path), f"{total % 2**128:x}"]
 
     def names(self) -> list[str]:
         """Return the names of all files."""

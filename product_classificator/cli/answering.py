@@ -9,17 +9,16 @@ import pyarrow.parquet as pq
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.rows import OutputOptions
 from product_classificator.cli import console
-from product_classificator.cli.bulk import embed_in_units, predict_in_units, runner_of
+from product_classificator.cli.bulk import embed_in_units, predict_in_units, run_one, runner_of
 from product_classificator.cli.options import Embed, Info, Predict
 from product_classificator.cli.tables import open_catalog, open_once
 from product_classificator.cluster.plan import Plan
-from product_classificator.cluster.runners import run_one
 from product_classificator.cluster.storage import Storage
 from product_classificator.embeddings.embed import embed_chunks
 from product_classificator.embeddings.progress import bars, product_bar
 from product_classificator.embeddings.store import EmbeddingStore, read_store_facts
 from product_classificator.encoders import ENCODERS, OPTIONS, load_encoder
-from product_classificator.errors import ArtifactError
+from product_classificator.errors import ArtifactError, DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.predict_file import predict_to_file
 from product_classificator.runs import Run, fetched
@@ -27,13 +26,15 @@ from product_classificator.runs import Run, fetched
 
 def predict(options: Predict) -> None:
     """Predict a table, or one unit of a plan, and print what was written."""
-    if options.plan is not None:
+    if options.plan is not None and options.unit is not None:
         console.log.print(f"{run_one(Plan.open(Storage(options.plan)), options.unit)} is done")
         return
-    if options.run is None or options.table is None or options.out is None:
+    if options.run is None or options.table is None or options.out is None or options.plan:
         console.log.print("error: `predict` needs RUN, TABLE and --out, or --plan and --unit", style="red")
         sys.exit(2)
     runner = runner_of(options.by)
+    if runner and options.plan_only:
+        raise DataError("--plan-only leaves the units to others, --cluster does them: name one of the two")
     run, (table, columns) = Run.load(options.run), open_once(options.table, options.products.encoding)
     catalog = open_catalog(table, columns, options.products, run=run)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))

@@ -1,26 +1,42 @@
 """`predict` and `embed` in units, in several processes or on several machines; `status` and `join`."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from product_classificator.catalog import Catalog
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.rows import OutputOptions
+from product_classificator.classificator.work import embedding, predicting
 from product_classificator.cli import console
 from product_classificator.cli.options import ClusterOptions, Embed, Join, Predict, Status
-from product_classificator.cluster.plan import Plan, Totals, finish, make_plan
-from product_classificator.cluster.runners import LocalRunner, RayRunner, Runner, import_ray, running
-from product_classificator.cluster.storage import Storage
-from product_classificator.cluster.work import Recipe, embedding, predicting
+from product_classificator.cluster.drive import Units
+from product_classificator.cluster.plan import PLAN, UNIT_ROWS, Plan, Unit, make_plan
+from product_classificator.cluster.runners import LocalRunner, RayRunner, Runner, import_ray, running, visible_gpus
+from product_classificator.cluster.storage import DRIVER, LEASE_SECONDS, Storage, single_driver
+from product_classificator.cluster.work import Recipe
 from product_classificator.embeddings.progress import bars
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, cores
-from product_classificator.errors import DataError
-from product_classificator.predict_file import FORMATS, PredictSummary, join_parts, predict_with
+from product_classificator.errors import ArtifactError, DataError
+from product_classificator.predict_file import (
+    FORMATS,
+    PredictSummary,
+    Totals,
+    check_file,
+    check_output,
+    finish,
+    join_parts,
+    parts_folder,
+    predict_with,
+)
 from product_classificator.remote.paths import as_path
+
+_NO_FOLDERS = (".xls", ".xlsm", ".ods", ".tsv", ".txt", ".json", ".feather", ".arrow", ".pq", ".gz", ".zip", ".zst")
 
 
 def runner_of(options: ClusterOptions) -> Runner | None:
@@ -29,11 +45,24 @@ def runner_of(options: ClusterOptions) -> Runner | None:
     if address is None:
         return None
     if address == "local":
-        return LocalRunner(options.workers or max(int(cores() / max(cpus, 1)), 1), gpus)
+        workers = options.workers or max(int(cores() / max(cpus, 1)), 1)
+        return LocalRunner(_capped(workers, gpus, len(visible_gpus())) if gpus else workers, gpus)
     if address != "auto" and not address.startswith("ray://"):
         raise DataError(f"a cluster is local, auto or ray://host:10001, got {address!r}")
     import_ray()
     return RayRunner(address, options.workers, gpus, cpus)
+
+
+def _capped(workers: int, share: float, n_gpus: int) -> int:
+    """Return how many workers have a share of the GPUs; `DataError` if none has."""
+    if not (room := int(n_gpus / share + 1e-9)):
+        rule = f"workers with {share:g} GPUs each need as many"
+        raise DataError(f"{rule}, {n_gpus} are visible: name fewer, or those there are (CUDA_VISIBLE_DEVICES)")
+    if room < workers:
+        console.log.print(
+            f"{n_gpus} GPUs have room for {room} workers with {share:g} each, not {workers}", style="yellow"
+        )
+    return min(room, workers)
 
 
 def predict_in_units(
@@ -44,7 +73,12 @@ def predict_in_units(
     store: EmbeddingStore | None,
 ) -> PredictSummary | None:
     """Predict in units; without a runner only their plan is written."""
-    out, rows = str(options.out), options.by.unit_rows
+    out = as_path(str(options.out))
+    if out.suffix.lower() in (_NO_FOLDERS if runner else (*_NO_FOLDERS, *FORMATS)):
+        files = f"as {', '.join(FORMATS)}, or " if runner else ""
+        raise DataError(f"predictions are written {files}into a folder, got {out.name}")
+    storage = Storage(parts_folder(out) if runner else out)
+    rows = _unit_rows(storage, options.by.unit_rows)
     written = OutputOptions(options.top_k, options.min_precision, options.bom)
     work = predicting(classificator, catalog, written, store)
     loading = {"heads_ver": str(as_path(str(options.run)).absolute()), "model_name": options.encoder.encoder}
@@ -53,7 +87,9 @@ def predict_in_units(
     if runner:
         with _bar(len(catalog)) as on_rows:
             return predict_with(runner, work, out, recipe=recipe, rows=rows, on_rows=on_rows)
-    plan = make_plan(Storage(out), catalog.table, work.facts, rows, asdict(recipe))
+    check_output(catalog, out, is_file=False)
+    with single_driver(storage):
+        plan = make_plan(storage, catalog.table, work.facts, rows, asdict(recipe))
     console.log.print(f"{plan.n_units} units of {plan.n_rows} rows in all: do each, then join them")
     console.log.print(f"next:   product-classificator predict --plan {out} --unit N   (0 to {plan.n_units - 1})")
     console.log.print(f"        product-classificator join {out} --out FILE")
@@ -62,15 +98,27 @@ def predict_in_units(
 
 def embed_in_units(runner: Runner, options: Embed, catalog: Catalog, encoder: Encoder) -> Totals:
     """Embed in units; every worker writes shards of its own into the store."""
-    chosen, rows = options.encoder, options.by.unit_rows
+    chosen = options.encoder
     loading = {"name": chosen.encoder or "lite", "device": chosen.device, "dtype": chosen.dtype}
     work = embedding(encoder, catalog, EmbeddingStore(options.out, encoder, reads=False))
     recipe, units = Recipe.of(catalog, loading, None, options.out.absolute()), Storage(options.out / "units.parts")
+    rows = _unit_rows(units, options.by.unit_rows)
     with (
         _bar(len(catalog)) as on_rows,
         running(units, work, runner, recipe=recipe, rows=rows, on_rows=on_rows) as (plan, _),
     ):
-        return finish(plan)
+        totals = finish(plan)
+        units.clear()  # what the store has, it knows itself: kept, they would hide shards that were deleted
+        return totals
+
+
+def _unit_rows(storage: Storage, rows: int | None) -> int:
+    """Return the rows of a unit; `DataError` if unfinished work has units of another size than what is wanted."""
+    made = storage.read_json(PLAN).get("unit_rows")
+    if rows and made and rows != made:
+        rule = f"{storage} has units of {made} rows, which stay as they are"
+        raise DataError(f"{rule}, got --unit-rows {rows}: leave it out, or delete that folder")
+    return rows or UNIT_ROWS
 
 
 @contextmanager
@@ -80,16 +128,54 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda rows: progress.update(task, completed=rows)
 
 
+def run_one(plan: Plan, number: int) -> Unit:
+    """Do a unit of a plan with nothing but what the plan says; an `ArtifactError` says why it failed."""
+    unit = plan.unit(number)
+    if not plan.recipe:
+        raise ArtifactError(f"{plan.storage} can be gone on with only by the call that began it")
+    units = Units(plan, Recipe(**plan.recipe))
+    if failure := units.open():
+        raise ArtifactError(failure.message)
+    failure = units.run(unit)
+    plan.quarantine(unit, failure and failure.message, failure.trace if failure else "")
+    if failure:
+        raise ArtifactError(f"{unit} failed: {failure.message}")
+    return unit
+
+
 def _open_plan(folder: Path) -> Plan:
     """Open the plan of a folder, of a store, or of a file that is not finished."""
-    paths = (folder / "units.parts", folder.with_name(folder.name + ".parts"), folder)
-    return Plan.open(Storage(next((path for path in paths if path.is_dir()), folder)))
+    return Plan.open(Storage(next((path for path in _unfinished(folder) if path.is_dir()), folder)))
+
+
+def _unfinished(folder: Path) -> tuple[Path, Path]:
+    return folder / "units.parts", folder.with_name(folder.name + ".parts")
+
+
+def progress(plan: Plan) -> Mapping[str, Any]:
+    """Return done units and rows, rows a second of the last ten minutes, units that run, and quarantined ones."""
+    n_units = n_rows = recent_rows = 0
+    since_s = now_s = time.time()
+    for unit, part in plan.parts():
+        if part is None:
+            continue
+        n_units, n_rows, written_s = n_units + 1, n_rows + unit.rows, part.mtime.timestamp()
+        if written_s > now_s - 600:
+            recent_rows, since_s = recent_rows + unit.rows, min(since_s, written_s)
+    driver = {"time": 0.0, **plan.storage.read_json(DRIVER)}
+    n_running = driver.get("running", 0) if now_s - driver["time"] < LEASE_SECONDS else 0
+    rate, why = recent_rows / max(now_s - since_s, 1.0), plan.quarantined()
+    return {"units": n_units, "rows": n_rows, "rate": rate, "running": n_running, "quarantined": why}
 
 
 def status(options: Status) -> None:
     """Print how far a plan is."""
+    is_there = options.folder.is_file() or (options.folder / "store.json").is_file()
+    if is_there and not any(path.is_dir() for path in _unfinished(options.folder)):
+        console.out.print(f"{options.folder} is finished: nothing of it is under way")
+        return
     plan = _open_plan(options.folder)
-    now = plan.progress()
+    now = progress(plan)
     counts = f"{now['running']} running, {len(now['quarantined'])} in quarantine"
     console.out.print(f"{now['units']} of {plan.n_units} units done, {counts}")
     left = timedelta(seconds=round((plan.n_rows - now["rows"]) / now["rate"])) if now["rate"] else "unknown"
@@ -103,6 +189,12 @@ def join(options: Join) -> None:
     plan = _open_plan(options.folder)
     if options.out and options.out.suffix.lower() not in FORMATS:
         raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {options.out.name}")
+    if options.out:
+        check_file(options.out, plan.n_rows)
+        if plan.storage.path.resolve() in options.out.resolve().parents:
+            raise DataError(
+                f"the output must not be in the folder of the plan, which holds nothing else: {options.out}"
+            )
     totals = finish(plan)
     if options.out:
         join_parts(plan, options.out, bom=options.bom)

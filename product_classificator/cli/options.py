@@ -167,9 +167,13 @@ class ClusterOptions:
 
     cluster: Annotated[str | None, doc("local, auto (Ray) or ray://host:10001. Default: this process.")] = None
     workers: Annotated[PositiveInt | None, doc("Number of workers. Default: as many as there is room for.")] = None
-    cpus_per_worker: Annotated[float, doc("Cores of each.")] = 1.0
-    gpus_per_worker: Annotated[float, doc("GPUs of each; with 0.5 two share one.")] = 0.0
-    unit_rows: Annotated[PositiveInt, doc("Rows of a unit.")] = 4096
+    cpus_per_worker: Annotated[float, doc("Cores of each."), Parameter(validator=Number(gt=0))] = 1.0
+    gpus_per_worker: Annotated[
+        float, doc("GPUs of each; with 0.5 two share one."), Parameter(validator=Number(gte=0))
+    ] = 0.0
+    unit_rows: Annotated[PositiveInt | None, doc("Rows of a unit. Default: 4096, or as in the plan that is there.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ class Predict(OnRun):
     _: KW_ONLY
     out: Annotated[Path | None, place("File to write: .parquet, .csv, .jsonl or .xlsx; or a folder of parts.")] = None
     plan: Annotated[Path | None, place("Do one unit of the plan in this folder, without RUN and TABLE.")] = None
-    unit: Annotated[int, doc("Its number, from 0.")] = 0
+    unit: Annotated[int | None, doc("Its number, from 0.")] = None
     plan_only: Annotated[bool, doc("Only write the plan, into the folder OUT.")] = False
     by: ClusterOptions = ClusterOptions()
     top_k: Annotated[PositiveInt, doc("Labels per characteristic.")] = 1

@@ -8,11 +8,9 @@ units are listed a thousand at a time, and their parts lie in folders of a thous
 import hashlib
 import json
 import logging
-import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields
-from datetime import UTC, datetime
+from dataclasses import astuple, dataclass, fields
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from product_classificator.catalog.cells import Table
-from product_classificator.cluster.storage import DRIVER, LEASE_SECONDS, Storage
+from product_classificator.cluster.storage import CLOCK, DRIVER, Storage
 from product_classificator.errors import ArtifactError, DataError, culprits
-from product_classificator.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +70,7 @@ class Plan:
     n_rows: int
     made_from: Mapping[str, Any]
     recipe: Mapping[str, Any] | None = None
+    unit_rows: int | None = None  # at most; unknown in older plans
 
     @classmethod
     def open(cls, storage: Storage) -> "Plan":
@@ -95,8 +93,8 @@ class Plan:
     def parts(self) -> Iterator[tuple[Unit, Any]]:
         """Yield each unit, in the order of the table, with what the listing says of its part; `None`: it has none."""
         for number in range(-(-self.n_units // _PER_FOLDER)):
-            units = self._folder(number)
-            files = self.storage.list(f"parts/{number:05d}")
+            units = self.storage.patiently(partial(self._folder, number))
+            files = self.storage.patiently(partial(self.storage.list, f"parts/{number:05d}"))
             for unit in units:
                 part = files.get(self.part(unit).rpartition("/")[2])
                 yield unit, part if part and part.size else None
@@ -109,21 +107,6 @@ class Plan:
         """Return the name of a unit's part; in the order of these names they make the table."""
         name = f"{unit.file_number:06d}-{unit.row_in_file:012d}-{self.fingerprint[:12]}.parquet"
         return f"parts/{unit.number // _PER_FOLDER:05d}/{name}"
-
-    def progress(self) -> Mapping[str, Any]:
-        """Return done units and rows, rows a second of the last ten minutes, units that run, and quarantined ones."""
-        n_units = n_rows = recent_rows = 0
-        since_s = now_s = time.time()
-        for unit, part in self.parts():
-            if part is None:
-                continue
-            n_units, n_rows, written_s = n_units + 1, n_rows + unit.rows, part.mtime.timestamp()
-            if written_s > now_s - 600:
-                recent_rows, since_s = recent_rows + unit.rows, min(since_s, written_s)
-        driver = {"time": 0.0, **self.storage.read_json(DRIVER)}
-        n_running = driver.get("running", 0) if now_s - driver["time"] < LEASE_SECONDS else 0
-        rate, why = recent_rows / max(now_s - since_s, 1.0), self.quarantined()
-        return {"units": n_units, "rows": n_rows, "rate": rate, "running": n_running, "quarantined": why}
 
     def write(self, unit: Unit, rows: pa.Table) -> None:
         """Write the part of a unit, whole or not at all."""
@@ -146,14 +129,14 @@ class Plan:
         self.storage.delete(part)
         return None, data
 
-    def quarantine(self, unit: Unit, message: str | None) -> None:
+    def quarantine(self, unit: Unit, message: str | None, trace: str = "") -> None:
         """Note why a unit has no part, or (`None`) that this is past."""
         name = f"{QUARANTINE}/{unit.number:08d}.json"
         if message is None:
             self.storage.delete(name)
             return
         logger.warning("%s is in quarantine: %s", unit, message)
-        self.storage.write_json(name, {"unit": str(unit), "error": message})
+        self.storage.write_json(name, {"unit": str(unit), "error": message, "traceback": trace.splitlines()})
 
     def quarantined(self) -> dict[str, str]:
         """Return why units are in quarantine, by their names."""
@@ -172,21 +155,23 @@ def make_plan(
     Raises:
         DataError: the table has no rows, or the folder holds another plan or other files.
     """
-    own = {PLAN, UNITS, SUCCESS, DRIVER, QUARANTINE, "parts"}
+    own = {PLAN, UNITS, SUCCESS, DRIVER, CLOCK, QUARANTINE, "parts"}
     if foreign := sorted({*(names := storage.list())} - own):
         raise DataError(f"{storage} is needed for unfinished work, but holds other files: {culprits(foreign)}")
     fingerprint = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
     existing = storage.read_json(PLAN)
     if (existing.get("format"), existing.get("fingerprint")) == (_FORMAT, fingerprint):
         return Plan.open(storage)
-    is_ours, begun = storage.path.suffix == ".parts", {*names} - {DRIVER, UNITS}
+    is_ours, begun = storage.path.suffix == ".parts", {*names} - {DRIVER, CLOCK, UNITS}
     if begun and not is_ours:
         raise DataError(f"{storage} holds the work of another table, run or setting: name another output, or delete it")
     if begun:
         logger.warning("%s is of another table, run or setting: starting again", storage)
         storage.clear()
     files = ((file.name, file.row_groups()) for file in table.files())
-    made = write_plan(storage, cut(files, rows), fingerprint=fingerprint, made_from=facts, recipe=recipe)
+    made = write_plan(
+        storage, cut(files, rows), fingerprint=fingerprint, made_from=facts, recipe=recipe, unit_rows=rows
+    )
     if not made.n_rows:
         storage.clear()
         raise DataError(f"there is nothing to predict: {table.name} has no rows")
@@ -228,42 +213,6 @@ def _together(groups: Iterable[int], rows: int) -> Iterator[int]:
     yield total
 
 
-@dataclass
-class Totals:
-    """What parts hold: rows, those of each status, accepted values of each characteristic, and a sha256.
-
-    The sha256 is that of all parts, one after the other: `cat parts/*/*.parquet | sha256sum`.
-    """
-
-    rows: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    accepted: Counter[str] = field(default_factory=Counter)
-    sha256: Any = field(default_factory=hashlib.sha256)
-
-    @property
-    def warnings(self) -> dict[str, int]:
-        """Rows of each status but "ok", the most frequent first."""
-        return {status: n for status, n in self.statuses.most_common() if status != "ok"}
-
-    def read(self, plan: Plan) -> Iterator[pa.Table]:
-        """Yield the rows of all parts, checked, in the order of the table, and count them.
-
-        Raises `ArtifactError` if one is missing or damaged.
-        """
-        check_complete(plan)
-        for unit, _ in plan.parts():
-            rows, data = plan.read(unit)
-            if rows is None:
-                raise ArtifactError(f"{unit} had a damaged part, which was deleted: run the same command again")
-            self.rows += len(rows)
-            self.sha256.update(data)
-            self.statuses.update(rows["status"].to_pylist())
-            for name in rows.column_names:
-                if {f"{name}_decision", f"{name}_probability"} <= {*rows.column_names}:
-                    self.accepted[name] += rows[f"{name}_decision"].to_pylist().count("auto")
-            yield rows
-
-
 def check_complete(plan: Plan) -> None:
     """Raise `ArtifactError` if units have no part, and name the first of them with what is known."""
     n_missing, first, reasons = 0, list[str](), plan.quarantined()
@@ -275,17 +224,3 @@ def check_complete(plan: Plan) -> None:
         rule = f"{n_missing} of {plan.n_units} units have no part in {plan.storage}"
         way_out = "the others are kept; run the same command again to try them once more"
         raise ArtifactError(f"{rule}: {'; '.join(first)}{'; ...' * (n_missing > _SHOWN)}; {way_out}")
-
-
-def finish(plan: Plan) -> Totals:
-    """Check all parts and write `_SUCCESS.json`, the last file of a plan."""
-    totals = Totals()
-    for _ in totals.read(plan):
-        pass
-    if plan.storage.is_local:
-        for folder in (plan.storage.path / "parts").glob("*"):
-            remove_leftovers(folder)
-    counts = {"units": plan.n_units, "rows": totals.rows, "statuses": totals.statuses, "accepted": totals.accepted}
-    ended = {"sha256": totals.sha256.hexdigest(), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    plan.storage.write_json(SUCCESS, {"fingerprint": plan.fingerprint, **counts, **ended})
-    return totals

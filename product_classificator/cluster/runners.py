@@ -1,5 +1,6 @@
 """Who runs the units of a plan: this process, some on this machine, or the actors of a Ray cluster."""
 
+import logging
 import os
 import signal
 import sys
@@ -9,17 +10,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from threading import Thread
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from product_classificator.classificator.work import Work
 from product_classificator.cluster.drive import Driver, Failure, OnUnit, Units, Worker
-from product_classificator.cluster.plan import UNIT_ROWS, Plan, Unit, check_complete, make_plan
+from product_classificator.cluster.plan import SUCCESS, UNIT_ROWS, Plan, Unit, check_complete, make_plan
 from product_classificator.cluster.storage import Beat, Storage, single_driver
-from product_classificator.cluster.work import OnChunk, Reader, Recipe, Work, run_units
-from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+from product_classificator.cluster.work import OnChunk, Reader, Recipe, run_units
+from product_classificator.errors import DataError, MissingExtraError
 
-_DEADLINE_S, _RETRY_S = 3_600.0, 1.0
+_RETRY_S = 1.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class LocalRunner:
     processes: int = 0
     gpus_per_worker: float = 0
     on_chunk: OnChunk | None = None
-    deadline_s: float = _DEADLINE_S
+    deadline_s: float | None = None
     retry_s: float = _RETRY_S
 
     def run(self, plan: Plan, work: Work, recipe: Recipe | None, beat: Beat, on_unit: OnUnit) -> None:
@@ -50,6 +54,13 @@ class LocalRunner:
         for unit in run_units(plan, work, reader, units(), on_chunk=self.on_chunk):
             beat(running=1)
             on_unit(unit)
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    n_devices = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+    return [*map(str, range(n_devices))] if visible is None else [name for name in visible.split(",") if name.strip()]
 
 
 def _in_process(plan: Plan, recipe: Recipe, runner: LocalRunner, number: int) -> Worker:
@@ -77,8 +88,8 @@ def _open(plan: Plan, recipe: Recipe, runner: LocalRunner, number: int) -> Failu
         mine = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, mine[number :: runner.processes] or [mine[number % len(mine)]])
     if share := runner.gpus_per_worker:
-        gpus = range(int(number * share), int(number * share) + max(int(share), 1))
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        first, gpus = int(number * share + 1e-9), visible_gpus()  # those of the caller, whose environment this has
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + max(int(share), 1)])
     _of_this_process[:] = [Units(plan, recipe)]
     return _of_this_process[0].open()
 
@@ -104,7 +115,7 @@ class RayRunner:
     workers: int | None = None
     gpus_per_worker: float = 0
     cpus_per_worker: float = 1
-    deadline_s: float = _DEADLINE_S
+    deadline_s: float | None = None
     retry_s: float = _RETRY_S
 
     def run(self, plan: Plan, work: Work, recipe: Recipe | None, beat: Beat, on_unit: OnUnit) -> None:
@@ -118,6 +129,9 @@ class RayRunner:
         needs, there = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}, ray.cluster_resources()
         room = min(int(there.get(kind, 0) / need) for kind, need in needs.items() if need)
         make_actor = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"])(Units).remote
+        if room < (self.workers or 1):
+            sentence = "the Ray cluster has room for %d workers of %s now, the others wait for it (%d are wanted)"
+            logger.warning(sentence, room, {kind: need for kind, need in needs.items() if need}, self.workers or 1)
         threads = max(int(self.cpus_per_worker), 1)
 
         def make_worker(_: int) -> Worker:
@@ -161,6 +175,11 @@ def running(
         parts = (unit for unit, part in plan.parts() if part)  # those of an object store are not read until the end
         n_done = resumed = sum(unit.rows for unit in parts if not storage.is_local or plan.read(unit)[0])
 
+        if n_done < plan.n_rows:
+            storage.delete(SUCCESS)  # of a call before, whose parts are gone
+        if n_done:
+            on_rows(n_done)
+
         def on_unit(unit: Unit) -> None:
             nonlocal n_done
             n_done += unit.rows
@@ -169,18 +188,3 @@ def running(
         runner.run(plan, work, recipe, beat, on_unit)
         check_complete(plan)
         yield plan, resumed
-
-
-def run_one(plan: Plan, number: int) -> Unit:
-    """Do a unit of a plan with nothing but what the plan says; an `ArtifactError` says why it failed."""
-    unit = plan.unit(number)
-    if not plan.recipe:
-        raise ArtifactError(f"{plan.storage} can be gone on with only by the call that began it")
-    units = Units(plan, Recipe(**plan.recipe))
-    if failure := units.open():
-        raise ArtifactError(failure.message)
-    failure = units.run(unit)
-    plan.quarantine(unit, failure and failure.message)
-    if failure:
-        raise ArtifactError(f"{unit} failed: {failure.message}")
-    return unit

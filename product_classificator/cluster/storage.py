@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from threading import Event, Thread
+from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -16,12 +17,13 @@ from pyarrow import fs
 from product_classificator.errors import DataError
 from product_classificator.remote.paths import UrlPath, as_path, open_file_system, write_bytes
 
-DRIVER = "_driver.json"
+DRIVER, CLOCK = "_driver.json", "_clock.json"
 LEASE_SECONDS = 60.0
 """A driver that has not written `_driver.json` for so long is dead."""
 _BEAT_SECONDS = 5.0
 Beat: TypeAlias = Callable[..., None]
-"""Says in `_driver.json` that this driver is alive, and what else `status` shows, at most every few seconds."""
+"""Notes what else `status` shows; raises `DataError` if another driver holds the folder by now."""
+T = TypeVar("T")
 
 
 class Storage:
@@ -67,6 +69,17 @@ class Storage:
         system, location = self._find("")
         system.delete_dir(location)
 
+    def patiently(self, call: Callable[[], T]) -> T:
+        """Return what a call returns; at a URL it is tried again for as long as a lease is valid."""
+        end_s = time.monotonic() + LEASE_SECONDS * (not self.is_local)
+        while True:
+            try:
+                return call()
+            except (OSError, DataError) as error:
+                if isinstance(error, FileNotFoundError) or time.monotonic() >= end_s:
+                    raise
+            time.sleep(min(2.0, LEASE_SECONDS / 10))
+
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file; nothing if there is none."""
         with suppress(FileNotFoundError):
@@ -81,40 +94,78 @@ class Storage:
 
 @contextmanager
 def single_driver(storage: Storage) -> Iterator[Beat]:
-    """Hold a folder for this driver: by a lock beside it on a disk, else by a lease; yield what renews that.
+    """Hold a folder for this driver: by a lock beside it on a disk, else by a lease that a thread renews.
 
     Raises `DataError` if another driver holds it. Parts never depend on it: two drivers would do the work twice.
     """
-    me, path, last_s = uuid4().hex, storage.path, 0.0
+    path = storage.path
     name = path.stem if path.suffix == ".parts" else path.name
-    refused = DataError(f"another process is writing {name}: wait for it, or name another output")
+    lease = _Lease(storage, DataError(f"another process is writing {name}: wait for it, or name another output"))
     lock = FileLock(path.with_name(path.name + ".lock") if storage.is_local else os.devnull, timeout=0)
-
-    def beat(**facts: Any) -> None:
-        nonlocal last_s
-        if time.monotonic() - last_s < _BEAT_SECONDS:
-            return
-        holder = {} if storage.is_local else storage.read_json(DRIVER)
-        if holder.get("id", me) != me and time.time() - holder["time"] < LEASE_SECONDS:
-            raise refused
-        last_s = time.monotonic()
-        who = {"id": me, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-        storage.write_json(DRIVER, {**who, **facts})
-
     if storage.is_local:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout as error:
-            raise refused from error
+            raise lease.refused from error
     else:
-        beat()
+        lease.renew()
+        lease.keeper.start()
     try:
-        yield beat
+        yield lease.beat
     finally:
-        if last_s and storage.read_json(DRIVER).get("id") == me:
-            storage.delete(DRIVER)
+        lease.end()
         if storage.is_local:
             with suppress(OSError):  # some systems do not remove what is open
                 Path(lock.lock_file).unlink()
             lock.release()
+
+
+class _Lease:
+    """The file that says who drives; at a URL `keeper` renews it, on a disk it only shows."""
+
+    def __init__(self, storage: Storage, refused: DataError) -> None:
+        self._storage, self.refused, self._lost = storage, refused, list[Exception]()
+        self._facts: dict[str, Any] = {"id": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        self._ended, self._last_s, self.keeper = Event(), 0.0, Thread(target=self._keep, daemon=True)
+
+    def renew(self) -> None:
+        if not self._storage.is_local:
+            holder = self._storage.read_json(DRIVER)
+            if holder.get("id", self._facts["id"]) != self._facts["id"] and _is_fresh(self._storage, holder):
+                raise self.refused
+        self._storage.write_json(DRIVER, {**self._facts, "time": time.time()})
+        self._last_s = time.monotonic()
+
+    def _keep(self) -> None:
+        while not self._lost and not self._ended.wait(_BEAT_SECONDS):
+            try:
+                self.renew()
+            except Exception as error:  # a store fails now and then
+                if error is self.refused or time.monotonic() - self._last_s > LEASE_SECONDS:
+                    self._lost.append(error)
+
+    def beat(self, **facts: Any) -> None:
+        self._facts |= facts
+        if self._lost:
+            raise self._lost[0]
+        if self._storage.is_local and time.monotonic() - self._last_s > _BEAT_SECONDS:
+            with suppress(OSError):
+                self.renew()
+
+    def end(self) -> None:
+        self._ended.set()
+        if self.keeper.is_alive():
+            self.keeper.join()
+        if self._last_s and self._storage.read_json(DRIVER).get("id") == self._facts["id"]:
+            self._storage.delete(DRIVER)
+
+
+def _is_fresh(storage: Storage, holder: dict[str, Any]) -> bool:
+    """Return whether the holder wrote within the lease, by the clock of the store where it has one."""
+    storage.write(CLOCK, b"{}")
+    files = storage.list()
+    storage.delete(CLOCK)
+    written, now = (files[name].mtime if name in files else None for name in (DRIVER, CLOCK))
+    age_s = (now - written).total_seconds() if written and now else time.time() - holder["time"]
+    return bool(age_s < LEASE_SECONDS)

@@ -3,10 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
-from hashlib import blake2b
-from itertools import chain
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +15,8 @@ from product_classificator.catalog.labels import PathTable
 from product_classificator.catalog.table import open_table
 from product_classificator.catalog.wildberries import WildberriesTable
 from product_classificator.classificator import Classificator
-from product_classificator.classificator.rows import OutputOptions, check_columns, embedded_rows, predicted_rows
+from product_classificator.classificator.rows import OutputOptions
+from product_classificator.classificator.work import Work, embedding, predicting
 from product_classificator.cluster.plan import Plan, Unit
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, embed_chunks
 from product_classificator.embeddings.feeding import Feeding
@@ -26,73 +24,9 @@ from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.encoders import Encoder, cores, load_encoder
 from product_classificator.errors import ArtifactError, DataError
-from product_classificator.remote.paths import as_path, open_file_system
+from product_classificator.remote.paths import as_path, has_secrets
 
 OnChunk = Callable[[EmbeddedProducts], None]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is done to the products of every unit, opened; `facts` are all that decides its outcome."""
-
-    catalog: Catalog
-    encoder: Encoder
-    to_rows: Callable[[EmbeddedProducts], pa.Table]
-    facts: Mapping[str, Any]
-    store: EmbeddingStore | None = None
-    options: OutputOptions = field(default_factory=OutputOptions)
-
-
-def predicting(
-    classificator: Classificator, catalog: Catalog, options: OutputOptions, store: EmbeddingStore | None = None
-) -> Work:
-    """Return the work of predicting a catalog; what could make it fail at its end is checked (`DataError`)."""
-    check_columns(classificator, catalog.columns.id, options)
-    classificator.check_inputs(has_images=catalog.images is not None, has_texts=bool(catalog.columns.text))
-    facts = _facts(catalog, classificator.encoder)  # a byte order mark is written when parts are joined
-    facts |= {"bundle": classificator.bundle.digest, "options": [options.top_k, options.min_precision]}
-
-    def to_rows(chunk: EmbeddedProducts) -> pa.Table:
-        return predicted_rows(classificator, chunk, catalog.columns.id, options)
-
-    return Work(catalog, classificator.encoder, to_rows, facts, store, options)
-
-
-def embedding(encoder: Encoder, catalog: Catalog, store: EmbeddingStore) -> Work:
-    """Return the work of embedding a catalog into a store; the rows of a part name what the store holds."""
-    return Work(catalog, encoder, embedded_rows, _facts(catalog, encoder), store)
-
-
-def _facts(catalog: Catalog, encoder: Encoder) -> dict[str, Any]:
-    """Return everything that decides what is embedded, except the bytes of the images."""
-    images, names = catalog.images, [file.name for file in catalog.table.files()]
-    is_in_files = catalog.table.sources and all(as_path(name).is_file() for name in names)
-    return {
-        "table": [*map(_identity, names)] if is_in_files else _digest(catalog),
-        "images": images and [images.path and _identity(images.path), *astuple(images)[1:], type(images).__name__],
-        "columns": asdict(catalog.columns),
-        "read_as": catalog.read_as,
-        "encoder": encoder.fingerprint,
-    }
-
-
-def _identity(name: str | Path) -> str:
-    """Return a path with the size and the time of change of its file, if it is one."""
-    path = as_path(name).resolve()
-    system, location = open_file_system(path)
-    info = system.get_file_info(location)
-    return f"{path} {info.size} {info.mtime_ns}" if info.is_file else str(path)
-
-
-def _digest(catalog: Catalog) -> str:
-    digest = blake2b(digest_size=16)
-    for products in catalog.batches(CHUNK_PRODUCTS):
-        images = [*chain.from_iterable(products.images)]
-        for value in chain(products.ids, products.texts, (image.name for image in images)):
-            digest.update(value.encode() + b"\0")
-        for image in images:
-            digest.update(image.data or b"")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -119,6 +53,10 @@ class Recipe:
         if not table.sources or isinstance(table, WildberriesTable | PathTable):
             rule = "workers open the table themselves, so it must be in files of one table"
             raise DataError(f"{rule}, got {table.name}: save it as parquet")
+        used = (*table.sources, images and images.path, loading.get("heads_ver"), store)
+        if secret := next(filter(has_secrets, (as_path(str(path)) for path in used if path)), None):
+            rule = "workers open URLs with the credentials of their environment"
+            raise DataError(f"{rule}, those of {secret} are in the URL: put them into the environment")
         encoding = {*getattr(table, "encoding", "").split()}
         sources = [str(path.absolute()) for path in table.sources]
         opening = asdict(images) | {"path": images.path and str(images.path.resolve())} if images else None
@@ -146,7 +84,8 @@ class Recipe:
             work = predicting(loaded, catalog, OutputOptions(**(self.options or {})), store)
         else:
             work = embedding(loaded, catalog, EmbeddingStore(str(self.store), loaded, reads=False))
-        if json.loads(json.dumps(work.facts)) != json.loads(json.dumps(plan.made_from)):
+        made, ours = (json.loads(json.dumps({**facts, "dtype": None})) for facts in (plan.made_from, work.facts))
+        if made != ours:  # "auto" may be another number format here than where the plan was made
             rule = "table, photos, run and encoder must stay as they were when the plan was made"
             raise ArtifactError(f"{rule}, {plan.storage} was made with others: put them back, or plan again")
         return work

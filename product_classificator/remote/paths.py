@@ -22,6 +22,7 @@ from product_classificator.errors import DataError, MissingExtraError, ProductCl
 
 _URL = re.compile(r"(?s)(?P<kind>\w[\w+.-]+):/+((?P<user>[^/@:]*(:[^@]*)?)@)?(?P<path>[^/?].*?)(\?(?P<query>\w+=.*))?")
 _FILE_SYSTEMS: dict[tuple[str, ...], Any] = {}  # by scheme and bucket
+_WITH_SECRETS: set[tuple[str, ...]] = set()  # those that a URL opened with credentials or an endpoint
 
 
 class UrlPath(type(Path())):  # type: ignore[misc] # Python 3.11 has no other way
@@ -94,6 +95,7 @@ def as_path(path: str | Path) -> Path:
     plain = UrlPath(f"{scheme}://{url['path']}")
     if url["user"] or url["query"]:
         _FILE_SYSTEMS[plain.parts[:2]] = _connect(plain, url["user"] or "", url["query"] or "")
+        _WITH_SECRETS.add(plain.parts[:2])
     return plain
 
 
@@ -107,6 +109,29 @@ def open_file_system(path: str | Path) -> tuple[Any, str]:
     if path.parts[:2] not in _FILE_SYSTEMS:
         _FILE_SYSTEMS[path.parts[:2]] = _connect(path)
     return _FILE_SYSTEMS[path.parts[:2]], "/".join(path.parts[1:])
+
+
+def has_secrets(path: Path) -> bool:
+    """Return whether only this process can open a path, since a URL had what that needs."""
+    return isinstance(path, UrlPath) and path.parts[:2] in _WITH_SECRETS
+
+
+def identity(name: str | Path) -> str:
+    """Return a path with the size and the time of change of its file, if it is one."""
+    path = as_path(name).resolve()
+    system, location = open_file_system(path)
+    info = system.get_file_info(location)
+    return f"{path} {info.size} {info.mtime_ns}" if info.is_file else str(path)
+
+
+def file_infos(folder: Path) -> list[Any]:
+    """Return the `pyarrow.fs.FileInfo` of all that is in a folder; nothing if a part of it may not be read."""
+    from pyarrow import fs  # as above
+
+    system, location = open_file_system(folder)
+    with suppress(OSError):
+        return list(system.get_file_info(fs.FileSelector(location, allow_not_found=True, recursive=True)))
+    return []
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -10,9 +10,10 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -35,7 +36,8 @@ _IMAGE = re.compile(
     rb"(\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftyp(avi|hei|hev|mif|msf))"
 )
 _SNIFFED_BYTES = 64
-_NAT64 = IPv6Network("64:ff9b::/96")
+_EMBEDDING = ("64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10", "::/96", "::ffff:0:0:0/96")  # other addresses, or local
+_REFUSED = [*map(ip_network, (*_EMBEDDING, "168.63.129.16/32"))]  # the last one serves the machines of Azure
 _PASSING = re.compile(r"url_(unreachable|http_(429|5\d\d))")
 _KEPT_S, _CLEARED_EVERY = 7 * 86_400, 1000
 
@@ -45,15 +47,17 @@ def is_public(address: Address) -> bool:
 
     >>> [is_public(ip_address(a)) for a in ("93.184.215.14", "10.0.0.1", "169.254.169.254", "127.0.0.1", "224.0.0.1")]
     [True, False, False, False, False]
+    >>> [is_public(ip_address(a)) for a in ("64:ff9b:1::1", "fec0::1", "::a00:1", "::ffff:0:a00:1", "168.63.129.16")]
+    [False, False, False, False, False]
     >>> [is_public(ip_address(a)) for a in ("2606:4700::1111", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fd00::1", "::1")]
     [True, False, False, False, False]
     """
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped:
             return is_public(address.ipv4_mapped)
-        if address.sixtofour or address.teredo or address in _NAT64:
+        if address.sixtofour or address.teredo:
             return False
-    return address.is_global and not address.is_multicast
+    return not any(address in network for network in _REFUSED) and address.is_global and not address.is_multicast
 
 
 class PhotoFetcher:
@@ -168,6 +172,7 @@ class PhotoCache:
     def __init__(self, max_bytes: int, folder: Path | None = None, kept_bytes: int = 10 << 30, **options: Any) -> None:
         self._folder, self._kept_bytes, self._n_new = folder or cache_home() / "photos", kept_bytes, count()
         self._fetcher, self._loop = PhotoFetcher(max_bytes, **options), asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(64))  # resolves: a slow name must not stop the others
         Thread(target=self._loop.run_forever, name="photos by URL", daemon=True).start()
 
     def fetch(self, url: str) -> bytes:

@@ -41,6 +41,22 @@ def test_wrong_ways_are_named(lite_run, table, tmp_path):
     assert "a cluster is local, auto or ray://host:10001, got 'slurm'" in printed
     assert "holds no plan (_plan.json)" in call("status", tmp_path, code=1)
     assert "predictions are written as" in call("predict", lite_run[0], table, *out, code=1)
+    both = (*out, "--plan-only", "--cluster", "local")
+    assert "--plan-only leaves the units to others" in call("predict", lite_run[0], table, *both, code=1)
+    assert "--plan and --unit" in call("predict", "--plan", tmp_path, code=2)
+    excel = ("--text", "title", "--plan-only", "--out", tmp_path / "out.xls")
+    assert "into a folder, got out.xls" in call("predict", lite_run[0], table, *excel, code=1)
+
+
+def test_units_keep_their_rows_and_what_is_finished_says_so(lite_run, table, tmp_path):
+    plan = ("--text", "title", "--out", tmp_path / "out", "--plan-only", "--unit-rows")
+    call("predict", lite_run[0], table, *plan, 200)
+    printed = call("predict", lite_run[0], table, *plan, 100, code=1)
+    assert "has units of 200 rows, which stay as they are, got --unit-rows 100" in printed
+    joined = tmp_path / "out/joined.csv"
+    assert "must not be in the folder of the plan" in call("join", tmp_path / "out", "--out", joined, code=1)
+    (tmp_path / "done.csv").touch()
+    assert "is finished: nothing of it is under way" in call("status", tmp_path / "done.csv")
 
 
 @pytest.mark.cluster
@@ -52,6 +68,6 @@ def test_processes_predict_and_embed_a_table(lite_run, table, tmp_path):
     printed = call("embed", table, "--out", tmp_path / "store", *local)
     assert "300 products embedded; store:" in printed
     assert len(EmbeddingStore(tmp_path / "store", load_encoder("lite"))) == 300
-    assert "2 of 2 units done" in call("status", tmp_path / "store")
+    assert not (tmp_path / "store/units.parts").exists()
     reuse = ("--text", "title", "--store", tmp_path / "store")
     assert "300 rows in" in call("predict", lite_run[0], table, "--out", tmp_path / "s.csv", *reuse)

@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from pyarrow import fs
 
-from product_classificator.cluster.plan import finish, make_plan
+from product_classificator.cluster.plan import make_plan
 from product_classificator.cluster.runners import LocalRunner, RayRunner, running
 from product_classificator.cluster.storage import DRIVER, Storage
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.predict_file import finish
 from product_classificator.remote import paths
 from tests.cluster.tiny_units import encoded, tiny_work, write_table
 

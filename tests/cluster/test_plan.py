@@ -1,18 +1,28 @@
 """How a table is cut into units, what a plan knows of them, and what is refused."""
 
+import errno
+import gc
 import hashlib
 import json
+import tarfile
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
 
 from product_classificator.catalog import read_catalog
+from product_classificator.catalog.images import open_images
 from product_classificator.catalog.table import open_table
-from product_classificator.cluster.plan import Plan, cut, finish, make_plan, write_plan
+from product_classificator.cli.bulk import progress
+from product_classificator.cluster import drive
+from product_classificator.cluster.drive import Failure, Units
+from product_classificator.cluster.plan import Plan, cut, make_plan, write_plan
 from product_classificator.cluster.runners import LocalRunner, running
 from product_classificator.cluster.storage import Storage
-from product_classificator.cluster.work import Reader
+from product_classificator.cluster.work import Reader, Recipe
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.predict_file import finish
+from product_classificator.remote import paths
 from tests.cluster.tiny_units import encoded, tiny_work, write_table
 
 FACTS = {"fingerprint": "f" * 32, "made_from": {}}
@@ -174,7 +184,55 @@ def test_progress_says_what_is_done_and_what_failed(work, tmp_path):
     plan, *_ = run(work, tmp_path / "out")
     (tmp_path / "out" / plan.part(plan.unit(0))).unlink()
     plan.quarantine(plan.unit(0), "no reason")
-    now = plan.progress()
+    now = progress(plan)
     assert (now["units"], now["rows"], now["running"]) == (3, 500, 0)
     assert now["rate"] > 0
     assert now["quarantined"] == {str(plan.unit(0)): "no reason"}
+
+
+def test_a_changed_photo_is_not_resumed_from_and_other_files_of_its_folder_do_not_matter(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "1.jpg").write_bytes(b"one")
+    first = open_images(photos).identity(ids=True)
+    (photos / "out.csv.parts").mkdir()
+    (photos / "out.csv.parts/plan.json").touch()
+    assert open_images(photos).identity(ids=True) == first
+    (photos / "1.jpg").write_bytes(b"another")
+    assert open_images(photos).identity(ids=True) != first
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(photos / "1.jpg", "1.jpg")
+    one = open_images(tmp_path / "*.tar").identity(ids=False)
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        tar.add(photos / "1.jpg", "2.jpg")
+    assert open_images(tmp_path / "*.tar").identity(ids=False) != one
+
+
+def test_credentials_in_a_url_are_refused_since_workers_lack_them(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "_WITH_SECRETS", {("s3:", "shop")})
+    with pytest.raises(DataError, match="those of s3://shop/run are in the URL: put them into the environment"):
+        Recipe.of(work[0].catalog, {"heads_ver": "s3://shop/run"}, None, None)
+
+
+def test_an_error_is_described_without_secrets_and_with_its_cause():
+    try:
+        raise DataError("s3://key:secret@shop is full") from OSError(errno.ENOSPC, "no room")
+    except DataError as error:
+        failure = Failure.of(error)
+    assert (failure.is_final, failure.message) == (True, "DataError: s3://shop is full")
+    assert "key:" not in failure.trace
+
+
+def test_a_worker_keeps_what_feeds_it(work, tmp_path, monkeypatch):
+    ended = []
+
+    @contextmanager
+    def feeding(encoder, catalog):
+        yield None
+        ended.append(encoder)
+
+    monkeypatch.setattr(drive, "feeding", feeding)
+    units = Units(make_plan(Storage(tmp_path / "out"), work[0].catalog.table, work[0].facts, 256), work[1])
+    assert units.open() is None
+    gc.collect()
+    assert not ended

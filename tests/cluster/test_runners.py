@@ -2,18 +2,26 @@
 
 import json
 import sys
+import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
+import fsspec
 import pandas as pd
 import pytest
+from pyarrow import fs
 
 from product_classificator.catalog import read_catalog
+from product_classificator.cli.bulk import _capped, run_one
+from product_classificator.cluster import storage
 from product_classificator.cluster.drive import Driver, Failure, Worker
-from product_classificator.cluster.plan import finish, make_plan
-from product_classificator.cluster.runners import LocalRunner, RayRunner, import_ray, run_one, running
-from product_classificator.cluster.storage import Storage
+from product_classificator.cluster.plan import make_plan
+from product_classificator.cluster.runners import LocalRunner, RayRunner, import_ray, running
+from product_classificator.cluster.storage import Storage, single_driver
 from product_classificator.cluster.work import Recipe
 from product_classificator.errors import ArtifactError, DataError, MissingExtraError
+from product_classificator.predict_file import finish
+from product_classificator.remote import paths
 from tests.cluster.tiny_units import tiny_work, write_table
 
 
@@ -140,3 +148,64 @@ def test_without_ray_it_is_said_how_to_install_it(monkeypatch):
         import_ray()
     with pytest.raises(MissingExtraError):
         RayRunner().run(None, None, None, None, None)
+
+
+def test_a_worker_that_never_opens_is_replaced_and_then_given_up(plan, monkeypatch):
+    monkeypatch.setattr("product_classificator.cluster.drive._OPEN_SECONDS", 0.1)
+    worker = Worker(Future, lambda unit: Future(), int)
+    with pytest.raises(ArtifactError, match=r"no worker can start: it took longer than its deadline of 0\.1 s"):
+        Driver(plan, lambda number: worker, None, 0.0).run(1, lambda **_: None, int)
+
+
+def test_a_pool_that_breaks_when_a_unit_is_handed_over_is_a_dead_worker(plan):
+    calls = []
+
+    def make_worker(number):
+        def run(unit):
+            calls.append(unit)
+            if len(calls) == 1:
+                raise BrokenProcessPool("it ended between two units")
+            return finished()
+
+        return Worker(finished, run, int)
+
+    def finished():
+        outcome = Future()
+        outcome.set_result(None)
+        return outcome
+
+    Driver(plan, make_worker, None, 0.0).run(1, lambda **_: None, lambda unit: None)
+    assert len(calls) == plan.n_units + 1
+
+
+def test_what_a_store_fails_is_tried_more_often_than_what_a_unit_fails(plan):
+    calls = []
+
+    def run(unit):
+        calls.append(unit.number)
+        return Failure.of(ValueError("bad") if unit.number else OSError("503")) if unit.number < 2 else None
+
+    drive(plan, run)
+    assert (calls.count(0), calls.count(1), calls.count(2)) == (6, 3, 1)
+
+
+def test_workers_are_as_many_as_have_a_gpu():
+    assert [_capped(8, share, 2) for share in (1, 0.5, 2)] == [2, 4, 1]
+    with pytest.raises(DataError, match=r"workers with 1 GPUs each need as many, 0 are visible"):
+        _capped(2, 1, 0)
+
+
+def test_a_lease_is_renewed_while_nothing_beats(monkeypatch):
+    files = fsspec.get_filesystem_class("memory")()
+    monkeypatch.setitem(paths._FILE_SYSTEMS, ("held:", "shop"), fs.PyFileSystem(fs.FSSpecHandler(files)))
+    monkeypatch.setattr(storage, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(storage, "_BEAT_SECONDS", 0.1)
+    with single_driver(Storage("held://shop/out")) as beat:
+        time.sleep(0.8)
+        beat()
+        with (
+            pytest.raises(DataError, match="another process is writing out"),
+            single_driver(Storage("held://shop/out")),
+        ):
+            pass
+    assert not Storage("held://shop/out").list()

@@ -9,7 +9,8 @@ from pathlib import Path
 from product_classificator.catalog import read_catalog
 from product_classificator.classificator import Classificator
 from product_classificator.classificator.rows import OutputOptions
-from product_classificator.cluster.work import Recipe, predicting
+from product_classificator.classificator.work import predicting
+from product_classificator.cluster.work import Recipe
 from product_classificator.heads import HeadBundle
 from tests.fakes import TinyEncoder, TinyTexts
 
