@@ -197,7 +197,7 @@ def _warnings(scores: Mapping[str, CharacteristicScore], unlearned: Mapping[str,
                 "or were not tested, so expect less on the whole catalog"
             )
     for name, coverage in unlearned.items():
-        yield f"{name} is not part of any score: of its {coverage.all_labels:,} label(s) fewer than two have enough products"
+        yield f"{name} is part of no score: fewer than 2 of its {coverage.all_labels:,} labels have enough products"
 
 
 def _check_truth(predictions: Predictions, truth: Truth) -> None:

@@ -227,6 +227,7 @@ def first_part_is_finished(folder, is_running):
     return bool(parts)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what is open when Ctrl-C comes
 def test_an_interrupted_command_keeps_finished_work_and_says_so(long_work, tmp_path):
     ended = Event()
 

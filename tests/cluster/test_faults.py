@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from pyarrow import fs
 
+from product_classificator.cluster import storage as cluster_storage
 from product_classificator.cluster.plan import make_plan
 from product_classificator.cluster.runners import LocalRunner, RayRunner, running
 from product_classificator.cluster.storage import DRIVER, Storage
@@ -197,6 +198,7 @@ def bucket(monkeypatch):
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
     monkeypatch.setattr(paths, "_FILE_SYSTEMS", {})
+    monkeypatch.setattr(paths, "_WITH_SECRETS", set())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     for name, value in {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}.items():
@@ -229,13 +231,15 @@ def test_an_object_store_holds_the_parts_that_a_disk_holds(bucket, bundle, notes
     assert run(work, "s3://shop/out", LocalRunner())[1] == ROWS
 
 
-def test_a_second_driver_on_an_object_store_is_refused_until_the_first_is_dead(bucket, bundle, notes, tmp_path):
+def test_a_second_driver_on_an_object_store_is_refused_until_the_first_is_dead(
+    bucket, bundle, notes, tmp_path, monkeypatch
+):
     bucket.upload_file(str(write_table(tmp_path / "t.parquet", 300)), "t.parquet")
     work, storage = tiny_work(bundle, "s3://shop/t.parquet", notes), Storage("s3://shop/out")
     storage.write_json(DRIVER, {"id": "another", "time": time.time() - 10})
     with pytest.raises(DataError, match="another process is writing out: wait for it, or name another output"):
         run(work, "s3://shop/out", LocalRunner())
-    storage.write_json(DRIVER, {"id": "another", "time": time.time() - 70})
+    monkeypatch.setattr(cluster_storage, "LEASE_SECONDS", 0)
     run(work, "s3://shop/out", LocalRunner())
 
 

@@ -218,7 +218,7 @@ def test_a_score_that_covers_little_says_so_in_headline_table_and_json(judged, t
     text = (tmp_path / "report.md").read_text("utf-8")
     assert text.startswith("# x\n\nMean macro-F1: **1.000** on 2 of 362 labels and 12 of 50 labelled products.\n")
     assert "the macro-F1 of path, 1.000, covers only 2 of 62 labels and 12 of 50 labelled products" in text
-    assert "brand is not part of any score: of its 300 label(s) fewer than two" in text
+    assert "brand is part of no score: fewer than 2 of its 300 labels" in text
     assert "| 12 of 50 | 2 of 62 |" in text
     document = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]
     assert document["coverage"] == {"labels": 2, "all_labels": 362, "products": 12, "all_products": 50}
