@@ -19,7 +19,7 @@ from product_classificator.errors import DataError
 from product_classificator.review import exchange, pages
 from product_classificator.review.access import HEADERS, Session, check_origin, cookie_name, language_of
 from product_classificator.review.choices import Values
-from product_classificator.review.history import Decision, Kind
+from product_classificator.review.history import ACTIONS, Decision, Kind
 from product_classificator.review.loop import progress_of
 from product_classificator.review.queue import ACCEPTED, SKIPPED, UNMARKED, View
 from product_classificator.review.review import Review
@@ -31,9 +31,6 @@ _STATES = {"": "state_open", ACCEPTED: "state_accepted", SKIPPED: "state_skipped
 _DONE: Mapping[str, str] = {"accept": "saved", "skip": "skipped", "bad_photo": "bad_photo_saved"}
 _MAX_BODY_BYTES, _MAX_FIELDS = 64 * MEGABYTE, 10_000
 _GRID, _SHOWN_ACTIONS, _MAX_SECONDS = 50, 100, 300.0
-_ACTIONS = """SELECT a.id, a.person, a.at, a.kind, a.undoes, COUNT(d.id) AS n, MIN(d.product) AS product,
-    GROUP_CONCAT(DISTINCT d.label) AS labels, EXISTS (SELECT 1 FROM actions u WHERE u.undoes = a.id) AS is_undone
-    FROM actions a LEFT JOIN decisions d ON d.action = a.id GROUP BY a.id ORDER BY a.id DESC LIMIT ?"""
 
 
 def create_app(review: Review) -> FastAPI:
@@ -193,17 +190,15 @@ def _sent(review: Review, form: FormData) -> tuple[str, float]:
 def _add_products(app: FastAPI, review: Review) -> None:
     @app.get("/")
     def work(request: Request, session: Person) -> Response:
-        view, query = _view(review, request.query_params), request.query_params
+        view, query, queue = _view(review, request.query_params), request.query_params, review.queue
         row, kind = _row(review, query["row"]) if "row" in query else None, "resolve" if "resolve" in query else ""
-        part, queue = _product(request, view, session, "", row, kind).body, review.queue
+        part = Markup(bytes(_product(request, view, session, "", row, kind).body).decode())  # noqa: S704 - escaped
         counts = {
             "names": {name: queue.count(View(characteristic=name)) for name in review.products.names},
             "labels": queue.counts(view.characteristic) if view.characteristic else {},
             "findings": {finding: queue.count(View(finding=finding)) for finding in review.products.findings},
         }
-        shown = Markup(bytes(part).decode())  # noqa: S704 - escaped
-        left = queue.count(view)
-        return _page(request, "work.html", part=shown, view=view, filters=counts, states=_STATES, left=left)
+        return _page(request, "work.html", part=part, view=view, filters=counts, states=_STATES, left=queue.count(view))
 
     @app.get("/why/{row}")
     def why(request: Request, row: int, _: Person) -> Response:
@@ -235,9 +230,8 @@ def _answer(request: Request, form: FormData, view: View, row: int) -> tuple[Kin
         raise DataError(f"{pages.translate(language_of(request), 'choose_first')} {', '.join(missing)}")
     kind: Kind = "resolve" if form.get("kind") == "resolve" else "accept"
     if kind == "accept" and not form.get("group") and view == View(view.characteristic, state=ACCEPTED):
-        more = {name: values.get(name) for name in {*touched} - {*questions}}
-        sample = {name: values.get(name) for name in questions}  # estimates the precision of all that is accepted
-        return "check", review.decisions(rows, sample), review.decisions(rows, more)
+        sample, more = ({name: values.get(name) for name in names} for names in (questions, {*touched} - {*questions}))
+        return "check", review.decisions(rows, sample), review.decisions(rows, more)  # the sample estimates a precision
     return kind, review.decisions(rows, {name: values.get(name) for name in {*questions, *touched}}), []
 
 
@@ -264,13 +258,11 @@ def _add_changes(app: FastAPI, review: Review) -> None:
     @app.post("/decide")
     def decide(request: Request, session: Changer, form: Form) -> Response:
         view, row, (token, seconds) = _view(review, form), _row(review, _field(form, "row")), _sent(review, form)
-        if (do := _field(form, "do")) == "undo":
+        if _field(form, "do") == "undo":
             rows = review.queue.undo(token, session.person)
             said = "undone" if rows else "nothing_to_undo"
             return _product(request, view, session, said, rows[0] if rows else None)
-        if do not in _DONE:
-            raise RefusedError(422, "forged")
-        said = _DONE[do]
+        said = _field(form, "do", _DONE.__getitem__)
         kind: Kind = "skip" if said == "skipped" else "bad_photo"
         decisions = [Decision(review.products.id(row))]
         if said == "saved":
@@ -323,7 +315,7 @@ def _add_overview(app: FastAPI, review: Review) -> None:
 
     @app.get("/history")
     def history(request: Request, _: Person) -> Response:
-        return _page(request, "history.html", actions=with_rows(_ACTIONS))
+        return _page(request, "history.html", actions=with_rows(ACTIONS))
 
     @app.get("/retraining")
     def state(request: Request, _: Person) -> Response:

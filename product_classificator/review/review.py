@@ -121,7 +121,7 @@ class Review:
             allowed = {*self.choices.allowed(name, values)}
             others = [*in_table, *(label for label in chosen if label in allowed)]
             offered |= {label: None for label in others if label is not None and label not in offered}
-            entry = {"name": name, "value": value, "table": table, "is_question": name in questions}
+            entry: dict[str, Any] = {"name": name, "value": value, "table": table, "is_question": name in questions}
             entry |= {"is_touched": name in touched, "is_auto": bool(products.suggested[name].auto[row])}
             entry["offered"] = [(label, share, label in chosen) for label, share in [*offered.items()][:9]]
             entries.append(entry)

@@ -138,7 +138,7 @@ def test_undo_skip_search_and_help_by_keys(url, review, enter):
     assert products_of(review.history) == set()
     page.keyboard.press("/")
     page.keyboard.type("so")
-    page.wait_for_function("document.querySelector('#found .offer')?.textContent === 'sock'")
+    page.wait_for_selector("#found .offer:first-of-type:text-is('sock')")
     page.keyboard.press("Enter")
     page.wait_for_selector("#palette", state="hidden")
     page.keyboard.press("?")
