@@ -38,7 +38,7 @@ def export(history: History, kind: str) -> bytes:
     values = [
         (
             *(row["product"], row["characteristic"], _cell(row["label"]) if row["label"] else ""),
-            *(_cell(row["suggested"]), "decided" if row["label"] else "disagreement", row["persons"]),
+            *(_cell(row["suggested"]), "decided" if row["label"] else "disagreement", ", ".join(row["given"])),
             int(row["at"] * 1000),
         )
         for row in history.answers()

@@ -46,7 +46,7 @@ def progress_of(products: Products, queue: Queue, history: History, target: floa
     for answer in history.answers():
         answers[answer["characteristic"]].append(answer)
     left, items = queue.count(View()), [_of(products, queue, answers[name], name, target) for name in products.names]
-    twice = [answer["labels"] == 1 for of_name in answers.values() for answer in of_name if answer["people"] > 1]
+    twice = [len({*a["given"].values()}) == 1 for of_name in answers.values() for a in of_name if len(a["given"]) > 1]
     accepting = [item["is_kept"] for item in items if item["accepted"]]
     return {
         "rows": items,

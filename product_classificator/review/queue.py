@@ -114,8 +114,9 @@ class Queue:
         if not self.products.bundle.hierarchy:
             return
         merged: dict[str, Values] = {decision.product: {} for decision in decisions}
-        for entry in self.history.decided_of([*merged], person):
-            merged[entry["product"]][entry["characteristic"]] = json.loads(entry["label"])
+        for answer in self.history.answers([*merged]):
+            if label := answer["given"].get(person, answer["label"]):
+                merged[answer["product"]][answer["characteristic"]] = json.loads(label)
         for decision in decisions:
             merged[decision.product][decision.characteristic] = decision.label
         for product, values in merged.items():

@@ -97,16 +97,15 @@ class Review:
 
     def _decided(self, row: int, id_: str, person: str) -> Values:
         """Return what a person answered before, or what was agreed on where nobody is asked any more."""
-        agreed = self.history.rows("SELECT characteristic, label FROM corrections WHERE product = ?", id_)
-        of_person = "SELECT characteristic, label FROM latest WHERE product = ? AND person = ?"
-        own = self.history.rows(of_person, id_, person)
-        closed = [entry for entry in agreed if not self.queue.is_open(entry["characteristic"], row)]
         decided: Values = {}
-        for entry in [*closed, *own]:
-            if (name := entry["characteristic"]) in self.products.names:
+        for answer in self.history.answers([id_]):
+            name = answer["characteristic"]
+            if name in self.products.names:
+                agreed = None if self.queue.is_open(name, row) else answer["label"]
                 with suppress(DataError):  # heads that were trained since may not know the label
-                    self.choices.check(name, label := json.loads(entry["label"]))
-                    decided[name] = label
+                    if label := answer["given"].get(person, agreed):
+                        self.choices.check(name, json.loads(label))
+                        decided[name] = json.loads(label)
         return decided
 
     def answers(
