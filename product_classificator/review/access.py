@@ -73,8 +73,12 @@ class Access:
         content, _, signature = request.cookies.get(cookie_name(request), "").rpartition(".")
         if not hmac.compare_digest(signature.encode(), self._sign(content).encode()):
             return None
-        name, until, _ = content.split(".")
-        return Session(unquote(name), self._sign(f"csrf {content}")) if int(until) > time.time() else None
+        quoted, until, _ = content.rsplit(".", 2)
+        name = unquote(quoted)
+        if self._keys:
+            self._keys.reload()
+        is_valid = int(until) > time.time() and (not self._keys or name in self._keys.names)
+        return Session(name, self._sign(f"csrf {content}")) if is_valid else None
 
     def check_change(self, request: Request, session: Session) -> None:
         """Refuse (403) a change that another page has sent, or that lacks the token of the page."""

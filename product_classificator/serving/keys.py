@@ -103,6 +103,11 @@ class KeyRing:
         except ArtifactError as error:
             logger.error("the keys cannot be read, the old ones stay: %s", error)
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all keys."""
+        return {key.name for key in self._keys}
+
     def find(self, secret: str) -> Key | None:
         """Return the key of a secret; takes as long for a wrong one as for a right one."""
         digest = _hash(secret)

@@ -10,7 +10,7 @@ from product_classificator.errors import DataError
 from product_classificator.review import pages
 from product_classificator.review.app import create_app
 from product_classificator.review.settings import ReviewSettings
-from product_classificator.serving.keys import add_key
+from product_classificator.serving.keys import add_key, remove_key
 from tests.review.conftest import Browser, fields_of
 
 PATHS = ["/", "/grid", "/progress", "/history", "/retraining", "/why/0"]
@@ -70,11 +70,13 @@ def test_a_wrong_token_opens_nothing(review):
 
 
 def test_people_are_called_by_their_keys(open_review, tmp_path):
-    secret = add_key(tmp_path / "keys.json", "Olga")
+    secret = add_key(tmp_path / "keys.json", "O.Smith")
     review = open_review(keys=tmp_path / "keys.json")
     with TestClient(create_app(review), base_url="http://127.0.0.1:8100") as client:
         client.post("/login", data={"secret": secret})
-        assert "Olga" in client.get("/").text
+        assert "O.Smith" in client.get("/").text
+        remove_key(tmp_path / "keys.json", "O.Smith")
+        assert "O.Smith" not in client.get("/").text
 
 
 def test_another_host_is_not_answered(review):
