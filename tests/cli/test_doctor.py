@@ -44,6 +44,10 @@ def test_the_last_line_of_an_error_links_to_the_page_that_helps(tmp_path):
     assert last == f"help: {DOCS}{ArtifactError.page}"
 
 
+PAGES = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.skipif(not PAGES.is_dir(), reason="a wheel has no pages")
 @pytest.mark.parametrize("error", [DataError, ArtifactError])
 def test_the_pages_that_help_are_there(error):
-    assert (Path(__file__).parents[2] / "docs" / error.page).is_file()
+    assert (PAGES / error.page).is_file()
