@@ -10,3 +10,15 @@ def level_of_logs():
     level = logger.level
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """A folder where workers note what they do."""
+    (tmp_path / "notes").mkdir()
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+def bundle(tiny_training):
+    return tiny_training.run.bundle

@@ -29,17 +29,6 @@ ROWS, UNIT_ROWS, UNITS = 1_600, 100, 16
 DELAY_S = 0.1
 
 
-@pytest.fixture
-def notes(tmp_path):
-    (tmp_path / "notes").mkdir()
-    return tmp_path / "notes"
-
-
-@pytest.fixture
-def bundle(tiny_training):
-    return tiny_training.run.bundle
-
-
 def run(work, out, runner):
     with running(Storage(out), work[0], runner, recipe=work[1], rows=UNIT_ROWS) as (plan, resumed):
         finish(plan)

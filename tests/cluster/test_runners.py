@@ -25,17 +25,6 @@ from product_classificator.remote import paths
 from tests.cluster.tiny_units import tiny_work, write_table
 
 
-@pytest.fixture
-def notes(tmp_path):
-    (tmp_path / "notes").mkdir()
-    return tmp_path / "notes"
-
-
-@pytest.fixture
-def bundle(tiny_training):
-    return tiny_training.run.bundle
-
-
 def run(work, out, runner):
     with running(Storage(out), work[0], runner, recipe=work[1], rows=256) as (plan, resumed):
         return plan, resumed, finish(plan)

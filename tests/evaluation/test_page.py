@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +10,11 @@ import pytest
 from product_classificator.evaluation import RunFacts, evaluate
 from product_classificator.evaluation.page import ProductError, draw_report, worst_errors
 from product_classificator.types import Decisions
+from tests.browser import opened_chromium
 from tests.evaluation.conftest import materials
 
 EVIL = "</script><script>alert(1)</script>"
 PHOTO = "data:image/jpeg;base64,AAAA"
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +118,9 @@ def test_errors_of_label_sets_are_texts():
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 360)])
 def test_the_report_works_in_a_browser(page, tmp_path, scheme, width):
-    playwright = pytest.importorskip("playwright.sync_api")
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
     (tmp_path / "report.html").write_text(page.replace(PHOTO, ""), encoding="utf-8")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with opened_chromium() as browser:
         shown, problems = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900}), []
         shown.on("console", lambda message: problems.append(message.text))
         shown.on("pageerror", lambda error: problems.append(str(error)))
@@ -143,4 +138,3 @@ def test_the_report_works_in_a_browser(page, tmp_path, scheme, width):
         findings = axe.Axe().run(shown).response["violations"]
         serious = [finding for finding in findings if finding["impact"] in ("serious", "critical")]
         assert [node["html"] + node["failureSummary"] for finding in serious for node in finding["nodes"]] == []
-        browser.close()

@@ -9,17 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from product_classificator.review.app import create_app
 from product_classificator.review.history import History
 from product_classificator.review.queue import View
+from tests.browser import opened_chromium, served
 
-CHROMIUM = shutil.which("chromium")
 INLINE_SCRIPT = """() => {
   const script = document.createElement("script");
   script.textContent = "window.x = 1";
@@ -28,35 +26,16 @@ INLINE_SCRIPT = """() => {
 pytestmark = pytest.mark.slow
 
 
-@contextmanager
-def served(review):
-    """Serves a review on a port; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(review), log_config=None, ws="none"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture
 def url(review):
-    with served(review) as url:
+    with served(create_app(review)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with opened_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,23 +1,18 @@
 """The page in Debian's chromium, as people see and use it; skipped without it."""
 
-import shutil
-import socket
-import threading
-import time
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from product_classificator.runs import Run
 from product_classificator.serving.app import create_app
 from product_classificator.serving.model import ModelSource
 from product_classificator.serving.settings import ServeSettings
+from tests.browser import opened_chromium, served
 from tests.fakes import jpeg
 from tests.serving.conftest import tiny_model
 
-CHROMIUM = shutil.which("chromium")
 PAGE = Path(__file__).parents[2] / "product_classificator/serving/page"
 DROP = """
 ([data]) => {
@@ -48,26 +43,14 @@ def url(bundle, tiny_training):
     """The tiny model, served on a port."""
     run = Run.load(tiny_training.run.folder)
     app = create_app(ModelSource(Path("tiny")), ServeSettings(), lambda *_: tiny_model(bundle, run=run))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with served(app) as url:
+        yield url
 
 
 @pytest.fixture
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with opened_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.mark.slow
