@@ -14,19 +14,6 @@ COPIED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 GENERATED = ("reference/commands.md", "results/sources.md", *COPIED.values())
 
 
-def on_config(config: Any) -> Any:
-    """Leave out of the navigation what is not written yet."""
-
-    def is_there(page: str) -> bool:
-        return page in GENERATED or (ROOT / "docs" / page).exists()
-
-    for section in config.nav:
-        for title, pages in section.items():
-            if isinstance(pages, list):
-                section[title] = [page for page in pages if all(map(is_there, page.values()))]
-    return config
-
-
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages."""
     contents = [commands(), sources(), *((ROOT / name).read_text(encoding="utf-8") for name in COPIED)]

@@ -7,8 +7,6 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
-import torch
-from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from product_classificator.cli.console import out
@@ -23,14 +21,13 @@ _OF_DEVELOPERS = {"bench", "check", "dist", "docs", "test"}
 
 def doctor(options: Doctor) -> None:
     """Print machine, versions, caches, threads, device, and which packages are missing."""
-    devices = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    devices += ["mps"] if torch.mps.is_available() else []
+    devices, threads, caches = _of_packages()
     facts = {
         "machine": f"{platform.platform()}, {cores()} cores, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in _SHOWN},
+        "versions": {name: _version(name) or "missing" for name in _SHOWN},
         "device": ", ".join([*devices, "cpu"]),
-        "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
-        "caches in MB": {str(path): _size_mb(path) for path in (cache_home(), Path(constants.HF_HUB_CACHE))},
+        "threads": {"torch": threads, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+        "caches in MB": {str(path): _size_mb(path) for path in caches},
         "missing": {f"pip install '{package}'": names for package, names in missing_packages().items()},
     }
     if options.json:
@@ -54,9 +51,30 @@ def missing_packages() -> dict[str, str]:
 
 
 def _is_met(need: Requirement) -> bool:
+    installed = _version(need.name)
+    return installed is not None and need.specifier.contains(installed, prereleases=True)
+
+
+def _version(package: str) -> str | None:
     with suppress(PackageNotFoundError):
-        return need.specifier.contains(version(need.name), prereleases=True)
-    return False
+        return version(package)
+    return None
+
+
+def _of_packages() -> tuple[list[str], int | None, list[Path]]:
+    """Return accelerators, threads of torch and caches, as far as the packages that know them are installed."""
+    devices, threads, caches = list[str](), None, [cache_home()]
+    with suppress(ImportError):
+        import torch  # what is missing is to be shown, not to fail
+
+        threads = torch.get_num_threads()
+        devices += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+        devices += ["mps"] if torch.backends.mps.is_available() else []
+    with suppress(ImportError):
+        from huggingface_hub import constants
+
+        caches.append(Path(constants.HF_HUB_CACHE))
+    return devices, threads, caches
 
 
 def _size_mb(folder: Path) -> int:

@@ -1,17 +1,14 @@
 """`review`: the page where people decide what the heads doubt; with `lite` it imports nothing of torch."""
 
-from importlib.util import find_spec
-
 from product_classificator.cli import console
 from product_classificator.cli.options import Review
+from product_classificator.cli.serve import need_extra
 from product_classificator.cli.tables import open_labelled
-from product_classificator.errors import MissingExtraError
 
 
 def review(options: Review) -> None:
     """Serve the page until it is interrupted."""
-    if not all(map(find_spec, ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "httpcore2"))):
-        raise MissingExtraError("the review page", "serve")
+    need_extra("the review page")
     import uvicorn  # these need the extra
 
     from product_classificator.review import app, loop, review

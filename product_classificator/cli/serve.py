@@ -12,12 +12,17 @@ from product_classificator.serving.keys import KeyFile, add_key, remove_key
 
 def serve(options: Serve) -> None:
     """Serve until a signal ends it."""
-    if not all(map(find_spec, ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "httpcore2"))):
-        raise MissingExtraError("the service", "serve")
+    need_extra("the service")
     from product_classificator.serving import server  # these need the extra
     from product_classificator.serving.model import ModelSource
 
     sys.exit(server.run(ModelSource(options.run, **asdict(options.encoder)), options.settings))
+
+
+def need_extra(feature: str) -> None:
+    """Raise `MissingExtraError` without the extra `serve`."""
+    if not all(map(find_spec, ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "httpcore2"))):
+        raise MissingExtraError(feature, "serve")
 
 
 def keys(options: Keys) -> None:

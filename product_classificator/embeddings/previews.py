@@ -2,11 +2,11 @@
 
 import base64
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from product_classificator.catalog.catalog import Catalog
 from product_classificator.catalog.lookup import ImageRef
-from product_classificator.catalog.photo import PhotoError
+from product_classificator.catalog.photo import PhotoError, Size
 from product_classificator.text import clean
 
 _THUMBNAIL_PX = 176
@@ -23,18 +23,29 @@ def read_previews(catalog: Catalog, rows: Collection[int]) -> dict[int, tuple[st
             text = clean(products.texts[i])
             if len(text) > _TEXT_CHARACTERS:
                 text = text[:_TEXT_CHARACTERS].rstrip() + "…"
-            previews[row] = (text, _thumbnail(catalog, products.images[i]))
+            jpegs = (thumbnail(catalog, image, _THUMBNAIL_PX, quality=70) for image in products.images[i][:1])
+            previews[row] = (text, _as_uri(next(jpegs, None)))
     return previews
 
 
-def _thumbnail(catalog: Catalog, images: Sequence[ImageRef]) -> str:
-    if catalog.images is None or not images:
-        return ""
+def thumbnail(catalog: Catalog, image: ImageRef, longest_px: int, quality: int) -> bytes | None:
+    """Return a photo as JPEG, at most so many pixels long; `None` if it cannot be read."""
+
+    def enough(whole: Size) -> Size:
+        scale = max(1.0, max(whole) / longest_px)
+        return round(whole[0] / scale), round(whole[1] / scale)
+
+    if catalog.images is None:
+        return None
     try:
-        image = catalog.images.decode(catalog.image_bytes(images[0]))
+        decoded = catalog.images.decode(catalog.image_bytes(image), enough)
     except PhotoError:
-        return ""
-    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        return None
+    decoded.thumbnail((longest_px, longest_px))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=70, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    decoded.save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def _as_uri(jpeg: bytes | None) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else ""

@@ -84,6 +84,7 @@ async def _change(request: Request, session: Person) -> Session:
     return session
 
 
+VERSION = version("product_classificator")
 Changer = Annotated[Session, Depends(_change)]
 """Goes before the form, so that no body of a stranger is read."""
 
@@ -98,7 +99,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _page(request: Request, template: str, **values: Any) -> HTMLResponse:
     values["session"] = request.app.state.review.access.session(request)
-    values |= {"version": version("product_classificator"), "products": request.app.state.review.products.key}
+    values |= {"version": VERSION, "products": request.app.state.review.products.key}
     return HTMLResponse(pages.render(template, language_of(request), **values))
 
 

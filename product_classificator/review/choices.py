@@ -20,14 +20,13 @@ class Choices:
     """The labels of a bundle and of the table, where those are too rare to be learned, and which suit each other."""
 
     def __init__(self, bundle: HeadBundle, of_table: Mapping[str, Sequence[Labels]] | None = None) -> None:
-        self._bundle, self._of_table = bundle, of_table or {}
+        self._bundle, of_table = bundle, of_table or {}
+        self._labels = {name: _merged(bundle[name].labels, of_table.get(name, ())) for name in bundle.labels}
         self._above: Mapping[str, Refinement] = {refinement.child: refinement for refinement in bundle.hierarchy}
 
     def labels(self, name: str) -> list[str]:
         """Return the labels of a characteristic, those that the heads know first."""
-        of_table = (label if isinstance(label, list) else [label] for label in self._of_table.get(name, ()))
-        rare = (label for labels in of_table for label in labels if label is not None)
-        return [*dict.fromkeys([*self._bundle[name].labels, *rare])]
+        return self._labels[name]
 
     def allowed(self, name: str, values: Values) -> list[str]:
         """Return the labels of a characteristic that suit the chosen label of its parent."""
@@ -79,7 +78,8 @@ class Choices:
     def suggestions(self, name: str, values: Values, top: Top) -> list[tuple[str, float | None]]:
         """Return the labels to pick from: the most probable that suit the parent, then others that suit it."""
         allowed = self.allowed(name, values)
-        kept = {label: share for label, share in top if label in {*allowed}}
+        known = {*allowed}
+        kept = {label: share for label, share in top if label in known}
         if len(allowed) < len(self.labels(name)):  # narrowed
             kept |= {label: None for label in allowed[: TOP + len(kept)] if label not in kept}
         return [*kept.items()][:TOP]
@@ -91,6 +91,11 @@ class Choices:
             return allowed[:limit]
         scores = {label: _similarity(query, label) for label in allowed}
         return sorted((x for x in allowed if scores[x] >= _MIN_SIMILARITY), key=lambda x: (-scores[x], len(x)))[:limit]
+
+
+def _merged(of_heads: Sequence[str], of_table: Sequence[Labels]) -> list[str]:
+    sets = (label if isinstance(label, list) else [label] for label in of_table)
+    return [*dict.fromkeys([*of_heads, *(label for labels in sets for label in labels if label is not None)])]
 
 
 def _similarity(query: str, label: str) -> float:

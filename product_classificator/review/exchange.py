@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -134,7 +135,7 @@ def _rows(content: bytes, file_name: str, products: Products) -> Iterator[Decisi
         for batch in table.batches(names, 16_384):
             for row in batch.to_pylist():
                 if row.get("status", "decided") in ("decided", None) and row["label"]:
-                    row = {name: cell and cell.removeprefix("'") for name, cell in row.items()}
+                    row = {name: cell and re.sub(r"^'(?=[=+\-@])", "", cell) for name, cell in row.items()}
                     label = _label_of(row["label"], row["characteristic"], products)
                     yield Decision(row["id"], row["characteristic"], label)
 

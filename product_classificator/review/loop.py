@@ -211,7 +211,10 @@ def compare(before: Run, after: Run, catalog: Catalog) -> dict[str, tuple[float,
     both = [id_ for id_ in old_rows if id_ in new_rows and id_ in row_of]
     for name in old.keys() & new.keys() & truth.keys():
         rows = [(truth[name][row_of[id_]], old[name][old_rows[id_]], new[name][new_rows[id_]]) for id_ in both]
-        true, *predicted = zip(*(map(str, row) for row in rows if isinstance(row[0], str)), strict=True)
+        labelled = [map(str, row) for row in rows if isinstance(row[0], str)]
+        if not labelled:
+            continue
+        true, *predicted = zip(*labelled, strict=True)
         first, second = (float(f1_score(true, labels, average="macro", zero_division=0)) for labels in predicted)
         scores[name] = first, second
     return dict(sorted(scores.items()))

@@ -1,6 +1,5 @@
 """What a product looks like, and why it is predicted so; the templates in Russian and English."""
 
-import io
 import json
 import secrets
 import time
@@ -17,8 +16,9 @@ from markupsafe import Markup
 
 from product_classificator.catalog import Catalog
 from product_classificator.catalog.lookup import ImageRef
-from product_classificator.catalog.photo import PhotoError, Size
+from product_classificator.catalog.photo import PhotoError
 from product_classificator.classificator import Classificator
+from product_classificator.embeddings.previews import thumbnail
 from product_classificator.errors import ProductClassificatorError
 from product_classificator.review.products import Labels, Products
 from product_classificator.types import Explanation
@@ -45,25 +45,9 @@ class Showing:
         return self._catalog.images_of(facts["photo"] if self._catalog.columns.photo else facts["id"])
 
     def _photo(self, row: int, number: int, size: str) -> bytes | None:
-        """Return a photo as JPEG, `None` if it cannot be read."""
-        longest = SIZES_PX[size]
-
-        def enough(whole: Size) -> Size:
-            scale = max(1.0, max(whole) / longest)
-            return round(whole[0] / scale), round(whole[1] / scale)
-
-        source = self._catalog.images
-        try:
-            images = self.images(row)
-            if source is None or number >= len(images):
-                return None
-            image = source.decode(self._catalog.image_bytes(images[number]), enough)
-        except PhotoError:
-            return None
-        image.thumbnail((longest, longest))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        """Return a photo as JPEG, `None` if there is no such photo, or it cannot be read."""
+        of_product = self.images(row)[number : number + 1]
+        return next((thumbnail(self._catalog, image, SIZES_PX[size], quality=85) for image in of_product), None)
 
     def _reasons(self, row: int) -> Mapping[str, Explanation]:
         """Return characteristic -> what moved its prediction; empty where nothing can be said."""

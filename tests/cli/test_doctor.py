@@ -1,4 +1,5 @@
 import json
+import sys
 from importlib.metadata import PathDistribution, version
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def test_what_is_missing_is_shown_with_the_line_that_installs_it(tmp_path, monke
     missing = {"product_classificator": "numpy>=999", "product_classificator[odd]": "nosuchpackage>=2"}
     assert doctor.missing_packages() == missing
     assert "pip install 'product_classificator[odd]' nosuchpackage>=2" in call("doctor")
+
+
+def test_an_installation_without_torch_is_described_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(doctor, "version", lambda name: version(name if name != "torch" else "nosuchpackage"))
+    assert "torch missing" in call("doctor")
 
 
 def test_shells_complete_commands_and_options():

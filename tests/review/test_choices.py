@@ -23,7 +23,7 @@ class Bundle(SimpleNamespace):
 
 @pytest.fixture
 def choices():
-    return Choices(Bundle(hierarchy=(Refinement("kind", "category", PARENTS),)))
+    return Choices(Bundle(labels=CHARACTERISTICS, hierarchy=(Refinement("kind", "category", PARENTS),)))
 
 
 def test_a_parent_narrows_its_children(choices):

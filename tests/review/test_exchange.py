@@ -79,6 +79,7 @@ def test_tasks_for_label_studio_and_its_annotations(review):
         ("id,characteristic,label\n999999,kind,cup\n", "a.csv", "products that the table lacks: 999999"),
         ("id,characteristic,label\n1,price,cup\n", "a.csv", "no characteristic 'price'"),
         ("id,characteristic,label\n1,kind,car\n", "a.csv", "kind has no label 'car'"),
+        ("id,characteristic,label\n1,kind,'cup\n", "a.csv", 'kind has no label "\'cup"'),
         ("id,label\n1,cup\n", "a.csv", "lacks {'characteristic'}"),
         ("id,characteristic,label\n", "a.csv", "holds none|no rows"),
         ("{}", "a.json", "holds none"),

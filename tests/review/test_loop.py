@@ -7,7 +7,7 @@ import pytest
 
 from product_classificator.catalog import read_catalog
 from product_classificator.cli.options import ProductOptions
-from product_classificator.review.loop import lower_bound, progress_of, settings_toml, train_options
+from product_classificator.review.loop import compare, lower_bound, progress_of, settings_toml, train_options
 from product_classificator.review.pages import duration
 from product_classificator.review.queue import View
 from product_classificator.review.review import Review, folder_of, newest_run
@@ -51,6 +51,12 @@ def test_agreement_counts_products_that_two_people_saw(review):
     review.queue.act("accept", "b", "Boris", review.decisions([0], values) + review.decisions([1], {"kind": "hat"}))
     now = progress(review)
     assert (now["seen_twice"], now["agreement"], now["disagreements"]) == (2, 0.5, 1)
+
+
+def test_runs_without_a_labelled_product_in_common_have_no_scores_to_compare(tiny_training, open_review):
+    run = tiny_training.run
+    assert compare(run, run, open_review().source.catalog) == {}
+    assert compare(run, run, open_review(labelled=True, folder="other").source.catalog)["kind"][0] > 0
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (9, 10), (97, 100), (1000, 1000)])

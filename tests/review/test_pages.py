@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from product_classificator.errors import DataError
 from product_classificator.review import pages
 from product_classificator.review.app import create_app
+from product_classificator.review.choices import Choices
 from product_classificator.review.settings import ReviewSettings
 from product_classificator.serving.keys import add_key, remove_key
 from tests.review.conftest import Browser, fields_of
@@ -132,6 +133,7 @@ def test_a_product_that_is_opened_again_shows_ones_own_answer_and_to_others_noth
 def test_a_label_that_only_the_table_has_can_be_picked(browser, review):
     review.products.table_labels["kind"] = ["scarf"]
     review.products.table["kind"][int(browser.fields["row"])] = 0
+    review.choices = Choices(review.products.bundle, review.products.table_labels)
     part = browser.submit("/pick", pick=json.dumps({"name": "kind", "label": "scarf"})).text
     assert fields_of(part)["v:kind"] == '"scarf"'
     assert "data-table" in part
