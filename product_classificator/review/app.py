@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
@@ -30,7 +31,7 @@ _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "htmx.min.js": 
 _STATES = {"": "state_open", ACCEPTED: "state_accepted", SKIPPED: "state_skipped"}
 _DONE: Mapping[str, str] = {"accept": "saved", "skip": "skipped", "bad_photo": "bad_photo_saved"}
 _MAX_BODY_BYTES, _MAX_FIELDS = 64 * MEGABYTE, 10_000
-_GRID, _SHOWN_ACTIONS, _MAX_SECONDS = 50, 100, 300.0
+_GRID, _SHOWN_ACTIONS, _SHOWN_LABELS, _MAX_SECONDS = 50, 100, 5, 300.0
 
 
 def create_app(review: Review) -> FastAPI:
@@ -122,7 +123,8 @@ def _add_sessions(app: FastAPI, review: Review) -> None:
     @app.post("/language")
     def choose(request: Request, form: Form) -> Response:
         check_origin(request)
-        response = RedirectResponse("/", 303)
+        page = urlsplit(request.headers.get("referer", ""))
+        response = RedirectResponse(f"/{page.path.lstrip('/')}?{page.query}", 303)  # a page of this host
         response.set_cookie("language", "ru" if form.get("language") == "ru" else "en", samesite="strict")
         return response
 
@@ -316,7 +318,10 @@ def _add_overview(app: FastAPI, review: Review) -> None:
 
     @app.get("/history")
     def history(request: Request, _: Person) -> Response:
-        return _page(request, "history.html", actions=with_rows(ACTIONS))
+        actions = with_rows(ACTIONS)
+        for action in actions:
+            action["labels"] = json.loads(action["labels"])[:_SHOWN_LABELS]
+        return _page(request, "history.html", actions=actions)
 
     @app.get("/retraining")
     def state(request: Request, _: Person) -> Response:

@@ -19,7 +19,8 @@ from product_classificator.review.products import Labels
 
 Kind = Literal["accept", "grid", "check", "resolve", "import", "wrong", "skip", "bad_photo", "undo"]
 ACTIONS = """SELECT a.id, a.person, a.at, a.kind, a.undoes, COUNT(d.id) AS n, MIN(d.product) AS product,
-    GROUP_CONCAT(DISTINCT d.label) AS labels, EXISTS (SELECT 1 FROM actions u WHERE u.undoes = a.id) AS is_undone
+    JSON_GROUP_ARRAY(DISTINCT JSON(d.label)) FILTER (WHERE d.characteristic <> '') AS labels,
+    EXISTS (SELECT 1 FROM actions u WHERE u.undoes = a.id) AS is_undone
     FROM actions a LEFT JOIN decisions d ON d.action = a.id GROUP BY a.id ORDER BY a.id DESC LIMIT ?"""
 """The last actions, each with the number of its decisions, its first product and its labels."""
 ANSWERS = ("accept", "grid", "check", "resolve", "import")

@@ -108,6 +108,21 @@ def test_thirty_products_are_decided_by_keys_alone(url, review, enter):
     assert page.problems == []
 
 
+def test_keys_typed_ahead_are_for_the_pages_that_come(url, review, enter):
+    page = enter(url, review.access.token)
+    page.route("**/decide", lambda route: (time.sleep(0.2), route.continue_()))
+    for key in ("Enter", "2", "Enter", "s", "Enter"):
+        page.keyboard.press(key)
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        kinds = [row["kind"] for row in review.history.rows("SELECT kind FROM actions ORDER BY id")]
+        if len(kinds) == 4:
+            break
+    assert kinds == ["accept", "accept", "skip", "accept"]
+    assert len(products_of(review.history)) == 3
+    assert page.problems == []
+
+
 def test_undo_skip_search_and_help_by_keys(url, review, enter):
     page = enter(url, review.access.token)
     first = row_of(page)

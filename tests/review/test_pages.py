@@ -283,3 +283,13 @@ def test_own_script_and_page_stay_small():
 def test_settings_are_checked(settings, rule):
     with pytest.raises(DataError, match=rule):
         ReviewSettings(**settings)
+
+
+def test_another_language_stays_on_the_page_and_history_has_the_words_of_people(browser):
+    browser.submit(do="accept")
+    headers = {"Referer": "http://127.0.0.1:8100/history?x=1"}
+    response = browser.post("/language", data={"language": "ru"}, headers=headers, follow_redirects=False)
+    assert response.headers["location"] == "/history?x=1"
+    page = browser.get("/history").text
+    assert "<td>Принять</td>" in page
+    assert re.search(r"<td>[\w; ]+</td></tr>", page)

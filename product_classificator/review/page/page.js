@@ -16,7 +16,12 @@ function activate(fieldset) {
   for (const other of all(".answer.active")) other.classList.remove("active");
   fieldset.classList.add("active");
   one("#active").value = fieldset.dataset.name;
+  explain();
   fieldset.scrollIntoView({ block: "nearest" });
+}
+
+function explain() {
+  for (const reason of all(".reasons [data-name]")) reason.hidden = reason.dataset.name !== one("#active").value;
 }
 
 function open(id) {
@@ -124,6 +129,7 @@ function say(text) {
 
 document.addEventListener("htmx:afterSwap", (event) => {
   const target = event.detail.target;
+  explain();
   if (target.id === "answers") { if (one("#palette")?.open) one("#palette").close(); }
   if (target.id === "work" || target.id === "tiles") {
     say("");
