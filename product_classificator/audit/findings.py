@@ -152,11 +152,11 @@ def broken_rows(*statuses: Strings) -> pa.Table:
 
 
 def count_findings(findings: pa.Table) -> dict[str, dict[str, int]]:
-    """Return kind -> characteristic ("" where a finding concerns the whole product) -> number of findings."""
+    """Return kind -> characteristic ("" where a finding concerns the whole product) -> products with such findings."""
     counts: dict[str, dict[str, int]] = {}
-    grouped = findings.group_by(["kind", "characteristic"], use_threads=False).aggregate([([], "count_all")])
+    grouped = findings.group_by(["kind", "characteristic"], use_threads=False).aggregate([("row", "count_distinct")])
     for row in grouped.to_pylist():
-        counts.setdefault(row["kind"], {})[row["characteristic"] or ""] = row["count_all"]
+        counts.setdefault(row["kind"], {})[row["characteristic"] or ""] = row["row_count_distinct"]
     return counts
 
 

@@ -39,10 +39,10 @@ SHOWN = 300
 
 @dataclass(frozen=True)
 class Audit:
-    """The table of all findings (`findings.SCHEMA` and the id), the page of the worst, and how many there are.
+    """The table of all findings (`findings.SCHEMA` and the id), the page of the worst, and numbers of products.
 
-    `counts` are by kind and characteristic ("" where a finding concerns the whole product), `unjudged` by
-    characteristic: products whose label has too few different products to be judged.
+    `counts` are products with findings by kind and characteristic ("" where they concern the whole product), `unjudged`
+    by characteristic: products whose label has too few different products to be judged.
     """
 
     table: Path

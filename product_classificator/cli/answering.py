@@ -53,7 +53,7 @@ def predict(options: Predict) -> None:
     resumed = f", {summary.resumed} of them from an interrupted call" if summary.resumed else ""
     console.log.print(f"{summary.rows} rows in {options.out}{resumed}")
     console.print_counts("rows with warnings", summary.warnings)
-    console.print_counts("rows that need no review", summary.accepted)
+    console.print_counts("values that need no review", summary.accepted)
 
 
 def embed(options: Embed) -> None:

@@ -31,7 +31,7 @@ def print_counts(title: str, counts: Mapping[str, int]) -> None:
 
 
 def print_products(predictions: Predictions, titles: Sequence[str] = (), top_k: int = 3) -> None:
-    """Print the most probable labels of each product with bars; labels that are not predicted are dimmed."""
+    """Print the labels of each product by probability, with bars, of sets the predicted ones first; others are dim."""
     block = "#" if out.options.ascii_only else "█"
     for row in range(len(predictions)):
         if titles:
@@ -39,18 +39,29 @@ def print_products(predictions: Predictions, titles: Sequence[str] = (), top_k: 
         table = Table(box=None, show_header=False, pad_edge=False)
         for name in predictions.characteristics:
             predicted = predictions.labels_of(name)[row] or []
-            decision = predictions.decisions[name][row] if predictions.decisions else ""
-            ranked = predictions.top(name, max(top_k, len(predicted)))[row]
+            decision = _decision(predictions, name, row)
+            ranked = sorted(predictions.top(name, max(top_k, len(predicted)))[row], key=lambda pair: -pair[1])
             if name in predictions.decision_thresholds:  # thresholds differ by label: those predicted come first
-                ranked.sort(key=lambda label_and_probability: label_and_probability[0] not in predicted)
+                ranked.sort(key=lambda pair: pair[0] not in predicted)
                 if ranked and not predicted:
                     table.add_row(name, "(none)", "", decision)
             for rank, (label, probability) in enumerate(ranked):
                 bar = f"{block * round(probability * BAR_WIDTH):<{BAR_WIDTH}} {probability:4.0%}"
-                first_cell, last_cell = (name, decision) if not rank and predicted else ("", "")
-                table.add_row(first_cell, label, bar, last_cell, style="dim" * (label not in predicted))
+                first_cell = name if not rank and predicted else ""
+                # A rare label may be predicted without being the most probable one.
+                note = (decision or "predicted" * bool(rank)) if label in predicted[:1] else ""
+                table.add_row(first_cell, label, bar, note, style="dim" * (label not in predicted))
         out.print(table)
         out.print()
+
+
+def _decision(predictions: Predictions, name: str, row: int) -> str:
+    """Return "auto", or "review" with the reason; nothing if nothing was decided."""
+    decisions = predictions.decisions
+    if decisions is None or decisions.accepted[name][row]:
+        return "auto" if decisions else ""
+    is_novel = decisions.is_out_of_distribution[row]
+    return f"review ({'unlike what was learned' if is_novel else f'too unsure for {decisions.min_precision:g}'})"
 
 
 def predictions_json(predictions: Predictions, top_k: int) -> dict[str, Any]:

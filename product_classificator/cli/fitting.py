@@ -134,7 +134,7 @@ def evaluate(options: opt.Evaluate) -> None:
 
 
 def audit(options: opt.Audit) -> None:
-    """Audit a table, print how often each kind of finding occurs and where the findings are."""
+    """Audit a table, print how many products have findings of each kind and where these are."""
     run = Run.load(options.run)
     catalog = open_labelled(run, options.table, options.products)
     classificator = Classificator.from_run(options.run, **asdict(options.encoder))
@@ -143,7 +143,7 @@ def audit(options: opt.Audit) -> None:
             run, catalog, options.out, encoder=classificator.encoder, store=options.store, callbacks=callbacks
         )
     titles = [KIND_TITLES[kind] for kind in findings.counts]
-    table = console.result_table("findings", *titles, right=titles)
+    table = console.result_table("products", *titles, right=titles)
     for name in sorted({name for counts in findings.counts.values() for name in counts}):
         table.add_row(name or "the whole product", *(str(counts.get(name, "")) for counts in findings.counts.values()))
     console.out.print(table)

@@ -230,7 +230,7 @@ def draw_precision_by_coverage(evaluation: Evaluation) -> Figure:
         axes.axhline(selective.min_precision, **_DASHED)
     axes.set(xlim=(0, 1.01), ylim=(max(0.0, lowest - 0.05), 1.005))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("most confident share of the products", fontsize=9)
+    axes.set_xlabel("most confident share of the labelled products", fontsize=9)
     axes.set_ylabel("precision", fontsize=9)
     _strip(axes)
     add_legend(axes, lines[:MAX_LABELS], list(scored)[:MAX_LABELS])

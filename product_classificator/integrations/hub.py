@@ -72,9 +72,9 @@ def copy_shared(folder: Path, target: Path, *, with_products: bool = False) -> N
     if run is None:
         return
     # Paths of this machine are nobody's business.
-    settings = {**run.settings, "taxonomy": run.settings.get("taxonomy") and Path(run.settings["taxonomy"]).name}
+    paths = {name: Path(run.settings[name]).name for name in ("taxonomy", "corrections") if run.settings.get(name)}
     encoder = run.encoder.replace(str(folder.resolve()), str(target.resolve()))
-    replace(run, folder=target, store=target / "embeddings", encoder=encoder, settings=settings).save()
+    replace(run, folder=target, store=target / "embeddings", encoder=encoder, settings={**run.settings, **paths}).save()
     path = target / "bundle/manifest.json"
     manifest = json.loads(path.read_bytes()) | ({"encoder_name": "encoder"} if has_own_encoder else {})
     write_text(path, json.dumps(manifest, ensure_ascii=False, indent=1))

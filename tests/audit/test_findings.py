@@ -62,6 +62,11 @@ def test_a_problem_is_listed_once_however_many_statuses_name_it():
     assert len(broken_rows(strings(["ok"]))) == 0
 
 
+def test_a_product_with_two_problems_is_counted_once():
+    findings = broken_rows(strings(["ok", "image_missing,text_empty"]))
+    assert count_findings(findings) == {"broken": {"": 1}}
+
+
 def test_the_page_shows_every_kind_and_characteristic_in_turns():
     kinds, names = ["wrong_label"] * 50 + ["broken"] * 5, ["sex"] * 45 + ["season"] * 5 + [None] * 5
     findings = pa.table({"kind": kinds, "characteristic": pa.array(names), "row": range(55)})

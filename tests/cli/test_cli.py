@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -25,7 +26,7 @@ from product_classificator.cli.options import ProductOptions, Train
 from product_classificator.cli.tables import names, open_catalog, open_once
 from product_classificator.evaluation import evaluate
 from product_classificator.runs import Run
-from product_classificator.types import Predictions, strings
+from product_classificator.types import Decisions, Predictions, strings
 from tests.broken_photos import write_broken_zip
 from tests.command_line import QUICKEST_TOML, call
 from tests.encoders.tiny_ruclip import write_checkpoint
@@ -146,7 +147,7 @@ def test_with_a_target_precision_predictions_are_marked_auto_or_review(trained, 
     assert "accepted at a target precision of 0.95: kind" in printed
     printed = call("predict", run, table, "--images", images, "--out", folder / "p.csv", *precision, *stored(trained))
     assert set(pd.read_csv(folder / "p.csv").kind_decision) == {"auto", "review"}
-    assert "rows that need no review: kind" in printed
+    assert "values that need no review: kind" in printed
     printed = call("evaluate", run, table, "--images", images, *precision)
     assert "at a target precision of 0.7: kind" in printed
     product = ["--text", "A nice cup number 1 for you", *precision]
@@ -376,6 +377,25 @@ def test_brackets_in_labels_and_paths_are_not_markup():
         print_next(Path("/[new]/report"), Train(Path("/[new]/t.csv"), out=Path("/[/x]/run")))
     assert "report: /[new]/report\n" in shown.get()
     assert "predict '/[/x]/run' TABLE --out predictions.parquet" in shown.get()
+
+
+def test_labels_are_shown_by_probability_and_a_review_has_its_reason():
+    probabilities = np.tile(np.array([0.3, 0.5, 0.2], "f4"), (3, 1))
+    accepted, novel = {"kind": np.array([True, False, False])}, np.array([False, False, True])
+    predictions = Predictions(
+        strings(["1", "2", "3"]),
+        {"kind": ("mug", "cup", "hat")},
+        {"kind": probabilities},
+        np.ones(3, bool),
+        decision_weights={"kind": np.array([2, 1, 1], "f4")},
+    )
+    with console.out.capture() as shown:
+        console.print_products(predictions)
+        console.print_products(replace(predictions, decisions=Decisions(0.9, accepted, novel)))
+    *_, undecided, sure, unsure, unlike = [part.split("\n") for part in ("\n\n" + shown.get().strip()).split("\n\n")]
+    assert [line.split()[-2 if "predicted" in line else -1] for line in undecided] == ["50%", "30%", "20%"]
+    reasons = [lines[1].partition("30%")[2].strip() for lines in (undecided, sure, unsure, unlike)]
+    assert reasons == ["predicted", "auto", "review (too unsure for 0.9)", "review (unlike what was learned)"]
 
 
 def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):

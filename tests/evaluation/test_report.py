@@ -189,7 +189,10 @@ def test_accepted_values_are_listed_next_to_the_calibration_error(judged, tmp_pa
     decisions = Decisions(0.9, accepted, np.array([False, False, False, True]))
     write_report(tmp_path, evaluate(replace(predictions, decisions=decisions), truth, resamples=0), RunFacts("x"))
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert "| characteristic | ECE | by chance | accepted | precision | accuracy of all |\n|---|---:|---:|---:" in text
+    assert (
+        "| characteristic | ECE | by chance | accepted | precision | accuracy of scored products |\n|---|---:|---:|---:"
+        in text
+    )
     assert "| kind | 0.250 | 0.000 | 50.0 % | 1.000 | 0.750 |\n| sex |" in text
     assert "accepted for 50.0 % of the products; 25.0 % are unlike the training products" in text
     selective = json.loads((tmp_path / "report.json").read_text("utf-8"))["evaluation"]["selective"]

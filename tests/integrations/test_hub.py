@@ -8,6 +8,7 @@ import pytest
 from product_classificator import Classificator, push_to_hub
 from product_classificator.classificator.opening import open_heads
 from product_classificator.errors import ArtifactError, DataError
+from product_classificator.integrations.hub import copy_shared
 from product_classificator.runs import Run
 from tests.command_line import call
 from tests.local_hub import local_hub
@@ -45,6 +46,16 @@ def test_neither_products_nor_reports_nor_other_files_are_pushed(pushed, lite_ru
     bundle = {f"bundle/{name}" for name in ("manifest.json", "weights.safetensors", "words.json")}
     assert set(pushed) == {".gitattributes", "README.md", "run.json"} | bundle
     assert str(lite_run[0].resolve()).encode() not in b"".join(pushed.values())
+
+
+def test_paths_of_this_machine_are_not_shared(lite_run, tmp_path):
+    folder = shutil.copytree(lite_run[0], tmp_path / "run")
+    run = Run.load(folder)
+    files = {"taxonomy": "/home/anna/tree.csv", "corrections": "/home/anna/review.sqlite"}
+    replace(run, settings={**run.settings, **files}).save()
+    copy_shared(folder, tmp_path / "shared")
+    settings = Run.load(tmp_path / "shared").settings
+    assert (settings["taxonomy"], settings["corrections"]) == ("tree.csv", "review.sqlite")
 
 
 @pytest.mark.filterwarnings("ignore:It seems that you are about to commit a data file")
