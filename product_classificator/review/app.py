@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import version
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -31,7 +30,7 @@ _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "htmx.min.js": 
 _STATES = {"": "state_open", ACCEPTED: "state_accepted", SKIPPED: "state_skipped"}
 _DONE: Mapping[str, str] = {"accept": "saved", "skip": "skipped", "bad_photo": "bad_photo_saved"}
 _MAX_BODY_BYTES, _MAX_FIELDS = 64 * MEGABYTE, 10_000
-_GRID, _SHOWN_ACTIONS, _SHOWN_LABELS, _MAX_SECONDS = 50, 100, 5, 300.0
+_GRID, _SHOWN_ACTIONS, _MAX_SECONDS = 50, 100, 300.0
 
 
 def create_app(review: Review) -> FastAPI:
@@ -85,7 +84,6 @@ async def _change(request: Request, session: Person) -> Session:
     return session
 
 
-VERSION = version("product_classificator")
 Changer = Annotated[Session, Depends(_change)]
 """Goes before the form, so that no body of a stranger is read."""
 
@@ -100,7 +98,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _page(request: Request, template: str, **values: Any) -> HTMLResponse:
     values["session"] = request.app.state.review.access.session(request)
-    values |= {"version": VERSION, "products": request.app.state.review.products.key}
+    values["products"] = request.app.state.review.products.key
     return HTMLResponse(pages.render(template, language_of(request), **values))
 
 
@@ -318,10 +316,7 @@ def _add_overview(app: FastAPI, review: Review) -> None:
 
     @app.get("/history")
     def history(request: Request, _: Person) -> Response:
-        actions = with_rows(ACTIONS)
-        for action in actions:
-            action["labels"] = json.loads(action["labels"])[:_SHOWN_LABELS]
-        return _page(request, "history.html", actions=actions)
+        return _page(request, "history.html", actions=with_rows(ACTIONS))
 
     @app.get("/retraining")
     def state(request: Request, _: Person) -> Response:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, lru_cache, partial
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from product_classificator.types import Explanation
 
 PAGE = files("product_classificator.review") / "page"
 SIZES_PX = {"large": 1000, "small": 240}
+_SHOWN_LABELS = 5
 _CACHED = 1500
 """Photos in memory: about 20 kB each if small, 120 kB if large."""
 
@@ -117,9 +119,11 @@ def _environment() -> Environment:
         "percent": percent,
         "duration": duration,
         "labels": shown,
+        "several": lambda text: "; ".join(map(shown, json.loads(text)[:_SHOWN_LABELS])),
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     environment.globals |= {
+        "version": version("product_classificator"),
         "now": time.time,
         "clock": lambda at: time.strftime("%Y-%m-%d %H:%M", time.localtime(at)),
         "token": lambda: secrets.token_urlsafe(12),
