@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,6 +12,7 @@ from rich.table import Column
 
 from product_classificator.embeddings.products import EmbeddedProducts
 
+_LINE_S = 30.0
 _BAR_WIDTH, _WIDTH_OF_LOGS = 20, 160  # what is no terminal has room for all notes
 _IS_RICH = False if "ipykernel" in sys.modules and not find_spec("ipywidgets") else None  # without widgets: lines
 
@@ -28,13 +30,33 @@ if not (log.is_terminal or log.is_jupyter):
     log.width = _WIDTH_OF_LOGS
 
 
+class _Bars(Progress):
+    """Bars that move; in a file or a notebook without widgets, a line of them every half minute."""
+
+    _printed_at = 0.0
+
+    def update(self, *args: Any, **fields: Any) -> None:
+        super().update(*args, **fields)
+        self._print_line()
+
+    def advance(self, *args: Any) -> None:
+        super().advance(*args)
+        self._print_line()
+
+    def _print_line(self) -> None:
+        started = self.tasks[0].start_time or 0.0
+        if not (log.is_terminal or log.is_jupyter) and self.get_time() > max(self._printed_at, started) + _LINE_S:
+            self._printed_at = self.get_time()
+            log.print(self.get_renderable())
+
+
 def bars() -> Progress:
     """Return empty progress bars; a task has the field `notes`, which gives way where the terminal is narrow."""
     columns = [TextColumn("  {task.description}"), BarColumn(_BAR_WIDTH, table_column=Column(no_wrap=True))]
     counts = (MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
     columns += [column(table_column=Column(no_wrap=True)) for column in counts]
     notes = TextColumn("{task.fields[notes]}", table_column=Column(overflow="ellipsis"))
-    return Progress(*columns[:4], TextColumn("left"), columns[4], notes, console=log)
+    return _Bars(*columns[:4], TextColumn("left"), columns[4], notes, console=log)
 
 
 def product_bar(progress: Progress, total: int) -> Callable[[EmbeddedProducts], None]:
