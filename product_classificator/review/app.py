@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -185,7 +185,7 @@ def _sent(review: Review, form: FormData) -> tuple[str, float]:
     if form.get("products") != review.products.key:
         raise RefusedError(409, "stale")
     seconds = time.time() - _field(form, "shown", float)
-    return _field(form, "token")[:64].replace(":", ""), min(max(seconds, 0.0), _MAX_SECONDS)
+    return _field(form, "token")[:64], min(max(seconds, 0.0), _MAX_SECONDS)
 
 
 def _add_products(app: FastAPI, review: Review) -> None:
@@ -222,18 +222,19 @@ def _name(review: Review, value: object) -> str:
     return str(value)
 
 
-def _answer(request: Request, form: FormData, view: View, row: int) -> tuple[Kind, list[Decision], list[Decision]]:
-    """Return the kind of an answer, what it decides, and what was decided besides a random sample."""
+def _answer(request: Request, form: FormData, view: View, row: int) -> tuple[Kind, list[Decision]]:
+    """Return the kind of an answer, and what it decides."""
     review: Review = request.app.state.review
     rows = review.products.rows_of_group(row) if form.get("group") else [row]
     values, questions, touched = _values(review, form)
     if missing := [name for name in questions if values.get(name) is None and name not in touched]:
         raise DataError(f"{pages.translate(language_of(request), 'choose_first')} {', '.join(missing)}")
     kind: Kind = "resolve" if form.get("kind") == "resolve" else "accept"
+    decisions = review.decisions(rows, {name: values.get(name) for name in {*questions, *touched}})
     if kind == "accept" and not form.get("group") and view == View(view.characteristic, state=ACCEPTED):
-        sample, more = ({name: values.get(name) for name in names} for names in (questions, {*touched} - {*questions}))
-        return "check", review.decisions(rows, sample), review.decisions(rows, more)  # the sample estimates a precision
-    return kind, review.decisions(rows, {name: values.get(name) for name in {*questions, *touched}}), []
+        # Only the questions are a random sample, which estimates a precision.
+        return "check", [d if d.characteristic in questions else d._replace(kind="accept") for d in decisions]
+    return kind, decisions
 
 
 def _add_changes(app: FastAPI, review: Review) -> None:
@@ -267,9 +268,7 @@ def _add_changes(app: FastAPI, review: Review) -> None:
         kind: Kind = "skip" if said == "skipped" else "bad_photo"
         decisions = [Decision(review.products.id(row))]
         if said == "saved":
-            kind, decisions, more = _answer(request, form, view, row)
-            if more:
-                review.queue.act("accept", f"{token}:more", session.person, more)
+            kind, decisions = _answer(request, form, view, row)
         review.queue.act(kind, token, session.person, decisions, seconds)
         return _product(request, view, session, said)
 
@@ -293,30 +292,28 @@ def _add_grid(app: FastAPI, review: Review) -> None:
             said = "undone" if review.queue.undo(token, session.person) else "nothing_to_undo"
             return _page(request, "tiles.html", **shown(view, session, said))
         rows, wrong = ([_row(review, row) for row in form.getlist(name)] for name in ("rows", "wrong"))
-        right, name, label = [row for row in rows if row not in wrong], view.characteristic, view.label
-        review.queue.act("grid", token, session.person, review.decisions(right, {name: label}), seconds)
-        if wrong:
-            marks = [Decision(review.products.id(row), name, None, label) for row in wrong]
-            review.queue.act("wrong", f"{token}:wrong", session.person, marks)
+        name, label = view.characteristic, view.label
+        decisions = review.decisions([row for row in rows if row not in wrong], {name: label})
+        decisions += [Decision(review.products.id(row), name, None, label, "wrong") for row in wrong]
+        review.queue.act("grid", token, session.person, decisions, seconds)
         return _page(request, "tiles.html", **shown(view, session, "saved"))
 
 
 def _add_overview(app: FastAPI, review: Review) -> None:
-    def with_rows(sql: str) -> list[dict[str, Any]]:
-        entries = [dict(entry) for entry in review.history.rows(sql, _SHOWN_ACTIONS)]
+    def with_rows(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows = review.products.rows_of([entry["product"] or "" for entry in entries]).tolist()
         return [{**entry, "row": row} for entry, row in zip(entries, rows, strict=True)]
 
     @app.get("/progress")
     def overview(request: Request, _: Person) -> Response:
         progress = progress_of(review.products, review.queue, review.history, review.settings.min_precision)
-        disputed = with_rows("SELECT * FROM disagreements ORDER BY at DESC LIMIT ?")
+        disputed = with_rows(progress["disagreements"][:_SHOWN_ACTIONS])
         shown = {"disputed": disputed, "formats": exchange.FORMATS, "training": review.retraining}
         return _page(request, "progress.html", progress=progress, **shown)
 
     @app.get("/history")
     def history(request: Request, _: Person) -> Response:
-        return _page(request, "history.html", actions=with_rows(ACTIONS))
+        return _page(request, "history.html", actions=with_rows(review.history.rows(ACTIONS, _SHOWN_ACTIONS)))
 
     @app.get("/retraining")
     def state(request: Request, _: Person) -> Response:
@@ -324,7 +321,7 @@ def _add_overview(app: FastAPI, review: Review) -> None:
 
     @app.post("/retraining")
     def retrain(request: Request, _: Changer) -> Response:
-        review.retraining.start(review.source.run)
+        review.retraining.start(review.run)
         return _page(request, "retraining.html", training=review.retraining)
 
 

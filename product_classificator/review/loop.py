@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from product_classificator.catalog import Catalog
 from product_classificator.catalog.columns import ROW_NUMBER
@@ -22,8 +21,8 @@ from product_classificator.heads import HeadBundle
 from product_classificator.review.history import History
 from product_classificator.review.products import Products
 from product_classificator.review.queue import Queue, View
+from product_classificator.review.suggestions import judged_rows
 from product_classificator.runs import Run
-from product_classificator.types import strings
 
 _Z90 = 1.2816
 """One-sided 90 %, as the promise of the thresholds has it."""
@@ -42,11 +41,9 @@ def progress_of(products: Products, queue: Queue, history: History, target: floa
     )
     paces = [row["seconds"] / max(row["n"], 1) for row in recent]
     people = {row["person"] for row in recent if row["at"] > recent[0]["at"] - _ACTIVE_S}
-    answers = defaultdict[str, list[Any]](list)
-    for answer in history.answers():
-        answers[answer["characteristic"]].append(answer)
-    left, items = queue.count(View()), [_of(products, queue, answers[name], name, target) for name in products.names]
-    twice = [len({*a["given"].values()}) == 1 for of_name in answers.values() for a in of_name if len(a["given"]) > 1]
+    left, answers = queue.count(View()), [a for a in history.answers() if a["characteristic"] in products.names]
+    items = [_of(products, queue, [a for a in answers if a["characteristic"] == n], n, target) for n in products.names]
+    twice = [len({*answer["given"].values()}) == 1 for answer in answers if len(answer["given"]) > 1]
     accepting = [item["is_kept"] for item in items if item["accepted"]]
     return {
         "rows": items,
@@ -57,7 +54,7 @@ def progress_of(products: Products, queue: Queue, history: History, target: floa
         "people": len(people),
         "seen_twice": len(twice),
         "agreement": sum(twice) / len(twice) if twice else None,
-        "disagreements": sum(answer["label"] is None for of_name in answers.values() for answer in of_name),
+        "disagreements": sorted((a for a in answers if a["label"] is None), key=lambda a: -a["at"]),
     }
 
 
@@ -68,7 +65,8 @@ def _of(products: Products, queue: Queue, answers: Sequence[Any], name: str, tar
     other decisions were sought for being doubtful.
     """
     corrections = [answer for answer in answers if answer["label"] is not None]
-    auto, has_label, is_right = products.suggested[name].auto, products.table[name] >= 0, products.agrees[name].copy()
+    column = products[name]
+    auto, has_label, is_right = column.auto, column.table >= 0, column.agrees.copy()
     is_known = auto & has_label
     rows = products.rows_of([answer["product"] for answer in corrections]).tolist()
     for row, answer in zip(rows, corrections, strict=True):
@@ -205,25 +203,16 @@ def compare(before: Run, after: Run, catalog: Catalog) -> dict[str, tuple[float,
     """
     from sklearn.metrics import f1_score  # of fitting; the page opens without it
 
-    (old_rows, old), (new_rows, new) = map(_judged, (before, after))
-    truth, scores = catalog.truth(), {}
-    row_of = {id_: row for row, id_ in enumerate(catalog.ids)}
-    both = [id_ for id_ in old_rows if id_ in new_rows and id_ in row_of]
-    for name in old.keys() & new.keys() & truth.keys():
-        rows = [(truth[name][row_of[id_]], old[name][old_rows[id_]], new[name][new_rows[id_]]) for id_ in both]
-        labelled = [map(str, row) for row in rows if isinstance(row[0], str)]
-        if not labelled:
-            continue
-        true, *predicted = zip(*labelled, strict=True)
-        first, second = (float(f1_score(true, labels, average="macro", zero_division=0)) for labels in predicted)
-        scores[name] = first, second
-    return dict(sorted(scores.items()))
-
-
-def _judged(run: Run) -> tuple[dict[str, int], dict[str, Any]]:
-    """Return id -> position, and characteristic -> predicted labels, out of fold; not of multi-label ones."""
-    out_of_fold, bundle = run.load_out_of_fold(), HeadBundle.load(run.bundle)
-    ids = pq.read_table(run.split, columns=["id"])["id"].take(out_of_fold.rows).to_pylist()
-    predictions = bundle.judged(out_of_fold, strings(ids))
-    single = [name for name in bundle.labels if not bundle[name].is_multi_label]
-    return {id_: i for i, id_ in enumerate(ids)}, {name: predictions.best(name) for name in single}
+    (old_rows, old), (new_rows, new) = (judged_rows(run, pa.array(catalog.ids, pa.string())) for run in (before, after))
+    rows, of_old, of_new = np.intersect1d(old_rows, new_rows, return_indices=True)
+    judged = (before, old.take(of_old)), (after, new.take(of_new))
+    predictions = [HeadBundle.load(run.bundle).judged(part, catalog.ids[rows]) for run, part in judged]
+    scores = {}
+    for name, labels in sorted(catalog.truth().items()):
+        is_one = np.array([isinstance(label, str) for label in labels[rows]], dtype=bool)
+        if is_one.any() and all(name in part.labels for part in predictions):
+            truth = labels[rows][is_one].astype(str)
+            labelled = (part.best(name)[is_one].astype(str) for part in predictions)
+            first, second = (float(f1_score(truth, best, average="macro", zero_division=0)) for best in labelled)
+            scores[name] = first, second
+    return scores

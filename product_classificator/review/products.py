@@ -5,6 +5,7 @@ is sorted and filtered. Both are made at the first opening, and again when table
 """
 
 import json
+import zlib
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -20,9 +21,11 @@ import pyarrow.parquet as pq
 
 from product_classificator.catalog import Catalog
 from product_classificator.catalog.cells import ids_of
-from product_classificator.errors import ArtifactError, DataError
+from product_classificator.catalog.split import load_split
+from product_classificator.errors import DataError
 from product_classificator.files import replacing, write_text
 from product_classificator.heads import HeadBundle
+from product_classificator.review.settings import ReviewSettings
 from product_classificator.review.suggestions import Suggested, from_file, from_run
 from product_classificator.runs import Run
 from product_classificator.types import Bools, Floats, Rows
@@ -34,53 +37,53 @@ Labels: TypeAlias = str | list[str] | None
 
 
 @dataclass(frozen=True)
-class ReviewSource:
-    """Products with the out-of-fold predictions of a run, or those of a file; the rest is as in `ReviewSettings`."""
+class Column(Suggested):
+    """What is known of one characteristic of n products.
 
-    run: Run
-    catalog: Catalog
-    predictions: Path | None = None
-    findings: Path | None = None
-    value: str | None = None
-    min_precision: float = 0.95
+    Attributes:
+        table: (n,) numbers of the labels in the table (`Products.table_labels`), -1 where it has none.
+        agrees: (n,) whether the table has the predicted label.
+        doubt: (n,) how much is gained by a decision, about 0..1.
+    """
+
+    table: Int32
+    agrees: Bools
+    doubt: Floats
 
     @property
-    def key(self) -> str:
-        """Identify everything that decides the files."""
-        paths = [self.run.folder / "run.json", *self.catalog.table.sources, self.predictions, self.findings]
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]
-        return json.dumps([stats, str(self.catalog.columns), self.catalog.read_as, self.value, self.min_precision])
+    def is_asked(self) -> Bools:
+        """(n,) which labels are in doubt: not what the table says or, without a label there, not accepted."""
+        return (self.top[:, 0] >= 0) & np.where(self.table >= 0, ~self.agrees, ~self.auto)
 
 
 class Products:
-    """The products of a review, row by row as in the table.
+    """The products of a review, row by row as in the table; of a characteristic, `products[name]` is the column.
 
     Attributes:
         names: the characteristics that are reviewed.
         labels: characteristic -> labels of the heads.
-        suggested: characteristic -> first labels.
-        table: characteristic -> (n,) numbers of the labels in the table (`table_labels`), -1 where it has none.
-        agrees: characteristic -> (n,) whether the table has the predicted label.
-        doubt: characteristic -> (n,) how much is gained by a decision, about 0..1.
-        group, value: (n,) group of near-duplicates, and how much a product matters.
+        table_labels: characteristic -> labels of the table.
+        group, value, lot: (n,) group of near-duplicates, how much a product matters, and a number by its id.
         findings: kind of finding -> rows, the worst first.
     """
 
     def __init__(self, folder: Path, bundle: HeadBundle) -> None:
         facts = json.loads((folder / "products.json").read_text(encoding="utf-8"))
         self.shown = pa.ipc.open_file(pa.memory_map(str(folder / "products.arrow"))).read_all()
-        with np.load(folder / "columns.npz") as arrays:
-            columns = dict(arrays)
+        with np.load(folder / "columns.npz") as file:
+            arrays = dict(file)
         self.names: tuple[str, ...] = tuple(facts["names"])
         self.bundle, self.labels = bundle, {name: bundle[name].labels for name in self.names}
         self.table_labels: dict[str, list[Labels]] = facts["table_labels"]
-        per_name = {kind: {n: columns[f"{kind}.{i}"] for i, n in enumerate(self.names)} for kind in _PER_NAME}
-        self.table, self.agrees, self.doubt = (per_name[kind] for kind in ("table", "agrees", "doubt"))
-        self.suggested = {n: Suggested(*(per_name[field.name][n] for field in fields(Suggested))) for n in self.names}
-        self.is_novel: Bools = columns["novel"]
-        self.group: Rows = columns["group"]
-        self.value: Floats = columns["value"]
-        self.findings: dict[str, Rows] = {kind: columns[f"finding.{kind}"] for kind in facts["findings"]}
+        self._columns = {
+            name: Column(*(arrays[f"{index}.{field.name}"] for field in fields(Column)))
+            for index, name in enumerate(self.names)
+        }
+        self.group, self.is_novel, self.value, self.lot = (arrays[name] for name in ("group", "novel", "value", "lot"))
+        self.findings: dict[str, Rows] = {kind: arrays[f"finding.{kind}"] for kind in facts["findings"]}
+
+    def __getitem__(self, name: str) -> Column:
+        return self._columns[name]
 
     def __len__(self) -> int:
         return len(self.shown)
@@ -121,46 +124,51 @@ class Products:
 
     def table_label(self, name: str, row: int) -> Labels:
         """Return what the table says."""
-        return None if self.table[name][row] < 0 else self.table_labels[name][self.table[name][row]]
+        number = self[name].table[row]
+        return None if number < 0 else self.table_labels[name][number]
 
     def top(self, name: str, row: int) -> list[tuple[str, float]]:
         """Return the first labels of a product with their probabilities."""
-        of_name, labels = self.suggested[name], self.labels[name]
-        pairs = zip(of_name.top[row].tolist(), of_name.share[row].tolist(), strict=True)
-        return [(labels[index], share) for index, share in pairs if index >= 0]
+        pairs = zip(self[name].top[row].tolist(), self[name].share[row].tolist(), strict=True)
+        return [(self.labels[name][index], share) for index, share in pairs if index >= 0]
 
     def predicted(self, name: str, row: int) -> Labels:
         """Return the predicted label or labels of a product, `None` where nothing is predicted."""
-        labels = [label for label, _ in self.top(name, row)[: self.suggested[name].n_predicted[row]]]
+        labels = [label for label, _ in self.top(name, row)[: self[name].n_predicted[row]]]
         if self.bundle[name].is_multi_label:
-            return sorted(labels) if self.suggested[name].top[row, 0] >= 0 else None
+            return sorted(labels) if self[name].top[row, 0] >= 0 else None
         return labels[0] if labels else None
 
 
-_PER_NAME = (*(field.name for field in fields(Suggested)), "table", "agrees", "doubt")
-
-
-def open_products(source: ReviewSource, folder: Path) -> Products:
-    """Open the products of a review, whose files are in a folder, and made there if they are not those of the source.
+def open_products(run: Run, catalog: Catalog, settings: ReviewSettings, folder: Path) -> Products:
+    """Open the products of a review, whose files are in a folder, and made there if they are not of these.
 
     Raises:
         DataError: the predictions are not those of the table, or no product has any.
         ArtifactError: the run is damaged.
     """
-    path, bundle = folder / "products.json", HeadBundle.load(source.run.bundle)
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["key"] != source.key:
+    path, bundle, key = folder / "products.json", HeadBundle.load(run.bundle), _key(run, catalog, settings)
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["key"] != key:
         path.unlink(missing_ok=True)
-        _make(source, bundle, folder)
+        facts = _make(run, catalog, settings, folder)
+        write_text(path, json.dumps({"key": key, **facts}, ensure_ascii=False))
     return Products(folder, bundle)
 
 
-def _make(source: ReviewSource, bundle: HeadBundle, folder: Path) -> None:
-    catalog, run = source.catalog, source.run
-    ids, text_groups = _write_shown(catalog, folder / "products.arrow")
-    if source.predictions is None:
-        suggested, is_novel = from_run(run, bundle, ids, source.min_precision)
+def _key(run: Run, catalog: Catalog, settings: ReviewSettings) -> str:
+    """Identify everything that decides the files."""
+    paths = [run.folder / "run.json", *catalog.table.sources, settings.predictions, settings.findings]
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]
+    return json.dumps([stats, str(catalog.columns), catalog.read_as, settings.value, settings.min_precision])
+
+
+def _make(run: Run, catalog: Catalog, settings: ReviewSettings, folder: Path) -> dict[str, Any]:
+    """Write the files, and return names of characteristics and findings, and the labels of the table."""
+    bundle, (ids, text_groups) = HeadBundle.load(run.bundle), _write_shown(catalog, folder / "products.arrow")
+    if settings.predictions is None:
+        suggested, is_novel = from_run(run, bundle, ids, settings.min_precision)
     else:
-        suggested, is_novel = from_file(source.predictions, bundle, catalog.columns.id, ids)
+        suggested, is_novel = from_file(settings.predictions, bundle, catalog.columns.id, ids)
     if not any(of_name.n_predicted.any() for of_name in suggested.values()):
         rule = "a review needs predictions: the run has none of these products"
         raise DataError(f"{rule} (is {catalog.table.name} another table?): predict it, and give --predictions FILE")
@@ -168,38 +176,36 @@ def _make(source: ReviewSource, bundle: HeadBundle, folder: Path) -> None:
     is_first[np.unique(ids.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
     for of_name in suggested.values():  # a repeated id means no product of its own
         of_name.top[~is_first], of_name.n_predicted[~is_first], of_name.auto[~is_first] = -1, 0, False
-    columns: dict[str, Any] = {"novel": is_novel, "group": _groups(run, ids, text_groups), "value": np.ones(len(ids))}
-    if source.value is not None:
-        cells = pc.cast(pa.array(catalog.column(source.value), pa.string()), pa.float32(), safe=False)
-        columns["value"] = np.nan_to_num(cells.to_numpy(zero_copy_only=False)).clip(0)
+    findings = _findings(settings.findings, ids) if settings.findings else {}
+    arrays: dict[str, Any] = {f"finding.{kind}": rows for kind, rows in findings.items()}
+    arrays |= {"novel": is_novel, "group": _groups(run, ids, text_groups), "value": np.ones(len(ids), np.float32)}
+    arrays["lot"] = np.array([zlib.crc32(id_.encode()) for id_ in ids.to_pylist()], np.uint32)
+    if settings.value is not None:
+        cells = pc.cast(pa.array(catalog.column(settings.value), pa.string()), pa.float32(), safe=False)
+        arrays["value"] = np.nan_to_num(cells.to_numpy(zero_copy_only=False)).clip(0)
     table_labels = {}
-    for i, (name, of_name) in enumerate(suggested.items()):
+    for index, (name, of_name) in enumerate(suggested.items()):
         labels = catalog.truth().get(name, [None] * len(ids))
-        codes = {label: code for code, label in enumerate(dict.fromkeys(x for x in labels if x is not None))}
-        table = np.fromiter((codes.get(label, -1) for label in labels), np.int32, len(ids))
-        table_labels[name] = [sorted(label) if isinstance(label, frozenset) else label for label in codes]
-        compared = _compare(of_name, bundle[name].labels, [*codes], table)
-        values = [*vars(of_name).values(), table, *compared]
-        columns |= {f"{kind}.{i}": array for kind, array in zip(_PER_NAME, values, strict=True)}
-    findings = _findings(source.findings, ids) if source.findings else {}
-    columns |= {f"finding.{kind}": rows for kind, rows in findings.items()}
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(x for x in labels if x is not None))}
+        table = np.fromiter((numbers.get(label, -1) for label in labels), np.int32, len(ids))
+        table_labels[name] = [sorted(label) if isinstance(label, frozenset) else label for label in numbers]
+        column = Column(*vars(of_name).values(), table, *_compare(of_name, bundle[name].labels, [*numbers], table))
+        arrays |= {f"{index}.{kind}": array for kind, array in vars(column).items()}
     with replacing(folder / "columns.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **columns)
-    facts = {"key": source.key, "names": [*suggested], "table_labels": table_labels, "findings": [*findings]}
-    write_text(folder / "products.json", json.dumps(facts, ensure_ascii=False))
+        np.savez(file, **arrays)
+    return {"names": [*suggested], "table_labels": table_labels, "findings": [*findings]}
 
 
 def _write_shown(catalog: Catalog, path: Path) -> tuple[pa.Array, Rows]:
     """Write id, text and photo of every product; return the ids, and numbers that are equal for equal long texts."""
-    columns, ids, keys, writer = catalog.columns, [], list[int](), None
-    names = [*dict.fromkeys(filter(None, (columns.id, *columns.text, columns.photo)))]
+    ids, keys, writer = [], list[int](), None
     with replacing(path) as temporary:
-        for batch in catalog.table.batches(names, _READ_ROWS, images=columns.photo):
-            texts = catalog.texts_of(batch)
-            photo = batch.column(columns.photo) if columns.photo else pa.nulls(len(batch), pa.string())
-            ids.append(pa.array(ids_of(batch.column(columns.id)), pa.string()))
+        for batch in catalog.rows(_READ_ROWS):
+            texts, photo = catalog.texts_of(batch), catalog.columns.photo
+            photos = batch.column(photo) if photo else pa.nulls(len(batch), pa.string())
+            ids.append(pa.array(ids_of(batch.column(catalog.columns.id)), pa.string()))
             keys += [hash(tuple(words)) if len(words := text.split()) >= _MIN_WORDS else 0 for text in texts]
-            part = pa.record_batch({"id": ids[-1], "text": pa.array(texts, pa.string()), "photo": photo})
+            part = pa.record_batch({"id": ids[-1], "text": pa.array(texts, pa.string()), "photo": photos})
             writer = writer or pa.ipc.new_file(str(temporary), part.schema)
             writer.write_batch(part)
         if writer is None:
@@ -213,10 +219,7 @@ def _write_shown(catalog: Catalog, path: Path) -> tuple[pa.Array, Rows]:
 
 def _groups(run: Run, ids: pa.Array, text_groups: Rows) -> Rows:
     """Return the groups that the run found, if these are its products, or else those of equal texts."""
-    try:
-        of_run = pq.read_table(run.split, columns=["id", "group"])
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{run.split} cannot be read ({error}): train again") from error
+    _, of_run = load_split(run.split)
     if not of_run["id"].combine_chunks().equals(ids):
         return text_groups
     return np.unique(of_run["group"].to_numpy(), return_inverse=True)[1].astype(np.int32)

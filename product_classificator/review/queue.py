@@ -6,12 +6,12 @@ a million is found in a millisecond.
 
 import json
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from threading import RLock
+from typing import TypeAlias
 from urllib.parse import urlencode
 
 import numpy as np
@@ -23,8 +23,10 @@ from product_classificator.review.history import ANSWERS, Decision, History, Kin
 from product_classificator.review.products import Products
 from product_classificator.types import Bools, Rows
 
-_BLOCK, LEASE_S = 4096, 600.0
+_BLOCK, LEASE_S, _SET_ASIDE = 4096, 600.0, 1000
 ACCEPTED, SKIPPED, UNMARKED = "accepted", "skipped", "unmarked"
+_Some: TypeAlias = Rows | list[int] | slice
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -73,25 +75,16 @@ class Queue:
 
     def __init__(self, products: Products, history: History, second_share: float = 0.0) -> None:
         self.products, self.history, self._lock = products, history, RLock()
-        n, self._second = len(products), int(second_share * 1000)
         self.names, self.choices = products.names, Choices(products.bundle, products.table_labels)
-        self._is_asked = {name: self._asked(name) for name in self.names}
-        self._wrong = {name: np.zeros(n, dtype=bool) for name in self.names}
-        self._set_aside = np.zeros(n, dtype=bool)
         self.leases: dict[int, tuple[str, float]] = {}  # row -> who has it, and until when
-        self._answered: dict[int, dict[str, set[str]]] = {}  # row -> characteristic -> people with an answer
-        self._skipped: defaultdict[str, set[int]] = defaultdict(set)
-        self._is_open = {name: asked.copy() for name, asked in self._is_asked.items()}
-        self._is_open[""] = np.any([*self._is_asked.values()], axis=0)
-        self._n_answers = {name: np.zeros(n, np.int8) for name in self.names}
+        self._skipped: defaultdict[str, set[int]] = defaultdict(set)  # person -> rows
+        self._people: dict[int, dict[str, set[str]]] = {}  # row -> characteristic -> who has answered
+        # (k, n) labels that are in doubt, that were marked as wrong, and how many people have answered.
+        self._asked = np.stack([products[name].is_asked for name in self.names])
+        self._wrong, self._answers = np.zeros_like(self._asked), np.zeros(self._asked.shape, np.int16)
+        self._needed = (1 + (products.lot < second_share * 2**32)).astype(np.int16)
         self._order, self._matching = lru_cache(32)(self._ordered), lru_cache(8)(self._matches)
-        for row in self._apply(history.current()):
-            self._open(row)
-
-    def _asked(self, name: str) -> Bools:
-        """Return (n,) which labels are in doubt: not what the table says or, without a label there, not accepted."""
-        of_name, table = self.products.suggested[name], self.products.table[name]
-        return (of_name.top[:, 0] >= 0) & np.where(table >= 0, ~self.products.agrees[name], ~of_name.auto)
+        self._read()
 
     def act(
         self, kind: Kind, token: str, person: str, decisions: Sequence[Decision], seconds: float | None = None
@@ -102,17 +95,15 @@ class Queue:
             DataError: a product would have labels that contradict each other.
         """
         with self._lock:
-            if kind in ANSWERS:
-                self._check(person, decisions)
+            if self.products.bundle.hierarchy:
+                self._check(person, [decision for decision in decisions if (decision.kind or kind) in ANSWERS])
             is_new = self.history.act(kind, token, person, decisions, seconds)
-            for row in self._refresh([decision.product for decision in decisions]):
+            for row in self._read([decision.product for decision in decisions]):
                 if self.leases.get(row, ("", 0))[0] == person:
                     del self.leases[row]
             return is_new
 
     def _check(self, person: str, decisions: Sequence[Decision]) -> None:
-        if not self.products.bundle.hierarchy:
-            return
         merged: dict[str, Values] = {decision.product: {} for decision in decisions}
         for answer in self.history.answers([*merged]):
             if label := answer["given"].get(person, answer["label"]):
@@ -123,63 +114,50 @@ class Queue:
             if problems := self.choices.problems(values):
                 raise DataError(f"{product}: {', '.join(problems)}: a label must suit that of its parent")
 
-    def is_open(self, name: str, row: int) -> bool:
-        """Return whether people are asked for a label."""
-        return bool(self._is_open[name][row])
-
     def undo(self, token: str, person: str) -> list[int]:
         """Undo the last action of a person, see `History.undo`, and return the rows of its products."""
         with self._lock:
-            return self._refresh(self.history.undo(token, person))
+            return self._read(self.history.undo(token, person))
 
-    def _refresh(self, ids: Sequence[str]) -> list[int]:
-        """Read again what was decided of some products; return their rows."""
-        ids = [*dict.fromkeys(ids)]
-        rows = [row for row in self.products.rows_of(ids).tolist() if row >= 0]
-        for row in rows:
-            self._answered.pop(row, None)
-            self._set_aside[row] = False
-            for wrong in self._wrong.values():
-                wrong[row] = False
-            for skipped in self._skipped.values():
-                skipped.discard(row)
-        self._apply(self.history.current(ids))
-        for row in rows:
-            self._open(row)
-        return rows
-
-    def _apply(self, current: Sequence[Mapping[str, str]]) -> set[int]:
-        """Add what was decided, and return the rows that it is about."""
-        ids = [*dict.fromkeys(entry["product"] for entry in current)]
+    def _read(self, ids: Sequence[str] | None = None) -> list[int]:
+        """Read again what was decided of all or some products; return their rows."""
+        current, index_of = self.history.current(ids), {name: index for index, name in enumerate(self.names)}
+        ids = [*dict.fromkeys((entry["product"] for entry in current) if ids is None else ids)]
         row_of = {id_: row for id_, row in zip(ids, self.products.rows_of(ids).tolist(), strict=True) if row >= 0}
-        for entry in (entry for entry in current if entry["product"] in row_of):
-            row, kind, person = row_of[entry["product"]], entry["kind"], entry["person"]
+        rows = [*row_of.values()]
+        self._answers[:, rows], self._wrong[:, rows] = 0, False
+        for row in rows:
+            self._people.pop(row, None)
+        for skipped in self._skipped.values():
+            skipped.difference_update(rows)
+        for id_, name, person, kind in current:
+            if id_ not in row_of or name not in (*self.names, ""):  # of another table, or of a run that knew more
+                continue
+            row = row_of[id_]
             if kind == "skip":
                 self._skipped[person].add(row)
             elif kind == "bad_photo":
-                self._set_aside[row] = True
+                self._answers[:, row] = _SET_ASIDE
             elif kind == "wrong":
-                self._wrong[entry["characteristic"]][row] = True
+                self._wrong[index_of[name], row] = True
             else:
-                persons = self._answered.setdefault(row, {}).setdefault(entry["characteristic"], set())
-                persons |= {person, ""} if kind == "resolve" else {person}  # "": counts for another
-        return set(row_of.values())
+                people = self._people.setdefault(row, {}).setdefault(name, set())
+                people |= {person, ""} if kind == "resolve" else {person}  # "": counts for another
+                self._answers[index_of[name], row] = max(len(people), self._answers[index_of[name], row])
+        return rows
 
-    def _open(self, row: int) -> None:
-        is_seen_twice = self._second > 0 and zlib.crc32(self.products.id(row).encode()) % 1000 < self._second
-        for name in self.names:
-            self._n_answers[name][row] = min(len(self._answered.get(row, {}).get(name, ())), 100)
-            is_asked = (self._is_asked[name][row] or self._wrong[name][row]) and not self._set_aside[row]
-            self._is_open[name][row] = is_asked and self._n_answers[name][row] < 1 + is_seen_twice
-        self._is_open[""][row] = any(self._is_open[name][row] for name in self.names)
+    def is_open(self, name: str, row: int) -> bool:
+        """Return whether people are asked for a label."""
+        return bool(self._open(self._characteristics(View(name)), [row])[0, 0])
 
     def questions(self, view: View, row: int) -> list[str]:
         """Return the characteristics of a product that a person is to confirm in a view."""
-        names = self._names_of(view)
+        part = self._characteristics(view)
+        names = self.names[part]
         if view.state == ACCEPTED:
-            return [name for name in names if self.products.suggested[name].auto[row]]
-        asked = [name for name in names if self._is_open[name][row]]
-        return asked or [name for name in names if self.products.suggested[name].top[row, 0] >= 0]
+            return [name for name in names if self.products[name].auto[row]]
+        asked = [name for name, is_open in zip(names, self._open(part, [row])[:, 0], strict=True) if is_open]
+        return asked or [name for name in names if self.products[name].top[row, 0] >= 0]
 
     def take(self, view: View, person: str, n: int = 1, lease_s: float = LEASE_S) -> list[int]:
         """Return the next n rows of a view, none that others have, and keep them for a person."""
@@ -198,53 +176,55 @@ class Queue:
 
     def _is_for(self, person: str, row: int, view: View) -> bool:
         """Return whether a person has not answered yet what is open in a view."""
-        answered = self._answered.get(row, {})
-        names = [
-            name
-            for name in self._names_of(view)
-            if view.finding or view.state in (ACCEPTED, SKIPPED) or self._is_open[name][row]
-        ]
-        return not answered or any(person not in answered.get(name, ()) for name in names)
+        if not (answered := self._people.get(row)):
+            return True
+        part = self._characteristics(view)
+        is_open = self._open(part, [row])[:, 0] | bool(view.finding or view.state in (ACCEPTED, SKIPPED))
+        names = (name for name, is_one in zip(self.names[part], is_open, strict=True) if is_one)
+        return any(person not in answered.get(name, ()) for name in names)
 
-    def _names_of(self, view: View) -> Sequence[str]:
-        """Return the characteristics that a view is about."""
+    def _characteristics(self, view: View) -> slice:
+        """Return which of the characteristics a view is about."""
         name = view.characteristic or view.finding.rpartition(": ")[2]
-        return [name] if name in self.names else self.names
+        index = self.names.index(name) if name in self.names else None
+        return slice(None) if index is None else slice(index, index + 1)
 
     def _candidates(self, view: View, person: str) -> Iterator[int]:
         if view.state == SKIPPED:
             yield from sorted(self._skipped[person])
             return
         order, skipped = self._order(replace(view, label="", text="")), self._skipped[person]
-        matching, is_open = self._matching(view), self._open_in(view)
+        matching = self._matching(view)
         for start in range(0, len(order), _BLOCK):
             rows = order[start : start + _BLOCK]
-            rows = rows[is_open[rows] & matching[rows]]
+            rows = rows[matching[rows] & self._has_work(view, rows)]
             yield from (row for row in rows.tolist() if row not in skipped)
 
-    def _open_in(self, view: View) -> Bools:
-        names = self._names_of(view)
-        if view.state == ACCEPTED:
-            accepted = [self.products.suggested[name].auto & (self._n_answers[name] == 0) for name in names]
-            is_open: Bools = np.any(accepted, axis=0) & ~self._set_aside
-        elif view.finding:
-            is_open = ~self._set_aside & np.all([self._n_answers[name] == 0 for name in names], axis=0)
-        else:
-            is_open = self._is_open[view.characteristic]
-            if view.state == UNMARKED:
-                is_open = is_open & ~self._wrong[view.characteristic]
+    def _open(self, part: slice, rows: _Some = _ALL) -> Bools:
+        """Return (k, m) which labels of some characteristics and rows people are asked for."""
+        is_asked = self._asked[part, rows] | self._wrong[part, rows]
+        is_open: Bools = is_asked & (self._answers[part, rows] < self._needed[rows])
         return is_open
+
+    def _has_work(self, view: View, rows: _Some = _ALL) -> Bools:
+        """Return (m,) which of some rows people are to see in a view."""
+        part = self._characteristics(view)
+        is_unanswered = self._answers[part, rows] == 0
+        if view.finding:
+            return is_unanswered.all(0)
+        if view.state == ACCEPTED:
+            return (is_unanswered & np.stack([self.products[name].auto[rows] for name in self.names[part]])).any(0)
+        is_open = self._open(part, rows)
+        return (is_open & ~self._wrong[part, rows] if view.state == UNMARKED else is_open).any(0)
 
     def count(self, view: View) -> int:
         """Return how many products of a view are open."""
-        if view.finding:
-            rows = self.products.findings[view.finding]
-            return int((self._open_in(view) & self._matching(view))[rows].sum())
-        return int((self._open_in(view) & self._matching(view)).sum())
+        rows = self.products.findings.get(view.finding, _ALL)
+        return int((self._has_work(view, rows) & self._matching(view)[rows]).sum())
 
     def counts(self, name: str, state: str = "") -> dict[str, int]:
         """Return predicted label -> number of products that are open in a state of a view, the most first."""
-        first = self.products.suggested[name].top[:, 0][self._open_in(View(characteristic=name, state=state))]
+        first = self.products[name].top[:, 0][self._has_work(View(characteristic=name, state=state))]
         numbers = np.bincount(first[first >= 0], minlength=len(self.products.labels[name]))
         order = np.argsort(-numbers, kind="stable").tolist()
         return {self.products.labels[name][index]: int(numbers[index]) for index in order if numbers[index]}
@@ -254,7 +234,7 @@ class Queue:
         matching = np.ones(len(products), dtype=bool)
         if view.label:
             label_id = products.labels[view.characteristic].index(view.label)
-            matching &= products.suggested[view.characteristic].top[:, 0] == label_id
+            matching &= products[view.characteristic].top[:, 0] == label_id
         if view.text:
             columns = (products.shown[column] for column in ("text", "id"))
             found = [pc.match_substring(column, view.text, ignore_case=True).to_numpy() for column in columns]
@@ -268,12 +248,10 @@ class Queue:
             return products.findings[view.finding]
         if view.state == ACCEPTED:  # at random: what people say of it estimates the precision of all
             return np.random.default_rng(0).permutation(len(products))
-        names = [view.characteristic] if view.characteristic else self.names
-        scores = np.zeros(len(products), np.float32)
-        for name in names:
-            scores += products.doubt[name] * self._is_asked[name]
-        scores *= products.value
-        order = np.argsort(-scores, kind="stable").astype(np.int32)
+        part, scores = self._characteristics(view), np.zeros(len(products), np.float32)
+        for name, is_asked in zip(self.names[part], self._asked[part], strict=True):
+            scores += products[name].doubt * is_asked
+        order = np.argsort(-scores * products.value, kind="stable").astype(np.int32)
         is_first = np.zeros(len(order), dtype=bool)  # of its near-duplicates
         is_first[np.unique(products.group[order], return_index=True)[1]] = True
         ordered: Rows = np.concatenate([order[is_first], order[~is_first]])

@@ -1,9 +1,8 @@
 """A review: the products, what was decided of them, and the run that is made better by it."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from product_classificator.review.choices import Values
 from product_classificator.review.history import Decision, History
 from product_classificator.review.loop import Retraining
 from product_classificator.review.pages import Showing
-from product_classificator.review.products import ReviewSource, open_products
+from product_classificator.review.products import open_products
 from product_classificator.review.queue import Queue, View
 from product_classificator.review.settings import ReviewSettings
 from product_classificator.runs import Run
@@ -50,8 +49,7 @@ class Review:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings = folder, settings
-        of_settings = settings.predictions, settings.findings, settings.value, settings.min_precision
-        self.source = ReviewSource(run, catalog, *of_settings)
+        self.run, self.catalog = run, catalog
         self.history = History(folder / "review.sqlite")
         self.access = Access(folder, settings.keys)
         command = [*command, "--store", str(run.store), "--corrections", str(self.history.path)]
@@ -59,15 +57,15 @@ class Review:
         self._open()
 
     def _open(self) -> None:
-        self.products = open_products(self.source, self.folder)
-        self.retraining.is_possible = any((table >= 0).any() for table in self.products.table.values())
+        self.products = open_products(self.run, self.catalog, self.settings, self.folder)
+        self.retraining.is_possible = any((self.products[name].table >= 0).any() for name in self.products.names)
         self.queue = Queue(self.products, self.history, self.settings.second_share)
         self.choices = self.queue.choices
-        self.showing = Showing(self.products, self.source.catalog, self.source.run.folder)
+        self.showing = Showing(self.products, self.catalog, self.run.folder)
 
     def _reopen(self, run: Run) -> None:
         """Go on with a newer run; predictions of a file stay, since a run has none of products without labels."""
-        old, self.source = self.showing, replace(self.source, run=run)
+        old, self.run = self.showing, run
         self._open()
         old.close()
 
@@ -75,37 +73,36 @@ class Review:
         """Return what the template shows of a product; the answers of others only to who resolves a disagreement."""
         facts, group, names = self.products.facts(row), self.products.rows_of_group(row), self.products.names
         title, _, text = facts["text"].partition("\n")
-        questions = self.queue.questions(view, row)
+        questions, answers = self.queue.questions(view, row), self.history.answers([facts["id"]])
         values: Values = {name: self.products.predicted(name, row) for name in names}
-        values |= self._decided(row, facts["id"], person)
+        values |= self._decided(row, answers, person)
         values |= dict.fromkeys(self.choices.problems(values))
-        given = "SELECT characteristic, person, label FROM latest WHERE product = ?"
         return {
             "id": facts["id"],
             "title": title or facts["id"],
             "text": text,
-            "n_photos": len(self.showing.images(row)) if self.source.catalog.images else 0,
+            "n_photos": len(self.showing.images(row)) if self.catalog.images else 0,
             "group": group[1:13],
             "group_size": len(group),
             "is_novel": bool(self.products.is_novel[row]),
             "given": [
-                {**entry, "label": json.loads(entry["label"])}
-                for entry in (self.history.rows(given, facts["id"]) if kind == "resolve" else ())
+                (answer["characteristic"], person, json.loads(label))
+                for answer in (answers if kind == "resolve" else ())
+                for person, label in answer["given"].items()
             ],
             **self.answers(row, values, questions, (), [*questions, *names][0]),
         }
 
-    def _decided(self, row: int, id_: str, person: str) -> Values:
+    def _decided(self, row: int, answers: Sequence[Mapping[str, Any]], person: str) -> Values:
         """Return what a person answered before, or what was agreed on where nobody is asked any more."""
         decided: Values = {}
-        for answer in self.history.answers([id_]):
+        for answer in (answer for answer in answers if answer["characteristic"] in self.products.names):
             name = answer["characteristic"]
-            if name in self.products.names:
-                agreed = None if self.queue.is_open(name, row) else answer["label"]
+            agreed = None if self.queue.is_open(name, row) else answer["label"]
+            if label := answer["given"].get(person, agreed):
                 with suppress(DataError):  # heads that were trained since may not know the label
-                    if label := answer["given"].get(person, agreed):
-                        self.choices.check(name, json.loads(label))
-                        decided[name] = json.loads(label)
+                    self.choices.check(name, json.loads(label))
+                    decided[name] = json.loads(label)
         return decided
 
     def answers(
@@ -121,7 +118,7 @@ class Review:
             others = [*in_table, *(label for label in chosen if label in allowed)]
             offered |= {label: None for label in others if label is not None and label not in offered}
             entry: dict[str, Any] = {"name": name, "value": value, "table": table, "is_question": name in questions}
-            entry |= {"is_touched": name in touched, "is_auto": bool(products.suggested[name].auto[row])}
+            entry |= {"is_touched": name in touched, "is_auto": bool(products[name].auto[row])}
             entry["offered"] = [(label, share, label in chosen) for label, share in [*offered.items()][:9]]
             entries.append(entry)
         entries.sort(key=lambda entry: not entry["is_question"])

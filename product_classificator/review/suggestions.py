@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from product_classificator.errors import DataError
 from product_classificator.heads import HeadBundle
 from product_classificator.runs import Run
-from product_classificator.types import Bools, Floats, Rows
+from product_classificator.types import Bools, Floats, OutOfFold, Rows
 
 TOP = 5
 """Labels of a product that are kept, the predicted ones first."""
@@ -48,21 +48,26 @@ class Suggested:
         return new
 
 
-def from_run(run: Run, bundle: HeadBundle, ids: pa.Array, min_precision: float) -> tuple[dict[str, Suggested], Bools]:
-    """Return the out-of-fold predictions of the products with (n,) ids, and the mask of those unlike all others."""
-    out_of_fold, n = run.load_out_of_fold(), len(ids)
+def judged_rows(run: Run, ids: pa.Array) -> tuple[Rows, OutOfFold]:
+    """Return the rows of the products with (n,) ids that a run has judged, and its predictions of them."""
+    out_of_fold = run.load_out_of_fold()
     of_run = pq.read_table(run.split, columns=["id"])["id"].take(pa.array(out_of_fold.rows))
     positions = pc.index_in(ids, value_set=of_run.combine_chunks())
-    rows, judged = np.flatnonzero(positions.is_valid()), out_of_fold.take(positions.drop_null().to_numpy())
-    decided, suggested = bundle.judged(judged, np.empty(len(rows), object), min_precision), {}
+    return np.flatnonzero(positions.is_valid()), out_of_fold.take(positions.drop_null().to_numpy())
+
+
+def from_run(run: Run, bundle: HeadBundle, ids: pa.Array, min_precision: float) -> tuple[dict[str, Suggested], Bools]:
+    """Return the out-of-fold predictions of the products with (n,) ids, and the mask of those unlike all others."""
+    bundle.check_can_decide(min_precision)
+    (rows, judged), n, suggested = judged_rows(run, ids), len(ids), {}
     for name in bundle.labels:  # the order of the settings; that of the probabilities differs by process
-        matrix = judged.probabilities[name]
-        weighted, n_predicted = matrix * decided.decision_weights.get(name, np.float32(1)), np.ones(len(rows), np.int64)
-        if (thresholds := bundle[name].decision_thresholds) is not None:
+        matrix, thresholds = judged.probabilities[name], bundle[name].decision_thresholds
+        weighted, n_predicted = matrix * bundle[name].decision_weights, np.ones(len(rows), np.int64)
+        if thresholds is not None:
             is_assigned = matrix >= np.array(thresholds, np.float32)
             weighted, n_predicted = matrix + is_assigned, is_assigned.sum(1)  # predicted ones come first
         order = np.argsort(-np.nan_to_num(weighted, nan=-1), axis=1, kind="stable")[:, :TOP]
-        auto = decided.decisions.accepted[name] if decided.decisions else np.zeros(len(rows), dtype=bool)
+        auto = (judged.promises[name] >= np.float32(min_precision)) & ~judged.is_out_of_distribution
         suggested[name] = Suggested.of(n, rows, order, np.take_along_axis(matrix, order, 1), n_predicted, auto)
     is_novel = np.zeros(n, dtype=bool)
     is_novel[rows] = judged.is_out_of_distribution

@@ -17,9 +17,9 @@ def decide(review, row, *names, person="Anna", kind="accept"):
 def test_the_most_doubtful_product_comes_first(review):
     products, queue = review.products, review.queue
     rows = queue.take(View(characteristic="colour"), "Anna", 20)
-    doubts = products.doubt["colour"][rows]
+    doubts = products["colour"].doubt[rows]
     assert doubts.tolist() == sorted(doubts, reverse=True)
-    assert doubts[0] == products.doubt["colour"][products.suggested["colour"].top[:, 0] >= 0].max()
+    assert doubts[0] == products["colour"].doubt[products["colour"].top[:, 0] >= 0].max()
 
 
 def test_near_duplicates_come_after_one_of_each_group(review):
@@ -33,9 +33,9 @@ def test_what_the_table_contradicts_is_asked_and_what_it_confirms_is_not(open_re
     review = open_review(labelled=True)
     products = review.products
     rows = set(review.queue.take(View(characteristic="kind"), "Anna", len(products)))
-    contradicted = (products.table["kind"] >= 0) & ~products.agrees["kind"]
-    unlabelled = (products.table["kind"] < 0) & ~products.suggested["kind"].auto
-    expected = np.flatnonzero((contradicted | unlabelled) & (products.suggested["kind"].top[:, 0] >= 0))
+    contradicted = (products["kind"].table >= 0) & ~products["kind"].agrees
+    unlabelled = (products["kind"].table < 0) & ~products["kind"].auto
+    expected = np.flatnonzero((contradicted | unlabelled) & (products["kind"].top[:, 0] >= 0))
     assert rows == set(expected.tolist())
 
 
@@ -121,7 +121,7 @@ def test_what_is_accepted_can_be_sampled(open_review):
     view = View(characteristic="kind", state="accepted")
     rows = review.queue.take(view, "Anna", 5)
     assert len(rows) == 5
-    assert all(review.products.suggested["kind"].auto[rows])
+    assert all(review.products["kind"].auto[rows])
     assert review.queue.questions(view, rows[0]) == ["kind"]
 
 
