@@ -49,10 +49,9 @@ def iter_labels(labels: Strings) -> Iterator[str]:
             yield item
 
 
-def as_text(labels: Strings, unknown: str | None = None) -> Strings:
-    """Return labels as (n,) strings: a set as "cotton, wool" or "(none)", an unknown label as `unknown`."""
-    texts = [(", ".join(sorted(item)) or "(none)") if isinstance(item, frozenset) else item for item in labels]
-    return strings([unknown if text is None else text for text in texts])
+def as_text(labels: Strings) -> Strings:
+    """Return labels as (n,) strings: a set as "cotton, wool" or "(none)"; an unknown label stays `None`."""
+    return strings([(", ".join(sorted(x)) or "(none)") if isinstance(x, frozenset) else x for x in labels])
 
 
 def _check_rows(rows: int, **arrays: npt.NDArray[Any]) -> None:

@@ -213,7 +213,7 @@ def test_photos_in_the_layout_of_wildberries_look_as_the_plain_ones_when_read(
 ) -> None:
     catalogs = [read_catalog(made.table, made.images) for made in (marketplace, wildberries)]
     for product_id in catalogs[1].ids[:20]:
-        data = [catalog.images.read_by_id(product_id) for catalog in catalogs]
+        data = [catalog.images.read(product_id, is_id=True) for catalog in catalogs]
         if all(_is_readable(photo) for photo in data):
             plain, swapped = (
                 np.asarray(catalog.images.decode(photo), dtype=float)

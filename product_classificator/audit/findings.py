@@ -110,7 +110,7 @@ def contradictions(truth: Truth, groups: Rows) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:
+def outlier_scores(vectors: Floats, is_present: Bools) -> Floats:
     """Return how unlike all others each of n products is, by its (n, d) image or text vectors, unit rows if present.
 
     The score is the distance to the 5th nearest of at most 10,000 random products (Sugiyama and Borgwardt 2013), above
@@ -119,7 +119,7 @@ def outlier_scores(vectors: Floats, is_present: Bools, seed: int = 0) -> Floats:
     """
     scores = np.full(len(vectors), np.nan, np.float32)
     rows = np.flatnonzero(is_present)
-    sample = np.random.default_rng(seed).permutation(rows)[:_SAMPLE]
+    sample = np.random.default_rng(0).permutation(rows)[:_SAMPLE]
     if len(sample) <= _RANK:
         return scores
     model = NearestNeighbors(n_neighbors=_RANK + 1, algorithm="brute").fit(vectors[sample].astype(np.float32))

@@ -75,13 +75,12 @@ def audit_run(
     """
     if not catalog.columns.characteristics:
         raise DataError(f"an audit needs labels: the run predicts {', '.join(run.columns.characteristics)}")
-    settings = TypeAdapter(HeadSettings).validate_python(run.settings["heads"])
     out, callbacks, encoder = Path(out), callbacks or Callbacks(), encoder or load_encoder(run.encoder)
     catalog.check_output(out, store)
     out.mkdir(parents=True, exist_ok=True)
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=callbacks.on_chunk)
-    table, unjudged = _findings(run, settings, encoder, catalog, embedded, callbacks)
+    table, unjudged = _findings(run, encoder, catalog, embedded, callbacks)
 
     callbacks.on_stage("Drawing the page")
     audit = Audit(out / "audit.parquet", out / "audit.html", count_findings(table), unjudged)
@@ -94,12 +93,7 @@ def audit_run(
 
 
 def _findings(
-    run: Run,
-    settings: HeadSettings,
-    encoder: Encoder,
-    catalog: Catalog,
-    embedded: EmbeddedProducts,
-    callbacks: Callbacks,
+    run: Run, encoder: Encoder, catalog: Catalog, embedded: EmbeddedProducts, callbacks: Callbacks
 ) -> tuple[pa.Table, dict[str, int]]:
     """Return all findings, and characteristic -> number of products whose label cannot be judged."""
     embeddings, texts, truth, reasons = embedded.embeddings, catalog.texts(), catalog.truth(), embedded.set_aside()
@@ -110,6 +104,7 @@ def _findings(
     rows, predictions, names = judged.rows, judged.predictions, catalog.columns.characteristics
     if judged.seen or not set(names) <= set(bundle.labels):
         into_folds = SplitSettings(groups=column_of_groups(run, catalog))
+        settings = TypeAdapter(HeadSettings).validate_python(run.settings["heads"])
         of_folds = TrainSettings(seed=settings.seed, split=into_folds)
         split = split_catalog(catalog, embedded, of_folds, into_folds.shares(0))
         # A taxonomy that the run was given holds here too; a hierarchy that it learned may follow from wrong labels.

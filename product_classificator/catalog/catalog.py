@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -19,7 +20,7 @@ import pyarrow as pa
 from product_classificator.catalog.cells import Table, canonical, ids_of
 from product_classificator.catalog.columns import MAX_PHOTOS, ROW_NUMBER, UNKNOWN, Columns, guess, visible
 from product_classificator.catalog.images import ImageSource, UrlImages, open_images
-from product_classificator.catalog.labels import PathTable, find_separator, read_label_sets, read_labels
+from product_classificator.catalog.labels import PathTable, correct_labels, find_separator, read_label_sets, read_labels
 from product_classificator.catalog.lookup import ImageRef, id_key, refs_of
 from product_classificator.catalog.photo import PhotoError
 from product_classificator.catalog.table import TableSource, first_cells, open_table
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED_CHARACTERISTICS = ("category", "sub_category", "isadult", "sex", "season", "age_restrictions", "fragility")
 MAX_CHARACTERISTICS = 1_000
-_READ_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Catalog:
         self.table, self.columns, self.images = table, columns, images
         self._unknown = frozenset(("", *unknown, *canonical(pa.array(unknown, pa.string())).to_pylist()))
         self._truth: Truth | None = None
-        self.is_corrected: Bools | None = None  # (n,) products of which `correct_labels` has set a label
+        self.is_corrected: Bools | None = None  # (n,) products of which `corrected` has set a label
         self.label_separators: dict[str, str] = {}  # of the characteristics that were read
 
     @property
@@ -76,7 +76,7 @@ class Catalog:
     @cached_property
     def ids(self) -> Strings:
         """(n,) product ids, "" where the table has none."""
-        batches = self.table.batches([self.columns.id], _READ_ROWS)
+        batches = self.table.batches([self.columns.id])
         ids = strings([id_ for batch in batches for id_ in ids_of(batch.column(0))])
         if rounded := [id_ for id_ in ids if "+" in id_ and re.fullmatch(r"-?\d+([.,]\d+)?[eE]\+\d+", id_)]:
             sentence = "%s: ids are numbers that a spreadsheet has rounded, several products may share one: %s"
@@ -148,7 +148,7 @@ class Catalog:
 
     def texts(self) -> list[str]:
         """Return the joined raw texts of all products."""
-        batches = self.table.batches(self.columns.text or (self.columns.id,), _READ_ROWS)
+        batches = self.table.batches(self.columns.text or (self.columns.id,))
         return [text for batch in batches for text in self.texts_of(batch)]
 
     def texts_of(self, batch: pa.RecordBatch) -> list[str]:
@@ -168,7 +168,7 @@ class Catalog:
         """Return the (n,) cells of any column as text, `None` where they mean nothing."""
         if name not in self.table.columns:
             raise DataError(f"{self.table.name} has no column {name!r}: {nearest(name, self.table.columns)}")
-        batches = self.table.batches([name], _READ_ROWS)
+        batches = self.table.batches([name])
         cells = (cell and cell.strip() for batch in batches for cell in canonical(batch.column(0)).to_pylist())
         return strings([None if cell is None or cell in self._unknown else cell for cell in cells])
 
@@ -178,9 +178,16 @@ class Catalog:
         A cell of a multi-label column that cannot be read, and a label that is too long, are a `DataError`.
         """
         if self._truth is None:
-            batches = list(self.table.batches(self.columns.characteristics, _READ_ROWS))
+            batches = list(self.table.batches(self.columns.characteristics))
             self._truth = {name: self._labels(name, batches) for name in self.columns.characteristics}
         return self._truth
+
+    def corrected(self, path: str | Path) -> "Catalog":
+        """Return this catalog with the labels that people agreed on in a review, see `correct_labels`."""
+        other = copy(self)
+        other._truth = {name: labels.copy() for name, labels in self.truth().items()}
+        other.is_corrected = correct_labels(other._truth, self.ids, path)
+        return other
 
     def _labels(self, name: str, batches: Sequence[pa.RecordBatch]) -> Strings:
         cells = pa.chunked_array([batch.column(name) for batch in batches], pa.string())
@@ -327,7 +334,7 @@ def read_frame(table: TableSource) -> Any:
     """Return a whole table as a pandas DataFrame: values as strings, lists as lists."""
     opened = open_table(table)
     schema = pa.schema([(name, pa.string()) for name in opened.columns])
-    frame = pa.Table.from_batches(opened.batches(opened.columns, _READ_ROWS), schema).to_pandas()
+    frame = pa.Table.from_batches(opened.batches(opened.columns), schema).to_pandas()
     for name in filter(opened.holds_lists, opened.columns):
         frame[name] = frame[name].map(_parse_list, "ignore")
     return frame

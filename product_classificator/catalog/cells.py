@@ -58,7 +58,7 @@ class Table(ABC):
     def row_groups(self) -> Sequence[int]:
         """Return how many rows can be read together without the others; all of them if none can."""
         if self.n_rows is None:
-            for _ in self.batches(self.columns[:1], 16_384):
+            for _ in self.batches(self.columns[:1]):
                 pass
         return [self.n_rows or 0]
 
@@ -71,7 +71,7 @@ class Table(ABC):
         return self, 0
 
     def batches(
-        self, columns: Sequence[str], size: int, images: str | None = None, first_row: int = 0
+        self, columns: Sequence[str], size: int = 16_384, images: str | None = None, first_row: int = 0
     ) -> Iterator[pa.RecordBatch]:
         """Yield batches of at most `size` rows, from `first_row` on; every column is a string array with nulls.
 

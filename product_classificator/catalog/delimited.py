@@ -222,13 +222,9 @@ class CsvTable(Table):
 
 def _regularity(rows: Sequence[tuple[int, Sequence[str]]]) -> tuple[bool, int, int]:
     """Return whether a row has a usual name among others, how many have the commonest width above 1, and that width."""
-    has_names = any(len(cells) > 1 and _has_usual_name(cells) for _, cells in rows[:20])
+    has_names = any(len(cells) > 1 and guess(cells, "id", "text") for _, cells in rows[:20])
     (width, rows_of_it), *_ = Counter(len(cells) for _, cells in rows).most_common(1) or [(1, 0)]
     return (has_names, rows_of_it, width) if width > 1 else (has_names, 0, 1)
-
-
-def _has_usual_name(cells: Sequence[str]) -> bool:
-    return bool(guess(cells, "id", "text"))
 
 
 def header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:
@@ -237,7 +233,7 @@ def header_row(rows: Sequence[tuple[int, Sequence[str]]]) -> int:
     is_list = width == 1 and not has_names
     for number, (_, cells) in enumerate(rows):
         names = sum(map(bool, map(spelling, cells)))
-        if names > max(1, width // 2) or is_list or len(cells) == width == 2 or _has_usual_name(cells):
+        if names > max(1, width // 2) or is_list or len(cells) == width == 2 or guess(cells, "id", "text"):
             return number
     return 0
 

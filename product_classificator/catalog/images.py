@@ -101,12 +101,8 @@ class ImageSource(AbstractContextManager["ImageSource"]):
         self._index: ImageIndex | None = None
         self._is_closed = False
 
-    def read_by_id(self, product_id: str) -> bytes:
-        """Read `<product_id>.<ext>`; several files that match are an error, as are none."""
-        return self.read(product_id, is_id=True)
-
     def read(self, name: str, *, is_id: bool = False, data: bytes | None = None) -> bytes:
-        """Read the file whose path is closest to `name`, unless the table has its bytes (`data`).
+        """Read the file whose path is closest to `name`, or `<name>.<ext>`, unless the table has its bytes (`data`).
 
         Several files that match are an error, as are none.
         """

@@ -29,7 +29,6 @@ from product_classificator.types import Bools, Strings, Truth, strings
 logger = logging.getLogger(__name__)
 
 MAX_LABEL_CHARS = 1_000
-_READ_ROWS = 16_384
 _PATH_MARKS = (">>", "›", "»", "->", ">", "|", "/")
 _MIN_LEVEL_SHARE = 0.1  # of the products; deeper levels are left out
 _LATIN = str.maketrans("авсеёнкмортху", "abceehkmoptxy")
@@ -152,12 +151,7 @@ class PathTable(Table):
     """
 
     def __init__(
-        self,
-        table: Table,
-        path: str,
-        separator: str | None = None,
-        unknown: Collection[str] = UNKNOWN,
-        n_levels: int = 0,
+        self, table: Table, path: str, separator: str | None, unknown: Collection[str], n_levels: int = 0
     ) -> None:
         if path not in table.columns:
             raise DataError(f"{table.name} has no column {path!r}: {nearest(path, table.columns)}")
@@ -171,7 +165,7 @@ class PathTable(Table):
 
     def _find_levels(self) -> int:
         """Find what separates levels, unless it is named, and return their number."""
-        path, batches = self.path, self._table.batches([self.path], _READ_ROWS)
+        path, batches = self.path, self._table.batches([self.path])
         cells = [cell for batch in batches for cell in batch.column(0).to_pylist() if cell]
         usual = (mark for mark in _PATH_MARKS if 2 * sum(mark in cell for cell in cells) > len(cells))
         self.separator = self.separator or next(usual, ">>")
@@ -203,7 +197,7 @@ class PathTable(Table):
         return column not in self.levels and self._table.holds_images(column)
 
     def batches(
-        self, columns: Sequence[str], size: int, images: str | None = None, first_row: int = 0
+        self, columns: Sequence[str], size: int = 16_384, images: str | None = None, first_row: int = 0
     ) -> Iterator[pa.RecordBatch]:
         """Yield batches as the table does."""
         plain = dict.fromkeys(self.path if name in self.levels else name for name in columns)

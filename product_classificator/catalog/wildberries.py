@@ -33,7 +33,6 @@ ADULT_CATEGORIES = ("Товары для взрослых", "Товары для
 RAW = "characteristics"
 _OF_TEST = ("category", "sub_category", "isadult")
 _ROW, _HAS_TEXT = "#row", "#has_text"
-_READ_ROWS = 16_384
 
 
 def wildberries_files(path: str | Path) -> tuple[list[Path], list[Path]]:
@@ -144,7 +143,7 @@ def _read_rows(
     reads_category = "isadult" in others and "category" in table.columns
     needed = [ID, *TEXTS, *others, *([RAW] if raw_names else []), *(["category"] if reads_category else [])]
     batches, unreadable = [], 0
-    for batch in table.batches(list(dict.fromkeys(needed)), _READ_ROWS):
+    for batch in table.batches(list(dict.fromkeys(needed))):
         parsed = [parse_characteristics(raw) for raw in batch.column(RAW).to_pylist()] if raw_names else []
         unreadable += parsed.count(None)
         raw_labels = [labels_of(values or {}, raw_names, multi_label) for values in parsed]

@@ -24,7 +24,7 @@ import PIL
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.catalog.lookup import ImageRef
 from product_classificator.catalog.photo import PhotoError
-from product_classificator.embeddings.feeding import Decode, Feeding, feeding, on_cpu
+from product_classificator.embeddings.feeding import Decode, Feeding, feeding
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, EmbeddedProducts, encode_products
 from product_classificator.embeddings.store import EmbeddingStore, to_products, to_table
 from product_classificator.encoders import Encoder
@@ -99,7 +99,7 @@ def embed_chunks(
     waited_s = took_s = 0.0
     with ExitStack() as stack:
         feed = feed or stack.enter_context(feeding(encoder, catalog))
-        load = partial(load_product, catalog, encoder, store, decode=feed.decode)
+        load = partial(load_product, catalog, store, feed.decode)
         for products, futures in stack.enter_context(closing(_load_ahead(chunks, load, feed))):
             start = time.perf_counter()
             loaded = [future.result() for future in futures]
@@ -197,14 +197,9 @@ class LoadedProduct:
 
 
 def load_product(
-    catalog: Catalog,
-    encoder: Encoder,
-    stored: Container[bytes] | None,
-    images: Sequence[ImageRef],
-    text: str,
-    decode: Decode | None = None,
+    catalog: Catalog, stored: Container[bytes] | None, decode: Decode, images: Sequence[ImageRef], text: str
 ) -> LoadedProduct:
-    """Read a product's images; unless its digest is in `stored`, decode and shrink them, or have `decode` do it."""
+    """Read a product's images; unless its digest is in `stored`, decode and shrink them."""
     content = text.encode("utf-8", "surrogatepass") if catalog.columns.text else b"\0unused"
     source = catalog.images
     if source is None:
@@ -220,7 +215,6 @@ def load_product(
 
     if stored is not None and files and digest() in stored:
         return LoadedProduct(digest(), errors=errors)
-    decode = decode or on_cpu(encoder)
     prepared, damaged = _attempt(files, lambda file: decode(file[1], source))
     errors = [*errors, *damaged]
     status = "ok" if prepared else errors[0][1].reason

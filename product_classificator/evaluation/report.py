@@ -34,15 +34,13 @@ class RunFacts:
 
     Products are counted by split, rows set aside and rows with warnings by reason, labels too rare to train by
     characteristic. `judged` says which heads predicted the products, `by_fold` maps a characteristic to the macro-F1 of
-    each fold, `by_distance` to the accuracy of each third by distance to what was learned, `grouped_by` says what keeps
-    near-identical products together, `refines` maps a characteristic to the one that its predictions never contradict,
-    `history` is that of a fine-tuning, as `plots.draw_learning_curves` takes it.
+    each fold, `by_distance` to the accuracy of each third by distance to what was learned, `refines` to the one that
+    its predictions never contradict; `history` is that of a fine-tuning, as `plots.draw_learning_curves` takes it.
     """
 
     title: str
     encoder: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
     judged: str = ""
     by_fold: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     by_distance: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
@@ -51,7 +49,6 @@ class RunFacts:
     row_warnings: Mapping[str, int] = field(default_factory=dict)
     left_out_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     refines: Mapping[str, str] = field(default_factory=dict)
-    grouped_by: str = ""
     duration_s: float | None = None
     history: Sequence[Mapping[str, Any]] = ()
     best_epoch: int | None = None

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from product_classificator.catalog.catalog import Catalog, Products
 from product_classificator.embeddings.embed import CHUNK_PRODUCTS, LoadedProduct, load_product
+from product_classificator.embeddings.feeding import on_cpu
 from product_classificator.embeddings.products import THUMBNAIL_BYTES, row_status, thumbnail
 from product_classificator.encoders import Encoder, cores
 from product_classificator.encoders.base import CleanedTexts
@@ -184,7 +185,7 @@ class Activations:
 
     def _load(self, products: Products, undecoded: Container[bytes] | None = None) -> list[LoadedProduct]:
         """Return the images of products, but for those of `undecoded` digests."""
-        load = partial(load_product, self._catalog, self._encoder, undecoded)
+        load = partial(load_product, self._catalog, undecoded, on_cpu(self._encoder))
         with ThreadPoolExecutor(cores(), thread_name_prefix="images") as pool:
             return list(pool.map(load, products.images, products.texts))
 

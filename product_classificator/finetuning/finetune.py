@@ -80,7 +80,7 @@ def finetune(
     distributed = Distributed(torch_network_of(encoder).device if encoder else "auto", finetune_settings.dtype)
     callbacks = (callbacks or Callbacks()) if distributed.is_main else Callbacks(on_stage=lambda _: None)
     encoder = encoder or load_encoder(settings.encoder, device=distributed.device, dtype="float32")
-    session = Session.open(catalog, Path(out), settings, encoder)
+    session = Session.open(catalog, Path(out), settings, encoder, store=None)
     if column := settings.split.column:
         _check_splits(catalog, column)
     run = session.run
@@ -95,7 +95,7 @@ def finetune(
     embedded = EmbeddedProducts(
         embeddings=parts, thumbnails=activations.thumbnails, status=activations.status, digests=activations.digests
     )
-    split = split_catalog(catalog, embedded, session.settings, _SHARES)
+    split = split_catalog(session.catalog, embedded, session.settings, _SHARES)
     tail = Tail(torch_network_of(encoder).model, finetune_settings.last_blocks)
     pairs = _pairs(tail, activations, split, distributed)
     loop = FinetuneLoop(session, split, pairs, finetune_settings, callbacks)

@@ -13,7 +13,7 @@ import numpy as np
 from product_classificator.errors import ArtifactError, DataError, nearest
 from product_classificator.files import replacing_folder
 from product_classificator.heads.bag_of_words import Vocabulary
-from product_classificator.heads.calibration import Characteristic, threshold_for
+from product_classificator.heads.calibration import Characteristic
 from product_classificator.heads.explain import explain, views_of
 from product_classificator.heads.hierarchy import (
     Hierarchy,
@@ -210,8 +210,7 @@ class HeadBundle:
         self._check(embeddings, texts)
         is_novel, accepted = novelty.is_out_of_distribution(embeddings, texts, self.vocabulary), {}
         for name in predictions.characteristics:
-            threshold = threshold_for(self[name].confidence_thresholds, min_precision)
-            is_confident = predictions.confidence(name) >= threshold
+            is_confident = self[name].promises(predictions.confidence(name)) >= np.float32(min_precision)
             accepted[name] = is_confident & predictions.is_predicted(name) & ~is_novel
         return replace(predictions, decisions=Decisions(min_precision, accepted, is_novel))
 

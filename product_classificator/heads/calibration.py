@@ -77,6 +77,11 @@ class Characteristic:
         """(k,) what probabilities are multiplied by to decide which label is predicted."""
         return np.exp(-np.array(self.log_priors or [0.0] * len(self.labels), dtype=np.float32))
 
+    def promises(self, confidence: Floats) -> Floats:
+        """Return the (n,) highest precisions that are promised for predictions of such confidence, 0 where none is."""
+        precisions, lowest = np.array(self.confidence_thresholds or [(0.0, math.inf)], dtype=np.float32).T
+        return np.append(np.float32(0), precisions)[np.searchsorted(lowest, confidence, side="right")]
+
     def scores(self, logits: Floats) -> Floats:
         """Return (n, k) probabilities as if all labels were equally frequent: the highest is predicted."""
         if self.is_multi_label:
@@ -90,11 +95,6 @@ class Characteristic:
         probabilities: Floats = scores / self.decision_weights
         probabilities /= probabilities.sum(1, keepdims=True)
         return probabilities
-
-
-def threshold_for(thresholds: Thresholds, min_precision: float) -> float:
-    """Return the lowest confidence that keeps a precision; infinity where it cannot be promised."""
-    return next((confidence for precision, confidence in thresholds if precision >= min_precision), np.inf)
 
 
 def spreads(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:

@@ -76,10 +76,8 @@ class ProductClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_consistent_length(X, y)
         embedded, texts, has_title = self._embed(X)
         truth = {name: strings([None if pd.isna(v) else str(v) for v in values]) for name, values in columns.items()}
-        groups, is_usable = (
-            near_duplicate_groups(Signatures.of(texts, embedded.thumbnails)),
-            embedded.set_aside() == "ok",
-        )
+        groups = near_duplicate_groups(Signatures.of(texts, embedded.thumbnails))
+        is_usable = embedded.set_aside() == "ok"
         shares, ids = SplitSettings(self.folds).shares(int(is_usable.sum())), embedded.embeddings.ids
         split = split_products(ids, groups, truth, is_usable, shares, seed=seed)
         products = LabelledProducts(embedded.embeddings, texts, truth, split, has_title, groups)
@@ -135,11 +133,8 @@ class ProductClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the embeddings and texts of products, and whether the first line of a text is a title."""
         frame = _frame(X)
         frame[_ROW] = np.arange(len(frame)).astype(str)
-        options: dict[str, Any] = {"text": self.text, "photo": self.photo, "characteristics": ()}
-        catalog, encoder = (
-            read_catalog(frame, self.images, id=_ROW, **options),
-            _load_encoder(self.encoder, device=self.device),
-        )
+        catalog = read_catalog(frame, self.images, id=_ROW, text=self.text, photo=self.photo, characteristics=())
+        encoder = _load_encoder(self.encoder, device=self.device)
         store = EmbeddingStore(self.store or cache_home() / "embeddings" / encoder.fingerprint, encoder)
         return embed(catalog, encoder, store), catalog.texts(), catalog.columns.has_title
 

@@ -32,7 +32,6 @@ from product_classificator.training.thresholds import (
     fit_centres,
     fit_limits,
     nearest_distance,
-    promises_of,
     with_confidence_thresholds,
 )
 from product_classificator.types import Bools, Embeddings, Floats, OutOfFold, Predictions, Rows, Split
@@ -92,11 +91,11 @@ def fit_heads(
             fold, or none outside of it, has a known label; or several folds are to be held out.
     """
     callbacks, embeddings, names = callbacks or Callbacks(), products.embeddings, products.split.names
-    names_of_folds, is_usable = products.split.folds, _is_usable(products)
+    names_of_folds, is_usable = products.split.folds, (embeddings.has_image | embeddings.has_text) & (names != "")
     if not refit and len(names_of_folds) != 1:
         raise DataError(f"without refit, one fold must be held out, found {culprits(names_of_folds)}: join them")
-    is_learned = is_usable if refit else is_usable & ~np.isin(names, products.split.folds)
-    task, rare = _open_task(products, settings, is_learned, hierarchy, encoder)
+    is_learned = is_usable if refit else is_usable & ~np.isin(names, names_of_folds)
+    task, rare = _open_task(products, settings, is_usable, is_learned, hierarchy, encoder)
     n_folds, folds = len(names_of_folds), []
     is_delivered = n_folds >= _MIN_AVERAGED or not refit
     average = Average(task.inputs(np.flatnonzero(is_learned))) if is_delivered else None
@@ -142,20 +141,15 @@ def fit_heads(
     return FittedHeads(bundle, models.history, judged.out_of_fold(characteristics), rare)
 
 
-def _is_usable(products: LabelledProducts) -> Bools:
-    is_usable: Bools = (products.embeddings.has_image | products.embeddings.has_text) & (products.split.names != "")
-    return is_usable
-
-
 def _open_task(
     products: LabelledProducts,
     settings: HeadSettings,
+    is_usable: Bools,
     is_learned: Bools,
     hierarchy: Hierarchy | None,
     encoder: Encoder | None,
 ) -> tuple[Task, dict[str, dict[str, int]]]:
     """Return what the models of folds learn, and the rare labels of characteristics with their counts."""
-    is_usable = _is_usable(products)
     labels, rare = labels_to_learn(products.truth, is_learned, settings.min_products_per_label)
     if settings.rare_labels:
         is_judged = is_usable & np.isin(products.split.names, products.split.folds)
@@ -328,7 +322,7 @@ class _Judged:
             predictions = self.predict(is_part, blends, of_part)
             is_novel[is_part] = (self.novelty[is_part] > np.array(limits)).any(1)
             for item, delivered in zip(of_part, characteristics, strict=True):
-                promised = promises_of(item, predictions.confidence(item.name))
+                promised = item.promises(predictions.confidence(item.name))
                 promises[item.name][is_part] = promised * predictions.is_predicted(item.name)
                 probabilities[item.name][is_part] = _moved(predictions.probabilities[item.name], item, delivered)
         return OutOfFold(self.rows, probabilities, promises, self.distance, is_novel).take(np.argsort(self.rows))

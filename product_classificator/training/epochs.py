@@ -20,14 +20,13 @@ from torch.optim.lr_scheduler import LinearLR
 from product_classificator.embeddings.products import EmbeddedProducts
 from product_classificator.errors import DataError
 from product_classificator.evaluation import Evaluation
-from product_classificator.heads.bag_of_words import WeightedWords
 from product_classificator.heads.network import Network
 from product_classificator.heads.zero_shot import SCALE
-from product_classificator.training.inputs import BagOfWords, thinned
+from product_classificator.training.inputs import thinned
 from product_classificator.training.settings import HeadSettings
 from product_classificator.training.targets import TrainingData
 from product_classificator.training.torch_network import Batch, JointNetwork
-from product_classificator.types import Embeddings, Floats, Rows
+from product_classificator.types import Floats, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def fit_network(
 ) -> tuple[Network, list[EpochFacts]]:
     """Return the fitted network and what its epochs did; `DataError` if the loss diverges."""
     # Small catalogs get smaller batches: a handful of steps per epoch learns nothing.
-    smallest = max(_MIN_BATCH, len(data.train) // _MIN_STEPS_PER_EPOCH)
+    smallest = max(_MIN_BATCH, len(data.inputs.train) // _MIN_STEPS_PER_EPOCH)
     settings = replace(settings, batch_size=min(settings.batch_size, smallest))
     network = JointNetwork(data.shape, settings.dropout)
     _initialize(network, data)
@@ -105,20 +104,20 @@ def fit_network(
 @torch.no_grad()
 def _initialize(network: JointNetwork, data: TrainingData) -> None:
     """Standardise, and start from the words of label names, label embeddings where they are given, and log-odds."""
-    network.mean, network.scale = torch.from_numpy(data.mean), torch.from_numpy(data.scale)
+    network.mean, network.scale = torch.from_numpy(data.inputs.mean), torch.from_numpy(data.inputs.scale)
     label_words = data.label_words.tocoo()
     cells = torch.from_numpy(label_words.col).long(), torch.from_numpy(label_words.row).long()
     network.word_weights[cells] = torch.from_numpy(label_words.data)
     if network.shape.label_dim:
         network.label_embeddings = torch.from_numpy(SCALE * data.label_embeddings)
         # A label that is near to all products says nothing: without this its bias would have to unlearn that first.
-        batch = Batch.of(data.embeddings, data.words, thinned(data.train), network.shape)
+        batch = Batch.of(data.embeddings, data.inputs.bags, thinned(data.inputs.train), network.shape)
         network.labels.bias.sub_(network.label_scores(batch).mean(0))
     # The biases of multi-label characteristics start at the log-odds of their labels.
     for target, columns in zip(data.targets, network.shape.columns, strict=True):
-        n_known = int(target.is_known[data.train].sum())
+        n_known = int(target.is_known[data.inputs.train].sum())
         if target.is_multi_label and n_known:
-            network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(data.train), n_known)))
+            network.labels.bias[columns].add_(torch.from_numpy(log_odds(target.counts(data.inputs.train), n_known)))
 
 
 def log_odds(counts: Rows, n_known: int) -> Floats:
@@ -133,7 +132,7 @@ class _Fitting:
         self.network, self.data, self.settings = network, data, settings
         log_priors = []  # what is added to the logits while training; 0 for multi-label characteristics
         for target in data.targets:
-            counts = np.zeros(len(target.labels)) if target.is_multi_label else target.counts(data.train)
+            counts = np.zeros(len(target.labels)) if target.is_multi_label else target.counts(data.inputs.train)
             log_priors.append(settings.prior_strength * np.log(np.maximum(counts, 1) / max(counts.sum(), 1)))
         self.log_priors = torch.from_numpy(np.concatenate(log_priors).astype(np.float32))
         others = [weight for name, weight in network.named_parameters() if name != "word_weights"]
@@ -144,16 +143,16 @@ class _Fitting:
             # Adam would give the rarest words the largest steps, which memorises them (colour: .34, not .43).
             rate = settings.words_learning_rate * settings.batch_size
             self.optimizers.append(torch.optim.SGD([network.word_weights], lr=rate))
-        n_steps = -(-len(data.train) // settings.batch_size) * settings.epochs
+        n_steps = -(-len(data.inputs.train) // settings.batch_size) * settings.epochs
         self.schedules = [LinearLR(optimizer, 1, 0, total_iters=n_steps) for optimizer in self.optimizers]
 
     def run_epoch(self) -> float:
         """Take one step per batch, and return the mean loss."""
         self.network.train()
         losses = []
-        for order in torch.split(torch.randperm(len(self.data.train)), self.settings.batch_size):
-            rows = self.data.train[order.numpy()]
-            batch = Batch.of(self.data.embeddings, self.data.words, rows, self.network.shape)
+        for order in torch.split(torch.randperm(len(self.data.inputs.train)), self.settings.batch_size):
+            rows = self.data.inputs.train[order.numpy()]
+            batch = Batch.of(self.data.embeddings, self.data.inputs.bags, rows, self.network.shape)
             logits = self.network(_drop_modalities(batch, self.settings)) + self.log_priors
             loss = _loss(logits.flatten(0, 1), self.data, np.tile(rows, len(logits)))
             self.network.zero_grad()
@@ -200,8 +199,3 @@ def multi_label_loss(logits: Tensor, indicators: csr_matrix, is_known: Tensor) -
     targets = torch.from_numpy(indicators.toarray())
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (losses.sum(1) * is_known).sum()
-
-
-def logits_of(network: Network, embeddings: Embeddings, words: BagOfWords) -> Floats:
-    """Return the (n, all labels) logits of products whose words are counted already."""
-    return network.logits(embeddings, WeightedWords(words.data, words.indices, words.indptr))

@@ -15,10 +15,10 @@ from scipy.sparse import vstack
 
 from product_classificator.encoders import Encoder
 from product_classificator.errors import DataError
-from product_classificator.heads.bag_of_words import Vocabulary
+from product_classificator.heads.bag_of_words import Vocabulary, WeightedWords
 from product_classificator.heads.hierarchy import Hierarchy, restrict_hierarchy
 from product_classificator.heads.network import ROWS_PER_STEP, Network, NetworkShape
-from product_classificator.training.epochs import EpochFacts, fit_network, logits_of
+from product_classificator.training.epochs import EpochFacts, fit_network
 from product_classificator.training.inputs import (
     FEW_PRODUCTS,
     WEIGHT_SAMPLE,
@@ -68,7 +68,8 @@ class FittedModels:
         for start in range(0, len(rows), ROWS_PER_STEP):
             step = rows[start : start + ROWS_PER_STEP]
             bags = self.inputs.bags[step, : self.network.shape.n_words]
-            joint[start : start + len(step)] = logits_of(self.network, products.embeddings.take(step), bags)
+            words = WeightedWords(bags.data, bags.indices, bags.indptr)
+            joint[start : start + len(step)] = self.network.logits(products.embeddings.take(step), words)
         if self.linear is None:
             return joint, np.zeros(joint.shape, dtype=np.float32)
         inputs = linear_inputs(self.network, products.embeddings.take(rows), self.inputs.bags[rows])
@@ -169,10 +170,9 @@ class Average:
                 "labels.weight": weights["labels.weight"],
             }
         )
-        self._add("labels.bias", weights["labels.bias"])
+        for name in {"labels.bias", "label_embeddings"} & weights.keys():
+            self._sums[name] = self._sums.get(name, np.float32(0)) + weights[name]
         self._add_words(weights["word_weights"], own)
-        if shape.label_dim:
-            self._add("label_embeddings", weights["label_embeddings"])
         if self._shape is None or shape.label_dim:
             self._shape = shape
 
@@ -190,7 +190,8 @@ class Average:
         """Return the network whose logits are the share of a blend of the mean logits; it ends the average."""
         if self._shape is None:
             raise ValueError("an average needs a network")
-        shares = _of_labels([blend.joint / len(self._hidden) for blend in blends], self._shape)
+        of_blends = np.array([blend.joint / len(self._hidden) for blend in blends], dtype=np.float32)
+        shares = np.repeat(of_blends, self._shape.n_labels)
         sums, axes = self._sums, {"missing": 1, "labels.weight": 1}
         weights = {name: np.concatenate([w[name] for w in self._hidden], axes.get(name, 0)) for name in self._hidden[0]}
         weights |= {"mean": self.inputs.mean, "scale": self.inputs.scale}
@@ -202,9 +203,6 @@ class Average:
             weights["label_embeddings"] = sums["label_embeddings"] * shares[:, None]
         hidden, n_words = len(weights["hidden.bias"]), len(self.inputs.vocabulary)
         return Network(replace(self._shape, hidden=hidden, n_words=n_words), weights)
-
-    def _add(self, name: str, weights: Floats) -> None:
-        self._sums[name] = self._sums.get(name, np.float32(0)) + weights
 
     def _add_words(self, weights: Floats, own: Inputs) -> None:
         """Add the weights of words, block by block in place: those of all words take the most memory."""
@@ -227,16 +225,12 @@ def with_linear(network: Network, linear: LinearModel | None, blends: Sequence[B
     if linear is None:
         return network
     shape, weights = network.shape, dict(network.weights)
-    shares = _of_labels([blend.linear for blend in blends], shape)
+    shares = np.repeat(np.array([blend.linear for blend in blends], dtype=np.float32), shape.n_labels)
     weights["labels.bias"] = weights["labels.bias"] + linear.bias * shares
     weights["linear.weight"] = np.ascontiguousarray((linear.inputs * input_scales(shape)[:, None] * shares).T)
     for rows in np.array_split(np.arange(len(linear.words)), len(linear.words) // _WORDS_PER_BLOCK + 1):
         weights["word_weights"][rows] += linear.words[rows] * shares
     return Network(replace(shape, has_linear=True), weights)
-
-
-def _of_labels(shares: Sequence[float], shape: NetworkShape) -> Floats:
-    return np.repeat(np.array(shares, dtype=np.float32), shape.n_labels)
 
 
 def linear_inputs(network: Network, embeddings: Embeddings, bags: BagOfWords) -> tuple[BagOfWords, Floats]:
@@ -282,9 +276,9 @@ def _training_data(task: Task, inputs: Inputs) -> TrainingData:
     """Return what the network is fitted to."""
     targets, embeddings, encoder, train = task.targets, task.products.embeddings, task.encoder, inputs.train
     image_dim, text_dim = task.dims
-    words, vocabulary = inputs.bags, inputs.vocabulary
-    if words.shape[1] > vocabulary.n_whole:
-        words = words[:, : vocabulary.n_whole]
+    vocabulary = inputs.vocabulary
+    if len(vocabulary) > vocabulary.n_whole:
+        inputs = replace(inputs, bags=inputs.bags[:, : vocabulary.n_whole])
     shares_space = encoder is not None and encoder.shares_space
     starts = label_embeddings(targets, train, encoder if text_dim or (image_dim and shares_space) else None)
     shape = NetworkShape(
@@ -299,10 +293,10 @@ def _training_data(task: Task, inputs: Inputs) -> TrainingData:
     rows = []
     for target in targets:
         known = None if target.is_multi_label else thinned(train[target.label_ids[train] >= 0], WEIGHT_SAMPLE)
-        read = (words, None) if known is None else (words[known], target.label_ids[known])
+        read = (inputs.bags, None) if known is None else (inputs.bags[known], target.label_ids[known])
         rows.append(words_of_labels(vocabulary, target.labels, *read))
     label_words = vstack(rows, format="csr")
-    return TrainingData(embeddings, words, targets, train, inputs.mean, inputs.scale, starts, label_words, shape)
+    return TrainingData(embeddings, inputs, targets, starts, label_words, shape)
 
 
 def dims_to_read(embeddings: Embeddings, train: Rows) -> tuple[int, int]:
@@ -311,20 +305,15 @@ def dims_to_read(embeddings: Embeddings, train: Rows) -> tuple[int, int]:
     A part that fewer than 10 show is left out if the other part is better off: nothing can be learned from it, but its
     weights would move every product that has it.
     """
-    dims, parts = (
-        [],
-        (("photo", embeddings.image, embeddings.has_image), ("text", embeddings.text, embeddings.has_text)),
-    )
+    parts = ("photo", embeddings.image, embeddings.has_image), ("text", embeddings.text, embeddings.has_text)
     samples = [varied_rows(part, train[has_part[train]]) for _, part, has_part in parts]
-    is_read = has_enough(samples)
-    for (name, part, has_part), rows, read in zip(parts, samples, is_read, strict=True):
-        n = int(has_part[train].sum())
-        dims.append(part.shape[1] if n and read else 0)
-        if n and not read:
-            logger.warning(
-                "%ss are left out: %d of %d training products have a %s of their own, %d are needed",
-                *(name, len(rows), len(train), name, FEW_PRODUCTS),
-            )
+    dims = []
+    for (name, part, has_part), rows, is_read in zip(parts, samples, has_enough(samples), strict=True):
+        is_there = has_part[train].any()
+        dims.append(part.shape[1] if is_there and is_read else 0)
+        if is_there and not is_read:
+            sentence = "%ss are left out: %d of %d training products have a %s of their own, %d are needed"
+            logger.warning(sentence, name, len(rows), len(train), name, FEW_PRODUCTS)
     return dims[0], dims[1]
 
 

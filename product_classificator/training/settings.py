@@ -16,7 +16,7 @@ Settings = TypeVar("Settings")
 MAX_CROSS_FITTED = 50_000
 """Of more products, one fold is judged instead of all: five fits would take too long, and a fold is enough."""
 
-_COUNTS = "min_products_per_label epochs batch_size hidden last_blocks micro_batch"
+_COUNTS = "min_products_per_label epochs batch_size hidden last_blocks micro_batch correction_weight max_train_products"
 _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (_COUNTS, lambda x: x >= 1, "must be at least 1"),
     ("learning_rate words_learning_rate eps", lambda x: 0 < x < math.inf, "must be positive and finite"),
@@ -26,11 +26,12 @@ _RULES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 
 def check_rules(settings: Any) -> None:
-    """Raise `DataError` if a value of heads or of a fine-tuning is out of its range."""
+    """Raise `DataError` if a value of a training, of heads or of a fine-tuning is out of its range."""
     for names, is_valid, rule in _RULES:
         for name in names.split():
-            if hasattr(settings, name) and not is_valid(getattr(settings, name)):
-                raise DataError(f"{name} {rule}, got {getattr(settings, name)}")
+            value = getattr(settings, name, None)
+            if value is not None and not is_valid(value):
+                raise DataError(f"{name} {rule}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise DataError(f"seed must be between 0 and 2^63 - 1, got {self.seed}")
-        if self.correction_weight < 1:
-            raise DataError(f"correction_weight must be at least 1, got {self.correction_weight}")
-        if self.max_train_products is not None and self.max_train_products < 1:
-            raise DataError(f"max_train_products must be at least 1, got {self.max_train_products}")
+        check_rules(self)
 
 
 def read_settings(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> TrainSettings:

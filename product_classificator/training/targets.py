@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from product_classificator.encoders import Encoder, embed_labels
 from product_classificator.errors import DataError
 from product_classificator.heads.network import NetworkShape
-from product_classificator.training.inputs import FEW_PRODUCTS, BagOfWords
+from product_classificator.training.inputs import FEW_PRODUCTS, BagOfWords, Inputs
 from product_classificator.types import Bools, Embeddings, Floats, Rows, Split, Strings, Truth, is_multi_label
 
 _MIN_PRODUCTS, _MIN_GROUPS, _MIN_SHARE, _MAX_LABELS = 3, 2, 0.05, 1000
@@ -139,16 +139,13 @@ def with_rare_labels(
 class TrainingData:
     """What a network is fitted to.
 
-    Fitting starts from `label_embeddings` (all labels, dim or 0) and from `label_words` (all labels, words); `mean` and
-    `scale` standardise image and text.
+    Fitting starts from `label_embeddings` (all labels, dim or 0) and from `label_words` (all labels, words); `inputs`
+    have no pieces of words.
     """
 
     embeddings: Embeddings
-    words: BagOfWords
+    inputs: Inputs
     targets: tuple[Target, ...]
-    train: Rows
-    mean: Floats
-    scale: Floats
     label_embeddings: Floats
     label_words: BagOfWords
     shape: NetworkShape

@@ -31,7 +31,6 @@ _MIN_AVOIDED_ERRORS = 0.8
 _MIN_PURITY = 0.9
 _MAX_PARENT_SHARE = 0.95
 _MAX_OTHER = 0.2
-_READ_ROWS = 16_384
 
 
 def learn_hierarchy(targets: Sequence[Target], rows: Rows) -> Hierarchy:
@@ -93,7 +92,7 @@ def read_taxonomy(source: Taxonomy, truth: Truth) -> Hierarchy:
             f"the columns of a taxonomy must be named like characteristics ({', '.join(single)}), the finest first: "
             f"{table.name} has {', '.join(columns)}"
         )
-    batches = list(table.batches(columns, _READ_ROWS))
+    batches = list(table.batches(columns))
     cells = {name: pa.chunked_array([batch.column(name) for batch in batches], pa.string()) for name in columns}
     labels = [read_labels(array, name) for name, array in cells.items()]
     return tuple(

@@ -238,12 +238,6 @@ def confidence_thresholds(
     return tuple((precision, level) for level, precision in precision_of_level.items())
 
 
-def promises_of(characteristic: Characteristic, confidence: Floats) -> Floats:
-    """Return the (n,) highest precisions that are promised for predictions of such confidence, 0 where none is."""
-    precisions, lowest = np.array(characteristic.confidence_thresholds or [(0.0, math.inf)], dtype=np.float32).T
-    return np.append(np.float32(0), precisions)[np.searchsorted(lowest, confidence, side="right")]
-
-
 def fit_centres(embeddings: Embeddings, train: Rows, seed: int = 0) -> NoveltyDetector:
     """Return a detector that knows centres of training products, and no limits yet."""
     image = _centres(embeddings.image, train[embeddings.has_image[train]], seed)
@@ -261,15 +255,15 @@ def nearest_distance(embeddings: Embeddings, learned: Rows, rows: Rows) -> Float
     for vectors, has_part in ((embeddings.text, embeddings.has_text), (embeddings.image, embeddings.has_image)):
         present, known = np.flatnonzero(has_part[rows]), learned[has_part[learned]]
         if len(present) and len(known):
-            known = thinned(known, _CENTRES_SAMPLE)
+            project = np.asarray
             if vectors.shape[1] > _PROJECTED:
-                projection = GaussianRandomProjection(_PROJECTED, random_state=0).fit(vectors[:1].astype(np.float32))
-                of_known, of_present = (
-                    np.concatenate([projection.transform(vectors[b].astype(np.float32)) for b in blocks_of(which)])
-                    for which in (known, rows[present])
+                project = (
+                    GaussianRandomProjection(_PROJECTED, random_state=0).fit(vectors[:1].astype(np.float32)).transform
                 )
-            else:
-                of_known, of_present = (vectors[which].astype(np.float32) for which in (known, rows[present]))
+            of_known, of_present = (
+                np.concatenate([project(vectors[block].astype(np.float32)) for block in blocks_of(which)])
+                for which in (thinned(known, _CENTRES_SAMPLE), rows[present])
+            )
             nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(of_known).kneighbors(of_present)[0]
             distances[present] = nearest[:, 0] ** 2 / 2
     return distances

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from product_classificator.catalog.catalog import Catalog
-from product_classificator.catalog.labels import correct_labels
 from product_classificator.catalog.split import read_split, save_split, split_products
 from product_classificator.embeddings.embed import check_images, count_statuses, embed
 from product_classificator.embeddings.previews import read_previews
@@ -84,8 +83,8 @@ def train_heads(
         ArtifactError: the store holds vectors of another encoder, or the folder of the bundle holds other files.
     """
     callbacks = callbacks or Callbacks()
-    session = Session.open(catalog, as_path(out), settings or TrainSettings(), encoder, store=store)
-    encoder, run = session.encoder, session.run
+    session = Session.open(catalog, as_path(out), settings or TrainSettings(), encoder, store)
+    catalog, encoder, run = session.catalog, session.encoder, session.run
     callbacks.on_stage(f"Embedding {len(catalog)} products with {encoder.name}")
     embedded = embed(catalog, encoder, EmbeddingStore(run.store, encoder), on_chunk=callbacks.on_chunk)
     session = replace(session, run=replace(run, facts={**run.facts, "dtype": dtype_of(encoder)}))
@@ -170,13 +169,7 @@ class Session:
 
     @classmethod
     def open(
-        cls,
-        catalog: Catalog,
-        folder: Path,
-        settings: TrainSettings,
-        encoder: Encoder | None,
-        *,
-        store: str | Path | None = None,
+        cls, catalog: Catalog, folder: Path, settings: TrainSettings, encoder: Encoder | None, store: str | Path | None
     ) -> "Session":
         """Check whatever could make a run fail at its end, and create its folder; errors are those of `train_heads`."""
         began_s, characteristics = time.monotonic(), set(catalog.columns.characteristics)
@@ -189,7 +182,7 @@ class Session:
         for name in filter(None, (settings.split.column, settings.split.groups)):
             catalog.column(name)
         if settings.corrections is not None:
-            catalog.is_corrected = correct_labels(catalog.truth(), catalog.ids, settings.corrections)
+            catalog = catalog.corrected(settings.corrections)
         truth = catalog.truth()  # before anything is embedded: labels that cannot be read end a training at once
         hierarchy = None if settings.taxonomy is None else read_taxonomy(settings.taxonomy, truth)
         catalog.check_output(folder, store)
@@ -282,7 +275,6 @@ class Session:
             title=f"Run {run.folder.name}",
             encoder=run.encoder + (f" in {run.facts['dtype']}" if run.facts.get("dtype") else ""),
             settings=asdict(self.settings.heads),
-            seed=self.settings.seed,
             judged=fitted.bundle.facts["judged"],
             by_fold=self.scores_of(products, fitted, folds, "macro_f1"),
             by_distance=self.scores_of(products, fitted, _thirds(fitted.out_of_fold.distance), "accuracy"),
@@ -291,7 +283,6 @@ class Session:
             row_warnings=split.row_warnings,
             left_out_labels=fitted.left_out,
             refines={refinement.child: refinement.parent for refinement in fitted.bundle.hierarchy},
-            grouped_by="the same photo, or the same long text",
             duration_s=time.monotonic() - self.began_s,
             versions=run.facts["versions"],
             created=run.facts["created"],

@@ -49,7 +49,7 @@ def decoded(data: bytes) -> Image.Image:
 
 def outcome(source: ImageSource, product_id: str) -> str:
     try:
-        image = source.decode(source.read_by_id(product_id))
+        image = source.decode(source.read(product_id, is_id=True))
     except PhotoError as error:
         return error.reason
     assert image.mode == "RGB"
@@ -217,12 +217,12 @@ class TestDecoding:
 
     def test_damaged_exif_leaves_the_photo_as_it_is(self, broken: tuple[Path, dict[str, str]]) -> None:
         with open_images(broken[0]) as source:
-            assert source.decode(source.read_by_id("jpeg-bad-exif")).size == (48, 32)
+            assert source.decode(source.read("jpeg-bad-exif", is_id=True)).size == (48, 32)
 
     def test_swapped_red_and_blue_are_swapped_back(self, tmp_path: Path) -> None:
         write(tmp_path, {"1.png": packed(Image.new("RGB", (2, 2), RED[::-1]), "PNG")})
         with open_images(tmp_path, channels="bgr") as source:
-            assert source.decode(source.read_by_id("1")).getpixel((0, 0)) == RED
+            assert source.decode(source.read("1", is_id=True)).getpixel((0, 0)) == RED
 
     def test_more_pixels_than_allowed_are_too_large(self, tmp_path: Path) -> None:
         source = open_images(tmp_path, max_pixels=48 * 32)
@@ -261,7 +261,7 @@ class TestDecoding:
 class TestNames:
     @pytest.mark.parametrize("product_id", ["1", "2", "3", "5", "photo"])
     def test_a_photo_is_found_by_id(self, shop: ImageSource, product_id: str) -> None:
-        assert shop.read_by_id(product_id) == JPEG
+        assert shop.read(product_id, is_id=True) == JPEG
 
     @pytest.mark.parametrize("name", ["1.jpg", "3.jpg", "deep/down/3.jpg", "./1.jpg", "deep\\down\\3.jpg", "name.jfif"])
     def test_a_photo_is_found_by_its_name(self, shop: ImageSource, name: str) -> None:
@@ -277,12 +277,12 @@ class TestNames:
     @pytest.mark.parametrize("product_id", ["", "4", "no", ".", "..", "b/1", "b\\1", "shop/1", "a\0", "\ud800"])
     def test_an_id_without_photo_is_missing(self, shop: ImageSource, product_id: str) -> None:
         with pytest.raises(PhotoError, match="missing: "):
-            shop.read_by_id(product_id)
+            shop.read(product_id, is_id=True)
 
     def test_an_ambiguous_name_is_missing_and_the_message_lists_the_files(self, shop: ImageSource) -> None:
         expected = r"missing: several photos match 'twice.*': ([ab]/twice.jpg, [ab]/twice.jpg) \(2 in"
         with pytest.raises(PhotoError, match=expected):
-            shop.read_by_id("twice")
+            shop.read("twice", is_id=True)
         with pytest.raises(PhotoError, match=expected):
             shop.read("twice.jpg")
 
@@ -314,7 +314,7 @@ class TestNames:
 
     @pytest.mark.parametrize("product_id", ["1.jpg", "2.png", "0001", "PHOTO", "deep/down/3", "name"])
     def test_an_id_may_be_spelled_like_a_file(self, shop: ImageSource, product_id: str) -> None:
-        assert shop.read_by_id(product_id) == JPEG
+        assert shop.read(product_id, is_id=True) == JPEG
 
     @pytest.mark.parametrize("kind", ["folder", "zip"])
     def test_the_closest_of_similar_files_is_taken(self, tmp_path: Path, kind: str) -> None:
@@ -349,25 +349,25 @@ class TestNames:
         write(tmp_path, {"1.jpg": JPEG})
         monkeypatch.setattr(os.path, "lexists", lambda _: pytest.fail("a name was tried"))
         with open_images(tmp_path) as source:
-            assert source.read_by_id("1") == JPEG
+            assert source.read("1", is_id=True) == JPEG
             assert outcome(source, "nul") == "missing"
 
     def test_an_empty_file_and_a_file_over_the_limit_are_told_apart(self, shop: ImageSource) -> None:
         with pytest.raises(PhotoError, match="empty"):
-            shop.read_by_id("empty")
+            shop.read("empty", is_id=True)
         with pytest.raises(PhotoError, match="too_large"):
             shop.read("big.jpg")
 
     def test_a_closed_source_is_an_error_of_the_program(self, shop: ImageSource) -> None:
         shop.close()
         with pytest.raises(DataError, match=r"photos can be read only until close\(\)"):
-            shop.read_by_id("1")
+            shop.read("1", is_id=True)
 
     def test_letters_of_either_unicode_form_are_the_same_name(self, tmp_path: Path) -> None:
         one, two = unicodedata.normalize("NFD", "Йод"), unicodedata.normalize("NFC", "Йод")
         (tmp_path / f"{one}.jpg").write_bytes(JPEG)
         with open_images(tmp_path) as source:
-            assert source.read_by_id(two) == source.read(f"{two}.jpg") == JPEG
+            assert source.read(two, is_id=True) == source.read(f"{two}.jpg") == JPEG
 
 
 class TestFolder:
@@ -378,7 +378,7 @@ class TestFolder:
             (root / f"{name}.jpg").symlink_to(target)
         (root / "up").symlink_to("..")
         with open_images(root) as source:
-            assert source.read_by_id("in") == JPEG
+            assert source.read("in", is_id=True) == JPEG
             for name in ("out.jpg", "far.jpg", "up/secret.jpg"):
                 with pytest.raises(
                     PhotoError, match=r"unsafe_name: .* is a link that leads out of the folder: .*--follow"
@@ -406,16 +406,16 @@ class TestFolder:
     def test_a_pipe_does_not_hang(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.jpg")
         with open_images(tmp_path) as source, pytest.raises(PhotoError, match="is not a file"):
-            source.read_by_id("pipe")
+            source.read("pipe", is_id=True)
 
     def test_the_folder_is_not_listed_for_a_photo_at_its_top(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         write(tmp_path, {"1.jpg": JPEG, "a/2.jpg": JPEG})
         with caplog.at_level("INFO"), open_images(tmp_path) as source:
-            source.read_by_id("1")
+            source.read("1", is_id=True)
             assert caplog.messages == []
-            source.read_by_id("2")
+            source.read("2", is_id=True)
             outcome(source, "3")
             assert caplog.messages == [f"listing the photos of {tmp_path.resolve()}"]
 
@@ -445,7 +445,7 @@ class TestZip:
         self, tmp_path: Path, name: str, encoding: str
     ) -> None:
         with open_images(zip_with_raw_names(tmp_path, [f"{name}.jpg".encode(encoding)])) as source:
-            assert source.read_by_id(name) == JPEG
+            assert source.read(name, is_id=True) == JPEG
 
     def test_the_code_page_of_the_other_names_decides_between_two_entries(self, tmp_path: Path) -> None:
         assert "р1".encode("cp866") == "а1".encode("cp1251")
@@ -474,7 +474,7 @@ class TestZip:
 
             monkeypatch.setattr(zipfile.ZipInfo, "_decodeExtra", decode_and_rename)
         with open_images(path) as source:
-            assert source.read_by_id("Юбка зимняя") == JPEG
+            assert source.read("Юбка зимняя", is_id=True) == JPEG
 
     @pytest.mark.filterwarnings("ignore:Empty unicode path")  # of Python 3.12 on
     @pytest.mark.parametrize(("length", "path_bytes"), [(None, b"\xff\xfe"), (None, b""), (500, b"x"), (3, b"x")])
@@ -491,7 +491,7 @@ class TestZip:
                 open_images(path)
         else:
             with open_images(path) as source:
-                assert source.read_by_id("Юбка") == JPEG
+                assert source.read("Юбка", is_id=True) == JPEG
 
     def test_an_encrypted_zip_is_refused_at_once(self, tmp_path: Path) -> None:
         path = tmp_path / "locked.zip"
@@ -513,7 +513,7 @@ class TestZip:
         monkeypatch.undo()
         assert b"PK\6\6" in (tmp_path / "large").read_bytes()
         with open_images(tmp_path / "large") as source:
-            assert source.read_by_id("3") == JPEG
+            assert source.read("3", is_id=True) == JPEG
 
     @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
     def test_only_stored_and_deflated_entries_are_inflated(self, tmp_path: Path, method: int) -> None:
@@ -525,7 +525,7 @@ class TestZip:
         data[at : at + 4] = (1000).to_bytes(4, "little")  # the directory lies
         path.write_bytes(data)
         with open_images(path) as source, pytest.raises(PhotoError, match=r"neither stored nor deflated: pack it anew"):
-            source.read_by_id("1")
+            source.read("1", is_id=True)
 
     @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
     def test_a_small_entry_that_unpacks_to_much_is_refused_before_it_is_unpacked(

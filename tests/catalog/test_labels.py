@@ -289,9 +289,9 @@ def test_an_empty_or_unknown_level_ends_a_path_and_entries_of_lists_are_not_cut(
 def test_a_column_of_empty_paths_has_no_levels_but_those_of_a_run():
     frame = pd.DataFrame({"nm": [1, 2], "kind": [None, ""]})
     with pytest.raises(DataError, match="few cells of 'kind' hold '>>': name what separates them"):
-        PathTable(open_table(frame), "kind")
+        PathTable(open_table(frame), "kind", None, ())
     frame["kind"] = ["a > b", "a"]
-    (batch,) = PathTable(open_table(frame.head(1)), "kind", ">", n_levels=3).batches(["kind_2", "kind_3"], 9)
+    (batch,) = PathTable(open_table(frame.head(1)), "kind", ">", (), n_levels=3).batches(["kind_2", "kind_3"], 9)
     assert batch.to_pydict() == {"kind_2": ["a > b"], "kind_3": [None]}
 
 

@@ -385,7 +385,7 @@ def test_red_and_blue_of_the_photos_are_swapped_back(folder):
     with zipfile.ZipFile(folder / "photos.zip", "w") as photos:
         photos.write(folder / "1.png", "1.png")
     with read_catalog(folder, folder / "photos.zip").images as images:
-        assert images.decode(images.read_by_id("1")).getpixel((0, 0)) == (200, 20, 10)
+        assert images.decode(images.read("1", is_id=True)).getpixel((0, 0)) == (200, 20, 10)
 
 
 def test_empty_tables_make_an_empty_catalog(tmp_path):

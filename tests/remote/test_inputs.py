@@ -119,7 +119,10 @@ def test_photos_are_found_by_id_and_by_name(kind, place, request):
     assert embedded.status.tolist() == ["ok"] * 3
     with open_images(images) as source:
         assert (
-            source.read_by_id("3") == source.read("b/3.jpg") == source.read("C:\\photos\\b\\3.jpg") == PHOTOS["b/3.jpg"]
+            source.read("3", is_id=True)
+            == source.read("b/3.jpg")
+            == source.read("C:\\photos\\b\\3.jpg")
+            == PHOTOS["b/3.jpg"]
         )
         with pytest.raises(PhotoError, match="missing"):
             source.read("4.jpg")

@@ -7,7 +7,6 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 
 from product_classificator.heads import Characteristic
-from product_classificator.heads.calibration import threshold_for
 from product_classificator.heads.novelty import MAX_DISTANCE
 from product_classificator.training.targets import Target
 from product_classificator.training.thresholds import (
@@ -18,10 +17,14 @@ from product_classificator.training.thresholds import (
     fit_multi_label_temperature,
     fit_temperature,
     nearest_distance,
-    promises_of,
     with_confidence_thresholds,
 )
 from product_classificator.types import Bools, Embeddings, Floats, Predictions, Rows, strings
+
+
+def threshold_for(thresholds: Any, min_precision: float) -> float:
+    """Return the lowest confidence that keeps a precision; infinity where it cannot be promised."""
+    return next((confidence for precision, confidence in thresholds if precision >= min_precision), np.inf)
 
 
 def probabilities_of(logits: Floats, *calibration: Any) -> Floats:
@@ -324,10 +327,10 @@ def test_probabilities_of_rare_labels_are_right_though_rare_labels_are_weighted(
 def test_a_promise_is_the_highest_that_a_confidence_keeps() -> None:
     kind = Characteristic("kind", LABELS, confidence_thresholds=((0.8, 0.0), (0.9, 0.5), (0.95, 0.7)))
     confidence = np.array([0.0, 0.49, 0.5, 0.7, 1.0], np.float32)
-    assert promises_of(kind, confidence) == pytest.approx([0.8, 0.8, 0.9, 0.95, 0.95])
-    assert promises_of(Characteristic("kind", LABELS), confidence).tolist() == [0] * 5
+    assert kind.promises(confidence) == pytest.approx([0.8, 0.8, 0.9, 0.95, 0.95])
+    assert Characteristic("kind", LABELS).promises(confidence).tolist() == [0] * 5
     for precision in (0.8, 0.9, 0.95):
-        accepted = promises_of(kind, confidence) >= np.float32(precision)
+        accepted = kind.promises(confidence) >= np.float32(precision)
         assert accepted.tolist() == (confidence >= threshold_for(kind.confidence_thresholds, precision)).tolist()
 
 
