@@ -201,18 +201,20 @@ def join_parts(plan: Plan, out: Path, *, bom: bool = False) -> Totals:
 
     def plain(table: pa.Table) -> pa.Table:
         table = _flat(table) if kind in (".csv", ".xlsx") else table
-        return _without_formulas(table) if bom and kind == ".csv" else table
+        return without_formulas(table) if bom and kind == ".csv" else table
 
     tables = map(plain, totals.read(plan))
     first = next(tables)
-    with replacing(out) as new, new.open("wb") as file, _appending(file, kind, first.schema, bom=bom) as append:
+    with replacing(out) as new, new.open("wb") as file, appending(file, kind, first.schema, bom=bom) as append:
         for table in chain([first], tables):
             append(table)
     return totals
 
 
 @contextmanager
-def _appending(file: IO[bytes], kind: str, schema: pa.Schema, *, bom: bool) -> Iterator[Callable[[pa.Table], object]]:
+def appending(
+    file: IO[bytes], kind: str, schema: pa.Schema, *, bom: bool = False
+) -> Iterator[Callable[[pa.Table], object]]:
     """Yield what appends a table to a file of a kind in `FORMATS`."""
     if kind == ".jsonl":
         yield lambda table: file.writelines(
@@ -241,7 +243,8 @@ def _appending(file: IO[bytes], kind: str, schema: pa.Schema, *, bom: bool) -> I
             yield writer.write_table
 
 
-def _without_formulas(table: pa.Table) -> pa.Table:
+def without_formulas(table: pa.Table) -> pa.Table:
+    """Return a table whose texts no spreadsheet computes, see `OutputOptions`."""
     mark = partial(pc.replace_substring_regex, pattern=r"^[=+\-@\t\r\n]", replacement=r"'\0")
     columns = [mark(column) if pa.types.is_string(column.type) else column for column in table.columns]
     return pa.table(columns, mark(pa.array(table.column_names)).to_pylist())

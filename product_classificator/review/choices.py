@@ -13,7 +13,7 @@ from product_classificator.text import words_of
 Values = dict[str, Labels]
 """Characteristic -> chosen label or labels, `None` for none of them."""
 Top = Sequence[tuple[str, float | None]]
-_MIN_SIMILARITY = 0.6
+_MIN_SIMILARITY, _MAX_OFFERED = 0.6, 9
 
 
 class Choices:
@@ -21,16 +21,15 @@ class Choices:
 
     def __init__(self, bundle: HeadBundle, of_table: Mapping[str, Sequence[Labels]] | None = None) -> None:
         self._bundle, of_table = bundle, of_table or {}
-        self._labels = {name: _merged(bundle[name].labels, of_table.get(name, ())) for name in bundle.labels}
+        self._labels: dict[str, list[str]] = {}
+        for name in bundle.labels:
+            rare = (label for labels in of_table.get(name, ()) for label in as_list(labels))
+            self._labels[name] = [*dict.fromkeys([*bundle[name].labels, *rare])]
         self._above: Mapping[str, Refinement] = {refinement.child: refinement for refinement in bundle.hierarchy}
-
-    def labels(self, name: str) -> list[str]:
-        """Return the labels of a characteristic, those that the heads know first."""
-        return self._labels[name]
 
     def allowed(self, name: str, values: Values) -> list[str]:
         """Return the labels of a characteristic that suit the chosen label of its parent."""
-        labels, above = self.labels(name), self._above.get(name)
+        labels, above = self._labels[name], self._above.get(name)
         parent = values.get(above.parent) if above else None
         if above is None or parent is None:
             return labels
@@ -51,9 +50,7 @@ class Choices:
         self.check(name, label)
         values = dict(values)
         if self._bundle[name].is_multi_label:
-            old = values.get(name)
-            chosen = {*old} if isinstance(old, list) else set()
-            values[name] = sorted(chosen ^ {label}) if label is not None else []
+            values[name] = sorted({*as_list(values.get(name))} ^ {label}) if label is not None else []
             return values
         values[name] = label
         child = name
@@ -67,22 +64,25 @@ class Choices:
 
     def check(self, name: str, label: Labels) -> None:
         """Raise `DataError` for a label that neither heads nor table know, or a set of single labels."""
-        known = self.labels(name)
-        is_set = isinstance(label, list)
-        if is_set and not self._bundle[name].is_multi_label:
+        if isinstance(label, list) and not self._bundle[name].is_multi_label:
             raise DataError(f"{name} has one label, got {label!r}")
-        for one in label if isinstance(label, list) else [label]:
-            if one is not None and one not in known:
+        for one in as_list(label):
+            if one not in self._labels[name]:
                 raise DataError(f"{name} has no label {one!r}: search the labels of heads and table")
 
-    def suggestions(self, name: str, values: Values, top: Top) -> list[tuple[str, float | None]]:
-        """Return the labels to pick from: the most probable that suit the parent, then others that suit it."""
+    def suggestions(self, name: str, values: Values, top: Top, in_table: Labels = None) -> dict[str, float | None]:
+        """Return the labels to pick from with their probabilities.
+
+        The most probable that suit the parent, others that suit it if it narrows them, then those of the table and the
+        chosen ones.
+        """
         allowed = self.allowed(name, values)
-        known = {*allowed}
-        kept = {label: share for label, share in top if label in known}
-        if len(allowed) < len(self.labels(name)):  # narrowed
-            kept |= {label: None for label in allowed[: TOP + len(kept)] if label not in kept}
-        return [*kept.items()][:TOP]
+        shares = {label: share for label, share in top if label in allowed}
+        others = allowed if len(allowed) < len(self._labels[name]) else []
+        first = [*dict.fromkeys([*shares, *others])][:TOP]
+        chosen = [label for label in as_list(values.get(name)) if label in allowed]
+        offered = dict.fromkeys([*first, *as_list(in_table), *chosen])
+        return {label: shares.get(label) for label in [*offered][:_MAX_OFFERED]}
 
     def search(self, name: str, query: str, values: Values, limit: int = 12) -> list[str]:
         """Return the labels that a query may mean, the best first; letters may be left out or wrong."""
@@ -93,9 +93,9 @@ class Choices:
         return sorted((x for x in allowed if scores[x] >= _MIN_SIMILARITY), key=lambda x: (-scores[x], len(x)))[:limit]
 
 
-def _merged(of_heads: Sequence[str], of_table: Sequence[Labels]) -> list[str]:
-    sets = (label if isinstance(label, list) else [label] for label in of_table)
-    return [*dict.fromkeys([*of_heads, *(label for labels in sets for label in labels if label is not None)])]
+def as_list(label: Labels) -> list[str]:
+    """Return the label or labels as a list, empty for none."""
+    return [] if label is None else [label] if isinstance(label, str) else label
 
 
 def _similarity(query: str, label: str) -> float:

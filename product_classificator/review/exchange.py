@@ -6,19 +6,18 @@ import re
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.sax.saxutils import quoteattr
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from product_classificator.catalog.table import open_table
 from product_classificator.errors import DataError, culprits
-from product_classificator.review.choices import Choices
+from product_classificator.predict_file import appending, without_formulas
+from product_classificator.review.choices import Choices, as_list
 from product_classificator.review.history import Decision, History
 from product_classificator.review.products import Labels, Products
 from product_classificator.text import join_labels, split_labels
@@ -28,36 +27,25 @@ NONE_OF_THESE = "(none of these)"
 MAX_TASKS = 1_000
 """Tasks hold their photos, about 15 kB each."""
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "characteristic", "label", "suggested", "status", "people")]
-    + [("decided_at", pa.timestamp("ms", tz="UTC"))]
+    {name: pa.string() for name in ("id", "characteristic", "label", "suggested", "status", "people", "decided_at")}
 )
 """Status: "decided", "disagreement", "bad_photo"; several labels are joined by "|", no label is `NONE_OF_THESE`."""
 
 
 def export(history: History, kind: str) -> bytes:
     """Return all decisions as a file of a kind in `FORMATS`; CSV has nothing that a spreadsheet would compute."""
-    values = [
-        (
-            *(row["product"], row["characteristic"], _cell(row["label"]) if row["label"] else ""),
-            *(_cell(row["suggested"]), "decided" if row["label"] else "disagreement", ", ".join(row["given"])),
-            int(row["at"] * 1000),
-        )
-        for row in history.answers()
-    ]
+    rows = []
+    for answer in history.answers():
+        label, status = (_cell(answer["label"]), "decided") if answer["label"] else ("", "disagreement")
+        cells = answer["product"], answer["characteristic"], label, _cell(answer["suggested"]), status
+        rows.append((*cells, ", ".join(answer["given"]), answer["at"]))
     bad = history.rows("SELECT product, person, MAX(at) AS at FROM live WHERE kind = 'bad_photo' GROUP BY product")
-    values += [(row["product"], "", "", "", "bad_photo", row["person"], int(row["at"] * 1000)) for row in bad]
-    columns = zip(*values, strict=True) if values else [()] * len(_SCHEMA)
-    table = pa.table([pa.array(column, of.type) for column, of in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    rows += [(row["product"], "", "", "", "bad_photo", row["person"], row["at"]) for row in bad]
+    rows = [(*cells, datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")) for *cells, at in rows]
+    table = pa.table([*zip(*rows, strict=True)] or [()] * len(_SCHEMA), schema=_SCHEMA)
     buffer = io.BytesIO()
-    if kind == "parquet":
-        pq.write_table(table, buffer)
-    elif kind == "csv":
-        texts = [pc.cast(column, pa.string()) for column in table.columns]
-        safe = [pc.replace_substring_regex(column, r"^[=+\-@\t\r\n]", r"'\0") for column in texts]
-        pa.csv.write_csv(pa.table(safe, _SCHEMA.names), buffer)
-    else:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())
-        buffer.writelines(line.encode() for line in lines)
+    with appending(buffer, f".{kind}", _SCHEMA, bom=False) as append:
+        append(without_formulas(table) if kind == "csv" else table)
     return buffer.getvalue()
 
 
@@ -72,7 +60,7 @@ def label_studio_tasks(products: Products, rows: Sequence[int], photo: Callable[
     for row in rows[:MAX_TASKS]:
         facts = products.facts(row)
         results = [
-            {"from_name": f"c_{name}", "to_name": "text", "type": "choices", "value": {"choices": _as_list(label)}}
+            {"from_name": f"c_{name}", "to_name": "text", "type": "choices", "value": {"choices": as_list(label)}}
             for name in products.names
             if (label := products.predicted(name, row)) is not None
         ]
@@ -95,10 +83,6 @@ def label_studio_config(products: Products) -> str:
     return "\n".join([*parts, "</View>\n"])
 
 
-def _as_list(label: Labels) -> list[str]:
-    return [] if label is None else [label] if isinstance(label, str) else label
-
-
 def read_decisions(content: bytes, file_name: str, products: Products) -> list[Decision]:
     """Return the decisions of a file that `export` wrote, or of annotations of Label Studio.
 
@@ -109,7 +93,7 @@ def read_decisions(content: bytes, file_name: str, products: Products) -> list[D
     """
     found = [*(_annotations(content, products) if file_name.endswith(".json") else _rows(content, file_name, products))]
     ids = [*dict.fromkeys(decision.product for decision in found)]
-    unknown = [id_ for id_, row in zip(ids, products.rows_of(ids).tolist() if ids else [], strict=True) if row < 0]
+    unknown = [id_ for id_, row in zip(ids, products.rows_of(ids).tolist(), strict=True) if row < 0]
     if unknown or not found:
         what = f"it names products that the table lacks: {culprits(unknown)}" if unknown else "it holds none"
         raise DataError(f"{file_name} is read for decisions of this table: {what}")
@@ -131,19 +115,14 @@ def _rows(content: bytes, file_name: str, products: Products) -> Iterator[Decisi
         table = open_table(path)
         if missing := {"id", "characteristic", "label"} - {*table.columns}:
             raise DataError(f"decisions have the columns id, characteristic and label: {file_name} lacks {missing}")
-        names = [name for name in _SCHEMA.names[:-1] if name in table.columns]
-        for batch in table.batches(names, 16_384):
-            for row in batch.to_pylist():
-                if row.get("status", "decided") in ("decided", None) and row["label"]:
-                    row = {name: cell and re.sub(r"^'(?=[=+\-@])", "", cell) for name, cell in row.items()}
-                    label = _label_of(row["label"], row["characteristic"], products)
-                    yield Decision(row["id"], row["characteristic"], label)
-
-
-def _label_of(cell: str, name: str, products: Products) -> Labels:
-    if name in products.names and products.bundle[name].is_multi_label:
-        return sorted(map(str, split_labels(cell)))
-    return None if cell == NONE_OF_THESE else cell
+        names = [name for name in ("id", "characteristic", "label", "status") if name in table.columns]
+        for row in (row for batch in table.batches(names, 16_384) for row in batch.to_pylist()):
+            if row.get("status") in ("decided", None) and row["label"]:
+                id_, name, cell = (re.sub(r"^'(?=[=+\-@])", "", row[column] or "") for column in names[:3])
+                if name in products.names and products.bundle[name].is_multi_label:
+                    yield Decision(id_, name, sorted(map(str, split_labels(cell))))
+                else:
+                    yield Decision(id_, name, None if cell == NONE_OF_THESE else cell)
 
 
 def _annotations(content: bytes, products: Products) -> Iterator[Decision]:

@@ -174,25 +174,22 @@ def settings_toml(settings: Mapping[str, Any]) -> str:
 
 def train_options(run: Run, table: Path, products: Any) -> list[str]:
     """Return the arguments of `train` for a table and how it is read (`ProductOptions`), as the run was made."""
-    columns = run.columns
+    columns, options = run.columns, vars(run.columns) | {"channels": run.channels}
     levels = {f"{columns.path}_{level}" for level in range(20)}
-    single = [name for name in columns.characteristics if name not in (*levels, *columns.multi_label)]
-    separators = set(columns.label_separator.values()) if isinstance(columns.label_separator, dict) else ()
-    given = {
-        "id": None if columns.id == ROW_NUMBER else columns.id,
-        "text": ",".join(columns.text),
-        "photo": columns.photo,
-        "max_photos": columns.max_photos,
-        "channels": run.channels,
-        "characteristics": ",".join(single),
-        "multi_label": ",".join(columns.multi_label) or None,
-        "label_separator": next(iter(separators)) if len(separators) == 1 else None,
-        "path": columns.path,
-        "path_separator": columns.path_separator,
-        **{name: value for name, value in vars(products).items() if value},
-    }
-    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
-    return [str(table), *(item for name, value in pairs for item in ([name] if value is True else [name, str(value)]))]
+    options["id"] = None if columns.id == ROW_NUMBER else columns.id
+    options["characteristics"] = [
+        name for name in columns.characteristics if name not in {*levels, *columns.multi_label}
+    ]
+    if isinstance(columns.label_separator, dict):
+        separators = set(columns.label_separator.values())
+        options["label_separator"] = separators.pop() if len(separators) == 1 else None
+    options |= {name: value for name, value in vars(products).items() if value}
+    arguments = [str(table)]
+    for name, value in options.items():
+        if value is not None:
+            texts = [] if value is True else [",".join(value) if isinstance(value, list | tuple) else str(value)]
+            arguments += [f"--{name.replace('_', '-')}", *texts]
+    return arguments
 
 
 def compare(before: Run, after: Run, catalog: Catalog) -> dict[str, tuple[float, float]]:

@@ -11,7 +11,7 @@ from product_classificator.catalog import Catalog
 from product_classificator.errors import ArtifactError, DataError
 from product_classificator.review import exchange
 from product_classificator.review.access import Access
-from product_classificator.review.choices import Values
+from product_classificator.review.choices import Values, as_list
 from product_classificator.review.history import Decision, History
 from product_classificator.review.loop import Retraining
 from product_classificator.review.pages import Showing
@@ -112,14 +112,10 @@ class Review:
         entries, products = [], self.products
         for name in products.names:
             table, value = products.table_label(name, row), values.get(name)
-            chosen, in_table = (label if isinstance(label, list) else [label] for label in (value, table))
-            offered = dict(self.choices.suggestions(name, values, products.top(name, row)))
-            allowed = {*self.choices.allowed(name, values)}
-            others = [*in_table, *(label for label in chosen if label in allowed)]
-            offered |= {label: None for label in others if label is not None and label not in offered}
+            offered = self.choices.suggestions(name, values, products.top(name, row), table)
             entry: dict[str, Any] = {"name": name, "value": value, "table": table, "is_question": name in questions}
             entry |= {"is_touched": name in touched, "is_auto": bool(products[name].auto[row])}
-            entry["offered"] = [(label, share, label in chosen) for label, share in [*offered.items()][:9]]
+            entry["offered"] = [(label, share, label in as_list(value)) for label, share in offered.items()]
             entries.append(entry)
         entries.sort(key=lambda entry: not entry["is_question"])
         if active in touched and not products.bundle[active].is_multi_label:
