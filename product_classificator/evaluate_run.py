@@ -138,7 +138,8 @@ def evaluate_run(
     truth = catalog.truth()  # a label that cannot be read is found before anything is embedded
     embedded = embed(catalog, encoder, EmbeddingStore(store or run.store, encoder), on_chunk=on_chunk)
     signatures = Signatures.of(catalog.texts(), embedded.thumbnails)
-    judged = judge_products(run, bundle, catalog, embedded, signatures, min_precision or MIN_PRECISION)
+    target = MIN_PRECISION if min_precision is None else min_precision
+    judged = judge_products(run, bundle, catalog, embedded, signatures, target)
     rows, column = judged.rows, column_of_groups(run, catalog)
     if judged.set_aside == len(catalog):
         raise DataError("a score needs products with a photo or a text and an id of their own: the table has none")

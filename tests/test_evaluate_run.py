@@ -106,6 +106,8 @@ def test_a_target_precision_is_reported_with_the_precision_reached(tiny_training
     assert selective.min_precision == 0.8
     assert selective.characteristics["kind"].precision > 0.8
     assert 0 < selective.share <= min(accepted.share for accepted in selective.characteristics.values())
+    with pytest.raises(DataError, match=r"min_precision must be between 0 and 1 \(exclusive\), got 0"):
+        evaluate_run(tiny_training.run, catalog, classificator=classificator, min_precision=0)
 
 
 def test_products_of_the_run_with_other_texts_are_seen(tiny_training, classificator, catalog, tmp_path):

@@ -167,8 +167,6 @@ class _Fitting:
 
 def _drop_modalities(batch: Batch, settings: HeadSettings) -> Batch:
     """Modality dropout: randomly drop the image or the text, never both, and some words."""
-    if not settings.modality_dropout and not settings.word_dropout:
-        return batch
     draw = torch.rand(batch.has_image.shape)
     both = batch.has_image & batch.has_text
     has_image = batch.has_image & ~(both & (draw < settings.modality_dropout))
