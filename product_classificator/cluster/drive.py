@@ -189,7 +189,7 @@ class Driver:
     def _bury(self, number: int, unit: Unit | None, message: str) -> None:
         """Replace a dead worker, unless one after the other dies at its start."""
         self._workers.pop(number).kill()
-        self._deaths_at_start += unit is None
+        self._deaths_at_start = 0 if unit else self._deaths_at_start + 1
         if self._deaths_at_start < _MAX_DEATHS_AT_START:
             self._start(number)
         elif not self._workers:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from product_classificator.classificator.work import Work
 from product_classificator.cluster.drive import Driver, Failure, OnUnit, Units, Worker
-from product_classificator.cluster.plan import SUCCESS, UNIT_ROWS, Plan, Unit, check_complete, make_plan
+from product_classificator.cluster.plan import SUCCESS, UNIT_ROWS, Plan, Unit, make_plan
 from product_classificator.cluster.storage import Beat, Storage, single_driver
 from product_classificator.cluster.work import OnChunk, Reader, Recipe, run_units
 from product_classificator.errors import DataError, MissingExtraError
@@ -165,16 +165,15 @@ def running(
     rows: int = UNIT_ROWS,
     on_rows: Callable[[int], object] = lambda rows: None,
 ) -> Iterator[tuple[Plan, int]]:
-    """Run the plan of a work until every unit has its part; yield it, and how many rows had one before.
+    """Run the plan of a work until every unit has its part, or is in quarantine; yield it, and the rows done before.
 
     No other driver may write there until the block ends. `on_rows` gets the number of rows that are done. Errors as of
-    `make_plan`; an `ArtifactError` lists units in quarantine.
+    `make_plan`.
     """
     with single_driver(storage) as beat:
         plan = make_plan(storage, work.catalog.table, work.facts, rows, asdict(recipe) if recipe else None)
         parts = (unit for unit, part in plan.parts() if part)  # those of an object store are not read until the end
         n_done = resumed = sum(unit.rows for unit in parts if not storage.is_local or plan.read(unit)[0])
-
         if n_done < plan.n_rows:
             storage.delete(SUCCESS)  # of a call before, whose parts are gone
         if n_done:
@@ -186,5 +185,4 @@ def running(
             on_rows(n_done)
 
         runner.run(plan, work, recipe, beat, on_unit)
-        check_complete(plan)
         yield plan, resumed

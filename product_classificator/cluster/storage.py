@@ -30,7 +30,7 @@ class Storage:
     """Files of a folder by their names; the folder may be a URL."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = as_path(path)
+        self.path = as_path(path).absolute()  # workers elsewhere may be in another folder
         self.is_local = not isinstance(self.path, UrlPath)
 
     def __repr__(self) -> str:
@@ -75,7 +75,7 @@ class Storage:
         while True:
             try:
                 return call()
-            except (OSError, DataError) as error:
+            except Exception as error:  # each kind of store has its own
                 if isinstance(error, FileNotFoundError) or time.monotonic() >= end_s:
                     raise
             time.sleep(min(2.0, LEASE_SECONDS / 10))
@@ -157,8 +157,9 @@ class _Lease:
         self._ended.set()
         if self.keeper.is_alive():
             self.keeper.join()
-        if self._last_s and self._storage.read_json(DRIVER).get("id") == self._facts["id"]:
-            self._storage.delete(DRIVER)
+        with suppress(Exception):  # what a failing store keeps, ends by itself
+            if self._last_s and self._storage.read_json(DRIVER).get("id") == self._facts["id"]:
+                self._storage.delete(DRIVER)
 
 
 def _is_fresh(storage: Storage, holder: dict[str, Any]) -> bool:

@@ -4,11 +4,16 @@ import errno
 import gc
 import hashlib
 import json
+import pickle
 import tarfile
 from contextlib import contextmanager
+from pathlib import Path
 
+import fsspec
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import fs
 
 from product_classificator.catalog import read_catalog
 from product_classificator.catalog.images import open_images
@@ -166,14 +171,6 @@ def test_another_plan_or_other_files_are_refused(work, tiny_training, tmp_path):
         Plan.open(Storage(tmp_path / "nowhere"))
 
 
-def test_a_second_driver_is_refused(work, tmp_path):
-    def start_again(chunk):
-        with pytest.raises(DataError, match="another process is writing out: wait for it, or name another output"):
-            run(work, tmp_path / "out")
-
-    run(work, tmp_path / "out", on_chunk=start_again)
-
-
 def test_the_first_plan_stays_whatever_units_a_later_call_names(work, tmp_path):
     storage = Storage(tmp_path / "out")
     first = make_plan(storage, work[0].catalog.table, work[0].facts, 100)
@@ -188,6 +185,21 @@ def test_progress_says_what_is_done_and_what_failed(work, tmp_path):
     assert (now["units"], now["rows"], now["running"]) == (3, 500, 0)
     assert now["rate"] > 0
     assert now["quarantined"] == {str(plan.unit(0)): "no reason"}
+
+
+def test_progress_is_known_where_files_have_other_times_or_none(monkeypatch):
+    storage = Storage("memory://progress")
+    plan = write_plan(storage, cut([("t", [10])], 5), **FACTS)
+    plan.write(plan.unit(0), pa.table({"nm": range(5)}))
+    assert progress(plan)["rate"] > 0
+    system = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory")))
+    monkeypatch.setitem(paths._FILE_SYSTEMS, storage.path.parts[:2], system)
+    assert (progress(plan)["rows"], progress(plan)["rate"]) == (5, 0)
+    storage.clear()
+
+
+def test_workers_in_another_folder_write_to_the_same_place():
+    assert pickle.loads(pickle.dumps(Storage("out"))).path == Path.cwd() / "out"  # noqa: S301
 
 
 def test_a_changed_photo_is_not_resumed_from_and_other_files_of_its_folder_do_not_matter(tmp_path):

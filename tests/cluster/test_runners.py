@@ -65,16 +65,20 @@ def test_a_unit_that_always_fails_ends_in_quarantine_and_the_others_are_done(bun
     assert not (tmp_path / "out/_SUCCESS.json").exists()
 
 
+def finished(error=None, result=None):
+    outcome = Future()
+    outcome.set_exception(error) if error else outcome.set_result(result)
+    return outcome
+
+
 def drive(plan, run, **options):
     """Drives a plan with a worker of this process, for which `run` does units."""
 
     def outcome(make):
-        future = Future()
         try:
-            future.set_result(make())
+            return finished(result=make())
         except RuntimeError as error:
-            future.set_exception(error)
-        return future
+            return finished(error)
 
     def make_worker(number):
         return Worker(lambda: outcome(options.get("open", lambda: None)), lambda unit: outcome(lambda: run(unit)), int)
@@ -146,6 +150,21 @@ def test_a_worker_that_never_opens_is_replaced_and_then_given_up(plan, monkeypat
         Driver(plan, lambda number: worker, None, 0.0).run(1, lambda **_: None, int)
 
 
+def test_a_worker_that_dies_is_replaced_though_another_never_starts(plan):
+    made = []
+
+    def make_worker(number):
+        made.append(number)
+
+        def run(unit):
+            return finished(RuntimeError("preempted") if unit.number == 12 and made.count(1) == 1 else None)
+
+        return Worker(lambda: finished(None if number else RuntimeError("no room")), run, int)
+
+    Driver(plan, make_worker, None, 0.0).run(2, lambda **_: None, lambda unit: None)
+    assert made.count(1) == 2
+
+
 def test_a_pool_that_breaks_when_a_unit_is_handed_over_is_a_dead_worker(plan):
     calls = []
 
@@ -157,11 +176,6 @@ def test_a_pool_that_breaks_when_a_unit_is_handed_over_is_a_dead_worker(plan):
             return finished()
 
         return Worker(finished, run, int)
-
-    def finished():
-        outcome = Future()
-        outcome.set_result(None)
-        return outcome
 
     Driver(plan, make_worker, None, 0.0).run(1, lambda **_: None, lambda unit: None)
     assert len(calls) == plan.n_units + 1
@@ -198,3 +212,5 @@ def test_a_lease_is_renewed_while_nothing_beats(monkeypatch):
         ):
             pass
     assert not Storage("held://shop/out").list()
+    with single_driver(Storage("held://shop/out")):
+        monkeypatch.setattr(type(files), "_open", lambda *_, **__: 1 / 0)  # what is done stays done
