@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from product_classificator.errors import DataError
 from product_classificator.remote.paths import as_path, open_file_system
 
+_OPEN_SHARDS = 128  # there may be thousands, and systems allow 256 open files
 _ZIP_HEADER_BYTES, _ZIP_EXTRA_BYTES = 30, 128  # the extra field may be longer before a member than in the directory
 
 
@@ -25,16 +26,15 @@ def files_of(path: Path) -> Iterator[tuple[str, Callable[[int], bytes]]]:
     """
     if path.suffix != ".tar":
         yield from ((file.relative_to(path).as_posix(), partial(read_file, file)) for file in path.rglob("*"))
+    opened = lru_cache(_OPEN_SHARDS)(_open)  # what it drops is closed when nobody reads it any more
     for shard in shards_of(path):
-        system, location = open_file_system(shard)
-        file = system.open_input_file(location)
-        headers = BufferedReader(file, 1 << 20)
+        headers = BufferedReader(opened(shard), 1 << 20)
         try:
             with tarfile.open(fileobj=headers, mode="r:") as tar:
                 for member in tar:
                     tar.members.clear()  # type: ignore[attr-defined] # else it keeps them all
                     if member.isreg():
-                        yield member.name, partial(_read_at, file, member.offset_data, member.size)
+                        yield member.name, partial(_read_at, opened, shard, member.offset_data, member.size)
         except tarfile.TarError as error:
             raise DataError(f"shards are plain tars, not compressed: {shard} is damaged or none ({error})") from error
         finally:
@@ -53,8 +53,13 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         return file.read(max_bytes)
 
 
-def _read_at(file: Any, start: int, size_bytes: int, max_bytes: int) -> Any:
-    return file.read_at(min(size_bytes, max_bytes), start)
+def _open(path: Path) -> Any:
+    system, location = open_file_system(path)
+    return system.open_input_file(location)
+
+
+def _read_at(opened: Callable[[Path], Any], shard: Path, start: int, size_bytes: int, max_bytes: int) -> Any:
+    return opened(shard).read_at(min(size_bytes, max_bytes), start)
 
 
 def read_member(file: Any, info: zipfile.ZipInfo, max_bytes: int) -> bytes:

@@ -158,8 +158,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     with files.replacing(local) as temporary:
         yield temporary
     if isinstance(path, UrlPath):
-        write_bytes(path, local.read_bytes())
-        local.unlink()
+        try:
+            _send_file(local, path)
+        finally:
+            files.delete(local.parent)
 
 
 def on_disk(path: Path) -> Path:
@@ -201,7 +203,18 @@ def send(folder: Path, path: Path, *, last: str) -> None:
     with _explained(path), suppress(FileNotFoundError):
         system.delete_file(location)
     for file in sorted(filter(Path.is_file, folder.rglob("[!.]*")), key=lambda file: file == folder / last):
-        write_bytes(path.joinpath(*file.relative_to(folder).parts), file.read_bytes())
+        _send_file(file, path.joinpath(*file.relative_to(folder).parts))
+
+
+def _send_file(file: Path, path: UrlPath) -> None:
+    from pyarrow import fs  # as above
+
+    system, location = open_file_system(path)
+    with _explained(path):
+        if hasattr(system, "handler"):
+            system.handler.fs.put_file(str(file), location)
+        else:
+            fs.copy_files(str(file), location, fs.LocalFileSystem(), system)
 
 
 @cache
@@ -226,7 +239,20 @@ def _connect(path: UrlPath, user: str = "", query: str = "") -> Any:
             from obstore.fsspec import register  # an extra
 
             register(scheme)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem(scheme)))
+        return fs.PyFileSystem(_handler(filesystem(scheme)))
+
+
+def _handler(system: Any) -> Any:
+    """Return the handler of an fsspec file system for pyarrow, which knows only one of the names of a time."""
+    from pyarrow import fs  # as above
+
+    class Handler(fs.FSSpecHandler):  # type: ignore[misc]
+        @staticmethod
+        def _create_file_info(path: str, info: dict[str, Any]) -> Any:
+            time = info.get("mtime") or info.get("last_modified") or info.get("created")
+            return fs.FSSpecHandler._create_file_info(path, {**info, "mtime": time})
+
+    return Handler(system)
 
 
 @contextmanager

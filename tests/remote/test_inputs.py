@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from product_classificator.classificator import Classificator
 from product_classificator.embeddings.embed import embed
 from product_classificator.embeddings.store import EmbeddingStore
 from product_classificator.errors import ArtifactError, DataError, PhotoError
+from product_classificator.remote import archives
 from product_classificator.remote.paths import send, write_bytes
 from product_classificator.runs import Run
 from tests.command_line import call
@@ -158,6 +161,16 @@ def test_shards_that_are_compressed_or_cut_are_refused(tmp_path):
         open_images(tmp_path / "a.tar").names()
     (tmp_path / "a.tar").write_bytes(tarred(["1.jpg", "2.jpg"])[:1800])
     assert open_images(tmp_path / "a.tar").names() == ["1.jpg"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="lists open files")
+def test_few_of_many_shards_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_OPEN_SHARDS", 2)
+    for n, name in enumerate(PHOTOS):
+        (tmp_path / f"{n}.tar").write_bytes(tarred([name]))
+    source = open_images(tmp_path / "*.tar")
+    assert [source.read(name) for name in (*PHOTOS, *PHOTOS)] == [*PHOTOS.values()] * 2
+    assert sum(str(tmp_path) in os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()) == 2
 
 
 @pytest.mark.parametrize("name", ["no.zip", "no.tar", "no"])

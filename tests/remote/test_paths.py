@@ -4,13 +4,12 @@ import pickle
 import sys
 from pathlib import Path
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from product_classificator.errors import DataError, MissingExtraError
 from product_classificator.remote import paths
-from product_classificator.remote.paths import as_path, copied, open_file_system, replacing, send, write_bytes
+from product_classificator.remote.paths import as_path, copied, identity, open_file_system, replacing, send, write_bytes
 
 
 def test_a_url_stays_what_it_is_as_a_path():
@@ -59,9 +58,9 @@ def test_a_folder_is_sent_with_its_last_file_at_the_end_and_copied_back(memory, 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     sent = []
-    pipe = MemoryFileSystem.pipe_file
+    put = MemoryFileSystem.put_file
     monkeypatch.setattr(
-        MemoryFileSystem, "pipe_file", lambda self, path, *data: sent.append(path) or pipe(self, path, *data)
+        MemoryFileSystem, "put_file", lambda self, file, path: sent.append(path) or put(self, file, path)
     )
     send(tmp_path, memory / "run", last="run.json")
     assert sent[-1].endswith("run.json") and len(sent) == 3
@@ -90,6 +89,16 @@ def test_an_error_of_a_file_system_names_the_file_and_no_secret(memory, monkeypa
         as_path("memory://shop/a.csv").is_file()
 
 
-def test_fsspec_reads_what_was_written(memory):
-    write_bytes(f"{memory}/a.bin", b"0123")
-    assert fsspec.filesystem("memory").cat(f"{memory}/a.bin") == b"0123"
+def test_a_file_that_cannot_be_sent_leaves_nothing_on_the_disk(memory, monkeypatch):
+    monkeypatch.setattr(MemoryFileSystem, "put_file", lambda *_: 1 / 0)
+    with pytest.raises(DataError, match=r"memory://shop/a.csv cannot be used"), replacing(memory / "a.csv") as path:
+        path.write_bytes(b"new")
+    assert not path.parent.exists()
+
+
+def test_a_file_of_the_same_size_has_another_identity(memory):
+    write_bytes(memory / "a.csv", b"1")
+    before = identity(memory / "a.csv")
+    assert identity(memory / "a.csv") == before
+    write_bytes(memory / "a.csv", b"2")
+    assert identity(memory / "a.csv") != before
