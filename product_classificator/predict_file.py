@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from codecs import BOM_UTF8
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ from product_classificator.remote.paths import UrlPath, as_path, replacing
 from product_classificator.text import join_labels
 
 FORMATS = (".parquet", ".csv", ".jsonl", ".xlsx")
-_MAX_EXCEL_ROWS = 1_048_575
+_MAX_EXCEL_ROWS, _READ_ROWS = 1_048_575, 16_384
 _NOT_IN_EXCEL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
@@ -94,11 +94,10 @@ class Totals:
             yield rows
 
 
-def finish(plan: Plan) -> Totals:
-    """Check all parts and write `_SUCCESS.json`, the last file of a plan."""
-    totals = Totals()
-    for _ in totals.read(plan):
-        pass
+def finish(plan: Plan, totals: Totals | None = None) -> Totals:
+    """Check all parts, unless that has given `totals`, and write `_SUCCESS.json`, the last file of a plan."""
+    if totals is None:
+        deque((totals := Totals()).read(plan), 0)
     if plan.storage.is_local:
         for folder in (plan.storage.path / "parts").glob("*"):
             remove_leftovers(folder)
@@ -163,6 +162,8 @@ def predict_with(
             storage.clear()
         else:
             totals = finish(plan)
+    if resumed and not recipe:  # of what the interrupted call read, issues are not known; workers count none
+        deque(catalog.table.batches([catalog.columns.id, *catalog.columns.text], _READ_ROWS), 0)
     return PredictSummary(totals.rows, resumed, totals.warnings | dict(catalog.issues), dict(totals.accepted))
 
 
@@ -182,17 +183,12 @@ def check_output(catalog: Catalog, out: Path, *, is_file: bool) -> None:
 
 def check_file(out: Path, n_rows: int) -> None:
     """Raise `DataError` if so many rows cannot be written to a file."""
-    if out.suffix.lower() == ".xlsx":
-        _check_excel(n_rows)
+    if out.suffix.lower() == ".xlsx" and not find_spec("openpyxl"):
+        raise MissingExtraError("writing .xlsx", "excel")
+    if out.suffix.lower() == ".xlsx" and n_rows > _MAX_EXCEL_ROWS:
+        raise DataError(f"Excel holds {_MAX_EXCEL_ROWS} rows, the table has {n_rows}: write .csv or .parquet")
     if out.is_dir() or not (out.parent.is_dir() or isinstance(out, UrlPath)):
         raise DataError(f"the output must be a file in an existing folder, got {out}")
-
-
-def _check_excel(n_rows: int) -> None:
-    if not find_spec("openpyxl"):
-        raise MissingExtraError("writing .xlsx", "excel")
-    if n_rows > _MAX_EXCEL_ROWS:
-        raise DataError(f"Excel holds {_MAX_EXCEL_ROWS} rows, the table has {n_rows}: write .csv or .parquet")
 
 
 def join_parts(plan: Plan, out: Path, *, bom: bool = False) -> Totals:

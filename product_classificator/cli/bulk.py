@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ def runner_of(options: ClusterOptions) -> Runner | None:
     """Return who does the work in units, `None` if this process does it; what that needs is checked."""
     address, cpus, gpus = options.cluster, options.cpus_per_worker, options.gpus_per_worker
     if address is None:
+        if replace(options, unit_rows=None) != ClusterOptions():
+            raise DataError("workers need a --cluster: name local, auto or ray://host:10001")
         return None
     if address == "local":
         workers = options.workers or max(int(cores() / max(cpus, 1)), 1)
@@ -149,6 +151,7 @@ def _open_plan(folder: Path) -> Plan:
 
 
 def _unfinished(folder: Path) -> tuple[Path, Path]:
+    folder = folder.absolute()
     return folder / "units.parts", folder.with_name(folder.name + ".parts")
 
 
@@ -159,7 +162,7 @@ def progress(plan: Plan) -> Mapping[str, Any]:
     for unit, part in plan.parts():
         if part is None:
             continue
-        n_units, n_rows, written_s = n_units + 1, n_rows + unit.rows, part.mtime.timestamp()
+        n_units, n_rows, written_s = n_units + 1, n_rows + unit.rows, part.mtime.timestamp() if part.mtime else 0.0
         if written_s > now_s - 600:
             recent_rows, since_s = recent_rows + unit.rows, min(since_s, written_s)
     driver = {"time": 0.0, **plan.storage.read_json(DRIVER)}
@@ -191,12 +194,9 @@ def join(options: Join) -> None:
         raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {options.out.name}")
     if options.out:
         check_file(options.out, plan.n_rows)
-        if plan.storage.path.resolve() in options.out.resolve().parents:
-            raise DataError(
-                f"the output must not be in the folder of the plan, which holds nothing else: {options.out}"
-            )
-    totals = finish(plan)
-    if options.out:
-        join_parts(plan, options.out, bom=options.bom)
+        taken = [plan.storage.path, *map(as_path, (plan.recipe or {}).get("sources", ()))]
+        if not {path.resolve() for path in taken}.isdisjoint((out := options.out.resolve(), *out.parents)):
+            raise DataError(f"the output must not be the table, or in the folder of table or plan: {options.out}")
+    totals = finish(plan, join_parts(plan, options.out, bom=options.bom) if options.out else None)
     console.log.print(f"{totals.rows} rows in {options.out or plan.storage}")
     console.print_counts("rows with warnings", totals.warnings)

@@ -34,12 +34,14 @@ def test_a_plan_is_done_unit_by_unit_and_joined(lite_run, table, tmp_path):
     assert json.loads((out / "_SUCCESS.json").read_text())["rows"] == 300
 
 
-def test_wrong_ways_are_named(lite_run, table, tmp_path):
+def test_wrong_ways_are_named(lite_run, table, tmp_path, monkeypatch):
     out = ("--text", "title", "--out", tmp_path / "out")
     assert "`predict` needs RUN, TABLE and --out, or --plan and --unit" in call("predict", lite_run[0], code=2)
     printed = call("predict", lite_run[0], table, *out, "--cluster", "slurm", code=1)
     assert "a cluster is local, auto or ray://host:10001, got 'slurm'" in printed
-    assert "holds no plan (_plan.json)" in call("status", tmp_path, code=1)
+    assert "workers need a --cluster" in call("predict", lite_run[0], table, *out, "--workers", 2, code=1)
+    monkeypatch.chdir(tmp_path)
+    assert "holds no plan (_plan.json)" in call("status", ".", code=1)
     assert "predictions are written as" in call("predict", lite_run[0], table, *out, code=1)
     both = (*out, "--plan-only", "--cluster", "local")
     assert "--plan-only leaves the units to others" in call("predict", lite_run[0], table, *both, code=1)
@@ -53,8 +55,8 @@ def test_units_keep_their_rows_and_what_is_finished_says_so(lite_run, table, tmp
     call("predict", lite_run[0], table, *plan, 200)
     printed = call("predict", lite_run[0], table, *plan, 100, code=1)
     assert "has units of 200 rows, which stay as they are, got --unit-rows 100" in printed
-    joined = tmp_path / "out/joined.csv"
-    assert "must not be in the folder of the plan" in call("join", tmp_path / "out", "--out", joined, code=1)
+    for path in (tmp_path / "out/joined.csv", table):
+        assert "must not be the table, or in the folder" in call("join", tmp_path / "out", "--out", path, code=1)
     (tmp_path / "done.csv").touch()
     assert "is finished: nothing of it is under way" in call("status", tmp_path / "done.csv")
 
