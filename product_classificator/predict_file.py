@@ -132,9 +132,7 @@ def predict_to_file(
             another process is writing the file.
         ArtifactError: `min_precision` is given, but the heads have no thresholds.
     """
-    out = as_path(out)
-    if out.suffix.lower() not in FORMATS:
-        raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {out.name}")
+    check_file(out := as_path(out), len(catalog))
     work = predicting(classificator, catalog, options, store)
     return predict_with(LocalRunner(on_chunk=on_chunk), work, out, rows=CHUNK_PRODUCTS)
 
@@ -153,11 +151,10 @@ def predict_with(
     Errors as in `predict_to_file`; an `ArtifactError` lists the units that could not be done.
     """
     out, catalog = as_path(out), work.catalog
-    is_file = out.suffix.lower() in FORMATS
-    check_output(catalog, out, is_file=is_file)
-    storage = Storage(parts_folder(out))
+    check_output(catalog, out)
+    storage = Storage(folder := parts_folder(out))
     with running(storage, work, runner, recipe=recipe, rows=rows, on_rows=on_rows) as (plan, resumed):
-        if is_file:
+        if folder != out:
             totals = join_parts(plan, out, bom=work.options.bom)
             storage.clear()
         else:
@@ -172,9 +169,9 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(out.name + ".parts") if out.suffix.lower() in FORMATS else out
 
 
-def check_output(catalog: Catalog, out: Path, *, is_file: bool) -> None:
+def check_output(catalog: Catalog, out: Path) -> None:
     """Raise `DataError` if predictions of a catalog cannot be written there."""
-    if is_file:
+    if parts_folder(out) != out:
         check_file(out, len(catalog))
     catalog.check_output(out)
     if catalog.images and catalog.images.path == out.resolve():
@@ -183,6 +180,8 @@ def check_output(catalog: Catalog, out: Path, *, is_file: bool) -> None:
 
 def check_file(out: Path, n_rows: int) -> None:
     """Raise `DataError` if so many rows cannot be written to a file."""
+    if out.suffix.lower() not in FORMATS:
+        raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {out.name}")
     if out.suffix.lower() == ".xlsx" and not find_spec("openpyxl"):
         raise MissingExtraError("writing .xlsx", "excel")
     if out.suffix.lower() == ".xlsx" and n_rows > _MAX_EXCEL_ROWS:

@@ -30,7 +30,7 @@ from product_classificator.catalog.lookup import EXTENSIONS, ImageIndex, parts_o
 from product_classificator.catalog.photo import MAX_PIXELS, Channels, PhotoError, Size, decode_image
 from product_classificator.errors import DataError, MissingExtraError, nearest
 from product_classificator.remote.archives import files_of, read_file, read_member, shards_of
-from product_classificator.remote.paths import UrlPath, as_path, file_infos, identity, open_file_system
+from product_classificator.remote.paths import UrlPath, as_path, file_infos, identity, open_input
 
 logger = logging.getLogger(__name__)
 
@@ -249,8 +249,7 @@ class _Zip(ImageSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            system, location = open_file_system(self.path)
-            self._file = system.open_input_file(location)
+            self._file = open_input(self.path)
             self._zip, self.readers = zipfile.ZipFile(self._file), _REMOTE_READERS * isinstance(self.path, UrlPath)
         except Exception as error:  # damaged directories raise many kinds
             hint = f"is neither, or its directory is damaged ({error}): unpack it with another program, name the folder"

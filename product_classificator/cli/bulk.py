@@ -89,7 +89,7 @@ def predict_in_units(
     if runner:
         with _bar(len(catalog)) as on_rows:
             return predict_with(runner, work, out, recipe=recipe, rows=rows, on_rows=on_rows)
-    check_output(catalog, out, is_file=False)
+    check_output(catalog, out)
     with single_driver(storage):
         plan = make_plan(storage, catalog.table, work.facts, rows, asdict(recipe))
     console.log.print(f"{plan.n_units} units of {plan.n_rows} rows in all: do each, then join them")
@@ -134,7 +134,7 @@ def run_one(plan: Plan, number: int) -> Unit:
     """Do a unit of a plan with nothing but what the plan says; an `ArtifactError` says why it failed."""
     unit = plan.unit(number)
     if not plan.recipe:
-        raise ArtifactError(f"{plan.storage} can be gone on with only by the call that began it")
+        raise ArtifactError(f"{plan.storage} can be continued only by the call that began it")
     units = Units(plan, Recipe(**plan.recipe))
     if failure := units.open():
         raise ArtifactError(failure.message)
@@ -145,14 +145,10 @@ def run_one(plan: Plan, number: int) -> Unit:
     return unit
 
 
-def _open_plan(folder: Path) -> Plan:
-    """Open the plan of a folder, of a store, or of a file that is not finished."""
-    return Plan.open(Storage(next((path for path in _unfinished(folder) if path.is_dir()), folder)))
-
-
-def _unfinished(folder: Path) -> tuple[Path, Path]:
-    folder = folder.absolute()
-    return folder / "units.parts", folder.with_name(folder.name + ".parts")
+def _plan_folder(out: Path) -> Path:
+    """Return the folder of the plan of an output, which may be a store or a file that is not finished."""
+    folders = out / "units.parts", out.with_name(out.name + ".parts")
+    return next((folder for folder in folders if folder.is_dir()), out)
 
 
 def progress(plan: Plan) -> Mapping[str, Any]:
@@ -173,11 +169,11 @@ def progress(plan: Plan) -> Mapping[str, Any]:
 
 def status(options: Status) -> None:
     """Print how far a plan is."""
-    is_there = options.folder.is_file() or (options.folder / "store.json").is_file()
-    if is_there and not any(path.is_dir() for path in _unfinished(options.folder)):
+    out = options.folder.absolute()
+    if (folder := _plan_folder(out)) == out and (out.is_file() or (out / "store.json").is_file()):
         console.out.print(f"{options.folder} is finished: nothing of it is under way")
         return
-    plan = _open_plan(options.folder)
+    plan = Plan.open(Storage(folder))
     now = progress(plan)
     counts = f"{now['running']} running, {len(now['quarantined'])} in quarantine"
     console.out.print(f"{now['units']} of {plan.n_units} units done, {counts}")
@@ -189,9 +185,7 @@ def status(options: Status) -> None:
 
 def join(options: Join) -> None:
     """Check all parts, write `_SUCCESS.json`, and join the parts to a file."""
-    plan = _open_plan(options.folder)
-    if options.out and options.out.suffix.lower() not in FORMATS:
-        raise DataError(f"predictions are written as {', '.join(FORMATS)}, got {options.out.name}")
+    plan = Plan.open(Storage(_plan_folder(options.folder.absolute())))
     if options.out:
         check_file(options.out, plan.n_rows)
         taken = [plan.storage.path, *map(as_path, (plan.recipe or {}).get("sources", ()))]

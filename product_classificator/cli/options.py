@@ -183,7 +183,7 @@ class Predict(OnRun):
     run: Annotated[Path | None, place("Folder or URL of a training run.")] = None  # type: ignore[assignment]
     table: Annotated[Path | None, place("Table, as for `evaluate`.")] = None  # type: ignore[assignment]
     _: KW_ONLY
-    out: Annotated[Path | None, place("File to write: .parquet, .csv, .jsonl or .xlsx; or a folder of parts.")] = None
+    out: Annotated[Path | None, place("File: .parquet, .csv, .jsonl or .xlsx; with --cluster also a folder.")] = None
     plan: Annotated[Path | None, place("Do one unit of the plan in this folder, without RUN and TABLE.")] = None
     unit: Annotated[int | None, doc("Its number, from 0.")] = None
     plan_only: Annotated[bool, doc("Only write the plan, into the folder OUT.")] = False

@@ -155,7 +155,7 @@ class Driver:
             self._begin(self._free.pop(), unit)
 
     def _collect(self, on_unit: OnUnit) -> None:
-        """Wait a little for something to happen, and see to it."""
+        """Wait briefly for outcomes and deadlines, and handle them."""
         if not self._running:
             time.sleep(min(self._retry_s, 1.0))
         done, _ = wait(self._running, 1.0, FIRST_COMPLETED)
@@ -187,7 +187,7 @@ class Driver:
             self._bury(number, unit, f"it took longer than its deadline of {deadline_s:g} s")
 
     def _bury(self, number: int, unit: Unit | None, message: str) -> None:
-        """Replace a dead worker, unless one after the other dies at its start."""
+        """Replace a dead worker, unless workers keep dying at the start."""
         self._workers.pop(number).kill()
         self._deaths_at_start = 0 if unit else self._deaths_at_start + 1
         if self._deaths_at_start < _MAX_DEATHS_AT_START:

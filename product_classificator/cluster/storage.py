@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pyarrow import fs
 
 from product_classificator.errors import DataError
-from product_classificator.remote.paths import UrlPath, as_path, open_file_system, write_bytes
+from product_classificator.remote.paths import UrlPath, as_path, open_file_system, open_input, write_bytes
 
 DRIVER, CLOCK = "_driver.json", "_clock.json"
 LEASE_SECONDS = 60.0
@@ -42,13 +42,11 @@ class Storage:
 
     def open(self, name: str) -> Any:
         """Open a file to be read in any order; `FileNotFoundError` if there is none."""
-        system, location = self._find(name)
-        return system.open_input_file(location)
+        return open_input(self.path / name)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all: renamed on a disk, one PUT elsewhere."""
-        if self.is_local:
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(self.path / name, data)
 
     def list(self, folder: str = "") -> dict[str, fs.FileInfo]:

@@ -1,1 +1,1 @@
-"""Files of other people's servers, fetched without trusting them."""
+"""Files at URLs: object stores are read and written like disks, photos are fetched from untrusted servers."""

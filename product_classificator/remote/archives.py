@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from product_classificator.errors import DataError
-from product_classificator.remote.paths import as_path, open_file_system
+from product_classificator.remote.paths import as_path, open_input
 
 _OPEN_SHARDS = 128  # there may be thousands, and systems allow 256 open files
 _ZIP_HEADER_BYTES, _ZIP_EXTRA_BYTES = 30, 128  # the extra field may be longer before a member than in the directory
@@ -26,7 +26,7 @@ def files_of(path: Path) -> Iterator[tuple[str, Callable[[int], bytes]]]:
     """
     if path.suffix != ".tar":
         yield from ((file.relative_to(path).as_posix(), partial(read_file, file)) for file in path.rglob("*"))
-    opened = lru_cache(_OPEN_SHARDS)(_open)  # what it drops is closed when nobody reads it any more
+    opened = lru_cache(_OPEN_SHARDS)(open_input)  # what it drops is closed when nobody reads it any more
     for shard in shards_of(path):
         headers = BufferedReader(opened(shard), 1 << 20)
         try:
@@ -51,11 +51,6 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     """Read at most so many bytes of a file."""
     with path.open("rb") as file:
         return file.read(max_bytes)
-
-
-def _open(path: Path) -> Any:
-    system, location = open_file_system(path)
-    return system.open_input_file(location)
 
 
 def _read_at(opened: Callable[[Path], Any], shard: Path, start: int, size_bytes: int, max_bytes: int) -> Any:

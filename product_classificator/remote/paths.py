@@ -56,9 +56,8 @@ class UrlPath(type(Path())):  # type: ignore[misc] # Python 3.11 has no other wa
         """Do nothing: a folder is there when a file is in it."""
 
     def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
-        system, location = open_file_system(self)
         with _explained(self):
-            return system.open_input_file(location)
+            return open_input(self)
 
     def iterdir(self) -> Iterator["UrlPath"]:
         return self.glob("*")
@@ -109,6 +108,12 @@ def open_file_system(path: str | Path) -> tuple[Any, str]:
     if path.parts[:2] not in _FILE_SYSTEMS:
         _FILE_SYSTEMS[path.parts[:2]] = _connect(path)
     return _FILE_SYSTEMS[path.parts[:2]], "/".join(path.parts[1:])
+
+
+def open_input(path: str | Path) -> Any:
+    """Return the `pyarrow.NativeFile` of a path or URL, to be read in any order; errors are those of its kind."""
+    system, location = open_file_system(path)
+    return system.open_input_file(location)
 
 
 def has_secrets(path: Path) -> bool:
@@ -239,20 +244,12 @@ def _connect(path: UrlPath, user: str = "", query: str = "") -> Any:
             from obstore.fsspec import register  # an extra
 
             register(scheme)
-        return fs.PyFileSystem(_handler(filesystem(scheme)))
-
-
-def _handler(system: Any) -> Any:
-    """Return the handler of an fsspec file system for pyarrow, which knows only one of the names of a time."""
-    from pyarrow import fs  # as above
-
-    class Handler(fs.FSSpecHandler):  # type: ignore[misc]
-        @staticmethod
-        def _create_file_info(path: str, info: dict[str, Any]) -> Any:
-            time = info.get("mtime") or info.get("last_modified") or info.get("created")
-            return fs.FSSpecHandler._create_file_info(path, {**info, "mtime": time})
-
-    return Handler(system)
+        handler = fs.FSSpecHandler(filesystem(scheme))
+        describe, names = handler._create_file_info, ("mtime", "last_modified", "created")
+        handler._create_file_info = lambda path, info: describe(
+            path, {**info, "mtime": next(filter(None, map(info.get, names)), None)}
+        )
+        return fs.PyFileSystem(handler)
 
 
 @contextmanager

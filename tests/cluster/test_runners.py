@@ -130,8 +130,8 @@ def test_a_table_in_memory_cannot_be_opened_by_others(bundle, notes, tmp_path):
         Recipe.of(catalog, {}, None, None)
 
 
-def test_a_plan_without_a_recipe_is_gone_on_with_by_who_made_it(plan):
-    with pytest.raises(ArtifactError, match="can be gone on with only by the call that began it"):
+def test_a_plan_without_a_recipe_is_continued_only_by_who_made_it(plan):
+    with pytest.raises(ArtifactError, match="can be continued only by the call that began it"):
         run_one(plan, 0)
 
 
