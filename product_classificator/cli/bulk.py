@@ -61,9 +61,7 @@ def _capped(workers: int, share: float, n_gpus: int) -> int:
         rule = f"workers with {share:g} GPUs each need as many"
         raise DataError(f"{rule}, {n_gpus} are visible: name fewer, or those there are (CUDA_VISIBLE_DEVICES)")
     if room < workers:
-        console.log.print(
-            f"{n_gpus} GPUs have room for {room} workers with {share:g} each, not {workers}", style="yellow"
-        )
+        console.log.print(f"{n_gpus} GPUs have room for {room} workers, not for {workers}", style="yellow")
     return min(room, workers)
 
 

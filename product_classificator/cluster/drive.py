@@ -5,7 +5,7 @@ import heapq
 import logging
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
@@ -79,8 +79,7 @@ class Units:
     def run(self, unit: Unit) -> Failure | None:
         """Do a unit, and return why that failed."""
         try:
-            for _ in run_units(self._plan, self._work, self._reader, [unit], feed=self._feed):
-                pass
+            deque(run_units(self._plan, self._work, self._reader, [unit], feed=self._feed), 0)
         except Exception as error:
             self._reader = Reader(self._work.catalog)
             return Failure.of(error)
