@@ -19,12 +19,9 @@ _MIN_SIMILARITY, _MAX_OFFERED = 0.6, 9
 class Choices:
     """The labels of a bundle and of the table, where those are too rare to be learned, and which suit each other."""
 
-    def __init__(self, bundle: HeadBundle, of_table: Mapping[str, Sequence[Labels]] | None = None) -> None:
+    def __init__(self, bundle: HeadBundle, of_table: Mapping[str, Sequence[str]] | None = None) -> None:
         self._bundle, of_table = bundle, of_table or {}
-        self._labels: dict[str, list[str]] = {}
-        for name in bundle.labels:
-            rare = (label for labels in of_table.get(name, ()) for label in as_list(labels))
-            self._labels[name] = [*dict.fromkeys([*bundle[name].labels, *rare])]
+        self._labels = {n: [*dict.fromkeys([*bundle[n].labels, *of_table.get(n, ())])] for n in bundle.labels}
         self._above: Mapping[str, Refinement] = {refinement.child: refinement for refinement in bundle.hierarchy}
 
     def allowed(self, name: str, values: Values) -> list[str]:
@@ -95,7 +92,7 @@ class Choices:
 
 def as_list(label: Labels) -> list[str]:
     """Return the label or labels as a list, empty for none."""
-    return [] if label is None else [label] if isinstance(label, str) else label
+    return label if isinstance(label, list) else [] if label is None else [label]
 
 
 def _similarity(query: str, label: str) -> float:

@@ -66,7 +66,7 @@ def _of(products: Products, queue: Queue, answers: Sequence[Any], name: str, tar
     """
     corrections = [answer for answer in answers if answer["label"] is not None]
     column = products[name]
-    auto, has_label, is_right = column.auto, column.table >= 0, column.agrees.copy()
+    auto, has_label, is_right = column.auto, column.has_label, column.agrees.copy()
     is_known = auto & has_label
     rows = products.rows_of([answer["product"] for answer in corrections]).tolist()
     for row, answer in zip(rows, corrections, strict=True):

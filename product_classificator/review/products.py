@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,10 +27,9 @@ from product_classificator.heads import HeadBundle
 from product_classificator.review.settings import ReviewSettings
 from product_classificator.review.suggestions import Suggested, from_file, from_run
 from product_classificator.runs import Run
-from product_classificator.types import Bools, Floats, Rows
+from product_classificator.types import Bools, Floats, Rows, Strings, is_multi_label, iter_labels
 
-_READ_ROWS, _MAX_SAME_TEXT, _MIN_WORDS = 16_384, 20, 8
-Int32: TypeAlias = npt.NDArray[np.int32]
+_READ_ROWS, _MAX_SAME_TEXT, _MIN_WORDS, _LABEL = 16_384, 20, 8, "label."
 Labels: TypeAlias = str | list[str] | None
 """One label, the sorted labels of a multi-label characteristic, or none that is known."""
 
@@ -41,19 +39,19 @@ class Column(Suggested):
     """What is known of one characteristic of n products.
 
     Attributes:
-        table: (n,) numbers of the labels in the table (`Products.table_labels`), -1 where it has none.
+        has_label: (n,) whether the table has a label.
         agrees: (n,) whether the table has the predicted label.
         doubt: (n,) how much is gained by a decision, about 0..1.
     """
 
-    table: Int32
+    has_label: Bools
     agrees: Bools
     doubt: Floats
 
     @property
     def is_asked(self) -> Bools:
         """(n,) which labels are in doubt: not what the table says or, without a label there, not accepted."""
-        return (self.top[:, 0] >= 0) & np.where(self.table >= 0, ~self.agrees, ~self.auto)
+        return (self.top[:, 0] >= 0) & np.where(self.has_label, ~self.agrees, ~self.auto)
 
 
 class Products:
@@ -62,6 +60,7 @@ class Products:
     Attributes:
         names: the characteristics that are reviewed.
         labels: characteristic -> labels of the heads.
+        shown: id, text and photo (as the table names or holds it), and labels of the table.
         table_labels: characteristic -> labels of the table.
         group, value, lot: (n,) group of near-duplicates, how much a product matters, and a number by its id.
         findings: kind of finding -> rows, the worst first.
@@ -74,7 +73,7 @@ class Products:
             arrays = dict(file)
         self.names: tuple[str, ...] = tuple(facts["names"])
         self.bundle, self.labels = bundle, {name: bundle[name].labels for name in self.names}
-        self.table_labels: dict[str, list[Labels]] = facts["table_labels"]
+        self.table_labels: dict[str, list[str]] = facts["table_labels"]
         self._columns = {
             name: Column(*(arrays[f"{index}.{field.name}"] for field in fields(Column)))
             for index, name in enumerate(self.names)
@@ -114,7 +113,7 @@ class Products:
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
 
     def facts(self, row: int) -> dict[str, Any]:
-        """Return id, text and photo (as the table names or holds it) of a product."""
+        """Return what is shown of a product."""
         values: dict[str, Any] = self.shown.slice(row, 1).to_pylist()[0]
         return values
 
@@ -124,8 +123,8 @@ class Products:
 
     def table_label(self, name: str, row: int) -> Labels:
         """Return what the table says."""
-        number = self[name].table[row]
-        return None if number < 0 else self.table_labels[name][number]
+        label: Labels = self.shown[_LABEL + name][row].as_py() if name in self.table_labels else None
+        return label
 
     def top(self, name: str, row: int) -> list[tuple[str, float]]:
         """Return the first labels of a product with their probabilities."""
@@ -183,29 +182,31 @@ def _make(run: Run, catalog: Catalog, settings: ReviewSettings, folder: Path) ->
     if settings.value is not None:
         cells = pc.cast(pa.array(catalog.column(settings.value), pa.string()), pa.float32(), safe=False)
         arrays["value"] = np.nan_to_num(cells.to_numpy(zero_copy_only=False)).clip(0)
-    table_labels = {}
+    truth = catalog.truth()
     for index, (name, of_name) in enumerate(suggested.items()):
-        labels = catalog.truth().get(name, [None] * len(ids))
-        numbers = {label: number for number, label in enumerate(dict.fromkeys(x for x in labels if x is not None))}
-        table = np.fromiter((numbers.get(label, -1) for label in labels), np.int32, len(ids))
-        table_labels[name] = [sorted(label) if isinstance(label, frozenset) else label for label in numbers]
-        column = Column(*vars(of_name).values(), table, *_compare(of_name, bundle[name].labels, [*numbers], table))
+        column = _compared(of_name, bundle[name].labels, truth.get(name, np.full(len(ids), None)))
         arrays |= {f"{index}.{kind}": array for kind, array in vars(column).items()}
     with replacing(folder / "columns.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
+    table_labels = {name: [*dict.fromkeys(iter_labels(labels))] for name, labels in truth.items()}
     return {"names": [*suggested], "table_labels": table_labels, "findings": [*findings]}
 
 
 def _write_shown(catalog: Catalog, path: Path) -> tuple[pa.Array, Rows]:
-    """Write id, text and photo of every product; return the ids, and numbers that are equal for equal long texts."""
-    ids, keys, writer = [], list[int](), None
+    """Write what is shown of every product; return the ids, and numbers that are equal for equal long texts."""
+    ids, keys, writer, photo = [], list[int](), None, catalog.columns.photo
     with replacing(path) as temporary:
         for batch in catalog.rows(_READ_ROWS):
-            texts, photo = catalog.texts_of(batch), catalog.columns.photo
-            photos = batch.column(photo) if photo else pa.nulls(len(batch), pa.string())
+            texts, rows = catalog.texts_of(batch), slice(len(keys), len(keys) + len(batch))
             ids.append(pa.array(ids_of(batch.column(catalog.columns.id)), pa.string()))
             keys += [hash(tuple(words)) if len(words := text.split()) >= _MIN_WORDS else 0 for text in texts]
-            part = pa.record_batch({"id": ids[-1], "text": pa.array(texts, pa.string()), "photo": photos})
+            photos = batch.column(photo) if photo else pa.nulls(len(batch), pa.string())
+            columns = {"id": ids[-1], "text": pa.array(texts, pa.string()), "photo": photos}
+            for name, labels in catalog.truth().items():
+                plain = [sorted(label) if isinstance(label, frozenset) else label for label in labels[rows]]
+                is_set = name in catalog.columns.multi_label
+                columns[_LABEL + name] = pa.array(plain, pa.list_(pa.string()) if is_set else pa.string())
+            part = pa.record_batch(columns)
             writer = writer or pa.ipc.new_file(str(temporary), part.schema)
             writer.write_batch(part)
         if writer is None:
@@ -225,30 +226,31 @@ def _groups(run: Run, ids: pa.Array, text_groups: Rows) -> Rows:
     return np.unique(of_run["group"].to_numpy(), return_inverse=True)[1].astype(np.int32)
 
 
-def _compare(
-    of_name: Suggested, labels: tuple[str, ...], codes: list[Any], table: npt.NDArray[np.int32]
-) -> tuple[Bools, Floats]:
-    """Return (n,) whether the predicted labels are those of the table, and how doubtful a label is.
+def _compared(of_name: Suggested, labels: tuple[str, ...], truth: Strings) -> Column:
+    """Compare suggestions with (n,) labels of the table.
 
-    With a label in the table: how probable it is that this is wrong. Else how probable it is that the first label is
-    wrong, times how rare the labels are that it may have: `benchmarks/active_learning.py`, docs/design/decisions.md.
+    Doubt: with a label in the table, how probable it is that this is wrong. Else how probable it is that the first
+    label is wrong, times how rare the labels are that it may have: `benchmarks/active_learning.py`, and
+    docs/design/decisions.md.
     """
-    ids, share = {label: i for i, label in enumerate(labels)}, of_name.share.astype(np.float32)
-    if any(isinstance(code, frozenset) for code in codes):
-        sets = [frozenset(ids.get(label, -1) for label in code) for code in codes]
-        rows = zip(table.tolist(), of_name.top.tolist(), of_name.n_predicted.tolist(), strict=True)
-        agrees = np.array([code >= 0 and sets[code] == frozenset(top[:k]) for code, top, k in rows], dtype=bool)
+    top, share = of_name.top, of_name.share.astype(np.float32)
+    has_label = np.array([label is not None for label in truth], dtype=bool)
+    if is_multi_label(truth):
+        ids = {label: i for i, label in enumerate(labels)}
+        sets = (label and {ids.get(one, -1) for one in label} for label in truth)
+        rows = zip(sets, top.tolist(), of_name.n_predicted.tolist(), strict=True)
+        agrees = has_label & np.array([{*first[:k]} == (label or set()) for label, first, k in rows], dtype=bool)
         confidence = np.where(np.arange(share.shape[1]) < of_name.n_predicted[:, None], share, 1 - share).prod(1)
         of_table, of_first = np.where(agrees, confidence, 0), 1 - confidence
     else:
-        of_code = np.array([*(ids.get(code, -1) for code in codes), -1])[table]
-        is_same = (of_name.top == of_code[:, None]) & (of_code >= 0)[:, None]
+        label_ids = pc.index_in(pa.array(truth, pa.string()), value_set=pa.array(labels)).fill_null(-1).to_numpy()
+        is_same = (top == label_ids[:, None]) & (label_ids >= 0)[:, None]
         agrees, of_table = is_same[:, 0], np.where(is_same, share, 0).sum(1)
-        known = of_code[of_code >= 0] if (of_code >= 0).any() else of_name.top[:, 0][of_name.top[:, 0] >= 0]
+        known = label_ids[label_ids >= 0] if (label_ids >= 0).any() else top[:, 0][top[:, 0] >= 0]
         rarity = 1 / np.sqrt(np.bincount(known, minlength=len(labels)) + 1)
-        of_first = (1 - share[:, 0]) * (share * rarity[of_name.top]).sum(1) / rarity.mean()
-    doubt = np.where(table >= 0, 1 - of_table, of_first) * (of_name.top[:, 0] >= 0)
-    return agrees, doubt.astype(np.float32)
+        of_first = (1 - share[:, 0]) * (share * rarity[top]).sum(1) / rarity.mean()
+    doubt = np.where(has_label, 1 - of_table, of_first) * (top[:, 0] >= 0)
+    return Column(*vars(of_name).values(), has_label, agrees, doubt.astype(np.float32))
 
 
 def _findings(path: Path, ids: pa.Array) -> dict[str, Rows]:
@@ -256,9 +258,8 @@ def _findings(path: Path, ids: pa.Array) -> dict[str, Rows]:
         table = pq.read_table(path, columns=["id", "kind", "characteristic"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"findings are the audit.parquet of an audit, {path} cannot be read: {error}") from error
-    of_kind: dict[str, list[int]] = {}
-    rows = pc.index_in(table["id"].combine_chunks(), value_set=ids).fill_null(-1).to_pylist()
-    for row, kind, name in zip(rows, table["kind"].to_pylist(), table["characteristic"].to_pylist(), strict=True):
-        if row >= 0:
-            of_kind.setdefault(f"{kind}: {name}" if name else kind, []).append(row)
-    return {kind: np.array([*dict.fromkeys(rows)], np.int32) for kind, rows in of_kind.items()}
+    rows = pc.index_in(table["id"].combine_chunks(), value_set=ids).fill_null(-1).to_numpy()
+    pairs = zip(table["kind"].to_pylist(), table["characteristic"].to_pylist(), strict=True)
+    kinds = np.array([f"{kind}: {name}" if name else kind for kind, name in pairs], object)
+    of_kind = {kind: rows[(kinds == kind) & (rows >= 0)].tolist() for kind in dict.fromkeys(kinds)}
+    return {kind: np.array([*dict.fromkeys(rows)], np.int32) for kind, rows in of_kind.items() if rows}

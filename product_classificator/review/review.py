@@ -58,7 +58,7 @@ class Review:
 
     def _open(self) -> None:
         self.products = open_products(self.run, self.catalog, self.settings, self.folder)
-        self.retraining.is_possible = any((self.products[name].table >= 0).any() for name in self.products.names)
+        self.retraining.is_possible = any(self.products.table_labels.values())
         self.queue = Queue(self.products, self.history, self.settings.second_share)
         self.choices = self.queue.choices
         self.showing = Showing(self.products, self.catalog, self.run.folder)

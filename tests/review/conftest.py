@@ -25,8 +25,8 @@ def open_review(tiny_training, shop_files, unlabelled, tmp_path):
     """Opens a review of the shop: `open_review(labelled=False, folder="review", **settings)`."""
     opened = []
 
-    def start(*, labelled=False, folder="review", command=(), **settings):
-        catalog = read_catalog(shop_files[0] if labelled else unlabelled, shop_files[1], **COLUMNS)
+    def start(*, labelled=False, table=None, folder="review", command=(), **settings):
+        catalog = read_catalog(table or (shop_files[0] if labelled else unlabelled), shop_files[1], **COLUMNS)
         settings = ReviewSettings(**{"second_share": 0.0, "min_precision": 0.999, **settings})
         opened.append(Review(tiny_training.run, catalog, tmp_path / folder, settings, command))
         return opened[-1]

@@ -23,7 +23,7 @@ def test_the_promise_is_kept_where_the_table_confirms_what_is_accepted(open_revi
     review = open_review(labelled=True, min_precision=0.5)
     before = progress(review)
     kinds = next(row for row in before["rows"] if row["name"] == "kind")
-    is_known = review.products["kind"].auto & (review.products["kind"].table >= 0)
+    is_known = review.products["kind"].auto & review.products["kind"].has_label
     assert kinds["known"] == is_known.sum()
     assert kinds["precision"] == pytest.approx(review.products["kind"].agrees[is_known].mean())
     assert kinds["is_kept"] == (kinds["lowest"] >= 0.5)

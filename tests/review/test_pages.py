@@ -9,7 +9,6 @@ from fastapi.testclient import TestClient
 from product_classificator.errors import DataError
 from product_classificator.review import pages
 from product_classificator.review.app import create_app
-from product_classificator.review.choices import Choices
 from product_classificator.review.settings import ReviewSettings
 from product_classificator.serving.keys import add_key, remove_key
 from tests.review.conftest import Browser, fields_of
@@ -130,10 +129,11 @@ def test_a_product_that_is_opened_again_shows_ones_own_answer_and_to_others_noth
     assert "Anna says" not in Browser(review, "Boris").get(f"/?row={row}").text
 
 
-def test_a_label_that_only_the_table_has_can_be_picked(browser, review):
-    review.products.table_labels["kind"] = ["scarf"]
-    review.products["kind"].table[int(browser.fields["row"])] = 0
-    review.choices = Choices(review.products.bundle, review.products.table_labels)
+def test_a_label_that_only_the_table_has_can_be_picked(shop_files, open_review, tmp_path):
+    pd = pytest.importorskip("pandas")
+    path = tmp_path / "products.parquet"
+    pd.read_parquet(shop_files[0]).assign(kind="scarf").to_parquet(path)
+    browser = Browser(open_review(table=path))
     part = browser.submit("/pick", pick=json.dumps({"name": "kind", "label": "scarf"})).text
     assert fields_of(part)["v:kind"] == '"scarf"'
     assert "data-table" in part

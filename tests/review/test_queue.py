@@ -33,8 +33,8 @@ def test_what_the_table_contradicts_is_asked_and_what_it_confirms_is_not(open_re
     review = open_review(labelled=True)
     products = review.products
     rows = set(review.queue.take(View(characteristic="kind"), "Anna", len(products)))
-    contradicted = (products["kind"].table >= 0) & ~products["kind"].agrees
-    unlabelled = (products["kind"].table < 0) & ~products["kind"].auto
+    contradicted = products["kind"].has_label & ~products["kind"].agrees
+    unlabelled = ~products["kind"].has_label & ~products["kind"].auto
     expected = np.flatnonzero((contradicted | unlabelled) & (products["kind"].top[:, 0] >= 0))
     assert rows == set(expected.tolist())
 
