@@ -36,6 +36,9 @@ class Access:
         folder: of the review; keeps the secret that signs cookies, which only its owner may read.
         keys: file of API keys: every person has one, and is called by its name. `None`: one token for all, who
             give their names.
+
+    Attributes:
+        token: "" if people have keys.
     """
 
     def __init__(self, folder: Path, keys: Path | None = None) -> None:
@@ -49,11 +52,6 @@ class Access:
 
     def _sign(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(), sha256).hexdigest()
-
-    @property
-    def has_names(self) -> bool:
-        """Whether people are called by their keys."""
-        return self._keys is not None
 
     def enter(self, secret: str, name: str) -> str:
         """Return the cookie of a new session; a wrong secret or an empty name is refused (401, 422)."""

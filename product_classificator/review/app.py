@@ -105,7 +105,7 @@ def _page(request: Request, template: str, **values: Any) -> HTMLResponse:
 def _add_sessions(app: FastAPI, review: Review) -> None:
     @app.get("/login")
     def ask(request: Request) -> Response:
-        return _page(request, "login.html", has_names=review.access.has_names, problem="")
+        return _page(request, "login.html", has_names=not review.access.token, problem="")
 
     @app.post("/login")
     def enter(request: Request, form: Form) -> Response:
@@ -113,7 +113,7 @@ def _add_sessions(app: FastAPI, review: Review) -> None:
         try:
             cookie = review.access.enter(str(form.get("secret", "")), str(form.get("name", "")))
         except RefusedError as refusal:
-            return _page(request, "login.html", has_names=review.access.has_names, problem=refusal.detail)
+            return _page(request, "login.html", has_names=not review.access.token, problem=refusal.detail)
         response, is_secure = RedirectResponse("/", 303), request.url.scheme == "https"
         response.set_cookie(cookie_name(request), cookie, httponly=True, samesite="strict", secure=is_secure)
         return response
@@ -131,10 +131,6 @@ def _add_sessions(app: FastAPI, review: Review) -> None:
         if name not in _STATIC:
             raise HTTPException(404, "there is no such page")
         return Response((pages.PAGE / name).read_bytes(), 200, {"Cache-Control": "max-age=86400"}, _STATIC[name])
-
-
-def _view(review: Review, values: Mapping[str, Any]) -> View:
-    return View.of({name: str(value) for name, value in values.items()}, review.products)
 
 
 def _field(form: FormData, name: str, read: Callable[[str], Any] = str) -> Any:
@@ -180,18 +176,18 @@ def _values(review: Review, form: FormData) -> tuple[Values, list[str], list[str
     return values, questions, touched
 
 
-def _sent(review: Review, form: FormData) -> tuple[str, float]:
-    """Return the token of a form of these products, and for how many seconds it was shown."""
+def _sent(review: Review, form: FormData) -> tuple[View, str, float]:
+    """Return the view and the token of a form of these products, and for how many seconds it was shown."""
     if form.get("products") != review.products.key:
         raise RefusedError(409, "stale")
     seconds = time.time() - _field(form, "shown", float)
-    return _field(form, "token")[:64], min(max(seconds, 0.0), _MAX_SECONDS)
+    return View.of(form, review.products), _field(form, "token")[:64], min(max(seconds, 0.0), _MAX_SECONDS)
 
 
 def _add_products(app: FastAPI, review: Review) -> None:
     @app.get("/")
     def work(request: Request, session: Person) -> Response:
-        view, query, queue = _view(review, request.query_params), request.query_params, review.queue
+        view, query, queue = View.of(request.query_params, review.products), request.query_params, review.queue
         row, kind = _row(review, query["row"]) if "row" in query else None, "resolve" if "resolve" in query else ""
         part = Markup(bytes(_product(request, view, session, "", row, kind).body).decode())  # noqa: S704 - escaped
         counts = {
@@ -216,12 +212,6 @@ def _add_products(app: FastAPI, review: Review) -> None:
         return Response(data, 200, {"Cache-Control": "private, max-age=3600"}, "image/jpeg")
 
 
-def _name(review: Review, value: object) -> str:
-    if value not in review.products.names:
-        raise RefusedError(422, "forged")
-    return str(value)
-
-
 def _answer(request: Request, form: FormData, view: View, row: int) -> tuple[Kind, list[Decision]]:
     """Return the kind of an answer, and what it decides."""
     review: Review = request.app.state.review
@@ -240,15 +230,15 @@ def _answer(request: Request, form: FormData, view: View, row: int) -> tuple[Kin
 def _add_changes(app: FastAPI, review: Review) -> None:
     @app.post("/labels")
     def labels(request: Request, _: Changer, form: Form) -> Response:
-        name = _name(review, form.get("active"))
-        found = review.choices.search(name, str(form.get("query", ""))[:100], _values(review, form)[0])
+        name, (values, _, _) = _field(form, "active"), _values(review, form)
+        found = review.choices.search(name, str(form.get("query", ""))[:100], values)
         return _page(request, "labels.html", found=found, name=name)
 
     @app.post("/pick")
     def pick(request: Request, _: Changer, form: Form) -> Response:
         values, questions, touched = _values(review, form)
         row, chosen = _row(review, _field(form, "row")), _field(form, "pick", json.loads)
-        name = _name(review, chosen["name"])
+        name = str(chosen["name"])
         tops = {one: review.products.top(one, row) for one in review.products.names}
         picked = review.choices.pick(values, name, chosen["label"], tops)
         changed = [one for one in picked if picked[one] != values.get(one) and one != name]
@@ -259,15 +249,14 @@ def _add_changes(app: FastAPI, review: Review) -> None:
 
     @app.post("/decide")
     def decide(request: Request, session: Changer, form: Form) -> Response:
-        view, row, (token, seconds) = _view(review, form), _row(review, _field(form, "row")), _sent(review, form)
+        (view, token, seconds), row = _sent(review, form), _row(review, _field(form, "row"))
         if _field(form, "do") == "undo":
             rows = review.queue.undo(token, session.person)
             said = "undone" if rows else "nothing_to_undo"
             return _product(request, view, session, said, rows[0] if rows else None)
+        kind, decisions = _field(form, "do"), [Decision(review.products.id(row))]
         said = _field(form, "do", _DONE.__getitem__)
-        kind: Kind = "skip" if said == "skipped" else "bad_photo"
-        decisions = [Decision(review.products.id(row))]
-        if said == "saved":
+        if kind == "accept":
             kind, decisions = _answer(request, form, view, row)
         review.queue.act(kind, token, session.person, decisions, seconds)
         return _product(request, view, session, said)
@@ -283,11 +272,11 @@ def _add_grid(app: FastAPI, review: Review) -> None:
 
     @app.get("/grid")
     def grid(request: Request, session: Person) -> Response:
-        return _page(request, "grid.html", **shown(_view(review, request.query_params), session))
+        return _page(request, "grid.html", **shown(View.of(request.query_params, review.products), session))
 
     @app.post("/grid")
     def decide(request: Request, session: Changer, form: Form) -> Response:
-        view, (token, seconds) = _view(review, form), _sent(review, form)
+        view, token, seconds = _sent(review, form)
         if _field(form, "do") == "undo":
             said = "undone" if review.queue.undo(token, session.person) else "nothing_to_undo"
             return _page(request, "tiles.html", **shown(view, session, said))

@@ -60,7 +60,9 @@ class Choices:
         return values
 
     def check(self, name: str, label: Labels) -> None:
-        """Raise `DataError` for a label that neither heads nor table know, or a set of single labels."""
+        """Raise `DataError` for a characteristic or a label that neither heads nor table know, or several for one."""
+        if name not in self._labels:
+            raise DataError(f"there is no characteristic {name!r}: name one of {', '.join(self._labels)}")
         if isinstance(label, list) and not self._bundle[name].is_multi_label:
             raise DataError(f"{name} has one label, got {label!r}")
         for one in as_list(label):
@@ -83,6 +85,7 @@ class Choices:
 
     def search(self, name: str, query: str, values: Values, limit: int = 12) -> list[str]:
         """Return the labels that a query may mean, the best first; letters may be left out or wrong."""
+        self.check(name, None)
         allowed = self.allowed(name, values)
         if not query.strip():
             return allowed[:limit]

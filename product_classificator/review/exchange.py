@@ -100,9 +100,6 @@ def read_decisions(content: bytes, file_name: str, products: Products) -> list[D
     choices = Choices(products.bundle, products.table_labels)
     by_cell = defaultdict[tuple[str, str], list[Decision]](list)
     for decision in found:
-        if decision.characteristic not in products.names:
-            known = ", ".join(products.names)
-            raise DataError(f"there is no characteristic {decision.characteristic!r}: {file_name} may name {known}")
         choices.check(decision.characteristic, decision.label)
         by_cell[decision[:2]].append(decision)
     return [same[0] for same in by_cell.values() if all(decision == same[0] for decision in same)]

@@ -49,9 +49,9 @@ class View:
     text: str = ""
 
     @classmethod
-    def of(cls, values: Mapping[str, str], products: Products) -> "View":
-        """Return the view that a query names; what is unknown counts for nothing."""
-        view = cls(**{name: values.get(name, "")[:200] for name in vars(cls())})
+    def of(cls, values: Mapping[str, object], products: Products) -> "View":
+        """Return the view that a query or a form names; what is unknown counts for nothing."""
+        view = cls(**{name: str(values.get(name, ""))[:200] for name in vars(cls())})
         if view.characteristic not in products.names:
             view = replace(view, characteristic="", label="")
         elif view.label not in products.labels[view.characteristic]:
