@@ -8,7 +8,7 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -198,12 +198,24 @@ def join_parts(plan: Plan, out: Path, *, bom: bool = False) -> Totals:
         table = _flat(table) if kind in (".csv", ".xlsx") else table
         return without_formulas(table) if bom and kind == ".csv" else table
 
-    tables = map(plain, totals.read(plan))
+    tables = map(plain, _in_groups(totals.read(plan)))
     first = next(tables)
     with replacing(out) as new, new.open("wb") as file, appending(file, kind, first.schema, bom=bom) as append:
         for table in chain([first], tables):
             append(table)
     return totals
+
+
+def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Join small tables, since Parquet makes a group of rows of each."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= _READ_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 @contextmanager

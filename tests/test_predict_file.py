@@ -7,6 +7,7 @@ from codecs import BOM_UTF8
 from dataclasses import replace
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from product_classificator.catalog import read_catalog
@@ -58,6 +59,13 @@ def test_every_row_is_written_in_order_with_labels_and_status(classificator, cat
     assert (summary.rows, summary.resumed) == (240, 0)
     assert summary.warnings == WARNINGS
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_small_parts_become_large_groups_of_rows(classificator, tmp_path):
+    n = 3 * CHUNK_PRODUCTS
+    catalog = read_catalog(pd.DataFrame({"nm": range(n), "title": "a cup"}), text="title")
+    predict_to_file(classificator, catalog, tmp_path / "p.parquet")
+    assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups == 1
 
 
 def test_excel_shows_every_letter_and_computes_nothing(classificator, tmp_path):
