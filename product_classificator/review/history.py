@@ -7,7 +7,6 @@ before it is confirmed. `corrections` is what the people agree on: `train --corr
 import json
 import sqlite3
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import RLock
@@ -108,23 +107,22 @@ class History:
     def answers(self, products: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return what counts now for each characteristic of some or all products; SQL takes far longer for it.
 
-        `given` is person -> label as JSON; `label` is `None` where they disagree and nobody has resolved it.
+        `given` is person -> label as JSON; `label` is `None` where they disagree and nobody has resolved it. What was
+        suggested is that of the last answer; `kind` is "check" rather than "accept": it belongs to a random sample.
         """
-        latest, resolved = defaultdict[tuple[str, str], dict[str, Any]](dict), dict[tuple[str, str], str]()
+        answers: dict[tuple[str, str], dict[str, Any]] = {}
+        resolved: dict[tuple[str, str], str] = {}
         for row in (row for row in self._live("*", products) if row["kind"] in ANSWERS):
             key = row["product"], row["characteristic"]
-            latest[key][row["person"]] = row
+            answer = answers.setdefault(key, {"product": key[0], "characteristic": key[1], "given": {}, "kind": ""})
+            answer["given"][row["person"]] = row["label"]
+            answer |= {"suggested": row["suggested"], "at": row["at"], "kind": max(answer["kind"], row["kind"])}
             if row["kind"] == "resolve":
                 resolved[key] = row["label"]
-        answers = []
-        for key, rows in sorted(latest.items()):
-            given = {person: row["label"] for person, row in rows.items()}
-            agreed = next(iter(given.values())) if len({*given.values()}) == 1 else None
-            answer = {"product": key[0], "characteristic": key[1], "given": given, "label": resolved.get(key, agreed)}
-            answer["suggested"] = min(row["suggested"] for row in rows.values())
-            answer |= {name: max(row[name] for row in rows.values()) for name in ("at", "kind")}
-            answers.append(answer)
-        return answers
+        for key, answer in answers.items():
+            labels = {*answer["given"].values()}
+            answer["label"] = resolved.get(key, labels.pop() if len(labels) == 1 else None)
+        return [answers[key] for key in sorted(answers)]
 
     def close(self) -> None:
         """Close the file."""

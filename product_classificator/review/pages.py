@@ -42,7 +42,7 @@ class Showing:
         self._thread = ThreadPoolExecutor(1, "why")
 
     def images(self, row: int) -> Sequence[ImageRef]:
-        """Return the photos of a product."""
+        """Return the photos of a product, none without a folder of them."""
         facts = self._products.facts(row)
         return self._catalog.images_of(facts["photo"] if self._catalog.columns.photo else facts["id"])
 
@@ -56,7 +56,7 @@ class Showing:
         with suppress(ProductClassificatorError):
             classificator = self._classificator = self._classificator or Classificator.from_run(self._run_folder)
             files = []
-            for image in self.images(row)[: self._catalog.columns.max_photos] if self._catalog.images else ():
+            for image in self.images(row):
                 with suppress(PhotoError):
                     files.append(self._catalog.image_bytes(image))
             text = self._products.facts(row)["text"]

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from threading import RLock
 from typing import TypeAlias
 from urllib.parse import urlencode
@@ -23,7 +24,7 @@ from product_classificator.review.history import ANSWERS, Decision, History, Kin
 from product_classificator.review.products import Products
 from product_classificator.types import Bools, Rows
 
-_BLOCK, LEASE_S, _SET_ASIDE = 4096, 600.0, 1000
+_BLOCK, LEASE_S = 4096, 600.0
 ACCEPTED, SKIPPED, UNMARKED = "accepted", "skipped", "unmarked"
 _Some: TypeAlias = Rows | list[int] | slice
 _ALL = slice(None)
@@ -79,10 +80,10 @@ class Queue:
         self.leases: dict[int, tuple[str, float]] = {}  # row -> who has it, and until when
         self._skipped: defaultdict[str, set[int]] = defaultdict(set)  # person -> rows
         self._people: dict[int, dict[str, set[str]]] = {}  # row -> characteristic -> who has answered
-        # (k, n) labels that are in doubt, that were marked as wrong, and how many people have answered.
+        # (k, n) labels that are in doubt, were marked as wrong, have an answer, and have as many as they need.
         self._asked = np.stack([products[name].is_asked for name in self.names])
-        self._wrong, self._answers = np.zeros_like(self._asked), np.zeros(self._asked.shape, np.int16)
-        self._needed = (1 + (products.lot < second_share * 2**32)).astype(np.int16)
+        self._wrong, self._answered, self._closed = (np.zeros_like(self._asked) for _ in range(3))
+        self._second = second_share * 2**32
         self._order, self._matching = lru_cache(32)(self._ordered), lru_cache(8)(self._matches)
         self._read()
 
@@ -125,7 +126,8 @@ class Queue:
         ids = [*dict.fromkeys((entry["product"] for entry in current) if ids is None else ids)]
         row_of = {id_: row for id_, row in zip(ids, self.products.rows_of(ids).tolist(), strict=True) if row >= 0}
         rows = [*row_of.values()]
-        self._answers[:, rows], self._wrong[:, rows] = 0, False
+        for matrix in (self._wrong, self._answered, self._closed):
+            matrix[:, rows] = False
         for row in rows:
             self._people.pop(row, None)
         for skipped in self._skipped.values():
@@ -137,13 +139,15 @@ class Queue:
             if kind == "skip":
                 self._skipped[person].add(row)
             elif kind == "bad_photo":
-                self._answers[:, row] = _SET_ASIDE
+                self._answered[:, row] = self._closed[:, row] = True
             elif kind == "wrong":
                 self._wrong[index_of[name], row] = True
             else:
                 people = self._people.setdefault(row, {}).setdefault(name, set())
                 people |= {person, ""} if kind == "resolve" else {person}  # "": counts for another
-                self._answers[index_of[name], row] = max(len(people), self._answers[index_of[name], row])
+                self._answered[index_of[name], row] = True
+                n_needed = 2 if self.products.lot[row] < self._second else 1
+                self._closed[index_of[name], row] |= len(people) >= n_needed
         return rows
 
     def is_open(self, name: str, row: int) -> bool:
@@ -164,12 +168,8 @@ class Queue:
         with self._lock:
             now = time.time()
             self.leases = {row: lease for row, lease in self.leases.items() if lease[1] > now}
-            rows: list[int] = []
-            for row in self._candidates(view, person):
-                if self.leases.get(row, (person, 0))[0] == person and self._is_for(person, row, view):
-                    rows.append(row)
-                if len(rows) == n:
-                    break
+            free = (row for row in self._candidates(view, person) if self.leases.get(row, (person, 0))[0] == person)
+            rows = [*islice((row for row in free if self._is_for(person, row, view)), n)]
             if lease_s:
                 self.leases |= dict.fromkeys(rows, (person, now + lease_s))
             return rows
@@ -202,18 +202,17 @@ class Queue:
 
     def _open(self, part: slice, rows: _Some = _ALL) -> Bools:
         """Return (k, m) which labels of some characteristics and rows people are asked for."""
-        is_asked = self._asked[part, rows] | self._wrong[part, rows]
-        is_open: Bools = is_asked & (self._answers[part, rows] < self._needed[rows])
+        is_open: Bools = (self._asked[part, rows] | self._wrong[part, rows]) & ~self._closed[part, rows]
         return is_open
 
     def _has_work(self, view: View, rows: _Some = _ALL) -> Bools:
         """Return (m,) which of some rows people are to see in a view."""
         part = self._characteristics(view)
-        is_unanswered = self._answers[part, rows] == 0
         if view.finding:
-            return is_unanswered.all(0)
+            return ~self._answered[part, rows].any(0)
         if view.state == ACCEPTED:
-            return (is_unanswered & np.stack([self.products[name].auto[rows] for name in self.names[part]])).any(0)
+            auto = np.stack([self.products[name].auto[rows] for name in self.names[part]])
+            return (auto & ~self._answered[part, rows]).any(0)
         is_open = self._open(part, rows)
         return (is_open & ~self._wrong[part, rows] if view.state == UNMARKED else is_open).any(0)
 

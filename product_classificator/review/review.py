@@ -81,7 +81,7 @@ class Review:
             "id": facts["id"],
             "title": title or facts["id"],
             "text": text,
-            "n_photos": len(self.showing.images(row)) if self.catalog.images else 0,
+            "n_photos": len(self.showing.images(row)),
             "group": group[1:13],
             "group_size": len(group),
             "is_novel": bool(self.products.is_novel[row]),
