@@ -230,7 +230,7 @@ def _answer(request: Request, form: FormData, view: View, row: int) -> tuple[Kin
 def _add_changes(app: FastAPI, review: Review) -> None:
     @app.post("/labels")
     def labels(request: Request, _: Changer, form: Form) -> Response:
-        name, (values, _, _) = _field(form, "active"), _values(review, form)
+        name, values = _field(form, "active"), _values(review, form)[0]
         found = review.choices.search(name, str(form.get("query", ""))[:100], values)
         return _page(request, "labels.html", found=found, name=name)
 

@@ -83,7 +83,7 @@ def label_studio_config(products: Products) -> str:
     return "\n".join([*parts, "</View>\n"])
 
 
-def read_decisions(content: bytes, file_name: str, products: Products) -> list[Decision]:
+def read_decisions(content: bytes, file_name: str, products: Products, choices: Choices) -> list[Decision]:
     """Return the decisions of a file that `export` wrote, or of annotations of Label Studio.
 
     Where people of a file disagree on a product, it decides nothing.
@@ -97,7 +97,6 @@ def read_decisions(content: bytes, file_name: str, products: Products) -> list[D
     if unknown or not found:
         what = f"it names products that the table lacks: {culprits(unknown)}" if unknown else "it holds none"
         raise DataError(f"{file_name} is read for decisions of this table: {what}")
-    choices = Choices(products.bundle, products.table_labels)
     by_cell = defaultdict[tuple[str, str], list[Decision]](list)
     for decision in found:
         choices.check(decision.characteristic, decision.label)

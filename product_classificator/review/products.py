@@ -98,7 +98,8 @@ class Products:
     @cached_property
     def group_size(self) -> Rows:
         """(n,) number of products of each group."""
-        return np.bincount(self.group)[self.group]
+        sizes: Rows = np.bincount(self.group)[self.group]
+        return sizes
 
     def rows_of_group(self, row: int) -> list[int]:
         """Return the near-duplicates of a product, itself first."""
@@ -250,7 +251,7 @@ def _compared(of_name: Suggested, labels: tuple[str, ...], truth: Strings) -> Co
         rarity = 1 / np.sqrt(np.bincount(known, minlength=len(labels)) + 1)
         of_first = (1 - share[:, 0]) * (share * rarity[top]).sum(1) / rarity.mean()
     doubt = np.where(has_label, 1 - of_table, of_first) * (top[:, 0] >= 0)
-    return Column(*vars(of_name).values(), has_label, agrees, doubt.astype(np.float32))
+    return Column(**vars(of_name), has_label=has_label, agrees=agrees, doubt=doubt.astype(np.float32))
 
 
 def _findings(path: Path, ids: pa.Array) -> dict[str, Rows]:

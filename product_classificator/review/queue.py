@@ -209,12 +209,16 @@ class Queue:
         """Return (m,) which of some rows people are to see in a view."""
         part = self._characteristics(view)
         if view.finding:
-            return ~self._answered[part, rows].any(0)
-        if view.state == ACCEPTED:
-            auto = np.stack([self.products[name].auto[rows] for name in self.names[part]])
-            return (auto & ~self._answered[part, rows]).any(0)
-        is_open = self._open(part, rows)
-        return (is_open & ~self._wrong[part, rows] if view.state == UNMARKED else is_open).any(0)
+            is_left = ~np.any(self._answered[part, rows], axis=0, keepdims=True)
+        elif view.state == ACCEPTED:
+            is_left = np.stack([self.products[name].auto[rows] for name in self.names[part]])
+            is_left &= ~self._answered[part, rows]
+        else:
+            is_left = self._open(part, rows)
+            if view.state == UNMARKED:
+                is_left &= ~self._wrong[part, rows]
+        has_work: Bools = np.any(is_left, axis=0)
+        return has_work
 
     def count(self, view: View) -> int:
         """Return how many products of a view are open."""

@@ -136,7 +136,8 @@ class Review:
 
     def take_in(self, content: bytes, file_name: str, person: str) -> int:
         """Take in decisions of a file for a person, each file once; return how many. Errors as in `read_decisions`."""
-        decisions, token = exchange.read_decisions(content, file_name, self.products), sha256(content).hexdigest()
+        decisions = exchange.read_decisions(content, file_name, self.products, self.choices)
+        token = sha256(content).hexdigest()
         undone = "SELECT COUNT(*) FROM actions a JOIN actions u ON u.undoes = a.id WHERE a.token LIKE ? || '%'"
         token += f" {self.history.rows(undone, token)[0][0]}"  # once more after an undo
         return len(decisions) * self.queue.act("import", token, person, decisions)
