@@ -284,6 +284,7 @@ class Session:
             left_out_labels=fitted.left_out,
             refines={refinement.child: refinement.parent for refinement in fitted.bundle.hierarchy},
             duration_s=time.monotonic() - self.began_s,
+            history=[asdict(epoch) for epoch in fitted.history],
             versions=run.facts["versions"],
             created=run.facts["created"],
         )

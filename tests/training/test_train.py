@@ -72,6 +72,8 @@ def test_whoever_watches_is_told_of_stages_products_and_epochs(catalog, tmp_path
     assert stages[0] == "Embedding 240 products with tiny"
     assert sum(products) == 240
     assert tuple(epochs) == training.fitted.history
+    page = (tmp_path / "run/report/report.html").read_text(encoding="utf-8")
+    assert "by epoch, summed over characteristics, of the network that was fitted last" in page
 
 
 def test_a_catalog_without_characteristics_is_refused(shop_files, tmp_path):
