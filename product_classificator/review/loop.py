@@ -138,10 +138,10 @@ class Retraining:
             write_text(config, settings_toml(before.settings))
             command = [sys.executable, "-m", "product_classificator", "train", *self.command, "--config", str(config)]
             pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            self._process = subprocess.Popen([*command, "--out", str(out)], **pipes)  # noqa: S603
-            for line in self._process.stdout:
-                self.stage = line.strip() or self.stage
-            if self._process.wait() == 0:
+            with subprocess.Popen([*command, "--out", str(out)], **pipes) as self._process:  # noqa: S603
+                for line in self._process.stdout:
+                    self.stage = line.strip() or self.stage
+            if self._process.returncode == 0:
                 self.run, after = out, Run.load(out)
                 self.scores = compare(before, after, self.catalog)
                 self.on_done(after)
