@@ -73,7 +73,7 @@ class TinyEncoder(Encoder):
 
 
 class BlankCanvas:
-    """A canvas of matplotlib that leaves out what takes half a second a figure: to lay it out and to draw it."""
+    """A canvas of matplotlib whose picture is one pixel, whatever the figure."""
 
     def __init__(self, figure: object) -> None:
         self.figure = figure

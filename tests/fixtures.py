@@ -26,7 +26,7 @@ QUICKER = replace(QUICK, split=SplitSettings(folds=2))
 LITE_PRODUCTS = 150
 RUCLIP_OPTIONS = "+letterbox+windows+clean"
 SHOWN_LABELS = {"kind": ["cup", "hat", "sock"], "sex": ["men", "women"]}
-DrawingCanvas = plots.FigureCanvasAgg
+DRAWING = {name: value for name, value in vars(plots).items() if name.startswith("draw_") or name == "FigureCanvasAgg"}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
 
@@ -47,9 +47,10 @@ def cache_of_tests(shared_folder):
 
 @pytest.fixture(scope="session", autouse=True)
 def blank_figures():
-    """Reports hold blank pictures, see `BlankCanvas`, except in tests that use `drawn_figures`."""
+    """Reports of trainings hold blank pictures, half of a report's time, except in tests that use `drawn_figures`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "FigureCanvasAgg", BlankCanvas)
+        for name in DRAWING:
+            patch.setattr(plots, name, BlankCanvas if name == "FigureCanvasAgg" else lambda *_: None)
         yield
 
 
@@ -57,7 +58,8 @@ def blank_figures():
 def drawing():
     """Draw figures in spite of `blank_figures`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "FigureCanvasAgg", DrawingCanvas)
+        for name, value in DRAWING.items():
+            patch.setattr(plots, name, value)
         yield
 
 

@@ -83,6 +83,7 @@ def test_every_example_of_the_readme_runs_after_the_demo(place, link_stores):
     assert (folder / "demo/marketplace/labels.csv").is_file()
 
 
+@pytest.mark.slow
 def test_every_example_of_the_site_runs(place, link_stores):
     folder, names, done = place
     link_stores(folder)

@@ -14,6 +14,7 @@ from tests.fixtures import QUICKER
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_runs_and_was_run(path, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)

@@ -124,6 +124,7 @@ def required(folder):
     return set(json.loads((folder / "export.json").read_text())["requires"]) - ALWAYS_REQUIRED
 
 
+@pytest.mark.slow
 def test_ruclip_answers_the_same_under_every_option(ruclip_export):
     encoder = load_encoder(f"{ruclip_export / 'model'}{RUCLIP_OPTIONS}", dtype="float32")
     assert_answers_the_same(encoder, ruclip_export / "export")
@@ -149,10 +150,12 @@ def siglip(once):
     return load_encoder(f"hf:{folder / 'model'}+windows", dtype="float32"), folder / "export"
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_answers_the_same(siglip):
     assert_answers_the_same(*siglip)
 
 
+@pytest.mark.slow
 def test_an_exported_model_of_transformers_needs_no_torch(siglip):
     encoder, folder = siglip
     assert required(folder) == {"tokenizers", "transformers"}

@@ -125,6 +125,7 @@ def test_products_are_classified_as_in_2024(place):
     assert names["mean"] > 0
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_as_in_2024(place, capsys):
     _, task = place
     names: dict[str, object] = {}

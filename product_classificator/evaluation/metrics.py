@@ -325,10 +325,10 @@ def _interval(per_group: csr_matrix, n_groups: Rows, bootstrap: _Bootstrap) -> t
 
     Their percentiles are too low where rare labels are missing from some resamples (`benchmarks/worlds.py`).
     """
-    n, random = int(n_groups.sum()), np.random.default_rng(bootstrap.seed)
+    n, random, per_label = int(n_groups.sum()), np.random.default_rng(bootstrap.seed), per_group.T
     draws = (random.multinomial(n, n_groups / n) for _ in range(bootstrap.resamples))
-    lowest, highest = np.percentile([_macro_f1(per_group.T @ draw) for draw in draws], (2.5, 97.5))
-    score = _macro_f1(per_group.T @ n_groups)
+    lowest, highest = np.percentile([_macro_f1(per_label @ draw) for draw in draws], (2.5, 97.5))
+    score = _macro_f1(per_label @ n_groups)
     return max(0.0, 2 * score - float(highest)), min(1.0, 2 * score - float(lowest))
 
 

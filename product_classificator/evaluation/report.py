@@ -84,7 +84,7 @@ def write_report(
     write_bytes(folder / "report.json", text.encode("utf-8", "backslashreplace"))
     rare = {name: score for name, score in evaluation.characteristics.items() if score.rare.labels}
     values = {"evaluation": evaluation, "rare": rare, "facts": facts, "captions": captions, "of_all": of_all}
-    markdown = _render("report.md.jinja", **values)
+    markdown = _TEMPLATES.get_template("report.md.jinja").render(values)
     write_bytes(folder / "report.md", markdown.encode("utf-8", "replace"))
     write_bytes(folder / "report.html", draw_report(evaluation, facts, errors).encode("utf-8", "replace"))
 
@@ -107,6 +107,18 @@ def escape_markdown(value: object) -> str:
     return _MARKDOWN_SIGNS.sub(r"\\\1", clean(str(value)))
 
 
+# S701 asks for HTML escaping; this is Markdown, and `finalize` escapes each value for it.
+_TEMPLATES = Environment(  # noqa: S701
+    loader=PackageLoader("product_classificator.evaluation", ""),
+    finalize=lambda value: value if isinstance(value, _Markdown) else escape_markdown(value),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=StrictUndefined,
+)
+_TEMPLATES.filters |= {**FILTERS, "markdown": _Markdown}
+
+
 def write_learning_curves(folder: Path, history: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
     """Write curves.csv and curves.png of the epochs of a fine-tuning so far, see `plots.draw_learning_curves`."""
     rows = [{**{name: row[name] for name in CURVES}, **row["characteristics"]} for row in history]
@@ -118,7 +130,8 @@ def write_learning_curves(folder: Path, history: Sequence[Mapping[str, Any]], be
 def write_comparison(folder: Path, untuned: Evaluation, best: Evaluation, history: Sequence[Mapping[str, Any]]) -> None:
     """Write tuning.md and tuning.json: the test scores before and after fine-tuning, and its epochs."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tuning.md", _render("tuning.md.jinja", untuned=untuned, best=best, history=history))
+    page = _TEMPLATES.get_template("tuning.md.jinja").render(untuned=untuned, best=best, history=history)
+    write_text(folder / "tuning.md", page)
     document = {"untuned": evaluation_json(untuned), "best": evaluation_json(best), "history": list(history)}
     write_text(folder / "tuning.json", json.dumps(document, ensure_ascii=False, indent=1))
 
@@ -141,20 +154,6 @@ def _figures(evaluation: Evaluation, facts: RunFacts) -> Iterator[tuple[str | in
             caption = "all labels" if n == len(labels) else f"the {len(labels)} {why} of {n} labels"
             figure = draw(score, labels, f"{plots.shorten(name)}: {caption}")
             yield i, f"{stem}-{why.split()[-1]}.png", caption, figure
-
-
-def _render(template: str, **values: Any) -> str:
-    # S701 asks for HTML escaping; this is Markdown, and `finalize` escapes each value for it.
-    environment = Environment(  # noqa: S701
-        loader=PackageLoader("product_classificator.evaluation", ""),
-        finalize=lambda value: value if isinstance(value, _Markdown) else escape_markdown(value),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {**FILTERS, "markdown": _Markdown}
-    return environment.get_template(template).render(values)
 
 
 def _plain(value: object) -> Any:

@@ -4,6 +4,7 @@ from matplotlib import pyplot
 
 from product_classificator.evaluation import evaluate, plots
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
 LONG = [f"Кроссовки для бега по пересечённой местности {i}" for i in range(30)]
 
 

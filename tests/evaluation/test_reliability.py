@@ -80,7 +80,7 @@ def test_predictions_without_decisions_have_no_selective_score(judged):
     assert evaluate(*judged({"x": ("ab", "ab", "ab")}), resamples=0).selective is None
 
 
-def test_the_plots_name_every_characteristic_and_mark_the_accepted_share(judged):
+def test_the_plots_name_every_characteristic_and_mark_the_accepted_share(judged, drawn_figures):
     evaluation = evaluate(*with_decisions(judged, "ab" * 20, "aa" * 20, [1] * 10 + [0] * 30), resamples=0)
     panels = plots.draw_reliability(evaluation).axes
     assert [axes.get_title() for axes in panels] == ["x: ECE 0.500", "y: ECE 0.500"]
