@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
 from threading import RLock
 from typing import TypeAlias
 from urllib.parse import urlencode
@@ -122,7 +122,7 @@ class Queue:
 
     def _read(self, ids: Sequence[str] | None = None) -> list[int]:
         """Read again what was decided of all or some products; return their rows."""
-        current, index_of = self.history.current(ids), {name: index for index, name in enumerate(self.names)}
+        current, index_of = self.history.current(ids), dict(zip(("", *self.names), count(-1), strict=False))
         ids = [*dict.fromkeys((entry["product"] for entry in current) if ids is None else ids)]
         row_of = {id_: row for id_, row in zip(ids, self.products.rows_of(ids).tolist(), strict=True) if row >= 0}
         rows = [*row_of.values()]
@@ -133,7 +133,7 @@ class Queue:
         for skipped in self._skipped.values():
             skipped.difference_update(rows)
         for id_, name, person, kind in current:
-            if id_ not in row_of or name not in (*self.names, ""):  # of another table, or of a run that knew more
+            if id_ not in row_of or name not in index_of:  # of another table, or of a run that knew more
                 continue
             row = row_of[id_]
             if kind == "skip":
