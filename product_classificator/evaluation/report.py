@@ -35,8 +35,8 @@ class RunFacts:
     Products are counted by split, rows set aside and rows with warnings by reason, labels too rare to train by
     characteristic. `judged` says which heads predicted the products, `by_fold` maps a characteristic to the macro-F1 of
     each fold, `by_distance` to the accuracy of each third by distance to what was learned, `refines` to the one that
-    its predictions never contradict; `history` is that of a fine-tuning, as `plots.draw_learning_curves` takes it, or of
-    the network that was fitted last.
+    its predictions never contradict; `history` is that of a fine-tuning, as `plots.draw_learning_curves` takes it, or
+    that of the network that was fitted last.
     """
 
     title: str
