@@ -22,7 +22,7 @@ from tests.encoders.tiny_ruclip import write_checkpoint
 from tests.fakes import BlankCanvas, TinyEncoder, shop
 
 QUICK = TrainSettings(heads=HeadSettings(epochs=4, hidden=64, batch_size=16, learning_rate=0.01))
-QUICKER = replace(QUICK, split=SplitSettings(folds=2))
+QUICKER = replace(QUICK, heads=replace(QUICK.heads, epochs=2), split=SplitSettings(folds=2))
 LITE_PRODUCTS = 150
 RUCLIP_OPTIONS = "+letterbox+windows+clean"
 SHOWN_LABELS = {"kind": ["cup", "hat", "sock"], "sex": ["men", "women"]}

