@@ -13,7 +13,7 @@ from product_classificator.types import Embeddings, Rows, Split, strings
 
 PARTS = ("train", "valid", "test")
 KINDS, COLOURS = ("mug", "shoe", "сумка"), ("blue", "red")
-QUICK = HeadSettings(epochs=10, hidden=32, learning_rate=5e-3)
+QUICK = HeadSettings(epochs=5, hidden=32, learning_rate=1e-2)
 
 
 def rows_of(products: LabelledProducts, split: str) -> tuple[Embeddings, list[str]]:

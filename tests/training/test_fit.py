@@ -102,6 +102,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(products: Labelled
 
 
 def test_vectors_as_a_store_keeps_them_give_the_heads_of_the_same_vectors_in_float32(products, quick) -> None:
+    quick = replace(quick, epochs=2)
     image, text = (part.astype(np.float16) for part in (products.embeddings.image, products.embeddings.text))
     stored = replace(products, embeddings=replace(products.embeddings, image=image, text=text))
     rounded = replace(stored.embeddings, image=image.astype(np.float32), text=text.astype(np.float32))
@@ -203,7 +204,7 @@ def test_photos_of_a_few_products_move_no_prediction(products, quick, caplog, n_
     has_image = np.zeros(len(embeddings), bool)
     has_image[products.split.rows("train")[:n_photos]] = True
     few = replace(embeddings, has_image=has_image, image=embeddings.image * has_image[:, None])
-    bundle = fit_heads(replace(products, embeddings=few), quick).bundle
+    bundle = fit_heads(replace(products, embeddings=few), replace(quick, epochs=1)).bundle
     assert (bundle.image_dim, len(bundle.novelty.image)) == (0, 0)
     assert ("photos are left out" in caplog.text) == (n_photos > 0)
     rows = products.split.rows("test")
@@ -217,6 +218,7 @@ def test_a_placeholder_that_most_products_share_is_no_measure_of_photos(products
     embeddings = products.embeddings
     image = embeddings.image.copy()
     image[np.random.default_rng(0).random(len(image)) < shared] = image[0]
+    quick = replace(quick, epochs=1)
     bundle = fit_heads(replace(products, embeddings=replace(embeddings, image=image)), quick).bundle
     assert bundle.image_dim == (0 if shared == 1 else 8)
     if bundle.image_dim:
