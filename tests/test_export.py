@@ -124,7 +124,6 @@ def required(folder):
     return set(json.loads((folder / "export.json").read_text())["requires"]) - ALWAYS_REQUIRED
 
 
-@pytest.mark.slow
 def test_ruclip_answers_the_same_under_every_option(ruclip_export):
     encoder = load_encoder(f"{ruclip_export / 'model'}{RUCLIP_OPTIONS}", dtype="float32")
     assert_answers_the_same(encoder, ruclip_export / "export")

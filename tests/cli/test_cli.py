@@ -309,7 +309,7 @@ def test_a_damaged_bundle_is_named(trained, tmp_path):
 
 
 def test_demo_prints_scores_three_products_and_the_next_step(tmp_path):
-    printed = call("demo", "--out", tmp_path / "demo", "--products", 80)
+    printed = call("demo", "--out", tmp_path / "demo", "--products", 50)
     assert "SYNTHETIC" in printed
     assert printed.count("category") > 3
     assert "Three products, predicted by heads that never saw them" in printed
@@ -399,9 +399,9 @@ def test_labels_are_shown_by_probability_and_a_review_has_its_reason():
 
 
 def test_a_folder_of_wildberries_tables_is_accepted_as_a_table(tmp_path):
-    make_marketplace(tmp_path / "school", products=120, layout="wildberries")
+    make_marketplace(tmp_path / "school", products=110, layout="wildberries")
     school, images = str(tmp_path / "school"), str(tmp_path / "school/images.zip")
-    encoder = str(write_checkpoint(tmp_path / "tiny"))
+    encoder = str(write_checkpoint(tmp_path / "tiny", vision_layers=1, transformer_layers=1))
     (tmp_path / "quick.toml").write_text(QUICKEST_TOML)
     arguments = ["--encoder", encoder, "--config", tmp_path / "quick.toml"]
     call("train", school, "--images", images, *arguments, "--out", str(tmp_path / "run"))

@@ -28,7 +28,7 @@ def test_texts_that_are_encoded_at_the_same_time_leave_the_threads_of_blas_as_th
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
         with ThreadPoolExecutor(4) as pool:
-            vectors = list(pool.map(lambda n: lite.text.encode([f"чашка {n}"] * 20), range(4)))
+            vectors = list(pool.map(lambda n: lite.text.encode([f"чашка {n}"] * 5), range(4)))
         assert blas_threads() == before
         assert all(np.allclose(each[0], each[-1], atol=1e-5) for each in vectors)
 

@@ -149,6 +149,7 @@ def test_on_its_own_table_a_tuned_run_has_the_figures_of_its_test_split(tuned, c
     assert heldout.seen == np.isin(names, ["train", "valid"]).sum()
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_tuned_run_fits_heads_to_its_vectors(tuned, catalog, tmp_path):
     stages = []
     audit_run(tuned.run, catalog, tmp_path / "audit", callbacks=Callbacks(on_stage=stages.append))
@@ -258,6 +259,7 @@ def stop_after(steps):
     return Callbacks(on_step=on_step)
 
 
+@pytest.mark.slow
 def test_an_interrupted_tuning_goes_on_and_ends_like_an_undisturbed_one(
     tuned, catalog, encoder, tmp_path, fast, every_step_is_saved
 ):
@@ -328,7 +330,7 @@ def test_a_product_has_the_mean_of_its_photos(encoder, tmp_path):
     assert not image[3].any()
 
 
-def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encoder, cache, tmp_path, fast):
+def test_an_unfinished_tuning_of_other_settings_or_another_dtype_is_not_continued(catalog, encoder, cache, tmp_path, fast):
     with pytest.raises(KeyboardInterrupt):
         finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder, callbacks=stop_after(1))
     other = replace(fast, learning_rate=1e-4)
@@ -336,6 +338,8 @@ def test_an_unfinished_tuning_of_other_settings_is_not_continued(catalog, encode
         ArtifactError, match=r"another fine-tuning \(different: settings\): .*delete it, or use a new run"
     ):
         finetune(catalog, tmp_path / "run", QUICK, other, encoder=encoder)
+    with pytest.raises(ArtifactError, match=r"\(different: dtype float32\): resume with the same"):
+        finetune(catalog, tmp_path / "run", QUICK, replace(fast, dtype="bfloat16"), encoder=encoder)
     (tmp_path / "run/checkpoint.pt").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match=r"is damaged .*delete it to start again"):
         finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder)
@@ -366,13 +370,7 @@ def test_a_table_whose_files_end_within_a_shard_is_kept_whole(encoder, tmp_path)
     assert len(found.has_image) == len(catalog)
 
 
-def test_resuming_with_another_dtype_names_it(catalog, encoder, cache, tmp_path, fast):
-    with pytest.raises(KeyboardInterrupt):
-        finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder, callbacks=stop_after(1))
-    with pytest.raises(ArtifactError, match=r"\(different: dtype float32\): resume with the same"):
-        finetune(catalog, tmp_path / "run", QUICK, replace(fast, dtype="bfloat16"), encoder=encoder)
-
-
+@pytest.mark.slow
 def test_a_finished_run_can_be_replaced_and_leaves_nothing(tuned, catalog, encoder, tmp_path, fast):
     shutil.copytree(tuned.run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings*"))
     assert (tmp_path / "run/encoder").exists()
@@ -417,6 +415,7 @@ def test_wrong_settings_are_named(change, message):
         FinetuneSettings(**change)
 
 
+@pytest.mark.slow
 def test_a_tuned_run_keeps_its_encoder_when_the_fetched_model_is_deleted(shop_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "models/ruclip-vit-base-patch32-224")
