@@ -330,7 +330,7 @@ def test_a_product_has_the_mean_of_its_photos(encoder, tmp_path):
     assert not image[3].any()
 
 
-def test_an_unfinished_tuning_of_other_settings_or_another_dtype_is_not_continued(catalog, encoder, cache, tmp_path, fast):
+def test_an_unfinished_tuning_of_other_settings_or_dtype_is_not_continued(catalog, encoder, cache, tmp_path, fast):
     with pytest.raises(KeyboardInterrupt):
         finetune(catalog, tmp_path / "run", QUICK, fast, encoder=encoder, callbacks=stop_after(1))
     other = replace(fast, learning_rate=1e-4)
