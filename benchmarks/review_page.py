@@ -4,7 +4,8 @@
 
 Table and bulk predictions are generated, their photos are a thousand drawn ones in a zip; the run is that of a small
 synthetic shop. The command is started as people start it, twice: the first opening makes the files beside the run.
-"Next" is a decision over HTTP, from the request to the next product, written to the disk in between.
+"Next" is a decision over HTTP, from the request to the next product, written to the disk in between; .3 s pass before
+each, less than people take, in which the page prepares the product that follows.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from common import parse, save
 from product_classificator import make_marketplace, read_catalog, train_heads
 from product_classificator.heads import HeadBundle
 
-SHOP_PRODUCTS, BATCH = 1_000, 50_000
+SHOP_PRODUCTS, BATCH, PAUSE_S = 1_000, 50_000, 0.3
 
 
 def prepare(folder: Path, rows: int) -> tuple[Path, Path, Path, Path]:
@@ -94,6 +95,7 @@ def measure(command: list[str], port: int, decisions: int) -> dict[str, object]:
                 fields = {name: html.unescape(value) for name, value in fields.items()}
                 # Generated labels contradict one another: where none is left, it is "none of these".
                 fields |= {f"t{name[1:]}": "1" for name in fields if name.startswith("q")}
+                time.sleep(PAUSE_S)
                 began = time.perf_counter()
                 response = client.post("/decide", data={**fields, "do": "accept"})
                 took_ms.append(1000 * (time.perf_counter() - began))
