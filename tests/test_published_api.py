@@ -130,6 +130,7 @@ def test_embeddings_are_the_image_part_then_the_text_part_each_of_unit_length(cl
     assert torch.allclose(alone[0, dim:], found[0, dim:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_and_torch_take_turns(classificator, exported):
     with pytest.raises(ArtifactError, match=r"ONNX Runtime needs exported towers.*call export_model_to_onnx"):
         classificator.to_onnx_clip()
@@ -141,6 +142,7 @@ def test_onnx_and_torch_take_turns(classificator, exported):
     assert torch.equal(exported.to_clip().get_products_embeddings("A nice cup", jpeg("red")), before)
 
 
+@pytest.mark.slow
 def test_exported_towers_that_were_damaged_are_refused(exported):
     towers = [*exported.cache_dir.rglob("text.onnx")]
     towers[0].write_bytes(towers[0].read_bytes()[:-4] + bytes(4))

@@ -103,6 +103,7 @@ def test_an_audit_of_a_table_with_more_characteristics_or_copies_fits_heads_to_i
         assert sum("Fitting heads without fold" in sentence for sentence in stages) == 5
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_run_with_a_holdout_fits_heads_and_is_resumable(flipped, tmp_path):
     _, catalog, rows = flipped
     settings, encoder = replace(QUICK, split=SplitSettings(holdout=0.2, refit=False)), TinyEncoder()

@@ -62,6 +62,7 @@ def test_products_of_any_input_are_embedded_with_their_photos(tmp_path, make, ca
     assert caplog.messages == []
 
 
+@pytest.mark.slow
 def test_levels_of_a_path_refine_one_another_and_are_evaluated(tmp_path):
     goods = {"hat": "Clothing > Head > Hats", "mug": "Kitchen > Cups > Mugs", "bowl": "Kitchen > Plates > Bowls"}
     rows = [(f"{name}{i}", f"{name} of model {i * 7919}", path) for i in range(30) for name, path in goods.items()]

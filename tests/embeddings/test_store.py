@@ -96,6 +96,7 @@ def _opened(folder, fingerprint, barrier, outcomes):
         outcomes.put("opened")
 
 
+@pytest.mark.slow
 def test_of_encoders_that_create_a_store_at_once_one_gets_it(tmp_path):
     context = multiprocessing.get_context("fork")
     for fingerprints in (("a", "b"), ("a", "a"), ("b", "a")) * 5:

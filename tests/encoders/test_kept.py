@@ -50,6 +50,7 @@ def known(package):
     return package.encode(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_kept_text_encoder_answers_what_the_package_answers_to_the_last_bit(filled, made, package, known):
     read = load_use("lite-0")
     assert len(list(filled.iterdir())) == 1

@@ -90,6 +90,7 @@ def test_the_card_shows_scores_data_use_and_limits(pushed, lite_run):
     assert f'Classificator.from_pretrained("{REPOSITORY}")' in card
 
 
+@pytest.mark.slow
 def test_an_export_can_be_pushed_and_its_card_says_that_there_is_no_report(hub, lite_export):
     push_to_hub(lite_export[0], "me/export")
     assert "come without a report" in hub.repositories["me/export"]["README.md"].decode()
