@@ -159,9 +159,12 @@ def predict_with(
             storage.clear()
         else:
             totals = finish(plan)
+    noticed = Counter(catalog.issues)
     if resumed and not recipe:  # of what the interrupted call read, issues are not known; workers count none
         deque(catalog.table.batches([catalog.columns.id, *catalog.columns.text], _READ_ROWS), 0)
-    return PredictSummary(totals.rows, resumed, totals.warnings | dict(catalog.issues), dict(totals.accepted))
+    return PredictSummary(
+        totals.rows, resumed, totals.warnings | dict(noticed | Counter(catalog.issues)), dict(totals.accepted)
+    )
 
 
 def parts_folder(out: Path) -> Path:

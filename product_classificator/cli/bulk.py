@@ -188,7 +188,9 @@ def join(options: Join) -> None:
         check_file(options.out, plan.n_rows)
         taken = [plan.storage.path, *map(as_path, (plan.recipe or {}).get("sources", ()))]
         if not {path.resolve() for path in taken}.isdisjoint((out := options.out.resolve(), *out.parents)):
-            raise DataError(f"the output must not be the table, or in the folder of table or plan: {options.out}")
+            raise DataError(
+                f"the output must be neither the table nor in a folder that is the table or the plan: {options.out}"
+            )
     totals = finish(plan, join_parts(plan, options.out, bom=options.bom) if options.out else None)
     console.log.print(f"{totals.rows} rows in {options.out or plan.storage}")
     console.print_counts("rows with warnings", totals.warnings)

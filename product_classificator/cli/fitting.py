@@ -81,6 +81,8 @@ def tune(options: opt.Tune) -> None:
 def _cluster(options: opt.Train | opt.Tune, training: Training, catalog: Catalog) -> None:
     if options.training.clusters:
         settings, folder = ClusterSettings(options.training.clusters), options.out / "clusters"
+        if options.training.corrections:
+            catalog = catalog.corrected(options.training.corrections)
         with console.log.status("clustering the embeddings"):
             scores = cluster_products(folder, training.embeddings, catalog.truth(), settings).scores
         shown = (f"{name} {ami:.3f}" for name, ami in scores["ami"].items())

@@ -171,9 +171,9 @@ class ClusterOptions:
     gpus_per_worker: Annotated[
         float, doc("GPUs of each; with 0.5 two share one."), Parameter(validator=Number(gte=0))
     ] = 0.0
-    unit_rows: Annotated[PositiveInt | None, doc("Rows of a unit. Default: 4096, or as in the plan that is there.")] = (
-        None
-    )
+    unit_rows: Annotated[
+        PositiveInt | None, doc("Rows of a unit of such workers. Default: 4096, or as the plan says.")
+    ] = None
 
 
 @dataclass(frozen=True)

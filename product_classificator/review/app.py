@@ -122,7 +122,9 @@ def _add_sessions(app: FastAPI, review: Review) -> None:
     def choose(request: Request, form: Form) -> Response:
         check_origin(request)
         page = urlsplit(request.headers.get("referer", ""))
-        response = RedirectResponse(f"/{page.path.lstrip('/')}?{page.query}", 303)  # a page of this host
+        response = RedirectResponse(
+            f"/{page.path.lstrip('/')}{'?' * bool(page.query)}{page.query}", 303
+        )  # a page of this host
         response.set_cookie("language", "ru" if form.get("language") == "ru" else "en", samesite="strict")
         return response
 

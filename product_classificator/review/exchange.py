@@ -99,6 +99,9 @@ def read_decisions(content: bytes, file_name: str, products: Products, choices: 
         raise DataError(f"{file_name} is read for decisions of this table: {what}")
     by_cell = defaultdict[tuple[str, str], list[Decision]](list)
     for decision in found:
+        if decision.characteristic not in products.names:
+            known = ", ".join(products.names)
+            raise DataError(f"there is no characteristic {decision.characteristic!r}: {file_name} may name {known}")
         choices.check(decision.characteristic, decision.label)
         by_cell[decision[:2]].append(decision)
     return [same[0] for same in by_cell.values() if all(decision == same[0] for decision in same)]
@@ -114,11 +117,16 @@ def _rows(content: bytes, file_name: str, products: Products) -> Iterator[Decisi
         names = [name for name in ("id", "characteristic", "label", "status") if name in table.columns]
         for row in (row for batch in table.batches(names, 16_384) for row in batch.to_pylist()):
             if row.get("status") in ("decided", None) and row["label"]:
-                id_, name, cell = (re.sub(r"^'(?=[=+\-@])", "", row[column] or "") for column in names[:3])
+                id_, name, cell = (_without_mark(row[column] or "", path.suffix) for column in names[:3])
                 if name in products.names and products.bundle[name].is_multi_label:
                     yield Decision(id_, name, sorted(map(str, split_labels(cell))))
                 else:
                     yield Decision(id_, name, None if cell == NONE_OF_THESE else cell)
+
+
+def _without_mark(cell: str, suffix: str) -> str:
+    """Undo what `without_formulas` did to a cell of CSV."""
+    return re.sub(r"^'(?=[=+\-@\t\r\n])", "", cell) if suffix.lower() == ".csv" else cell
 
 
 def _annotations(content: bytes, products: Products) -> Iterator[Decision]:

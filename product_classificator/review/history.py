@@ -26,6 +26,10 @@ _LAST = """SELECT id FROM actions a WHERE person = ? AND undoes IS NULL
     AND NOT EXISTS (SELECT 1 FROM actions u WHERE u.undoes = a.id) ORDER BY id DESC LIMIT 1"""
 
 
+_FORMAT = 2
+_FORMAT_OF = "SELECT COUNT(*) FROM sqlite_master", "PRAGMA user_version"
+
+
 class Decision(NamedTuple):
     """What a person says of one characteristic of one product; both "" where it concerns the whole product.
 
@@ -46,9 +50,13 @@ class History:
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
             self._db.row_factory = sqlite3.Row
+            (n_tables,), (version,) = (self._db.execute(sql).fetchone() for sql in _FORMAT_OF)
+            if n_tables and version != _FORMAT:
+                raise sqlite3.DatabaseError("of another version of this package")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(Path(__file__).with_name("schema.sql").read_text(encoding="utf-8"))
+            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         except sqlite3.Error as error:
             raise ArtifactError(f"{path} is not the history of a review ({error}): move it away") from error
         self.path, self._lock = path, RLock()

@@ -29,7 +29,7 @@ from product_classificator.review.suggestions import Suggested, from_file, from_
 from product_classificator.runs import Run
 from product_classificator.types import Bools, Floats, Rows, Strings, is_multi_label, iter_labels
 
-_READ_ROWS, _MAX_SAME_TEXT, _MIN_WORDS, _LABEL = 16_384, 20, 8, "label."
+_FORMAT, _READ_ROWS, _MAX_SAME_TEXT, _MIN_WORDS, _LABEL = 2, 16_384, 20, 8, "label."
 Labels: TypeAlias = str | list[str] | None
 """One label, the sorted labels of a multi-label characteristic, or none that is known."""
 
@@ -150,7 +150,7 @@ def open_products(run: Run, catalog: Catalog, settings: ReviewSettings, folder: 
     path, bundle, key = folder / "products.json", HeadBundle.load(run.bundle), _key(run, catalog, settings)
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["key"] != key:
         path.unlink(missing_ok=True)
-        facts = _make(run, catalog, settings, folder)
+        facts = _make(run, bundle, catalog, settings, folder)
         write_text(path, json.dumps({"key": key, **facts}, ensure_ascii=False))
     return Products(folder, bundle)
 
@@ -159,12 +159,12 @@ def _key(run: Run, catalog: Catalog, settings: ReviewSettings) -> str:
     """Identify everything that decides the files."""
     paths = [run.folder / "run.json", *catalog.table.sources, settings.predictions, settings.findings]
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]
-    return json.dumps([stats, str(catalog.columns), catalog.read_as, settings.value, settings.min_precision])
+    return json.dumps([_FORMAT, stats, str(catalog.columns), catalog.read_as, settings.value, settings.min_precision])
 
 
-def _make(run: Run, catalog: Catalog, settings: ReviewSettings, folder: Path) -> dict[str, Any]:
+def _make(run: Run, bundle: HeadBundle, catalog: Catalog, settings: ReviewSettings, folder: Path) -> dict[str, Any]:
     """Write the files, and return names of characteristics and findings, and the labels of the table."""
-    bundle, (ids, text_groups) = HeadBundle.load(run.bundle), _write_shown(catalog, folder / "products.arrow")
+    ids, text_groups = _write_shown(catalog, folder / "products.arrow")
     if settings.predictions is None:
         suggested, is_novel = from_run(run, bundle, ids, settings.min_precision)
     else:

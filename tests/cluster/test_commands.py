@@ -56,7 +56,7 @@ def test_units_keep_their_rows_and_what_is_finished_says_so(lite_run, table, tmp
     printed = call("predict", lite_run[0], table, *plan, 100, code=1)
     assert "has units of 200 rows, which stay as they are, got --unit-rows 100" in printed
     for path in (tmp_path / "out/joined.csv", table):
-        assert "must not be the table, or in the folder" in call("join", tmp_path / "out", "--out", path, code=1)
+        assert "must be neither the table nor in a folder" in call("join", tmp_path / "out", "--out", path, code=1)
     (tmp_path / "done.csv").touch()
     assert "is finished: nothing of it is under way" in call("status", tmp_path / "done.csv")
 

@@ -55,6 +55,13 @@ def test_what_went_out_comes_in_once(decided, open_review, kind):
     assert other.take_in(content, f"decisions.{kind}", "Olga") == 1
 
 
+def test_a_characteristic_of_the_heads_that_is_not_reviewed_is_refused(review):
+    content = f"id,characteristic,label\n{review.products.id(0)},kind,cup\n".encode()
+    review.products.names = ("colour",)
+    with pytest.raises(DataError, match=r"no characteristic 'kind': a\.csv may name colour"):
+        review.take_in(content, "a.csv", "Anna")
+
+
 def test_csv_holds_no_formulas(review):
     review.history.act("accept", "a", "=1+1", [Decision(review.products.id(0), "kind", "cup", "hat")])
     assert b"'=1+1" in exchange.export(review.history, "csv")

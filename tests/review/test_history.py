@@ -86,3 +86,10 @@ def test_another_file_is_refused(tmp_path):
     (tmp_path / "review.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(ArtifactError, match="is not the history of a review"):
         History(tmp_path / "review.sqlite")
+
+
+def test_a_history_of_another_version_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / "review.sqlite") as old:
+        old.execute("CREATE TABLE decisions(id INTEGER PRIMARY KEY)")
+    with pytest.raises(ArtifactError, match=r"not the history of a review \(of another version.*\): move it away"):
+        History(tmp_path / "review.sqlite")

@@ -290,6 +290,8 @@ def test_another_language_stays_on_the_page_and_history_has_the_words_of_people(
     headers = {"Referer": "http://127.0.0.1:8100/history?x=1"}
     response = browser.post("/language", data={"language": "ru"}, headers=headers, follow_redirects=False)
     assert response.headers["location"] == "/history?x=1"
+    response = browser.post("/language", data={"language": "ru"}, follow_redirects=False)
+    assert response.headers["location"] == "/"
     page = browser.get("/history").text
     assert "<td>Принять</td>" in page
     assert re.search(r"<td>[\w; ]+</td></tr>", page)
