@@ -64,8 +64,9 @@ def enter(chromium):
 
 
 def is_problem(message):
-    """Some photos of the shop are missing."""
-    return message.type == "error" and "404" not in message.text
+    """Some photos of the shop are missing, and a letter ends the search for those before it, which htmx calls errors."""
+    is_expected = any(text in message.text for text in ("404", "htmx:afterRequest", "htmx:sendAbort"))
+    return message.type == "error" and not is_expected
 
 
 def row_of(page):
