@@ -64,7 +64,7 @@ def enter(chromium):
 
 
 def is_problem(message):
-    """Some photos of the shop are missing, and a letter ends the search for those before it, which htmx calls errors."""
+    """Some photos of the shop are missing, and a letter ends the search before it, which htmx calls an error."""
     is_expected = any(text in message.text for text in ("404", "htmx:afterRequest", "htmx:sendAbort"))
     return message.type == "error" and not is_expected
 
